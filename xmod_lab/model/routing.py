@@ -1,0 +1,86 @@
+"""Which rows of a batch go through which slot, decided once per batch (DESIGN: routing).
+
+Rows are brought into runs of one language at the encoder's entry and put back at its exit, so that every layer works
+on contiguous slices, one call per slot present. Slots that are absent are never touched: no call, no gradient.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xmod_lab.errors import UnknownLanguageError, UserError
+
+# B batch rows, S sequence, D model, N tokens of the whole batch (B * S)
+
+
+@dataclass(frozen=True)
+class Route:
+    """One batch's way through the slots.
+
+    ``slots`` and ``sizes`` give the runs, in order: slot number and its rows (or tokens, when ``per_token``).
+    ``order`` maps new position -> old, ``inverse`` old -> new; both are ``None`` when the batch already lies in runs.
+    """
+
+    slots: tuple[int, ...]
+    sizes: tuple[int, ...]
+    order: Tensor | None = None
+    inverse: Tensor | None = None
+    per_token: bool = False
+
+    def enter(self, x: Tensor | None) -> Tensor | None:
+        """Rows of ``x`` (B, ...) in language order."""
+        if x is None or self.order is None or self.per_token or x.shape[0] == 1:
+            return x
+        return x.index_select(0, self.order.to(x.device))
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Rows of ``x`` (B, ...) in the caller's order again."""
+        if self.order is None or self.per_token:
+            return x
+        return x.index_select(0, self.inverse.to(x.device))
+
+
+def plan_route(lang_ids: Tensor, *, rows: int, length: int, languages: list[str]) -> Route:
+    """Plan a batch. Reads ``lang_ids`` on the host: keep it on the CPU to spare a device sync.
+
+    Args:
+        lang_ids: (B,) or (B, S) integers, indices into ``languages``, in any order.
+    Raises:
+        UserError: ``lang_ids`` has another shape or is not an integer tensor.
+        UnknownLanguageError: an index outside ``[0, len(languages))``.
+    """
+    if lang_ids.is_floating_point() or lang_ids.dtype == torch.bool:
+        raise UserError(f"lang_ids must be integers, not {lang_ids.dtype}; e.g. torch.tensor([model.lang_id('en_XX')])")
+    if lang_ids.shape not in ((rows,), (rows, length)):
+        raise UserError(
+            f"lang_ids has shape {tuple(lang_ids.shape)}; allowed are ({rows},), one per sequence, "
+            f"and ({rows}, {length}), one per token"
+        )
+    ids = lang_ids.flatten().tolist()
+    wrong = sorted({i for i in ids if not 0 <= i < len(languages)})
+    if wrong:
+        known = ", ".join(f"{i}={code}" for i, code in enumerate(languages))
+        raise UnknownLanguageError(f"language ids {wrong} are out of range; this model has: {known}")
+    per_token = lang_ids.dim() == 2 and any(len(set(row)) > 1 for row in lang_ids.tolist())
+    if lang_ids.dim() == 2 and not per_token:
+        ids = ids[::length]
+    slots, sizes, contiguous = _runs(ids)
+    if contiguous:
+        return Route(slots, sizes, per_token=per_token)
+    order = torch.tensor(ids).argsort(stable=True)
+    slots, sizes, _ = _runs([ids[i] for i in order.tolist()])
+    return Route(slots, sizes, order, order.argsort(), per_token)
+
+
+def _runs(ids: list[int]) -> tuple[tuple[int, ...], tuple[int, ...], bool]:
+    """Slots and lengths of the runs of equal ids, and whether each id has only one run."""
+    slots: list[int] = []
+    sizes: list[int] = []
+    for i in ids:
+        if slots and slots[-1] == i:
+            sizes[-1] += 1
+        else:
+            slots.append(i)
+            sizes.append(1)
+    return tuple(slots), tuple(sizes), len(set(slots)) == len(slots)
