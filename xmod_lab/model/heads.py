@@ -9,6 +9,7 @@ from transformers.utils.generic import can_return_tuple
 from xmod_lab.errors import UserError
 from xmod_lab.model.base import XmodModel, XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.loss import chunked_cross_entropy
 
 IGNORE = -100  # label of a position that is not predicted
 
@@ -23,10 +24,13 @@ class XmodLMHead(nn.Module):
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
-    def forward(self, x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """(..., D) -> (..., V); ``weight`` (V, D) and ``bias`` (V,) are an added vocabulary's, default the base's."""
-        x = self.layer_norm(gelu(self.dense(x)))
-        return self.decoder(x) if weight is None else linear(x, weight, bias)
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., V) over the base vocabulary."""
+        return self.decoder(self.transform(x))
+
+    def transform(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D): all of the head that is before the output matrix."""
+        return self.layer_norm(gelu(self.dense(x)))
 
 
 class XmodForMaskedLM(XmodPreTrainedModel):
@@ -67,9 +71,9 @@ class XmodForMaskedLM(XmodPreTrainedModel):
 
         Args:
             labels: (B, S) int64, the true piece where it is to be predicted, -100 elsewhere.
-            full_logits: logits at every position (B, S, V). Default: only when there are no labels; with labels,
-                ``logits`` are (M, V) for the M labelled positions in reading order, or ``None`` when the batch mixes
-                vocabularies. A 250k vocabulary makes this the largest saving of the training step.
+            full_logits: logits at every position (B, S, V). Default: only when there are no labels; with labels the
+                loss is computed at the labelled positions alone, a chunk at a time, and ``logits`` are ``None``. A
+                250k vocabulary makes this the largest saving of the training step.
         Returns:
             ``loss``: mean negative log-likelihood over the labelled positions, nats, in float32.
         Raises:
@@ -86,14 +90,18 @@ class XmodForMaskedLM(XmodPreTrainedModel):
         tables = self.roberta.embeddings.tables(route)
         if full_logits is None:
             full_logits = labels is None
-        if len(tables) == 1:
-            x = route.leave(x)
-            logits, loss = self._one_vocabulary(x, tables[0][0], labels, full_logits)
-        elif full_logits:
-            raise UserError("this batch mixes vocabularies of different size, so it has no (B, S, V) logits; "
-                            "give one batch per vocabulary, or labels for the loss alone")  # fmt: skip
+        logits, loss = None, None
+        if not full_logits:
+            loss = self.masked_loss(x, tables, route.enter(labels))
+        elif len(tables) == 1:
+            logits = self.predict(route.leave(x), tables[0][0])
+            if labels is not None:
+                loss = cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE)
         else:
-            logits, loss = None, self._several_vocabularies(x, tables, route.enter(labels))
+            raise UserError(
+                "this batch mixes vocabularies of different size, so it has no (B, S, V) logits; give one batch per "
+                "vocabulary, or labels for the loss alone"
+            )
         return MaskedLMOutput(
             loss=loss,
             logits=logits,
@@ -101,29 +109,23 @@ class XmodForMaskedLM(XmodPreTrainedModel):
             attentions=tuple(route.leave(a) for a in attentions) if output_attentions else None,
         )
 
-    def predict(self, x: Tensor, table: nn.Embedding) -> Tensor:
-        """Logits of states ``x`` (..., D) over the pieces of ``table``."""
+    def output_matrix(self, table: nn.Embedding) -> tuple[Tensor, Tensor]:
+        """The output matrix (V, D), tied to ``table``, and its bias (V,)."""
         for vocabulary in self.roberta.embeddings.vocabularies.values():
             if vocabulary.word_embeddings is table:
-                return self.lm_head(x, table.weight, vocabulary.bias)
-        return self.lm_head(x)
+                return table.weight, vocabulary.bias
+        return self.lm_head.decoder.weight, self.lm_head.decoder.bias
 
-    def _one_vocabulary(
-        self, x: Tensor, table: nn.Embedding, labels: Tensor | None, full: bool
-    ) -> tuple[Tensor, Tensor | None]:
-        if not full:
-            chosen = labels != IGNORE  # (B, S)
-            x, labels = x[chosen], labels[chosen]  # (M, D), (M,)
-        logits = self.predict(x, table)
-        if labels is None:
-            return logits, None
-        return logits, cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE)
+    def predict(self, x: Tensor, table: nn.Embedding) -> Tensor:
+        """Logits of states ``x`` (..., D) over the pieces of ``table``."""
+        return linear(self.lm_head.transform(x), *self.output_matrix(table))
 
-    def _several_vocabularies(self, x: Tensor, tables: list[tuple[nn.Embedding, int]], labels: Tensor) -> Tensor:
+    def masked_loss(self, x: Tensor, tables: list[tuple[nn.Embedding, int]], labels: Tensor) -> Tensor:
+        """Mean cross-entropy at the labelled positions; ``x`` (B, S, D) and ``labels`` (B, S) in language order."""
         sizes = [size for _, size in tables]
         total = x.new_zeros((), dtype=torch.float32)
         for (table, _), part, target in zip(tables, x.split(sizes), labels.split(sizes), strict=True):
-            chosen = target != IGNORE
-            logits = self.predict(part[chosen], table)
-            total = total + cross_entropy(logits.float(), target[chosen], reduction="sum")
+            chosen = target != IGNORE  # (rows, S)
+            states = self.lm_head.transform(part[chosen])  # (M, D)
+            total = total + chunked_cross_entropy(states, *self.output_matrix(table), target[chosen])
         return total / (labels != IGNORE).sum()

@@ -1,0 +1,1 @@
+"""From source files to batches: corpus -> tokenizer -> rows -> mixture -> masks -> batches."""

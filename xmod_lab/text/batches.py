@@ -1,0 +1,118 @@
+"""Batches: the rows of a step, in language order, with their masks. Everything follows from (seed, step, row).
+
+A step's rows are cut into units, one for each process and micro-batch: unit u takes every U-th row, so that each has
+nearly the same languages. The rows, their order and their masks do not depend on U: two processes see together what
+one would see alone.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from xmod_lab.text.masking import Masker
+from xmod_lab.text.mixture import Mixture
+from xmod_lab.text.rows import Corpus
+
+ATTENTION = ("row", "document")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a piece may attend to. ``row``: the whole row, across the passages packed into it, as in XLM-R.
+    ``document``: its own passage only, positions counted from the passage's start."""
+
+    attention: str
+    pad_id: int
+    eos_id: int
+
+    def fields(self, inputs: np.ndarray, rows: np.ndarray) -> dict[str, Tensor]:
+        """Tensors that the model needs beside the input ids; ``rows`` (B, T) are the unmasked ids."""
+        padded = rows == self.pad_id
+        if self.attention == "row":
+            return {"attention_mask": torch.from_numpy(~padded).long()} if padded.any() else {}
+        ends = rows == self.eos_id
+        passage = np.cumsum(ends, axis=1) - ends  # (B, T): the closing </s> belongs to its passage
+        same = passage[:, :, None] == passage[:, None, :]
+        allowed = (same & ~padded[:, None, :]) | np.eye(rows.shape[1], dtype=bool)
+        starts = np.maximum.accumulate(
+            np.where(np.diff(passage, prepend=0) > 0, np.arange(rows.shape[1]), 0), axis=1
+        )
+        positions = np.arange(rows.shape[1]) - starts + self.pad_id + 1
+        return {
+            "attention_mask": torch.from_numpy(allowed)[:, None],
+            "position_ids": torch.from_numpy(positions),
+        }
+
+
+class BatchStream(Dataset):
+    """Entry i is micro-batch ``i mod accumulate`` of step ``i div accumulate`` for one process.
+
+    Args:
+        lang_ids: language code -> number of its slot in the model.
+        seed: of the masks; the mixture has its own.
+    """
+
+    def __init__(
+        self,
+        corpora: dict[str, Corpus],
+        mixture: Mixture,
+        masker: Masker,
+        layout: Layout,
+        lang_ids: dict[str, int],
+        *,
+        seed: int,
+        steps: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        processes: int = 1,
+    ):
+        self.corpora, self.mixture, self.masker, self.layout, self.lang_ids = (
+            corpora,
+            mixture,
+            masker,
+            layout,
+            lang_ids,
+        )
+        self.seed, self.steps, self.accumulate, self.rank, self.processes = (
+            seed,
+            steps,
+            accumulate,
+            rank,
+            processes,
+        )
+
+    def __len__(self) -> int:
+        return self.steps * self.accumulate
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        step, micro = divmod(index, self.accumulate)
+        units, unit = self.accumulate * self.processes, micro * self.processes + self.rank
+        rows, lang_ids, numbers = [], [], []
+        first = 0
+        for code, indices in self.mixture.step(step):
+            mine = np.arange((unit - first) % units, len(indices), units)
+            if len(mine):
+                rows.append(self.corpora[code].rows("train", indices[mine]))
+                lang_ids += [self.lang_ids[code]] * len(mine)
+                numbers += (first + mine).tolist()
+            first += len(indices)
+        rows = np.concatenate(rows)  # (B, T)
+        masked = [self.masker.mask(r, [self.seed, step, n]) for r, n in zip(rows, numbers, strict=True)]
+        return to_batch(rows, masked, lang_ids, self.layout)
+
+
+def to_batch(
+    rows: np.ndarray, masked: list[tuple[np.ndarray, np.ndarray]], lang_ids: list[int], layout: Layout
+) -> dict[str, Tensor]:
+    """Keyword arguments of the model's forward pass: (B, T) tensors, ``lang_ids`` (B,)."""
+    inputs = np.stack([i for i, _ in masked])
+    labels = np.stack([label for _, label in masked])
+    return {
+        "input_ids": torch.from_numpy(inputs),
+        "labels": torch.from_numpy(labels),
+        "lang_ids": torch.tensor(lang_ids),
+        **layout.fields(inputs, rows),
+    }

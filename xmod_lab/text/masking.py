@@ -1,0 +1,66 @@
+"""Which pieces are hidden from the model, and behind what."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+IGNORE = -100
+POLICIES = ("80-10-10", "all-mask")
+
+
+@dataclass(frozen=True)
+class Masker:
+    """Hides an exact number of pieces in every row.
+
+    Args:
+        rate: share of the row's positions that is to be predicted; special pieces never are.
+        policy: ``80-10-10``: [MASK], a random piece, the piece itself (BERT); ``all-mask``: always [MASK].
+        specials: ids that are neither hidden nor drawn.
+    """
+
+    rate: float
+    policy: str
+    mask_id: int
+    pieces: int
+    specials: tuple[int, ...]
+
+    @classmethod
+    def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, rate: float, policy: str) -> "Masker":
+        return cls(
+            rate, policy, tokenizer.mask_token_id, len(tokenizer), tuple(sorted(tokenizer.all_special_ids))
+        )
+
+    def count(self, length: int) -> int:
+        """Pieces hidden in a full row of ``length`` positions: the same for every row, so that means over rows,
+        micro-batches and processes weigh every hidden piece alike."""
+        return max(1, round(self.rate * length))
+
+    def mask(
+        self, row: np.ndarray, key: list[int], *, count: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Hide pieces of ``row`` (T,). The outcome depends on ``key`` and the row alone.
+
+        Returns:
+            (inputs, labels), both (T,) int64; labels are -100 where nothing is predicted. A row with fewer ordinary
+            pieces than ``count`` hides all it has.
+        """
+        random = np.random.default_rng(key)
+        candidates = np.flatnonzero(~np.isin(row, self.specials))
+        count = self.count(len(row)) if count is None else count
+        chosen = random.permutation(candidates)[:count]
+        inputs = row.astype(np.int64)
+        labels = np.full_like(inputs, IGNORE)
+        labels[chosen] = inputs[chosen]
+        if self.policy == "all-mask":
+            inputs[chosen] = self.mask_id
+            return inputs, labels
+        fate = random.random(len(chosen))
+        inputs[chosen[fate < 0.8]] = self.mask_id
+        swapped = chosen[fate >= 0.9]
+        inputs[swapped] = self._random_pieces(random, len(swapped))
+        return inputs, labels
+
+    def _random_pieces(self, random: np.random.Generator, count: int) -> np.ndarray:
+        ordinary = np.setdiff1d(np.arange(self.pieces), self.specials)
+        return random.choice(ordinary, size=count)

@@ -1,0 +1,113 @@
+"""Which rows of which language a step sees: a closed-form function of (seed, step), so that nothing has to be stored.
+
+Of a step's ``rows_per_step`` rows, language l gets the floor or the ceiling of ``rows_per_step * p_l``, drawn by
+systematic sampling with one uniform number per step; row j of a language is entry ``j mod n`` of the permutation
+number ``j div n``. So every row of a language is seen once before any is seen twice, and counts are exact.
+"""
+
+import zlib
+from functools import lru_cache
+
+import numpy as np
+
+
+def proportions(
+    sizes: dict[str, int], alpha: float, *, max_passes: float | None = None, budget_rows: int = 0
+) -> dict:
+    """p_l ∝ n_l^alpha over sizes n_l; with ``max_passes`` no language exceeds that many passes of ``budget_rows`` rows
+    in all, the rest going to the others (UniMax, Chung et al. 2023). ``max_passes`` yields when all are at the cap."""
+    weights = {code: float(n) ** alpha for code, n in sizes.items()}
+    total = sum(weights.values())
+    shares = {code: w / total for code, w in weights.items()}
+    if max_passes is None:
+        return shares
+    caps = {code: max_passes * n / budget_rows for code, n in sizes.items()}
+    capped: dict[str, float] = {}
+    while True:
+        free = [code for code in sizes if code not in capped]
+        rest = 1 - sum(capped.values())
+        scale = rest / sum(weights[code] for code in free) if free else 0.0
+        over = [code for code in free if weights[code] * scale > caps[code]]
+        if not free or len(over) == len(free) == len(sizes):
+            return shares
+        if not over:
+            return {code: capped.get(code, weights[code] * scale) for code in sizes}
+        capped |= {code: caps[code] for code in over}
+
+
+class Mixture:
+    """Rows of several languages in fixed proportions.
+
+    Args:
+        sizes: rows that each language has; its order is the order of the languages within a step.
+        shares: proportion of each language, summing to one; see :func:`proportions`.
+    """
+
+    def __init__(self, sizes: dict[str, int], shares: dict[str, float], *, rows_per_step: int, seed: int):
+        self.codes = list(sizes)
+        self.sizes = sizes
+        self.rows_per_step = rows_per_step
+        self.seed = seed
+        self._edges = np.cumsum([shares[code] for code in self.codes]) * rows_per_step
+        self._edges[-1] = rows_per_step
+
+    def counts(self, steps: np.ndarray) -> np.ndarray:
+        """(len(steps), L) rows of each language in each of the given steps."""
+        offsets = np.array([self._offset(int(step)) for step in steps])
+        return self._counts_at(offsets)
+
+    def rows_before(self, step: int) -> dict[str, int]:
+        """Rows of each language in all steps before ``step``."""
+        offsets = np.random.Generator(np.random.Philox(key=self.seed)).random(step)
+        return dict(zip(self.codes, self._counts_at(offsets).sum(0).tolist(), strict=True))
+
+    def step(self, step: int) -> list[tuple[str, np.ndarray]]:
+        """(language, row indices) of one step, languages in order, those without rows left out."""
+        before = self._rows_before_cached(step)
+        counts = self.counts(np.array([step]))[0]
+        self._cache = step + 1, before + counts
+        return [
+            (code, self._indices(code, start, count))
+            for code, start, count in zip(self.codes, before.tolist(), counts.tolist(), strict=True)
+            if count
+        ]
+
+    _cache: tuple[int, np.ndarray] | None = (
+        None  # (step, rows before it): spares the sum in the usual, forward case
+    )
+
+    def _rows_before_cached(self, step: int) -> np.ndarray:
+        if self._cache is None or self._cache[0] != step:
+            self._cache = step, np.array(list(self.rows_before(step).values()))
+        return self._cache[1]
+
+    def _offset(self, step: int) -> float:
+        """The step's number of the Philox stream: the same as entry ``step`` of one long draw."""
+        stream = np.random.Philox(key=self.seed)
+        stream.advance(step // 4)  # a Philox block holds four numbers
+        return float(np.random.Generator(stream).random(step % 4 + 1)[-1])
+
+    def _counts_at(self, offsets: np.ndarray) -> np.ndarray:
+        points = np.ceil(self._edges[None, :] - offsets[:, None]).astype(
+            np.int64
+        )  # points u, u+1, ... below each edge
+        points[:, -1] = self.rows_per_step
+        return np.diff(points, axis=1, prepend=0)
+
+    def _indices(self, code: str, start: int, count: int) -> np.ndarray:
+        ranks = np.arange(start, start + count)
+        size = self.sizes[code]
+        passes, places = ranks // size, ranks % size
+        return np.array(
+            [_permutation(self.seed, code, int(p), size)[i] for p, i in zip(passes, places, strict=True)]
+        )
+
+    def indices_before(self, code: str, rows: int) -> tuple[int, np.ndarray]:
+        """What the first ``rows`` rows of ``code`` were: complete passes, and the rows of the pass after them."""
+        passes, rest = divmod(rows, self.sizes[code])
+        return passes, _permutation(self.seed, code, passes, self.sizes[code])[:rest]
+
+
+@lru_cache(maxsize=256)
+def _permutation(seed: int, code: str, number: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, zlib.crc32(code.encode()), number]).permutation(size)

@@ -1,0 +1,213 @@
+"""Prepared corpora: one language's text as rows of piece ids, on disk, memory-mapped, keyed by a digest.
+
+A row is ``<s>`` and then the passages of one language, each closed by ``</s>``, cut to the row's length; a passage may
+run over into the next row. Training keeps full rows only; validation pads its last row, so that it covers all text.
+
+    <code>-<digest>/
+        train/ validation/     ``datasets`` folders: input_ids (T), bytes (UTF-8 bytes of the passages that end in the row)
+        pieces.npy             (V,) how often each piece occurs in training
+        manifest.json          digest, settings, counts, digests of the files; written last
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import datasets
+import numpy as np
+from datasets import Dataset, Features, List, Value
+from datasets.arrow_writer import ArrowWriter
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.errors import UserError
+from xmod_lab.text.corpus import Source, Tally, digest_of_files
+
+FORMAT = 1  # raise when the same settings would give other rows
+SPLITS = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """One language, ready to be trained on. ``manifest`` holds its counts; ``piece_counts`` is (V,)."""
+
+    code: str
+    digest: str
+    train: Dataset
+    validation: Dataset
+    piece_counts: np.ndarray
+    manifest: dict
+
+    def rows(self, split: str, indices: np.ndarray) -> np.ndarray:
+        """(len(indices), T) int64 piece ids."""
+        part = getattr(self, split)
+        return np.stack(part[np.asarray(indices)]["input_ids"]).astype(np.int64)
+
+
+def prepare_corpus(
+    code: str,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    folder: Path,
+    rebuild: bool = False,
+) -> Corpus:
+    """The prepared corpus of ``code``: opened when it lies under ``folder``, else made there.
+
+    Raises:
+        UserError: the text cannot be used, or what lies there does not match its digest.
+    """
+    settings = {"format": FORMAT, "code": code, "source": source.digest(), "tokenizer": tokenizer_digest(tokenizer),
+                "length": length}  # fmt: skip
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    target = folder / f"{code}-{digest[:16]}"
+    if rebuild and target.exists():
+        shutil.rmtree(target)
+    if not target.exists():
+        build_folder(
+            target, lambda scratch: _write(scratch, code, source, tokenizer, length, digest, settings)
+        )
+    return open_corpus(target, expected=digest)
+
+
+def open_corpus(target: Path, *, expected: str) -> Corpus:
+    """Open a prepared corpus, memory-mapped, after checking its digest and its files."""
+    remedy = "delete that folder, or rebuild it with: python -m xmod_lab.prepare rebuild=true and the same settings"
+    try:
+        manifest = json.loads((target / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"prepared corpus {target}: its manifest cannot be read ({error}); {remedy}"
+        ) from error
+    if manifest.get("digest") != expected:
+        raise UserError(f"prepared corpus {target} has digest {manifest.get('digest')}, but the sources, tokenizer and "
+                        f"settings of this run give {expected}; {remedy}")  # fmt: skip
+    for name, stored in manifest["files"].items():
+        file = target / name
+        if not file.is_file() or digest_of_files([file]) != stored:
+            raise UserError(f"prepared corpus {target}: {name} is missing or altered; {remedy}")
+    train, validation = (datasets.load_from_disk(target / split).with_format("numpy") for split in SPLITS)
+    counts = np.load(target / "pieces.npy")
+    return Corpus(manifest["settings"]["code"], expected, train, validation, counts, manifest)
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Digest of everything that decides how text becomes ids."""
+    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+
+
+def build_folder(target: Path, write) -> None:
+    """Call ``write(scratch)`` and move ``scratch`` to ``target`` when it is done: never half a folder at ``target``."""
+    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        scratch.mkdir(parents=True)
+    except OSError as error:
+        raise UserError(f"cannot write prepared data to {target.parent} ({error.strerror}); set data.folder to a "
+                        "folder that you can write to") from error  # fmt: skip
+    try:
+        write(scratch)
+        os.replace(scratch, target)
+    except OSError:
+        if not target.exists():  # otherwise another process was first with the same content
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _write(
+    scratch: Path,
+    code: str,
+    source: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    digest: str,
+    settings: dict,
+) -> None:
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    statistics = {}
+    features = Features({"input_ids": List(Value("int32"), length=length), "bytes": Value("int64")})
+    for split in SPLITS:
+        tally = Tally()
+        stream = scratch / f"{split}.arrow"
+        with ArrowWriter(path=str(stream), features=features) as writer:
+            for row, size in _pack(
+                source, split, tokenizer, length, tally, counts if split == "train" else None
+            ):
+                writer.write({"input_ids": row, "bytes": size})
+            rows, _ = writer.finalize()
+        Dataset.from_file(str(stream)).save_to_disk(scratch / split)
+        stream.unlink()
+        statistics[split] = {
+            "passages": tally.passages,
+            "duplicates_dropped": tally.duplicates,
+            "bytes": tally.bytes,
+            "rows": rows,
+            **tally.extra,
+        }
+    np.save(scratch / "pieces.npy", counts)
+    files = sorted(p for p in scratch.rglob("*") if p.is_file())
+    manifest = {
+        "digest": digest,
+        "settings": settings,
+        "statistics": statistics,
+        "files": {str(p.relative_to(scratch)): digest_of_files([p]) for p in files},
+    }
+    (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1))
+
+
+def _pack(
+    source: Source,
+    split: str,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    tally: Tally,
+    counts: np.ndarray | None,
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Rows of one split with their bytes. Fills ``tally`` and adds the pieces seen to ``counts``."""
+    stream: list[int] = []
+    ends: list[tuple[int, int]] = []  # (tokens still before a passage's end, its bytes)
+    tokens = unknown = 0
+    for ids, size in _encode(source.passages(split, tally), tokenizer):
+        tokens += len(ids)
+        unknown += ids.count(tokenizer.unk_token_id)
+        if counts is not None:
+            counts += np.bincount(ids, minlength=len(counts))
+        stream += [*ids, tokenizer.eos_token_id]
+        ends.append((len(stream), size))
+        while len(stream) >= length - 1:
+            yield _row(stream, ends, length, tokenizer)
+    dropped = len(stream) if split == "train" else 0
+    if stream and split == "validation":
+        stream += [tokenizer.pad_token_id] * (length - 1 - len(stream))
+        yield _row(stream, ends, length, tokenizer)
+    tally.extra = {"tokens": tokens, "unknown": unknown, "tokens_dropped_at_end": dropped}
+
+
+def _row(stream: list[int], ends: list[tuple[int, int]], length: int, tokenizer) -> tuple[np.ndarray, int]:
+    """Cut the first row off ``stream`` and count the bytes of the passages that end in it."""
+    row = np.array([tokenizer.bos_token_id, *stream[: length - 1]], dtype=np.int32)
+    del stream[: length - 1]
+    size = sum(s for end, s in ends if end <= length - 1)
+    ends[:] = [(end - length + 1, s) for end, s in ends if end > length - 1]
+    return row, size
+
+
+def _encode(passages: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], int]]:
+    """Ids and UTF-8 bytes of each passage. ``<mask>`` and its like inside the text are text, not special pieces."""
+    backend = tokenizer.backend_tokenizer
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    try:
+        while batch := list(islice(passages, 1024)):
+            for text, encoding in zip(
+                batch, backend.encode_batch(batch, add_special_tokens=False), strict=True
+            ):
+                yield encoding.ids, len(text.encode())
+    finally:
+        backend.encode_special_tokens = before
