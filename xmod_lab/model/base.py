@@ -91,9 +91,7 @@ class XmodPreTrainedModel(PreTrainedModel):
                 weight.copy_(random_value(weight, self.config, seed, code, "embeddings"))
                 weight[self.config.pad_token_id] = 0
             reference = self.get_input_embeddings().weight
-            self.base_model.embeddings.vocabularies[code] = table.to(
-                device=reference.device, dtype=reference.dtype
-            )
+            self.base_model.embeddings.vocabularies[code] = table.to(device=reference.device, dtype=reference.dtype)
             self.config.vocabularies = {**(self.config.vocabularies or {}), code: pieces}
         return self.config.slot(code)
 
@@ -105,17 +103,13 @@ class XmodPreTrainedModel(PreTrainedModel):
                 f"'{code}' shares the slot '{self.config.aliases[code]}', which cannot be removed for it alone"
             )
         if self.config.default_language == code:
-            raise UserError(
-                f"'{code}' is the default language; call set_default_language() with another one first"
-            )
+            raise UserError(f"'{code}' is the default language; call set_default_language() with another one first")
         for layer in self.base_model.encoder.layer:
             del layer.output.adapter_modules[code]
         self.config.languages = [kept for kept in self.config.languages if kept != code]
         if code in self.base_model.embeddings.vocabularies:
             del self.base_model.embeddings.vocabularies[code]
-            self.config.vocabularies = {
-                k: v for k, v in self.config.vocabularies.items() if k != code
-            } or None
+            self.config.vocabularies = {k: v for k, v in self.config.vocabularies.items() if k != code} or None
 
     def language_parameters(self, code: str) -> dict[str, nn.Parameter]:
         """Every parameter that belongs to ``code`` alone, by its name in the state dict."""
@@ -135,9 +129,7 @@ class XmodPreTrainedModel(PreTrainedModel):
             folder = Path(save_directory) / "languages" / code
             folder.mkdir(parents=True, exist_ok=True)
             mark = f"vocabularies.{code}."
-            tensors = {
-                n.split(mark)[1]: state[n].detach().cpu().contiguous() for n in sorted(own) if mark in n
-            }
+            tensors = {n.split(mark)[1]: state[n].detach().cpu().contiguous() for n in sorted(own) if mark in n}
             save_file(tensors, folder / VOCABULARY_FILE, metadata={"format": "pt"})
 
     @classmethod

@@ -33,9 +33,7 @@ class XmodEmbeddings(nn.Module):
         super().__init__()
         self.padding_idx = config.pad_token_id
         self.config = config
-        self.word_embeddings = nn.Embedding(
-            config.vocab_size, config.hidden_size, padding_idx=self.padding_idx
-        )
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=self.padding_idx)
         self.position_embeddings = nn.Embedding(
             config.max_position_embeddings, config.hidden_size, padding_idx=self.padding_idx
         )
@@ -140,14 +138,10 @@ class XmodSelfAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         B, S, D = x.shape
-        q, k, v = (
-            f(x).view(B, S, -1, self.head_dim).transpose(1, 2) for f in (self.query, self.key, self.value)
-        )
+        q, k, v = (f(x).view(B, S, -1, self.head_dim).transpose(1, 2) for f in (self.query, self.key, self.value))
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            attend = (
-                eager_attention  # torch's CPU kernel takes three times as long in bfloat16 (2.13, 128 tokens)
-            )
+            attend = eager_attention  # torch's CPU kernel takes three times as long in bfloat16 (2.13, 128 tokens)
         dropout = self.dropout.p if self.training else 0.0
         out, weights = attend(self, q, k, v, mask, dropout=dropout, scaling=self.head_dim**-0.5)
         return out.reshape(B, S, D), weights
@@ -272,13 +266,9 @@ class XmodEncoder(nn.Module):
     def __init__(self, config: XmodConfig):
         super().__init__()
         self.layer = nn.ModuleList(XmodLayer(config) for _ in range(config.num_hidden_layers))
-        self.LayerNorm = (
-            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_norm else None
-        )
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_norm else None
 
-    def forward(
-        self, x: Tensor, mask: Tensor | None, route: Route
-    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    def forward(self, x: Tensor, mask: Tensor | None, route: Route) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """(B, S, D) in language order -> the last state, all states (input first), all attention weights."""
         states, attentions = [x], []
         for layer in self.layer:

@@ -43,15 +43,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, scale: Tensor):
         grads = [None if g is None else g * scale for g in ctx.gradients]
         dtypes = (None, *ctx.dtypes)
-        x, weight, bias = (
-            g if g is None or d is None else g.to(d) for g, d in zip(grads, dtypes, strict=True)
-        )
+        x, weight, bias = (g if g is None or d is None else g.to(d) for g, d in zip(grads, dtypes, strict=True))
         return x, weight, bias, None, None
 
 
-def chunked_cross_entropy(
-    x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, chunk: int = 512
-) -> Tensor:
+def chunked_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, chunk: int = 512) -> Tensor:
     """Sum of the cross-entropies at all positions, float32 scalar, nats.
 
     Peak memory is one chunk of logits, (chunk, V), instead of three tensors of (M, V). Under autocast the products run

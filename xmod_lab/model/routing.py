@@ -51,9 +51,7 @@ def plan_route(lang_ids: Tensor, *, rows: int, length: int, languages: list[str]
         UnknownLanguageError: an index outside ``[0, len(languages))``.
     """
     if lang_ids.is_floating_point() or lang_ids.dtype == torch.bool:
-        raise UserError(
-            f"lang_ids must be integers, not {lang_ids.dtype}; e.g. torch.tensor([model.lang_id('en_XX')])"
-        )
+        raise UserError(f"lang_ids must be integers, not {lang_ids.dtype}; e.g. torch.tensor([model.lang_id('en_XX')])")
     if lang_ids.shape not in ((rows,), (rows, length)):
         raise UserError(
             f"lang_ids has shape {tuple(lang_ids.shape)}; allowed are ({rows},), one per sequence, "

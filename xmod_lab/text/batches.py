@@ -37,9 +37,7 @@ class Layout:
         passage = np.cumsum(ends, axis=1) - ends  # (B, T): the closing </s> belongs to its passage
         same = passage[:, :, None] == passage[:, None, :]
         allowed = (same & ~padded[:, None, :]) | np.eye(rows.shape[1], dtype=bool)
-        starts = np.maximum.accumulate(
-            np.where(np.diff(passage, prepend=0) > 0, np.arange(rows.shape[1]), 0), axis=1
-        )
+        starts = np.maximum.accumulate(np.where(np.diff(passage, prepend=0) > 0, np.arange(rows.shape[1]), 0), axis=1)
         positions = np.arange(rows.shape[1]) - starts + self.pad_id + 1
         return {
             "attention_mask": torch.from_numpy(allowed)[:, None],

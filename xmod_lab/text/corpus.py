@@ -100,17 +100,13 @@ def check_source(source: Source, where: str) -> list[str]:
                 faults.append(f"{where}.{key}: no embedded corpus '{code}'; allowed are {', '.join(known)}."
                               f"{nearest(code, known)}")  # fmt: skip
         elif _is_file_name(text) and not Path(text).is_file():
-            faults.append(
-                f"{where}.{key}: file '{text}' does not exist; give the path of an existing text file"
-            )
+            faults.append(f"{where}.{key}: file '{text}' does not exist; give the path of an existing text file")
         elif Path(text).is_file() and not _is_file_name(text):
             faults.append(f"{where}.{key}: '{text}' is of no known type; allowed are {', '.join(FILE_TYPES)}")
         elif Path(text).is_file() and Path(text).stat().st_size == 0:
             faults.append(f"{where}.{key}: file '{text}' is empty; give a file with text, one passage a line")
     if not 0 < source.validation_share < 1:
-        faults.append(
-            f"{where}.validation_share is {source.validation_share}; allowed is a share between 0 and 1"
-        )
+        faults.append(f"{where}.validation_share is {source.validation_share}; allowed is a share between 0 and 1")
     return faults
 
 
@@ -135,9 +131,7 @@ def _raw(name: str, split: str, column: str, config: str | None) -> Iterator[str
     else:
         for row in _rows(name, config):
             if column not in row:
-                raise UserError(
-                    f"{name}: no column '{column}'; it has {', '.join(row)}. Set column=<one of them>"
-                )
+                raise UserError(f"{name}: no column '{column}'; it has {', '.join(row)}. Set column=<one of them>")
             yield from str(row[column] or "").splitlines()
 
 
@@ -149,11 +143,12 @@ def _lines(path: Path) -> Iterator[str]:
     with opened as stream:
         number = 0
         try:
-            for number, line in enumerate(stream, start=1):
+            for line in stream:
+                number += 1
                 yield line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}); convert the "
-                            "file, e.g. iconv -f ISO-8859-1 -t UTF-8")  # fmt: skip
+                            "file, e.g. iconv -f ISO-8859-1 -t UTF-8") from error  # fmt: skip
         except (OSError, EOFError) as error:
             raise UserError(
                 f"{path}, after line {number}: cannot be read ({error}); the file may be damaged"

@@ -27,18 +27,14 @@ class Masker:
 
     @classmethod
     def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, rate: float, policy: str) -> "Masker":
-        return cls(
-            rate, policy, tokenizer.mask_token_id, len(tokenizer), tuple(sorted(tokenizer.all_special_ids))
-        )
+        return cls(rate, policy, tokenizer.mask_token_id, len(tokenizer), tuple(sorted(tokenizer.all_special_ids)))
 
     def count(self, length: int) -> int:
         """Pieces hidden in a full row of ``length`` positions: the same for every row, so that means over rows,
         micro-batches and processes weigh every hidden piece alike."""
         return max(1, round(self.rate * length))
 
-    def mask(
-        self, row: np.ndarray, key: list[int], *, count: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def mask(self, row: np.ndarray, key: list[int], *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Hide pieces of ``row`` (T,). The outcome depends on ``key`` and the row alone.
 
         Returns:

@@ -11,9 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 
-def proportions(
-    sizes: dict[str, int], alpha: float, *, max_passes: float | None = None, budget_rows: int = 0
-) -> dict:
+def proportions(sizes: dict[str, int], alpha: float, *, max_passes: float | None = None, budget_rows: int = 0) -> dict:
     """p_l ∝ n_l^alpha over sizes n_l; with ``max_passes`` no language exceeds that many passes of ``budget_rows`` rows
     in all, the rest going to the others (UniMax, Chung et al. 2023). ``max_passes`` yields when all are at the cap."""
     weights = {code: float(n) ** alpha for code, n in sizes.items()}
@@ -72,9 +70,7 @@ class Mixture:
             if count
         ]
 
-    _cache: tuple[int, np.ndarray] | None = (
-        None  # (step, rows before it): spares the sum in the usual, forward case
-    )
+    _cache: tuple[int, np.ndarray] | None = None  # (step, rows before it): spares the sum in the usual, forward case
 
     def _rows_before_cached(self, step: int) -> np.ndarray:
         if self._cache is None or self._cache[0] != step:
@@ -88,9 +84,7 @@ class Mixture:
         return float(np.random.Generator(stream).random(step % 4 + 1)[-1])
 
     def _counts_at(self, offsets: np.ndarray) -> np.ndarray:
-        points = np.ceil(self._edges[None, :] - offsets[:, None]).astype(
-            np.int64
-        )  # points u, u+1, ... below each edge
+        points = np.ceil(self._edges[None, :] - offsets[:, None]).astype(np.int64)  # points u, u+1, ... below each edge
         points[:, -1] = self.rows_per_step
         return np.diff(points, axis=1, prepend=0)
 
@@ -98,9 +92,7 @@ class Mixture:
         ranks = np.arange(start, start + count)
         size = self.sizes[code]
         passes, places = ranks // size, ranks % size
-        return np.array(
-            [_permutation(self.seed, code, int(p), size)[i] for p, i in zip(passes, places, strict=True)]
-        )
+        return np.array([_permutation(self.seed, code, int(p), size)[i] for p, i in zip(passes, places, strict=True)])
 
     def indices_before(self, code: str, rows: int) -> tuple[int, np.ndarray]:
         """What the first ``rows`` rows of ``code`` were: complete passes, and the rows of the pass after them."""

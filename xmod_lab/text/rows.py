@@ -14,7 +14,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -70,9 +70,7 @@ def prepare_corpus(
     if rebuild and target.exists():
         shutil.rmtree(target)
     if not target.exists():
-        build_folder(
-            target, lambda scratch: _write(scratch, code, source, tokenizer, length, digest, settings)
-        )
+        build_folder(target, lambda scratch: _write(scratch, code, source, tokenizer, length, digest, settings))
     return open_corpus(target, expected=digest)
 
 
@@ -82,9 +80,7 @@ def open_corpus(target: Path, *, expected: str) -> Corpus:
     try:
         manifest = json.loads((target / "manifest.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"prepared corpus {target}: its manifest cannot be read ({error}); {remedy}"
-        ) from error
+        raise UserError(f"prepared corpus {target}: its manifest cannot be read ({error}); {remedy}") from error
     if manifest.get("digest") != expected:
         raise UserError(f"prepared corpus {target} has digest {manifest.get('digest')}, but the sources, tokenizer and "
                         f"settings of this run give {expected}; {remedy}")  # fmt: skip
@@ -102,8 +98,12 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
-def build_folder(target: Path, write) -> None:
-    """Call ``write(scratch)`` and move ``scratch`` to ``target`` when it is done: never half a folder at ``target``."""
+def build_folder(target: Path, write: Callable[[Path], None], *, rebuild: bool = False) -> None:
+    """Unless ``target`` exists, call ``write(scratch)`` and move ``scratch`` there when done: never half a folder."""
+    if rebuild and target.exists():
+        shutil.rmtree(target)
+    if target.exists():
+        return
     scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
     try:
         scratch.mkdir(parents=True)
@@ -136,9 +136,7 @@ def _write(
         tally = Tally()
         stream = scratch / f"{split}.arrow"
         with ArrowWriter(path=str(stream), features=features) as writer:
-            for row, size in _pack(
-                source, split, tokenizer, length, tally, counts if split == "train" else None
-            ):
+            for row, size in _pack(source, split, tokenizer, length, tally, counts if split == "train" else None):
                 writer.write({"input_ids": row, "bytes": size})
             rows, _ = writer.finalize()
         Dataset.from_file(str(stream)).save_to_disk(scratch / split)
@@ -205,9 +203,7 @@ def _encode(passages: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iter
     backend.encode_special_tokens = True
     try:
         while batch := list(islice(passages, 1024)):
-            for text, encoding in zip(
-                batch, backend.encode_batch(batch, add_special_tokens=False), strict=True
-            ):
+            for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
                 yield encoding.ids, len(text.encode())
     finally:
         backend.encode_special_tokens = before

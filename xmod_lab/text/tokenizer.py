@@ -54,11 +54,7 @@ def train_sentencepiece(
         )
     except (RuntimeError, OSError) as error:
         needed = re.search(r"required_chars\D*(\d+)\D+(\d+)|<= (\d+)", str(error))
-        hint = (
-            f" (SentencePiece: {needed.group(0)})"
-            if needed
-            else f" (SentencePiece: {str(error).splitlines()[-1]})"
-        )
+        hint = f" (SentencePiece: {needed.group(0)})" if needed else f" (SentencePiece: {str(error).splitlines()[-1]})"
         raise UserError(f"cannot train a vocabulary of {pieces} pieces on this text{hint}; choose a larger "
                         "vocabulary_size, or give more text") from error  # fmt: skip
     return model.getvalue()

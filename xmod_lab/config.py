@@ -1,0 +1,364 @@
+"""The schemas of all config groups, where conf/ lies, and validation: every fault at once, each with its remedy.
+
+A typo or a wrong type fails when Hydra composes the configuration, against these dataclasses; what needs more than one
+value to judge is judged by :func:`validate`, before any work is done.
+"""
+
+import re
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from xmod_lab.errors import UserError, nearest
+from xmod_lab.languages.embeddings import EMBEDDING_INITS
+from xmod_lab.model import SLOT_INITS, XmodConfig, donors_of
+from xmod_lab.text.batches import ATTENTION
+from xmod_lab.text.corpus import Source, check_source
+from xmod_lab.text.masking import POLICIES
+
+_HERE = Path(__file__).resolve().parent
+CONF_DIR = str(next((d for d in (_HERE / "conf", _HERE.parent / "conf") if (d / "pretrain.yaml").is_file()), ""))
+if not CONF_DIR:
+    raise ImportError(f"xmod_lab's conf/ folder is neither in {_HERE} nor beside it; install the package again")
+
+PRECISIONS = ("bf16-mixed", "32-true", "16-mixed", "bf16-true")
+SCHEDULES = ("linear", "cosine", "constant")
+VOCABULARIES = ("own", "keep")
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+
+
+@dataclass
+class ModelConfig:
+    """Size and flags of X-MOD; names as in ``XmodConfig``. ``shared_slot``: one slot for all languages (SHARED)."""
+
+    hidden_size: int = MISSING
+    num_hidden_layers: int = MISSING
+    num_attention_heads: int = MISSING
+    intermediate_size: int = MISSING
+    adapter_reduction_factor: int = 2
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    max_position_embeddings: int = 514
+    layer_norm_eps: float = 1e-5
+    pre_norm: bool = False
+    adapter_layer_norm: bool = False
+    adapter_reuse_layer_norm: bool = True
+    ln_before_adapter: bool = True
+    shared_slot: bool = False
+
+
+@dataclass
+class TextConfig:
+    """Where one language's text comes from; see :class:`xmod_lab.text.corpus.Source`."""
+
+    text: str = MISSING
+    validation: str | None = None
+    column: str = "text"
+    dataset_config: str | None = None
+
+
+@dataclass
+class LangsetConfig:
+    """The languages of pre-training, by code, and the size of the vocabulary they share."""
+
+    languages: dict[str, TextConfig] = field(default_factory=dict)
+    vocabulary_size: int = MISSING
+
+
+@dataclass
+class LangConfig(TextConfig):
+    """One language to add.
+
+    ``vocabulary``: ``own`` trains a tokenizer on its text and gives it its own embeddings; ``keep`` uses the base's.
+    ``train_slot: false`` trains the vocabulary alone (MonoTrans, Artetxe et al. 2020).
+    """
+
+    code: str = MISSING
+    vocabulary: str = "own"
+    vocabulary_size: int = 4096
+    embedding_init: str = "overlap"
+    slot_init: str = "mean"
+    train_slot: bool = True
+
+
+@dataclass
+class RecipeConfig:
+    """How long and how fast to train. ``warmup_share`` is a share of all steps."""
+
+    steps: int = MISSING
+    peak_lr: float = MISSING
+    warmup_share: float = 0.06
+    schedule: str = "linear"
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    eps: float = 1e-6
+    clip_norm: float = 1.0
+    dropout_in_frozen: bool = False
+
+
+@dataclass
+class TaskConfig:
+    """What is predicted, and the recipes of pre-training and of extension."""
+
+    name: str = MISSING
+    mask_rate: float = 0.3
+    mask_policy: str = "80-10-10"
+    pretrain: RecipeConfig = field(default_factory=RecipeConfig)
+    extend: RecipeConfig = field(default_factory=RecipeConfig)
+
+
+@dataclass
+class DataConfig:
+    """How text becomes rows, and in which mixture they are drawn."""
+
+    folder: str = MISSING
+    row_length: int = 128
+    alpha: float = 0.7
+    max_passes: float | None = None
+    attention: str = "row"
+    tokenizer: str | None = None
+    byte_fallback: bool = False
+    normalization: str = "nmt_nfkc"
+    validation_share: float = 0.04
+    drop_duplicates: bool = True
+    workers: int = 1
+
+
+@dataclass
+class TrainerConfig:
+    """The machinery. ``max_steps`` and ``max_tokens`` replace the recipe's steps; ``rows_per_step`` is the global
+    batch, over all processes and micro-batches."""
+
+    max_steps: int | None = None
+    max_tokens: int | None = None
+    rows_per_step: int = 64
+    accumulate: int = 1
+    precision: str = "bf16-mixed"
+    accelerator: str = "auto"
+    devices: int = 1
+    nodes: int = 1
+    checkpoint_every: int = 100
+    keep_checkpoints: int = 2
+    validate_every: int = 100
+    log_every: int = 10
+    deterministic: bool = False
+
+
+@dataclass
+class LoggerConfig:
+    """metrics.csv is always written; W&B as ``wandb`` says (``auto``: online with a key, else offline)."""
+
+    wandb: str = "auto"
+    project: str = "xmod_lab"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class PretrainConfig:
+    """All of ``python -m xmod_lab.pretrain``."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    langset: LangsetConfig = field(default_factory=LangsetConfig)
+    lang: dict[str, LangConfig] = field(default_factory=dict)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = 1
+    base: str = "auto"
+    resume: str = "auto"
+    runs: str = "runs"
+    rebuild: bool = False
+
+    @property
+    def recipe(self) -> RecipeConfig:
+        """The recipe in force: ``task.extend`` when languages are added, else ``task.pretrain``."""
+        return self.task.extend if self.lang else self.task.pretrain
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of this run: ``trainer.max_steps``, else ``trainer.max_tokens``, else the recipe's."""
+        if self.trainer.max_steps is not None:
+            return self.trainer.max_steps
+        if self.trainer.max_tokens is not None:
+            return max(1, self.trainer.max_tokens // self.tokens_per_step)
+        return self.recipe.steps
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions that one optimiser step reads."""
+        return self.trainer.rows_per_step * self.data.row_length
+
+    def source(self, text: TextConfig) -> Source:
+        """The text of one language, with the settings of ``data``."""
+        return Source(
+            text=text.text,
+            validation=text.validation,
+            column=text.column,
+            dataset_config=text.dataset_config,
+            validation_share=self.data.validation_share,
+            drop_duplicates=self.data.drop_duplicates,
+        )
+
+    def model_config(self, pieces: int) -> XmodConfig:
+        """Configuration of a base model for this run's languages, with a vocabulary of ``pieces``."""
+        flags = {k: v for k, v in asdict(self.model).items() if k != "shared_slot"}
+        codes = list(self.langset.languages)
+        shared = self.model.shared_slot
+        return XmodConfig(
+            **flags,
+            vocab_size=pieces,
+            type_vocab_size=1,
+            languages=["shared"] if shared else codes,
+            aliases={code: "shared" for code in codes} if shared else None,
+        )
+
+
+def register_schemas() -> None:
+    """Make the schemas known to Hydra: ``pretrain_schema`` for the whole, and one for each language to add."""
+    store = ConfigStore.instance()
+    store.store(name="pretrain_schema", node=PretrainConfig)
+
+
+def from_hydra(cfg: DictConfig) -> PretrainConfig:
+    """The composed configuration as dataclasses, after :func:`validate`'s check for unfilled values.
+
+    Raises:
+        UserError: naming every ``???`` that was left.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError("\n".join(["the configuration lacks values:", *(f"  {key}=<value>" for key in missing)]))
+    return OmegaConf.to_object(cfg)
+
+
+def validate(cfg: PretrainConfig) -> None:
+    """Check everything that can be checked before any work. Raises one UserError that lists every fault."""
+    faults = [*_check_choices(cfg), *_check_numbers(cfg), *_check_languages(cfg), *_check_base(cfg)]
+    if faults:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise UserError("\n".join([f"the configuration has {count}:", *(f"  - {fault}" for fault in faults)]))
+
+
+def _check_choices(cfg: PretrainConfig) -> list[str]:
+    choices: list[tuple[str, str, tuple[str, ...]]] = [
+        ("trainer.precision", cfg.trainer.precision, PRECISIONS),
+        ("task.name", cfg.task.name, ("mlm",)),
+        ("task.mask_policy", cfg.task.mask_policy, POLICIES),
+        ("task.pretrain.schedule", cfg.task.pretrain.schedule, SCHEDULES),
+        ("task.extend.schedule", cfg.task.extend.schedule, SCHEDULES),
+        ("data.attention", cfg.data.attention, ATTENTION),
+        ("logger.wandb", cfg.logger.wandb, WANDB_MODES),
+        ("resume", cfg.resume, ("auto", "never")),
+        ("trainer.accelerator", cfg.trainer.accelerator, ("auto", "cpu", "gpu")),
+    ]
+    for name, lang in cfg.lang.items():
+        choices.append((f"lang.{name}.vocabulary", lang.vocabulary, VOCABULARIES))
+        choices.append((f"lang.{name}.embedding_init", lang.embedding_init, EMBEDDING_INITS))
+    return [
+        f"{key} is '{value}'; allowed are {', '.join(allowed)}.{nearest(value, allowed)}"
+        for key, value, allowed in choices
+        if value not in allowed
+    ]
+
+
+def _check_numbers(cfg: PretrainConfig) -> list[str]:
+    t, d, m = cfg.trainer, cfg.data, cfg.model
+    positive = {f"trainer.{n}": getattr(t, n) for n in ("rows_per_step", "accumulate", "devices", "nodes", "log_every")}
+    positive |= {f"trainer.{n}": getattr(t, n) for n in ("checkpoint_every", "keep_checkpoints", "validate_every")}
+    positive |= {"trainer.max_steps": t.max_steps, "trainer.max_tokens": t.max_tokens, "recipe steps": cfg.recipe.steps}
+    positive |= {f"lang.{n}.vocabulary_size": lang.vocabulary_size for n, lang in cfg.lang.items()}
+    positive["langset.vocabulary_size"] = cfg.langset.vocabulary_size
+    faults = [f"{k} is {v}; allowed is 1 or more" for k, v in positive.items() if v is not None and v < 1]
+    units = t.devices * t.nodes * t.accumulate
+    if units > 0 and t.rows_per_step % units:
+        faults.append(f"trainer.rows_per_step {t.rows_per_step} is not a multiple of devices × nodes × accumulate "
+                      f"= {units}; e.g. trainer.rows_per_step={max(units, t.rows_per_step // units * units)}")  # fmt: skip
+    if not 0 < cfg.task.mask_rate < 1:
+        faults.append(f"task.mask_rate is {cfg.task.mask_rate}; allowed is a share between 0 and 1, e.g. 0.3")
+    if d.row_length < 8:
+        faults.append(f"data.row_length is {d.row_length}; allowed is 8 or more")
+    if d.row_length > m.max_position_embeddings - 2:
+        faults.append(f"data.row_length {d.row_length} exceeds the model's {m.max_position_embeddings - 2} positions; "
+                      f"set model.max_position_embeddings={d.row_length + 2} or a shorter row")  # fmt: skip
+    if m.hidden_size % m.num_attention_heads:
+        faults.append(f"model.hidden_size {m.hidden_size} is not a multiple of model.num_attention_heads "
+                      f"{m.num_attention_heads}; choose a divisor of it")  # fmt: skip
+    if t.max_steps is not None and t.max_tokens is not None:
+        faults.append("trainer.max_steps and trainer.max_tokens are both set; leave one of them null")
+    return faults
+
+
+def _check_languages(cfg: PretrainConfig) -> list[str]:
+    faults = []
+    for code, text in cfg.langset.languages.items():
+        faults += check_source(cfg.source(text), f"langset.languages.{code}")
+    if not cfg.langset.languages:
+        faults.append("langset.languages is empty; choose a set, e.g. langset=embedded")
+    codes: dict[str, str] = {}
+    for name, lang in cfg.lang.items():
+        faults += check_source(cfg.source(lang), f"lang.{name}")
+        if not lang.code or not lang.code.replace("_", "").replace("-", "").isalnum():
+            faults.append(f"lang.{name}.code is '{lang.code}'; allowed are letters, digits, _ and -, e.g. el_GR")
+        if lang.code in codes:
+            faults.append(f"lang.{name}.code '{lang.code}' is also the code of lang.{codes[lang.code]}; change one")
+        codes[lang.code] = name
+        if lang.vocabulary == "keep" and not lang.train_slot:
+            faults.append(f"lang.{name}: vocabulary=keep with train_slot=false leaves nothing to train; change one")
+        if cfg.base in ("auto", "random"):
+            faults += _check_against_langset(cfg, name, lang)
+    return faults
+
+
+def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> list[str]:
+    """What the base's languages, known from the langset here, allow."""
+    known = list(cfg.langset.languages)
+    faults = []
+    if lang.code in known:
+        faults.append(f"lang.{name}.code '{lang.code}' exists in the base already ({', '.join(known)}); "
+                      "choose another code, or a language set without it")  # fmt: skip
+    try:
+        donors_of(lang.slot_init, cfg.model_config(10))
+    except UserError as error:
+        faults.append(f"lang.{name}.slot_init: {error}; allowed are {SLOT_INITS}")
+    return faults
+
+
+def _check_base(cfg: PretrainConfig) -> list[str]:
+    if cfg.base in ("auto", "random") or not cfg.lang:
+        return []
+    if Path(cfg.base).exists():
+        if any((Path(cfg.base) / part / "config.json").is_file() for part in ("", "model")):
+            return []
+        return [f"base '{cfg.base}' is neither a run folder (with model/) nor a model folder (with config.json); "
+                "give one, a hub id, or base=auto"]  # fmt: skip
+    if cfg.base.count("/") != 1 or cfg.base.startswith((".", "/", "~")):
+        return [f"base '{cfg.base}' does not exist; give a run folder, a model folder, a hub id such as "
+                "facebook/xmod-base, or base=auto"]  # fmt: skip
+    return []
+
+
+def explain(error: Exception) -> str:
+    """Hydra's and OmegaConf's message about a bad key, with the names that are allowed there."""
+    text = str(error)
+    cause = error.__cause__
+    while cause is not None:
+        text += f"\n{cause}"
+        cause = cause.__cause__
+    found = re.search(r"Key '([^']+)' not in '(\w+)'", text)
+    schema = found and next((c for c in _schemas() if c.__name__ == found.group(2)), None)
+    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+    if schema:
+        names = [f.name for f in fields(schema)]
+        lines.append(f"allowed names: {', '.join(names)}.{nearest(found.group(1), names)}")
+    if "append to your default list" in text.lower() and "lang" in text:
+        lines.append("a language is added with a plus: +lang=NAME")
+    return "\n".join(lines)
+
+
+def _schemas() -> list[Any]:
+    return [value for value in globals().values() if isinstance(value, type) and is_dataclass(value)]

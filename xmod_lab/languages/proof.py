@@ -1,0 +1,105 @@
+"""The proof that adding languages changed nothing else: digests of tensors, and of logits on probe sentences."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from xmod_lab.errors import ProofError
+from xmod_lab.model import XmodForMaskedLM
+
+# what config.json must agree on for a pack to fit: everything that gives a tensor another shape or meaning
+_ARCHITECTURE = (
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "vocab_size",
+    "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pre_norm", "adapter_reduction_factor",
+    "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter", "pad_token_id",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """State of a model at one moment: tensor name -> digest, language -> digest of its logits on the probes."""
+
+    tensors: dict[str, str]
+    logits: dict[str, str]
+
+
+def digest(tensor: Tensor) -> str:
+    """sha256 over dtype, shape and bytes: equal digests mean equal to the last bit (-0.0 and 0.0 differ)."""
+    flat = tensor.detach().cpu().contiguous()
+    header = f"{flat.dtype}{tuple(flat.shape)}".encode()
+    return hashlib.sha256(header + flat.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def tensor_digests(model: XmodForMaskedLM) -> dict[str, str]:
+    """Digest of every parameter and buffer, tied ones once."""
+    return {name: digest(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+
+
+def fingerprint(model: XmodForMaskedLM) -> str:
+    """What a language pack is bound to: the base's architecture and every tensor that all languages share.
+
+    Slots and vocabularies of single languages are left out, so that packs made on a base fit that base with other
+    packs installed.
+    """
+    own = {name for code in model.config.languages for name in model.language_parameters(code)}
+    shared = {name: d for name, d in tensor_digests(model).items() if name not in own}
+    architecture = {name: getattr(model.config, name) for name in _ARCHITECTURE}
+    return hashlib.sha256(json.dumps([architecture, shared], sort_keys=True).encode()).hexdigest()
+
+
+def snapshot(model: XmodForMaskedLM, probes: dict[str, Tensor]) -> Snapshot:
+    """Digests of all tensors, and of the logits of every probe language.
+
+    Args:
+        probes: language code -> (B, S) piece ids of sentences in that language.
+    """
+    was_training = model.training
+    model.eval()
+    logits = {}
+    with torch.inference_mode():
+        for code, ids in probes.items():
+            lang_ids = torch.full((len(ids),), model.lang_id(code))
+            logits[code] = digest(model(ids, lang_ids=lang_ids).logits)
+    model.train(was_training)
+    return Snapshot(tensor_digests(model), logits)
+
+
+def compare(before: Snapshot, after: Snapshot, added: list[str]) -> dict:
+    """The proof: every tensor and every logit of ``before`` is in ``after``, unchanged; all new tensors belong to the
+    ``added`` languages. ``holds`` says whether that is so; the lists say where it is not."""
+    marks = [f".{part}.{code}." for code in added for part in ("adapter_modules", "vocabularies")]
+    changed = sorted(n for n, d in before.tensors.items() if n in after.tensors and after.tensors[n] != d)
+    missing = sorted(before.tensors.keys() - after.tensors.keys())
+    new = sorted(after.tensors.keys() - before.tensors.keys())
+    strangers = [name for name in new if not any(mark in f".{name}" for mark in marks)]
+    logits = {
+        code: {"before": d, "after": after.logits.get(code), "equal": after.logits.get(code) == d}
+        for code, d in before.logits.items()
+    }
+    faults = changed or missing or strangers or [code for code, entry in logits.items() if not entry["equal"]]
+    return {
+        "holds": not faults,
+        "added_languages": added,
+        "tensors_compared": len(before.tensors),
+        "tensors_changed": changed,
+        "tensors_missing": missing,
+        "tensors_added": new,
+        "tensors_added_without_language": strangers,
+        "logits": logits,
+        "digests": before.tensors,
+    }
+
+
+def require(proof: dict) -> None:
+    """Raises ProofError when the proof does not hold, naming what moved."""
+    if proof["holds"]:
+        return
+    moved = [code for code, entry in proof["logits"].items() if not entry["equal"]]
+    raise ProofError(
+        "the proof of non-interference does not hold: "
+        f"tensors changed {proof['tensors_changed'][:5]}, missing {proof['tensors_missing'][:5]}, "
+        f"new without language {proof['tensors_added_without_language'][:5]}, logits moved in {moved}; see proof.json"
+    )

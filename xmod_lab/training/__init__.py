@@ -1,0 +1,1 @@
+"""Runs: assembling data and model, the training step, checkpoints, scores, tracking."""

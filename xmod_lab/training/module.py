@@ -1,0 +1,110 @@
+"""The training step: which parameters move, by which optimiser and schedule, and what a checkpoint holds."""
+
+import hashlib
+import math
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from xmod_lab.config import RecipeConfig
+from xmod_lab.model import XmodForMaskedLM
+
+
+class MaskedLanguageModeling(pl.LightningModule):
+    """Trains ``model`` on batches of :class:`xmod_lab.text.batches.BatchStream`.
+
+    Args:
+        trainable: names of the parameters that move; every other one is frozen, and left out of checkpoints.
+            ``None``: all.
+        seed: dropout at a step is a function of (seed, step, micro-batch, rank).
+    """
+
+    def __init__(
+        self, model: XmodForMaskedLM, recipe: RecipeConfig, *, steps: int, seed: int, trainable: set[str] | None = None
+    ):
+        super().__init__()
+        self.model, self.recipe, self.steps, self.seed = model, recipe, steps, seed
+        names = {name for name, _ in model.named_parameters()}
+        assert trainable is None or trainable <= names, f"no such parameters: {trainable - names}"
+        self.trainable = names if trainable is None else trainable
+        self.extends = trainable is not None
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in self.trainable)
+        self.strict_loading = not self.extends
+
+    def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.model.train(not self.extends or self.recipe.dropout_in_frozen)
+        key = f"{self.seed}/{self.global_step}/{batch_idx % self.trainer.accumulate_grad_batches}/{self.global_rank}"
+        torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little"))
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return self.model(**batch).loss
+
+    def configure_optimizers(self) -> dict:
+        """AdamW; matrices decay, biases, LayerNorms and embeddings of positions do not. A language that is absent from
+        a step has no gradient, so neither its weights nor its moments change."""
+        moving = [(n, p) for n, p in self.model.named_parameters() if n in self.trainable]
+        decayed = [p for n, p in moving if p.dim() > 1]
+        plain = [p for n, p in moving if p.dim() <= 1]
+        optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": self.recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=self.recipe.peak_lr,
+            betas=tuple(self.recipe.betas),
+            eps=self.recipe.eps,
+            fused=True,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_share)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def lr_share(self, step: int) -> float:
+        """Share of the peak learning rate at ``step``: linear warm-up, then the recipe's schedule down to zero."""
+        warmup = max(1, round(self.recipe.warmup_share * self.steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        rest = (self.steps - step) / max(1, self.steps - warmup)  # 1 -> 0
+        if self.recipe.schedule == "cosine":
+            return 0.5 - 0.5 * math.cos(math.pi * rest)
+        return rest if self.recipe.schedule == "linear" else 1.0
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep what moves: of an extension that is one language, not the whole model."""
+        state = checkpoint["state_dict"]
+        wanted = {f"model.{name}" for name in self.trainable}
+        checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name in wanted}
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Tied parameters are stored once, under their first name; give the others theirs again."""
+        if self.extends:
+            return
+        state = checkpoint["state_dict"]
+        for name, source in (self.model._tied_weights_keys or {}).items():
+            state.setdefault(f"model.{name}", state[f"model.{source}"])
+
+    def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> dict:
+        """Everything but the language ids, which the host plans the route by."""
+        return {k: v if k == "lang_ids" else v.to(device, non_blocking=True) for k, v in batch.items()}
+
+
+def parameter_groups(model: XmodForMaskedLM, trainable: set[str]) -> list[tuple[str, bool, int, int]]:
+    """(group, trains, parameters, bytes) for the table that is shown before training."""
+    groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        groups.setdefault((_group(name), name in trainable), []).append(parameter)
+    return [
+        (group, trains, sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters))
+        for (group, trains), parameters in sorted(groups.items(), key=lambda item: (not item[0][1], item[0][0]))
+    ]
+
+
+def _group(name: str) -> str:
+    """What a reader would call the part of the model that ``name`` belongs to."""
+    parts = name.split(".")
+    for mark, title in (("adapter_modules", "slot"), ("vocabularies", "vocabulary")):
+        if mark in parts:
+            return f"{title} {parts[parts.index(mark) + 1]}"
+    if "lm_head" in parts:
+        return "LM head (shared)"
+    if "embeddings" in parts:
+        return "base vocabulary" if "word_embeddings" in parts else "positions and embedding LayerNorm"
+    return "attention" if "attention" in parts else "feed-forward and LayerNorm"

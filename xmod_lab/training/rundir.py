@@ -1,0 +1,149 @@
+"""What a run keeps on disk, and whether it may be continued. Every file appears whole or not at all."""
+
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from omegaconf import OmegaConf
+
+from xmod_lab.config import PretrainConfig
+from xmod_lab.errors import UserError
+
+STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
+_MAY_CHANGE = ("resume", "rebuild", "logger", "runs", "base", "data.workers", "data.folder", "trainer.checkpoint_every",
+               "trainer.keep_checkpoints", "trainer.devices", "trainer.nodes", "trainer.accumulate")  # fmt: skip
+
+
+class RunDir:
+    """The folder of one run; the files in it are listed in DESIGN and in the README."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).resolve()
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def finished(self) -> bool:
+        """metrics.json is the last file that a run writes."""
+        return (self / "metrics.json").is_file()
+
+    def begin(self, cfg: PretrainConfig) -> None:
+        """Make the folder and write config.yaml; or, where a run began before, see that it was the same run.
+
+        Raises:
+            UserError: the folder cannot be written, or holds a run with other settings.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe = self / ".write-test"
+            probe.write_text("")
+            probe.unlink()
+        except OSError as error:
+            raise UserError(f"the run dir {self.path} cannot be written ({error.strerror}); set hydra.run.dir to a "
+                            "folder that you can write to") from error  # fmt: skip
+        if cfg.resume == "never":
+            self._clear()
+        config = self / "config.yaml"
+        if config.is_file():
+            differing = _differences(OmegaConf.to_container(OmegaConf.load(config)), asdict(cfg))
+            if differing:
+                raise UserError(f"the run dir {self.path} holds a run with other settings:\n"
+                                + "\n".join(f"  {key}: {old} there, {new} now" for key, old, new in differing)
+                                + "\nuse another hydra.run.dir, the old settings, or resume=never to start it over")  # fmt: skip
+        else:
+            self.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(cfg))))
+
+    def _clear(self) -> None:
+        for name in ("checkpoints", "model", "pack"):
+            shutil.rmtree(self / name, ignore_errors=True)
+        for name in ("config.yaml", "metrics.json", "metrics.csv", "proof.json", "report.html", STATE):
+            (self / name).unlink(missing_ok=True)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file by way of a temporary one, so that no reader ever sees half of it."""
+        temporary = self / f".{name}.tmp"
+        with temporary.open("w") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, self / name)
+
+    def write_json(self, name: str, content: dict) -> None:
+        self.write_text(name, json.dumps(content, indent=1, sort_keys=True))
+
+    def remember(self, **facts: object) -> dict:
+        """Keep facts about the run in state.json; where one is kept already it must be the same.
+
+        Raises:
+            UserError: a fact differs, e.g. the text was changed since the run began.
+        """
+        file = self / STATE
+        state = json.loads(file.read_text()) if file.is_file() else {}
+        for key, value in facts.items():
+            if state.setdefault(key, value) != value:
+                raise UserError(f"the run in {self.path} began with {key} {state[key]}, now it is {value}: the text, "
+                                "tokenizer or base has changed since. Put the old one back, use another hydra.run.dir, "
+                                "or resume=never to start over")  # fmt: skip
+        self.write_json(STATE, state)
+        return state
+
+    def remember_once(self, key: str, make: Callable[[], object]) -> object:
+        """The value kept under ``key`` in state.json; made and kept when there is none yet."""
+        file = self / STATE
+        state = json.loads(file.read_text()) if file.is_file() else {}
+        if key not in state:
+            self.write_json(STATE, state | {key: make()})
+        return json.loads(file.read_text())[key]
+
+    def latest_checkpoint(self, part: str = "") -> Path | None:
+        """The checkpoint with the highest step, after a check of every byte in it.
+
+        Raises:
+            UserError: it is truncated or altered.
+        """
+        folder = self / "checkpoints" / part
+        found = sorted(folder.glob("step*.ckpt")) if folder.is_dir() else []
+        found = [f for f in found if re.fullmatch(r"step\d+\.ckpt", f.name)]
+        if not found:
+            return None
+        latest, older = found[-1], found[:-1]
+        fault = _zip_fault(latest)
+        if fault:
+            last = f"{older[-1].name} will then be used" if older else "the run will then start from its beginning"
+            raise UserError(
+                f"checkpoint {latest} is damaged ({fault}); delete it ({last}), or resume=never to start over"
+            )
+        return latest
+
+
+def _zip_fault(path: Path) -> str | None:
+    """What is wrong with a torch checkpoint, judged by the CRC of every record."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
+        return f"not a whole file: {error}"
+    return None if bad is None else f"record {bad} is altered"
+
+
+def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
+    """Dotted keys whose values differ, those in _MAY_CHANGE left out."""
+    a, b = _flatten(old), _flatten(new)
+    keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
+    return [(k, a.get(k), b.get(k)) for k in keys if not any(f"{k}.".startswith(f"{m}.") for m in _MAY_CHANGE)]
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
