@@ -23,6 +23,7 @@ import datasets
 import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
@@ -135,8 +136,9 @@ def _write(
     for split in SPLITS:
         tally = Tally()
         stream = scratch / f"{split}.arrow"
+        packed = _pack(source, split, tokenizer, length, tally, counts if split == "train" else None)
         with ArrowWriter(path=str(stream), features=features) as writer:
-            for row, size in _pack(source, split, tokenizer, length, tally, counts if split == "train" else None):
+            for row, size in tqdm(packed, desc=f"packing {code}, {split}", unit=" rows", leave=False, disable=None):
                 writer.write({"input_ids": row, "bytes": size})
             rows, _ = writer.finalize()
         Dataset.from_file(str(stream)).save_to_disk(scratch / split)

@@ -18,13 +18,21 @@ class MaskedLanguageModeling(pl.LightningModule):
         trainable: names of the parameters that move; every other one is frozen, and left out of checkpoints.
             ``None``: all.
         seed: dropout at a step is a function of (seed, step, micro-batch, rank).
+        fused: the fused optimiser; not under fp16's gradient scaling, which has to unscale before clipping.
     """
 
     def __init__(
-        self, model: XmodForMaskedLM, recipe: RecipeConfig, *, steps: int, seed: int, trainable: set[str] | None = None
+        self,
+        model: XmodForMaskedLM,
+        recipe: RecipeConfig,
+        *,
+        steps: int,
+        seed: int,
+        trainable: set[str] | None = None,
+        fused: bool = True,
     ):
         super().__init__()
-        self.model, self.recipe, self.steps, self.seed = model, recipe, steps, seed
+        self.model, self.recipe, self.steps, self.seed, self.fused = model, recipe, steps, seed, fused
         names = {name for name, _ in model.named_parameters()}
         assert trainable is None or trainable <= names, f"no such parameters: {trainable - names}"
         self.trainable = names if trainable is None else trainable
@@ -52,10 +60,14 @@ class MaskedLanguageModeling(pl.LightningModule):
             lr=self.recipe.peak_lr,
             betas=tuple(self.recipe.betas),
             eps=self.recipe.eps,
-            fused=True,
+            fused=self.fused,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args, **kwargs) -> None:
+        """Clip the norm over everything that moves; Lightning's own refuses fused optimisers."""
+        torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.recipe.clip_norm)
 
     def lr_share(self, step: int) -> float:
         """Share of the peak learning rate at ``step``: linear warm-up, then the recipe's schedule down to zero."""

@@ -1,6 +1,7 @@
 """What a run keeps on disk, and whether it may be continued. Every file appears whole or not at all."""
 
 import json
+import logging
 import os
 import re
 import shutil
@@ -13,6 +14,9 @@ from omegaconf import OmegaConf
 
 from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
+from xmod_lab.training.distributed import barrier, rank
+
+log = logging.getLogger(__name__)
 
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
 _MAY_CHANGE = ("resume", "rebuild", "logger", "runs", "base", "data.workers", "data.folder", "trainer.checkpoint_every",
@@ -33,12 +37,22 @@ class RunDir:
         """metrics.json is the last file that a run writes."""
         return (self / "metrics.json").is_file()
 
-    def begin(self, cfg: PretrainConfig) -> None:
+    def begin(self, cfg: PretrainConfig) -> bool:
         """Make the folder and write config.yaml; or, where a run began before, see that it was the same run.
 
+        Returns:
+            Whether anything is left to do.
         Raises:
             UserError: the folder cannot be written, or holds a run with other settings.
         """
+        if rank() == 0:
+            self._begin(cfg)
+        barrier()
+        if self.finished:
+            log.info("the run in %s is finished; nothing to do (resume=never starts it over)", self.path)
+        return not self.finished
+
+    def _begin(self, cfg: PretrainConfig) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self / ".write-test"
@@ -50,14 +64,14 @@ class RunDir:
         if cfg.resume == "never":
             self._clear()
         config = self / "config.yaml"
-        if config.is_file():
-            differing = _differences(OmegaConf.to_container(OmegaConf.load(config)), asdict(cfg))
-            if differing:
-                raise UserError(f"the run dir {self.path} holds a run with other settings:\n"
-                                + "\n".join(f"  {key}: {old} there, {new} now" for key, old, new in differing)
-                                + "\nuse another hydra.run.dir, the old settings, or resume=never to start it over")  # fmt: skip
-        else:
+        if not config.is_file():
             self.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(cfg))))
+            return
+        differing = _differences(OmegaConf.to_container(OmegaConf.load(config)), asdict(cfg))
+        if differing:
+            raise UserError(f"the run dir {self.path} holds a run with other settings:\n"
+                            + "\n".join(f"  {key}: {old} there, {new} now" for key, old, new in differing)
+                            + "\nuse another hydra.run.dir, the old settings, or resume=never to start it over")  # fmt: skip
 
     def _clear(self) -> None:
         for name in ("checkpoints", "model", "pack"):
@@ -66,7 +80,9 @@ class RunDir:
             (self / name).unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file by way of a temporary one, so that no reader ever sees half of it."""
+        """Write a file by way of a temporary one, so that no reader ever sees half of it. The first process writes."""
+        if rank():
+            return
         temporary = self / f".{name}.tmp"
         with temporary.open("w") as stream:
             stream.write(text)
@@ -77,29 +93,30 @@ class RunDir:
     def write_json(self, name: str, content: dict) -> None:
         self.write_text(name, json.dumps(content, indent=1, sort_keys=True))
 
-    def remember(self, **facts: object) -> dict:
+    def remember(self, **facts: object) -> None:
         """Keep facts about the run in state.json; where one is kept already it must be the same.
 
         Raises:
             UserError: a fact differs, e.g. the text was changed since the run began.
         """
-        file = self / STATE
-        state = json.loads(file.read_text()) if file.is_file() else {}
+        state = self._state()
         for key, value in facts.items():
             if state.setdefault(key, value) != value:
                 raise UserError(f"the run in {self.path} began with {key} {state[key]}, now it is {value}: the text, "
                                 "tokenizer or base has changed since. Put the old one back, use another hydra.run.dir, "
                                 "or resume=never to start over")  # fmt: skip
         self.write_json(STATE, state)
-        return state
 
     def remember_once(self, key: str, make: Callable[[], object]) -> object:
         """The value kept under ``key`` in state.json; made and kept when there is none yet."""
-        file = self / STATE
-        state = json.loads(file.read_text()) if file.is_file() else {}
+        state = self._state()
         if key not in state:
-            self.write_json(STATE, state | {key: make()})
-        return json.loads(file.read_text())[key]
+            state[key] = make()
+            self.write_json(STATE, state)
+        return state[key]
+
+    def _state(self) -> dict:
+        return json.loads((self / STATE).read_text()) if (self / STATE).is_file() else {}
 
     def latest_checkpoint(self, part: str = "") -> Path | None:
         """The checkpoint with the highest step, after a check of every byte in it.

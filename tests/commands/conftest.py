@@ -1,0 +1,103 @@
+"""Real runs, small: a base on two languages of 2,000 lines each, made once and read by all tests of this folder."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from xmod_lab.text.corpus import EMBEDDED
+
+SMALL = [
+    "model.hidden_size=32", "model.num_hidden_layers=2", "model.intermediate_size=64", "data.row_length=32",
+    "trainer.rows_per_step=16", "trainer.checkpoint_every=2", "trainer.validate_every=4", "trainer.log_every=2",
+    "logger=csv", "langset=two", "data.workers=0",
+]  # fmt: skip
+LANGUAGE_TO_ADD = """# @package lang.{name}
+code: {code}
+text: {text}
+vocabulary_size: 600
+"""
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder with texts, a configuration folder of one's own, and a finished base run."""
+
+    folder: Path
+
+    @property
+    def base(self) -> Path:
+        return self.folder / "base"
+
+    def arguments(self, *overrides: str, run: Path | str | None = None) -> list[str]:
+        """Arguments of the command, run dir included."""
+        place = [] if run is None else [f"hydra.run.dir={run}"]
+        return ["--config-dir", str(self.folder / "conf"), *SMALL, f"runs={self.folder / 'runs'}", *overrides, *place]
+
+    def start(self, *overrides: str, run: Path | str | None = None, **options) -> subprocess.Popen:
+        """The command in a process of its own."""
+        command = [sys.executable, "-m", "xmod_lab.pretrain", *self.arguments(*overrides, run=run)]
+        environment = {**os.environ, "WANDB_SILENT": "true", **options.pop("env", {})}
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment,
+            **options,
+        )
+
+    def call(self, *overrides: str, run: Path | str | None = None, **options) -> tuple[int, str, str]:
+        """Exit status, stdout and stderr of the command."""
+        process = self.start(*overrides, run=run, **options)
+        out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    def metrics(self, run: Path) -> dict:
+        return json.loads((run / "metrics.json").read_text())
+
+
+def lines(code: str, count: int) -> str:
+    """The first lines of an embedded corpus."""
+    with gzip.open(EMBEDDED / f"{code}.train.txt.gz", "rt", encoding="utf-8") as stream:
+        return "".join(line for line, _ in zip(stream, range(count), strict=False))
+
+
+def make_workplace(folder: Path) -> Workplace:
+    """Texts and configuration, without a run."""
+    (folder / "conf" / "langset").mkdir(parents=True)
+    (folder / "conf" / "lang").mkdir()
+    for code in ("en", "de", "el", "sw"):
+        (folder / f"{code}.txt").write_text(lines(code, 2000), encoding="utf-8")
+    languages = "\n".join(
+        f"  {code}: {{text: {folder / file}}}" for code, file in (("en_XX", "en.txt"), ("de_DE", "de.txt"))
+    )
+    (folder / "conf" / "langset" / "two.yaml").write_text(f"vocabulary_size: 1000\nlanguages:\n{languages}\n")
+    for name, code in (("greek", "el_GR"), ("swahili", "sw_KE")):
+        content = LANGUAGE_TO_ADD.format(name=name, code=code, text=folder / f"{code[:2]}.txt")
+        (folder / "conf" / "lang" / f"{name}.yaml").write_text(content)
+    return Workplace(folder)
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A workplace with a finished base of six steps."""
+    place = make_workplace(tmp_path_factory.mktemp("workplace"))
+    status, out, err = place.call("trainer.max_steps=6", run=place.base)
+    assert status == 0, err
+    return place
+
+
+@pytest.fixture(scope="session")
+def extended(workplace: Workplace) -> Path:
+    """The base with Greek and Swahili, added in one run."""
+    run = workplace.folder / "both"
+    status, out, err = workplace.call("+lang=[greek,swahili]", f"base={workplace.base}", "trainer.max_steps=6", run=run)
+    assert status == 0, err
+    return run

@@ -1,0 +1,147 @@
+"""Adding languages by the real command: what moves, what does not, and what is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+from xmod_lab.languages.packs import install_pack
+from xmod_lab.languages.proof import tensor_digests
+from xmod_lab.model import XmodForMaskedLM
+
+
+def test_every_tensor_of_the_base_is_in_the_extended_model_bit_for_bit(workplace, extended):
+    before = tensor_digests(XmodForMaskedLM.from_pretrained(workplace.base / "model"))
+    after = tensor_digests(XmodForMaskedLM.from_pretrained(extended / "model"))
+    assert {name: after[name] for name in before} == before  # LM head and the other slots included: peers' bugs 8, 9
+    new = after.keys() - before.keys()
+    assert new and all(".el_GR." in name or ".sw_KE." in name for name in new)
+
+
+def test_logits_of_old_languages_are_bit_equal_after_extension(workplace, extended):
+    old = XmodForMaskedLM.from_pretrained(workplace.base / "model").eval()
+    new = XmodForMaskedLM.from_pretrained(extended / "model").eval()
+    ids = torch.randint(5, 900, (3, 20), generator=torch.Generator().manual_seed(0))
+    for code in old.languages:
+        lang_ids = torch.full((3,), old.lang_id(code))
+        assert torch.equal(old(ids, lang_ids=lang_ids).logits, new(ids, lang_ids=lang_ids).logits)
+
+
+def test_figures_of_old_languages_are_equal_to_the_last_bit_and_the_new_one_has_learned(workplace, extended):
+    metrics = workplace.metrics(extended)
+    for unit in ("loss", "bpb"):
+        for code in ("en_XX", "de_DE"):
+            assert metrics[f"val/{unit}/{code}"] == metrics[f"before/val/{unit}/{code}"]
+            assert metrics[f"val/{unit}/{code}"] == workplace.metrics(workplace.base)[f"val/{unit}/{code}"]
+        for code in ("el_GR", "sw_KE"):
+            assert metrics[f"val/{unit}/{code}"] < metrics[f"before/val/{unit}/{code}"]
+            assert f"unigram/{unit}/{code}" in metrics
+
+
+def test_proof_is_saved_and_holds(extended):
+    proof = json.loads((extended / "proof.json").read_text())
+    assert proof["holds"] and proof["tensors_changed"] == [] and proof["tensors_compared"] > 50
+    assert all(entry["equal"] for entry in proof["logits"].values())
+
+
+def test_each_pack_is_bit_identical_to_the_one_made_alone(workplace, extended, tmp_path):
+    status, _, err = workplace.call(
+        "+lang=swahili", f"base={workplace.base}", "trainer.max_steps=6", run=tmp_path / "alone"
+    )
+    assert status == 0, err
+    assert _files(tmp_path / "alone" / "pack" / "sw_KE") == _files(extended / "pack" / "sw_KE")
+
+
+def test_packs_give_the_same_model_in_any_order(workplace, extended):
+    digests = []
+    for order in (("el_GR", "sw_KE"), ("sw_KE", "el_GR")):
+        model = XmodForMaskedLM.from_pretrained(workplace.base / "model")
+        for code in order:
+            install_pack(model, extended / "pack" / code)
+        digests.append(tensor_digests(model))
+    assert digests[0] == digests[1] == tensor_digests(XmodForMaskedLM.from_pretrained(extended / "model"))
+
+
+def test_only_the_new_language_is_in_the_checkpoints(extended):
+    file = sorted((extended / "checkpoints" / "el_GR").glob("*.ckpt"))[-1]
+    state = torch.load(file, weights_only=True)
+    assert state["state_dict"] and all(".el_GR." in name for name in state["state_dict"])
+
+
+def test_run_loads_in_transformers_with_our_logits(extended):
+    ours = XmodForMaskedLM.from_pretrained(extended / "model").eval()
+    theirs, info = transformers.XmodForMaskedLM.from_pretrained(extended / "model", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    ids = torch.randint(5, 900, (4, 24), generator=torch.Generator().manual_seed(1))
+    lang_ids = torch.tensor([1, 0, 3, 2])  # the added slots as well, on the base's vocabulary
+    with torch.no_grad():
+        x, route, _, _ = ours.roberta.encode(ids, lang_ids)
+        logits = ours.predict(route.leave(x), ours.get_input_embeddings())
+        torch.testing.assert_close(logits, theirs.eval()(ids, lang_ids=lang_ids).logits, atol=1e-5, rtol=0)
+
+
+def test_tokenizers_lie_beside_the_model_and_in_the_pack(extended):
+    base = AutoTokenizer.from_pretrained(extended / "model")
+    greek = AutoTokenizer.from_pretrained(extended / "model" / "languages" / "el_GR")
+    packed = AutoTokenizer.from_pretrained(extended / "pack" / "el_GR")
+    text = "Καλημέρα σας, τι κάνετε;"
+    assert greek(text)["input_ids"] == packed(text)["input_ids"] != base(text)["input_ids"]
+    assert greek.unk_token_id not in greek(text)["input_ids"]
+
+
+def test_vocabulary_keep_trains_the_slot_alone(workplace, tmp_path):
+    run = tmp_path / "keep"
+    status, out, err = workplace.call("+lang=swahili", "lang.swahili.vocabulary=keep", "lang.swahili.slot_init=copy:de_DE",
+                                      f"base={workplace.base}", "trainer.max_steps=2", run=run)  # fmt: skip
+    assert status == 0, err
+    names = load_file(run / "pack" / "sw_KE" / "pack.safetensors").keys()
+    assert names and all(".adapter_modules.sw_KE." in name for name in names)
+    manifest = json.loads((run / "pack" / "sw_KE" / "manifest.json").read_text())
+    assert manifest["slot"] == {"init": "copy:de_DE", "donors": ["de_DE"]} and manifest["pieces"] is None
+
+
+def test_a_second_extension_builds_on_the_first(workplace, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for name, base, run in (("greek", workplace.base, first), ("swahili", first / "model", second)):
+        status, _, err = workplace.call(f"+lang={name}", f"base={base}", "trainer.max_steps=2", run=run)
+        assert status == 0, err
+    model = XmodForMaskedLM.from_pretrained(second / "model")
+    assert model.languages == ["en_XX", "de_DE", "el_GR", "sw_KE"]
+    assert set(model.config.vocabularies) == {"el_GR", "sw_KE"}
+    greek = {n: d for n, d in tensor_digests(model).items() if ".el_GR." in n}
+    assert greek.items() <= tensor_digests(XmodForMaskedLM.from_pretrained(first / "model")).items()
+
+
+@pytest.mark.parametrize("part", ["shared", "other slot"])
+def test_a_violated_proof_fails_the_run(workplace, tmp_path, monkeypatch, capsys, part):
+    """Something moves a frozen tensor during training: the run must say so, exit with 1, and write no pack."""
+    from xmod_lab import pretrain
+    from xmod_lab.training.module import MaskedLanguageModeling
+
+    def nudge(module, *_):
+        name = (
+            "lm_head.dense.bias"
+            if part == "shared"
+            else "roberta.encoder.layer.0.output.adapter_modules.en_XX.dense1.bias"
+        )
+        module.model.get_parameter(name).data[0] += 1e-6
+
+    monkeypatch.setattr(MaskedLanguageModeling, "on_train_end", nudge, raising=False)
+    arguments = workplace.arguments(
+        "+lang=greek", f"base={workplace.base}", "trainer.max_steps=2", run=tmp_path / "run"
+    )
+    monkeypatch.setattr("sys.argv", ["pretrain", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        pretrain.main()
+    assert stop.value.code == 1
+    assert "does not hold" in capsys.readouterr().err
+    assert not json.loads((tmp_path / "run" / "proof.json").read_text())["holds"]
+    assert not (tmp_path / "run" / "pack" / "el_GR").exists() and not (tmp_path / "run" / "metrics.json").exists()
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

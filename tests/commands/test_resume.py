@@ -1,0 +1,100 @@
+"""Interrupted and resumed runs end where uninterrupted ones do, to the bit. Real processes, really killed."""
+
+import csv
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+STEPS = 12
+LONG = [f"trainer.max_steps={STEPS}", "trainer.checkpoint_every=2", "model.hidden_dropout_prob=0.1"]
+
+
+def _kill_during(process, checkpoints: Path, at_least: int, delay: float) -> None:
+    """SIGKILL at a random moment after checkpoint number ``at_least`` was written."""
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob(f"step{at_least:06d}.ckpt")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
+def _curve(run: Path) -> list[dict]:
+    with (run / "metrics.csv").open() as stream:
+        return [{k: v for k, v in row.items() if "per_second" not in k} for row in csv.DictReader(stream)]
+
+
+@pytest.mark.parametrize("kind", ["base", "extension"])
+def test_a_killed_run_resumes_to_the_same_bits(workplace, tmp_path, kind):
+    overrides = LONG if kind == "base" else [*LONG[:2], "+lang=greek", f"base={workplace.base}"]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    status, _, err = workplace.call(*overrides, run=whole)
+    assert status == 0, err
+    part = "" if kind == "base" else "el_GR"
+    process = workplace.start(*overrides, "trainer.keep_checkpoints=9", run=killed)
+    _kill_during(process, killed / "checkpoints" / part, 2 * random.randint(1, 2), random.random() * 0.05)
+    assert not (killed / "metrics.json").exists()
+    status, out, err = workplace.call(*overrides, run=killed)
+    assert status == 0, err
+    assert "resuming from" in out + err
+    for file in ("model.safetensors",) if kind == "base" else ("model.safetensors", "languages/el_GR/vocabulary.safetensors"):
+        assert (whole / "model" / file).read_bytes() == (killed / "model" / file).read_bytes()
+    assert _curve(whole) == _curve(killed)
+    final = [{k: v for k, v in workplace.metrics(run).items() if "per_second" not in k} for run in (whole, killed)]
+    assert final[0] == final[1]
+
+
+def test_a_finished_run_is_left_alone(workplace):
+    before = {p: p.stat().st_mtime_ns for p in (workplace.base / "model").rglob("*")}
+    status, out, err = workplace.call("trainer.max_steps=6", run=workplace.base)
+    assert status == 0 and "finished" in out + err
+    assert {p: p.stat().st_mtime_ns for p in (workplace.base / "model").rglob("*")} == before
+
+
+def test_resume_never_starts_over(workplace, tmp_path):
+    for resume in ("auto", "never"):
+        status, out, err = workplace.call("trainer.max_steps=2", f"resume={resume}", run=tmp_path / "run")
+        assert status == 0, err
+        assert "resuming" not in out + err and "finished" not in out + err
+
+
+def test_ctrl_c_says_how_to_go_on_and_keeps_the_checkpoints(workplace, tmp_path):
+    process = workplace.start("trainer.max_steps=4000", run=tmp_path / "run")
+    _wait_for(tmp_path / "run" / "checkpoints", process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "goes on from the newest checkpoint" in err
+    assert list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+
+
+def _wait_for(folder: Path, process) -> None:
+    while not list(folder.glob("*.ckpt")):
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+
+
+def test_base_and_extension_under_two_processes_equal_one_process(workplace, tmp_path):
+    """Two gloo processes see together the batch that one sees alone. Sums run in another order, so: close, not equal."""
+    runs = {}
+    for devices in (1, 2):
+        run = runs[devices] = tmp_path / f"devices{devices}"
+        status, _, err = workplace.call("trainer.max_steps=6", f"trainer.devices={devices}", "trainer.precision=32-true",
+                                        "trainer.log_every=1", run=run)  # fmt: skip
+        assert status == 0, err
+    curves = [_curve(run) for run in runs.values()]
+    losses = [[float(row["train/loss"]) for row in curve if row["train/loss"]] for curve in curves]
+    assert len(losses[0]) == 6
+    assert losses[0] == pytest.approx(losses[1], abs=2e-5)
+    weights = [load_file(run / "model" / "model.safetensors") for run in runs.values()]
+    assert all((weights[0][n] - weights[1][n]).abs().max() < 1e-3 for n in weights[0])
+    run = tmp_path / "extension"
+    status, _, err = workplace.call("+lang=greek", f"base={runs[1]}", "trainer.max_steps=2", "trainer.devices=2", run=run)
+    assert status == 0, err
+    assert json.loads((run / "proof.json").read_text())["holds"]

@@ -1,0 +1,50 @@
+"""Multirun, and W&B as it works without a key and without a network."""
+
+import json
+from pathlib import Path
+
+from xmod_lab.config import OmegaConf
+
+
+def test_a_sweep_over_languages_runs_each_once_with_one_tracked_run_each(workplace, tmp_path):
+    """With two devices as well: peers' sweeps run twice then (bug 13)."""
+    status, out, err = workplace.call(
+        "-m", "+lang=greek,swahili", f"base={workplace.base}", "trainer.max_steps=2", "trainer.devices=2", "logger=default",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}", env={"WANDB_API_KEY": "", "HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert status == 0, err
+    jobs = sorted(p for p in (tmp_path / "sweep").iterdir() if p.is_dir())
+    assert [p.name for p in jobs] == ["0", "1"]
+    assert [next((p / "pack").iterdir()).name for p in jobs] == ["el_GR", "sw_KE"]
+    assert not list((workplace.folder / "runs" / "pretrain").glob("*")) if (workplace.folder / "runs" / "pretrain").exists() else True
+    for job in jobs:
+        assert (job / "metrics.json").is_file() and (job / "config.yaml").is_file()
+        run_id = json.loads((job / "state.json").read_text())["wandb_id"]
+        offline = [p.name for p in (job / "wandb").glob("offline-run-*")]
+        assert len(offline) == 1 and offline[0].endswith(run_id)
+
+
+def test_a_sweep_over_seeds_keeps_the_runs_apart(workplace, tmp_path):
+    status, _, err = workplace.call("-m", "seed=1,2", "trainer.max_steps=2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert status == 0, err
+    seeds = [OmegaConf.load(tmp_path / "sweep" / job / "config.yaml").seed for job in "01"]
+    weights = [(tmp_path / "sweep" / job / "model" / "model.safetensors").read_bytes() for job in "01"]
+    assert seeds == [1, 2] and weights[0] != weights[1]
+
+
+def test_a_failing_job_does_not_stop_its_siblings(workplace, tmp_path):
+    status, _, err = workplace.call("-m", "+lang=greek,swahili", "lang.greek.text=missing.txt", f"base={workplace.base}",
+                                    f"hydra.sweep.dir={tmp_path / 'sweep'}")  # fmt: skip
+    assert status != 0
+
+
+def test_auto_uses_the_newest_base_that_matches_and_makes_one_when_there_is_none(workplace, tmp_path):
+    runs = [f"runs={tmp_path / 'runs'}", f"data.folder={workplace.folder / 'runs' / 'prepared'}", "task.pretrain.steps=2"]
+    for number in (1, 2):
+        status, out, err = workplace.call("+lang=swahili", "trainer.max_steps=2", *runs, run=tmp_path / f"extension{number}")
+        assert status == 0, err
+        made = "no finished base" in out + err
+        assert made == (number == 1)
+    bases = list((tmp_path / "runs" / "pretrain").iterdir())
+    assert len(bases) == 1 and bases[0].name.startswith("base-")
+    assert Path(OmegaConf.load(tmp_path / "extension2" / "config.yaml").base) == bases[0].resolve()

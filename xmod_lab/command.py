@@ -1,0 +1,71 @@
+"""What all commands share: Hydra around a function, one clear message for a bad input, and the exit status.
+
+Exit status: 0 done; 1 a proof that does not hold, or a bug, with its traceback; 2 bad input; 130 interrupted.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import hydra
+import transformers
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, register_schemas, validate
+from xmod_lab.errors import ProofError, UserError
+
+Work = Callable[[PretrainConfig, Path, list[str], str | None], None]
+
+
+def run_command(name: str, work: Work) -> None:
+    """Compose ``conf/<name>.yaml`` with the command line, validate it, and call ``work`` with the configuration, the
+    run dir, the keys set on the command line, and the name of the sweep if it is one. Never returns."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here as they are
+    register_schemas()
+
+    @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=name)
+    def job(composed: DictConfig) -> None:
+        cfg = from_hydra(composed)
+        validate(cfg)
+        hydra_cfg = HydraConfig.get()
+        asked = [override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task]
+        sweep = Path(hydra_cfg.sweep.dir).name if hydra_cfg.mode == RunMode.MULTIRUN else None
+        work(cfg, Path(hydra_cfg.runtime.output_dir), asked, sweep)
+
+    sys.exit(guarded(job))
+
+
+def guarded(job: Callable[[], None]) -> int:
+    """Call ``job`` and return the exit status; a message for the user goes to stderr."""
+    datasets.disable_progress_bars()  # of saving small files; the long work has bars of its own
+    transformers.utils.logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch")
+        try:
+            job()
+        except UserError as error:
+            return _say(str(error), 2)
+        except (HydraException, OmegaConfBaseException) as error:
+            return _say(explain(error), 2)
+        except ProofError as error:
+            return _say(str(error), 1)
+        except (FileExistsError, NotADirectoryError, PermissionError) as error:
+            return _say(f"cannot write {error.filename} ({error.strerror}); set hydra.run.dir and runs to folders that "
+                        "you can write to", 2)  # fmt: skip
+        except KeyboardInterrupt:
+            return _say(
+                "interrupted; the same command with the same hydra.run.dir goes on from the newest checkpoint", 130
+            )
+    return 0
+
+
+def _say(message: str, status: int) -> int:
+    print(f"error: {message}" if status != 130 else message, file=sys.stderr)
+    return status

@@ -1,0 +1,30 @@
+"""Clean, tokenise and pack the text of a language set, and of languages to add, and show what is in it.
+
+    python -m xmod_lab.prepare [langset=NAME] [+lang=NAME] [rebuild=true]
+
+``pretrain`` does the same when it finds nothing prepared.
+"""
+
+from pathlib import Path
+
+from xmod_lab.command import run_command
+from xmod_lab.config import PretrainConfig
+from xmod_lab.training.data import prepare_base, prepare_language
+from xmod_lab.training.tables import corpus_table
+
+
+def main() -> None:
+    """Entry point of the command."""
+    run_command("prepare", _prepare)
+
+
+def _prepare(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
+    base = prepare_base(cfg)
+    corpus_table(base, f"{cfg.data.folder}: text of the language set; tokenizer {base.folder}")
+    for lang in cfg.lang.values():
+        prepared = prepare_language(cfg, lang, None if lang.vocabulary == "own" else base.folder)
+        corpus_table(prepared, f"{cfg.data.folder}: text of {lang.code}; tokenizer {prepared.folder}")
+
+
+if __name__ == "__main__":
+    main()

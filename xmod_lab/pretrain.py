@@ -1,0 +1,44 @@
+"""Pre-train a modular model, or add languages to one.
+
+python -m xmod_lab.pretrain [langset=NAME] [model=tiny|small|base|shared] [KEY=VALUE ...]
+python -m xmod_lab.pretrain +lang=new_lang [lang.new_lang.code=oc_FR lang.new_lang.text=my.txt] [base=RUN]
+python -m xmod_lab.pretrain +lang=[new_lang,sw]
+python -m xmod_lab.pretrain -m +lang=new_lang,sw seed=1,2
+"""
+
+import logging
+import sys
+from pathlib import Path
+
+from xmod_lab.command import guarded, run_command
+from xmod_lab.config import PretrainConfig
+from xmod_lab.errors import UserError
+from xmod_lab.training.distributed import launch, launched
+from xmod_lab.training.run import run_training
+from xmod_lab.training.rundir import RunDir
+
+
+def main() -> None:
+    """Entry point of the command."""
+    run_command("pretrain", _start)
+
+
+def _start(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
+    if cfg.trainer.devices * cfg.trainer.nodes == 1 or launched():
+        run_training(cfg, RunDir(folder), asked, group=sweep)
+        return
+    if cfg.trainer.nodes > 1:
+        raise UserError(f"trainer.nodes is {cfg.trainer.nodes}: start several machines with torchrun, and name the run "
+                        "dir with hydra.run.dir=PATH")  # fmt: skip
+    status = launch(_in_process, (cfg, folder, asked, sweep), cfg.trainer.devices)
+    if status:
+        logging.shutdown()
+        sys.exit(status)
+
+
+def _in_process(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:
+    return guarded(lambda: run_training(cfg, RunDir(folder), asked, group=sweep))
+
+
+if __name__ == "__main__":
+    main()

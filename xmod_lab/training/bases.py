@@ -1,0 +1,166 @@
+"""Which model languages are added to: the one that is named, else the newest base that matches, else a new one."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from xmod_lab.config import PretrainConfig
+from xmod_lab.errors import UserError
+from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.training.rundir import RunDir
+
+log = logging.getLogger(__name__)
+_PLACES = ("folder", "workers")  # settings of data that say where and how, not what
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model that languages are added to.
+
+    Args:
+        model: folder or hub id; ``None``: random weights (``base=random``).
+        tokenizer: its tokenizer's folder or hub id; ``None``: the one that the configuration gives.
+        cfg: how it was pre-trained, or, where that is not known, how its languages are to be read.
+    """
+
+    name: str
+    model: str | None
+    tokenizer: str | None
+    cfg: PretrainConfig
+
+    def load(self, pieces: int) -> XmodForMaskedLM:
+        """The model, in evaluation mode. ``pieces``: size of the vocabulary, for random weights."""
+        if self.model is None:
+            return new_model(self.cfg, pieces).eval()
+        try:
+            return XmodForMaskedLM.from_pretrained(self.model).eval()
+        except UserError:
+            raise
+        except Exception as error:  # transformers raises whatever its readers and the network raise
+            raise UserError(f"base '{self.name}' cannot be loaded ({str(error).splitlines()[0]}); give a folder that "
+                            "save_pretrained wrote or a run that is finished") from error  # fmt: skip
+
+
+def new_model(cfg: PretrainConfig, pieces: int) -> XmodForMaskedLM:
+    """A model with random weights, which are a function of ``cfg.seed``."""
+    import pytorch_lightning as pl
+
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    return XmodForMaskedLM(cfg.model_config(pieces))
+
+
+def resolve(cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainConfig, RunDir], None]) -> Base:
+    """Find the base that ``cfg.base`` means; ``auto`` calls ``pretrain(cfg, run)`` when there is none yet.
+
+    Args:
+        asked: the keys that were set on the command line: they must not contradict the base.
+    Raises:
+        UserError: the base is of another size than was asked for, or cannot be read.
+    """
+    if cfg.base == "random":
+        log.info("base: random weights")
+        return Base("random", None, None, replace(cfg, lang={}))
+    if cfg.base == "auto":
+        run = newest_matching(cfg)
+        if run is None:
+            run = _pretrain_now(cfg, pretrain)
+        return _from_run(run, cfg, asked)
+    path = Path(cfg.base)
+    if (path / "model" / "config.json").is_file() and (path / "config.yaml").is_file():
+        return _from_run(RunDir(path), cfg, asked)
+    folder = str(path / "model") if (path / "model" / "config.json").is_file() else cfg.base
+    return Base(cfg.base, folder, folder, replace(cfg, lang={}))
+
+
+def agree(base: Base, model: XmodForMaskedLM, cfg: PretrainConfig, asked: list[str]) -> None:
+    """Whether a base fits what was asked for, and is new to the languages.
+
+    Raises:
+        UserError: another size, a code that exists already, or a row longer than its positions.
+    """
+    if any(key == "model" or key.startswith("model.") for key in asked):
+        wanted = cfg.model_config(model.config.vocab_size)
+        sizes = [f.name for f in fields(cfg.model) if f.name != "shared_slot" and "dropout" not in f.name]
+        other = [
+            f"{name} is {getattr(model.config, name)} there, {getattr(wanted, name)} was asked for"
+            for name in sizes
+            if getattr(model.config, name) != getattr(wanted, name)
+        ]
+        if other:
+            raise UserError(f"base {base.name} is of another size: {'; '.join(other)}. Leave model out: "
+                            "an extension has the size of its base, or choose another base")  # fmt: skip
+    for name, lang in cfg.lang.items():
+        if lang.code in model.languages:
+            raise UserError(f"lang.{name}.code '{lang.code}' exists in base {base.name} already "
+                            f"({', '.join(model.languages)}); choose another code, or a base without it")  # fmt: skip
+    if cfg.data.row_length > model.config.max_position_embeddings - 2:
+        raise UserError(f"data.row_length {cfg.data.row_length} exceeds the base's "
+                        f"{model.config.max_position_embeddings - 2} positions; set a shorter row")  # fmt: skip
+
+
+def inherit(cfg: PretrainConfig, base: Base, asked: list[str]) -> PretrainConfig:
+    """``cfg`` with model, language set and data settings of the base, but for what was set on the command line."""
+    kept = {} if "data" not in asked else asdict(cfg.data)
+    kept |= {f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if f"data.{f.name}" in asked}
+    kept |= {name: getattr(cfg.data, name) for name in _PLACES}
+    return replace(cfg, model=base.cfg.model, langset=base.cfg.langset, data=replace(base.cfg.data, **kept))
+
+
+def newest_matching(cfg: PretrainConfig) -> RunDir | None:
+    """The newest finished base run under ``cfg.runs`` with the same model, language set, data settings and task."""
+    found = []
+    for file in Path(cfg.runs).glob("**/metrics.json"):
+        run = RunDir(file.parent)
+        if (run / "config.yaml").is_file() and (run / "model" / "config.json").is_file():
+            try:
+                other = load_config(run)
+            except UserError:
+                continue  # of another version: not for us
+            if not other.lang and _identity(other) == _identity(cfg):
+                found.append((file.stat().st_mtime, run))
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def load_config(run: RunDir) -> PretrainConfig:
+    """The configuration that a run wrote down. Raises UserError when it cannot be read."""
+    try:
+        stored = OmegaConf.load(run / "config.yaml")
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PretrainConfig), stored))
+    except (OSError, OmegaConfBaseException) as error:
+        raise UserError(f"{run / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}); it may be of another "
+                        "version: give the model folder as base") from error  # fmt: skip
+
+
+def _identity(cfg: PretrainConfig) -> dict:
+    data = {k: v for k, v in asdict(cfg.data).items() if k not in _PLACES}
+    task = {"name": cfg.task.name, "mask_rate": cfg.task.mask_rate, "mask_policy": cfg.task.mask_policy}
+    return {"model": asdict(cfg.model), "langset": asdict(cfg.langset), "data": data, "task": task}
+
+
+def _pretrain_now(cfg: PretrainConfig, pretrain: Callable[[PretrainConfig, RunDir], None]) -> RunDir:
+    """Pre-train the base that ``cfg`` describes, by the task's own recipe; a half-made one is continued."""
+    trainer = replace(cfg.trainer, max_steps=None, max_tokens=None)
+    own = replace(cfg, lang={}, base="auto", resume="auto", trainer=trainer)
+    key = {**_identity(own), "recipe": asdict(own.task.pretrain), "seed": own.seed, "rows": trainer.rows_per_step}
+    name = hashlib.sha256(json.dumps([key, trainer.precision], sort_keys=True).encode()).hexdigest()[:8]
+    run = RunDir(Path(cfg.runs) / "pretrain" / f"base-{name}")
+    log.info("no finished base under '%s' matches; pre-training one in %s", cfg.runs, run.path)
+    pretrain(own, run)
+    return run
+
+
+def _from_run(run: RunDir, cfg: PretrainConfig, asked: list[str]) -> Base:
+    if not run.finished:
+        raise UserError(f"base {run.path} is not finished (no metrics.json); continue it with: "
+                        f"python -m xmod_lab.pretrain hydra.run.dir={run.path} and its settings")  # fmt: skip
+    base_cfg = load_config(run)
+    log.info("base: %s (%d steps, %s tokens); another one with base=PATH", run.path, base_cfg.steps,
+             f"{base_cfg.steps * base_cfg.tokens_per_step:,}")  # fmt: skip
+    model = str(run / "model")
+    return Base(str(run.path), model, model, replace(base_cfg, data=replace(base_cfg.data, folder=cfg.data.folder)))

@@ -1,0 +1,152 @@
+"""What happens beside the training step: the curve, validation of every language, and progress for the person."""
+
+import logging
+import sys
+import time
+from collections.abc import Callable
+
+import pytorch_lightning as pl
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from xmod_lab.training.distributed import gather, rank
+from xmod_lab.training.scoring import Scorer, score_all
+from xmod_lab.training.tracking import Tracking
+
+log = logging.getLogger(__name__)
+
+
+class LearningCurve(pl.Callback):
+    """Writes a line every ``log_every`` steps, and scores every language at the start, every ``validate_every`` steps
+    and at the end.
+
+    Args:
+        suffix: added to the names of training figures: ``/<code>`` where one language trains alone, else nothing.
+        last_step: the step at which training ends.
+    """
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        scorers: dict[str, Scorer],
+        *,
+        tokens_per_step: int,
+        log_every: int,
+        validate_every: int,
+        last_step: int,
+        suffix: str = "",
+    ):
+        self.tracking, self.scorers, self.suffix = tracking, scorers, suffix
+        self.tokens_per_step, self.log_every, self.validate_every = tokens_per_step, log_every, validate_every
+        self.last_step = last_step
+        self.loss_sum, self.losses = 0.0, 0  # of the micro-batches since the last line; saved in checkpoints
+        self.seconds = 0.0  # spent training in this process, scoring apart
+        self.steps_timed = 0
+        self.first: dict[str, float] = {}  # scores before the first step
+        self.final: dict[str, float] = {}  # the newest scores; after the last step, those of the whole run
+        self._since_line = (0.0, 0)
+        self._began = 0.0
+
+    def state_dict(self) -> dict:
+        return {"loss_sum": self.loss_sum, "losses": self.losses, "first": self.first, "final": self.final}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.loss_sum, self.losses = state["loss_sum"], state["losses"]
+        self.first, self.final = state["first"], state["final"]
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Over the steps of this process, scoring apart."""
+        return self.steps_timed * self.tokens_per_step / self.seconds if self.seconds else float("nan")
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self.first = self._validate(trainer, module)
+        self._began = time.perf_counter()
+
+    def on_train_batch_end(self, trainer, module, outputs: dict[str, Tensor], batch: dict, batch_idx: int) -> None:
+        self.loss_sum += float(outputs["loss"].detach())
+        self.losses += 1
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        self._tick()
+        self.steps_timed += 1
+        step = trainer.global_step
+        if step % self.log_every == 0 or step == self.last_step:
+            self._line(trainer, step)
+        if step % self.validate_every == 0 or step == self.last_step:
+            self.final = self._validate(trainer, module)
+        self._began = time.perf_counter()
+
+    def _tick(self) -> None:
+        now = time.perf_counter()
+        self.seconds, self._began = self.seconds + now - self._began, now
+
+    def _line(self, trainer: pl.Trainer, step: int) -> None:
+        loss = torch.tensor(self.loss_sum / self.losses, dtype=torch.float64)
+        loss = float(trainer.strategy.reduce(loss.to(trainer.strategy.root_device), reduce_op="mean"))
+        seconds, steps = self.seconds - self._since_line[0], self.steps_timed - self._since_line[1]
+        self._since_line = self.seconds, self.steps_timed
+        self.loss_sum, self.losses = 0.0, 0
+        figures = {
+            "train/loss": loss,
+            "train/tokens": step * self.tokens_per_step,
+            "train/tokens_per_second": steps * self.tokens_per_step / max(seconds, 1e-9),
+            "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
+        }
+        trainer.xmod_line = f"loss {loss:.3f} · {figures['train/tokens_per_second']:,.0f} tokens/s"
+        self.tracking.log({name + self.suffix: value for name, value in figures.items()}, step)
+
+    def _validate(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
+        """Every language's score; several processes share the languages out."""
+        mine = list(self.scorers)[trainer.global_rank :: trainer.world_size]
+        figures = gather(score_all(module.model, {code: self.scorers[code] for code in mine}))
+        figures = {name: figures[name] for code in self.scorers for name in (f"val/loss/{code}", f"val/bpb/{code}")}
+        self.tracking.log(figures, trainer.global_step)
+        mean = sum(v for n, v in figures.items() if n.startswith("val/bpb/")) / len(self.scorers)
+        log.info("step %d: %.4f bits per byte (mean of %d languages)", trainer.global_step, mean, len(self.scorers))
+        return figures
+
+
+class ProgressLine(pl.Callback):
+    """A bar with loss, tokens per second and time left; on anything but a terminal, a line every ten seconds."""
+
+    def __init__(self, title: str, steps: int, clock: Callable[[], float] = time.monotonic):
+        self.title, self.steps, self.clock = title, steps, clock
+        self.bar: Progress | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.began, self.first = self.clock(), trainer.global_step
+        self.told = self.began
+        trainer.xmod_line = ""
+        if rank() == 0 and sys.stderr.isatty():
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[line]}"),
+            )
+            self.bar = Progress(*columns, TimeRemainingColumn())
+            self.task = self.bar.add_task(self.title, total=self.steps, completed=self.first, line="")
+            self.bar.start()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int) -> None:
+        step, now = trainer.global_step, self.clock()
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, line=trainer.xmod_line)
+        elif now - self.told >= 10 and step > self.first:
+            self.told = now
+            left = (now - self.began) / (step - self.first) * (self.steps - step)
+            log.info("%s: step %d of %d · %s · %.0f s left", self.title, step, self.steps, trainer.xmod_line, left)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._stop()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None

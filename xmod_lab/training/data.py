@@ -1,0 +1,179 @@
+"""From the configuration to tokenizers, prepared corpora, batches and scorers: what a run reads."""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.config import LangConfig, PretrainConfig
+from xmod_lab.errors import UserError
+from xmod_lab.text.batches import BatchStream, Layout
+from xmod_lab.text.masking import Masker
+from xmod_lab.text.mixture import Mixture, proportions
+from xmod_lab.text.rows import Corpus, prepare_corpus
+from xmod_lab.text.vocabulary import load_tokenizer, own_tokenizer
+from xmod_lab.training.scoring import Scorer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Languages that share one vocabulary. ``folder`` holds the tokenizer's files; it may be a hub id."""
+
+    tokenizer: PreTrainedTokenizerBase
+    folder: str
+    corpora: dict[str, Corpus]
+
+    @property
+    def digest(self) -> str:
+        """Of the text, tokenizer and settings of all corpora."""
+        parts = [f"{code}={corpus.digest}" for code, corpus in self.corpora.items()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def scorers(self, attention: str) -> dict[str, Scorer]:
+        """A scorer for each language."""
+        return {c: Scorer(corpus, self.tokenizer, attention=attention) for c, corpus in self.corpora.items()}
+
+
+def prepare_base(cfg: PretrainConfig, *, tokenizer: str | None = None, codes: list[str] | None = None) -> Prepared:
+    """The language set with its vocabulary: ``tokenizer``, else ``data.tokenizer``, else one trained on its text.
+
+    Args:
+        codes: prepare these languages of the set only (those that a given base has); default: all.
+    """
+    sources = {code: cfg.source(text) for code, text in cfg.langset.languages.items() if codes is None or code in codes}
+    folder = tokenizer or cfg.data.tokenizer
+    if folder is None:
+        folder = _train_tokenizer(cfg, sources, cfg.langset.vocabulary_size)
+    return _prepare(cfg, sources, folder)
+
+
+def prepare_language(cfg: PretrainConfig, lang: LangConfig, tokenizer: str | None) -> Prepared:
+    """One language to add. ``tokenizer``: folder of the one it uses; ``None``: one trained on its text."""
+    sources = {lang.code: cfg.source(lang)}
+    folder = tokenizer or _train_tokenizer(cfg, sources, lang.vocabulary_size)
+    prepared = _prepare(cfg, sources, folder)
+    _check_rows(prepared, cfg, f"the text of {lang.code} ({lang.text})")
+    return prepared
+
+
+def _train_tokenizer(cfg: PretrainConfig, sources: dict, pieces: int) -> str:
+    path = own_tokenizer(
+        sources,
+        pieces=pieces,
+        alpha=cfg.data.alpha,
+        byte_fallback=cfg.data.byte_fallback,
+        normalization=cfg.data.normalization,
+        folder=Path(cfg.data.folder),
+        rebuild=cfg.rebuild,
+    )
+    return str(path)
+
+
+def _prepare(cfg: PretrainConfig, sources: dict, folder: str) -> Prepared:
+    tokenizer = load_tokenizer(folder)
+    corpora = {}
+    for code, source in sources.items():
+        corpora[code] = prepare_corpus(
+            code,
+            source,
+            tokenizer,
+            length=cfg.data.row_length,
+            folder=Path(cfg.data.folder),
+            rebuild=cfg.rebuild,
+        )
+    return Prepared(tokenizer, folder, corpora)
+
+
+def _check_rows(prepared: Prepared, cfg: PretrainConfig, what: str) -> None:
+    """A step must not need more rows than there are, and every language needs some to learn from and to be scored on.
+
+    Raises:
+        UserError: saying how many rows there are.
+    """
+    rows = {code: len(corpus.train) for code, corpus in prepared.corpora.items()}
+    empty = [code for code, n in rows.items() if n == 0]
+    if sum(rows.values()) < cfg.trainer.rows_per_step or empty:
+        short = f"{', '.join(empty)} has none" if empty else f"one batch needs {cfg.trainer.rows_per_step}"
+        raise UserError(f"{what} gives {sum(rows.values())} rows of {cfg.data.row_length} pieces, but {short}; give "
+                        "more text, or set a smaller trainer.rows_per_step or data.row_length")  # fmt: skip
+
+
+def mixture_of(cfg: PretrainConfig, prepared: Prepared, *, steps: int, seed: int) -> Mixture:
+    """The mixture p ∝ rows^alpha that the configuration asks for."""
+    _check_rows(prepared, cfg, "the text of the language set")
+    sizes = {code: len(corpus.train) for code, corpus in prepared.corpora.items()}
+    budget = steps * cfg.trainer.rows_per_step
+    shares = proportions(sizes, cfg.data.alpha, max_passes=cfg.data.max_passes, budget_rows=budget)
+    return Mixture(sizes, shares, rows_per_step=cfg.trainer.rows_per_step, seed=seed)
+
+
+def batches(
+    cfg: PretrainConfig,
+    prepared: Prepared,
+    mixture: Mixture,
+    lang_ids: dict[str, int],
+    *,
+    seed: int,
+    steps: int,
+    first_step: int,
+    rank: int,
+    processes: int,
+) -> DataLoader:
+    """Micro-batches from ``first_step`` on; entries before it are never read."""
+    tokenizer = prepared.tokenizer
+    stream = BatchStream(
+        prepared.corpora,
+        mixture,
+        Masker.for_tokenizer(tokenizer, cfg.task.mask_rate, cfg.task.mask_policy),
+        Layout(cfg.data.attention, tokenizer.pad_token_id, tokenizer.eos_token_id),
+        lang_ids,
+        seed=seed,
+        steps=steps,
+        accumulate=cfg.trainer.accumulate,
+        rank=rank,
+        processes=processes,
+    )
+    return DataLoader(
+        stream,
+        batch_size=None,
+        sampler=_From(first_step * cfg.trainer.accumulate, len(stream)),
+        num_workers=cfg.data.workers,
+        persistent_workers=False,
+    )
+
+
+class _From(Sampler):
+    """Counts from ``first`` to ``end``. Its length is that of the whole run, which is what Lightning counts against."""
+
+    def __init__(self, first: int, end: int):
+        self.first, self.end = first, end
+
+    def __iter__(self):
+        return iter(range(self.first, self.end))
+
+    def __len__(self) -> int:
+        return self.end
+
+
+def consumption(mixture: Mixture, prepared: Prepared, steps: int) -> dict[str, float]:
+    """What training really read, exactly: ``train/tokens|bytes|rows|passes/<code>``.
+
+    Bytes are UTF-8 bytes of the passages that end in the rows read.
+    """
+    figures: dict[str, float] = {}
+    for code, rows in mixture.rows_before(steps).items():
+        corpus = prepared.corpora[code]
+        sizes = np.asarray(corpus.train[:]["bytes"])
+        passes, rest = mixture.indices_before(code, rows)
+        length = corpus.manifest["settings"]["length"]
+        figures[f"train/rows/{code}"] = rows
+        figures[f"train/tokens/{code}"] = rows * length
+        figures[f"train/passes/{code}"] = rows / len(corpus.train)
+        figures[f"train/bytes/{code}"] = int(passes * sizes.sum() + sizes[rest].sum())
+    return figures

@@ -1,0 +1,79 @@
+"""Several processes. Each runs the whole command, as under torchrun; the first one writes what is to be kept.
+
+``trainer.devices=N`` without torchrun starts the N processes here, inside the one command that Hydra knows of. So a
+sweep runs once, whatever the number of devices; Lightning's own launcher would start the sweep again in each process.
+"""
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+
+def rank() -> int:
+    """Number of this process among all, 0 where there is one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def launched() -> bool:
+    """Whether this process is one of several that torchrun or :func:`launch` started."""
+    return "LOCAL_RANK" in os.environ
+
+
+def join() -> None:
+    """Meet the other processes, where there are any. NCCL was not run here (no GPU); gloo was."""
+    if launched() and not dist.is_initialized():
+        gpu = torch.cuda.is_available()
+        if gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if gpu else "gloo")
+
+
+def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:
+    """Call ``work(*arguments)`` in ``processes`` processes of this machine and return the first exit status that is
+    not zero, else zero. ``work`` must be a function of a module, and return its exit status."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    try:
+        mp.start_processes(_worker, (work, arguments, processes, port), nprocs=processes, start_method="spawn")
+    except mp.ProcessExitedException as error:
+        return error.exit_code if error.exit_code > 0 else 1
+    return 0
+
+
+def _worker(local_rank: int, work: Callable[..., int], arguments: tuple, processes: int, port: int) -> None:
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": str(processes),
+        "RANK": str(local_rank), "LOCAL_RANK": str(local_rank),
+    }  # fmt: skip
+    if not torch.cuda.is_available():  # share the cores instead of fighting for them
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
+    logging.basicConfig(level=logging.WARNING if local_rank else logging.INFO, format="%(message)s")
+    status = work(*arguments)
+    if dist.is_initialized() and not status:
+        dist.destroy_process_group()
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # a status without a traceback
+
+
+def gather(part: dict) -> dict:
+    """The union of every process's dictionary, in all processes."""
+    if not dist.is_initialized():
+        return part
+    parts: list[dict | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, part)
+    return {key: value for each in parts for key, value in each.items()}
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,226 @@
+"""Adding languages to a base: each is trained alone on the untouched base, then all are put together and proved.
+
+Whatever else is added in the same run, a language meets the same base, the same seeds and the same batches: so its pack
+is the same to the bit, and the order of adding is of no consequence.
+"""
+
+import hashlib
+import logging
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from xmod_lab.config import LangConfig, PretrainConfig
+from xmod_lab.languages.embeddings import initialise_vocabulary
+from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack, write_pack
+from xmod_lab.languages.proof import Snapshot, compare, fingerprint, require, snapshot
+from xmod_lab.model import XmodForMaskedLM, donors_of
+from xmod_lab.text.rows import build_folder
+from xmod_lab.training.bases import Base, agree
+from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_language
+from xmod_lab.training.distributed import barrier, rank
+from xmod_lab.training.fit import fit
+from xmod_lab.training.pretraining import TRAINING_FIGURES
+from xmod_lab.training.rundir import RunDir
+from xmod_lab.training.scoring import score_all, unigram_all
+from xmod_lab.training.tables import corpus_table, score_table, training_table
+from xmod_lab.training.tracking import Tracking
+
+log = logging.getLogger(__name__)
+_PROBE_ROWS, _PROBE_PIECES = 4, 64
+
+
+def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str], *, group: str | None = None) -> None:
+    """Add ``cfg.lang`` to ``base`` in ``run``, going on where it stopped. Writes pack/<code>/, model/, proof.json and,
+    last, metrics.json.
+
+    Raises:
+        UserError: bad text, a base that does not fit, a damaged checkpoint. ProofError: something else moved.
+    """
+    model, old, older = _open_base(base)
+    agree(base, model, cfg, asked)
+    if not run.begin(cfg):
+        return
+    languages = {}
+    for lang in cfg.lang.values():
+        languages[lang.code] = lang, prepare_language(cfg, lang, None if lang.vocabulary == "own" else old.folder)
+    facts = {f"data/{code}": prepared.digest for code, (_, prepared) in languages.items()}
+    run.remember(base=fingerprint(model), **facts)
+    for code, (lang, prepared) in languages.items():
+        corpus_table(prepared, f"text of {code} ({lang.text})")
+    probes = _probes(model, [old, *older])
+    before = snapshot(model, probes)
+    scorers = {c: s for part in (old, *older) for c, s in part.scorers(base.cfg.data.attention).items()}
+    metrics = score_all(model, scorers, prefix="before/val")
+    names = [f"{figure}/{code}" for code in languages for figure in (*TRAINING_FIGURES, "val/loss", "val/bpb")]
+    with Tracking(cfg, run, names, group=group, job_type="extend") as tracking:
+        for lang, prepared in languages.values():
+            metrics |= _add_one(cfg, run, tracking, base, old, lang, prepared, before, probes)
+        packs = [run.path / "pack" / code for code in languages]
+        if rank() == 0:
+            proof, whole = _assemble(run, base, old, packs, before, probes)
+            metrics |= score_all(whole, scorers)
+            run.write_json("proof.json", proof)
+            _show(proof, metrics, list(languages), list(scorers))
+            require(proof)
+            run.write_json("metrics.json", metrics)
+        tracking.summarise(metrics, packs)
+    barrier()
+    log.info("model in %s; packs: %s", run / "model", ", ".join(str(p) for p in packs))
+
+
+def _open_base(base: Base) -> tuple[XmodForMaskedLM, Prepared, list[Prepared]]:
+    """The base, the text of its language set as it reads it, and the texts of languages that were added to it."""
+    if base.model is None:
+        old = prepare_base(base.cfg)
+        return base.load(len(old.tokenizer)), old, []
+    model = base.load(0)
+    codes = [code for code in base.cfg.langset.languages if code in model.languages]
+    old = prepare_base(base.cfg, tokenizer=base.tokenizer, codes=codes)
+    older = []
+    for lang in base.cfg.lang.values():
+        own = f"{base.model}/languages/{lang.code}" if lang.vocabulary == "own" else old.folder
+        older.append(prepare_language(base.cfg, lang, own))
+    return model, old, older
+
+
+def _probes(model: XmodForMaskedLM, texts: list[Prepared]) -> dict[str, torch.Tensor]:
+    """(B, S) piece ids for every language of the base: its own held-out text, else any pieces that it has."""
+    rows = {
+        code: torch.from_numpy(corpus.rows("validation", range(min(_PROBE_ROWS, len(corpus.validation)))))
+        for text in texts
+        for code, corpus in text.corpora.items()
+    }
+    pieces = {code: (model.config.vocabularies or {}).get(code, model.config.vocab_size) for code in model.languages}
+    any_pieces = torch.arange(5, 5 + _PROBE_PIECES)[None]
+    return {code: rows.get(code, any_pieces % pieces[code])[:, :_PROBE_PIECES] for code in model.languages}
+
+
+def _add_one(
+    cfg: PretrainConfig,
+    run: RunDir,
+    tracking: Tracking,
+    base: Base,
+    old: Prepared,
+    lang: LangConfig,
+    prepared: Prepared,
+    before: Snapshot,
+    probes: dict[str, torch.Tensor],
+) -> dict[str, float]:
+    """Train one language on a fresh copy of the base, write its pack, and return its figures."""
+    code, pack = lang.code, run.path / "pack" / lang.code
+    seed = int.from_bytes(hashlib.sha256(f"{cfg.seed}/{code}".encode()).digest()[:4], "little")
+    mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=seed)
+    speed = f"train/tokens_per_second/{code}"
+    if not (pack / MANIFEST).is_file():
+        model = base.load(len(old.tokenizer))
+        details = _begin_language(model, lang, old, prepared, seed=cfg.seed)
+        parameters = set(model.language_parameters(code))
+        trainable = {name for name in parameters if lang.train_slot or ".adapter_modules." not in name}
+        training_table(model, trainable, f"adding {code}")
+        fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=seed, trainable=trainable, code=code)
+        run.remember_once(speed, lambda: fitted.tokens_per_second)
+        proof = compare(before, snapshot(model.eval(), probes), [code])
+        if not proof["holds"] and rank() == 0:
+            run.write_json("proof.json", proof)
+        require(proof)
+        details |= _record(cfg, lang, prepared, mixture, proof)
+        details["scores"] = {
+            **{f"before/{name}": value for name, value in fitted.before.items()},
+            **fitted.after,
+            **unigram_all(prepared.scorers(cfg.data.attention)),
+        }
+        own = Path(prepared.folder) if lang.vocabulary == "own" else None
+        if rank() == 0:
+            build_folder(pack, lambda scratch: write_pack(model, code, scratch, tokenizer_folder=own, details=details))
+        barrier()
+    manifest, _ = read_pack(pack)
+    return {**manifest["scores"], **manifest["data"]["consumed"], speed: run.remember_once(speed, lambda: 0.0)}
+
+
+def _begin_language(model: XmodForMaskedLM, lang: LangConfig, old: Prepared, prepared: Prepared, *, seed: int) -> dict:
+    """Allocate slot and vocabulary in ``model`` and fill them; returns what the pack says about their beginning."""
+    donors = donors_of(lang.slot_init, model.config)
+    own = lang.vocabulary == "own"
+    pieces = len(prepared.tokenizer) if own else None
+    model.add_language(lang.code, lang.slot_init, pieces=pieces, seed=seed)
+    details = {"slot": {"init": lang.slot_init, "donors": donors}, "vocabulary": {"kind": lang.vocabulary}}
+    if own:
+        report = initialise_vocabulary(
+            model,
+            lang.code,
+            old.tokenizer,
+            prepared.tokenizer,
+            method=lang.embedding_init,
+            piece_counts=prepared.corpora[lang.code].piece_counts,
+            seed=seed,
+        )
+        log.info("%s: %s of %s rows of the new table copied from the base (%.1f %% of its text), %s drawn (%s)",
+                 lang.code, f"{report.copied:,}", f"{report.pieces:,}", 100 * report.coverage, f"{report.drawn:,}",
+                 report.method)  # fmt: skip
+        details["vocabulary"] |= {**asdict(report), "drawn": report.drawn}
+    return details
+
+
+def _record(cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, proof: dict) -> dict:
+    """Settings, data and proof, for the pack's manifest: nothing that differs between two runs of the same."""
+    corpus = prepared.corpora[lang.code]
+    return {
+        "training": {
+            "task": cfg.task.name,
+            "mask_rate": cfg.task.mask_rate,
+            "mask_policy": cfg.task.mask_policy,
+            "recipe": asdict(cfg.recipe),
+            "steps": cfg.steps,
+            "rows_per_step": cfg.trainer.rows_per_step,
+            "row_length": cfg.data.row_length,
+            "precision": cfg.trainer.precision,
+            "seed": cfg.seed,
+            "train_slot": lang.train_slot,
+        },
+        "data": {
+            "digest": corpus.digest,
+            "statistics": corpus.manifest["statistics"],
+            "consumed": consumption(mixture, prepared, cfg.steps),
+        },
+        "proof": {
+            "holds": proof["holds"],
+            "tensors_compared": proof["tensors_compared"],
+            "languages_with_equal_logits": sorted(c for c, entry in proof["logits"].items() if entry["equal"]),
+        },
+    }
+
+
+def _assemble(
+    run: RunDir, base: Base, old: Prepared, packs: list[Path], before: Snapshot, probes: dict[str, torch.Tensor]
+) -> tuple[dict, XmodForMaskedLM]:
+    """Install the packs in the base, save it as model/, and prove what was saved, read back from the disk."""
+    model = base.load(len(old.tokenizer))
+    codes = [install_pack(model, pack) for pack in packs]
+    shutil.rmtree(run / "model", ignore_errors=True)
+    model.save_pretrained(run / "model")
+    old.tokenizer.save_pretrained(run / "model")
+    tokenizers = {code: pack for code, pack in zip(codes, packs, strict=True)}
+    for code in model.config.vocabularies or {}:
+        source = tokenizers.get(code, Path(base.model or "") / "languages" / code)
+        for file in source.glob("*"):
+            if file.name != MANIFEST and file.suffix != ".safetensors":
+                shutil.copyfile(file, run.path / "model" / "languages" / code / file.name)
+    saved = XmodForMaskedLM.from_pretrained(run / "model").eval()
+    return compare(before, snapshot(saved, probes), codes), saved
+
+
+def _show(proof: dict, metrics: dict[str, float], added: list[str], others: list[str]) -> None:
+    prefixes = {"unigram": "unigram", "before/val": "before", "val": "after"}
+    score_table(metrics, added, prefixes, "added languages: held-out text, 15 % hidden")
+    score_table(metrics, others, {"before/val": "before", "val": "after"}, "languages of the base")
+    moved = [code for code in others if any(metrics[f"before/val/{u}/{code}"] != metrics[f"val/{u}/{code}"] for u in ("loss", "bpb"))]  # fmt: skip
+    log.info("figures of the base's languages before and after: %s", f"differ for {moved}" if moved else "equal to the last bit")  # fmt: skip
+    equal = sum(entry["equal"] for entry in proof["logits"].values())
+    log.info("proof of non-interference: %s. %d of %d tensors of the base unchanged, logits of %d of %d languages equal to "
+             "the last bit, %d tensors new",
+             "holds" if proof["holds"] else "DOES NOT HOLD",
+             proof["tensors_compared"] - len(proof["tensors_changed"]) - len(proof["tensors_missing"]),
+             proof["tensors_compared"], equal, len(proof["logits"]), len(proof["tensors_added"]))  # fmt: skip

@@ -1,0 +1,57 @@
+"""Pre-training a base: all languages of the set, every parameter, from random weights."""
+
+import logging
+
+from xmod_lab.config import PretrainConfig
+from xmod_lab.training.bases import new_model
+from xmod_lab.training.data import consumption, mixture_of, prepare_base
+from xmod_lab.training.distributed import barrier, rank
+from xmod_lab.training.fit import fit
+from xmod_lab.training.rundir import RunDir
+from xmod_lab.training.scoring import unigram_all
+from xmod_lab.training.tables import corpus_table, match_table, score_table, training_table
+from xmod_lab.training.tracking import Tracking
+
+log = logging.getLogger(__name__)
+TRAINING_FIGURES = ("train/loss", "train/tokens", "train/tokens_per_second", "train/lr")
+
+
+def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None) -> None:
+    """Train in ``run``, going on where it stopped; writes model/ and, last, metrics.json.
+
+    Raises:
+        UserError: bad text, a damaged checkpoint, or a run dir that holds another run.
+    """
+    if not run.begin(cfg):
+        return
+    prepared = prepare_base(cfg)
+    run.remember(data=prepared.digest)
+    corpus_table(prepared, "text of the language set")
+    mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
+    model = new_model(cfg, len(prepared.tokenizer))
+    if cfg.model.shared_slot:
+        match_table(cfg, prepared.tokenizer)
+    training_table(model, {name for name, _ in model.named_parameters()}, "base")
+    log.info("%d steps of %d rows of %d pieces: %s tokens in %s", cfg.steps, cfg.trainer.rows_per_step,
+             cfg.data.row_length, f"{cfg.steps * cfg.tokens_per_step:,}", cfg.trainer.precision)  # fmt: skip
+    codes = list(prepared.corpora)
+    columns = [*TRAINING_FIGURES, *(f"val/{unit}/{code}" for code in codes for unit in ("loss", "bpb"))]
+    with Tracking(cfg, run, columns, group=group, job_type="pretrain") as tracking:
+        fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=cfg.seed)
+        metrics = {
+            **{f"before/{name}": value for name, value in fitted.before.items()},
+            **fitted.after,
+            **unigram_all(prepared.scorers(cfg.data.attention)),
+            **consumption(mixture, prepared, cfg.steps),
+            "train/tokens": cfg.steps * cfg.tokens_per_step,
+            "train/steps": cfg.steps,
+            "train/tokens_per_second": fitted.tokens_per_second,
+        }
+        if rank() == 0:
+            model.save_pretrained(run / "model")
+            prepared.tokenizer.save_pretrained(run / "model")
+            run.write_json("metrics.json", metrics)
+        tracking.summarise(metrics, [])
+    barrier()
+    score_table(metrics, codes, {"unigram": "unigram", "val": "model"}, "held-out text, 15 % hidden")
+    log.info("trained at %s tokens/s; model in %s", f"{fitted.tokens_per_second:,.0f}", run / "model")
