@@ -21,25 +21,42 @@ from omegaconf.errors import OmegaConfBaseException
 from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, register_schemas, validate
 from xmod_lab.errors import ProofError, UserError
 
+INTERRUPTED = 130
 Work = Callable[[PretrainConfig, Path, list[str], str | None], None]
 
 
 def run_command(name: str, work: Work) -> None:
     """Compose ``conf/<name>.yaml`` with the command line, validate it, and call ``work`` with the configuration, the
-    run dir, the keys set on the command line, and the name of the sweep if it is one. Never returns."""
+    run dir, the keys set on the command line, and the name of the sweep if it is one. Never returns.
+
+    A job of a sweep that fails leaves the others alone; the sweep's exit status is the highest of its jobs.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here as they are
     register_schemas()
+    statuses = []
 
     @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=name)
     def job(composed: DictConfig) -> None:
-        cfg = from_hydra(composed)
-        validate(cfg)
-        hydra_cfg = HydraConfig.get()
-        asked = [override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task]
-        sweep = Path(hydra_cfg.sweep.dir).name if hydra_cfg.mode == RunMode.MULTIRUN else None
-        work(cfg, Path(hydra_cfg.runtime.output_dir), asked, sweep)
+        statuses.append(guarded(lambda: _work(composed, work)))
+        if statuses[-1] == INTERRUPTED:
+            raise KeyboardInterrupt
 
-    sys.exit(guarded(job))
+    statuses.append(guarded(job))
+    if INTERRUPTED in statuses:
+        print(
+            "interrupted; the same command with hydra.run.dir=<its folder> goes on from the newest checkpoint",
+            file=sys.stderr,
+        )
+    sys.exit(max(statuses))
+
+
+def _work(composed: DictConfig, work: Work) -> None:
+    cfg = from_hydra(composed)
+    validate(cfg)
+    hydra_cfg = HydraConfig.get()
+    asked = [override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task]
+    sweep = Path(hydra_cfg.sweep.dir).name if hydra_cfg.mode == RunMode.MULTIRUN else None
+    work(cfg, Path(hydra_cfg.runtime.output_dir), asked, sweep)
 
 
 def guarded(job: Callable[[], None]) -> int:
@@ -67,5 +84,5 @@ def guarded(job: Callable[[], None]) -> int:
 
 
 def _say(message: str, status: int) -> int:
-    print(f"error: {message}" if status != 130 else message, file=sys.stderr)
+    print(f"error: {message}", file=sys.stderr)
     return status

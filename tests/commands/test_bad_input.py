@@ -57,8 +57,14 @@ def test_text_that_is_not_utf8(refused, extend, tmp_path):
 
 
 def test_text_with_fewer_rows_than_a_batch(refused, extend, tmp_path):
-    (tmp_path / "short.txt").write_text("\n".join(f"this is sentence number {i} of a short text" for i in range(60)))
-    message = refused(*extend, f"lang.greek.text={tmp_path / 'short.txt'}", "lang.greek.vocabulary_size=60", run=tmp_path / "run")
+    (tmp_path / "short.txt").write_text("\n".join(f"this is sentence number {i} of a short text" for i in range(12)))
+    message = refused(
+        *extend,
+        f"lang.greek.text={tmp_path / 'short.txt'}",
+        "lang.greek.vocabulary_size=60",
+        "data.validation_share=0.3",
+        run=tmp_path / "run",
+    )
     assert "one batch needs 16" in message and "trainer.rows_per_step" in message
 
 
@@ -78,7 +84,9 @@ def test_code_that_exists_already(refused, extend, tmp_path):
 
 
 def test_all_faults_at_once(refused, tmp_path):
-    message = refused("trainer.rows_per_step=0", "task.mask_rate=2", "+lang=greek", "lang.greek.code=en_XX", run=tmp_path / "run")
+    message = refused(
+        "trainer.rows_per_step=0", "task.mask_rate=2", "+lang=greek", "lang.greek.code=en_XX", run=tmp_path / "run"
+    )
     assert "faults" in message
     assert all(name in message for name in ("trainer.rows_per_step", "task.mask_rate", "lang.greek.code"))
 

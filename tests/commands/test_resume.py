@@ -44,7 +44,9 @@ def test_a_killed_run_resumes_to_the_same_bits(workplace, tmp_path, kind):
     status, out, err = workplace.call(*overrides, run=killed)
     assert status == 0, err
     assert "resuming from" in out + err
-    for file in ("model.safetensors",) if kind == "base" else ("model.safetensors", "languages/el_GR/vocabulary.safetensors"):
+    for file in (
+        ("model.safetensors",) if kind == "base" else ("model.safetensors", "languages/el_GR/vocabulary.safetensors")
+    ):
         assert (whole / "model" / file).read_bytes() == (killed / "model" / file).read_bytes()
     assert _curve(whole) == _curve(killed)
     final = [{k: v for k, v in workplace.metrics(run).items() if "per_second" not in k} for run in (whole, killed)]
@@ -95,6 +97,8 @@ def test_base_and_extension_under_two_processes_equal_one_process(workplace, tmp
     weights = [load_file(run / "model" / "model.safetensors") for run in runs.values()]
     assert all((weights[0][n] - weights[1][n]).abs().max() < 1e-3 for n in weights[0])
     run = tmp_path / "extension"
-    status, _, err = workplace.call("+lang=greek", f"base={runs[1]}", "trainer.max_steps=2", "trainer.devices=2", run=run)
+    status, _, err = workplace.call(
+        "+lang=greek", f"base={runs[1]}", "trainer.max_steps=2", "trainer.devices=2", run=run
+    )
     assert status == 0, err
     assert json.loads((run / "proof.json").read_text())["holds"]

@@ -16,7 +16,11 @@ def test_a_sweep_over_languages_runs_each_once_with_one_tracked_run_each(workpla
     jobs = sorted(p for p in (tmp_path / "sweep").iterdir() if p.is_dir())
     assert [p.name for p in jobs] == ["0", "1"]
     assert [next((p / "pack").iterdir()).name for p in jobs] == ["el_GR", "sw_KE"]
-    assert not list((workplace.folder / "runs" / "pretrain").glob("*")) if (workplace.folder / "runs" / "pretrain").exists() else True
+    assert (
+        not list((workplace.folder / "runs" / "pretrain").glob("*"))
+        if (workplace.folder / "runs" / "pretrain").exists()
+        else True
+    )
     for job in jobs:
         assert (job / "metrics.json").is_file() and (job / "config.yaml").is_file()
         run_id = json.loads((job / "state.json").read_text())["wandb_id"]
@@ -39,9 +43,15 @@ def test_a_failing_job_does_not_stop_its_siblings(workplace, tmp_path):
 
 
 def test_auto_uses_the_newest_base_that_matches_and_makes_one_when_there_is_none(workplace, tmp_path):
-    runs = [f"runs={tmp_path / 'runs'}", f"data.folder={workplace.folder / 'runs' / 'prepared'}", "task.pretrain.steps=2"]
+    runs = [
+        f"runs={tmp_path / 'runs'}",
+        f"data.folder={workplace.folder / 'runs' / 'prepared'}",
+        "task.pretrain.steps=2",
+    ]
     for number in (1, 2):
-        status, out, err = workplace.call("+lang=swahili", "trainer.max_steps=2", *runs, run=tmp_path / f"extension{number}")
+        status, out, err = workplace.call(
+            "+lang=swahili", "trainer.max_steps=2", *runs, run=tmp_path / f"extension{number}"
+        )
         assert status == 0, err
         made = "no finished base" in out + err
         assert made == (number == 1)

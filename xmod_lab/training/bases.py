@@ -84,7 +84,7 @@ def agree(base: Base, model: XmodForMaskedLM, cfg: PretrainConfig, asked: list[s
     Raises:
         UserError: another size, a code that exists already, or a row longer than its positions.
     """
-    if any(key == "model" or key.startswith("model.") for key in asked):
+    if _names_model(asked):
         wanted = cfg.model_config(model.config.vocab_size)
         sizes = [f.name for f in fields(cfg.model) if f.name != "shared_slot" and "dropout" not in f.name]
         other = [
@@ -104,12 +104,17 @@ def agree(base: Base, model: XmodForMaskedLM, cfg: PretrainConfig, asked: list[s
                         f"{model.config.max_position_embeddings - 2} positions; set a shorter row")  # fmt: skip
 
 
+def _names_model(asked: list[str]) -> bool:
+    return any(key == "model" or key.startswith("model.") for key in asked)
+
+
 def inherit(cfg: PretrainConfig, base: Base, asked: list[str]) -> PretrainConfig:
     """``cfg`` with model, language set and data settings of the base, but for what was set on the command line."""
     kept = {} if "data" not in asked else asdict(cfg.data)
     kept |= {f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if f"data.{f.name}" in asked}
     kept |= {name: getattr(cfg.data, name) for name in _PLACES}
-    return replace(cfg, model=base.cfg.model, langset=base.cfg.langset, data=replace(base.cfg.data, **kept))
+    model = cfg.model if _names_model(asked) else base.cfg.model  # what was asked for is compared in agree()
+    return replace(cfg, model=model, langset=base.cfg.langset, data=replace(base.cfg.data, **kept))
 
 
 def newest_matching(cfg: PretrainConfig) -> RunDir | None:

@@ -47,6 +47,7 @@ class LearningCurve(pl.Callback):
         self.final: dict[str, float] = {}  # the newest scores; after the last step, those of the whole run
         self._since_line = (0.0, 0)
         self._began = 0.0
+        self.started = False  # false while the checkpoint is being loaded
 
     def state_dict(self) -> dict:
         return {"loss_sum": self.loss_sum, "losses": self.losses, "first": self.first, "final": self.final}
@@ -61,6 +62,7 @@ class LearningCurve(pl.Callback):
         return self.steps_timed * self.tokens_per_step / self.seconds if self.seconds else float("nan")
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.started = True
         if trainer.global_step == 0:
             self.first = self._validate(trainer, module)
         self._began = time.perf_counter()

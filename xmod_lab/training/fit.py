@@ -88,7 +88,7 @@ def fit(
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
     except (RuntimeError, KeyError) as error:
-        if checkpoint and trainer.global_step == first_step:  # it failed while loading, not while training
+        if checkpoint and not curve.started:
             raise UserError(f"checkpoint {checkpoint} does not fit this model ({str(error).splitlines()[0]}); delete it, "
                             "use another hydra.run.dir, or resume=never to start over") from error  # fmt: skip
         raise
