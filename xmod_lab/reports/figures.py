@@ -1,0 +1,87 @@
+"""Plots of a run, as inline SVG."""
+
+import io
+import re
+
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+Series = dict[str, list[tuple[float, float]]]  # name -> points
+_COLOURS = [
+    "#1b6ca8",
+    "#d1495b",
+    "#2e8b57",
+    "#e09f3e",
+    "#6a4c93",
+    "#3d405b",
+    "#00a6a6",
+    "#9c6644",
+    "#7f7f7f",
+    "#b5179e",
+]
+
+
+def curves(series: Series, *, x: str, y: str, levels: dict[str, float] | None = None) -> str:
+    """Lines named at their right end, in the order of their last values; ``levels`` are dashed horizontals."""
+    figure = Figure(figsize=(8.2, 3.9), layout="constrained")
+    axes = figure.add_subplot()
+    ends = []
+    for i, (name, points) in enumerate(series.items()):
+        colour = _COLOURS[i % len(_COLOURS)]
+        axes.plot(
+            *zip(*points, strict=True),
+            color=colour,
+            linewidth=1.6,
+            marker="o" if len(points) < 12 else None,
+            markersize=3,
+        )
+        ends.append((points[-1][1], name, colour, points[-1][0]))
+    for name, level in (levels or {}).items():
+        axes.axhline(level, color="#555555", linestyle="--", linewidth=1)
+        axes.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="#555555")
+    _name_ends(axes, sorted(ends))
+    _dress(axes, x, y)
+    return _svg(figure)
+
+
+def bars(values: dict[str, float], *, x: str, notes: dict[str, str]) -> str:
+    """Horizontal bars, the first one on top, with a note behind each."""
+    figure = Figure(figsize=(8.2, 0.6 + 0.32 * len(values)), layout="constrained")
+    axes = figure.add_subplot()
+    names = list(values)[::-1]
+    axes.barh(names, [values[n] for n in names], color=_COLOURS[0], height=0.65)
+    for i, name in enumerate(names):
+        axes.annotate(f" {notes[name]}", (values[name], i), va="center", fontsize=8, color="#333333")
+    axes.margins(x=0.18)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    _dress(axes, x, "")
+    axes.grid(False, axis="y")
+    return _svg(figure)
+
+
+def _name_ends(axes, ends: list[tuple[float, str, str, float]]) -> None:
+    """Write each line's name at its end, pushed apart where they would overlap."""
+    low, high = axes.get_ylim()
+    gap, at = (high - low) * 0.055, float("-inf")
+    for value, name, colour, right in ends:
+        at = max(value, at + gap)
+        axes.annotate(name, (right, value), xytext=(1.012, at), textcoords=("axes fraction", "data"), va="center",
+                      fontsize=8, color=colour)  # fmt: skip
+
+
+def _dress(axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(True, color="#e6e6e6", linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _svg(figure: Figure) -> str:
+    buffer = io.StringIO()
+    FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', 'width="100%"', text, count=1)
