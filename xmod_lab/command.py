@@ -22,7 +22,7 @@ from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, regis
 from xmod_lab.errors import ProofError, UserError
 
 INTERRUPTED = 130
-Work = Callable[[PretrainConfig, Path, list[str], str | None], None]
+Work = Callable[[PretrainConfig, Path, list[str], str | None], int | None]
 
 
 def run_command(name: str, work: Work) -> None:
@@ -50,23 +50,23 @@ def run_command(name: str, work: Work) -> None:
     sys.exit(max(statuses))
 
 
-def _work(composed: DictConfig, work: Work) -> None:
+def _work(composed: DictConfig, work: Work) -> int | None:
     cfg = from_hydra(composed)
     validate(cfg)
     hydra_cfg = HydraConfig.get()
     asked = [override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task]
     sweep = Path(hydra_cfg.sweep.dir).name if hydra_cfg.mode == RunMode.MULTIRUN else None
-    work(cfg, Path(hydra_cfg.runtime.output_dir), asked, sweep)
+    return work(cfg, Path(hydra_cfg.runtime.output_dir), asked, sweep)
 
 
-def guarded(job: Callable[[], None]) -> int:
-    """Call ``job`` and return the exit status; a message for the user goes to stderr."""
+def guarded(job: Callable[[], int | None]) -> int:
+    """Call ``job`` and return the exit status: its own, if it returns one. A message for the user goes to stderr."""
     datasets.disable_progress_bars()  # of saving small files; the long work has bars of its own
     transformers.utils.logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch")
         try:
-            job()
+            return job() or 0
         except UserError as error:
             return _say(str(error), 2)
         except (HydraException, OmegaConfBaseException) as error:
@@ -77,10 +77,9 @@ def guarded(job: Callable[[], None]) -> int:
             return _say(f"cannot write {error.filename} ({error.strerror}); set hydra.run.dir and runs to folders that "
                         "you can write to", 2)  # fmt: skip
         except KeyboardInterrupt:
-            return _say(
-                "interrupted; the same command with the same hydra.run.dir goes on from the newest checkpoint", 130
-            )
-    return 0
+            return INTERRUPTED
+        except SystemExit as stop:  # Lightning ends with 1 after Ctrl-C, argparse with 0 or 2
+            return stop.code if stop.code in (0, 2) else INTERRUPTED
 
 
 def _say(message: str, status: int) -> int:

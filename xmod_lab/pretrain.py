@@ -6,8 +6,6 @@ python -m xmod_lab.pretrain +lang=[new_lang,sw]
 python -m xmod_lab.pretrain -m +lang=new_lang,sw seed=1,2
 """
 
-import logging
-import sys
 from pathlib import Path
 
 from xmod_lab.command import guarded, run_command
@@ -23,17 +21,14 @@ def main() -> None:
     run_command("pretrain", _start)
 
 
-def _start(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
+def _start(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:
     if cfg.trainer.devices * cfg.trainer.nodes == 1 or launched():
         run_training(cfg, RunDir(folder), asked, group=sweep)
-        return
+        return 0
     if cfg.trainer.nodes > 1:
         raise UserError(f"trainer.nodes is {cfg.trainer.nodes}: start several machines with torchrun, and name the run "
                         "dir with hydra.run.dir=PATH")  # fmt: skip
-    status = launch(_in_process, (cfg, folder, asked, sweep), cfg.trainer.devices)
-    if status:
-        logging.shutdown()
-        sys.exit(status)
+    return launch(_in_process, (cfg, folder, asked, sweep), cfg.trainer.devices)
 
 
 def _in_process(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:

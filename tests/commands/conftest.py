@@ -17,6 +17,7 @@ SMALL = [
     "trainer.rows_per_step=16", "trainer.checkpoint_every=2", "trainer.validate_every=4", "trainer.log_every=2",
     "logger=csv", "langset=two", "data.workers=0",
 ]  # fmt: skip
+EXTENSION = ["trainer.max_steps=20", "task.extend.peak_lr=2e-3"]
 LANGUAGE_TO_ADD = """# @package lang.{name}
 code: {code}
 text: {text}
@@ -37,7 +38,17 @@ class Workplace:
     def arguments(self, *overrides: str, run: Path | str | None = None) -> list[str]:
         """Arguments of the command, run dir included."""
         place = [] if run is None else [f"hydra.run.dir={run}"]
-        return ["--config-dir", str(self.folder / "conf"), *SMALL, f"runs={self.folder / 'runs'}", *overrides, *place]
+        sweep = ["-m"] if "-m" in overrides else []  # Hydra wants it first or last
+        overrides = tuple(o for o in overrides if o != "-m")
+        return [
+            *sweep,
+            "--config-dir",
+            str(self.folder / "conf"),
+            *SMALL,
+            f"runs={self.folder / 'runs'}",
+            *overrides,
+            *place,
+        ]
 
     def start(self, *overrides: str, run: Path | str | None = None, **options) -> subprocess.Popen:
         """The command in a process of its own."""
@@ -98,6 +109,6 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def extended(workplace: Workplace) -> Path:
     """The base with Greek and Swahili, added in one run."""
     run = workplace.folder / "both"
-    status, out, err = workplace.call("+lang=[greek,swahili]", f"base={workplace.base}", "trainer.max_steps=6", run=run)
+    status, out, err = workplace.call("+lang=[greek,swahili]", f"base={workplace.base}", *EXTENSION, run=run)
     assert status == 0, err
     return run

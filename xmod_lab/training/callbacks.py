@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
@@ -109,6 +110,22 @@ class LearningCurve(pl.Callback):
         mean = sum(v for n, v in figures.items() if n.startswith("val/bpb/")) / len(self.scorers)
         log.info("step %d: %.4f bits per byte (mean of %d languages)", trainer.global_step, mean, len(self.scorers))
         return figures
+
+
+class Checkpoints(pl.Callback):
+    """``step<number>.ckpt`` every ``every`` steps; the newest ``keep`` stay. Lightning writes each whole or not at all."""
+
+    def __init__(self, folder: Path, *, every: int, keep: int):
+        self.folder, self.every, self.keep = folder, every, keep
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int) -> None:
+        step = trainer.global_step
+        if (batch_idx + 1) % trainer.accumulate_grad_batches or step % self.every:
+            return
+        trainer.save_checkpoint(self.folder / f"step{step:06d}.ckpt")
+        if rank() == 0:
+            for old in sorted(self.folder.glob("step*.ckpt"))[: -self.keep]:
+                old.unlink()
 
 
 class ProgressLine(pl.Callback):

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.strategies import DDPStrategy
 
 from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.text.mixture import Mixture
-from xmod_lab.training.callbacks import LearningCurve, ProgressLine
+from xmod_lab.training.callbacks import Checkpoints, LearningCurve, ProgressLine
 from xmod_lab.training.data import Prepared, batches
 from xmod_lab.training.distributed import rank
 from xmod_lab.training.module import MaskedLanguageModeling
@@ -99,33 +98,24 @@ def fit(
 def _trainer(cfg: PretrainConfig, checkpoints: Path, *callbacks: pl.Callback) -> pl.Trainer:
     t = cfg.trainer
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    saver = ModelCheckpoint(
-        dirpath=checkpoints,
-        filename="step{step:06d}",
-        auto_insert_metric_name=False,
-        monitor="step",
-        mode="max",
-        save_top_k=t.keep_checkpoints,
-        every_n_train_steps=t.checkpoint_every,
-        save_on_train_epoch_end=False,
-        enable_version_counter=False,
+    saver = Checkpoints(
+        checkpoints, every=t.checkpoint_every, keep=t.keep_checkpoints
+    )  # last: it saves the others' state
+    return pl.Trainer(
+        accelerator=t.accelerator,
+        devices=t.devices,
+        num_nodes=t.nodes,
+        strategy=DDPStrategy(find_unused_parameters=True) if t.devices * t.nodes > 1 else "auto",
+        precision=t.precision,
+        max_steps=cfg.steps,
+        max_epochs=-1,
+        accumulate_grad_batches=t.accumulate,
+        deterministic=t.deterministic,
+        use_distributed_sampler=False,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[*callbacks, saver],
     )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-        return pl.Trainer(
-            accelerator=t.accelerator,
-            devices=t.devices,
-            num_nodes=t.nodes,
-            strategy=DDPStrategy(find_unused_parameters=True) if t.devices * t.nodes > 1 else "auto",
-            precision=t.precision,
-            max_steps=cfg.steps,
-            max_epochs=-1,
-            accumulate_grad_batches=t.accumulate,
-            deterministic=t.deterministic,
-            use_distributed_sampler=False,
-            limit_val_batches=0,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[*callbacks, saver],
-        )
