@@ -29,7 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.errors import UserError
 from xmod_lab.text.corpus import Source, Tally, digest_of_files
 
-FORMAT = 1  # raise when the same settings would give other rows
+FORMAT = 2  # raise when the same settings would give other rows
 SPLITS = ("train", "validation")
 
 

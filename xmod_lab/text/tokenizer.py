@@ -18,6 +18,7 @@ from xmod_lab.errors import UserError
 BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SPM_FILE = "spm.model"
+_NAMES = Regex("<(?=(?:/?s|pad|unk|mask|0x[0-9A-F]{2})>)")  # where the name of a control or byte piece begins
 _THREADS = 4  # fixed: the learned scores depend on it, and must not depend on the machine
 
 
@@ -70,7 +71,9 @@ def to_hugging_face(model: bytes) -> PreTrainedTokenizerFast:
     if proto.normalizer_spec.precompiled_charsmap:
         steps.insert(0, normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
     tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
+    words = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
+    names = pre_tokenizers.Split(_NAMES, "merged_with_previous")  # a name inside a text is never read as its piece
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, names])
     space = [decoders.Replace("▁", " ")]
     if byte_fallback:
         space += [decoders.ByteFallback(), decoders.Fuse()]

@@ -12,6 +12,7 @@ from xmod_lab.text.corpus import Source, digest_of_files
 from xmod_lab.text.rows import build_folder
 from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
 
+FORMAT = 2  # raise when the same settings would give another tokenizer
 _MAX_BYTES = 200_000_000  # SentencePiece holds its training text in memory, several times over
 
 
@@ -47,6 +48,7 @@ def own_tokenizer(
     Made once and kept under the digest of text and settings; refused when its files were altered.
     """
     settings = {
+        "format": FORMAT,
         "text": {code: source.digest() for code, source in sources.items()},
         "pieces": pieces, "alpha": alpha, "byte_fallback": byte_fallback, "normalization": normalization,
     }  # fmt: skip

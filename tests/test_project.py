@@ -1,0 +1,97 @@
+"""The project itself: every configuration composes, and imports go one way."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+
+from xmod_lab.config import CONF_DIR, explain, from_hydra, register_schemas, validate
+from xmod_lab.errors import UserError
+
+PACKAGE = Path(__file__).parent.parent / "xmod_lab"
+GROUPS = [p.relative_to(CONF_DIR) for p in sorted(Path(CONF_DIR).glob("*/*.yaml"))]
+ADDED = ("lang", "experiment")
+
+
+def composed(*overrides: str):
+    register_schemas()
+    with initialize_config_dir(CONF_DIR, version_base="1.3"):
+        return from_hydra(compose("pretrain", overrides=list(overrides)))
+
+
+@pytest.mark.parametrize("path", GROUPS, ids=str)
+def test_every_configuration_composes_and_is_valid(path):
+    group = path.parent.name
+    plus = "+" if group in ADDED else ""
+    validate(composed(f"{plus}{group}={path.stem}"))
+
+
+def test_two_languages_at_once():
+    assert [lang.code for lang in composed("+lang=[new_lang,sw]").lang.values()] == ["el_GR", "sw_KE"]
+
+
+@pytest.mark.parametrize(
+    "override", ["trainer.max_step=1", "+lang=new_lang lang.new_lang.init=x", "trainer.devices=two"]
+)
+def test_typos_and_wrong_types_fail_when_composed(override):
+    with pytest.raises(HydraException) as caught:
+        composed(*override.split())
+    if "devices" not in override:
+        assert "allowed names" in explain(caught.value)
+
+
+def test_every_fault_is_listed_at_once():
+    cfg = composed(
+        "trainer.precision=fp8",
+        "data.row_length=4",
+        "task.mask_policy=none",
+        "langset.languages.en_XX.text=embedded:xx",
+    )
+    with pytest.raises(UserError) as caught:
+        validate(cfg)
+    assert all(
+        word in str(caught.value) for word in ("4 faults", "fp8", "row_length", "mask_policy", "embedded corpus 'xx'")
+    )
+
+
+def _imports(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return names
+
+
+@pytest.mark.parametrize(
+    ("part", "forbidden"),
+    [
+        ("model", ("text", "languages", "training", "reports", "config", "command")),
+        ("text", ("languages", "training", "reports", "config", "command")),
+        ("languages", ("training", "reports", "config", "command")),
+        ("reports", ("training", "model", "config", "command")),
+        ("training", ("reports", "command", "pretrain", "prepare", "report")),
+    ],
+)
+def test_imports_go_one_way(part, forbidden):
+    for path in (PACKAGE / part).glob("*.py"):
+        found = _imports(path)
+        for name in forbidden:
+            assert not any(i == f"xmod_lab.{name}" or i.startswith(f"xmod_lab.{name}.") for i in found), (
+                path.name,
+                name,
+            )
+        if part in ("model", "text", "languages"):
+            assert not any(i.split(".")[0] in ("pytorch_lightning", "hydra", "omegaconf", "wandb") for i in found), (
+                path.name
+            )
+
+
+def test_commands_never_import_each_other():
+    commands = ("pretrain", "prepare", "report")
+    for name in commands:
+        assert not _imports(PACKAGE / f"{name}.py") & {f"xmod_lab.{other}" for other in commands}
+        assert len((PACKAGE / f"{name}.py").read_text().splitlines()) <= 120

@@ -1,0 +1,172 @@
+"""Text to batches: what is read, packed, mixed and hidden."""
+
+import gzip
+import json
+
+import datasets
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from tests.conftest import passages
+from xmod_lab.errors import UserError
+from xmod_lab.text.batches import BatchStream, Layout
+from xmod_lab.text.corpus import Source
+from xmod_lab.text.masking import IGNORE, Masker
+from xmod_lab.text.mixture import Mixture, proportions
+from xmod_lab.text.rows import prepare_corpus
+
+TEXT = passages("en", 400)
+
+
+def _write(folder, kind: str) -> str:
+    path = folder / f"text.{kind}"
+    if kind == "txt":
+        path.write_text("\n".join(TEXT), encoding="utf-8")
+    elif kind == "txt.gz":
+        path.write_bytes(gzip.compress("\n".join(TEXT).encode()))
+    elif kind == "jsonl":
+        path.write_text("\n".join(json.dumps({"text": line}) for line in TEXT), encoding="utf-8")
+    elif kind == "parquet":
+        datasets.Dataset.from_dict({"text": TEXT}).to_parquet(str(path))
+    else:
+        datasets.Dataset.from_dict({"text": TEXT}).save_to_disk(str(path))
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["txt", "txt.gz", "jsonl", "parquet", "folder"])
+def test_every_kind_of_source_gives_the_same_passages(tmp_path, kind):
+    source = Source(_write(tmp_path, kind), drop_duplicates=False)
+    train, held_out = list(source.passages("train")), list(source.passages("validation"))
+    assert sorted(train + held_out) == sorted(TEXT)
+    assert held_out and not set(train) & set(held_out)
+
+
+def test_a_missing_column_and_bad_bytes_are_named(tmp_path):
+    path = _write(tmp_path, "jsonl")
+    with pytest.raises(UserError, match="no column 'body'; it has text"):
+        list(Source(path, column="body").passages("train"))
+    (tmp_path / "bad.txt").write_bytes(b"fine\n\xff\xfe\n")
+    with pytest.raises(UserError, match="line 2"):
+        list(Source(str(tmp_path / "bad.txt")).passages("train"))
+
+
+def test_duplicates_are_dropped_when_asked(tmp_path):
+    (tmp_path / "twice.txt").write_text("\n".join(TEXT + TEXT), encoding="utf-8")
+    kept = [p for split in ("train", "validation") for p in Source(str(tmp_path / "twice.txt")).passages(split)]
+    assert sorted(kept) == sorted(set(TEXT))
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tokenizer_folder):
+    folder = tmp_path_factory.mktemp("prepared")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    corpora = {}
+    for code in ("en", "de"):
+        file = folder / f"{code}.txt"
+        file.write_text("\n".join(passages(code, 600)), encoding="utf-8")
+        corpora[code] = prepare_corpus(code, Source(str(file)), tokenizer, length=24, folder=folder)
+    return folder, tokenizer, corpora
+
+
+def test_rows_hold_exactly_the_text(prepared):
+    folder, tokenizer, corpora = prepared
+    for split in ("train", "validation"):
+        corpus = corpora["en"]
+        rows = corpus.rows(split, np.arange(len(getattr(corpus, split))))
+        assert (rows[:, 0] == tokenizer.bos_token_id).all()
+        stream = [int(i) for row in rows for i in row[1:] if i != tokenizer.pad_token_id]
+        expected = []
+        source = Source(str(folder / "en.txt"))
+        for text in source.passages(split):
+            expected += [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        dropped = corpus.manifest["statistics"][split]["tokens_dropped_at_end"]
+        assert stream == expected[: len(expected) - dropped] and dropped < 24
+        if split == "validation":
+            size = sum(len(text.encode()) for text in source.passages(split))
+            assert sum(getattr(corpus, split)["bytes"]) == size == corpus.manifest["statistics"][split]["bytes"]
+
+
+def test_a_mask_piece_in_the_text_is_text(tmp_path, tokenizer_folder):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    (tmp_path / "x.txt").write_text("\n".join(f"here {i} is a <mask> and a </s> in the text" for i in range(200)))
+    corpus = prepare_corpus("x", Source(str(tmp_path / "x.txt")), tokenizer, length=24, folder=tmp_path)
+    rows = corpus.rows("train", np.arange(len(corpus.train)))
+    assert (rows != tokenizer.mask_token_id).all()
+
+
+def test_a_prepared_corpus_that_was_altered_is_refused_with_the_command_that_rebuilds(tmp_path, tokenizer_folder):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    source = Source(_write(tmp_path, "txt"))
+    make = lambda **more: prepare_corpus("en", source, tokenizer, length=24, folder=tmp_path / "p", **more)  # noqa: E731
+    digest = make().digest
+    target = next((tmp_path / "p").glob("en-*"))
+    with (target / "pieces.npy").open("ab") as stream:
+        stream.write(b"x")
+    with pytest.raises(UserError, match="pieces.npy is missing or altered.*rebuild=true"):
+        make()
+    assert make(rebuild=True).digest == digest == make().digest
+
+
+def test_proportions_follow_alpha_and_the_cap():
+    sizes = {"a": 1000, "b": 100, "c": 10}
+    shares = proportions(sizes, 0.5)
+    assert sum(shares.values()) == pytest.approx(1) and shares["a"] / shares["c"] == pytest.approx(10)
+    capped = proportions(sizes, 0.5, max_passes=4, budget_rows=1000)
+    assert capped["c"] == pytest.approx(0.04) and sum(capped.values()) == pytest.approx(1)
+
+
+def test_the_mixture_is_exact_and_sees_every_row_before_any_twice():
+    sizes = {"a": 50, "b": 20, "c": 7}
+    mixture = Mixture(sizes, proportions(sizes, 0.7), rows_per_step=9, seed=5)
+    seen = {code: [] for code in sizes}
+    for step in range(40):
+        assert mixture.rows_before(step) == {code: len(rows) for code, rows in seen.items()}
+        for code, indices in mixture.step(step):
+            seen[code] += indices.tolist()
+    for code, size in sizes.items():
+        assert sorted(seen[code][:size]) == list(range(size))
+        assert abs(len(seen[code]) - 40 * 9 * proportions(sizes, 0.7)[code]) < 7
+    again = Mixture(sizes, proportions(sizes, 0.7), rows_per_step=9, seed=5)
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(again.step(33), mixture.step(33), strict=True))
+
+
+def test_masks_are_exact_keyed_and_never_on_special_pieces():
+    masker = Masker(0.3, "80-10-10", 4, 200, (0, 1, 2, 3, 4))
+    row = np.concatenate([[0], np.random.default_rng(0).integers(5, 200, 1998), [2]])
+    inputs, labels = masker.mask(row, [1, 2, 3])
+    chosen = labels != IGNORE
+    assert chosen.sum() == 600 and not chosen[0] and not chosen[-1]
+    assert np.array_equal(labels[chosen], row[chosen]) and np.array_equal(inputs[~chosen], row[~chosen])
+    assert (inputs[chosen] == 4).mean() == pytest.approx(0.8, abs=0.05)
+    assert (inputs[chosen] == row[chosen]).mean() == pytest.approx(0.1, abs=0.04)
+    assert np.array_equal(masker.mask(row, [1, 2, 3])[0], inputs) and not np.array_equal(
+        masker.mask(row, [1, 2, 4])[0], inputs
+    )
+
+
+@pytest.mark.parametrize("attention", ["row", "document"])
+def test_processes_and_micro_batches_see_together_what_one_sees_alone(prepared, attention):
+    _, tokenizer, corpora = prepared
+    sizes = {code: len(corpus.train) for code, corpus in corpora.items()}
+    mixture = Mixture(sizes, proportions(sizes, 0.7), rows_per_step=8, seed=3)
+    masker = Masker.for_tokenizer(tokenizer, 0.3, "80-10-10")
+    layout = Layout(attention, tokenizer.pad_token_id, tokenizer.eos_token_id)
+
+    def rows_of_step(step: int, accumulate: int, processes: int) -> set:
+        found = set()
+        for rank in range(processes):
+            stream = BatchStream(corpora, mixture, masker, layout, {"en": 0, "de": 1}, seed=3, steps=9,
+                                 accumulate=accumulate, rank=rank, processes=processes)  # fmt: skip
+            for micro in range(accumulate):
+                batch = stream[step * accumulate + micro]
+                assert batch["lang_ids"].tolist() == sorted(batch["lang_ids"].tolist())
+                for i, lang, label in zip(batch["input_ids"], batch["lang_ids"], batch["labels"], strict=True):
+                    found.add((tuple(i.tolist()), int(lang), tuple(label.tolist())))
+        return found
+
+    for step in (7, 2):
+        alone = rows_of_step(step, 1, 1)
+        assert len(alone) == 8 and alone == rows_of_step(step, 1, 2) == rows_of_step(step, 2, 2) == rows_of_step(
+            step, 4, 1
+        )

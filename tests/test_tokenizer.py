@@ -1,0 +1,57 @@
+"""SentencePiece and the saved Hugging Face tokenizer are one and the same, on every embedded language."""
+
+import pytest
+import sentencepiece
+from transformers import AutoTokenizer
+
+from tests.conftest import passages
+from xmod_lab.errors import UserError
+from xmod_lab.text.corpus import EMBEDDED
+from xmod_lab.text.tokenizer import SPM_FILE, UNK, save_tokenizer, train_sentencepiece
+
+LANGUAGES = sorted(p.name.split(".")[0] for p in EMBEDDED.glob("*.train.txt.gz"))
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "byte fallback"])
+def pair(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    text = [passage for code in LANGUAGES for passage in passages(code, 250)]
+    save_tokenizer(train_sentencepiece(text, pieces=3500, byte_fallback=request.param), folder)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / SPM_FILE))
+    return processor, AutoTokenizer.from_pretrained(folder)
+
+
+def test_ten_languages_are_embedded():
+    assert len(LANGUAGES) == 10
+
+
+@pytest.mark.parametrize("code", LANGUAGES)
+def test_encoding_and_decoding_are_those_of_sentencepiece(pair, code):
+    processor, tokenizer = pair
+    for text in passages(code, 300, "val") + ["", "  two  spaces ", "\ttab", "ﬁ ﬂ １２３ Å", "🙂 unseen"]:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert ids == processor.encode(text), text
+        if UNK not in ids:  # the surface of an unknown piece is a matter of taste
+            assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == processor.decode(ids), text
+
+
+def test_names_of_special_pieces_inside_text_are_text_as_in_sentencepiece(pair):
+    processor, tokenizer = pair
+    backend = tokenizer.backend_tokenizer
+    backend.encode_special_tokens = True  # as in preparation
+    for text in ("a <mask> b", "</s>", "x<s>y <pad> <unk>", "<0x41>"):
+        assert backend.encode(text, add_special_tokens=False).ids == processor.encode(text), text
+    backend.encode_special_tokens = False
+    assert 4 in tokenizer("a <mask> b")["input_ids"]  # what fill-mask needs
+
+
+def test_special_pieces_have_the_ids_of_xlm_r(pair):
+    tokenizer = pair[1]
+    names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    assert tokenizer.convert_tokens_to_ids(names) == [0, 1, 2, 3, 4]
+    assert tokenizer("a")["input_ids"][0] == 0 and tokenizer("a")["input_ids"][-1] == 2
+
+
+def test_a_vocabulary_too_small_for_its_characters_says_so():
+    with pytest.raises(UserError, match="vocabulary_size"):
+        train_sentencepiece(passages("zh", 200), pieces=50)
