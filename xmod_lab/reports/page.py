@@ -65,7 +65,7 @@ def _json(path: Path) -> dict:
 def render(run: Run) -> str:
     """The whole page."""
     kind = f"adding {', '.join(run.added)}" if run.added else "pre-training"
-    parts = [f"<h1>xmod_lab: {escape(kind)}</h1>", f'<p class="note">{escape(str(run.path))}</p>']
+    parts = [f"<h1>xmod_lab: {escape(kind)}</h1>", f'<p class="note">{escape(run.path.resolve().name)}</p>']
     if not run.metrics:
         parts.append('<p class="bad">This run is not finished: what follows is how far it came.</p>')
     parts += [_settings(run), *_proof(run), *_results(run), *_curves(run), *_mixture(run), *_packs(run)]
@@ -102,7 +102,7 @@ def _settings(run: Run) -> str:
         ],
         ["peak learning rate", f"{recipe['peak_lr']:g}"],
         ["precision, seed", f"{trainer['precision']}, {run.config['seed']}"],
-        *([["base", str(run.config["base"])]] if run.added else []),
+        *([["base", Path(run.config["base"]).name]] if run.added else []),
         *([["tokens per second", ", ".join(f"{value:,.0f}" for value in speed)]] if speed else []),
     ]
     return "<h2>Settings</h2>" + _table(["", ""], rows)
