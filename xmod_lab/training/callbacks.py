@@ -3,7 +3,6 @@
 import logging
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -48,6 +47,7 @@ class LearningCurve(pl.Callback):
         self.final: dict[str, float] = {}  # the newest scores; after the last step, those of the whole run
         self._since_line = (0.0, 0)
         self._began = 0.0
+        self.line = ""  # the newest figures, for the person
         self.started = False  # false while the checkpoint is being loaded
 
     def state_dict(self) -> dict:
@@ -98,7 +98,7 @@ class LearningCurve(pl.Callback):
             "train/tokens_per_second": steps * self.tokens_per_step / max(seconds, 1e-9),
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
-        trainer.xmod_line = f"loss {loss:.3f} · {figures['train/tokens_per_second']:,.0f} tokens/s"
+        self.line = f"loss {loss:.3f} · {figures['train/tokens_per_second']:,.0f} tokens/s"
         self.tracking.log({name + self.suffix: value for name, value in figures.items()}, step)
 
     def _validate(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
@@ -131,14 +131,13 @@ class Checkpoints(pl.Callback):
 class ProgressLine(pl.Callback):
     """A bar with loss, tokens per second and time left; on anything but a terminal, a line every ten seconds."""
 
-    def __init__(self, title: str, steps: int, clock: Callable[[], float] = time.monotonic):
-        self.title, self.steps, self.clock = title, steps, clock
+    def __init__(self, title: str, steps: int, curve: LearningCurve):
+        self.title, self.steps, self.curve = title, steps, curve
         self.bar: Progress | None = None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.began, self.first = self.clock(), trainer.global_step
+        self.began, self.first = time.monotonic(), trainer.global_step
         self.told = self.began
-        trainer.xmod_line = ""
         if rank() == 0 and sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
@@ -151,13 +150,13 @@ class ProgressLine(pl.Callback):
             self.bar.start()
 
     def on_train_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int) -> None:
-        step, now = trainer.global_step, self.clock()
+        step, now = trainer.global_step, time.monotonic()
         if self.bar is not None:
-            self.bar.update(self.task, completed=step, line=trainer.xmod_line)
+            self.bar.update(self.task, completed=step, line=self.curve.line)
         elif now - self.told >= 10 and step > self.first:
             self.told = now
             left = (now - self.began) / (step - self.first) * (self.steps - step)
-            log.info("%s: step %d of %d · %s · %.0f s left", self.title, step, self.steps, trainer.xmod_line, left)
+            log.info("%s: step %d of %d · %s · %.0f s left", self.title, step, self.steps, self.curve.line, left)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._stop()

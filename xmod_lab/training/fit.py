@@ -81,7 +81,7 @@ def fit(
         rank=rank(),
         processes=processes,
     )
-    trainer = _trainer(cfg, run.path / "checkpoints" / (code or ""), curve, ProgressLine(code or "base", steps))
+    trainer = _trainer(cfg, run.path / "checkpoints" / (code or ""), curve, ProgressLine(code or "base", steps, curve))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
