@@ -118,7 +118,7 @@ class DataConfig:
     row_length: int = 128
     alpha: float = 0.7
     max_passes: float | None = None
-    attention: str = "row"
+    attention: str = "document"
     tokenizer: str | None = None
     byte_fallback: bool = False
     normalization: str = "nmt_nfkc"
@@ -134,16 +134,16 @@ class TrainerConfig:
 
     max_steps: int | None = None
     max_tokens: int | None = None
-    rows_per_step: int = 64
+    rows_per_step: int = 16
     accumulate: int = 1
     precision: str = "bf16-mixed"
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1
-    checkpoint_every: int = 100
+    checkpoint_every: int = 400
     keep_checkpoints: int = 2
-    validate_every: int = 100
-    log_every: int = 10
+    validate_every: int = 400
+    log_every: int = 20
     deterministic: bool = False
 
 

@@ -52,7 +52,10 @@ class Workplace:
 
     def start(self, *overrides: str, run: Path | str | None = None, **options) -> subprocess.Popen:
         """The command in a process of its own."""
-        command = [sys.executable, "-m", "xmod_lab.pretrain", *self.arguments(*overrides, run=run)]
+        return self._start(self.arguments(*overrides, run=run), **options)
+
+    def _start(self, arguments: list[str], **options) -> subprocess.Popen:
+        command = [sys.executable, "-m", "xmod_lab.pretrain", *arguments]
         environment = {**os.environ, "WANDB_SILENT": "true", **options.pop("env", {})}
         return subprocess.Popen(
             command,
@@ -68,6 +71,12 @@ class Workplace:
         """Exit status, stdout and stderr of the command."""
         process = self.start(*overrides, run=run, **options)
         out, err = process.communicate(timeout=300)
+        return process.returncode, out, err
+
+    def plain(self, *overrides: str, run: Path | str) -> tuple[int, str, str]:
+        """The same at the settings that are shipped, which takes minutes."""
+        process = self._start([*overrides, f"hydra.run.dir={run}"])
+        out, err = process.communicate(timeout=1500)
         return process.returncode, out, err
 
     def metrics(self, run: Path) -> dict:

@@ -113,6 +113,12 @@ def mixture_of(cfg: PretrainConfig, prepared: Prepared, *, steps: int, seed: int
     return Mixture(sizes, shares, rows_per_step=cfg.trainer.rows_per_step, seed=seed)
 
 
+def mixed_piece_counts(mixture: Mixture, prepared: Prepared, steps: int) -> np.ndarray:
+    """(V,) how often training will meet each piece, up to a factor: every language's counts, as the mixture weighs it."""
+    rows = mixture.rows_before(steps)
+    return sum(corpus.piece_counts * (rows[code] / len(corpus.train)) for code, corpus in prepared.corpora.items())
+
+
 def batches(
     cfg: PretrainConfig,
     prepared: Prepared,

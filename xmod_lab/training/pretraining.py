@@ -2,9 +2,12 @@
 
 import logging
 
+import torch
+
 from xmod_lab.config import PretrainConfig
+from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.training.bases import new_model
-from xmod_lab.training.data import consumption, mixture_of, prepare_base
+from xmod_lab.training.data import consumption, mixed_piece_counts, mixture_of, prepare_base
 from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
 from xmod_lab.training.rundir import RunDir
@@ -29,6 +32,8 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
     corpus_table(prepared, "text of the language set")
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
     model = new_model(cfg, len(prepared.tokenizer))
+    with torch.no_grad():  # what an untrained output layer would learn first: it spares the body that detour
+        model.lm_head.bias.copy_(log_frequency(mixed_piece_counts(mixture, prepared, cfg.steps)))
     if cfg.model.shared_slot:
         match_table(cfg, prepared.tokenizer)
     training_table(model, {name for name, _ in model.named_parameters()}, "base")
