@@ -3,6 +3,7 @@
 Exit status: 0 done; 1 a proof that does not hold, or a bug, with its traceback; 2 bad input; 130 interrupted.
 """
 
+import errno
 import os
 import sys
 import warnings
@@ -22,6 +23,7 @@ from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, regis
 from xmod_lab.errors import ProofError, UserError
 
 INTERRUPTED = 130
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Work = Callable[[PretrainConfig, Path, list[str], str | None], int | None]
 
 
@@ -76,6 +78,11 @@ def guarded(job: Callable[[], int | None]) -> int:
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             return _say(f"cannot write {error.filename} ({error.strerror}); set hydra.run.dir and runs to folders that "
                         "you can write to", 2)  # fmt: skip
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            return _say(f"cannot write {error.filename or 'a file'} ({error.strerror}): the disk is full. What was saved "
+                        "is whole; free some space, and the same command with hydra.run.dir=<its folder> goes on", 2)  # fmt: skip
         except KeyboardInterrupt:
             return INTERRUPTED
         except SystemExit as stop:  # Lightning ends with 1 after Ctrl-C, argparse with 0 or 2

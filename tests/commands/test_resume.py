@@ -3,6 +3,7 @@
 import csv
 import json
 import random
+import resource
 import signal
 import time
 from pathlib import Path
@@ -74,6 +75,23 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_the_checkpoints(workplace, tmp_path)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "goes on from the newest checkpoint" in err
     assert list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+
+
+def test_a_full_disk_ends_the_run_with_a_message_and_loses_nothing(workplace, tmp_path):
+    """A limit on the size of files stands for the full disk: checkpoints do not fit, the rest does."""
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
+    run = tmp_path / "run"
+    status, _, err = workplace.call("trainer.max_steps=2", "trainer.checkpoint_every=1", run=run)
+    assert status == 0, err
+    (run / "metrics.json").unlink()
+    (run / "checkpoints" / "step000002.ckpt").unlink()
+    weights = (run / "model" / "model.safetensors").read_bytes()
+    status, _, err = workplace.call("trainer.max_steps=2", run=run, preexec_fn=limit)
+    assert status == 2 and "the disk is full" in err and "Traceback" not in err
+    assert [file.name for file in (run / "checkpoints").iterdir()] == ["step000001.ckpt"]
+    status, out, err = workplace.call("trainer.max_steps=2", run=run)
+    assert status == 0 and "resuming from" in out + err, err
+    assert (run / "model" / "model.safetensors").read_bytes() == weights
 
 
 def _wait_for(folder: Path, process) -> None:

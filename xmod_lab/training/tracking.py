@@ -94,11 +94,8 @@ class Tracking:
 
 def _start_wandb(cfg: PretrainConfig, run: RunDir, *, group: str | None, job_type: str) -> Any:
     """Start, or continue, this run's W&B run. Its id is on disk before it starts, so that a resumed run finds it."""
-    mode = os.environ.get("WANDB_MODE") or cfg.logger.wandb
-    if mode == "auto":
-        mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
     run_id = run.remember_once("wandb_id", lambda: uuid.uuid4().hex[:8])
-    for attempt in dict.fromkeys([mode, "offline"]):
+    for attempt in dict.fromkeys([_wandb_mode(cfg), "offline"]):
         try:
             started = wandb.init(
                 project=cfg.logger.project,
@@ -119,3 +116,13 @@ def _start_wandb(cfg: PretrainConfig, run: RunDir, *, group: str | None, job_typ
             log.warning("W&B (%s) did not start: %s", attempt, str(error).splitlines()[0])
     log.warning("going on without W&B; metrics.csv has every figure")
     return None
+
+
+def _wandb_mode(cfg: PretrainConfig) -> str:
+    mode = os.environ.get("WANDB_MODE") or cfg.logger.wandb
+    if mode != "auto":
+        return mode
+    try:
+        return "online" if wandb.login(prompt=False, verify=False) else "offline"
+    except Exception:  # a setting that W&B does not understand
+        return "offline"
