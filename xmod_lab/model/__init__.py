@@ -1,15 +1,45 @@
-"""X-MOD itself, on transformers' model chassis. Names and arguments follow the reference documentation."""
+"""X-MOD itself, on transformers' model chassis. Names and arguments follow the reference documentation.
 
-from xmod_lab.model.base import XmodModel, XmodPreTrainedModel
+The classes are registered with transformers' Auto classes for :class:`XmodConfig` of this package; whoever loads by name
+alone still gets those of transformers.
+"""
+
+import transformers
+
+from xmod_lab.model.backbone import XmodModel
+from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.heads import IGNORE, XmodForMaskedLM
+from xmod_lab.model.language_models import IGNORE, XmodForCausalLM, XmodForMaskedLM, XmodLanguageModel
 from xmod_lab.model.slots import SLOT_INITS, donors_of, seeded_generator
+from xmod_lab.model.task_heads import (
+    XmodForMultipleChoice,
+    XmodForQuestionAnswering,
+    XmodForSequenceClassification,
+    XmodForTokenClassification,
+)
+
+for _auto, _model in (
+    (transformers.AutoModel, XmodModel),
+    (transformers.AutoModelForMaskedLM, XmodForMaskedLM),
+    (transformers.AutoModelForCausalLM, XmodForCausalLM),
+    (transformers.AutoModelForSequenceClassification, XmodForSequenceClassification),
+    (transformers.AutoModelForMultipleChoice, XmodForMultipleChoice),
+    (transformers.AutoModelForTokenClassification, XmodForTokenClassification),
+    (transformers.AutoModelForQuestionAnswering, XmodForQuestionAnswering),
+):
+    _auto.register(XmodConfig, _model, exist_ok=True)
 
 __all__ = [
     "IGNORE",
     "SLOT_INITS",
     "XmodConfig",
+    "XmodForCausalLM",
     "XmodForMaskedLM",
+    "XmodForMultipleChoice",
+    "XmodForQuestionAnswering",
+    "XmodForSequenceClassification",
+    "XmodForTokenClassification",
+    "XmodLanguageModel",
     "XmodModel",
     "XmodPreTrainedModel",
     "donors_of",

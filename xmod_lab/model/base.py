@@ -1,4 +1,4 @@
-"""What all X-MOD classes share: languages, default language, freezing, saving, and the bare encoder."""
+"""What all X-MOD classes share: languages, default language, freezing, adding and removing a language, saving."""
 
 from pathlib import Path
 
@@ -7,15 +7,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.utils.generic import can_return_tuple
 from transformers.utils.hub import cached_file
 
 from xmod_lab.errors import UserError
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.encoder import Vocabulary, XmodEmbeddings, XmodEncoder, XmodLayer
-from xmod_lab.model.routing import Route, plan_route
+from xmod_lab.model.embeddings import Vocabulary
+from xmod_lab.model.encoder import XmodLayer
 from xmod_lab.model.slots import allocate_slot, random_value
 
 VOCABULARY_FILE = "vocabulary.safetensors"  # under languages/<code>/ of a saved model, beside its tokenizer
@@ -154,111 +151,3 @@ def _vocabulary_file(source: str, code: str) -> str:
             f"{source}: config.json names a vocabulary of '{code}', but languages/{code}/{VOCABULARY_FILE} is missing "
             "(transformers drops it when it saves); copy that folder from the original model"
         ) from error
-
-
-class XmodModel(XmodPreTrainedModel):
-    """The bare routed encoder. Arguments and outputs as in the reference documentation."""
-
-    def __init__(self, config: XmodConfig, add_pooling_layer: bool = True):
-        super().__init__(config)
-        self.embeddings = XmodEmbeddings(config)
-        self.encoder = XmodEncoder(config)
-        self.pooler = XmodPooler(config) if add_pooling_layer else None
-        self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embeddings.word_embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embeddings.word_embeddings = value
-
-    def plan(self, lang_ids: Tensor | None, rows: int, length: int) -> Route:
-        """The batch's route; without ``lang_ids``, all rows in the default language."""
-        if lang_ids is None:
-            default = self.config.default_language
-            if default is None:
-                raise UserError(
-                    f"no input language: pass lang_ids or call set_default_language() with one of {self.languages}"
-                )
-            return Route((self.config.slot(default),), (rows,))
-        return plan_route(lang_ids, rows=rows, length=length, languages=list(self.config.languages))
-
-    def encode(
-        self,
-        input_ids: Tensor | None,
-        lang_ids: Tensor | None = None,
-        *,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> tuple[Tensor, Route, list[Tensor], list[Tensor]]:
-        """The last state (B, S, D) in language order, the route, all states and attention weights."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise UserError("give exactly one of input_ids and inputs_embeds")
-        rows, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-        if rows == 0:
-            raise UserError("the batch has no rows; give at least one sequence")
-        route = self.plan(lang_ids, rows, length)
-        x = self.embeddings(
-            route.enter(input_ids),
-            route,
-            token_type_ids=route.enter(token_type_ids),
-            position_ids=route.enter(position_ids),
-            inputs_embeds=route.enter(inputs_embeds),
-        )
-        mask = None
-        if attention_mask is not None:
-            mask = create_bidirectional_mask(self.config, x, route.enter(attention_mask))
-        x, states, attentions = self.encoder(x, mask, route)
-        return x, route, states, attentions
-
-    @can_return_tuple
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        lang_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        output_hidden_states: bool = False,
-        output_attentions: bool = False,
-    ) -> BaseModelOutputWithPooling:
-        """Encode a batch.
-
-        Args:
-            input_ids: (B, S) int64 piece ids of each row's vocabulary.
-            lang_ids: (B,) or (B, S) int64, see :meth:`lang_id`, in any order; default: the default language.
-            attention_mask: (B, S), 1 = real token; or a ready mask (B, 1, S, S).
-        Returns:
-            ``last_hidden_state`` (B, S, D), ``pooler_output`` (B, D); on request ``hidden_states``, ``attentions``.
-        Raises:
-            UserError: no language, no rows, a sequence longer than the positions. UnknownLanguageError.
-        """
-        x, route, states, attentions = self.encode(
-            input_ids,
-            lang_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-        )
-        x = route.leave(x)
-        return BaseModelOutputWithPooling(
-            last_hidden_state=x,
-            pooler_output=None if self.pooler is None else self.pooler(x),
-            hidden_states=tuple(route.leave(s) for s in states) if output_hidden_states else None,
-            attentions=tuple(route.leave(a) for a in attentions) if output_attentions else None,
-        )
-
-
-class XmodPooler(nn.Module):
-    """First token -> dense -> tanh."""
-
-    def __init__(self, config: XmodConfig):
-        super().__init__()
-        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(self.dense(x[:, 0]))

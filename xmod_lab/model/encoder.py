@@ -1,150 +1,109 @@
 """The routed encoder (X-MOD, Pfeiffer et al. 2022, section 3, figure 1; layer order as in the released checkpoints).
 
 Parameter names are those of transformers, so that checkpoints need no key map. Every class here follows one layer from
-the bottom up: embeddings, attention, slot, block, stack.
+the bottom up: attention, feed-forward and slots, block, stack. With ``is_decoder`` the same stack is causal, with
+``add_cross_attention`` it also attends to an encoder's states.
 """
+
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from xmod_lab.errors import UserError
+from xmod_lab.model.adapters import GroupedRoute, XmodSlots
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.routing import Route
 
-# B batch rows, S sequence, D model, H heads, K head dim, F bottleneck, V vocabulary, N tokens (B * S)
+# B batch rows, S sequence, P cached and new tokens, D model, H heads, K head dim
 
 
-class Vocabulary(nn.Module):
-    """The embedding table of one added language, tied to its output matrix, and its output bias."""
+@dataclass(frozen=True)
+class Surroundings:
+    """What every layer needs beside the states: who may attend to what, the cache, and an encoder's output.
 
-    def __init__(self, pieces: int, config: XmodConfig):
-        super().__init__()
-        self.word_embeddings = nn.Embedding(pieces, config.hidden_size, padding_idx=config.pad_token_id)
-        self.bias = nn.Parameter(torch.zeros(pieces))
+    ``mask`` (B, 1, S, P) and ``source_mask`` (B, 1, S, T): bool (True = may attend) or float (added to the scores).
+    """
+
+    mask: Tensor | None = None
+    cache: Cache | None = None
+    source: Tensor | None = None  # (B, T, D): an encoder's states
+    source_mask: Tensor | None = None
+    want_weights: bool = False
 
 
-class XmodEmbeddings(nn.Module):
-    """Pieces, positions and segments summed, then LayerNorm. Rows of an added language use their own table."""
+@dataclass(frozen=True)
+class Trace:
+    """What was asked to be kept: states (input first), attention weights, cross-attention weights of every layer."""
 
-    def __init__(self, config: XmodConfig):
-        super().__init__()
-        self.padding_idx = config.pad_token_id
-        self.config = config
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=self.padding_idx)
-        self.position_embeddings = nn.Embedding(
-            config.max_position_embeddings, config.hidden_size, padding_idx=self.padding_idx
-        )
-        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
-        self.vocabularies = nn.ModuleDict(
-            {code: Vocabulary(pieces, config) for code, pieces in (config.vocabularies or {}).items()}
-        )
-
-    def forward(
-        self,
-        input_ids: Tensor | None,
-        route: Route,
-        *,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-    ) -> Tensor:
-        """Rows in language order. ``input_ids`` (B, S) int64 -> (B, S, D)."""
-        if inputs_embeds is None:
-            inputs_embeds = self.look_up(input_ids, route)
-        if position_ids is None:
-            position_ids = self.default_positions(input_ids, inputs_embeds)
-        if token_type_ids is None:
-            segment = self.token_type_embeddings.weight[0]  # (D,): one segment unless told otherwise
-        else:
-            segment = self.token_type_embeddings(token_type_ids)
-        x = inputs_embeds + segment + self.position_embeddings(position_ids)
-        return self.dropout(self.LayerNorm(x))
-
-    def look_up(self, input_ids: Tensor, route: Route) -> Tensor:
-        """Piece vectors (B, S, D), each run of rows from the table of its language."""
-        runs = self.tables(route)
-        if len(runs) == 1:
-            return runs[0][0](input_ids)
-        parts = input_ids.split([size for _, size in runs])
-        return torch.cat([table(part) for (table, _), part in zip(runs, parts, strict=True)])
-
-    def tables(self, route: Route) -> list[tuple[nn.Embedding, int]]:
-        """(table, rows) for the runs of ``route``, neighbours of one table merged."""
-        merged: list[tuple[nn.Embedding, int]] = []
-        for slot, size in zip(route.slots, route.sizes, strict=True):
-            table = self.table(self.config.languages[slot])
-            if merged and merged[-1][0] is table:
-                merged[-1] = (table, merged[-1][1] + size)
-            else:
-                merged.append((table, size))
-        if route.per_token and len(merged) > 1:
-            raise UserError(
-                "lang_ids per token mixes languages of different vocabularies in one sequence; allowed are languages "
-                "of one vocabulary. Give these sequences one language each: lang_ids of shape (batch,)"
-            )
-        return merged
-
-    def table(self, language: str) -> nn.Embedding:
-        """The embedding table that ``language`` uses."""
-        if language in self.vocabularies:
-            return self.vocabularies[language].word_embeddings
-        return self.word_embeddings
-
-    def default_positions(self, input_ids: Tensor | None, inputs_embeds: Tensor) -> Tensor:
-        """Positions count from ``padding_idx + 1``; padding keeps ``padding_idx`` (RoBERTa). (B or 1, S)."""
-        length = inputs_embeds.shape[1]
-        if length + self.padding_idx >= self.position_embeddings.num_embeddings:
-            raise UserError(
-                f"a sequence of {length} tokens is longer than the model's "
-                f"{self.position_embeddings.num_embeddings - self.padding_idx - 1} positions; truncate it"
-            )
-        if input_ids is None:
-            return torch.arange(length, device=inputs_embeds.device)[None] + self.padding_idx + 1
-        real = input_ids.ne(self.padding_idx).long()
-        return real.cumsum(1) * real + self.padding_idx
+    states: list[Tensor] = field(default_factory=list)
+    attentions: list[Tensor] = field(default_factory=list)
+    crossed: list[Tensor] = field(default_factory=list)
 
 
 def eager_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs):
-    """Attention written out: (B, H, S, K) -> (B, S, H, K) and the weights (B, H, S, S)."""
-    scores = q @ k.transpose(2, 3) * kwargs["scaling"]  # (B, H, S, S)
+    """Attention written out: (B, H, S, K) -> (B, S, H, K) and the weights (B, H, S, P)."""
+    scores = q @ k.transpose(2, 3) * kwargs["scaling"]  # (B, H, S, P)
+    if mask is None and module.is_causal and q.shape[2] > 1:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
     weights = nn.functional.dropout(scores.softmax(-1), p=kwargs["dropout"], training=module.training)
     return (weights @ v).transpose(1, 2), weights
 
 
 class XmodSelfAttention(nn.Module):
-    """Multi-head self-attention; the backend (eager, sdpa, flash) is ``config._attn_implementation``."""
+    """Multi-head attention to the own sequence or, with ``crosses``, to an encoder's states; the backend (eager, sdpa,
+    flash) is ``config._attn_implementation``."""
 
-    def __init__(self, config: XmodConfig):
+    def __init__(self, config: XmodConfig, number: int, *, crosses: bool):
         super().__init__()
         if config.hidden_size % config.num_attention_heads:
             raise UserError(
                 f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
                 f"{config.num_attention_heads}; allowed are its divisors"
             )
-        self.config = config
-        self.is_causal = False
+        self.config, self.number, self.crosses = config, number, crosses
+        self.is_causal = config.is_decoder and not crosses
         self.head_dim = config.hidden_size // config.num_attention_heads
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        B, S, D = x.shape
-        q, k, v = (f(x).view(B, S, -1, self.head_dim).transpose(1, 2) for f in (self.query, self.key, self.value))
+    def forward(self, x: Tensor, around: Surroundings) -> tuple[Tensor, Tensor | None]:
+        q = self.heads(self.query(x))
+        k, v = self.keys_and_values(around.source if self.crosses else x, around.cache)
+        mask = around.source_mask if self.crosses else around.mask
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
-            attend = eager_attention  # torch's CPU kernel takes three times as long in bfloat16 (2.13, 128 tokens)
+        slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
+        if slow or around.want_weights:  # torch's CPU kernel takes three times as long in bfloat16 (2.13, 128 tokens)
+            attend = eager_attention
         dropout = self.dropout.p if self.training else 0.0
         out, weights = attend(self, q, k, v, mask, dropout=dropout, scaling=self.head_dim**-0.5)
-        return out.reshape(B, S, D), weights
+        return out.reshape(x.shape), weights
+
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B, H, S, K)."""
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+    def keys_and_values(self, source: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:
+        """Of ``source``, joined to those in the cache; an encoder's are computed once and then read from there."""
+        paired = isinstance(cache, EncoderDecoderCache)
+        if self.crosses and paired and cache.is_updated.get(self.number):
+            stored = cache.cross_attention_cache.layers[self.number]
+            return stored.keys, stored.values
+        k, v = self.heads(self.key(source)), self.heads(self.value(source))
+        if self.crosses and paired:
+            cache.is_updated[self.number] = True
+            return cache.cross_attention_cache.update(k, v, self.number)
+        if not self.crosses and cache is not None:
+            return (cache.self_attention_cache if paired else cache).update(k, v, self.number)
+        return k, v
 
 
 class XmodSelfOutput(nn.Module):
@@ -160,14 +119,14 @@ class XmodSelfOutput(nn.Module):
 class XmodAttention(nn.Module):
     """Attention block with its residual; LayerNorm after it (base) or before it (large)."""
 
-    def __init__(self, config: XmodConfig):
+    def __init__(self, config: XmodConfig, number: int, *, crosses: bool = False):
         super().__init__()
-        self.self = XmodSelfAttention(config)
+        self.self = XmodSelfAttention(config, number, crosses=crosses)
         self.output = XmodSelfOutput(config)
         self.pre_norm = config.pre_norm
 
-    def forward(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        out, weights = self.self(self.output.LayerNorm(x) if self.pre_norm else x, mask)
+    def forward(self, x: Tensor, around: Surroundings) -> tuple[Tensor, Tensor | None]:
+        out, weights = self.self(self.output.LayerNorm(x) if self.pre_norm else x, around)
         x = x + self.output.dropout(self.output.dense(out))
         return (x if self.pre_norm else self.output.LayerNorm(x)), weights
 
@@ -184,20 +143,6 @@ class XmodIntermediate(nn.Module):
         return self.act(self.dense(x))
 
 
-class XmodAdapter(nn.Module):
-    """One language's bottleneck in one layer: D -> F -> D, biases on, no LayerNorm (X-MOD section 3)."""
-
-    def __init__(self, config: XmodConfig):
-        super().__init__()
-        bottleneck = round(config.hidden_size / config.adapter_reduction_factor)
-        self.dense1 = nn.Linear(config.hidden_size, bottleneck)
-        self.act = ACT2FN[config.hidden_act]
-        self.dense2 = nn.Linear(bottleneck, config.hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.dense2(self.act(self.dense1(x)))
-
-
 class XmodOutput(nn.Module):
     """Second half of the feed-forward block, then the slots.
 
@@ -205,7 +150,7 @@ class XmodOutput(nn.Module):
     before the slot and once after it, and the slot's residual is taken after the first.
     """
 
-    def __init__(self, config: XmodConfig):
+    def __init__(self, config: XmodConfig, number: int):
         super().__init__()
         self.config = config
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
@@ -214,9 +159,9 @@ class XmodOutput(nn.Module):
         self.adapter_layer_norm = None
         if config.adapter_layer_norm:
             self.adapter_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.adapter_modules = nn.ModuleDict({code: XmodAdapter(config) for code in config.languages})
+        self.adapter_modules = XmodSlots(config, number)
 
-    def forward(self, x: Tensor, residual: Tensor, route: Route) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor, route: Route | GroupedRoute) -> Tensor:
         x = residual + self.dropout(self.dense(x))
         before_norm = x
         if self.adapter_layer_norm is not None:
@@ -224,40 +169,33 @@ class XmodOutput(nn.Module):
         elif self.config.adapter_reuse_layer_norm:
             x = self.LayerNorm(x)
         residual = x if self.config.ln_before_adapter else before_norm
-        return residual + self.dropout(self.adapt(x, route))
-
-    def adapt(self, x: Tensor, route: Route) -> Tensor:
-        """Each run of rows through its slot. (B, S, D) -> (B, S, D)."""
-        adapters = list(self.adapter_modules.values())
-        if len(route.slots) == 1:
-            return adapters[route.slots[0]](x)
-        if not route.per_token:
-            parts = x.split(route.sizes)
-            return torch.cat([adapters[s](part) for s, part in zip(route.slots, parts, strict=True)])
-        flat = x.flatten(0, 1)  # (N, D)
-        if route.order is not None:
-            flat = flat.index_select(0, route.order.to(x.device))
-        out = torch.cat([adapters[s](p) for s, p in zip(route.slots, flat.split(route.sizes), strict=True)])
-        if route.order is not None:
-            out = out.index_select(0, route.inverse.to(x.device))
-        return out.view_as(x)
+        return residual + self.dropout(self.adapter_modules(x, route))
 
 
 class XmodLayer(GradientCheckpointingLayer):
-    """Attention block, feed-forward block, slot."""
+    """Attention block, cross-attention block if there is one, feed-forward block, slot."""
 
-    def __init__(self, config: XmodConfig):
+    def __init__(self, config: XmodConfig, number: int):
         super().__init__()
         self.pre_norm = config.pre_norm
-        self.attention = XmodAttention(config)
+        self.attention = XmodAttention(config, number)
+        if config.add_cross_attention:
+            if not config.is_decoder:
+                raise UserError("add_cross_attention needs is_decoder=True: only a decoder attends to an encoder")
+            self.crossattention = XmodAttention(config, number, crosses=True)
         self.intermediate = XmodIntermediate(config)
-        self.output = XmodOutput(config)
+        self.output = XmodOutput(config, number)
 
-    def forward(self, x: Tensor, mask: Tensor | None, route: Route) -> tuple[Tensor, Tensor | None]:
-        x, weights = self.attention(x, mask)
+    def forward(
+        self, x: Tensor, around: Surroundings, route: Route | GroupedRoute
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        x, weights = self.attention(x, around)
+        crossed = None
+        if around.source is not None:
+            x, crossed = self.crossattention(x, around)
         inner = self.output.LayerNorm(x) if self.pre_norm else x
         x = self.output(self.intermediate(inner), x, route)
-        return (x if self.pre_norm else self.output.LayerNorm(x)), weights
+        return (x if self.pre_norm else self.output.LayerNorm(x)), weights, crossed
 
 
 class XmodEncoder(nn.Module):
@@ -265,17 +203,35 @@ class XmodEncoder(nn.Module):
 
     def __init__(self, config: XmodConfig):
         super().__init__()
-        self.layer = nn.ModuleList(XmodLayer(config) for _ in range(config.num_hidden_layers))
+        self.layer = nn.ModuleList(XmodLayer(config, number) for number in range(config.num_hidden_layers))
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_norm else None
 
-    def forward(self, x: Tensor, mask: Tensor | None, route: Route) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """(B, S, D) in language order -> the last state, all states (input first), all attention weights."""
-        states, attentions = [x], []
+    def forward(
+        self, x: Tensor, around: Surroundings, route: Route | GroupedRoute, trace: Trace | None = None
+    ) -> Tensor:
+        """(B, S, D) in the order of the route -> the last state. ``trace`` is filled on the way."""
         for layer in self.layer:
-            x, weights = layer(x, mask, route)
-            states.append(x)
-            attentions.append(weights)
+            if trace is not None:
+                trace.states.append(x)
+            x, weights, crossed = layer(x, around, route)
+            if trace is not None and weights is not None:
+                trace.attentions.append(weights)
+            if trace is not None and crossed is not None:
+                trace.crossed.append(crossed)
         if self.LayerNorm is not None:
             x = self.LayerNorm(x)
-            states[-1] = x
-        return x, states, attentions
+        if trace is not None:
+            trace.states.append(x)
+        return x
+
+    def grouped(self, route: Route, length: int, device: torch.device) -> GroupedRoute:
+        """``route`` as tensors, with the weights of the slots present, for the compiled stack."""
+        per_row = 1 if route.per_token else length
+        sizes = torch.tensor(route.sizes) * per_row
+        return GroupedRoute(
+            ends=sizes.cumsum(0).to(torch.int32).to(device),
+            group=torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device),
+            order=None if route.order is None or not route.per_token else route.order.to(device),
+            inverse=None if route.order is None or not route.per_token else route.inverse.to(device),
+            layers=[layer.output.adapter_modules.stacked(route.slots) for layer in self.layer],
+        )

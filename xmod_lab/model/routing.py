@@ -4,12 +4,16 @@ Rows are brought into runs of one language at the encoder's entry and put back a
 on contiguous slices, one call per slot present. Slots that are absent are never touched: no call, no gradient.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from xmod_lab.errors import UnknownLanguageError, UserError
+from xmod_lab.model.configuration import XmodConfig
+
+Languages = Tensor | str | Sequence[str] | None  # how a caller may name the languages of a batch
 
 # B batch rows, S sequence, D model, N tokens of the whole batch (B * S)
 
@@ -20,6 +24,7 @@ class Route:
 
     ``slots`` and ``sizes`` give the runs, in order: slot number and its rows (or tokens, when ``per_token``).
     ``order`` maps new position -> old, ``inverse`` old -> new; both are ``None`` when the batch already lies in runs.
+    ``exported`` (B,) holds the language ids of a model that is being exported: its graph must not fix them.
     """
 
     slots: tuple[int, ...]
@@ -27,6 +32,7 @@ class Route:
     order: Tensor | None = None
     inverse: Tensor | None = None
     per_token: bool = False
+    exported: Tensor | None = None
 
     def enter(self, x: Tensor | None) -> Tensor | None:
         """Rows of ``x`` (B, ...) in language order."""
@@ -41,11 +47,28 @@ class Route:
         return x.index_select(0, self.inverse.to(x.device))
 
 
-def plan_route(lang_ids: Tensor, *, rows: int, length: int, languages: list[str]) -> Route:
+def to_ids(lang_ids: Tensor | str | Sequence[str], config: XmodConfig, rows: int) -> Tensor:
+    """Numbers of slots, from numbers or from codes: one for all rows, or one for each row.
+
+    Raises:
+        UserError: neither. UnknownLanguageError: a code that the model does not have.
+    """
+    if isinstance(lang_ids, Tensor):
+        return lang_ids
+    codes = [lang_ids] * rows if isinstance(lang_ids, str) else list(lang_ids)
+    if not all(isinstance(code, str) for code in codes):
+        raise UserError(f"lang_ids is a {type(lang_ids).__name__} of {type(codes[0]).__name__}; allowed are a tensor of "
+                        "integers, a code such as 'en_XX', or a list of codes")  # fmt: skip
+    return torch.tensor([config.slot(code) for code in codes])
+
+
+def plan_route(lang_ids: Tensor, *, rows: int, length: int, languages: list[str], keep_order: bool = False) -> Route:
     """Plan a batch. Reads ``lang_ids`` on the host: keep it on the CPU to spare a device sync.
 
     Args:
         lang_ids: (B,) or (B, S) integers, indices into ``languages``, in any order.
+        keep_order: leave the rows where they are and reorder inside the slots, for a key-value cache, whose rows have to
+            stay the caller's.
     Raises:
         UserError: ``lang_ids`` has another shape or is not an integer tensor.
         UnknownLanguageError: an index outside ``[0, len(languages))``.
@@ -68,6 +91,8 @@ def plan_route(lang_ids: Tensor, *, rows: int, length: int, languages: list[str]
     slots, sizes, contiguous = _runs(ids)
     if contiguous:
         return Route(slots, sizes, per_token=per_token)
+    if keep_order and not per_token:
+        ids, per_token = [i for i in ids for _ in range(length)], True
     order = torch.tensor(ids).argsort(stable=True)
     slots, sizes, _ = _runs([ids[i] for i in order.tolist()])
     return Route(slots, sizes, order, order.argsort(), per_token)

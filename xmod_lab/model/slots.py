@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from xmod_lab.errors import UserError
+from xmod_lab.model.adapters import XmodAdapter
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.encoder import XmodAdapter, XmodLayer
+from xmod_lab.model.encoder import XmodLayer
 
 SLOT_INITS = "random | mean | mean:<code>,<code>,... | copy:<code>"
 

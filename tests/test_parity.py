@@ -1,0 +1,210 @@
+"""Every class against transformers: all flags, language patterns and paddings; outputs, losses and all gradients to 1e-5.
+
+Known differences, all of them on purpose:
+- slots that are absent from a batch have no gradient here, a zero gradient there (``test_absent_slots...`` in test_model);
+- unknown languages are errors here, skipped there; ``XmodForMultipleChoice`` takes ``lang_ids`` here, fails there;
+- ``labels`` alone give a loss without logits here (``full_logits=True`` gives both);
+- ``generate`` counts positions as the forward pass does here, from zero there;
+- ``XmodForCausalLM`` with ``is_decoder=False`` is an error here, a warning there.
+"""
+
+import itertools
+
+import pytest
+import torch
+import transformers
+from torch.testing import assert_close
+
+import xmod_lab.model
+from tests.conftest import tiny_config
+from xmod_lab.errors import UserError
+
+B, S, C, PIECES = 4, 9, 3, 50
+HEADS = ["Model", "ForMaskedLM", "ForCausalLM", "ForSequenceClassification", "ForMultipleChoice",
+         "ForTokenClassification", "ForQuestionAnswering"]  # fmt: skip
+FLAGS = ["pre_norm", "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter"]
+COMBINATIONS = [
+    {**dict(zip(FLAGS, values, strict=True)), "adapter_reduction_factor": factor}
+    for *values, factor in itertools.product([False, True], [False, True], [False, True], [False, True], [2, 3])
+]
+LANGUAGES = {
+    "one": torch.full((B,), 1),
+    "mixed": torch.tensor([2, 0, 2, 1]),
+    "per token": torch.randint(0, 3, (B, S), generator=torch.Generator().manual_seed(4)),
+}
+
+
+def pair(head: str, folder, **changes):
+    """Our model with random weights, and transformers' model with the same, read from the folder that ours wrote."""
+    torch.manual_seed(0)
+    config = tiny_config(is_decoder=head == "ForCausalLM", **changes)
+    ours = getattr(xmod_lab.model, f"Xmod{head}")(config)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    ours.save_pretrained(folder)
+    theirs, info = getattr(transformers, f"Xmod{head}").from_pretrained(folder, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert {n for n, _ in ours.named_parameters()} == {n for n, _ in theirs.named_parameters()}
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    return ours.eval(), theirs.eval()
+
+
+def batch(head: str, languages: torch.Tensor, padded: bool) -> tuple[dict, dict]:
+    """Inputs, and labels as the head wants them."""
+    generator = torch.Generator().manual_seed(1)
+    draw = lambda high, *shape: torch.randint(0, high, shape, generator=generator)  # noqa: E731
+    rows = (B, C) if head == "ForMultipleChoice" else (B,)
+    ids = draw(PIECES - 5, *rows, S) + 5
+    inputs = {"input_ids": ids, "lang_ids": languages}
+    if head == "ForMultipleChoice" and languages.dim() == 2:
+        inputs["lang_ids"] = languages[:, None].expand(B, C, S)
+    if padded:
+        inputs["attention_mask"] = torch.ones_like(ids)
+        inputs["attention_mask"][1, ..., 6:] = 0
+        ids[1, ..., 6:] = 1
+    pieces = torch.where(torch.rand(B, S, generator=generator) < 0.4, ids, -100) if "LM" in head else None
+    labels = {
+        "Model": lambda: {},
+        "ForMaskedLM": lambda: {"labels": pieces},
+        "ForCausalLM": lambda: {"labels": torch.where(ids == 1, -100, ids)},
+        "ForSequenceClassification": lambda: {"labels": draw(2, B)},
+        "ForMultipleChoice": lambda: {"labels": draw(C, B)},
+        "ForTokenClassification": lambda: {"labels": torch.where(ids == 1, -100, draw(2, B, S))},
+        "ForQuestionAnswering": lambda: {"start_positions": draw(S + 3, B), "end_positions": draw(S, B)},
+    }[head]()
+    return inputs, labels
+
+
+def reference(theirs, head: str, inputs: dict, labels: dict):
+    """Their output; of multiple choice by way of their encoder, since their class fails with lang_ids."""
+    if head != "ForMultipleChoice":
+        return theirs(**inputs, **labels)
+    flat = {k: v.flatten(0, 1) for k, v in inputs.items() if k != "lang_ids"}
+    ids = inputs["lang_ids"]
+    flat["lang_ids"] = ids.repeat_interleave(C) if ids.dim() == 1 else ids.flatten(0, 1)
+    logits = theirs.classifier(theirs.roberta(**flat).pooler_output).view(-1, C)
+    loss = torch.nn.functional.cross_entropy(logits, labels["labels"])
+    return transformers.modeling_outputs.MultipleChoiceModelOutput(loss=loss, logits=logits)
+
+
+def outputs(out) -> dict[str, torch.Tensor]:
+    names = ("last_hidden_state", "pooler_output", "logits", "start_logits", "end_logits")
+    return {n: getattr(out, n) for n in names if getattr(out, n, None) is not None}
+
+
+def assert_same(ours, theirs, head: str, languages: torch.Tensor, padded: bool) -> None:
+    """Outputs at real positions, loss, and the gradient of every parameter."""
+    inputs, labels = batch(head, languages, padded)
+    full = {"full_logits": True} if "LM" in head else {}
+    a, b = ours(**inputs, **labels, **full), reference(theirs, head, inputs, labels)
+    real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+    assert outputs(a).keys() == outputs(b).keys()
+    for name, tensor in outputs(a).items():
+        other = outputs(b)[name]
+        if tensor.shape[:2] == (B, S):
+            tensor, other = tensor[real], other[real]
+        assert_close(tensor, other, atol=1e-5, rtol=0)
+    ours.zero_grad(), theirs.zero_grad()
+    if head == "Model":
+        for out in (a, b):
+            ((out.last_hidden_state * real[..., None]).sin().sum() + out.pooler_output.sum()).backward()
+    else:
+        assert_close(a.loss, b.loss, atol=1e-5, rtol=0)
+        if "LM" in head:  # the way that training takes
+            loss = ours(**inputs, **labels).loss
+            assert_close(loss, b.loss, atol=1e-5, rtol=0)
+            loss.backward()
+        else:
+            a.loss.backward()
+        b.loss.backward()
+    present = {list(ours.config.languages)[i] for i in languages.flatten().tolist()}
+    wanted = dict(theirs.named_parameters())
+    for name, parameter in ours.named_parameters():
+        slot = name.split("adapter_modules.")[1].split(".")[0] if "adapter_modules." in name else None
+        if slot is not None and slot not in present:
+            assert parameter.grad is None, name
+        else:
+            expected = wanted[name].grad
+            expected = torch.zeros_like(parameter) if expected is None else expected
+            got = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            assert_close(got, expected, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("flags", COMBINATIONS, ids=lambda f: "-".join(str(int(v)) for v in f.values()))
+@pytest.mark.parametrize("head", HEADS)
+def test_outputs_and_gradients_are_those_of_transformers(tmp_path, head, flags):
+    ours, theirs = pair(head, tmp_path, **flags)
+    for languages in LANGUAGES.values():
+        for padded in (False, True):
+            assert_same(ours, theirs, head, languages, padded)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_folder_of_transformers_loads_here_with_the_same_output(tmp_path, head):
+    settings = tiny_config(is_decoder=head == "ForCausalLM").to_dict()
+    settings = {k: v for k, v in settings.items() if k not in ("vocabularies", "aliases", "transformers_version")}
+    theirs = getattr(transformers, f"Xmod{head}")(transformers.XmodConfig(**settings)).eval()
+    theirs.save_pretrained(tmp_path)
+    ours, info = getattr(xmod_lab.model, f"Xmod{head}").from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert_same(ours.eval(), theirs, head, LANGUAGES["mixed"], True)
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("pre_norm", [False, True])
+@pytest.mark.parametrize("decoder", [False, True])
+def test_states_attentions_and_every_kind_of_input(tmp_path, attention, pre_norm, decoder):
+    ours, theirs = pair("Model", tmp_path, pre_norm=pre_norm, type_vocab_size=2)
+    for model in (ours, theirs):
+        model.config.is_decoder = decoder
+        for layer in model.encoder.layer:
+            layer.attention.self.is_causal = decoder
+        model.set_attn_implementation(attention)
+    inputs, _ = batch("Model", LANGUAGES["mixed"], padded=True)
+    inputs |= {"token_type_ids": (inputs["input_ids"] % 2), "position_ids": torch.arange(S)[None].expand(B, S) + 3}
+    embeds = ours.embeddings.word_embeddings(inputs["input_ids"]).detach()
+    real = inputs["attention_mask"].bool()
+    for given in (inputs, {**inputs, "inputs_embeds": embeds, "input_ids": None}):
+        wanted = {"output_hidden_states": True, "output_attentions": attention == "eager"}
+        a, b = ours(**given, **wanted), theirs(**given, **wanted)
+        assert len(a.hidden_states) == len(b.hidden_states) == 3
+        for x, y in zip(a.hidden_states, b.hidden_states, strict=True):
+            assert_close(x[real], y[real], atol=1e-5, rtol=0)
+        if attention == "eager":
+            for x, y in zip(a.attentions, b.attentions, strict=True):
+                assert_close(x.transpose(1, 2)[real], y.transpose(1, 2)[real], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind"), [(1, "regression"), (2, "single_label_classification"), (3, "multi_label_classification")]
+)
+def test_kinds_of_sequence_labels(tmp_path, labels, kind):
+    ours, theirs = pair("ForSequenceClassification", tmp_path, num_labels=labels)
+    inputs, _ = batch("ForSequenceClassification", LANGUAGES["mixed"], False)
+    target = {1: torch.rand(B), 2: torch.tensor([0, 1, 1, 0]), 3: torch.rand(B, 3).round()}[labels]
+    assert_close(ours(**inputs, labels=target).loss, theirs(**inputs, labels=target).loss, atol=1e-6, rtol=0)
+    assert ours.config.problem_type == theirs.config.problem_type == kind
+
+
+def test_cross_attention(tmp_path):
+    ours, theirs = pair("ForCausalLM", tmp_path, add_cross_attention=True)
+    inputs, labels = batch("ForCausalLM", LANGUAGES["mixed"], True)
+    source = torch.randn(B, 5, 16, generator=torch.Generator().manual_seed(2))
+    mask = torch.ones(B, 5).long()
+    mask[2, 3:] = 0
+    more = {"encoder_hidden_states": source, "encoder_attention_mask": mask}
+    real = inputs["attention_mask"].bool()
+    a, b = ours(**inputs, **more), theirs(**inputs, **more)
+    assert_close(a.logits[real], b.logits[real], atol=1e-5, rtol=0)
+    assert_close(ours(**inputs, **labels, **more).loss, theirs(**inputs, **labels, **more).loss, atol=1e-5, rtol=0)
+    step = {**inputs, "input_ids": inputs["input_ids"][:, :1], "attention_mask": torch.ones(B, S + 1).long()}
+    whole = ours(**{**inputs, "attention_mask": None}, **more, use_cache=True)
+    with torch.no_grad():
+        cached = ours(**step, **more, past_key_values=whole.past_key_values).logits[:, -1]
+        ids = torch.cat([inputs["input_ids"], step["input_ids"]], 1)
+        again = ours(ids, lang_ids=inputs["lang_ids"], **more).logits[:, -1]
+    assert_close(cached[[0, 2, 3]], again[[0, 2, 3]], atol=1e-5, rtol=0)  # row 1 has padding in its middle
+    with pytest.raises(UserError, match="add_cross_attention=True"):
+        pair("ForCausalLM", tmp_path)[0](**inputs, **more)

@@ -1,0 +1,234 @@
+"""The bare model: a batch from ids and languages to states, and what heads need of it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
+from transformers.utils.generic import can_return_tuple
+
+from xmod_lab.errors import UserError
+from xmod_lab.model.base import XmodPreTrainedModel
+from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.embeddings import XmodEmbeddings
+from xmod_lab.model.encoder import Surroundings, Trace, XmodEncoder
+from xmod_lab.model.routing import Languages, Route, plan_route, to_ids
+
+# B batch rows, S sequence, T sequence of an encoder, D model
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch behind the encoder. ``x`` (B, S, D) is in language order until ``route.leave``.
+
+    ``extras``: ``hidden_states`` and ``attentions`` in the caller's order where they were asked for, else ``None``.
+    """
+
+    x: Tensor
+    route: Route
+    extras: dict[str, tuple[Tensor, ...] | None]
+    crossed: tuple[Tensor, ...] | None
+    cache: Cache | None
+
+    @property
+    def states(self) -> Tensor:
+        """(B, S, D) in the caller's order."""
+        return self.route.leave(self.x)
+
+
+class XmodModel(XmodPreTrainedModel):
+    """The bare routed encoder, or decoder. Arguments and outputs as in the reference documentation."""
+
+    def __init__(self, config: XmodConfig, add_pooling_layer: bool = True):
+        super().__init__(config)
+        self.embeddings = XmodEmbeddings(config)
+        self.encoder = XmodEncoder(config)
+        self.pooler = XmodPooler(config) if add_pooling_layer else None
+        self.compiled = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
+        self.embeddings.word_embeddings = value
+
+    def compile_encoder(self, **options) -> None:
+        """Compile the stack of layers as one graph, without a break, that serves every composition of a batch.
+
+        Args:
+            options: of ``torch.compile``.
+        """
+        self.encoder.compile(fullgraph=True, **options)
+        self.compiled = True
+
+    def plan(self, lang_ids: Languages, rows: int, length: int, *, keep_order: bool = False) -> Route:
+        """The batch's route; without ``lang_ids``, all rows in the default language.
+
+        Raises:
+            UserError: no language, a wrong shape or dtype. UnknownLanguageError: a code or number the model lacks.
+        """
+        if lang_ids is None:
+            default = self.config.default_language
+            if default is None:
+                raise UserError(
+                    f"no input language: pass lang_ids or call set_default_language() with one of {self.languages}"
+                )
+            return Route((self.config.slot(default),), (rows,))
+        lang_ids = to_ids(lang_ids, self.config, rows)
+        if torch.compiler.is_exporting():
+            return Route((), (), exported=lang_ids)
+        return plan_route(
+            lang_ids, rows=rows, length=length, languages=list(self.config.languages), keep_order=keep_order
+        )
+
+    def encode(
+        self,
+        input_ids: Tensor | None,
+        lang_ids: Languages = None,
+        *,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> Encoded:
+        """What :meth:`forward` returns, before it is brought back into the caller's order; the same arguments."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("give exactly one of input_ids and inputs_embeds")
+        rows, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        if rows == 0:
+            raise UserError("the batch has no rows; give at least one sequence")
+        cache = self._cache(past_key_values, use_cache, crosses=encoder_hidden_states is not None)
+        past = 0 if cache is None else cache.get_seq_length()
+        route = self.plan(lang_ids, rows, length, keep_order=cache is not None)
+        x = self.embeddings(
+            route.enter(input_ids),
+            route,
+            token_type_ids=route.enter(token_type_ids),
+            position_ids=route.enter(position_ids),
+            inputs_embeds=route.enter(inputs_embeds),
+            past=past,
+        )
+        states = self._wanted(output_hidden_states, "output_hidden_states")
+        attentions = self._wanted(output_attentions, "output_attentions")
+        around = Surroundings(
+            self._mask(x, route.enter(attention_mask), cache),
+            cache,
+            *self._source(x, route.enter(encoder_hidden_states), route.enter(encoder_attention_mask)),
+            want_weights=attentions,
+        )
+        trace = Trace() if states or attentions else None
+        way = route
+        if self.compiled and len(route.slots) > 1:
+            way = self.encoder.grouped(route, length, x.device)
+        x = self.encoder(x, around, way, trace)
+        left = lambda tensors, wanted: tuple(route.leave(t) for t in tensors) if wanted else None  # noqa: E731
+        extras = {"hidden_states": None, "attentions": None}
+        if trace is not None:
+            extras = {"hidden_states": left(trace.states, states), "attentions": left(trace.attentions, attentions)}
+        crossed = left(trace.crossed, attentions) if trace is not None and around.source is not None else None
+        return Encoded(x, route, extras, crossed, cache)
+
+    def _wanted(self, asked: bool | None, name: str) -> bool:
+        return getattr(self.config, name) if asked is None else asked
+
+    def _cache(self, given: Cache | None, use_cache: bool | None, *, crosses: bool) -> Cache | None:
+        """The key-value cache of a decoder: the given one, or a new one when it is to be used."""
+        wanted = self.config.use_cache if use_cache is None else use_cache
+        if not self.config.is_decoder or not wanted or (self.training and self.is_gradient_checkpointing):
+            return None
+        if given is not None:
+            return given
+        new = DynamicCache(config=self.config)
+        return EncoderDecoderCache(new, DynamicCache(config=self.config)) if crosses else new
+
+    def _mask(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor | None:
+        """From (B, P) ones and zeros, or a ready (B, 1, S, P), to what the attention backend takes."""
+        if self.config.is_decoder:
+            return create_causal_mask(self.config, x, mask, past_key_values=cache)
+        return None if mask is None else create_bidirectional_mask(self.config, x, mask)
+
+    def _source(self, x: Tensor, states: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """An encoder's states, and their mask."""
+        if states is None:
+            return None, None
+        if not self.config.add_cross_attention:
+            raise UserError(
+                "encoder_hidden_states need a model with cross-attention; set is_decoder=True and "
+                "add_cross_attention=True in its configuration"
+            )
+        if mask is not None:
+            mask = create_bidirectional_mask(self.config, x, mask, encoder_hidden_states=states)
+        return states, mask
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        lang_ids: Languages = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Encode a batch.
+
+        Args:
+            input_ids: (B, S) int64 piece ids of each row's vocabulary.
+            lang_ids: (B,) or (B, S) int64, see :meth:`lang_id`, in any order; or a code for all rows, or a list of B
+                codes; default: the default language.
+            attention_mask: (B, S), 1 = real token; or a ready mask (B, 1, S, S).
+            encoder_hidden_states: (B, T, D), of a decoder with cross-attention; ``encoder_attention_mask`` (B, T).
+            past_key_values: cache of a decoder; ``use_cache`` returns it grown (default: ``config.use_cache``).
+        Returns:
+            ``last_hidden_state`` (B, S, D), ``pooler_output`` (B, D); on request ``hidden_states``, ``attentions``.
+        Raises:
+            UserError: no language, no rows, a sequence longer than the positions. UnknownLanguageError.
+        """
+        out = self.encode(
+            input_ids,
+            lang_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        x = out.states
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=x,
+            pooler_output=None if self.pooler is None else self.pooler(x),
+            past_key_values=out.cache,
+            cross_attentions=out.crossed,
+            **out.extras,
+        )
+
+
+class XmodPooler(nn.Module):
+    """First token -> dense -> tanh."""
+
+    def __init__(self, config: XmodConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.dense(x[:, 0]))

@@ -1,0 +1,105 @@
+"""Pieces, positions and segments; every vocabulary of the model (X-MOD base: one, each added language may bring its own)."""
+
+import torch
+from torch import Tensor, nn
+
+from xmod_lab.errors import UserError
+from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.routing import Route
+
+# B batch rows, S sequence, D model, V vocabulary
+
+
+class Vocabulary(nn.Module):
+    """The embedding table of one added language, tied to its output matrix, and its output bias."""
+
+    def __init__(self, pieces: int, config: XmodConfig):
+        super().__init__()
+        self.word_embeddings = nn.Embedding(pieces, config.hidden_size, padding_idx=config.pad_token_id)
+        self.bias = nn.Parameter(torch.zeros(pieces))
+
+
+class XmodEmbeddings(nn.Module):
+    """Pieces, positions and segments summed, then LayerNorm. Rows of an added language use their own table."""
+
+    def __init__(self, config: XmodConfig):
+        super().__init__()
+        self.padding_idx = config.pad_token_id
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=self.padding_idx)
+        self.position_embeddings = nn.Embedding(
+            config.max_position_embeddings, config.hidden_size, padding_idx=self.padding_idx
+        )
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.vocabularies = nn.ModuleDict(
+            {code: Vocabulary(pieces, config) for code, pieces in (config.vocabularies or {}).items()}
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        route: Route,
+        *,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        past: int = 0,
+    ) -> Tensor:
+        """Rows in language order. ``input_ids`` (B, S) int64 -> (B, S, D); ``past`` tokens are in a cache already."""
+        if inputs_embeds is None:
+            inputs_embeds = self.look_up(input_ids, route)
+        if position_ids is None:
+            position_ids = self.default_positions(input_ids, inputs_embeds, past)
+        if token_type_ids is None:
+            segment = self.token_type_embeddings.weight[0]  # (D,): one segment unless told otherwise
+        else:
+            segment = self.token_type_embeddings(token_type_ids)
+        x = inputs_embeds + segment + self.position_embeddings(position_ids)
+        return self.dropout(self.LayerNorm(x))
+
+    def look_up(self, input_ids: Tensor, route: Route) -> Tensor:
+        """Piece vectors (B, S, D), each run of rows from the table of its language."""
+        runs = self.tables(route)
+        if len(runs) == 1:
+            return runs[0][0](input_ids)
+        parts = input_ids.split([size for _, size in runs])
+        return torch.cat([table(part) for (table, _), part in zip(runs, parts, strict=True)])
+
+    def tables(self, route: Route) -> list[tuple[nn.Embedding, int]]:
+        """(table, rows) for the runs of ``route``, neighbours of one table merged."""
+        if not self.vocabularies or route.exported is not None:  # an exported model has the base vocabulary alone
+            return [(self.word_embeddings, sum(route.sizes))]
+        merged: list[tuple[nn.Embedding, int]] = []
+        for slot, size in zip(route.slots, route.sizes, strict=True):
+            table = self.table(self.config.languages[slot])
+            if merged and merged[-1][0] is table:
+                merged[-1] = (table, merged[-1][1] + size)
+            else:
+                merged.append((table, size))
+        if route.per_token and len(merged) > 1:
+            raise UserError(
+                "lang_ids per token mixes languages of different vocabularies in one sequence; allowed are languages "
+                "of one vocabulary. Give these sequences one language each: lang_ids of shape (batch,)"
+            )
+        return merged
+
+    def table(self, language: str) -> nn.Embedding:
+        """The embedding table that ``language`` uses."""
+        if language in self.vocabularies:
+            return self.vocabularies[language].word_embeddings
+        return self.word_embeddings
+
+    def default_positions(self, input_ids: Tensor | None, inputs_embeds: Tensor, past: int = 0) -> Tensor:
+        """Positions count from ``padding_idx + 1``; padding keeps ``padding_idx`` (RoBERTa). (B or 1, S)."""
+        length = inputs_embeds.shape[1]
+        if past + length + self.padding_idx >= self.position_embeddings.num_embeddings:
+            raise UserError(
+                f"a sequence of {past + length} tokens is longer than the model's "
+                f"{self.position_embeddings.num_embeddings - self.padding_idx - 1} positions; truncate it"
+            )
+        if input_ids is None:
+            return torch.arange(length, device=inputs_embeds.device)[None] + past + self.padding_idx + 1
+        real = input_ids.ne(self.padding_idx).long()
+        return (real.cumsum(1) + past) * real + self.padding_idx

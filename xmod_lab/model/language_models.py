@@ -1,0 +1,224 @@
+"""Language models on top of the encoder: masked and causal. The loss needs logits at the labelled positions only."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, gelu, linear
+from transformers.cache_utils import Cache
+from transformers.generation import GenerationMixin
+from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
+from transformers.utils.generic import can_return_tuple
+
+from xmod_lab.errors import UserError
+from xmod_lab.model.backbone import Encoded, XmodModel
+from xmod_lab.model.base import XmodPreTrainedModel
+from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.loss import chunked_cross_entropy
+from xmod_lab.model.routing import Languages, to_ids
+
+# B batch rows, S sequence, D model, V vocabulary, M labelled positions
+
+IGNORE = -100  # label of a position that is not predicted
+
+
+class XmodLMHead(nn.Module):
+    """Dense, gelu, LayerNorm (shared by all languages), then the output matrix of one vocabulary, tied to its table."""
+
+    def __init__(self, config: XmodConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., V) over the base vocabulary."""
+        return self.decoder(self.transform(x))
+
+    def transform(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D): all of the head that is before the output matrix."""
+        return self.layer_norm(gelu(self.dense(x)))
+
+
+class XmodLanguageModel(XmodPreTrainedModel):
+    """Encoder and head of a language model; one output matrix for each vocabulary."""
+
+    _tied_weights_keys = {
+        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    }
+
+    def __init__(self, config: XmodConfig):
+        super().__init__(config)
+        self.roberta = XmodModel(config, add_pooling_layer=False)
+        self.lm_head = XmodLMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        return self.lm_head.decoder
+
+    def set_output_embeddings(self, value: nn.Linear) -> None:
+        self.lm_head.decoder = value
+        if value.bias is not None:  # the tied one follows a change of size
+            self.lm_head.bias = value.bias
+
+    def output_matrix(self, table: nn.Embedding) -> tuple[Tensor, Tensor]:
+        """The output matrix (V, D), tied to ``table``, and its bias (V,)."""
+        for vocabulary in self.roberta.embeddings.vocabularies.values():
+            if vocabulary.word_embeddings is table:
+                return table.weight, vocabulary.bias
+        return self.lm_head.decoder.weight, self.lm_head.decoder.bias
+
+    def logits(self, out: Encoded, positions: slice | Tensor = slice(None)) -> Tensor:
+        """(B, S, V) in the caller's order, at ``positions``. Raises UserError where the batch mixes vocabularies."""
+        tables = self.roberta.embeddings.tables(out.route)
+        if len({id(table) for table, _ in tables}) > 1:
+            raise UserError(
+                "this batch mixes vocabularies of different size, so it has no (B, S, V) logits; give one batch per "
+                "vocabulary, or labels for the loss alone"
+            )
+        return linear(self.lm_head.transform(out.states[:, positions]), *self.output_matrix(tables[0][0]))
+
+    def labelled_loss(self, out: Encoded, labels: Tensor) -> Tensor:
+        """Mean cross-entropy at the labelled positions, nats, float32; ``labels`` (B, S) in the caller's order."""
+        tables, labels = self.roberta.embeddings.tables(out.route), out.route.enter(labels)
+        sizes = [size for _, size in tables] if len(tables) > 1 else [len(labels)]
+        total = out.x.new_zeros((), dtype=torch.float32)
+        for (table, _), part, target in zip(tables, out.x.split(sizes), labels.split(sizes), strict=True):
+            chosen = (target != IGNORE).flatten().nonzero().squeeze(1)  # (M,)
+            states = self.lm_head.transform(part.flatten(0, 1).index_select(0, chosen))  # (M, D)
+            labels_there = target.flatten().index_select(0, chosen)
+            total = total + chunked_cross_entropy(states, *self.output_matrix(table), labels_there)
+        return total / (labels != IGNORE).sum()
+
+
+class XmodForMaskedLM(XmodLanguageModel):
+    """X-MOD with a masked-language-modelling head."""
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        lang_ids: Languages = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        full_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> MaskedLMOutput:
+        """Predict masked pieces.
+
+        Args:
+            labels: (B, S) int64, the true piece where it is to be predicted, -100 elsewhere.
+            full_logits: logits at every position (B, S, V). Default: only when there are no labels; with labels the
+                loss is computed at the labelled positions alone, a chunk at a time, and ``logits`` are ``None``. A
+                250k vocabulary makes this the largest saving of the training step.
+        Returns:
+            ``loss``: mean negative log-likelihood over the labelled positions, nats, in float32.
+        Raises:
+            UserError: full logits of a batch that mixes vocabularies; and as :meth:`XmodModel.forward`.
+        """
+        out = self.roberta.encode(
+            input_ids,
+            lang_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            use_cache=False,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits, loss = None, None
+        if full_logits or labels is None:
+            logits = self.logits(out)
+            if labels is not None:
+                loss = cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE)
+        else:
+            loss = self.labelled_loss(out, labels)
+        return MaskedLMOutput(loss=loss, logits=logits, **out.extras)
+
+
+class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
+    """X-MOD as a left-to-right language model: causal mask, key-value cache, ``generate``.
+
+    Raises:
+        UserError: the configuration has ``is_decoder=False``, with which every piece would see the next one.
+    """
+
+    def __init__(self, config: XmodConfig):
+        if not config.is_decoder:
+            raise UserError("XmodForCausalLM needs is_decoder=True in its configuration: without it every piece would "
+                            "see the one that it is to predict")  # fmt: skip
+        super().__init__(config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        lang_ids: Languages = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        full_logits: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """Predict every next piece.
+
+        Args:
+            labels: (B, S) int64, the pieces themselves (they are shifted here), -100 where nothing is predicted.
+            logits_to_keep: the last so many positions (0: all), or their indices.
+            full_logits: as in :meth:`XmodForMaskedLM.forward`.
+        Returns:
+            ``loss``: mean negative log-likelihood of the labelled pieces, nats, in float32.
+        """
+        out = self.roberta.encode(
+            input_ids,
+            lang_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=False if labels is not None else use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits, loss = None, None
+        if labels is not None:
+            after = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORE)], dim=1)
+            loss = self.labelled_loss(out, after)
+        if full_logits or labels is None:
+            last = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
+            logits = self.logits(out, last)
+        return CausalLMOutputWithCrossAttentions(
+            loss=loss, logits=logits, past_key_values=out.cache, cross_attentions=out.crossed, **out.extras
+        )
+
+    def generate(self, inputs: Tensor | None = None, *args, lang_ids: Languages = None, **kwargs):
+        """As in transformers; ``lang_ids`` as in :meth:`forward`, one language a sequence."""
+        if lang_ids is not None:
+            given = inputs if inputs is not None else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+            kwargs["lang_ids"] = to_ids(lang_ids, self.config, 1 if given is None else len(given))
+        return super().generate(inputs, *args, **kwargs)
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
+        """Positions count from ``pad_token_id + 1``, as in :meth:`forward`; transformers lets ``generate`` count from 0."""
+        first = self.config.pad_token_id + 1
+        return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs) + first

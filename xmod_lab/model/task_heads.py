@@ -1,0 +1,227 @@
+"""Heads for labelled tasks: sequences, choices, tokens, spans. Arguments and losses as in the reference documentation."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, mse_loss
+from transformers.modeling_outputs import (
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.utils.generic import can_return_tuple
+
+from xmod_lab.errors import UserError
+from xmod_lab.model.backbone import XmodModel
+from xmod_lab.model.base import XmodPreTrainedModel
+from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.routing import Languages, to_ids
+
+# B batch rows, S sequence, C choices, K labels, D model
+
+
+def _head_dropout(config: XmodConfig) -> nn.Dropout:
+    chosen = config.classifier_dropout
+    return nn.Dropout(config.hidden_dropout_prob if chosen is None else chosen)
+
+
+class XmodClassificationHead(nn.Module):
+    """First token -> dropout, dense, tanh, dropout, projection."""
+
+    def __init__(self, config: XmodConfig):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = _head_dropout(config)
+        self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B, K)."""
+        x = self.dropout(x[:, 0])
+        return self.out_proj(self.dropout(torch.tanh(self.dense(x))))
+
+
+class XmodForSequenceClassification(XmodPreTrainedModel):
+    """Classification of sequences: one label, several labels, or a number."""
+
+    def __init__(self, config: XmodConfig):
+        super().__init__(config)
+        self.roberta = XmodModel(config, add_pooling_layer=False)
+        self.classifier = XmodClassificationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        lang_ids: Languages = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> SequenceClassifierOutput:
+        """``logits`` (B, K), and ``loss`` by ``config.problem_type``: cross-entropy of ``labels`` (B,) int64
+        (single_label_classification), binary cross-entropy of (B, K) float (multi_label_classification), or mean squared
+        error of (B,) or (B, K) float (regression). Where it is not set, one label means regression, integers mean a
+        single label, floats several."""
+        out = self.roberta.encode(
+            input_ids,
+            lang_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.classifier(out.states)
+        loss = None if labels is None else self._loss(logits, labels)
+        return SequenceClassifierOutput(loss=loss, logits=logits, **out.extras)
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        kind = self.config.problem_type
+        if kind is None:
+            kind = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+            kind = "regression" if self.config.num_labels == 1 else kind
+            self.config.problem_type = kind  # as in transformers: the first batch decides, and it is saved
+        if kind == "regression":
+            return mse_loss(logits, labels.view_as(logits))
+        if kind == "single_label_classification":
+            return cross_entropy(logits, labels.view(-1))
+        return binary_cross_entropy_with_logits(logits, labels)
+
+
+class XmodForMultipleChoice(XmodPreTrainedModel):
+    """One of several sequences that go together."""
+
+    def __init__(self, config: XmodConfig):
+        super().__init__(config)
+        self.roberta = XmodModel(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        lang_ids: Languages = None,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> MultipleChoiceModelOutput:
+        """Tensors (B, C, S) -> ``logits`` (B, C); ``labels`` (B,) int64: the right choice.
+
+        ``lang_ids``: (B,), one language for all choices of a question; (B, C); or (B, C, S); or codes of the B questions.
+        """
+        rows, choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        flat = lambda x: None if x is None else x.flatten(0, 1)  # noqa: E731
+        if lang_ids is not None:
+            lang_ids = to_ids(lang_ids, self.config, rows)
+            if lang_ids.shape[:1] != (rows,) or (lang_ids.dim() > 1 and lang_ids.shape[1] != choices):
+                raise UserError(f"lang_ids has shape {tuple(lang_ids.shape)}; allowed are ({rows},), ({rows}, {choices}) "
+                                f"and ({rows}, {choices}, sequence)")  # fmt: skip
+            lang_ids = lang_ids.repeat_interleave(choices) if lang_ids.dim() == 1 else lang_ids.flatten(0, 1)
+        out = self.roberta.encode(
+            flat(input_ids),
+            lang_ids,
+            attention_mask=flat(attention_mask),
+            token_type_ids=flat(token_type_ids),
+            position_ids=flat(position_ids),
+            inputs_embeds=flat(inputs_embeds),
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.classifier(self.dropout(self.roberta.pooler(out.states))).view(rows, choices)
+        loss = None if labels is None else cross_entropy(logits, labels)
+        return MultipleChoiceModelOutput(loss=loss, logits=logits, **out.extras)
+
+
+class XmodForTokenClassification(XmodPreTrainedModel):
+    """A label for every token."""
+
+    def __init__(self, config: XmodConfig):
+        super().__init__(config)
+        self.roberta = XmodModel(config, add_pooling_layer=False)
+        self.dropout = _head_dropout(config)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        lang_ids: Languages = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> TokenClassifierOutput:
+        """``logits`` (B, S, K); ``labels`` (B, S) int64, -100 where there is none."""
+        out = self.roberta.encode(
+            input_ids,
+            lang_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        logits = self.classifier(self.dropout(out.states))
+        loss = None if labels is None else cross_entropy(logits.flatten(0, 1), labels.flatten())
+        return TokenClassifierOutput(loss=loss, logits=logits, **out.extras)
+
+
+class XmodForQuestionAnswering(XmodPreTrainedModel):
+    """Start and end of an answer in its context."""
+
+    def __init__(self, config: XmodConfig):
+        super().__init__(config)
+        self.roberta = XmodModel(config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        lang_ids: Languages = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+    ) -> QuestionAnsweringModelOutput:
+        """``start_logits`` and ``end_logits`` (B, S); positions (B,) int64, those outside of the sequence are ignored."""
+        out = self.roberta.encode(
+            input_ids,
+            lang_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+        )
+        start, end = self.qa_outputs(out.states).unbind(-1)  # (B, S) each
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            outside = start.shape[1]
+            targets = [p.view(-1).clamp(0, outside) for p in (start_positions, end_positions)]
+            loss = (
+                sum(cross_entropy(x, t, ignore_index=outside) for x, t in zip((start, end), targets, strict=True)) / 2
+            )
+        return QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end, **out.extras)
