@@ -142,7 +142,7 @@ class TrainerConfig:
     nodes: int = 1
     checkpoint_every: int = 400
     keep_checkpoints: int = 2
-    validate_every: int = 400
+    validate_every: int = 200
     log_every: int = 20
     deterministic: bool = False
 
