@@ -1,15 +1,14 @@
 """The slots of one layer, and three ways through them with one result (X-MOD, Pfeiffer et al. 2022, section 3).
 
-Eager: one call per slot present, on contiguous runs. Compiled: one grouped matrix product over the stacked weights of the
-slots present, so that one graph serves every composition of a batch. Exported: each row picks its weights by language
-id, so that the language stays an input of the exported graph.
+Eager: one call per slot present, on contiguous runs. Compiled: one grouped product over the stacked weights of the slots
+present, so that one graph serves every composition of a batch. Exported: each row picks its weights by language id, so that
+the language stays an input of the exported graph.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import grouped_mm, pad
 from transformers.activations import ACT2FN
 
 from xmod_lab.model.configuration import XmodConfig
@@ -17,12 +16,61 @@ from xmod_lab.model.routing import Route
 
 # B batch rows, S sequence, D model, F bottleneck, N tokens (B * S), G slots present, L languages
 
-_ALIGNED = 8  # grouped_mm wants rows of a multiple of 16 bytes: eight halves
+
+@torch.library.custom_op("xmod_lab::grouped_linear", mutates_args=())
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor) -> Tensor:
+    """Rows ``ends[g-1]:ends[g]`` of ``x`` (N, I) through ``weight[g]`` (O, I) and ``bias[g]`` (O,) -> (N, O).
+
+    An operator of our own because ``torch.nn.functional.grouped_mm`` compiles for bfloat16 alone (torch 2.13). ``ends`` (G,)
+    lies on the CPU, where it is read without waiting for a device.
+    """
+    out = x.new_empty(len(x), weight.shape[1])
+    for group, span in enumerate(_spans(ends)):
+        torch.addmm(bias[group], x[span], weight[group].t(), out=out[span])
+    return out
+
+
+@torch.library.custom_op("xmod_lab::grouped_linear_backward", mutates_args=())
+def _grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
+    grad_bias = weight.new_empty(weight.shape[:2])
+    for group, span in enumerate(_spans(ends)):
+        torch.mm(grad[span], weight[group], out=grad_x[span])
+        torch.mm(grad[span].t(), x[span], out=grad_weight[group])
+        torch.sum(grad[span], 0, out=grad_bias[group])
+    return grad_x, grad_weight, grad_bias
+
+
+def _spans(ends: Tensor) -> list[slice]:
+    stops = ends.tolist()
+    return [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
+
+
+@grouped_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@_grouped_linear_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight), weight.new_empty(weight.shape[:2])
+
+
+def _keep(ctx, inputs: tuple, output: Tensor) -> None:
+    x, weight, _, ends = inputs
+    ctx.save_for_backward(x, weight, ends)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return (*_grouped_linear_backward(grad.contiguous(), *ctx.saved_tensors), None)
+
+
+grouped_linear.register_autograd(_backward, setup_context=_keep)
 
 
 @dataclass(frozen=True)
 class StackedSlots:
-    """Weights of the slots present: (G, D, F), (G, F), (G, F, D), (G, D); F padded with zeros to a multiple of eight."""
+    """Weights of the slots present: (G, F, D), (G, F), (G, D, F), (G, D)."""
 
     down: Tensor
     down_bias: Tensor
@@ -34,12 +82,11 @@ class StackedSlots:
 class GroupedRoute:
     """A route as tensors alone, for the compiled encoder.
 
-    ``ends`` (G,) int32: where each slot's tokens end; ``group`` (N,): which of the G slots a token goes through;
-    ``order``, ``inverse``: (N,) into language order and back, when tokens of one row differ; ``layers``: the weights.
+    ``ends`` (G,) int64 on the CPU: where each slot's tokens end; ``order``, ``inverse``: (N,) into language order and
+    back, when tokens of one row differ; ``layers``: the weights.
     """
 
     ends: Tensor
-    group: Tensor
     order: Tensor | None
     inverse: Tensor | None
     layers: list[StackedSlots]
@@ -50,7 +97,8 @@ class XmodAdapter(nn.Module):
 
     def __init__(self, config: XmodConfig):
         super().__init__()
-        bottleneck = int(config.hidden_size // config.adapter_reduction_factor)
+        factor = config.adapter_reduction_factor  # whole numbers round down, as in transformers
+        bottleneck = config.hidden_size // factor if isinstance(factor, int) else round(config.hidden_size / factor)
         self.dense1 = nn.Linear(config.hidden_size, bottleneck)
         self.act = ACT2FN[config.hidden_act]
         self.dense2 = nn.Linear(bottleneck, config.hidden_size)
@@ -90,27 +138,24 @@ class XmodSlots(nn.ModuleDict):
         """Weights of ``slots``, each gradient on its own parameter."""
         adapters = list(self.values())
         chosen = [adapters[slot] for slot in slots]
-        down = torch.stack([a.dense1.weight for a in chosen]).transpose(1, 2)  # (G, D, F)
-        down_bias = torch.stack([a.dense1.bias for a in chosen])
-        up = torch.stack([a.dense2.weight for a in chosen]).transpose(1, 2)  # (G, F, D)
-        up_bias = torch.stack([a.dense2.bias for a in chosen])
-        short = -down.shape[2] % _ALIGNED
-        if short:
-            down, down_bias, up = pad(down, (0, short)), pad(down_bias, (0, short)), pad(up, (0, 0, 0, short))
-        return StackedSlots(down.contiguous(), down_bias, up.contiguous(), up_bias)
+        return StackedSlots(
+            torch.stack([a.dense1.weight for a in chosen]),
+            torch.stack([a.dense1.bias for a in chosen]),
+            torch.stack([a.dense2.weight for a in chosen]),
+            torch.stack([a.dense2.bias for a in chosen]),
+        )
 
     def _grouped(self, x: Tensor, route: GroupedRoute) -> Tensor:
-        weights = route.layers[self.number]
         flat = x.flatten(0, 1)  # (N, D)
         if route.order is not None:
             flat = flat.index_select(0, route.order)
         dtype = flat.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-        down, up = weights.down.to(dtype), weights.up.to(dtype)
-        inner = grouped_mm(flat.to(dtype), down, offs=route.ends) + weights.down_bias.to(dtype)[route.group]  # (N, F)
-        act = next(iter(self.values())).act
-        out = grouped_mm(act(inner), up, offs=route.ends) + weights.up_bias.to(dtype)[route.group]  # (N, D)
+        w = route.layers[self.number]
+        inner = grouped_linear(flat.to(dtype), w.down.to(dtype), w.down_bias.to(dtype), route.ends)  # (N, F)
+        inner = next(iter(self.values())).act(inner)
+        out = grouped_linear(inner, w.up.to(dtype), w.up_bias.to(dtype), route.ends)  # (N, D)
         if route.order is not None:
             out = out.index_select(0, route.inverse)
         return out.view(x.shape)
@@ -119,5 +164,5 @@ class XmodSlots(nn.ModuleDict):
         """``lang_ids`` (B,): each row's weights are gathered, which costs their copies but bakes no language in."""
         weights = self.stacked(tuple(range(len(self))))
         act = next(iter(self.values())).act
-        inner = x @ weights.down[lang_ids] + weights.down_bias[lang_ids][:, None]
-        return act(inner) @ weights.up[lang_ids] + weights.up_bias[lang_ids][:, None]
+        inner = x @ weights.down[lang_ids].mT + weights.down_bias[lang_ids][:, None]
+        return act(inner) @ weights.up[lang_ids].mT + weights.up_bias[lang_ids][:, None]

@@ -127,7 +127,7 @@ class XmodModel(XmodPreTrainedModel):
         )
         trace = Trace() if states or attentions else None
         way = route
-        if self.compiled and len(route.slots) > 1:
+        if self.compiled:
             way = self.encoder.grouped(route, length, x.device)
         x = self.encoder(x, around, way, trace)
         left = lambda tensors, wanted: tuple(route.leave(t) for t in tensors) if wanted else None  # noqa: E731

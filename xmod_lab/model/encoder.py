@@ -226,12 +226,11 @@ class XmodEncoder(nn.Module):
 
     def grouped(self, route: Route, length: int, device: torch.device) -> GroupedRoute:
         """``route`` as tensors, with the weights of the slots present, for the compiled stack."""
-        per_row = 1 if route.per_token else length
-        sizes = torch.tensor(route.sizes) * per_row
+        sizes = torch.tensor(route.sizes) * (1 if route.per_token else length)
+        reordered = route.per_token and route.order is not None
         return GroupedRoute(
-            ends=sizes.cumsum(0).to(torch.int32).to(device),
-            group=torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(device),
-            order=None if route.order is None or not route.per_token else route.order.to(device),
-            inverse=None if route.order is None or not route.per_token else route.inverse.to(device),
+            ends=sizes.cumsum(0),
+            order=route.order.to(device) if reordered else None,
+            inverse=route.inverse.to(device) if reordered else None,
             layers=[layer.output.adapter_modules.stacked(route.slots) for layer in self.layer],
         )

@@ -127,7 +127,8 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
             if lang_ids.shape[:1] != (rows,) or (lang_ids.dim() > 1 and lang_ids.shape[1] != choices):
                 raise UserError(f"lang_ids has shape {tuple(lang_ids.shape)}; allowed are ({rows},), ({rows}, {choices}) "
                                 f"and ({rows}, {choices}, sequence)")  # fmt: skip
-            lang_ids = lang_ids.repeat_interleave(choices) if lang_ids.dim() == 1 else lang_ids.flatten(0, 1)
+            per_choice = lang_ids[:, None].expand(rows, choices) if lang_ids.dim() == 1 else lang_ids
+            lang_ids = per_choice.flatten(0, 1)
         out = self.roberta.encode(
             flat(input_ids),
             lang_ids,

@@ -1,0 +1,73 @@
+"""The compiled encoder: one graph without a break, for every composition of a batch; the same numbers."""
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+from torch.testing import assert_close
+
+from tests.conftest import tiny_batch, tiny_model
+from xmod_lab.model.adapters import grouped_linear
+
+pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own look at its inputs
+COMPOSITIONS = [[0, 0, 1, 1, 2, 2], [1, 1, 1, 1, 2, 0], [0, 1, 2, 0, 1, 2], [2] * 6, [0, 0, 0, 0, 1, 1], [2, 2, 1, 1, 1, 1],
+                [0] * 6, [1] * 6, [2, 0, 0, 0, 0, 0]]  # fmt: skip
+
+
+def _same_gradients(ours, reference):
+    wanted = dict(reference.named_parameters())
+    for name, parameter in ours.named_parameters():
+        assert (parameter.grad is None) == (wanted[name].grad is None), name  # absent slots: none in both
+        if parameter.grad is not None:
+            assert_close(parameter.grad, wanted[name].grad, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_no_graph_break_and_no_recompilation_for_new_compositions(autocast):
+    torch._dynamo.reset()
+    counter = CompileCounter()  # compiles nothing, counts graphs; fullgraph=True fails on a break
+    ours, reference = tiny_model(adapter_reduction_factor=3).train(), tiny_model(adapter_reduction_factor=3).train()
+    ours.roberta.compile_encoder(backend=counter)
+    counts = []
+    for lang_ids in COMPOSITIONS * 2:
+        for model in (ours, reference):
+            model.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                model(**tiny_batch(rows=6), lang_ids=torch.tensor(lang_ids)).loss.backward()
+        if not autocast:
+            _same_gradients(ours, reference)
+        counts.append(counter.frame_count)
+    assert counts[-1] == counts[len(COMPOSITIONS) - 1] <= 3  # one, several, and the first, which assumed too much
+
+
+def test_tokens_of_several_languages_in_one_row():
+    torch._dynamo.reset()
+    ours, reference = tiny_model(), tiny_model()
+    ours.roberta.compile_encoder(backend="eager")
+    batch = tiny_batch(rows=2)
+    lang_ids = torch.randint(0, 3, batch["input_ids"].shape, generator=torch.Generator().manual_seed(4))
+    for model in (ours, reference):
+        model(**batch, lang_ids=lang_ids).loss.backward()
+    _same_gradients(ours, reference)
+
+
+def test_the_grouped_product_is_that_of_its_groups():
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((11, 6), (3, 5, 6), (3, 5))
+    x, w, b = (torch.randn(*s, generator=generator, dtype=torch.double, requires_grad=True) for s in shapes)
+    ends = torch.tensor([4, 4, 11])  # the second group is empty
+    out = grouped_linear(x, w, b, ends)
+    assert_close(out, torch.cat([x[:4] @ w[0].T + b[0], x[4:] @ w[2].T + b[2]]))
+    torch.library.opcheck(grouped_linear, (x, w, b, ends))
+    assert torch.autograd.gradcheck(lambda *args: grouped_linear(*args, ends), (x, w, b))
+
+
+@pytest.mark.slow
+def test_the_real_compiler_gives_the_same_loss_and_gradients():
+    torch._dynamo.reset()
+    ours, reference = tiny_model().train(), tiny_model().train()
+    ours.roberta.compile_encoder()
+    for lang_ids in COMPOSITIONS[:4]:
+        for model in (ours, reference):
+            model.zero_grad()
+            model(**tiny_batch(rows=6), lang_ids=torch.tensor(lang_ids)).loss.backward()
+        _same_gradients(ours, reference)
