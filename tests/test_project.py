@@ -4,11 +4,13 @@ import ast
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
 from xmod_lab.config import CONF_DIR, explain, from_hydra, register_schemas, validate
 from xmod_lab.errors import UserError
+from xmod_lab.model import XmodForMaskedLM
 
 PACKAGE = Path(__file__).parent.parent / "xmod_lab"
 GROUPS = [p.relative_to(CONF_DIR) for p in sorted(Path(CONF_DIR).glob("*/*.yaml"))]
@@ -95,3 +97,16 @@ def test_commands_never_import_each_other():
     for name in commands:
         assert not _imports(PACKAGE / f"{name}.py") & {f"xmod_lab.{other}" for other in commands}
         assert len((PACKAGE / f"{name}.py").read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize(("size", "slot"), [("base", 7_091_712), ("large", 12_613_632)])
+def test_released_sizes_and_language_sets(size, slot):
+    """A slot of the released base model is about as large as one of its layers; en_XX is 0 and de_DE is 8 of 81."""
+    config = composed("langset=xmod81", f"model={size}").model_config(250_002)
+    with torch.device("meta"):
+        model = XmodForMaskedLM(config)
+    assert sum(p.numel() for p in model.language_parameters("de_DE").values()) == slot
+    assert (model.lang_id("en_XX"), model.lang_id("de_DE"), len(model.languages)) == (0, 8, 81)
+    sets = {n: set(composed(f"langset=xmod{n}").langset.languages) for n in (13, 30, 60, 75, 81)}
+    assert all(len(codes) == n for n, codes in sets.items())
+    assert sets[13] < sets[30] < sets[60] < sets[75]
