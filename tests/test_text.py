@@ -14,6 +14,7 @@ from xmod_lab.text.batches import BatchStream, Layout
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE, Masker
 from xmod_lab.text.mixture import Mixture, proportions
+from xmod_lab.text.objective import NextPiece
 from xmod_lab.text.rows import prepare_corpus
 
 TEXT = passages("en", 400)
@@ -170,3 +171,23 @@ def test_processes_and_micro_batches_see_together_what_one_sees_alone(prepared, 
         assert len(alone) == 8 and alone == rows_of_step(step, 1, 2) == rows_of_step(step, 2, 2) == rows_of_step(
             step, 4, 1
         )
+
+
+def test_the_next_piece_is_every_piece_but_the_first_and_padding():
+    inputs, labels = NextPiece(1).mask(np.array([0, 7, 2, 9, 8, 1, 1]), [])
+    assert inputs.tolist() == [0, 7, 2, 9, 8, 1, 1]
+    assert labels.tolist() == [IGNORE, 7, 2, 9, 8, IGNORE, IGNORE]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_within_passages(causal):
+    """Two passages and padding: positions begin anew, and nobody looks across, nor ahead when causal."""
+    row = np.array([[0, 7, 2, 9, 8, 2, 1]])
+    fields = Layout("document", 1, 2, causal=causal).fields(row, row)
+    passage = [0, 0, 0, 1, 1, 1, 2]
+    allowed = fields["attention_mask"][0, 0]
+    for i in range(7):
+        for j in range(7):
+            expected = i == j or (passage[i] == passage[j] and row[0, j] != 1 and not (causal and j > i))
+            assert bool(allowed[i, j]) == expected, (i, j)
+    assert fields["position_ids"][0].tolist()[:6] == [2, 3, 4, 2, 3, 4]

@@ -18,6 +18,7 @@ from xmod_lab.model import SLOT_INITS, XmodConfig, donors_of
 from xmod_lab.text.batches import ATTENTION
 from xmod_lab.text.corpus import Source, check_source
 from xmod_lab.text.masking import POLICIES
+from xmod_lab.text.objective import OBJECTIVES, Objective
 
 _HERE = Path(__file__).resolve().parent
 CONF_DIR = str(next((d for d in (_HERE / "conf", _HERE.parent / "conf") if (d / "pretrain.yaml").is_file()), ""))
@@ -189,6 +190,11 @@ class PretrainConfig:
         return self.recipe.steps
 
     @property
+    def objective(self) -> Objective:
+        """What is predicted, and what may be attended to."""
+        return Objective(self.task.name, self.task.mask_rate, self.task.mask_policy, self.data.attention)
+
+    @property
     def tokens_per_step(self) -> int:
         """Positions that one optimiser step reads."""
         return self.trainer.rows_per_step * self.data.row_length
@@ -213,6 +219,7 @@ class PretrainConfig:
             **flags,
             vocab_size=pieces,
             type_vocab_size=1,
+            is_decoder=self.objective.causal,
             languages=["shared"] if shared else codes,
             aliases={code: "shared" for code in codes} if shared else None,
         )
@@ -247,7 +254,7 @@ def validate(cfg: PretrainConfig) -> None:
 def _check_choices(cfg: PretrainConfig) -> list[str]:
     choices: list[tuple[str, str, tuple[str, ...]]] = [
         ("trainer.precision", cfg.trainer.precision, PRECISIONS),
-        ("task.name", cfg.task.name, ("mlm",)),
+        ("task.name", cfg.task.name, OBJECTIVES),
         ("task.mask_policy", cfg.task.mask_policy, POLICIES),
         ("task.pretrain.schedule", cfg.task.pretrain.schedule, SCHEDULES),
         ("task.extend.schedule", cfg.task.extend.schedule, SCHEDULES),

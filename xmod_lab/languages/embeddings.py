@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodForMaskedLM, seeded_generator
+from xmod_lab.model import XmodLanguageModel, seeded_generator
 
 EMBEDDING_INITS = ("overlap", "mean", "random")
 _SPECIALS = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
@@ -33,7 +33,7 @@ class InitReport:
 
 
 def initialise_vocabulary(
-    model: XmodForMaskedLM,
+    model: XmodLanguageModel,
     code: str,
     old: PreTrainedTokenizerBase,
     new: PreTrainedTokenizerBase,

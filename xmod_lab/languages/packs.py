@@ -19,7 +19,7 @@ from torch import Tensor
 
 from xmod_lab.errors import UserError
 from xmod_lab.languages.proof import digest, fingerprint
-from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.model import XmodLanguageModel
 from xmod_lab.text.corpus import digest_of_files
 
 FORMAT = 1
@@ -28,7 +28,7 @@ MANIFEST = "manifest.json"
 
 
 def write_pack(
-    model: XmodForMaskedLM, code: str, folder: Path, *, tokenizer_folder: Path | None, details: dict
+    model: XmodLanguageModel, code: str, folder: Path, *, tokenizer_folder: Path | None, details: dict
 ) -> dict:
     """Write the pack of ``code`` and return its manifest. ``details`` (settings, data, scores) go into the manifest.
 
@@ -83,7 +83,7 @@ def read_pack(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     return manifest, tensors
 
 
-def install_pack(model: XmodForMaskedLM, folder: Path) -> str:
+def install_pack(model: XmodLanguageModel, folder: Path) -> str:
     """Add the pack's language to ``model``, in place, and return its code. Nothing that exists is altered.
 
     Raises:

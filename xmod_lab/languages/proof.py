@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from xmod_lab.errors import ProofError
-from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.model import XmodLanguageModel
 
 # what config.json must agree on for a pack to fit: everything that gives a tensor another shape or meaning
 _ARCHITECTURE = (
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "vocab_size",
     "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pre_norm", "adapter_reduction_factor",
-    "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter", "pad_token_id",
+    "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter", "pad_token_id", "is_decoder",
 )  # fmt: skip
 
 
@@ -33,12 +33,12 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(header + flat.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def tensor_digests(model: XmodForMaskedLM) -> dict[str, str]:
+def tensor_digests(model: XmodLanguageModel) -> dict[str, str]:
     """Digest of every parameter and buffer, tied ones once."""
     return {name: digest(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
-def fingerprint(model: XmodForMaskedLM) -> str:
+def fingerprint(model: XmodLanguageModel) -> str:
     """What a language pack is bound to: the base's architecture and every tensor that all languages share.
 
     Slots and vocabularies of single languages are left out, so that packs made on a base fit that base with other
@@ -50,7 +50,7 @@ def fingerprint(model: XmodForMaskedLM) -> str:
     return hashlib.sha256(json.dumps([architecture, shared], sort_keys=True).encode()).hexdigest()
 
 
-def snapshot(model: XmodForMaskedLM, probes: dict[str, Tensor]) -> Snapshot:
+def snapshot(model: XmodLanguageModel, probes: dict[str, Tensor]) -> Snapshot:
     """Digests of all tensors, and of the logits of every probe language.
 
     Args:

@@ -9,7 +9,14 @@ import transformers
 from xmod_lab.model.backbone import XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.language_models import IGNORE, XmodForCausalLM, XmodForMaskedLM, XmodLanguageModel
+from xmod_lab.model.language_models import (
+    IGNORE,
+    XmodForCausalLM,
+    XmodForMaskedLM,
+    XmodLanguageModel,
+    language_model,
+    language_model_class,
+)
 from xmod_lab.model.slots import SLOT_INITS, donors_of, seeded_generator
 from xmod_lab.model.task_heads import (
     XmodForMultipleChoice,
@@ -43,5 +50,7 @@ __all__ = [
     "XmodModel",
     "XmodPreTrainedModel",
     "donors_of",
+    "language_model",
+    "language_model_class",
     "seeded_generator",
 ]

@@ -222,3 +222,13 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         """Positions count from ``pad_token_id + 1``, as in :meth:`forward`; transformers lets ``generate`` count from 0."""
         first = self.config.pad_token_id + 1
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs) + first
+
+
+def language_model_class(config: XmodConfig) -> type[XmodLanguageModel]:
+    """Causal with ``is_decoder``, else masked."""
+    return XmodForCausalLM if config.is_decoder else XmodForMaskedLM
+
+
+def language_model(config: XmodConfig) -> XmodLanguageModel:
+    """A language model with random weights."""
+    return language_model_class(config)(config)

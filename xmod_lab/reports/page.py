@@ -22,6 +22,13 @@ p.note{color:#555;font-size:.86rem;margin-top:.2rem}.good{color:#1a7f37;font-wei
 svg{max-width:100%;height:auto}@media print{body{margin:0;max-width:none;font-size:12px}h2{break-after:avoid}svg,table{break-inside:avoid}}
 """
 
+_LIKELIHOODS = {  # by task.name
+    "mlm": "Losses are of held-out text with a fixed 15 % of the pieces hidden behind [MASK], in float32. They are "
+    "pseudo-likelihoods: each piece is predicted from both sides.",
+    "clm": "Losses are of held-out text, every piece and the end of every passage predicted from the pieces before it, in "
+    "float32. They are exact likelihoods: bits per byte are the length of the text coded with this model.",
+}
+
 
 @dataclass(frozen=True)
 class Run:
@@ -70,10 +77,9 @@ def render(run: Run) -> str:
         parts.append('<p class="bad">This run is not finished: what follows is how far it came.</p>')
     parts += [_settings(run), *_proof(run), *_results(run), *_curves(run), *_mixture(run), *_packs(run)]
     parts.append(
-        "<h2>How to read the figures</h2><p>Losses are of held-out text with a fixed 15 % of the pieces hidden behind "
-        "[MASK], in float32. They are pseudo-likelihoods: each piece is predicted from both sides. Bits per byte = loss in "
-        "bits × pieces / UTF-8 bytes of the same text, so that vocabularies of different size can be compared. The unigram "
-        "figure is the same text guessed by piece frequency alone.</p>"
+        f"<h2>How to read the figures</h2><p>{_LIKELIHOODS[run.config['task']['name']]} Bits per byte = loss in bits × pieces / "
+        "UTF-8 bytes of the same text, so that vocabularies of different size can be compared. The unigram figure is the same "
+        "text guessed by piece frequency alone.</p>"
     )
     title = escape(f"xmod_lab: {kind}")
     return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
@@ -140,10 +146,10 @@ def _curves(run: Run) -> list[str]:
     for prefix, y, note in (
         (
             "train/loss",
-            "training loss, nats per hidden piece",
-            "Mean over the steps since the last point, training masks.",
+            "training loss, nats per predicted piece",
+            "Mean over the steps since the last point, as in training.",
         ),
-        ("val/loss/", "held-out loss, nats per hidden piece", "Fixed masks on held-out text."),
+        ("val/loss/", "held-out loss, nats per predicted piece", "On held-out text, its targets fixed."),
         ("val/bpb/", "held-out bits per byte", "The same scores per UTF-8 byte."),
     ):
         series = _series(run.curve, prefix)

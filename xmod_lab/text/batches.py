@@ -6,27 +6,35 @@ one would see alone.
 """
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from xmod_lab.text.masking import Masker
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.rows import Corpus
 
 ATTENTION = ("row", "document")
 
 
+class Hider(Protocol):
+    """What turns a row into inputs and labels: a masker, or the next piece; see :mod:`xmod_lab.text.objective`."""
+
+    def mask(self, row: np.ndarray, key: list[int], *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]: ...
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a piece may attend to. ``row``: the whole row, across the passages packed into it, as in XLM-R.
-    ``document``: its own passage only, positions counted from the passage's start."""
+    ``document``: its own passage only, positions counted from the passage's start. ``causal``: of these, only to pieces
+    before it and itself."""
 
     attention: str
     pad_id: int
     eos_id: int
+    causal: bool = False
 
     def fields(self, inputs: np.ndarray, rows: np.ndarray) -> dict[str, Tensor]:
         """Tensors that the model needs beside the input ids; ``rows`` (B, T) are the unmasked ids."""
@@ -37,6 +45,8 @@ class Layout:
         passage = np.cumsum(ends, axis=1) - ends  # (B, T): the closing </s> belongs to its passage
         same = passage[:, :, None] == passage[:, None, :]
         allowed = (same & ~padded[:, None, :]) | np.eye(rows.shape[1], dtype=bool)
+        if self.causal:
+            allowed = np.tril(allowed)
         starts = np.maximum.accumulate(np.where(np.diff(passage, prepend=0) > 0, np.arange(rows.shape[1]), 0), axis=1)
         positions = np.arange(rows.shape[1]) - starts + self.pad_id + 1
         return {
@@ -57,7 +67,7 @@ class BatchStream(Dataset):
         self,
         corpora: dict[str, Corpus],
         mixture: Mixture,
-        masker: Masker,
+        masker: Hider,
         layout: Layout,
         lang_ids: dict[str, int],
         *,

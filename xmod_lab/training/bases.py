@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.model import XmodConfig, XmodLanguageModel, language_model, language_model_class
 from xmod_lab.training.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -34,12 +34,12 @@ class Base:
     tokenizer: str | None
     cfg: PretrainConfig
 
-    def load(self, pieces: int) -> XmodForMaskedLM:
+    def load(self, pieces: int) -> XmodLanguageModel:
         """The model, in evaluation mode. ``pieces``: size of the vocabulary, for random weights."""
         if self.model is None:
             return new_model(self.cfg, pieces).eval()
         try:
-            return XmodForMaskedLM.from_pretrained(self.model).eval()
+            return language_model_class(XmodConfig.from_pretrained(self.model)).from_pretrained(self.model).eval()
         except UserError:
             raise
         except Exception as error:  # transformers raises whatever its readers and the network raise
@@ -47,12 +47,12 @@ class Base:
                             "save_pretrained wrote or a run that is finished") from error  # fmt: skip
 
 
-def new_model(cfg: PretrainConfig, pieces: int) -> XmodForMaskedLM:
+def new_model(cfg: PretrainConfig, pieces: int) -> XmodLanguageModel:
     """A model with random weights, which are a function of ``cfg.seed``."""
     import pytorch_lightning as pl
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    return XmodForMaskedLM(cfg.model_config(pieces))
+    return language_model(cfg.model_config(pieces))
 
 
 def resolve(cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainConfig, RunDir], None]) -> Base:
@@ -78,12 +78,16 @@ def resolve(cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainC
     return Base(cfg.base, folder, folder, replace(cfg, lang={}))
 
 
-def agree(base: Base, model: XmodForMaskedLM, cfg: PretrainConfig, asked: list[str]) -> None:
+def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list[str]) -> None:
     """Whether a base fits what was asked for, and is new to the languages.
 
     Raises:
         UserError: another size, a code that exists already, or a row longer than its positions.
     """
+    if model.config.is_decoder != cfg.objective.causal:
+        kind, task = ("causal", "clm") if model.config.is_decoder else ("masked", "mlm")
+        raise UserError(f"base {base.name} is a {kind} language model, task is {cfg.task.name}; set task={task}, or choose "
+                        "another base")  # fmt: skip
     if _names_model(asked):
         wanted = cfg.model_config(model.config.vocab_size)
         sizes = [f.name for f in fields(cfg.model) if f.name != "shared_slot" and "dropout" not in f.name]

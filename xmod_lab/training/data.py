@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.text.batches import BatchStream, Layout
-from xmod_lab.text.masking import Masker
+from xmod_lab.text.batches import BatchStream
 from xmod_lab.text.mixture import Mixture, proportions
+from xmod_lab.text.objective import Objective
 from xmod_lab.text.rows import Corpus, prepare_corpus
 from xmod_lab.text.vocabulary import load_tokenizer, own_tokenizer
 from xmod_lab.training.scoring import Scorer
@@ -35,9 +35,9 @@ class Prepared:
         parts = [f"{code}={corpus.digest}" for code, corpus in self.corpora.items()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def scorers(self, attention: str) -> dict[str, Scorer]:
+    def scorers(self, objective: Objective) -> dict[str, Scorer]:
         """A scorer for each language."""
-        return {c: Scorer(corpus, self.tokenizer, attention=attention) for c, corpus in self.corpora.items()}
+        return {c: Scorer(corpus, self.tokenizer, objective) for c, corpus in self.corpora.items()}
 
 
 def prepare_base(cfg: PretrainConfig, *, tokenizer: str | None = None, codes: list[str] | None = None) -> Prepared:
@@ -113,10 +113,13 @@ def mixture_of(cfg: PretrainConfig, prepared: Prepared, *, steps: int, seed: int
     return Mixture(sizes, shares, rows_per_step=cfg.trainer.rows_per_step, seed=seed)
 
 
-def mixed_piece_counts(mixture: Mixture, prepared: Prepared, steps: int) -> np.ndarray:
+def mixed_target_counts(cfg: PretrainConfig, mixture: Mixture, prepared: Prepared) -> np.ndarray:
     """(V,) how often training will meet each piece, up to a factor: every language's counts, as the mixture weighs it."""
-    rows = mixture.rows_before(steps)
-    return sum(corpus.piece_counts * (rows[code] / len(corpus.train)) for code, corpus in prepared.corpora.items())
+    rows = mixture.rows_before(cfg.steps)
+    return sum(
+        cfg.objective.target_counts(corpus, prepared.tokenizer) * (rows[code] / len(corpus.train))
+        for code, corpus in prepared.corpora.items()
+    )
 
 
 def batches(
@@ -136,8 +139,8 @@ def batches(
     stream = BatchStream(
         prepared.corpora,
         mixture,
-        Masker.for_tokenizer(tokenizer, cfg.task.mask_rate, cfg.task.mask_policy),
-        Layout(cfg.data.attention, tokenizer.pad_token_id, tokenizer.eos_token_id),
+        cfg.objective.training(tokenizer),
+        cfg.objective.layout(tokenizer),
         lang_ids,
         seed=seed,
         steps=steps,

@@ -16,7 +16,7 @@ from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.languages.embeddings import initialise_vocabulary
 from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack, write_pack
 from xmod_lab.languages.proof import Snapshot, compare, fingerprint, require, snapshot
-from xmod_lab.model import XmodForMaskedLM, donors_of
+from xmod_lab.model import XmodLanguageModel, donors_of
 from xmod_lab.text.rows import build_folder
 from xmod_lab.training.bases import Base, agree
 from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_language
@@ -25,7 +25,7 @@ from xmod_lab.training.fit import fit
 from xmod_lab.training.pretraining import TRAINING_FIGURES
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.scoring import score_all, unigram_all
-from xmod_lab.training.tables import corpus_table, score_table, training_table
+from xmod_lab.training.tables import corpus_table, held_out, score_table, training_table
 from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
         corpus_table(prepared, f"text of {code} ({lang.text})")
     probes = _probes(model, [old, *older])
     before = snapshot(model, probes)
-    scorers = {c: s for part in (old, *older) for c, s in part.scorers(base.cfg.data.attention).items()}
+    scorers = {c: s for part in (old, *older) for c, s in part.scorers(base.cfg.objective).items()}
     metrics = score_all(model, scorers, prefix="before/val")
     names = [f"{figure}/{code}" for code in languages for figure in (*TRAINING_FIGURES, "val/loss", "val/bpb")]
     with Tracking(cfg, run, names, group=group, job_type="extend") as tracking:
@@ -63,7 +63,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
             proof, whole = _assemble(run, base, old, packs, before, probes)
             metrics |= score_all(whole, scorers)
             run.write_json("proof.json", proof)
-            _show(proof, metrics, list(languages), list(scorers))
+            _show(cfg, proof, metrics, list(languages), list(scorers))
             require(proof)
             run.write_json("metrics.json", metrics)
         tracking.summarise(metrics, packs)
@@ -71,7 +71,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
     log.info("model in %s; packs: %s", run / "model", ", ".join(str(p) for p in packs))
 
 
-def _open_base(base: Base) -> tuple[XmodForMaskedLM, Prepared, list[Prepared]]:
+def _open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
     """The base, the text of its language set as it reads it, and the texts of languages that were added to it."""
     if base.model is None:
         old = prepare_base(base.cfg)
@@ -86,7 +86,7 @@ def _open_base(base: Base) -> tuple[XmodForMaskedLM, Prepared, list[Prepared]]:
     return model, old, older
 
 
-def _probes(model: XmodForMaskedLM, texts: list[Prepared]) -> dict[str, torch.Tensor]:
+def _probes(model: XmodLanguageModel, texts: list[Prepared]) -> dict[str, torch.Tensor]:
     """(B, S) piece ids for every language of the base: its own held-out text, else any pieces that it has."""
     rows = {
         code: torch.from_numpy(corpus.rows("validation", range(min(_PROBE_ROWS, len(corpus.validation)))))
@@ -116,7 +116,7 @@ def _add_one(
     speed = f"train/tokens_per_second/{code}"
     if not (pack / MANIFEST).is_file():
         model = base.load(len(old.tokenizer))
-        details = _begin_language(model, lang, old, prepared, seed=cfg.seed)
+        details = _begin_language(cfg, model, lang, old, prepared)
         parameters = set(model.language_parameters(code))
         trainable = {name for name in parameters if lang.train_slot or ".adapter_modules." not in name}
         training_table(model, trainable, f"adding {code}")
@@ -130,7 +130,7 @@ def _add_one(
         details["scores"] = {
             **{f"before/{name}": value for name, value in fitted.before.items()},
             **fitted.after,
-            **unigram_all(prepared.scorers(cfg.data.attention)),
+            **unigram_all(prepared.scorers(cfg.objective)),
         }
         own = Path(prepared.folder) if lang.vocabulary == "own" else None
         if rank() == 0:
@@ -140,12 +140,14 @@ def _add_one(
     return {**manifest["scores"], **manifest["data"]["consumed"], speed: run.remember_once(speed, lambda: 0.0)}
 
 
-def _begin_language(model: XmodForMaskedLM, lang: LangConfig, old: Prepared, prepared: Prepared, *, seed: int) -> dict:
+def _begin_language(
+    cfg: PretrainConfig, model: XmodLanguageModel, lang: LangConfig, old: Prepared, prepared: Prepared
+) -> dict:
     """Allocate slot and vocabulary in ``model`` and fill them; returns what the pack says about their beginning."""
     donors = donors_of(lang.slot_init, model.config)
     own = lang.vocabulary == "own"
     pieces = len(prepared.tokenizer) if own else None
-    model.add_language(lang.code, lang.slot_init, pieces=pieces, seed=seed)
+    model.add_language(lang.code, lang.slot_init, pieces=pieces, seed=cfg.seed)
     details = {"slot": {"init": lang.slot_init, "donors": donors}, "vocabulary": {"kind": lang.vocabulary}}
     if own:
         report = initialise_vocabulary(
@@ -154,8 +156,8 @@ def _begin_language(model: XmodForMaskedLM, lang: LangConfig, old: Prepared, pre
             old.tokenizer,
             prepared.tokenizer,
             method=lang.embedding_init,
-            piece_counts=prepared.corpora[lang.code].piece_counts,
-            seed=seed,
+            piece_counts=cfg.objective.target_counts(prepared.corpora[lang.code], prepared.tokenizer),
+            seed=cfg.seed,
         )
         log.info("%s: %s of %s rows of the new table copied from the base (%.1f %% of its text), %s drawn (%s)",
                  lang.code, f"{report.copied:,}", f"{report.pieces:,}", 100 * report.coverage, f"{report.drawn:,}",
@@ -195,7 +197,7 @@ def _record(cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, 
 
 def _assemble(
     run: RunDir, base: Base, old: Prepared, packs: list[Path], before: Snapshot, probes: dict[str, torch.Tensor]
-) -> tuple[dict, XmodForMaskedLM]:
+) -> tuple[dict, XmodLanguageModel]:
     """Install the packs in the base, save it as model/, and prove what was saved, read back from the disk."""
     model = base.load(len(old.tokenizer))
     codes = [install_pack(model, pack) for pack in packs]
@@ -208,13 +210,13 @@ def _assemble(
         for file in source.glob("*"):
             if file.name != MANIFEST and file.suffix != ".safetensors":
                 shutil.copyfile(file, run.path / "model" / "languages" / code / file.name)
-    saved = XmodForMaskedLM.from_pretrained(run / "model").eval()
+    saved = type(model).from_pretrained(run / "model").eval()
     return compare(before, snapshot(saved, probes), codes), saved
 
 
-def _show(proof: dict, metrics: dict[str, float], added: list[str], others: list[str]) -> None:
+def _show(cfg: PretrainConfig, proof: dict, metrics: dict[str, float], added: list[str], others: list[str]) -> None:
     prefixes = {"unigram": "unigram", "before/val": "before", "val": "after"}
-    score_table(metrics, added, prefixes, "added languages: held-out text, 15 % hidden")
+    score_table(metrics, added, prefixes, f"added languages: {held_out(cfg)}")
     score_table(metrics, others, {"before/val": "before", "val": "after"}, "languages of the base")
     moved = [code for code in others if any(metrics[f"before/val/{u}/{code}"] != metrics[f"val/{u}/{code}"] for u in ("loss", "bpb"))]  # fmt: skip
     log.info("figures of the base's languages before and after: %s", f"differ for {moved}" if moved else "equal to the last bit")  # fmt: skip

@@ -10,12 +10,12 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.model import XmodLanguageModel
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.training.callbacks import Checkpoints, LearningCurve, ProgressLine
 from xmod_lab.training.data import Prepared, batches
 from xmod_lab.training.distributed import rank
-from xmod_lab.training.module import MaskedLanguageModeling
+from xmod_lab.training.module import LanguageModeling
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.tracking import Tracking
 
@@ -35,7 +35,7 @@ def fit(
     cfg: PretrainConfig,
     run: RunDir,
     tracking: Tracking,
-    model: XmodForMaskedLM,
+    model: XmodLanguageModel,
     prepared: Prepared,
     mixture: Mixture,
     *,
@@ -58,12 +58,12 @@ def fit(
         log.info("resuming from %s", checkpoint)
     if rank() == 0:
         tracking.curve.start_at(first_step, code)
-    module = MaskedLanguageModeling(
+    module = LanguageModeling(
         model, cfg.recipe, steps=steps, seed=seed, trainable=trainable, fused=cfg.trainer.precision != "16-mixed"
     )
     curve = LearningCurve(
         tracking,
-        prepared.scorers(cfg.data.attention),
+        prepared.scorers(cfg.objective),
         tokens_per_step=cfg.tokens_per_step,
         log_every=cfg.trainer.log_every,
         validate_every=cfg.trainer.validate_every,

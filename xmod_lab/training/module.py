@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from xmod_lab.config import RecipeConfig
-from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.model import XmodLanguageModel
 
 
-class MaskedLanguageModeling(pl.LightningModule):
+class LanguageModeling(pl.LightningModule):
     """Trains ``model`` on batches of :class:`xmod_lab.text.batches.BatchStream`.
 
     Args:
@@ -23,7 +23,7 @@ class MaskedLanguageModeling(pl.LightningModule):
 
     def __init__(
         self,
-        model: XmodForMaskedLM,
+        model: XmodLanguageModel,
         recipe: RecipeConfig,
         *,
         steps: int,
@@ -98,7 +98,7 @@ class MaskedLanguageModeling(pl.LightningModule):
         return {k: v if k == "lang_ids" else v.to(device, non_blocking=True) for k, v in batch.items()}
 
 
-def parameter_groups(model: XmodForMaskedLM, trainable: set[str]) -> list[tuple[str, bool, int, int]]:
+def parameter_groups(model: XmodLanguageModel, trainable: set[str]) -> list[tuple[str, bool, int, int]]:
     """(group, trains, parameters, bytes) for the table that is shown before training."""
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():

@@ -7,12 +7,12 @@ import torch
 from xmod_lab.config import PretrainConfig
 from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.training.bases import new_model
-from xmod_lab.training.data import consumption, mixed_piece_counts, mixture_of, prepare_base
+from xmod_lab.training.data import consumption, mixed_target_counts, mixture_of, prepare_base
 from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.scoring import unigram_all
-from xmod_lab.training.tables import corpus_table, match_table, score_table, training_table
+from xmod_lab.training.tables import corpus_table, held_out, match_table, score_table, training_table
 from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
     model = new_model(cfg, len(prepared.tokenizer))
     with torch.no_grad():  # what an untrained output layer would learn first: it spares the body that detour
-        model.lm_head.bias.copy_(log_frequency(mixed_piece_counts(mixture, prepared, cfg.steps)))
+        model.lm_head.bias.copy_(log_frequency(mixed_target_counts(cfg, mixture, prepared)))
     if cfg.model.shared_slot:
         match_table(cfg, prepared.tokenizer)
     training_table(model, {name for name, _ in model.named_parameters()}, "base")
@@ -46,7 +46,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
         metrics = {
             **{f"before/{name}": value for name, value in fitted.before.items()},
             **fitted.after,
-            **unigram_all(prepared.scorers(cfg.data.attention)),
+            **unigram_all(prepared.scorers(cfg.objective)),
             **consumption(mixture, prepared, cfg.steps),
             "train/tokens": cfg.steps * cfg.tokens_per_step,
             "train/steps": cfg.steps,
@@ -58,5 +58,5 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
             run.write_json("metrics.json", metrics)
         tracking.summarise(metrics, [])
     barrier()
-    score_table(metrics, codes, {"unigram": "unigram", "val": "model"}, "held-out text, 15 % hidden")
+    score_table(metrics, codes, {"unigram": "unigram", "val": "model"}, held_out(cfg))
     log.info("trained at %s tokens/s; model in %s", f"{fitted.tokens_per_second:,.0f}", run / "model")

@@ -1,8 +1,9 @@
-"""How good a model is at a language: masked loss and bits per byte, on masks that never change.
+"""How good a model is at a language: loss and bits per byte of its held-out text, which never change.
 
-Evaluation hides 15 % of the ordinary pieces of every validation row behind [MASK], whatever training does, and computes
-in float32. Bits per byte = loss in bits × pieces of the text / UTF-8 bytes of the text, which different vocabularies
-can be compared by. It is a pseudo-likelihood, since each piece is predicted from both sides.
+Masked models: evaluation hides 15 % of the ordinary pieces of every validation row behind [MASK], whatever training does,
+and computes in float32. Bits per byte = loss in bits × pieces of the text / UTF-8 bytes of the text, which different
+vocabularies can be compared by. It is a pseudo-likelihood, since each piece is predicted from both sides. Causal models
+predict every piece and the end of every passage: bits per byte are the exact code length of the text.
 """
 
 import math
@@ -14,42 +15,41 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.languages.embeddings import log_frequency
-from xmod_lab.model import IGNORE, XmodForMaskedLM
-from xmod_lab.text.batches import Layout, to_batch
-from xmod_lab.text.masking import Masker
+from xmod_lab.model import IGNORE, XmodLanguageModel
+from xmod_lab.text.batches import to_batch
+from xmod_lab.text.objective import EVALUATION_RATE, Objective
 from xmod_lab.text.rows import Corpus
 
-EVALUATION_RATE = 0.15
 _EVALUATION_SEED = 15
 _ROWS = 64  # rows scored at once; fixed, so that figures do not depend on the training batch
 
 
 @dataclass(frozen=True)
 class Score:
-    """``loss``: nats per hidden piece; ``bpb``: bits per UTF-8 byte of the text."""
+    """``loss``: nats per predicted piece; ``bpb``: bits per UTF-8 byte of the text."""
 
     loss: float
     bpb: float
-    masked: int
+    predicted: int
 
 
 class Scorer:
-    """One language's validation text with its fixed masks. ``layout`` as in training."""
+    """One language's validation text with its fixed targets."""
 
-    def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, *, attention: str):
-        self.corpus = corpus
-        self.layout = Layout(attention, tokenizer.pad_token_id, tokenizer.eos_token_id)
-        self.masker = Masker.for_tokenizer(tokenizer, EVALUATION_RATE, "all-mask")
+    def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective):
+        self.corpus, self.objective = corpus, objective
+        self.layout = objective.layout(tokenizer)
+        self.counts = objective.target_counts(corpus, tokenizer)
         self.rows = corpus.rows("validation", np.arange(len(corpus.validation)))  # (rows, T)
-        code = zlib.crc32(corpus.code.encode())
-        ordinary = (~np.isin(self.rows, self.masker.specials)).sum(1)
+        code, hider = zlib.crc32(corpus.code.encode()), objective.evaluation(tokenizer)
+        ordinary = (~np.isin(self.rows, tokenizer.all_special_ids)).sum(1)
         self.masked = [
-            self.masker.mask(row, [_EVALUATION_SEED, code, i], count=round(EVALUATION_RATE * int(n)))
+            hider.mask(row, [_EVALUATION_SEED, code, i], count=round(EVALUATION_RATE * int(n)))
             for i, (row, n) in enumerate(zip(self.rows, ordinary, strict=True))
         ]
 
     @torch.inference_mode()
-    def score(self, model: XmodForMaskedLM) -> Score:
+    def score(self, model: XmodLanguageModel) -> Score:
         """Score ``model`` on this language, in float32 and evaluation mode, on the model's device."""
         was_training = model.training
         model.eval()
@@ -68,17 +68,18 @@ class Scorer:
         return self._score(total / count, count)
 
     def unigram(self) -> Score:
-        """Score of guessing each hidden piece by its frequency in the training text: what a model has to beat."""
+        """Score of guessing each piece by its frequency in the training text: what a model has to beat."""
         targets = np.concatenate([labels[labels != IGNORE] for _, labels in self.masked])
-        nll = -log_frequency(self.corpus.piece_counts).double()[torch.from_numpy(targets)]
+        nll = -log_frequency(self.counts).double()[torch.from_numpy(targets)]
         return self._score(float(nll.mean()), len(targets))
 
-    def _score(self, loss: float, masked: int) -> Score:
+    def _score(self, loss: float, predicted: int) -> Score:
         text = self.corpus.manifest["statistics"]["validation"]
-        return Score(loss, loss * text["tokens"] / (math.log(2) * text["bytes"]), masked)
+        pieces = predicted if self.objective.causal else text["tokens"]
+        return Score(loss, loss * pieces / (math.log(2) * text["bytes"]), predicted)
 
 
-def score_all(model: XmodForMaskedLM, scorers: dict[str, Scorer], *, prefix: str = "val") -> dict[str, float]:
+def score_all(model: XmodLanguageModel, scorers: dict[str, Scorer], *, prefix: str = "val") -> dict[str, float]:
     """``{prefix}/loss/<code>`` and ``{prefix}/bpb/<code>`` of every language, as in metrics.json."""
     metrics = {}
     for code, scorer in scorers.items():

@@ -7,7 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.config import PretrainConfig
-from xmod_lab.model import XmodConfig, XmodForMaskedLM
+from xmod_lab.model import XmodConfig, XmodLanguageModel, language_model
 from xmod_lab.training.data import Prepared
 from xmod_lab.training.distributed import rank
 from xmod_lab.training.module import parameter_groups
@@ -50,7 +50,7 @@ def corpus_table(prepared: Prepared, title: str) -> None:
     show(title, header, rows)
 
 
-def training_table(model: XmodForMaskedLM, trainable: set[str], title: str) -> None:
+def training_table(model: XmodLanguageModel, trainable: set[str], title: str) -> None:
     """Every group of parameters: whether it trains, how many there are, how many bytes they take."""
     groups = parameter_groups(model, trainable)
     rows = [
@@ -69,6 +69,11 @@ def score_table(metrics: dict[str, float], codes: list[str], prefixes: dict[str,
         cells = [metrics.get(f"{p}/{unit}/{code}") for p in prefixes for unit in ("loss", "bpb")]
         rows.append((code, *("–" if cell is None else f"{cell:.4f}" for cell in cells)))
     show(title, header, rows)
+
+
+def held_out(cfg: PretrainConfig) -> str:
+    """What a table of scores shows."""
+    return "held-out text, " + ("every piece, left to right" if cfg.objective.causal else "15 % hidden")
 
 
 def match_table(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -91,7 +96,7 @@ def cost_per_language(config: XmodConfig, length: int) -> tuple[int, int, int]:
     Counted on the meta device: no weights are made.
     """
     with torch.device("meta"):
-        model = XmodForMaskedLM(config).eval()
+        model = language_model(config).eval()
         ids = torch.zeros(1, length, dtype=torch.long)
         # meta tensors hold no values: the default language stands for any
         model.config.default_language = model.languages[0]
