@@ -118,7 +118,7 @@ def test_a_second_extension_builds_on_the_first(workplace, tmp_path):
 def test_a_violated_proof_fails_the_run(workplace, tmp_path, monkeypatch, capsys, part):
     """Something moves a frozen tensor during training: the run must say so, exit with 1, and write no pack."""
     from xmod_lab import pretrain
-    from xmod_lab.training.module import MaskedLanguageModeling
+    from xmod_lab.training.module import LanguageModeling
 
     def nudge(module, *_):
         name = (
@@ -128,7 +128,7 @@ def test_a_violated_proof_fails_the_run(workplace, tmp_path, monkeypatch, capsys
         )
         module.model.get_parameter(name).data[0] += 1e-6
 
-    monkeypatch.setattr(MaskedLanguageModeling, "on_train_end", nudge, raising=False)
+    monkeypatch.setattr(LanguageModeling, "on_train_end", nudge, raising=False)
     arguments = workplace.arguments(
         "+lang=greek", f"base={workplace.base}", "trainer.max_steps=2", run=tmp_path / "run"
     )
