@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
 _MAY_CHANGE = ("resume", "rebuild", "logger", "runs", "base", "data.workers", "data.folder", "trainer.checkpoint_every",
-               "trainer.keep_checkpoints", "trainer.devices", "trainer.nodes", "trainer.accumulate")  # fmt: skip
+               "trainer.keep_checkpoints", "trainer.devices", "trainer.nodes")  # fmt: skip
 
 
 class RunDir:
