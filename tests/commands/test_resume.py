@@ -1,9 +1,9 @@
 """Interrupted and resumed runs end where uninterrupted ones do, to the bit. Real processes, really killed."""
 
 import csv
-import json
 import random
 import resource
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -100,23 +100,39 @@ def _wait_for(folder: Path, process) -> None:
         time.sleep(0.05)
 
 
-def test_base_and_extension_under_two_processes_equal_one_process(workplace, tmp_path):
-    """Two gloo processes see together the batch that one sees alone. Sums run in another order, so: close, not equal."""
-    runs = {}
-    for devices in (1, 2):
-        run = runs[devices] = tmp_path / f"devices{devices}"
-        status, _, err = workplace.call("trainer.max_steps=6", f"trainer.devices={devices}", "trainer.precision=32-true",
-                                        "trainer.log_every=1", run=run)  # fmt: skip
+DIVIDED = {"whole": "trainer.devices=1", "processes": "trainer.devices=2", "parts": "trainer.accumulate=4"}
+SIX_STEPS = ["trainer.max_steps=6", "trainer.precision=32-true", "trainer.log_every=3"]
+
+
+@pytest.fixture(scope="module")
+def divided(workplace, tmp_path_factory) -> dict[str, Path]:
+    """The same run with its batch in one piece, over two processes, and in four micro-batches."""
+    folder = tmp_path_factory.mktemp("divided")
+    for name, how in DIVIDED.items():
+        status, _, err = workplace.call(*SIX_STEPS, how, run=folder / name)
         assert status == 0, err
-    curves = [_curve(run) for run in runs.values()]
-    losses = [[float(row["train/loss"]) for row in curve if row["train/loss"]] for curve in curves]
-    assert len(losses[0]) == 6
+    return {name: folder / name for name in DIVIDED}
+
+
+@pytest.mark.parametrize("name", ["processes", "parts"])
+def test_a_divided_batch_trains_as_in_one_piece(divided, name):
+    """Two gloo processes, or four micro-batches, see together the batch that one sees alone. Sums run in another order,
+    so: close, not equal."""
+    runs = divided["whole"], divided[name]
+    losses = [[float(row["train/loss"]) for row in _curve(run) if row["train/loss"]] for run in runs]
+    weights = [load_file(run / "model" / "model.safetensors") for run in runs]
+    assert len(losses[0]) == 2
     assert losses[0] == pytest.approx(losses[1], abs=2e-5)
-    weights = [load_file(run / "model" / "model.safetensors") for run in runs.values()]
     assert all((weights[0][n] - weights[1][n]).abs().max() < 1e-3 for n in weights[0])
-    run = tmp_path / "extension"
-    status, _, err = workplace.call(
-        "+lang=greek", f"base={runs[1]}", "trainer.max_steps=2", "trainer.devices=2", run=run
-    )
-    assert status == 0, err
-    assert json.loads((run / "proof.json").read_text())["holds"]
+
+
+def test_two_processes_resume_to_the_same_bits_between_two_lines_of_the_curve(workplace, divided, tmp_path):
+    """The line at step 6 is a mean that each process began before the checkpoint at step 4."""
+    whole, stopped = divided["processes"], tmp_path / "stopped"
+    shutil.copytree(whole, stopped)
+    (stopped / "metrics.json").unlink()
+    (stopped / "checkpoints" / "step000006.ckpt").unlink()
+    status, out, err = workplace.call(*SIX_STEPS, DIVIDED["processes"], run=stopped)
+    assert status == 0 and "resuming from" in out + err, err
+    assert _curve(whole) == _curve(stopped)
+    assert (whole / "model/model.safetensors").read_bytes() == (stopped / "model/model.safetensors").read_bytes()

@@ -10,7 +10,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from xmod_lab.training.distributed import gather, rank
+from xmod_lab.training.distributed import gather, process_count, rank
 from xmod_lab.training.scoring import Scorer, score_all
 from xmod_lab.training.tracking import Tracking
 
@@ -40,7 +40,7 @@ class LearningCurve(pl.Callback):
         self.tracking, self.scorers, self.suffix = tracking, scorers, suffix
         self.tokens_per_step, self.log_every, self.validate_every = tokens_per_step, log_every, validate_every
         self.last_step = last_step
-        self.loss_sum, self.losses = 0.0, 0  # of the micro-batches since the last line; saved in checkpoints
+        self.loss_sum, self.losses = 0.0, 0  # of this process's micro-batches since the last line; in checkpoints
         self.seconds = 0.0  # spent training in this process, scoring apart
         self.steps_timed = 0
         self.first: dict[str, float] = {}  # scores before the first step
@@ -51,16 +51,21 @@ class LearningCurve(pl.Callback):
         self.started = False  # false while the checkpoint is being loaded
 
     def state_dict(self) -> dict:
-        return {"loss_sum": self.loss_sum, "losses": self.losses, "first": self.first, "final": self.final}
+        """Called in all processes when a checkpoint is saved, of which the first writes the file."""
+        sums = gather({rank(): self.loss_sum})
+        return {"loss_sums": sums, "losses": self.losses, "first": self.first, "final": self.final}
 
     def load_state_dict(self, state: dict) -> None:
-        self.loss_sum, self.losses = state["loss_sum"], state["losses"]
+        """Each process takes its own sum; where the number of processes has changed, each takes the mean."""
+        sums, self.losses = state["loss_sums"], state["losses"]
+        same = len(sums) == process_count()
+        self.loss_sum = sums[rank()] if same else sum(sums.values()) / len(sums)
         self.first, self.final = state["first"], state["final"]
 
     @property
-    def tokens_per_second(self) -> float:
-        """Over the steps of this process, scoring apart."""
-        return self.steps_timed * self.tokens_per_step / self.seconds if self.seconds else float("nan")
+    def tokens_per_second(self) -> float | None:
+        """Over the steps of this process, scoring apart; ``None`` when it took none."""
+        return self.steps_timed * self.tokens_per_step / self.seconds if self.steps_timed else None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.started = True
@@ -69,7 +74,7 @@ class LearningCurve(pl.Callback):
         self._began = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs: dict[str, Tensor], batch: dict, batch_idx: int) -> None:
-        self.loss_sum += float(outputs["loss"].detach())
+        self.loss_sum += float(outputs["loss"]) * trainer.accumulate_grad_batches  # Lightning has divided it
         self.losses += 1
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return

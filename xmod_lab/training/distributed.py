@@ -20,6 +20,11 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def process_count() -> int:
+    """How many processes take part in the run."""
+    return int(os.environ.get("WORLD_SIZE", "1")) if launched() else 1
+
+
 def launched() -> bool:
     """Whether this process is one of several that torchrun or :func:`launch` started."""
     return "LOCAL_RANK" in os.environ

@@ -24,11 +24,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fitted:
-    """Scores before the first and after the last step, and the speed. ``model`` was trained in place."""
+    """Scores before the first and after the last step, and the speed. ``model`` was trained in place.
+
+    ``tokens_per_second`` is ``None`` where no step was left to take: the run had stopped after its last checkpoint.
+    """
 
     before: dict[str, float]
     after: dict[str, float]
-    tokens_per_second: float
+    tokens_per_second: float | None
 
 
 def fit(
