@@ -1,10 +1,14 @@
 """Parts of training that need no run: the schedule, what decays, files and locks, several processes."""
 
+import os
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from tests.test_project import composed
 from xmod_lab.errors import UserError
-from xmod_lab.training.callbacks import LearningCurve
+from xmod_lab.training.callbacks import Checkpoints, LearningCurve, WholeFiles
 from xmod_lab.training.rundir import RunDir
 
 
@@ -14,6 +18,28 @@ def test_a_batch_cut_otherwise_is_another_run(tmp_path):
     assert RunDir(tmp_path).begin(composed("trainer.devices=2"))
     with pytest.raises(UserError, match="trainer.accumulate: 1 there, 4 now"):
         RunDir(tmp_path).begin(composed("trainer.accumulate=4"))
+
+
+def test_checkpoints_are_ordered_by_number(tmp_path):
+    folder = tmp_path / "checkpoints"
+    trainer = SimpleNamespace(accumulate_grad_batches=1, save_checkpoint=lambda path: torch.save({}, path))
+    folder.mkdir()
+    for trainer.global_step in (999_998, 1_000_000, 1_000_002):
+        Checkpoints(folder, every=2, keep=2).on_train_batch_end(trainer, None, None, None, 0)
+    (folder / "step999999.ckpt.part").write_text("")
+    assert {f.name for f in folder.glob("*.ckpt")} == {"step1000000.ckpt", "step1000002.ckpt"}
+    (folder / "step1000000.ckpt").rename(folder / "step999996.ckpt")
+    assert RunDir(tmp_path).latest_checkpoint().name == "step1000002.ckpt"
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoints" / "step000002.ckpt"
+    WholeFiles().save_checkpoint({"step": 2}, path)
+    monkeypatch.setattr("os.fsync", lambda _: os.write(-1, b""))
+    with pytest.raises(OSError, match=path.name):
+        WholeFiles().save_checkpoint({"step": 3}, path)
+    assert [f.name for f in path.parent.iterdir()] == [path.name]
+    assert WholeFiles().load_checkpoint(path, weights_only=True) == {"step": 2}
 
 
 def test_no_speed_where_no_step_was_timed():

@@ -89,8 +89,10 @@ def test_a_full_disk_ends_the_run_with_a_message_and_loses_nothing(workplace, tm
     status, _, err = workplace.call("trainer.max_steps=2", run=run, preexec_fn=limit)
     assert status == 2 and "the disk is full" in err and "Traceback" not in err
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["step000001.ckpt"]
+    (run / "checkpoints" / ".step000001.ckpt.tmp").write_text("half")  # as a kill leaves it
     status, out, err = workplace.call("trainer.max_steps=2", run=run)
     assert status == 0 and "resuming from" in out + err, err
+    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["step000001.ckpt", "step000002.ckpt"]
     assert (run / "model" / "model.safetensors").read_bytes() == weights
 
 

@@ -1,16 +1,21 @@
 """What happens beside the training step: the curve, validation of every language, and progress for the person."""
 
+import io
 import logging
+import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from xmod_lab.training.distributed import gather, process_count, rank
+from xmod_lab.training.rundir import checkpoints_in
 from xmod_lab.training.scoring import Scorer, score_all
 from xmod_lab.training.tracking import Tracking
 
@@ -118,7 +123,7 @@ class LearningCurve(pl.Callback):
 
 
 class Checkpoints(pl.Callback):
-    """``step<number>.ckpt`` every ``every`` steps; the newest ``keep`` stay. Lightning writes each whole or not at all."""
+    """``step<number>.ckpt`` every ``every`` steps; the newest ``keep`` stay."""
 
     def __init__(self, folder: Path, *, every: int, keep: int):
         self.folder, self.every, self.keep = folder, every, keep
@@ -129,8 +134,32 @@ class Checkpoints(pl.Callback):
             return
         trainer.save_checkpoint(self.folder / f"step{step:06d}.ckpt")
         if rank() == 0:
-            for old in sorted(self.folder.glob("step*.ckpt"))[: -self.keep]:
-                old.unlink()
+            for old in checkpoints_in(self.folder)[: -self.keep]:
+                old.unlink(missing_ok=True)
+
+
+class WholeFiles(TorchCheckpointIO):
+    """A checkpoint appears whole or not at all. Lightning's own way writes in the system's folder for temporary files,
+    and a move from there to another file system is a copy, which a kill leaves half done."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(".step*.ckpt.tmp"):  # by a process that was killed while it wrote
+            left.unlink(missing_ok=True)
+        content = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
+        torch.save(checkpoint, content)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            with temporary.open("wb") as stream:
+                stream.write(content.getbuffer())
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 class ProgressLine(pl.Callback):

@@ -12,11 +12,11 @@ from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.text.mixture import Mixture
-from xmod_lab.training.callbacks import Checkpoints, LearningCurve, ProgressLine
+from xmod_lab.training.callbacks import Checkpoints, LearningCurve, ProgressLine, WholeFiles
 from xmod_lab.training.data import Prepared, batches
 from xmod_lab.training.distributed import rank
 from xmod_lab.training.module import LanguageModeling
-from xmod_lab.training.rundir import RunDir
+from xmod_lab.training.rundir import RunDir, step_of
 from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def fit(
     """
     steps, processes = cfg.steps, cfg.trainer.devices * cfg.trainer.nodes
     checkpoint = run.latest_checkpoint(code or "")
-    first_step = int(checkpoint.stem.removeprefix("step")) if checkpoint else 0
+    first_step = step_of(checkpoint) if checkpoint else 0
     if checkpoint:
         log.info("resuming from %s", checkpoint)
     if rank() == 0:
@@ -121,4 +121,5 @@ def _trainer(cfg: PretrainConfig, checkpoints: Path, *callbacks: pl.Callback) ->
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[*callbacks, saver],
+        plugins=[WholeFiles()],
     )

@@ -124,9 +124,7 @@ class RunDir:
         Raises:
             UserError: it is truncated or altered.
         """
-        folder = self / "checkpoints" / part
-        found = sorted(folder.glob("step*.ckpt")) if folder.is_dir() else []
-        found = [f for f in found if re.fullmatch(r"step\d+\.ckpt", f.name)]
+        found = checkpoints_in(self / "checkpoints" / part)
         if not found:
             return None
         latest, older = found[-1], found[:-1]
@@ -137,6 +135,17 @@ class RunDir:
                 f"checkpoint {latest} is damaged ({fault}); delete it ({last}), or resume=never to start over"
             )
         return latest
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, by step; none when there is no such folder."""
+    found = [file for file in folder.glob("step*.ckpt") if re.fullmatch(r"step\d+\.ckpt", file.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which ``step<number>.ckpt`` was saved."""
+    return int(checkpoint.stem.removeprefix("step"))
 
 
 def _zip_fault(path: Path) -> str | None:
