@@ -1,6 +1,9 @@
 """Parts of training that need no run: the schedule, what decays, files and locks, several processes."""
 
 import os
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -60,3 +63,28 @@ def test_each_process_takes_up_its_own_sum_and_another_number_of_processes_the_m
         curve.load_state_dict(state)
         found.append(curve.loss_sum)
     assert found == [2.0, 4.0, 3.0, 3.0]
+
+
+_TRAIN = """
+import os, sys, time
+from xmod_lab.training.rundir import RunDir
+RunDir(sys.argv[1]).lock()
+RunDir(sys.argv[1]).lock()  # one process may ask twice
+child = os.fork()  # as a worker that reads data, which may live a little longer
+print(child or "", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_run_dir_belongs_to_one_process_until_it_dies(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", _TRAIN, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    child = int(process.stdout.readline().strip() or process.stdout.readline())
+    try:
+        with pytest.raises(UserError, match=f"another process is training in {tmp_path}"):
+            RunDir(tmp_path).lock()
+        process.kill()
+        process.wait()
+        RunDir(tmp_path).lock()
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.stdout.close()

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from xmod_lab.training.rundir import RunDir
+
 STEPS = 12
 LONG = [f"trainer.max_steps={STEPS}", "trainer.checkpoint_every=2", "model.hidden_dropout_prob=0.1"]
 
@@ -69,12 +71,17 @@ def test_resume_never_starts_over(workplace, tmp_path):
 
 
 def test_ctrl_c_says_how_to_go_on_and_keeps_the_checkpoints(workplace, tmp_path):
+    """And while the run goes on no other process may train in its folder, not even to start it over."""
     process = workplace.start("trainer.max_steps=4000", run=tmp_path / "run")
     _wait_for(tmp_path / "run" / "checkpoints", process)
+    status, _, err = workplace.call("trainer.max_steps=4000", "resume=never", run=tmp_path / "run")
+    assert status == 2 and f"another process is training in {tmp_path / 'run'}" in err and "hydra.run.dir" in err
+    assert process.poll() is None and list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "goes on from the newest checkpoint" in err
     assert list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
+    RunDir(tmp_path / "run").lock()  # free again
 
 
 def test_a_full_disk_ends_the_run_with_a_message_and_loses_nothing(workplace, tmp_path):

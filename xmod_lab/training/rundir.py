@@ -1,5 +1,6 @@
 """What a run keeps on disk, and whether it may be continued. Every file appears whole or not at all."""
 
+import fcntl
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import TextIO
 
 from omegaconf import OmegaConf
 
@@ -21,6 +23,7 @@ log = logging.getLogger(__name__)
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
 _MAY_CHANGE = ("resume", "rebuild", "logger", "runs", "base", "data.workers", "data.folder", "trainer.checkpoint_every",
                "trainer.keep_checkpoints", "trainer.devices", "trainer.nodes")  # fmt: skip
+_LOCKS: dict[Path, TextIO] = {}  # by run dir; the system lets go of them when this process ends
 
 
 class RunDir:
@@ -61,6 +64,8 @@ class RunDir:
         except OSError as error:
             raise UserError(f"the run dir {self.path} cannot be written ({error.strerror}); set hydra.run.dir to a "
                             "folder that you can write to") from error  # fmt: skip
+        if cfg.resume == "never" or not self.finished:
+            self.lock()  # before anything is removed that another process needs
         if cfg.resume == "never":
             self._clear()
         config = self / "config.yaml"
@@ -72,6 +77,25 @@ class RunDir:
             raise UserError(f"the run dir {self.path} holds a run with other settings:\n"
                             + "\n".join(f"  {key}: {old} there, {new} now" for key, old, new in differing)
                             + "\nuse another hydra.run.dir, the old settings, or resume=never to start it over")  # fmt: skip
+
+    def lock(self) -> None:
+        """Keep other processes from training in this folder, until this process ends, however it ends.
+
+        Raises:
+            UserError: another one is training there.
+        """
+        if rank() or self.path in _LOCKS:
+            return
+        stream = (self / ".lock").open("a")
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked loader workers would share it
+        except (BlockingIOError, PermissionError) as error:
+            stream.close()
+            raise UserError(f"another process is training in {self.path}; wait for it, or use another hydra.run.dir"
+                            ) from error  # fmt: skip
+        except OSError as error:
+            log.warning("%s cannot be locked (%s): see that no other process trains there", self.path, error.strerror)
+        _LOCKS[self.path] = stream
 
     def _clear(self) -> None:
         for name in ("checkpoints", "model", "pack"):
