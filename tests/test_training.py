@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from tests.test_project import composed
 from xmod_lab.errors import UserError
 from xmod_lab.training.callbacks import Checkpoints, LearningCurve, WholeFiles
+from xmod_lab.training.distributed import launch
 from xmod_lab.training.rundir import RunDir
 
 
@@ -88,3 +90,32 @@ def test_a_run_dir_belongs_to_one_process_until_it_dies(tmp_path):
     finally:
         os.kill(child, signal.SIGKILL)
         process.stdout.close()
+
+
+_FAILING = """
+import os, signal, sys, time
+
+def fail(how):
+    if os.environ["RANK"] == "0" and how != "both":
+        time.sleep(60)
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    print("error: bad text", file=sys.stderr)
+    return 2
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "status", "message"),
+    [
+        ("killed", 1, "process 1 of 2 was killed by SIGKILL"),
+        ("alone", 2, "error: bad text"),
+        ("both", 2, "error: bad text"),
+    ],
+)
+def test_a_fault_of_one_process_or_of_all_is_told_once(how, status, message, tmp_path, monkeypatch, capfd):
+    (tmp_path / "failing.py").write_text(_FAILING)  # quicker to import than this file
+    monkeypatch.syspath_prepend(tmp_path)
+    assert launch(import_module("failing").fail, (how,), 2) == status
+    err = capfd.readouterr().err
+    assert err.count("error: ") == 1 and message in err

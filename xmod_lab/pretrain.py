@@ -11,7 +11,7 @@ from pathlib import Path
 from xmod_lab.command import guarded, run_command
 from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.training.distributed import launch, launched
+from xmod_lab.training.distributed import launch, launched, process_count
 from xmod_lab.training.run import run_training
 from xmod_lab.training.rundir import RunDir
 
@@ -22,13 +22,18 @@ def main() -> None:
 
 
 def _start(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:
-    if cfg.trainer.devices * cfg.trainer.nodes == 1 or launched():
+    devices, nodes = cfg.trainer.devices, cfg.trainer.nodes
+    if launched() and process_count() != devices * nodes:
+        raise UserError(f"{process_count()} processes were started, but trainer.devices={devices} × trainer.nodes={nodes} asks for "
+                        f"{devices * nodes}; set trainer.devices to torchrun's --nproc_per_node and trainer.nodes to its "
+                        "--nnodes")  # fmt: skip
+    if devices * nodes == 1 or launched():
         run_training(cfg, RunDir(folder), asked, group=sweep)
         return 0
-    if cfg.trainer.nodes > 1:
-        raise UserError(f"trainer.nodes is {cfg.trainer.nodes}: start several machines with torchrun, and name the run "
+    if nodes > 1:
+        raise UserError(f"trainer.nodes is {nodes}: start several machines with torchrun, and name the run "
                         "dir with hydra.run.dir=PATH")  # fmt: skip
-    return launch(_in_process, (cfg, folder, asked, sweep), cfg.trainer.devices)
+    return launch(_in_process, (cfg, folder, asked, sweep), devices)
 
 
 def _in_process(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:

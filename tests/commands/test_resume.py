@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from xmod_lab import pretrain
 from xmod_lab.training.rundir import RunDir
 
 STEPS = 12
@@ -145,3 +146,16 @@ def test_two_processes_resume_to_the_same_bits_between_two_lines_of_the_curve(wo
     assert status == 0 and "resuming from" in out + err, err
     assert _curve(whole) == _curve(stopped)
     assert (whole / "model/model.safetensors").read_bytes() == (stopped / "model/model.safetensors").read_bytes()
+
+
+def test_more_processes_than_devices_are_refused(workplace, tmp_path, monkeypatch, capfd):
+    """What torchrun --nproc_per_node=2 sets; each of the two would have trained the whole run."""
+    for name, value in {"LOCAL_RANK": "0", "RANK": "0", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.chdir(workplace.folder)
+    monkeypatch.setattr("sys.argv", ["pretrain", *workplace.arguments(run=tmp_path / "run")])
+    with pytest.raises(SystemExit) as stop:
+        pretrain.main()
+    message = capfd.readouterr().err
+    assert stop.value.code == 2 and "2 processes were started, but trainer.devices=1" in message
+    assert "--nproc_per_node" in message

@@ -4,15 +4,20 @@
 sweep runs once, whatever the number of devices; Lightning's own launcher would start the sweep again in each process.
 """
 
+import contextlib
+import io
 import logging
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+
+_PATIENCE = 3.0  # seconds in which the first process, if it found the same fault, tells it and ends the others
 
 
 def rank() -> int:
@@ -41,14 +46,22 @@ def join() -> None:
 
 def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:
     """Call ``work(*arguments)`` in ``processes`` processes of this machine and return the first exit status that is
-    not zero, else zero. ``work`` must be a function of a module, and return its exit status."""
+    not zero, else zero. ``work`` must be a function of a module, and return its exit status.
+
+    When one process ends badly the others are stopped. A fault that all of them find is told once.
+    """
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it stops them goes without saying
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     try:
         mp.start_processes(_worker, (work, arguments, processes, port), nprocs=processes, start_method="spawn")
     except mp.ProcessExitedException as error:
-        return error.exit_code if error.exit_code > 0 else 1
+        if error.exit_code > 0:
+            return error.exit_code
+        print(f"error: process {error.error_index} of {processes} was killed by {error.signal_name} (SIGKILL is often a lack "
+              "of memory); the same command with hydra.run.dir=<its folder> goes on from the newest checkpoint", file=sys.stderr)  # fmt: skip
+        return 1
     return 0
 
 
@@ -60,10 +73,15 @@ def _worker(local_rank: int, work: Callable[..., int], arguments: tuple, process
     if not torch.cuda.is_available():  # share the cores instead of fighting for them
         torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     logging.basicConfig(level=logging.WARNING if local_rank else logging.INFO, format="%(message)s")
-    status = work(*arguments)
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said if local_rank else sys.stderr):
+        status = work(*arguments)
     if dist.is_initialized() and not status:
         dist.destroy_process_group()
     if status:
+        if said.getvalue():
+            time.sleep(_PATIENCE)
+            sys.stderr.write(said.getvalue())
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)  # a status without a traceback
