@@ -1,9 +1,11 @@
 """Where figures go: always metrics.csv, and W&B when it is wanted, which may fail without harming the run."""
 
+import contextlib
 import csv
 import logging
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -71,25 +73,35 @@ class Tracking:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
-        if self.wandb is not None:
-            self.wandb.finish(exit_code=0 if kind is None else 1)
+        self._tell_wandb(lambda run: run.finish(exit_code=0 if kind is None else 1))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """The same figures everywhere."""
         if self.writes:
             self.curve.log(metrics, step)
-        if self.wandb is not None:
-            self.wandb.log({"step": step, **metrics})
+        self._tell_wandb(lambda run: run.log({"step": step, **metrics}))
 
     def summarise(self, metrics: dict[str, float], packs: list[Path]) -> None:
         """Final figures, and the language packs as artifacts, to W&B."""
+        self._tell_wandb(lambda run: _summarise(run, metrics, packs))
+
+    def _tell_wandb(self, act: Callable[[Any], object]) -> None:
+        """Call ``act`` with the W&B run. One failure, of whatever kind, and the run goes on without W&B."""
         if self.wandb is None:
             return
-        self.wandb.summary.update(metrics)
-        for folder in packs:
-            artifact = wandb.Artifact(f"pack-{folder.name}", type="language-pack")
-            artifact.add_dir(str(folder))
-            self.wandb.log_artifact(artifact)
+        try:
+            act(self.wandb)
+        except Exception as error:
+            self.wandb = None
+            log.warning("W&B failed (%s); going on without it: metrics.csv has every figure", _reason(error))
+
+
+def _summarise(run: Any, metrics: dict[str, float], packs: list[Path]) -> None:
+    run.summary.update(metrics)
+    for folder in packs:
+        artifact = wandb.Artifact(f"pack-{folder.name}", type="language-pack")
+        artifact.add_dir(str(folder))
+        run.log_artifact(artifact)
 
 
 def _start_wandb(cfg: PretrainConfig, run: RunDir, *, group: str | None, job_type: str) -> Any:
@@ -108,21 +120,39 @@ def _start_wandb(cfg: PretrainConfig, run: RunDir, *, group: str | None, job_typ
                 config=asdict(cfg),
                 mode=attempt,
                 resume="allow" if attempt == "online" else None,
-                settings=wandb.Settings(console="off", silent=True, init_timeout=30),
+                settings=_settings(),
             )
             started.define_metric("*", step_metric="step")
             return started
         except Exception as error:  # whatever W&B raises, training matters more
-            log.warning("W&B (%s) did not start: %s", attempt, str(error).splitlines()[0])
+            log.warning("W&B (%s) did not start: %s", attempt, _reason(error))
+            with contextlib.suppress(Exception, SystemExit):
+                wandb.teardown()  # else the next attempt finds the run's id in use
     log.warning("going on without W&B; metrics.csv has every figure")
     return None
 
 
+def _settings() -> wandb.Settings:
+    """Quiet; half a minute to start, or what WANDB_INIT_TIMEOUT says."""
+    patience = {} if "WANDB_INIT_TIMEOUT" in os.environ else {"init_timeout": 30}
+    return wandb.Settings(console="off", silent=True, reinit="finish_previous", **patience)
+
+
 def _wandb_mode(cfg: PretrainConfig) -> str:
+    """What was asked for; but online needs a key, which W&B would ask for on a terminal."""
     mode = os.environ.get("WANDB_MODE") or cfg.logger.wandb
-    if mode != "auto":
+    if mode not in ("auto", "online"):
         return mode
     try:
-        return "online" if wandb.login(prompt=False, verify=False) else "offline"
-    except Exception:  # a setting that W&B does not understand
-        return "offline"
+        if wandb.login(prompt=False, verify=False):
+            return "online"
+        reason = "there is no key; `wandb login` keeps one"
+    except Exception as error:  # a setting that W&B does not understand
+        reason = _reason(error)
+    if mode == "online":
+        log.warning("W&B cannot go online (%s); its run stays offline, and `wandb sync` uploads it later", reason)
+    return "offline"
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]
