@@ -10,11 +10,44 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.conftest import tiny_model
 from tests.test_project import composed
+from xmod_lab.config import RecipeConfig
 from xmod_lab.errors import UserError
 from xmod_lab.training.callbacks import Checkpoints, LearningCurve, WholeFiles
 from xmod_lab.training.distributed import launch
+from xmod_lab.training.module import LanguageModeling
 from xmod_lab.training.rundir import RunDir
+
+
+def _module(**recipe) -> LanguageModeling:
+    return LanguageModeling(tiny_model(), RecipeConfig(**{"steps": 100, "peak_lr": 1e-3} | recipe), steps=100, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "shares"),
+    [("linear", [0.75, 0.5, 0.0]), ("cosine", [0.8535534, 0.5, 0.0]), ("constant", [1.0, 1.0, 1.0])],
+)
+def test_the_learning_rate_warms_up_and_then_follows_its_schedule(schedule, shares):
+    module = _module(warmup_share=0.2, schedule=schedule)
+    assert [module.lr_share(step) for step in (0, 9, 19, 20)] == pytest.approx([0.05, 0.5, 1.0, 1.0])
+    assert [module.lr_share(step) for step in (40, 60, 100)] == pytest.approx(shares)
+
+
+def test_matrices_decay_and_vectors_do_not():
+    module = _module(weight_decay=0.1)
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    decays = {id(p): group["weight_decay"] for group in groups for p in group["params"]}
+    decayed = {name for name, p in module.model.named_parameters() if decays[id(p)] == 0.1}
+    assert len(decays) == len(list(module.model.parameters()))
+    assert decayed == {name for name, p in module.model.named_parameters() if p.dim() == 2}
+    assert not any(name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name for name in decayed)
+
+
+@pytest.mark.parametrize(("tokens", "steps"), [(5000, 2), (4096, 2), (4095, 1), (1, 1)])
+def test_a_budget_of_tokens_is_never_exceeded_by_more_than_the_first_step(tokens, steps):
+    cfg = composed(f"trainer.max_tokens={tokens}", "trainer.rows_per_step=16", "data.row_length=128")
+    assert (cfg.tokens_per_step, cfg.steps) == (2048, steps)
 
 
 def test_a_batch_cut_otherwise_is_another_run(tmp_path):

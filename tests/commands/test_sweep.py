@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from tests.commands.test_tracking import records
 from xmod_lab.config import OmegaConf
 
 
@@ -23,9 +24,15 @@ def test_a_sweep_over_languages_runs_each_once_with_one_tracked_run_each(workpla
     )
     for job in jobs:
         assert (job / "metrics.json").is_file() and (job / "config.yaml").is_file()
+        assert json.loads((job / "proof.json").read_text())["holds"]
         run_id = json.loads((job / "state.json").read_text())["wandb_id"]
         offline = [p.name for p in (job / "wandb").glob("offline-run-*")]
         assert len(offline) == 1 and offline[0].endswith(run_id)
+        kept = list(records(next((job / "wandb").glob("offline-run-*/*.wandb"))))
+        assert [r.run.run_group for r in kept if r.WhichOneof("record_type") == "run"] == ["sweep"]
+        artifacts = [r.artifact for r in kept if r.WhichOneof("record_type") == "artifact"]
+        code = next((job / "pack").iterdir()).name
+        assert [(a.type, a.name) for a in artifacts] == [("language-pack", f"pack-{code}")]
 
 
 def test_a_sweep_over_seeds_keeps_the_runs_apart(workplace, tmp_path):
@@ -37,9 +44,12 @@ def test_a_sweep_over_seeds_keeps_the_runs_apart(workplace, tmp_path):
 
 
 def test_a_failing_job_does_not_stop_its_siblings(workplace, tmp_path):
-    status, _, err = workplace.call("-m", "+lang=greek,swahili", "lang.greek.text=missing.txt", f"base={workplace.base}",
+    status, _, err = workplace.call("-m", "+lang=greek", f"base={tmp_path / 'nowhere'},{workplace.base}", "trainer.max_steps=2",
                                     f"hydra.sweep.dir={tmp_path / 'sweep'}")  # fmt: skip
-    assert status != 0
+    assert status == 2 and f"base '{tmp_path / 'nowhere'}' does not exist" in err
+    assert not (tmp_path / "sweep" / "0" / "metrics.json").exists()
+    assert json.loads((tmp_path / "sweep" / "1" / "proof.json").read_text())["holds"]
+    assert (tmp_path / "sweep" / "1" / "metrics.json").is_file()
 
 
 def test_auto_uses_the_newest_base_that_matches_and_makes_one_when_there_is_none(workplace, tmp_path):
