@@ -117,6 +117,18 @@ def test_no_language_at_all_is_an_error_and_a_default_is_not():
     assert torch.equal(model(**batch).loss, model(**batch, lang_ids=torch.full((5,), 2)).loss)
 
 
+def test_the_mean_of_all_slots_is_that_of_the_pretrained_ones(tmp_path):
+    """So a language added second begins as if it were the first, in a saved model too."""
+    alone, second = tiny_model(), tiny_model()
+    alone.add_language("sw_KE", "mean")
+    second.add_language("el_GR", "random", seed=3)
+    second.save_pretrained(tmp_path)
+    second = XmodForMaskedLM.from_pretrained(tmp_path)
+    second.add_language("sw_KE", "mean")
+    wanted = {name: p.detach() for name, p in alone.language_parameters("sw_KE").items()}
+    assert all(torch.equal(p, wanted[name]) for name, p in second.language_parameters("sw_KE").items())
+
+
 @pytest.mark.parametrize("init", ["random", "mean", "mean:en_XX,fr_XX", "copy:de_DE"])
 @pytest.mark.parametrize("pieces", [None, 70])
 def test_adding_a_language_alters_nothing_that_exists(init, pieces):

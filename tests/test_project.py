@@ -8,9 +8,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from xmod_lab.config import CONF_DIR, explain, from_hydra, register_schemas, validate
+from xmod_lab.config import CONF_DIR, explain, from_hydra, register_schemas
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.validation import validate
 
 PACKAGE = Path(__file__).parent.parent / "xmod_lab"
 GROUPS = [p.relative_to(CONF_DIR) for p in sorted(Path(CONF_DIR).glob("*/*.yaml"))]

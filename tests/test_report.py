@@ -28,7 +28,7 @@ def run(tmp_path):
         writer.writerows(
             [["step", "train/loss/el_GR", "val/loss/el_GR", "val/bpb/el_GR"], [0, "", 9.5, 2.5], [10, 7.5, 6.125, 1.25]]
         )
-    proof = {"holds": True, "tensors_compared": 7, "tensors_changed": [], "tensors_missing": [], "tensors_added": ["a"],
+    proof = {"holds": True, "tensors_compared": 7, "tensors_changed": [], "tensors_missing": [], "tensors_added": ["a"], "tensors_added_without_language": [],
              "logits": {"en_XX": {"equal": True}}}  # fmt: skip
     (tmp_path / "proof.json").write_text(json.dumps(proof))
     return tmp_path

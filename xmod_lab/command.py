@@ -13,14 +13,16 @@ from pathlib import Path
 import datasets
 import hydra
 import transformers
+from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, register_schemas, validate
+from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, register_schemas
 from xmod_lab.errors import ProofError, UserError
+from xmod_lab.validation import validate
 
 INTERRUPTED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -54,11 +56,35 @@ def run_command(name: str, work: Work) -> None:
 
 def _work(composed: DictConfig, work: Work) -> int | None:
     cfg = from_hydra(composed)
-    validate(cfg)
     hydra_cfg = HydraConfig.get()
+    _check_lang_files(list(hydra_cfg.overrides.task), list(cfg.lang))
+    validate(cfg)
     asked = [override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task]
+    usual = compose(hydra_cfg.job.config_name, return_hydra_config=False)
+    asked += _changed(OmegaConf.to_container(usual), OmegaConf.to_container(composed))  # by an experiment, say
     sweep = Path(hydra_cfg.sweep.dir).name if hydra_cfg.mode == RunMode.MULTIRUN else None
     return work(cfg, Path(hydra_cfg.runtime.output_dir), asked, sweep)
+
+
+def _check_lang_files(overrides: list[str], found: list[str]) -> None:
+    """``+lang=[a,b]`` must give two languages: of two files with the same package line the second replaces the first."""
+    chosen = [o.partition("=")[2].strip("[]") for o in overrides if o.lstrip("+").startswith("lang=")]
+    names = [name.strip() for part in chosen for name in part.split(",") if name.strip()]
+    if len(names) > len(found):
+        raise UserError(f"+lang=[{','.join(names)}] gives only {', '.join(found)}: each file under lang/ needs a first line of "
+                        "its own, '# @package lang.<its name>'")  # fmt: skip
+
+
+def _changed(usual: dict, now: dict, prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ."""
+    keys: list[str] = []
+    for key, value in now.items():
+        before = usual.get(key)
+        if isinstance(value, dict) and isinstance(before, dict):
+            keys += _changed(before, value, f"{prefix}{key}.")
+        elif value != before:
+            keys.append(f"{prefix}{key}")
+    return keys
 
 
 def guarded(job: Callable[[], int | None]) -> int:
@@ -76,17 +102,25 @@ def guarded(job: Callable[[], int | None]) -> int:
         except ProofError as error:
             return _say(str(error), 1)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            return _say(f"cannot write {error.filename} ({error.strerror}); set hydra.run.dir and runs to folders that "
-                        "you can write to", 2)  # fmt: skip
+            return _say(_denied(error), 2)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
             return _say(f"cannot write {error.filename or 'a file'} ({error.strerror}): the disk is full. What was saved "
                         "is whole; free some space, and the same command with hydra.run.dir=<its folder> goes on", 2)  # fmt: skip
+        except ValueError as error:
+            if not isinstance(error.__cause__, PermissionError):  # of Hydra, which opens a log file in the run dir
+                raise
+            return _say(_denied(error.__cause__), 2)
         except KeyboardInterrupt:
             return INTERRUPTED
         except SystemExit as stop:  # Lightning ends with 1 after Ctrl-C, argparse with 0 or 2
             return stop.code if stop.code in (0, 2) else INTERRUPTED
+
+
+def _denied(error: OSError) -> str:
+    return (f"no access to {error.filename} ({error.strerror}); a text must be readable, and hydra.run.dir and runs must be "
+            "folders that you can write to")  # fmt: skip
 
 
 def _say(message: str, status: int) -> int:

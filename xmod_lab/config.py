@@ -1,7 +1,7 @@
-"""The schemas of all config groups, where conf/ lies, and validation: every fault at once, each with its remedy.
+"""The schemas of all config groups, and where conf/ lies.
 
-A typo or a wrong type fails when Hydra composes the configuration, against these dataclasses; what needs more than one
-value to judge is judged by :func:`validate`, before any work is done.
+A typo or a wrong type fails when Hydra composes the configuration, against these dataclasses; values are judged by
+:mod:`xmod_lab.validation`.
 """
 
 import re
@@ -13,22 +13,14 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from xmod_lab.errors import UserError, nearest
-from xmod_lab.languages.embeddings import EMBEDDING_INITS
-from xmod_lab.model import SLOT_INITS, XmodConfig, donors_of
-from xmod_lab.text.batches import ATTENTION
-from xmod_lab.text.corpus import Source, check_source
-from xmod_lab.text.masking import POLICIES
-from xmod_lab.text.objective import OBJECTIVES, Objective
+from xmod_lab.model import XmodConfig
+from xmod_lab.text.corpus import Source
+from xmod_lab.text.objective import Objective
 
 _HERE = Path(__file__).resolve().parent
 CONF_DIR = str(next((d for d in (_HERE / "conf", _HERE.parent / "conf") if (d / "pretrain.yaml").is_file()), ""))
 if not CONF_DIR:
     raise ImportError(f"xmod_lab's conf/ folder is neither in {_HERE} nor beside it; install the package again")
-
-PRECISIONS = ("bf16-mixed", "32-true", "16-mixed", "bf16-true")
-SCHEDULES = ("linear", "cosine", "constant")
-VOCABULARIES = ("own", "keep")
-WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
 @dataclass
@@ -232,7 +224,7 @@ def register_schemas() -> None:
 
 
 def from_hydra(cfg: DictConfig) -> PretrainConfig:
-    """The composed configuration as dataclasses, after :func:`validate`'s check for unfilled values.
+    """The composed configuration as dataclasses.
 
     Raises:
         UserError: naming every ``???`` that was left.
@@ -241,112 +233,6 @@ def from_hydra(cfg: DictConfig) -> PretrainConfig:
     if missing:
         raise UserError("\n".join(["the configuration lacks values:", *(f"  {key}=<value>" for key in missing)]))
     return OmegaConf.to_object(cfg)
-
-
-def validate(cfg: PretrainConfig) -> None:
-    """Check everything that can be checked before any work. Raises one UserError that lists every fault."""
-    faults = [*_check_choices(cfg), *_check_numbers(cfg), *_check_languages(cfg), *_check_base(cfg)]
-    if faults:
-        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise UserError("\n".join([f"the configuration has {count}:", *(f"  - {fault}" for fault in faults)]))
-
-
-def _check_choices(cfg: PretrainConfig) -> list[str]:
-    choices: list[tuple[str, str, tuple[str, ...]]] = [
-        ("trainer.precision", cfg.trainer.precision, PRECISIONS),
-        ("task.name", cfg.task.name, OBJECTIVES),
-        ("task.mask_policy", cfg.task.mask_policy, POLICIES),
-        ("task.pretrain.schedule", cfg.task.pretrain.schedule, SCHEDULES),
-        ("task.extend.schedule", cfg.task.extend.schedule, SCHEDULES),
-        ("data.attention", cfg.data.attention, ATTENTION),
-        ("logger.wandb", cfg.logger.wandb, WANDB_MODES),
-        ("resume", cfg.resume, ("auto", "never")),
-        ("trainer.accelerator", cfg.trainer.accelerator, ("auto", "cpu", "gpu")),
-    ]
-    for name, lang in cfg.lang.items():
-        choices.append((f"lang.{name}.vocabulary", lang.vocabulary, VOCABULARIES))
-        choices.append((f"lang.{name}.embedding_init", lang.embedding_init, EMBEDDING_INITS))
-    return [
-        f"{key} is '{value}'; allowed are {', '.join(allowed)}.{nearest(value, allowed)}"
-        for key, value, allowed in choices
-        if value not in allowed
-    ]
-
-
-def _check_numbers(cfg: PretrainConfig) -> list[str]:
-    t, d, m = cfg.trainer, cfg.data, cfg.model
-    positive = {f"trainer.{n}": getattr(t, n) for n in ("rows_per_step", "accumulate", "devices", "nodes", "log_every")}
-    positive |= {f"trainer.{n}": getattr(t, n) for n in ("checkpoint_every", "keep_checkpoints", "validate_every")}
-    positive |= {"trainer.max_steps": t.max_steps, "trainer.max_tokens": t.max_tokens, "recipe steps": cfg.recipe.steps}
-    positive |= {f"lang.{n}.vocabulary_size": lang.vocabulary_size for n, lang in cfg.lang.items()}
-    positive["langset.vocabulary_size"] = cfg.langset.vocabulary_size
-    faults = [f"{k} is {v}; allowed is 1 or more" for k, v in positive.items() if v is not None and v < 1]
-    units = t.devices * t.nodes * t.accumulate
-    if units > 0 and t.rows_per_step % units:
-        faults.append(f"trainer.rows_per_step {t.rows_per_step} is not a multiple of devices × nodes × accumulate "
-                      f"= {units}; e.g. trainer.rows_per_step={max(units, t.rows_per_step // units * units)}")  # fmt: skip
-    if not 0 < cfg.task.mask_rate < 1:
-        faults.append(f"task.mask_rate is {cfg.task.mask_rate}; allowed is a share between 0 and 1, e.g. 0.3")
-    if d.row_length < 8:
-        faults.append(f"data.row_length is {d.row_length}; allowed is 8 or more")
-    if d.row_length > m.max_position_embeddings - 2:
-        faults.append(f"data.row_length {d.row_length} exceeds the model's {m.max_position_embeddings - 2} positions; "
-                      f"set model.max_position_embeddings={d.row_length + 2} or a shorter row")  # fmt: skip
-    if m.hidden_size % m.num_attention_heads:
-        faults.append(f"model.hidden_size {m.hidden_size} is not a multiple of model.num_attention_heads "
-                      f"{m.num_attention_heads}; choose a divisor of it")  # fmt: skip
-    if t.max_steps is not None and t.max_tokens is not None:
-        faults.append("trainer.max_steps and trainer.max_tokens are both set; leave one of them null")
-    return faults
-
-
-def _check_languages(cfg: PretrainConfig) -> list[str]:
-    faults = []
-    for code, text in cfg.langset.languages.items():
-        faults += check_source(cfg.source(text), f"langset.languages.{code}")
-    if not cfg.langset.languages:
-        faults.append("langset.languages is empty; choose a set, e.g. langset=embedded")
-    codes: dict[str, str] = {}
-    for name, lang in cfg.lang.items():
-        faults += check_source(cfg.source(lang), f"lang.{name}")
-        if not lang.code or not lang.code.replace("_", "").replace("-", "").isalnum():
-            faults.append(f"lang.{name}.code is '{lang.code}'; allowed are letters, digits, _ and -, e.g. el_GR")
-        if lang.code in codes:
-            faults.append(f"lang.{name}.code '{lang.code}' is also the code of lang.{codes[lang.code]}; change one")
-        codes[lang.code] = name
-        if lang.vocabulary == "keep" and not lang.train_slot:
-            faults.append(f"lang.{name}: vocabulary=keep with train_slot=false leaves nothing to train; change one")
-        if cfg.base in ("auto", "random"):
-            faults += _check_against_langset(cfg, name, lang)
-    return faults
-
-
-def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> list[str]:
-    """What the base's languages, known from the langset here, allow."""
-    known = list(cfg.langset.languages)
-    faults = []
-    if lang.code in known:
-        faults.append(f"lang.{name}.code '{lang.code}' exists in the base already ({', '.join(known)}); "
-                      "choose another code, or a language set without it")  # fmt: skip
-    try:
-        donors_of(lang.slot_init, cfg.model_config(10))
-    except UserError as error:
-        faults.append(f"lang.{name}.slot_init: {error}; allowed are {SLOT_INITS}")
-    return faults
-
-
-def _check_base(cfg: PretrainConfig) -> list[str]:
-    if cfg.base in ("auto", "random") or not cfg.lang:
-        return []
-    if Path(cfg.base).exists():
-        if any((Path(cfg.base) / part / "config.json").is_file() for part in ("", "model")):
-            return []
-        return [f"base '{cfg.base}' is neither a run folder (with model/) nor a model folder (with config.json); "
-                "give one, a hub id, or base=auto"]  # fmt: skip
-    if cfg.base.count("/") != 1 or cfg.base.startswith((".", "/", "~")):
-        return [f"base '{cfg.base}' does not exist; give a run folder, a model folder, a hub id such as "
-                "facebook/xmod-base, or base=auto"]  # fmt: skip
-    return []
 
 
 def explain(error: Exception) -> str:

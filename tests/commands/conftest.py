@@ -52,9 +52,10 @@ class Workplace:
 
     def start(self, *overrides: str, run: Path | str | None = None, **options) -> subprocess.Popen:
         """The command in a process of its own."""
-        return self._start(self.arguments(*overrides, run=run), **options)
+        return self.run(self.arguments(*overrides, run=run), **options)
 
-    def _start(self, arguments: list[str], **options) -> subprocess.Popen:
+    def run(self, arguments: list[str], **options) -> subprocess.Popen:
+        """The command with just these arguments."""
         command = [sys.executable, "-m", "xmod_lab.pretrain", *arguments]
         environment = {**os.environ, "WANDB_SILENT": "true", **options.pop("env", {})}
         return subprocess.Popen(
@@ -75,7 +76,7 @@ class Workplace:
 
     def plain(self, *overrides: str, run: Path | str) -> tuple[int, str, str]:
         """The same at the settings that are shipped, which takes minutes."""
-        process = self._start([*overrides, f"hydra.run.dir={run}"])
+        process = self.run([*overrides, f"hydra.run.dir={run}"])
         out, err = process.communicate(timeout=1500)
         return process.returncode, out, err
 

@@ -1,11 +1,17 @@
 """Bad input: one message that names the value, what is allowed and the remedy; exit status 2; nothing half-written."""
 
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import transformers
+from transformers import AutoTokenizer
 
 from xmod_lab import pretrain
+from xmod_lab.model import XmodForMaskedLM
 
 
 @pytest.fixture
@@ -20,7 +26,7 @@ def refused(workplace, monkeypatch, capfd):
         message = capfd.readouterr().err
         assert stop.value.code == 2, message
         assert message.count("error: ") == 1 and "Traceback" not in message
-        for name in ("metrics.json", "model", "pack", "proof.json"):
+        for name in ("config.yaml", "state.json", "metrics.json", "model", "pack", "proof.json"):
             assert not (Path(run) / name).exists() or str(run).endswith("kept")
         return message
 
@@ -78,6 +84,35 @@ def test_base_that_is_none(refused, extend, tmp_path):
     assert "neither a run folder" in message
 
 
+def test_bases_that_are_no_language_model(refused, workplace, tmp_path):
+    model = XmodForMaskedLM.from_pretrained(workplace.base / "model")
+    model.roberta.save_pretrained(tmp_path / "headless")
+    AutoTokenizer.from_pretrained(workplace.base / "model").save_pretrained(tmp_path / "headless")
+    message = refused("+lang=greek", f"base={tmp_path / 'headless'}", run=tmp_path / "run")
+    assert "lacks tensors of a language model" in message and "lm_head" in message
+    transformers.RobertaForMaskedLM(transformers.RobertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+                                    ).save_pretrained(tmp_path / "roberta")  # fmt: skip
+    message = refused("+lang=greek", f"base={tmp_path / 'roberta'}", run=tmp_path / "run")
+    assert "of type 'roberta', not xmod" in message
+
+
+def test_base_with_another_kind_of_slots(refused, extend, tmp_path):
+    message = refused(*extend, "model=shared", run=tmp_path / "run")
+    assert "it has a slot for each language, one slot for all languages (model=shared) was asked for" in message
+
+
+@pytest.mark.parametrize("code", ["to", "False", "a.b", "../x", "é", ""])
+def test_codes_that_cannot_be_used(refused, tmp_path, code):
+    message = refused("+lang=greek", f"lang.greek.code='{code}'", run=tmp_path / "run")  # fmt: skip
+    assert "lang.greek.code" in message or "code" in message
+
+
+def test_two_lang_files_with_the_same_first_line(refused, workplace, tmp_path):
+    folder = workplace.folder / "conf" / "lang"
+    (folder / "copied.yaml").write_text((folder / "greek.yaml").read_text().replace("el_GR", "xx_XX"))
+    assert "# @package lang.<its name>" in refused("+lang=[greek,copied]", run=tmp_path / "run")
+
+
 def test_code_that_exists_already(refused, extend, tmp_path):
     message = refused(*extend, "lang.greek.code=de_DE", run=tmp_path / "run")
     assert "'de_DE' exists" in message
@@ -101,6 +136,20 @@ def test_run_dir_that_cannot_be_written(refused, tmp_path):
     (tmp_path / "file").write_text("")
     message = refused("trainer.max_steps=2", run=tmp_path / "file" / "run")
     assert "hydra.run.dir" in message
+
+
+def test_run_dir_that_is_read_only(workplace, tmp_path):
+    """As root, without the capability to write everywhere."""
+    run = tmp_path / "run"
+    run.mkdir()
+    run.chmod(0o555)
+    prefix = ["setpriv", "--bounding-set", "-dac_override", "--inh-caps", "-dac_override"] if os.geteuid() == 0 else []
+    if prefix and not shutil.which("setpriv"):
+        pytest.skip("root may write everywhere, and setpriv is not installed")
+    command = [*prefix, sys.executable, "-m", "xmod_lab.pretrain", *workplace.arguments("trainer.max_steps=2", run=run)]
+    done = subprocess.run(command, cwd=workplace.folder, capture_output=True, text=True)
+    assert done.returncode == 2 and "hydra.run.dir" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert not list(run.iterdir())
 
 
 def test_run_dir_of_another_run(refused, workplace):

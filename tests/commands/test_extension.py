@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
@@ -91,6 +92,23 @@ def test_tokenizers_lie_beside_the_model_and_in_the_pack(extended):
     assert greek.unk_token_id not in greek(text)["input_ids"]
 
 
+def test_what_an_experiment_sets_is_asked_for_like_the_command_line(workplace, tmp_path):
+    """The base's rows have 32 pieces; elsewhere it is the base's settings that count."""
+    (workplace.folder / "conf" / "experiment").mkdir(exist_ok=True)
+    (workplace.folder / "conf" / "experiment" / "short.yaml").write_text(
+        "# @package _global_\ndata: {row_length: 24}\n"
+    )
+    for overrides, length in ((["+experiment=short"], 24), ([], 32)):
+        run = tmp_path / str(length)
+        arguments = workplace.arguments(
+            "+lang=swahili", f"base={workplace.base}", "trainer.max_steps=2", *overrides, run=run
+        )
+        process = workplace.run([a for a in arguments if not a.startswith("data.row_length")])
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        assert OmegaConf.load(run / "config.yaml").data.row_length == length
+
+
 def test_vocabulary_keep_trains_the_slot_alone(workplace, tmp_path):
     run = tmp_path / "keep"
     status, out, err = workplace.call("+lang=swahili", "lang.swahili.vocabulary=keep", "lang.swahili.slot_init=copy:de_DE",
@@ -102,11 +120,16 @@ def test_vocabulary_keep_trains_the_slot_alone(workplace, tmp_path):
     assert manifest["slot"] == {"init": "copy:de_DE", "donors": ["de_DE"]} and manifest["pieces"] is None
 
 
-def test_a_second_extension_builds_on_the_first(workplace, tmp_path):
+def test_a_language_added_after_another_is_the_one_added_alone(workplace, extended, tmp_path):
+    """Its pack to the bit, whatever the base has been given in the meantime."""
     first, second = tmp_path / "first", tmp_path / "second"
-    for name, base, run in (("greek", workplace.base, first), ("swahili", first / "model", second)):
-        status, _, err = workplace.call(f"+lang={name}", f"base={base}", "trainer.max_steps=2", run=run)
+    for name, base, run in (("greek", workplace.base, first), ("swahili", first, second)):
+        status, _, err = workplace.call(f"+lang={name}", f"base={base}", *EXTENSION, run=run)
         assert status == 0, err
+    for code, run in (("el_GR", first), ("sw_KE", second)):
+        assert _files(run / "pack" / code) == _files(extended / "pack" / code)
+    metrics = workplace.metrics(second)
+    assert metrics["before/val/loss/el_GR"] == metrics["val/loss/el_GR"] == workplace.metrics(first)["val/loss/el_GR"]
     model = XmodForMaskedLM.from_pretrained(second / "model")
     assert model.languages == ["en_XX", "de_DE", "el_GR", "sw_KE"]
     assert set(model.config.vocabularies) == {"el_GR", "sw_KE"}

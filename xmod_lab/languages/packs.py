@@ -19,12 +19,13 @@ from torch import Tensor
 
 from xmod_lab.errors import UserError
 from xmod_lab.languages.proof import digest, fingerprint
-from xmod_lab.model import XmodLanguageModel
+from xmod_lab.model import XmodLanguageModel, code_fault
 from xmod_lab.text.corpus import digest_of_files
 
 FORMAT = 1
 TENSORS = "pack.safetensors"
 MANIFEST = "manifest.json"
+_MANIFEST_TYPES = {"code": str, "base_fingerprint": str, "pieces": (int, type(None)), "tensors": dict, "files": dict}
 
 
 def write_pack(
@@ -64,16 +65,27 @@ def read_pack(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     remedy = "copy the pack again, or make it anew with +lang"
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        found, files = manifest["format"], manifest["files"]
+        found = manifest["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"pack {folder}: its manifest cannot be read ({error!r}); {remedy}") from error
     if found != FORMAT:
         raise UserError(f"pack {folder} has format {found!r}; this version reads {FORMAT}. Update xmod_lab")
+    for key, kinds in _MANIFEST_TYPES.items():
+        if not isinstance(manifest.get(key), kinds) or isinstance(manifest.get(key), bool):
+            raise UserError(f"pack {folder}: its manifest has {manifest.get(key)!r} as {key}; {remedy}")
+    fault = code_fault(manifest["code"])
+    if fault or (manifest["pieces"] or 1) < 1:
+        raise UserError(f"pack {folder}: {fault or 'pieces is not a number of pieces'}; do not use this pack")
+    files = manifest["files"]
     for name, stored in files.items():
         if Path(name).name != name:
             raise UserError(f"pack {folder}: file name {name!r} leaves the folder; do not use this pack")
         if not (folder / name).is_file() or digest_of_files([folder / name]) != stored:
             raise UserError(f"pack {folder}: {name} is missing or altered; {remedy}")
+    extra = {p.name for p in folder.iterdir()} - files.keys() - {MANIFEST}
+    if extra or TENSORS not in files:
+        wrong = f"{sorted(extra)} are not in its manifest" if extra else f"its manifest does not list {TENSORS}"
+        raise UserError(f"pack {folder}: {wrong}; {remedy}")
     try:
         tensors = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:

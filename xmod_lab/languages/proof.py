@@ -50,6 +50,11 @@ def fingerprint(model: XmodLanguageModel) -> str:
     return hashlib.sha256(json.dumps([architecture, shared], sort_keys=True).encode()).hexdigest()
 
 
+def whole_digest(model: XmodLanguageModel) -> str:
+    """Digest of every tensor and its name: what a run that goes on must find its base to be."""
+    return hashlib.sha256(json.dumps(tensor_digests(model), sort_keys=True).encode()).hexdigest()
+
+
 def snapshot(model: XmodLanguageModel, probes: dict[str, Tensor]) -> Snapshot:
     """Digests of all tensors, and of the logits of every probe language.
 

@@ -17,7 +17,7 @@ from xmod_lab.model.language_models import (
     language_model,
     language_model_class,
 )
-from xmod_lab.model.slots import SLOT_INITS, donors_of, seeded_generator
+from xmod_lab.model.slots import SLOT_INITS, code_fault, donors_of, seeded_generator
 from xmod_lab.model.task_heads import (
     XmodForMultipleChoice,
     XmodForQuestionAnswering,
@@ -49,6 +49,7 @@ __all__ = [
     "XmodLanguageModel",
     "XmodModel",
     "XmodPreTrainedModel",
+    "code_fault",
     "donors_of",
     "language_model",
     "language_model_class",

@@ -13,7 +13,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import Vocabulary
 from xmod_lab.model.encoder import XmodLayer
-from xmod_lab.model.slots import allocate_slot, random_value
+from xmod_lab.model.slots import allocate_slot, code_fault, random_value
 
 VOCABULARY_FILE = "vocabulary.safetensors"  # under languages/<code>/ of a saved model, beside its tokenizer
 
@@ -69,18 +69,22 @@ class XmodPreTrainedModel(PreTrainedModel):
         Nothing that exists is altered. The table starts at random; :mod:`xmod_lab.languages.embeddings` fills it.
 
         Args:
-            init: ``random``, ``mean`` (of all slots), ``mean:<codes>`` or ``copy:<code>``.
+            init: ``random``, ``mean`` (of all pre-trained slots), ``mean:<codes>`` or ``copy:<code>``.
             pieces: size of the language's own vocabulary; ``None`` keeps the base vocabulary.
         Returns:
             The new slot's number for ``lang_ids``.
         Raises:
             UserError: ``code`` exists already or ``init`` is not understood. UnknownLanguageError: unknown donor.
         """
+        fault = code_fault(code)
+        if fault:
+            raise UserError(fault)
         if code in self.languages or code in self.config.languages:
             raise UserError(f"language '{code}' exists in this model already ({', '.join(self.languages)}); "
                             "choose another code, or a base without it")  # fmt: skip
         allocate_slot(self.base_model.encoder.layer, code, init, self.config, seed)
         self.config.languages = [*self.config.languages, code]
+        self.config.added = [*(self.config.added or []), code]
         if pieces is not None:
             table = Vocabulary(pieces, self.config)
             with torch.no_grad():
@@ -104,6 +108,7 @@ class XmodPreTrainedModel(PreTrainedModel):
         for layer in self.base_model.encoder.layer:
             del layer.output.adapter_modules[code]
         self.config.languages = [kept for kept in self.config.languages if kept != code]
+        self.config.added = [kept for kept in self.config.added or [] if kept != code] or None
         if code in self.base_model.embeddings.vocabularies:
             del self.base_model.embeddings.vocabularies[code]
             self.config.vocabularies = {k: v for k, v in self.config.vocabularies.items() if k != code} or None

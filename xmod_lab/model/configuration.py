@@ -11,16 +11,19 @@ class XmodConfig(ReferenceConfig):
     """Configuration of every class in :mod:`xmod_lab.model`; saves to, and loads from, transformers' ``config.json``.
 
     All arguments are those of ``transformers.XmodConfig`` (X-MOD section 3; flags of the base and large releases).
-    Two are ours, and other programs ignore them:
+    Three are ours, and other programs ignore them:
 
     Args:
         vocabularies: language code -> number of pieces, for each language that brought its own vocabulary.
         aliases: language code -> slot, for languages that route through a slot of another name; the SHARED baseline
             (X-MOD section 4) sends all its languages through one slot this way.
+        added: languages that were added after pre-training: the mean of all slots leaves them out, so that the order of
+            adding is of no consequence.
     """
 
     vocabularies: dict[str, int] | None = None
     aliases: dict[str, str] | None = None
+    added: list[str] | None = None
 
     def slot(self, code: str) -> int:
         """Number of the slot that ``code`` routes through: an index into ``languages``.

@@ -1,10 +1,12 @@
-"""How a new slot begins: random, a copy of one donor, or the mean of several. Donors are read, never written.
+"""How a new slot begins: random, a copy of one donor, or a mean: of several, or of all that were pre-trained. Donors are
+read, never written.
 
 The values depend on (seed, language code, parameter name) alone, so the order in which languages are added is of no
 consequence.
 """
 
 import hashlib
+import re
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +25,16 @@ def seeded_generator(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
+def code_fault(code: str) -> str | None:
+    """Why ``code`` cannot name a language, or ``None``: it is a part of parameter names and of paths."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", code) or code in ("True", "False", "None"):
+        return (f"language code '{code}' cannot be used; allowed are letters, digits, _ and -, beginning with a letter, e.g. "
+                "el_GR (YAML reads no, on and the like as values: quote them)")  # fmt: skip
+    if hasattr(nn.ModuleDict, code):
+        return f"language code '{code}' is the name of a method of torch's containers; write e.g. '{code}_XX'"
+    return None
+
+
 def donors_of(init: str, config: XmodConfig) -> list[str]:
     """The slots that ``init`` reads; empty for ``random``.
 
@@ -34,7 +46,7 @@ def donors_of(init: str, config: XmodConfig) -> list[str]:
     if (method, bool(codes)) == ("random", False):
         return []
     if (method, bool(codes)) == ("mean", False):
-        return list(config.languages)
+        return [code for code in config.languages if code not in (config.added or [])]
     if (method == "copy" and len(codes) == 1) or (method == "mean" and codes):
         return [config.languages[config.slot(code)] for code in codes]
     raise UserError(f"slot_init is '{init}'; allowed are {SLOT_INITS}")

@@ -104,7 +104,7 @@ def _settings(run: Run) -> str:
         ],
         [
             "steps",
-            f"{trainer['max_steps'] or recipe['steps']:,} of {trainer['rows_per_step']} rows of {data['row_length']} pieces",
+            f"{_steps(run):,} of {trainer['rows_per_step']} rows of {data['row_length']} pieces",
         ],
         ["peak learning rate", f"{recipe['peak_lr']:g}"],
         ["precision, seed", f"{trainer['precision']}, {run.config['seed']}"],
@@ -112,6 +112,14 @@ def _settings(run: Run) -> str:
         *([["tokens per second", ", ".join(f"{value:,.0f}" for value in speed)]] if speed else []),
     ]
     return "<h2>Settings</h2>" + _table(["", ""], rows)
+
+
+def _steps(run: Run) -> int:
+    """As :attr:`xmod_lab.config.PretrainConfig.steps`, which reports do not import."""
+    trainer, recipe = run.config["trainer"], run.config["task"]["extend" if run.added else "pretrain"]
+    if trainer["max_steps"] is None and trainer["max_tokens"] is not None:
+        return max(1, trainer["max_tokens"] // (trainer["rows_per_step"] * run.config["data"]["row_length"]))
+    return trainer["max_steps"] or recipe["steps"]
 
 
 def _results(run: Run) -> list[str]:
@@ -200,9 +208,14 @@ def _proof(run: Run) -> list[str]:
         f"<h2>Proof of non-interference: {verdict}</h2>",
         f"<p>{kept} of {p['tensors_compared']} tensors of the base are in the saved model, bit for bit (sha256 of each). "
         f"Logits on probe sentences are equal to the last bit for {equal} of {len(p['logits'])} languages. "
-        f"{len(p['tensors_added'])} tensors are new, all of them the added languages' own.</p>"
+        f"{len(p['tensors_added'])} tensors are new, {_strangers(p)}.</p>"
         + (f"<p>Changed or missing:</p><ul>{moved}</ul>" if moved else ""),
     ]
+
+
+def _strangers(proof: dict) -> str:
+    strange = proof["tensors_added_without_language"]
+    return f"of which {len(strange)} belong to no added language" if strange else "all of them the added languages' own"
 
 
 def _packs(run: Run) -> list[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xmod_lab.config import PretrainConfig
+from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodConfig, XmodLanguageModel, language_model, language_model_class
+from xmod_lab.model import XmodConfig, XmodLanguageModel, donors_of, language_model, language_model_class
 from xmod_lab.training.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -38,13 +38,22 @@ class Base:
         """The model, in evaluation mode. ``pieces``: size of the vocabulary, for random weights."""
         if self.model is None:
             return new_model(self.cfg, pieces).eval()
+        remedy = "give a folder that save_pretrained of an X-MOD language model wrote, or a run that is finished"
         try:
-            return language_model_class(XmodConfig.from_pretrained(self.model)).from_pretrained(self.model).eval()
+            kind = XmodConfig.get_config_dict(self.model)[0].get("model_type")
+            if kind != "xmod":
+                raise UserError(f"base '{self.name}' is a model of type '{kind}', not xmod; {remedy}")
+            config = XmodConfig.from_pretrained(self.model)
+            model, info = language_model_class(config).from_pretrained(self.model, output_loading_info=True)
         except UserError:
             raise
         except Exception as error:  # transformers raises whatever its readers and the network raise
-            raise UserError(f"base '{self.name}' cannot be loaded ({str(error).splitlines()[0]}); give a folder that "
-                            "save_pretrained wrote or a run that is finished") from error  # fmt: skip
+            raise UserError(f"base '{self.name}' cannot be loaded ({str(error).splitlines()[0]}); {remedy}") from error
+        if info["missing_keys"]:
+            raise UserError(
+                f"base '{self.name}' lacks tensors of a language model: {sorted(info['missing_keys'])[:3]}; {remedy}"
+            )
+        return model.eval()
 
 
 def new_model(cfg: PretrainConfig, pieces: int) -> XmodLanguageModel:
@@ -75,7 +84,7 @@ def resolve(cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainC
     if (path / "model" / "config.json").is_file() and (path / "config.yaml").is_file():
         return _from_run(RunDir(path), cfg, asked)
     folder = str(path / "model") if (path / "model" / "config.json").is_file() else cfg.base
-    return Base(cfg.base, folder, folder, replace(cfg, lang={}))
+    return Base(cfg.base, folder, cfg.data.tokenizer or folder, replace(cfg, lang={}))
 
 
 def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list[str]) -> None:
@@ -96,6 +105,9 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list
             for name in sizes
             if getattr(model.config, name) != getattr(wanted, name)
         ]
+        if cfg.model.shared_slot != bool(model.config.aliases):
+            kinds = ("a slot for each language", "one slot for all languages (model=shared)")
+            other.append(f"it has {kinds[bool(model.config.aliases)]}, {kinds[cfg.model.shared_slot]} was asked for")
         if other:
             raise UserError(f"base {base.name} is of another size: {'; '.join(other)}. Leave model out: "
                             "an extension has the size of its base, or choose another base")  # fmt: skip
@@ -103,6 +115,10 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list
         if lang.code in model.languages:
             raise UserError(f"lang.{name}.code '{lang.code}' exists in base {base.name} already "
                             f"({', '.join(model.languages)}); choose another code, or a base without it")  # fmt: skip
+        try:
+            donors_of(lang.slot_init, model.config)
+        except UserError as error:
+            raise UserError(f"lang.{name}.slot_init: {error}") from error
     if cfg.data.row_length > model.config.max_position_embeddings - 2:
         raise UserError(f"data.row_length {cfg.data.row_length} exceeds the base's "
                         f"{model.config.max_position_embeddings - 2} positions; set a shorter row")  # fmt: skip
@@ -119,6 +135,18 @@ def inherit(cfg: PretrainConfig, base: Base, asked: list[str]) -> PretrainConfig
     kept |= {name: getattr(cfg.data, name) for name in _PLACES}
     model = cfg.model if _names_model(asked) else base.cfg.model  # what was asked for is compared in agree()
     return replace(cfg, model=model, langset=base.cfg.langset, data=replace(base.cfg.data, **kept))
+
+
+def added_before(cfg: PretrainConfig) -> list[tuple[PretrainConfig, LangConfig]]:
+    """Every language that a run, and the runs it was based on, added, with the configuration that it was added by."""
+    found = []
+    while cfg.lang:
+        found = [(cfg, lang) for lang in cfg.lang.values()] + found
+        run = RunDir(cfg.base)
+        if not (run / "config.yaml").is_file():
+            break
+        cfg = load_config(run)
+    return found
 
 
 def newest_matching(cfg: PretrainConfig) -> RunDir | None:

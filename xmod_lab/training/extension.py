@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 
 from xmod_lab.config import LangConfig, PretrainConfig
+from xmod_lab.errors import UserError
 from xmod_lab.languages.embeddings import initialise_vocabulary
 from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack, write_pack
-from xmod_lab.languages.proof import Snapshot, compare, fingerprint, require, snapshot
+from xmod_lab.languages.proof import Snapshot, compare, require, snapshot, whole_digest
 from xmod_lab.model import XmodLanguageModel, donors_of
 from xmod_lab.text.rows import build_folder
-from xmod_lab.training.bases import Base, agree
+from xmod_lab.training.bases import Base, added_before, agree
 from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_language
 from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
@@ -41,13 +42,13 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
     """
     model, old, older = _open_base(base)
     agree(base, model, cfg, asked)
-    if not run.begin(cfg):
-        return
     languages = {}
     for lang in cfg.lang.values():
         languages[lang.code] = lang, prepare_language(cfg, lang, None if lang.vocabulary == "own" else old.folder)
+    if not run.begin(cfg):  # writes; so all that can be refused was refused before
+        return
     facts = {f"data/{code}": prepared.digest for code, (_, prepared) in languages.items()}
-    run.remember(base=fingerprint(model), **facts)
+    run.remember(base=whole_digest(model), **facts)
     for code, (lang, prepared) in languages.items():
         corpus_table(prepared, f"text of {code} ({lang.text})")
     probes = _probes(model, [old, *older])
@@ -78,11 +79,23 @@ def _open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]
         return base.load(len(old.tokenizer)), old, []
     model = base.load(0)
     codes = [code for code in base.cfg.langset.languages if code in model.languages]
-    old = prepare_base(base.cfg, tokenizer=base.tokenizer, codes=codes)
+    try:
+        old = prepare_base(base.cfg, tokenizer=base.tokenizer, codes=codes)
+    except UserError as error:
+        raise UserError(f"{error}\nthis is the text of base {base.name}, by which its languages are scored before and after; "
+                        "run where it can be read, or give the model folder as base, and a langset that can be read") from error  # fmt: skip
+    if len(old.tokenizer) > model.config.vocab_size:
+        raise UserError(f"the tokenizer {old.folder} has {len(old.tokenizer)} pieces, base {base.name} has "
+                        f"{model.config.vocab_size} embeddings; set data.tokenizer to the one it was trained with")  # fmt: skip
     older = []
-    for lang in base.cfg.lang.values():
+    for cfg, lang in added_before(base.cfg):
         own = f"{base.model}/languages/{lang.code}" if lang.vocabulary == "own" else old.folder
-        older.append(prepare_language(base.cfg, lang, own))
+        older.append(prepare_language(cfg, lang, own))
+    known = {code for text in (old, *older) for code in text.corpora}
+    unknown = [code for code in model.languages if code not in known]
+    if unknown:
+        log.warning("no text is known for %s of the base: no scores, and the proof compares their logits on pieces at large",
+                    ", ".join(unknown))  # fmt: skip
     return model, old, older
 
 
@@ -187,11 +200,7 @@ def _record(cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, 
             "statistics": corpus.manifest["statistics"],
             "consumed": consumption(mixture, prepared, cfg.steps),
         },
-        "proof": {
-            "holds": proof["holds"],
-            "tensors_compared": proof["tensors_compared"],
-            "languages_with_equal_logits": sorted(c for c, entry in proof["logits"].items() if entry["equal"]),
-        },
+        "proof": {"holds": proof["holds"]},  # all of it is in proof.json, and depends on what else the base has
     }
 
 

@@ -25,12 +25,12 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
     Raises:
         UserError: bad text, a damaged checkpoint, or a run dir that holds another run.
     """
-    if not run.begin(cfg):
-        return
     prepared = prepare_base(cfg)
+    mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
+    if not run.begin(cfg):  # writes; so all that can be refused was refused before
+        return
     run.remember(data=prepared.digest)
     corpus_table(prepared, "text of the language set")
-    mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
     model = new_model(cfg, len(prepared.tokenizer))
     with torch.no_grad():  # what an untrained output layer would learn first: it spares the body that detour
         model.lm_head.bias.copy_(log_frequency(mixed_target_counts(cfg, mixture, prepared)))

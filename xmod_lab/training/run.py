@@ -23,7 +23,7 @@ def run_training(cfg: PretrainConfig, run: RunDir, asked: list[str], *, group: s
         pretrain_base(cfg, run, group=group)
         return
     for lang in cfg.lang.values():  # a fault in the new text is found before a base is pre-trained
-        if lang.vocabulary == "own":
+        if lang.vocabulary == "own" and cfg.base in ("auto", "random"):
             prepare_language(cfg, lang, None)
     if cfg.base == "auto" and cfg.resume == "auto" and (run / "config.yaml").is_file():
         cfg = replace(cfg, base=load_config(run).base)  # a newer base must not replace the one it began with

@@ -1,0 +1,172 @@
+"""Validation of a composed configuration before any work: every fault at once, each with what is allowed and the remedy."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from xmod_lab.config import LangConfig, PretrainConfig, RecipeConfig
+from xmod_lab.errors import UserError, nearest
+from xmod_lab.languages.embeddings import EMBEDDING_INITS
+from xmod_lab.model import SLOT_INITS, code_fault, donors_of
+from xmod_lab.text.batches import ATTENTION
+from xmod_lab.text.corpus import check_source
+from xmod_lab.text.masking import POLICIES
+from xmod_lab.text.objective import OBJECTIVES
+
+PRECISIONS = ("bf16-mixed", "32-true", "16-mixed")
+SCHEDULES = ("linear", "cosine", "constant")
+VOCABULARIES = ("own", "keep")
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
+
+
+def validate(cfg: PretrainConfig) -> None:
+    """Check everything that can be checked before any work. Raises one UserError that lists every fault."""
+    faults = [*_check_choices(cfg), *_check_numbers(cfg), *_check_languages(cfg), *_check_base(cfg)]
+    if faults:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise UserError("\n".join([f"the configuration has {count}:", *(f"  - {fault}" for fault in faults)]))
+
+
+def _check_choices(cfg: PretrainConfig) -> list[str]:
+    choices: list[tuple[str, str, tuple[str, ...]]] = [
+        ("trainer.precision", cfg.trainer.precision, PRECISIONS),
+        ("task.name", cfg.task.name, OBJECTIVES),
+        ("task.mask_policy", cfg.task.mask_policy, POLICIES),
+        ("task.pretrain.schedule", cfg.task.pretrain.schedule, SCHEDULES),
+        ("task.extend.schedule", cfg.task.extend.schedule, SCHEDULES),
+        ("data.attention", cfg.data.attention, ATTENTION),
+        ("data.normalization", cfg.data.normalization, NORMALIZATIONS),
+        ("logger.wandb", cfg.logger.wandb, WANDB_MODES),
+        ("resume", cfg.resume, ("auto", "never")),
+        ("trainer.accelerator", cfg.trainer.accelerator, ("auto", "cpu", "gpu")),
+    ]
+    for name, lang in cfg.lang.items():
+        choices.append((f"lang.{name}.vocabulary", lang.vocabulary, VOCABULARIES))
+        choices.append((f"lang.{name}.embedding_init", lang.embedding_init, EMBEDDING_INITS))
+    return [
+        f"{key} is '{value}'; allowed are {', '.join(allowed)}.{nearest(value, allowed)}"
+        for key, value, allowed in choices
+        if value not in allowed
+    ]
+
+
+def _check_numbers(cfg: PretrainConfig) -> list[str]:
+    faults = [
+        f"{key} is {value}; allowed is {allowed}"
+        for key, value, holds, allowed in _ranges(cfg)
+        if value is not None and not holds
+    ]
+    t, m = cfg.trainer, cfg.model
+    if faults:  # what follows calculates with these
+        return faults
+    units = t.devices * t.nodes * t.accumulate
+    if t.rows_per_step % units:
+        faults.append(f"trainer.rows_per_step {t.rows_per_step} is not a multiple of devices × nodes × accumulate "
+                      f"= {units}; e.g. trainer.rows_per_step={max(units, t.rows_per_step // units * units)}")  # fmt: skip
+    if _makes_model(cfg) and cfg.data.row_length > m.max_position_embeddings - 2:
+        faults.append(f"data.row_length {cfg.data.row_length} exceeds the model's {m.max_position_embeddings - 2} positions; "
+                      f"set model.max_position_embeddings={cfg.data.row_length + 2} or a shorter row")  # fmt: skip
+    if m.hidden_size % m.num_attention_heads:
+        faults.append(f"model.hidden_size {m.hidden_size} is not a multiple of model.num_attention_heads "
+                      f"{m.num_attention_heads}; choose a divisor of it")  # fmt: skip
+    if t.max_steps is not None and t.max_tokens is not None:
+        faults.append("trainer.max_steps and trainer.max_tokens are both set; leave one of them null")
+    if t.accelerator == "gpu" and not torch.cuda.is_available():
+        faults.append("trainer.accelerator is 'gpu', but torch sees none here; set trainer.accelerator=cpu or auto")
+    return faults
+
+
+def _makes_model(cfg: PretrainConfig) -> bool:
+    """Whether the model's size is this configuration's; that of a given base is compared when it is opened."""
+    return not cfg.lang or cfg.base in ("auto", "random")
+
+
+Range = tuple[str, float | None, bool, str]  # key, value, whether it holds, what is allowed
+
+
+def _ranges(cfg: PretrainConfig) -> Iterator[Range]:
+    """Every number with what it may be."""
+    t, d, m = cfg.trainer, cfg.data, cfg.model
+    counts = {f"trainer.{n}": getattr(t, n) for n in ("rows_per_step", "accumulate", "devices", "nodes", "log_every",
+              "checkpoint_every", "keep_checkpoints", "validate_every", "max_steps", "max_tokens")}  # fmt: skip
+    counts |= {f"model.{n}": getattr(m, n) for n in ("hidden_size", "num_hidden_layers", "num_attention_heads",
+               "intermediate_size", "adapter_reduction_factor", "max_position_embeddings")}  # fmt: skip
+    counts |= {f"lang.{n}.vocabulary_size": lang.vocabulary_size for n, lang in cfg.lang.items()}
+    counts |= {"langset.vocabulary_size": cfg.langset.vocabulary_size}
+    for key, value in counts.items():
+        yield key, value, value is None or value >= 1, "1 or more"
+    yield "data.row_length", d.row_length, d.row_length >= 8, "8 or more"
+    yield "data.workers", d.workers, d.workers >= 0, "0 or more"
+    yield "seed", cfg.seed, 0 <= cfg.seed < 2**32, "0 to 4294967295"
+    yield "data.alpha", d.alpha, d.alpha >= 0, "0 (every language alike) or more; 1 is proportional to size"
+    yield "data.max_passes", d.max_passes, d.max_passes is None or d.max_passes > 0, "more than 0, or null"
+    shares = {"task.mask_rate": cfg.task.mask_rate, "data.validation_share": d.validation_share}
+    for key, value in shares.items():
+        yield key, value, 0 < value < 1, "a share between 0 and 1, e.g. 0.3 or 0.04"
+    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
+        yield f"model.{name}", getattr(m, name), 0 <= getattr(m, name) < 1, "0 up to, but not, 1"
+    yield "model.layer_norm_eps", m.layer_norm_eps, m.layer_norm_eps > 0, "more than 0, e.g. 1e-5"
+    yield from _recipe_ranges("task.extend" if cfg.lang else "task.pretrain", cfg.recipe)
+
+
+def _recipe_ranges(where: str, r: RecipeConfig) -> Iterator[Range]:
+    yield f"{where}.steps", r.steps, r.steps >= 1, "1 or more"
+    for name in ("peak_lr", "clip_norm", "eps"):
+        yield f"{where}.{name}", getattr(r, name), getattr(r, name) > 0, "more than 0"
+    yield f"{where}.weight_decay", r.weight_decay, r.weight_decay >= 0, "0 or more"
+    yield f"{where}.warmup_share", r.warmup_share, 0 <= r.warmup_share <= 1, "a share of all steps, 0 to 1"
+    fine = len(r.betas) == 2 and all(0 <= b < 1 for b in r.betas)
+    yield f"{where}.betas", r.betas, fine, "two numbers from 0 up to, but not, 1, e.g. [0.9,0.98]"
+
+
+def _check_languages(cfg: PretrainConfig) -> list[str]:
+    faults = []
+    for code, text in cfg.langset.languages.items():
+        faults += check_source(cfg.source(text), f"langset.languages.{code}")
+        if fault := code_fault(code):
+            faults.append(f"langset.languages: {fault}")
+    if not cfg.langset.languages:
+        faults.append("langset.languages is empty; choose a set, e.g. langset=embedded")
+    codes: dict[str, str] = {}
+    for name, lang in cfg.lang.items():
+        faults += check_source(cfg.source(lang), f"lang.{name}")
+        if fault := code_fault(lang.code):
+            faults.append(f"lang.{name}.code: {fault}")
+        if lang.code in codes:
+            faults.append(f"lang.{name}.code '{lang.code}' is also the code of lang.{codes[lang.code]}; change one")
+        codes[lang.code] = name
+        if lang.vocabulary == "keep" and not lang.train_slot:
+            faults.append(f"lang.{name}: vocabulary=keep with train_slot=false leaves nothing to train; change one")
+        if cfg.base in ("auto", "random"):
+            faults += _check_against_langset(cfg, name, lang)
+    return faults
+
+
+def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> list[str]:
+    """What the base's languages, known from the langset here, allow."""
+    known = list(cfg.langset.languages)
+    faults = []
+    if lang.code in known:
+        faults.append(f"lang.{name}.code '{lang.code}' exists in the base already ({', '.join(known)}); "
+                      "choose another code, or a language set without it")  # fmt: skip
+    try:
+        donors_of(lang.slot_init, cfg.model_config(10))
+    except UserError as error:
+        faults.append(f"lang.{name}.slot_init: {error}; allowed are {SLOT_INITS}")
+    return faults
+
+
+def _check_base(cfg: PretrainConfig) -> list[str]:
+    if cfg.base in ("auto", "random") or not cfg.lang:
+        return []
+    if Path(cfg.base).exists():
+        if any((Path(cfg.base) / part / "config.json").is_file() for part in ("", "model")):
+            return []
+        return [f"base '{cfg.base}' is neither a run folder (with model/) nor a model folder (with config.json); "
+                "give one, a hub id, or base=auto"]  # fmt: skip
+    if cfg.base.count("/") != 1 or cfg.base.startswith((".", "/", "~")):
+        return [f"base '{cfg.base}' does not exist; give a run folder, a model folder, a hub id such as "
+                "facebook/xmod-base, or base=auto"]  # fmt: skip
+    return []
