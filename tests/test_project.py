@@ -1,6 +1,9 @@
 """The project itself: every configuration composes, and imports go one way."""
 
 import ast
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,42 @@ def test_every_fault_is_listed_at_once():
     assert all(
         word in str(caught.value) for word in ("4 faults", "fp8", "row_length", "mask_policy", "embedded corpus 'xx'")
     )
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["model.num_attention_heads=0", "model.adapter_reduction_factor=0", "seed=-1", "task.pretrain.peak_lr=-1",
+     "task.pretrain.betas=[0.9]", "task.pretrain.clip_norm=0", "data.workers=-1", "data.normalization=nfck",
+     "data.validation_share=2", "trainer.precision=bf16-true", "trainer.rows_per_step=0", "data.alpha=-1",
+     "task.pretrain.warmup_share=2", "model.hidden_dropout_prob=1", "langset.vocabulary_size=0"],
+)  # fmt: skip
+def test_a_value_out_of_range_is_one_fault_with_key_value_and_what_is_allowed(override):
+    key, _, value = override.partition("=")
+    with pytest.raises(UserError) as caught:
+        validate(composed(override))
+    message = str(caught.value)
+    assert key in message and "allowed" in message and "has 1 fault" in message
+    assert value.strip("[]") in message.replace("'", "")
+
+
+def test_sizes_of_a_given_base_are_not_judged_by_this_configuration(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    validate(composed("+lang=new_lang", f"base={tmp_path}", "data.row_length=256"))
+    with pytest.raises(UserError, match="positions"):
+        validate(composed("+lang=new_lang", "data.row_length=256"))
+
+
+@pytest.mark.slow
+def test_the_wheel_carries_configuration_and_text(tmp_path):
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(PACKAGE.parent)]
+    subprocess.run(command, check=True)
+    names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
+    assert {
+        "xmod_lab/conf/pretrain.yaml",
+        "xmod_lab/conf/lang/new_lang.yaml",
+        "xmod_lab/text/embedded/el.train.txt.gz",
+    } <= set(names)
+    assert not any(name.startswith(("tests/", "scripts/", "experiments/")) for name in names)
 
 
 def _imports(path: Path) -> set[str]:

@@ -105,8 +105,6 @@ def check_source(source: Source, where: str) -> list[str]:
             faults.append(f"{where}.{key}: '{text}' is of no known type; allowed are {', '.join(FILE_TYPES)}")
         elif Path(text).is_file() and Path(text).stat().st_size == 0:
             faults.append(f"{where}.{key}: file '{text}' is empty; give a file with text, one passage a line")
-    if not 0 < source.validation_share < 1:
-        faults.append(f"{where}.validation_share is {source.validation_share}; allowed is a share between 0 and 1")
     return faults
 
 
