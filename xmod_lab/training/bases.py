@@ -105,7 +105,7 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list
             for name in sizes
             if getattr(model.config, name) != getattr(wanted, name)
         ]
-        if cfg.model.shared_slot != bool(model.config.aliases):
+        if {"model", "model.shared_slot"} & set(asked) and cfg.model.shared_slot != bool(model.config.aliases):
             kinds = ("a slot for each language", "one slot for all languages (model=shared)")
             other.append(f"it has {kinds[bool(model.config.aliases)]}, {kinds[cfg.model.shared_slot]} was asked for")
         if other:
