@@ -1,5 +1,8 @@
 """SentencePiece and the saved Hugging Face tokenizer are one and the same, on every embedded language."""
 
+import random
+import unicodedata
+
 import pytest
 import sentencepiece
 from transformers import AutoTokenizer
@@ -7,7 +10,7 @@ from transformers import AutoTokenizer
 from tests.conftest import passages
 from xmod_lab.errors import UserError
 from xmod_lab.text.corpus import EMBEDDED
-from xmod_lab.text.tokenizer import SPM_FILE, UNK, save_tokenizer, train_sentencepiece
+from xmod_lab.text.tokenizer import SPM_FILE, UNK, save_tokenizer, to_hugging_face, train_sentencepiece
 
 LANGUAGES = sorted(p.name.split(".")[0] for p in EMBEDDED.glob("*.train.txt.gz"))
 
@@ -43,6 +46,33 @@ def test_names_of_special_pieces_inside_text_are_text_as_in_sentencepiece(pair):
         assert backend.encode(text, add_special_tokens=False).ids == processor.encode(text), text
     backend.encode_special_tokens = False
     assert 4 in tokenizer("a <mask> b")["input_ids"]  # what fill-mask needs
+
+
+WORDS = ["the", " ", "  ", "▁", "\t", "\n", "\r\n", "\x85", "\u2028", "\u3000", "\xa0", "\0", "\x01", "\u200b", "ﬁ", "½", "ﷺ", "Å",
+         "¨", "ä", "ß", "Ω", "и", "文", "한", "क़", "𝕏", "🙂", "<", "<mask>", "</s>", "<unk>", "<0x41>"]  # fmt: skip
+MARKS = ["e\u0301", "e\u0302\u0301", "\u0301", "\u200d", "\ufe0f", "\u1112\u1161\u11ab"]
+
+
+def _extends(character: str) -> bool:
+    """Whether it forms one user-perceived character with its neighbour: what to_hugging_face says may differ."""
+    return unicodedata.category(character) in ("Mn", "Mc", "Me", "Cf") or 0x1100 <= ord(character) < 0x1200
+
+
+@pytest.mark.parametrize("byte_fallback", [False, True])
+@pytest.mark.parametrize("normalization", ["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "identity"])
+def test_any_text_is_split_as_by_sentencepiece(normalization, byte_fallback):
+    """Seeded random texts of odd words and characters, and each character of the basic plane, every eleventh."""
+    words, random_ = WORDS + (MARKS if normalization == "identity" else []), random.Random(7)
+    texts = ["".join(random_.choices(words, k=random_.randint(0, 12))) for _ in range(1500)]
+    characters = (chr(c) for c in (*range(0x3000), *range(0x3000, 0x10000, 11)) if not 0xD800 <= c < 0xE000)
+    texts += [f"a{c} {c}{c}" for c in characters if normalization == "identity" or not _extends(c)]
+    text = passages("en", 200) + passages("ru", 200)
+    model = train_sentencepiece(text, pieces=500, byte_fallback=byte_fallback, normalization=normalization)
+    backend = to_hugging_face(model).backend_tokenizer
+    backend.encode_special_tokens = True
+    found = [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
+    expected = sentencepiece.SentencePieceProcessor(model_proto=model).encode(texts)
+    assert [t for t, a, b in zip(texts, found, expected, strict=True) if a != b] == []
 
 
 def test_special_pieces_have_the_ids_of_xlm_r(pair):

@@ -18,7 +18,7 @@ from xmod_lab.errors import UserError
 BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SPM_FILE = "spm.model"
-_NAMES = Regex("<(?=(?:/?s|pad|unk|mask|0x[0-9A-F]{2})>)")  # where the name of a control or byte piece begins
+_NAMES = Regex("<(?=(?:/?s|pad|unk|mask|0x[0-9A-F]{2})>)")  # cut there: a name inside a text is never read as its piece
 _THREADS = 4  # fixed: the learned scores depend on it, and must not depend on the machine
 
 
@@ -62,18 +62,29 @@ def train_sentencepiece(
 
 
 def to_hugging_face(model: bytes) -> PreTrainedTokenizerFast:
-    """The fast tokenizer that splits every text as the SentencePiece model does, into the same ids."""
+    """The fast tokenizer that splits text as the SentencePiece model does, into the same ids.
+
+    Two things cannot be made equal. The backend normalises user-perceived characters of less than six bytes by the first
+    rule that fits, SentencePiece by the longest rule at each place: text that is not in NFC form (``e`` with two
+    accents, letters of Hangul one by one), and an accent or joiner on a character that is itself replaced (on a no-break
+    space, say) come out otherwise, unless ``normalization`` is identity. And a learned piece never reaches across the
+    first two letters of the name of a special piece that stands in a text (``<s`` of ``<s>``).
+    """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     byte_fallback = proto.trainer_spec.byte_fallback
     vocabulary = [(piece.piece, piece.score) for piece in proto.pieces]
     tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=UNK, byte_fallback=byte_fallback))
-    steps = [normalizers.Strip(), normalizers.Replace(Regex(" {2,}"), " ")]
+    steps = [  # SentencePiece's spaces are U+0020 alone, while Strip takes all white space, and Metaspace may find a "▁"
+        normalizers.Replace(Regex(r"\A +"), ""),
+        normalizers.Replace(Regex(" {2,}"), " "),
+        normalizers.Prepend("▁"),
+        normalizers.Replace(" ", "▁"),
+        normalizers.Replace(Regex(r"▁+\z"), ""),
+    ]
     if proto.normalizer_spec.precompiled_charsmap:
         steps.insert(0, normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap))
     tokenizer.normalizer = normalizers.Sequence(steps)
-    words = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always", split=False)
-    names = pre_tokenizers.Split(_NAMES, "merged_with_previous")  # a name inside a text is never read as its piece
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, names])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(_NAMES, "merged_with_previous")
     space = [decoders.Replace("▁", " ")]
     if byte_fallback:
         space += [decoders.ByteFallback(), decoders.Fuse()]

@@ -12,7 +12,7 @@ from xmod_lab.text.corpus import Source, digest_of_files
 from xmod_lab.text.rows import build_folder
 from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
 
-FORMAT = 2  # raise when the same settings would give another tokenizer
+FORMAT = 3  # raise when the same settings would give another tokenizer
 _MAX_BYTES = 200_000_000  # SentencePiece holds its training text in memory, several times over
 
 
