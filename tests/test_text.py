@@ -16,6 +16,7 @@ from xmod_lab.text.masking import IGNORE, Masker
 from xmod_lab.text.mixture import Mixture, proportions
 from xmod_lab.text.objective import NextPiece
 from xmod_lab.text.rows import prepare_corpus
+from xmod_lab.text.tokenizer import train_sentencepiece
 
 TEXT = passages("en", 400)
 
@@ -50,6 +51,45 @@ def test_a_missing_column_and_bad_bytes_are_named(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"fine\n\xff\xfe\n")
     with pytest.raises(UserError, match="line 2"):
         list(Source(str(tmp_path / "bad.txt")).passages("train"))
+
+
+def _damage(folder, kind: str) -> str:
+    path = folder / kind
+    if kind == "latin.jsonl":
+        path.write_bytes('{"text": "fine"}\n{"text": "Grüße"}\n'.encode("latin-1"))
+    elif kind == "truncated.jsonl":
+        path.write_text('{"text": "fine"}\n\n{"text": "not fi')
+    elif kind == "array.jsonl":
+        path.write_text('{"text": "fine"}\n["text"]\n')
+    elif kind == "lacking.jsonl":
+        path.write_text('{"text": "fine"}\n{"body": "fine"}\n')
+    elif kind == "bad.txt.gz":
+        path.write_bytes(gzip.compress(b"fine\n" * 9)[:10] + b"\xff" * 30)
+    else:
+        datasets.Dataset.from_dict({"text": [f"{i} {i * 7919 % 1013}" for i in range(5000)]}).to_parquet(str(path))
+        content = bytearray(path.read_bytes())
+        content[4000:8000] = b"\xff" * 4000
+        path.write_bytes(content if kind == "bad.parquet" else content[:9000])
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("latin.jsonl", "line 2: not UTF-8.*iconv"),
+        ("truncated.jsonl", "line 3: not JSON.*truncated"),
+        ("array.jsonl", "line 2: .* is no object"),
+        ("lacking.jsonl", "line 2: no column 'text'; it has body"),
+        ("bad.txt.gz", "cannot be read.*damaged"),
+        ("bad.parquet", "cannot be read.*damaged"),
+        ("truncated.parquet", "cannot be read.*damaged"),
+    ],
+)
+def test_a_damaged_file_is_named_while_it_is_read(tmp_path, kind, words):
+    path = _damage(tmp_path, kind)
+    for read in (list, lambda passages: train_sentencepiece(passages, pieces=40)):
+        with pytest.raises(UserError, match=f"{kind}.*{words}"):
+            read(Source(path, validation=path).passages("train"))
 
 
 def test_duplicates_are_dropped_when_asked(tmp_path):

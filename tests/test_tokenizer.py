@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from tests.conftest import passages
 from xmod_lab.errors import UserError
 from xmod_lab.text.corpus import EMBEDDED
-from xmod_lab.text.tokenizer import SPM_FILE, UNK, save_tokenizer, to_hugging_face, train_sentencepiece
+from xmod_lab.text.tokenizer import NORMALIZATIONS, SPM_FILE, UNK, save_tokenizer, to_hugging_face, train_sentencepiece
 
 LANGUAGES = sorted(p.name.split(".")[0] for p in EMBEDDED.glob("*.train.txt.gz"))
 
@@ -85,3 +85,19 @@ def test_special_pieces_have_the_ids_of_xlm_r(pair):
 def test_a_vocabulary_too_small_for_its_characters_says_so():
     with pytest.raises(UserError, match="vocabulary_size"):
         train_sentencepiece(passages("zh", 200), pieces=50)
+
+
+def test_what_the_text_raises_is_not_taken_for_a_small_vocabulary():
+    def interrupted():
+        yield from passages("en", 50)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_sentencepiece(interrupted(), pieces=200)
+
+
+def test_an_unknown_normalization_is_named_with_those_allowed():
+    for normalization in NORMALIZATIONS:
+        train_sentencepiece(passages("en", 20), pieces=80, normalization=normalization)
+    with pytest.raises(UserError, match="'nfkd'; allowed are nmt_nfkc, nfkc, nmt_nfkc_cf, nfkc_cf, identity"):
+        train_sentencepiece(passages("en", 20), pieces=80, normalization="nfkd")

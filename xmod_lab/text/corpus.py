@@ -3,7 +3,8 @@
 import gzip
 import hashlib
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,9 +128,10 @@ def _raw(name: str, split: str, column: str, config: str | None) -> Iterator[str
     elif name.endswith((".txt", ".txt.gz")):
         yield from _lines(Path(name))
     else:
-        for row in _rows(name, config):
+        jsonl = name.endswith((".jsonl", ".jsonl.gz"))
+        for where, row in _objects(Path(name)) if jsonl else ((name, row) for row in _rows(name, config)):
             if column not in row:
-                raise UserError(f"{name}: no column '{column}'; it has {', '.join(row)}. Set column=<one of them>")
+                raise UserError(f"{where}: no column '{column}'; it has {', '.join(row)}. Set column=<one of them>")
             yield from str(row[column] or "").splitlines()
 
 
@@ -147,29 +149,52 @@ def _lines(path: Path) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}); convert the "
                             "file, e.g. iconv -f ISO-8859-1 -t UTF-8") from error  # fmt: skip
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, zlib.error) as error:
             raise UserError(
                 f"{path}, after line {number}: cannot be read ({error}); the file may be damaged"
             ) from error
 
 
+def _objects(path: Path) -> Iterator[tuple[str, dict]]:
+    """The object on each line of a jsonl file, and where that is; blank lines are left out."""
+    for number, line in enumerate(_lines(path), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not JSON ({error}); expected one object a line. The file may be truncated; repair "
+                            "that line or leave it out") from error  # fmt: skip
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: {line.strip()[:40]!r} is no object; expected one a line, such as "
+                            '{"text": "a passage"}')  # fmt: skip
+        yield where, row
+
+
 def _rows(name: str, config: str | None) -> Iterator[dict]:
-    """Rows of a jsonl or parquet file, of a dataset folder, or of a hub id (streamed).
+    """Rows of a parquet file, of a dataset folder, or of a hub id (streamed).
 
     Hub ids need the network, and were tried on local folders in the same layout only.
     """
-    path = Path(name)
     try:
-        if _is_file_name(name):
-            kind = "parquet" if name.endswith(".parquet") else "json"
-            return iter(datasets.load_dataset(kind, data_files=name, split="train", streaming=True))
-        if path.is_dir() and any(path.glob("**/dataset_info.json")):
-            loaded = datasets.load_from_disk(name)
-            return iter(loaded["train"] if isinstance(loaded, datasets.DatasetDict) else loaded)
-        return iter(datasets.load_dataset(name, config, split="train", streaming=True))
-    except Exception as error:  # datasets raises whatever its readers and the network raise
-        raise UserError(f"'{name}' cannot be read as a dataset: {error}. Give a file ({', '.join(FILE_TYPES)}), a "
-                        "dataset folder, or a hub id that exists") from error  # fmt: skip
+        yield from _dataset(name, config)
+    except Exception as error:  # datasets raises whatever its readers and the network raise, while it iterates too
+        cause = error
+        while cause.__cause__ is not None:  # the reader's own words, behind "an error occurred"
+            cause = cause.__cause__
+        raise UserError(f"'{name}' cannot be read as a dataset ({cause}); it may be damaged. Give a file "
+                        f"({', '.join(FILE_TYPES)}), a dataset folder, or a hub id that exists") from error  # fmt: skip
+
+
+def _dataset(name: str, config: str | None) -> Iterable[dict]:
+    path = Path(name)
+    if _is_file_name(name):
+        return datasets.load_dataset("parquet", data_files=name, split="train", streaming=True)
+    if path.is_dir() and any(path.glob("**/dataset_info.json")):
+        loaded = datasets.load_from_disk(name)
+        return loaded["train"] if isinstance(loaded, datasets.DatasetDict) else loaded
+    return datasets.load_dataset(name, config, split="train", streaming=True)
 
 
 def _content_digest(name: str, config: str | None) -> str:

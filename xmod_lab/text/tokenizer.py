@@ -5,7 +5,7 @@ Piece ids are those of XLM-R where they are fixed: 0 ``<s>``, 1 ``<pad>``, 2 ``<
 
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import sentencepiece
@@ -13,11 +13,12 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from xmod_lab.errors import UserError
+from xmod_lab.errors import UserError, nearest
 
 BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SPM_FILE = "spm.model"
+NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 _NAMES = Regex("<(?=(?:/?s|pad|unk|mask|0x[0-9A-F]{2})>)")  # cut there: a name inside a text is never read as its piece
 _THREADS = 4  # fixed: the learned scores depend on it, and must not depend on the machine
 
@@ -30,12 +31,17 @@ def train_sentencepiece(
     ``pieces`` is an upper limit: a short text may not have that many.
 
     Raises:
-        UserError: ``pieces`` is too small for the characters of the text.
+        UserError: ``pieces`` is too small for the characters of the text, or there is no such ``normalization``. What
+            ``passages`` raises is raised as it is, and not as the RuntimeError that SentencePiece makes of it.
     """
+    if normalization not in NORMALIZATIONS:
+        raise UserError(f"normalization is '{normalization}'; allowed are {', '.join(NORMALIZATIONS)}."
+                        f"{nearest(normalization, NORMALIZATIONS)}")  # fmt: skip
     model = io.BytesIO()
+    failures: list[BaseException] = []
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter(passages),
+            sentence_iterator=_watched(passages, failures),
             model_writer=model,
             model_type="unigram",
             vocab_size=pieces,
@@ -54,11 +60,22 @@ def train_sentencepiece(
             minloglevel=2,
         )
     except (RuntimeError, OSError) as error:
+        if failures:
+            raise failures[0] from None
         needed = re.search(r"required_chars\D*(\d+)\D+(\d+)|<= (\d+)", str(error))
         hint = f" (SentencePiece: {needed.group(0)})" if needed else f" (SentencePiece: {str(error).splitlines()[-1]})"
         raise UserError(f"cannot train a vocabulary of {pieces} pieces on this text{hint}; choose a larger "
                         "vocabulary_size, or give more text") from error  # fmt: skip
     return model.getvalue()
+
+
+def _watched(passages: Iterable[str], failures: list[BaseException]) -> Iterator[str]:
+    """``passages``, and in ``failures`` what they raise."""
+    try:
+        yield from passages
+    except (Exception, KeyboardInterrupt) as error:
+        failures.append(error)
+        raise
 
 
 def to_hugging_face(model: bytes) -> PreTrainedTokenizerFast:
