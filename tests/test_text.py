@@ -172,6 +172,30 @@ def test_the_mixture_is_exact_and_sees_every_row_before_any_twice():
     assert all(np.array_equal(a[1], b[1]) for a, b in zip(again.step(33), mixture.step(33), strict=True))
 
 
+def test_a_step_asked_out_of_order_counts_the_steps_since_the_last_one_alone(monkeypatch):
+    """As workers and micro-batches ask: the same step again, some left out, now and then an earlier one."""
+    sizes = {"a": 50, "b": 20, "c": 7}
+    make = lambda: Mixture(sizes, proportions(sizes, 0.7), rows_per_step=9, seed=5)  # noqa: E731
+    mixture, plain, drawn = make(), [make().step(step) for step in range(100)], []
+    offsets = Mixture._offsets
+    monkeypatch.setattr(Mixture, "_offsets", lambda m, first, end: drawn.append(end - first) or offsets(m, first, end))
+    order = [50, 50, 53, 53, 57, 60, 99]
+    for step in [*order, 3, 4, 98]:
+        for (code, indices), (other, expected) in zip(mixture.step(step), plain[step], strict=True):
+            assert code == other and np.array_equal(indices, expected)
+        if step == order[-1]:
+            assert sum(drawn) == 99 + len(order)  # each earlier step once, and the steps themselves
+
+
+def test_counting_is_the_plain_sum_across_chunks(monkeypatch):
+    sizes = {"a": 50, "b": 20, "c": 7}
+    mixture = Mixture(sizes, proportions(sizes, 0.7), rows_per_step=9, seed=5)
+    plain = mixture._counts_at(np.random.Generator(np.random.Philox(key=5)).random(1000))
+    monkeypatch.setattr("xmod_lab.text.mixture._STEPS", 7)
+    for step in (0, 1, 6, 7, 8, 500, 1000):
+        assert list(mixture.rows_before(step).values()) == plain[:step].sum(0).tolist()
+
+
 def test_masks_are_exact_keyed_and_never_on_special_pieces():
     masker = Masker(0.3, "80-10-10", 4, 200, (0, 1, 2, 3, 4))
     row = np.concatenate([[0], np.random.default_rng(0).integers(5, 200, 1998), [2]])

@@ -10,6 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
+_STEPS = 1 << 14  # steps counted at once: bounds the memory of counting a million
+
 
 def proportions(sizes: dict[str, int], alpha: float, *, max_passes: float | None = None, budget_rows: int = 0) -> dict:
     """p_l ∝ n_l^alpha over sizes n_l; with ``max_passes`` no language exceeds that many passes of ``budget_rows`` rows
@@ -49,39 +51,44 @@ class Mixture:
         self._edges = np.cumsum([shares[code] for code in self.codes]) * rows_per_step
         self._edges[-1] = rows_per_step
 
-    def counts(self, steps: np.ndarray) -> np.ndarray:
-        """(len(steps), L) rows of each language in each of the given steps."""
-        offsets = np.array([self._offset(int(step)) for step in steps])
-        return self._counts_at(offsets)
-
     def rows_before(self, step: int) -> dict[str, int]:
         """Rows of each language in all steps before ``step``."""
-        offsets = np.random.Generator(np.random.Philox(key=self.seed)).random(step)
-        return dict(zip(self.codes, self._counts_at(offsets).sum(0).tolist(), strict=True))
+        return dict(zip(self.codes, self._rows_between(0, step).tolist(), strict=True))
 
     def step(self, step: int) -> list[tuple[str, np.ndarray]]:
         """(language, row indices) of one step, languages in order, those without rows left out."""
         before = self._rows_before_cached(step)
-        counts = self.counts(np.array([step]))[0]
-        self._cache = step + 1, before + counts
+        counts = self._rows_between(step, step + 1)
         return [
             (code, self._indices(code, start, count))
             for code, start, count in zip(self.codes, before.tolist(), counts.tolist(), strict=True)
             if count
         ]
 
-    _cache: tuple[int, np.ndarray] | None = None  # (step, rows before it): spares the sum in the usual, forward case
+    _cache: tuple[int, np.ndarray] | None = (
+        None  # (step, rows before it): later steps, and the same again, go on from it
+    )
 
     def _rows_before_cached(self, step: int) -> np.ndarray:
-        if self._cache is None or self._cache[0] != step:
-            self._cache = step, np.array(list(self.rows_before(step).values()))
+        known, before = (
+            self._cache if self._cache and self._cache[0] <= step else (0, np.zeros(len(self.codes), np.int64))
+        )
+        self._cache = step, before + self._rows_between(known, step)
         return self._cache[1]
 
-    def _offset(self, step: int) -> float:
-        """The step's number of the Philox stream: the same as entry ``step`` of one long draw."""
+    def _rows_between(self, first: int, end: int) -> np.ndarray:
+        """(L,) rows of each language in the steps from ``first`` to before ``end``."""
+        total = np.zeros(len(self.codes), np.int64)
+        for start in range(first, end, _STEPS):
+            total += self._counts_at(self._offsets(start, min(start + _STEPS, end))).sum(0)
+        return total
+
+    def _offsets(self, first: int, end: int) -> np.ndarray:
+        """The numbers ``first`` to before ``end`` of one long draw from the Philox stream."""
         stream = np.random.Philox(key=self.seed)
-        stream.advance(step // 4)  # a Philox block holds four numbers
-        return float(np.random.Generator(stream).random(step % 4 + 1)[-1])
+        stream.advance(first // 4)  # a Philox block holds four numbers
+        skipped = first % 4
+        return np.random.Generator(stream).random(skipped + end - first)[skipped:]
 
     def _counts_at(self, offsets: np.ndarray) -> np.ndarray:
         points = np.ceil(self._edges[None, :] - offsets[:, None]).astype(np.int64)  # points u, u+1, ... below each edge
