@@ -144,7 +144,7 @@ def test_a_prepared_corpus_that_was_altered_is_refused_with_the_command_that_reb
     target = next((tmp_path / "p").glob("en-*"))
     with (target / "pieces.npy").open("ab") as stream:
         stream.write(b"x")
-    with pytest.raises(UserError, match="pieces.npy is missing or altered.*rebuild=true"):
+    with pytest.raises(UserError, match="pieces.npy is missing or altered.*run the same command with rebuild=true"):
         make()
     assert make(rebuild=True).digest == digest == make().digest
 

@@ -1,6 +1,7 @@
 """SentencePiece and the saved Hugging Face tokenizer are one and the same, on every embedded language."""
 
 import random
+import shutil
 import unicodedata
 
 import pytest
@@ -9,8 +10,10 @@ from transformers import AutoTokenizer
 
 from tests.conftest import passages
 from xmod_lab.errors import UserError
-from xmod_lab.text.corpus import EMBEDDED
+from xmod_lab.text.corpus import EMBEDDED, Source
+from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.tokenizer import NORMALIZATIONS, SPM_FILE, UNK, save_tokenizer, to_hugging_face, train_sentencepiece
+from xmod_lab.text.vocabulary import load_tokenizer
 
 LANGUAGES = sorted(p.name.split(".")[0] for p in EMBEDDED.glob("*.train.txt.gz"))
 
@@ -101,3 +104,26 @@ def test_an_unknown_normalization_is_named_with_those_allowed():
         train_sentencepiece(passages("en", 20), pieces=80, normalization=normalization)
     with pytest.raises(UserError, match="'nfkd'; allowed are nmt_nfkc, nfkc, nmt_nfkc_cf, nfkc_cf, identity"):
         train_sentencepiece(passages("en", 20), pieces=80, normalization="nfkd")
+
+
+def test_truncation_and_padding_saved_with_a_tokenizer_are_switched_off(tmp_path, tokenizer_folder):
+    shutil.copytree(tokenizer_folder, tmp_path / "saved")
+    backend = AutoTokenizer.from_pretrained(tokenizer_folder).backend_tokenizer
+    backend.enable_truncation(8)
+    backend.enable_padding(length=64)
+    backend.save(str(tmp_path / "saved" / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text("\n".join(passages("en", 200)), encoding="utf-8")
+    digests = {
+        prepare_corpus(
+            "en", Source(str(tmp_path / "text.txt")), load_tokenizer(folder), length=24, folder=tmp_path
+        ).digest
+        for folder in (tokenizer_folder, tmp_path / "saved")
+    }
+    loaded = load_tokenizer(tmp_path / "saved").backend_tokenizer
+    assert loaded.truncation is None and loaded.padding is None and len(digests) == 1
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "xmod"}')
+    with pytest.raises(UserError, match="no pieces but the special ones.*give a folder with its tokenizer.json"):
+        load_tokenizer(tmp_path)

@@ -77,7 +77,7 @@ def prepare_corpus(
 
 def open_corpus(target: Path, *, expected: str) -> Corpus:
     """Open a prepared corpus, memory-mapped, after checking its digest and its files."""
-    remedy = "delete that folder, or rebuild it with: python -m xmod_lab.prepare rebuild=true and the same settings"
+    remedy = "delete that folder, or run the same command with rebuild=true"
     try:
         manifest = json.loads((target / "manifest.json").read_text())
     except (OSError, ValueError) as error:

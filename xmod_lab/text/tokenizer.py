@@ -84,8 +84,8 @@ def to_hugging_face(model: bytes) -> PreTrainedTokenizerFast:
     Two things cannot be made equal. The backend normalises user-perceived characters of less than six bytes by the first
     rule that fits, SentencePiece by the longest rule at each place: text that is not in NFC form (``e`` with two
     accents, letters of Hangul one by one), and an accent or joiner on a character that is itself replaced (on a no-break
-    space, say) come out otherwise, unless ``normalization`` is identity. And a learned piece never reaches across the
-    first two letters of the name of a special piece that stands in a text (``<s`` of ``<s>``).
+    space, say) come out otherwise, unless ``normalization`` is identity. And a learned piece never holds the ``<`` and
+    the letter after it of the name of a special piece that stands in a text (``<s>``).
     """
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)
     byte_fallback = proto.trainer_spec.byte_fallback

@@ -17,9 +17,10 @@ _MAX_BYTES = 200_000_000  # SentencePiece holds its training text in memory, sev
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """A tokenizer folder or hub id, which must have the special pieces that masking and packing need.
+    """A tokenizer folder or hub id, which must have the special pieces that masking and packing need, and others.
 
-    A hub id needs the network; tried on local folders only.
+    Truncation and padding that were saved with it are switched off: rows hold the whole text. A hub id needs the
+    network; tried on local folders only.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
@@ -30,6 +31,11 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     missing = [role for role in roles if getattr(tokenizer, role) is None]
     if missing:
         raise UserError(f"tokenizer '{name}' has no {', '.join(missing)}; masked language modelling needs them")
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers makes it of an empty folder
+        raise UserError(f"tokenizer '{name}' has no pieces but the special ones ({', '.join(tokenizer.all_special_tokens)}); "
+                        "give a folder with its tokenizer.json, or leave data.tokenizer out to train one")  # fmt: skip
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     return tokenizer
 
 
@@ -70,8 +76,8 @@ def own_tokenizer(
         (target / name).is_file() and digest_of_files([target / name]) == d for name, d in stored["files"].items()
     )
     if not intact:
-        raise UserError(f"tokenizer {target} does not match its digest; delete that folder, or rebuild it with: "
-                        "python -m xmod_lab.prepare rebuild=true and the same settings")  # fmt: skip
+        raise UserError(f"tokenizer {target} does not match its digest; delete that folder, or run the same "
+                        "command with rebuild=true")  # fmt: skip
     return target
 
 
