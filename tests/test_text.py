@@ -136,6 +136,20 @@ def test_a_mask_piece_in_the_text_is_text(tmp_path, tokenizer_folder):
     assert (rows != tokenizer.mask_token_id).all()
 
 
+def test_bytes_that_no_piece_spells_are_counted_once_each(tmp_path, tokenizer_folder):
+    """English and German pieces know no Greek, no Arabic, and not the fraction slash that ½ becomes."""
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    line = "  the  Ωμέγα and ﷺ, \t½ of ω🙂ω \u03b5\u0301"
+    (tmp_path / "x.txt").write_text(f"{line}\n" * 50, encoding="utf-8")
+    text = Source(str(tmp_path / "x.txt"), validation=str(tmp_path / "x.txt"), drop_duplicates=False)
+    statistics = prepare_corpus("x", text, tokenizer, length=24, folder=tmp_path).manifest["statistics"]
+    unspelt = "Ωμέγαﷺ½ω🙂ω\u03b5\u0301"
+    for split in ("train", "validation"):
+        assert statistics[split]["unknown_bytes"] == 50 * len(unspelt.encode())
+        ids = tokenizer(line.strip(), add_special_tokens=False)["input_ids"]
+        assert statistics[split]["unknown"] == 50 * ids.count(tokenizer.unk_token_id)
+
+
 def test_a_prepared_corpus_that_was_altered_is_refused_with_the_command_that_rebuilds(tmp_path, tokenizer_folder):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     source = Source(_write(tmp_path, "txt"))

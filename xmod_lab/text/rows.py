@@ -6,13 +6,17 @@ run over into the next row. Training keeps full rows only; validation pads its l
     <code>-<digest>/
         train/ validation/     ``datasets`` folders: input_ids (T), bytes (UTF-8 bytes of the passages that end in the row)
         pieces.npy             (V,) how often each piece occurs in training
-        manifest.json          digest, settings, counts, digests of the files; written last
+        manifest.json          digest, settings, statistics, digests of the files; written last
+
+Statistics of a split, among others: ``tokens``, pieces of the text; ``unknown``, how many of them are <unk>;
+``unknown_bytes``, the UTF-8 bytes of the text that these stand for.
 """
 
 import hashlib
 import json
 import os
 import shutil
+import unicodedata
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,13 +27,14 @@ import datasets
 import numpy as np
 from datasets import Dataset, Features, List, Value
 from datasets.arrow_writer import ArrowWriter
+from tokenizers import Encoding
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
 from xmod_lab.text.corpus import Source, Tally, digest_of_files
 
-FORMAT = 2  # raise when the same settings would give other rows
+FORMAT = 3  # raise when the same settings would give other rows
 SPLITS = ("train", "validation")
 
 
@@ -172,10 +177,11 @@ def _pack(
     """Rows of one split with their bytes. Fills ``tally`` and adds the pieces seen to ``counts``."""
     stream: list[int] = []
     ends: list[tuple[int, int]] = []  # (tokens still before a passage's end, its bytes)
-    tokens = unknown = 0
-    for ids, size in _encode(source.passages(split, tally), tokenizer):
+    tokens = unknown = unknown_bytes = 0
+    for ids, size, not_spelt in _encode(source.passages(split, tally), tokenizer):
         tokens += len(ids)
         unknown += ids.count(tokenizer.unk_token_id)
+        unknown_bytes += not_spelt
         if counts is not None:
             counts += np.bincount(ids, minlength=len(counts))
         stream += [*ids, tokenizer.eos_token_id]
@@ -186,7 +192,12 @@ def _pack(
     if stream and split == "validation":
         stream += [tokenizer.pad_token_id] * (length - 1 - len(stream))
         yield _row(stream, ends, length, tokenizer)
-    tally.extra = {"tokens": tokens, "unknown": unknown, "tokens_dropped_at_end": dropped}
+    tally.extra = {
+        "tokens": tokens,
+        "unknown": unknown,
+        "unknown_bytes": unknown_bytes,
+        "tokens_dropped_at_end": dropped,
+    }
 
 
 def _row(stream: list[int], ends: list[tuple[int, int]], length: int, tokenizer) -> tuple[np.ndarray, int]:
@@ -198,14 +209,30 @@ def _row(stream: list[int], ends: list[tuple[int, int]], length: int, tokenizer)
     return row, size
 
 
-def _encode(passages: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], int]]:
-    """Ids and UTF-8 bytes of each passage. ``<mask>`` and its like inside the text are text, not special pieces."""
+def _encode(passages: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], int, int]]:
+    """Ids, UTF-8 bytes, and bytes behind unknown pieces of each passage. ``<mask>`` and its like inside the text are
+    text, not special pieces."""
     backend = tokenizer.backend_tokenizer
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
     try:
         while batch := list(islice(passages, 1024)):
             for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
-                yield encoding.ids, len(text.encode())
+                yield encoding.ids, len(text.encode()), _unknown_bytes(text, encoding, tokenizer.unk_token_id)
     finally:
         backend.encode_special_tokens = before
+
+
+def _unknown_bytes(text: str, encoding: Encoding, unk_id: int) -> int:
+    """UTF-8 bytes of the characters of ``text`` that an unknown piece stands for, each counted once."""
+    if unk_id not in encoding.ids:
+        return 0
+    size = done = 0
+    following = [*(start for start, _ in encoding.offsets[1:]), len(text)]
+    for piece, (start, end), limit in zip(encoding.ids, encoding.offsets, following, strict=True):
+        if piece == unk_id:
+            while end < limit and unicodedata.combining(text[end]):  # an accent that was joined to its letter
+                end += 1
+            size += len(text[max(start, done) : end].encode())  # one character may be several pieces: ﷺ is four words
+            done = max(done, end)
+    return size

@@ -16,7 +16,7 @@ from xmod_lab.text.mixture import Mixture, proportions
 from xmod_lab.text.objective import Objective
 from xmod_lab.text.rows import Corpus, prepare_corpus
 from xmod_lab.text.vocabulary import load_tokenizer, own_tokenizer
-from xmod_lab.training.scoring import Scorer
+from xmod_lab.training.scoring import Scorer, held_out
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def _check_rows(prepared: Prepared, cfg: PretrainConfig, what: str) -> None:
     """A step must not need more rows than there are, and every language needs some to learn from and to be scored on.
 
     Raises:
-        UserError: saying how many rows there are.
+        UserError: saying how many rows there are, or that no held-out piece can be hidden.
     """
     rows = {code: len(corpus.train) for code, corpus in prepared.corpora.items()}
     empty = [code for code, n in rows.items() if n == 0]
@@ -102,6 +102,8 @@ def _check_rows(prepared: Prepared, cfg: PretrainConfig, what: str) -> None:
         short = f"{', '.join(empty)} has none" if empty else f"one batch needs {cfg.trainer.rows_per_step}"
         raise UserError(f"{what} gives {sum(rows.values())} rows of {cfg.data.row_length} pieces, but {short}; give "
                         "more text, or set a smaller trainer.rows_per_step or data.row_length")  # fmt: skip
+    for corpus in prepared.corpora.values():
+        held_out(corpus, prepared.tokenizer, cfg.objective)
 
 
 def mixture_of(cfg: PretrainConfig, prepared: Prepared, *, steps: int, seed: int) -> Mixture:

@@ -1,9 +1,14 @@
 """How good a model is at a language: loss and bits per byte of its held-out text, which never change.
 
 Masked models: evaluation hides 15 % of the ordinary pieces of every validation row behind [MASK], whatever training does,
-and computes in float32. Bits per byte = loss in bits × pieces of the text / UTF-8 bytes of the text, which different
-vocabularies can be compared by. It is a pseudo-likelihood, since each piece is predicted from both sides. Causal models
-predict every piece and the end of every passage: bits per byte are the exact code length of the text.
+and computes in float32. It is a pseudo-likelihood, since each piece is predicted from both sides. Causal models predict
+every piece and the end of every passage: bits per byte are the exact code length of the text.
+
+Bits per byte are over all UTF-8 bytes of the text, so that different vocabularies can be compared by them. What a
+vocabulary cannot spell is charged as the raw bytes that <unk> stands for, 8 bits each, beside what the model pays:
+
+    masked  (loss in bits × known pieces + 8 × unknown bytes) / bytes      the text has ``tokens - unknown`` known pieces
+    causal  (loss in bits × predicted pieces + 8 × unknown bytes) / bytes  <unk> is predicted as well, then spelt
 """
 
 import math
@@ -14,6 +19,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from xmod_lab.errors import UserError
 from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.model import IGNORE, XmodLanguageModel
 from xmod_lab.text.batches import to_batch
@@ -21,31 +27,48 @@ from xmod_lab.text.objective import EVALUATION_RATE, Objective
 from xmod_lab.text.rows import Corpus
 
 _EVALUATION_SEED = 15
+_BITS_UNKNOWN = 8  # for each byte that no piece spells: its raw value
 _ROWS = 64  # rows scored at once; fixed, so that figures do not depend on the training batch
 
 
 @dataclass(frozen=True)
 class Score:
-    """``loss``: nats per predicted piece; ``bpb``: bits per UTF-8 byte of the text."""
+    """``loss``: nats per predicted piece; ``bpb``: bits per UTF-8 byte of the text, where each byte that
+    <unk> stands for costs 8; see the head of this file."""
 
     loss: float
     bpb: float
     predicted: int
 
 
+def held_out(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, T) ids of the validation text, and (rows,) how many pieces of each row masked evaluation hides.
+
+    Raises:
+        UserError: none in any row, so that there is no score.
+    """
+    rows = corpus.rows("validation", np.arange(len(corpus.validation)))
+    ordinary = (~np.isin(rows, tokenizer.all_special_ids)).sum(1)
+    hidden = np.rint(EVALUATION_RATE * ordinary).astype(int)
+    if not objective.causal and not hidden.any():
+        raise UserError(f"the held-out text of {corpus.code} has {ordinary.sum()} piece(s) that can be hidden, "
+                        f"{EVALUATION_RATE:.0%} of a row is to be hidden, and that rounds to none; give more held-out text "
+                        "(validation), set a larger data.validation_share, or use a vocabulary that has its letters")  # fmt: skip
+    return rows, hidden
+
+
 class Scorer:
-    """One language's validation text with its fixed targets."""
+    """One language's validation text with its fixed targets. Raises UserError when there are none."""
 
     def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective):
         self.corpus, self.objective = corpus, objective
         self.layout = objective.layout(tokenizer)
         self.counts = objective.target_counts(corpus, tokenizer)
-        self.rows = corpus.rows("validation", np.arange(len(corpus.validation)))  # (rows, T)
+        self.rows, hidden = held_out(corpus, tokenizer, objective)
         code, hider = zlib.crc32(corpus.code.encode()), objective.evaluation(tokenizer)
-        ordinary = (~np.isin(self.rows, tokenizer.all_special_ids)).sum(1)
         self.masked = [
-            hider.mask(row, [_EVALUATION_SEED, code, i], count=round(EVALUATION_RATE * int(n)))
-            for i, (row, n) in enumerate(zip(self.rows, ordinary, strict=True))
+            hider.mask(row, [_EVALUATION_SEED, code, i], count=n)
+            for i, (row, n) in enumerate(zip(self.rows, hidden.tolist(), strict=True))
         ]
 
     @torch.inference_mode()
@@ -75,8 +98,9 @@ class Scorer:
 
     def _score(self, loss: float, predicted: int) -> Score:
         text = self.corpus.manifest["statistics"]["validation"]
-        pieces = predicted if self.objective.causal else text["tokens"]
-        return Score(loss, loss * pieces / (math.log(2) * text["bytes"]), predicted)
+        pieces = predicted if self.objective.causal else text["tokens"] - text["unknown"]
+        bits = loss / math.log(2) * pieces + _BITS_UNKNOWN * text["unknown_bytes"]
+        return Score(loss, bits / text["bytes"], predicted)
 
 
 def score_all(model: XmodLanguageModel, scorers: dict[str, Scorer], *, prefix: str = "val") -> dict[str, float]:

@@ -1,0 +1,130 @@
+"""What a run reads and how it is scored, computed once more by other means."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import passages, tiny_config
+from xmod_lab.config import DataConfig, LangConfig, PretrainConfig, TaskConfig
+from xmod_lab.errors import UserError
+from xmod_lab.model import language_model
+from xmod_lab.text.corpus import Source
+from xmod_lab.text.masking import IGNORE
+from xmod_lab.text.objective import Objective
+from xmod_lab.text.rows import prepare_corpus
+from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.training.data import Prepared, prepare_language
+from xmod_lab.training.scoring import Scorer
+
+LENGTH = 24
+MASKED = Objective("mlm", 0.3, "80-10-10", "row")
+CAUSAL = Objective("clm", 0.3, "80-10-10", "row")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, tokenizer_folder) -> Prepared:
+    """English, German, and Greek, whose letters the vocabulary does not have."""
+    folder = tmp_path_factory.mktemp("scoring")
+    tokenizer, corpora = load_tokenizer(tokenizer_folder), {}
+    for code, count in (("en_XX", 500), ("de_DE", 300), ("fr_XX", 100)):
+        language = {"fr_XX": "el"}.get(code, code[:2])
+        (folder / f"{code}.txt").write_text("\n".join(passages(language, count)), encoding="utf-8")
+        (folder / f"{code}.val.txt").write_text("\n".join(passages(language, 12, "val")), encoding="utf-8")
+        source = Source(str(folder / f"{code}.txt"), validation=str(folder / f"{code}.val.txt"))
+        corpora[code] = prepare_corpus(code, source, tokenizer, length=LENGTH, folder=folder)
+    return Prepared(tokenizer, str(folder), corpora)
+
+
+def _held_out(prepared: Prepared, code: str) -> tuple[np.ndarray, int, int, int]:
+    """Rows of the held-out text, its bytes, its known pieces, and the bytes of letters and signs that the
+    vocabulary does not have."""
+    corpus = prepared.corpora[code]
+    rows = np.stack(corpus.validation[:]["input_ids"]).astype(np.int64)
+    texts = passages({"fr_XX": "el"}.get(code, code[:2]), 12, "val")
+    known = int((~np.isin(rows, prepared.tokenizer.all_special_ids)).sum())
+    vocabulary = set("".join(prepared.tokenizer.get_vocab()))
+    spelt = sum(len(c.encode()) for text in texts for c in text if c in vocabulary or c.isspace())
+    size = sum(len(text.encode()) for text in texts)
+    return rows, size, known, size - spelt
+
+
+def _plain(
+    model, rows: np.ndarray, labels: np.ndarray, inputs: np.ndarray, code: str, *, shift: int
+) -> tuple[float, int]:
+    """(nats, pieces) of the labelled positions, a row at a time, by torch's own cross entropy."""
+    nats, count = 0.0, 0
+    for row, label, hidden in zip(rows, labels, inputs, strict=True):
+        mask = torch.from_numpy(row != 1).long()[None]
+        logits = model(torch.from_numpy(hidden)[None], lang_ids=code, attention_mask=mask).logits[0]
+        wanted = torch.from_numpy(label)[shift:]
+        nats += float(torch.nn.functional.cross_entropy(logits[: len(wanted)], wanted, reduction="sum"))
+        count += int((wanted != IGNORE).sum())
+    return nats, count
+
+
+@pytest.mark.parametrize("code", ["en_XX", "fr_XX"])
+@pytest.mark.parametrize("objective", [MASKED, CAUSAL], ids=["masked", "causal"])
+def test_loss_and_bits_per_byte_are_those_of_plain_torch(prepared, objective, code):
+    rows, size, known, unspelt = _held_out(prepared, code)
+    torch.manual_seed(3)
+    model = language_model(tiny_config(vocab_size=len(prepared.tokenizer), is_decoder=objective.causal)).eval()
+    scorer = Scorer(prepared.corpora[code], prepared.tokenizer, objective)
+    score = scorer.score(model)
+    if objective.causal:
+        inputs, labels = rows, np.where((rows == 1) | (np.arange(LENGTH) == 0), IGNORE, rows)
+    else:
+        inputs, labels = (np.stack(part) for part in zip(*scorer.masked, strict=True))
+    with torch.no_grad():
+        nats, count = _plain(model, rows, labels, inputs, code, shift=int(objective.causal))
+    assert score.predicted == count and score.loss == pytest.approx(nats / count, rel=1e-5)
+    pieces = int(((rows != 1).sum(1) - 1).sum()) if objective.causal else known
+    bits = nats / count / math.log(2) * pieces + 8 * unspelt
+    assert score.bpb == pytest.approx(bits / size, rel=1e-5)
+    assert (unspelt / size > 0.8) == (code == "fr_XX") and score.bpb > 8 * unspelt / size
+
+
+def test_the_targets_are_the_same_whatever_training_does(prepared):
+    rows, _, _, _ = _held_out(prepared, "en_XX")
+    scorer = Scorer(prepared.corpora["en_XX"], prepared.tokenizer, MASKED)
+    other = Scorer(prepared.corpora["en_XX"], prepared.tokenizer, Objective("mlm", 0.6, "all-mask", "document"))
+    ordinary = ~np.isin(rows, prepared.tokenizer.all_special_ids)
+    for row, free, (inputs, labels), (again, same) in zip(rows, ordinary, scorer.masked, other.masked, strict=True):
+        assert np.array_equal(inputs, again) and np.array_equal(labels, same)
+        hidden = labels != IGNORE
+        assert hidden.sum() == round(0.15 * free.sum()) and free[hidden].all()
+        assert (inputs[hidden] == prepared.tokenizer.mask_token_id).all() and np.array_equal(
+            labels[hidden], row[hidden]
+        )
+        assert np.array_equal(inputs[~hidden], row[~hidden])
+
+
+@pytest.mark.parametrize("objective", [MASKED, CAUSAL], ids=["masked", "causal"])
+def test_the_unigram_score_by_hand(prepared, objective):
+    rows, size, known, unspelt = _held_out(prepared, "fr_XX")
+    counts = np.ones(len(prepared.tokenizer))
+    for text in passages("el", 100):
+        ids = prepared.tokenizer(text, add_special_tokens=False)["input_ids"] + [2] * objective.causal
+        np.add.at(counts, ids, 1)
+    scorer = Scorer(prepared.corpora["fr_XX"], prepared.tokenizer, objective)
+    targets = [int(i) for _, labels in scorer.masked for i in labels if i != IGNORE]
+    bits = -np.log2(counts / counts.sum())[targets].mean()
+    pieces = len(targets) if objective.causal else known
+    score = scorer.unigram()
+    assert score.loss == pytest.approx(bits * math.log(2), rel=1e-6)
+    assert score.bpb == pytest.approx((bits * pieces + 8 * unspelt) / size, rel=1e-6)
+
+
+def test_held_out_text_with_nothing_to_hide_is_refused_before_anything_is_trained(tmp_path, tokenizer_folder):
+    (tmp_path / "x.txt").write_text("\n".join(passages("en", 300)), encoding="utf-8")
+    (tmp_path / "val.txt").write_text("ΩΩΩ\n", encoding="utf-8")
+    lang = LangConfig(str(tmp_path / "x.txt"), validation=str(tmp_path / "val.txt"), code="el_GR")
+    data = DataConfig(folder=str(tmp_path), row_length=LENGTH)
+    words = "held-out text of el_GR has 1 piece.s. that can be hidden.*validation_share"
+    with pytest.raises(UserError, match=words):
+        prepare_language(PretrainConfig(data=data, task=TaskConfig("mlm")), lang, str(tokenizer_folder))
+    prepared = prepare_language(PretrainConfig(data=data, task=TaskConfig("clm")), lang, str(tokenizer_folder))
+    with pytest.raises(UserError, match=words):
+        prepared.scorers(MASKED)
+    assert prepared.scorers(CAUSAL)["el_GR"].unigram().predicted == 3  # ▁, <unk>, </s>
