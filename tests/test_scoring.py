@@ -1,7 +1,10 @@
 """What a run reads and how it is scored, computed once more by other means."""
 
 import math
+import tracemalloc
+from dataclasses import replace
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -10,12 +13,14 @@ from tests.conftest import passages, tiny_config
 from xmod_lab.config import DataConfig, LangConfig, PretrainConfig, TaskConfig
 from xmod_lab.errors import UserError
 from xmod_lab.model import language_model
+from xmod_lab.text.batches import BatchStream
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE
+from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.objective import Objective
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.vocabulary import load_tokenizer
-from xmod_lab.training.data import Prepared, prepare_language
+from xmod_lab.training.data import Prepared, consumption, prepare_language
 from xmod_lab.training.scoring import Scorer
 
 LENGTH = 24
@@ -128,3 +133,43 @@ def test_held_out_text_with_nothing_to_hide_is_refused_before_anything_is_traine
     with pytest.raises(UserError, match=words):
         prepared.scorers(MASKED)
     assert prepared.scorers(CAUSAL)["el_GR"].unigram().predicted == 3  # ▁, <unk>, </s>
+
+
+def test_consumption_is_what_the_batches_held(prepared):
+    """Over more than two passes of one language, and part of one of the other."""
+    corpora = {code: prepared.corpora[code] for code in ("en_XX", "de_DE")}
+    sizes = {code: len(corpus.train) for code, corpus in corpora.items()}
+    steps = 3 * sizes["de_DE"] // 16
+    mixture = Mixture(sizes, {"en_XX": 0.2, "de_DE": 0.8}, rows_per_step=16, seed=3)
+    stream = BatchStream(corpora, mixture, CAUSAL.training(prepared.tokenizer), CAUSAL.layout(prepared.tokenizer),
+                         {code: i for i, code in enumerate(corpora)}, seed=3, steps=steps)  # fmt: skip
+    known = {(i, tuple(row["input_ids"].tolist())): int(row["bytes"])
+             for i, corpus in enumerate(corpora.values()) for row in corpus.train}  # fmt: skip
+    assert len(known) == sum(sizes.values())  # a row is known by its pieces
+    read = {code: [0, 0, 0] for code in corpora}  # rows, tokens, bytes
+    for step in range(steps):
+        batch = stream[step]
+        for ids, i in zip(batch["input_ids"], batch["lang_ids"].tolist(), strict=True):
+            figures = read[list(corpora)[i]]
+            for place, more in enumerate((1, len(ids), known[i, tuple(ids.tolist())])):
+                figures[place] += more
+    found = consumption(mixture, prepared, steps)
+    for code, (rows, tokens, size) in read.items():
+        names = ("rows", "tokens", "bytes", "passes")
+        assert [found[f"train/{n}/{code}"] for n in names] == [rows, tokens, size, rows / sizes[code]]
+    assert found["train/passes/en_XX"] < 1 and 2 < found["train/passes/de_DE"] < 3
+
+
+def test_consumption_reads_no_ids(prepared):
+    """32 MB of them stay on disk."""
+    rows = 40_000
+    train = datasets.Dataset.from_dict(
+        {"input_ids": np.zeros((rows, 200), np.int32), "bytes": np.arange(rows)}
+    ).with_format("numpy")
+    corpus = replace(prepared.corpora["en_XX"], train=train)
+    mixture = Mixture({"en_XX": rows}, {"en_XX": 1.0}, rows_per_step=rows, seed=1)
+    tracemalloc.start()
+    found = consumption(mixture, Prepared(prepared.tokenizer, "", {"en_XX": corpus}), 1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found["train/bytes/en_XX"] == rows * (rows - 1) // 2 and peak < 4_000_000

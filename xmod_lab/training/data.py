@@ -175,12 +175,12 @@ class _From(Sampler):
 def consumption(mixture: Mixture, prepared: Prepared, steps: int) -> dict[str, float]:
     """What training really read, exactly: ``train/tokens|bytes|rows|passes/<code>``.
 
-    Bytes are UTF-8 bytes of the passages that end in the rows read.
+    Bytes are UTF-8 bytes of the passages that end in the rows read. Tokens are positions, ``<s>`` and ``</s>`` included.
     """
     figures: dict[str, float] = {}
     for code, rows in mixture.rows_before(steps).items():
         corpus = prepared.corpora[code]
-        sizes = np.asarray(corpus.train[:]["bytes"])
+        sizes = corpus.train.select_columns("bytes")[:]["bytes"]  # (rows,), without reading the ids
         passes, rest = mixture.indices_before(code, rows)
         length = corpus.manifest["settings"]["length"]
         figures[f"train/rows/{code}"] = rows
