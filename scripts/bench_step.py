@@ -4,7 +4,8 @@
 
 Both models hold the same weights and see the same batches; steps alternate (A B A B) in one process, and ratios are quoted,
 since single times on a shared machine mean little. Precision: the faster of float32 and bfloat16 autocast for each, where it
-works (transformers' X-MOD fails under autocast). Optimiser: the same fused AdamW, the same clipping.
+works (transformers' X-MOD fails under autocast). Optimiser: the same fused AdamW, the same clipping. Both profit from
+``keep_memory``, which our training switches on.
 
 The limit is what the step cannot do without: its matrix products (counted, masked positions only in the head) over the rate
 of the model's own largest product, measured in the same run and precision, plus the bytes that AdamW has to move (read weight,
@@ -29,6 +30,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from xmod_lab.model import XmodConfig, XmodForMaskedLM
+from xmod_lab.training.memory import keep_memory
 
 LENGTH, MASKED = 128, 38  # tokens of a row, of which 30 % are predicted
 LANGUAGES = [f"l{i}" for i in range(8)]
@@ -273,6 +275,7 @@ def main() -> None:
     if args.memory_of:
         print(memory_of(args.memory_of, args.size[0]))
         return
+    keep_memory()  # for both
     results = {}
     for size in args.size:
         for what in args.only:

@@ -193,6 +193,8 @@ def test_other_bad_input_is_named():
         model(torch.ones(0, 5).long(), lang_ids="en_XX")
     with pytest.raises(UserError, match="longer than the model's 38 positions; truncate"):
         model(torch.full((1, 39), 6), lang_ids="en_XX")
+    with pytest.raises(UserError, match="all are -100"):
+        model(torch.ones(1, 5).long(), labels=torch.full((1, 5), -100), lang_ids="en_XX")
     with pytest.raises(UserError, match="exactly one of"):
         model(lang_ids="en_XX")
     with pytest.raises(UserError, match="is_decoder=True"):

@@ -17,7 +17,10 @@ def test_shared_base_matches_and_can_be_extended(workplace, tmp_path):
     assert status == 0, err
     assert json.loads((run / "proof.json").read_text())["holds"]
     extended = XmodForMaskedLM.from_pretrained(run / "model")
-    assert set(extended.languages) == {"en_XX", "de_DE", "el_GR"} and list(extended.config.languages) == ["shared", "el_GR"]
+    assert set(extended.languages) == {"en_XX", "de_DE", "el_GR"} and list(extended.config.languages) == [
+        "shared",
+        "el_GR",
+    ]
     assert tensor_digests(model).items() <= tensor_digests(extended).items()
     status, _, err = workplace.call("+lang=greek", f"base={base}", "lang.greek.train_slot=false", "trainer.max_steps=2",
                                     run=tmp_path / "monotrans")  # fmt: skip

@@ -79,16 +79,24 @@ class XmodLanguageModel(XmodPreTrainedModel):
         return linear(self.lm_head.transform(out.states[:, positions]), *self.output_matrix(tables[0][0]))
 
     def labelled_loss(self, out: Encoded, labels: Tensor) -> Tensor:
-        """Mean cross-entropy at the labelled positions, nats, float32; ``labels`` (B, S) in the caller's order."""
+        """Mean cross-entropy at the labelled positions, nats, float32; ``labels`` (B, S) in the caller's order.
+
+        Raises UserError where there is no label at all.
+        """
         tables, labels = self.roberta.embeddings.tables(out.route), out.route.enter(labels)
         sizes = [size for _, size in tables] if len(tables) > 1 else [len(labels)]
-        total = out.x.new_zeros((), dtype=torch.float32)
+        total, predicted = out.x.new_zeros((), dtype=torch.float32), int((labels != IGNORE).sum())
+        if predicted == 0:
+            raise UserError("labels predict nothing: all are -100; give the true piece at one position or more")
         for (table, _), part, target in zip(tables, out.x.split(sizes), labels.split(sizes), strict=True):
             chosen = (target != IGNORE).flatten().nonzero().squeeze(1)  # (M,)
             states = self.lm_head.transform(part.flatten(0, 1).index_select(0, chosen))  # (M, D)
             labels_there = target.flatten().index_select(0, chosen)
-            total = total + chunked_cross_entropy(states, *self.output_matrix(table), labels_there)
-        return total / (labels != IGNORE).sum()
+            if len(chosen):
+                total = total + chunked_cross_entropy(
+                    states, *self.output_matrix(table), labels_there, divisor=predicted
+                )
+        return total
 
 
 class XmodForMaskedLM(XmodLanguageModel):

@@ -7,48 +7,50 @@ from torch import Tensor
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum over M of -log softmax(x W^T + b)[label]. The forward pass also computes the gradients, since the logits are
-    at hand only there; the backward pass scales them."""
+    """Sum over M of -log softmax(x W^T + b)[label], over ``divisor``. The forward pass also computes the gradients, since
+    the logits are at hand only there. Products run in ``dtype``, the softmax in float32; the gradient of the output matrix,
+    the largest tensor of the step, is written once, scaled already."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, chunk: int, divisor: int, dtype: torch.dtype
+    ):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        x_low, weight_low, bias_low = x.to(dtype), weight.to(dtype), bias.to(dtype)
         total = x.new_zeros((), dtype=torch.float32)
-        grad_x = torch.empty_like(x) if needs_x else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
-        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        grad_x = torch.empty_like(x_low) if needs_x else None
+        grad_weight = grad_bias = None
         for start in range(0, len(labels), chunk):
-            part, label = x[start : start + chunk], labels[start : start + chunk, None]
-            logits = torch.addmm(bias, part, weight.t()).float()  # (chunk, V)
-            peak = logits.amax(1, keepdim=True)
-            at_label = logits.gather(1, label) - peak
-            probs = logits.sub_(peak).exp_()
-            norm = probs.sum(1, keepdim=True)
-            total += (norm.log() - at_label).sum()
+            part, label = x_low[start : start + chunk], labels[start : start + chunk, None]
+            log_probs = torch.addmm(bias_low, part, weight_low.t()).float().log_softmax(1)  # (chunk, V)
+            total -= log_probs.gather(1, label).sum()
             if not any(ctx.needs_input_grad):
                 continue
-            probs.div_(norm).scatter_add_(1, label, probs.new_full(label.shape, -1.0))
-            grad = probs.to(x.dtype)  # d loss / d logits
+            probs = log_probs.exp_().scatter_add_(1, label, log_probs.new_full(label.shape, -1.0))
+            grad = probs.to(dtype)  # d loss / d logits, times divisor
             if needs_x:
-                torch.mm(grad, weight, out=grad_x[start : start + chunk])
+                torch.addmm(part, grad, weight_low, beta=0, alpha=1 / divisor, out=grad_x[start : start + chunk])
             if needs_weight:
-                grad_weight += grad.t() @ part
+                product = torch.addmm(weight_low, grad.t(), part, beta=0, alpha=1 / divisor)
+                grad_weight = product.to(weight.dtype) if grad_weight is None else grad_weight.add_(product)
             if needs_bias:
-                grad_bias += probs.sum(0)
-        ctx.gradients = grad_x, grad_weight, grad_bias
-        ctx.dtypes = weight.dtype, bias.dtype
-        return total
+                sums = probs.sum(0).div_(divisor)
+                grad_bias = sums if grad_bias is None else grad_bias.add_(sums)
+        grads = (grad_x, torch.zeros_like(weight) if needs_weight and grad_weight is None else grad_weight,
+                 torch.zeros_like(bias) if needs_bias and grad_bias is None else grad_bias)  # fmt: skip
+        ctx.gradients = [g if g is None else g.to(like.dtype) for g, like in zip(grads, (x, weight, bias), strict=True)]
+        return total / divisor
 
     @staticmethod
     def backward(ctx, scale: Tensor):
-        grads = [None if g is None else g * scale for g in ctx.gradients]
-        dtypes = (None, *ctx.dtypes)
-        x, weight, bias = (g if g is None or d is None else g.to(d) for g, d in zip(grads, dtypes, strict=True))
-        return x, weight, bias, None, None
+        one = scale.device.type == "cpu" and scale.item() == 1.0
+        return *(g if g is None or one else g.mul_(scale) for g in ctx.gradients), None, None, None, None
 
 
-def chunked_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, chunk: int = 512) -> Tensor:
-    """Sum of the cross-entropies at all positions, float32 scalar, nats.
+def chunked_cross_entropy(
+    x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, divisor: int = 1, chunk: int = 512
+) -> Tensor:
+    """Sum of the cross-entropies at all positions over ``divisor``, float32 scalar, nats.
 
     Peak memory is one chunk of logits, (chunk, V), instead of three tensors of (M, V). Under autocast the products run
     in the autocast type, the softmax in float32. Differentiable once.
@@ -56,8 +58,8 @@ def chunked_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, labels: Tenso
     Args:
         x: (M, D) states; weight: (V, D) output matrix; bias: (V,); labels: (M,) int64 in [0, V).
     """
+    dtype = weight.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
-        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
     with torch.autocast(x.device.type, enabled=False):
-        return _ChunkedCrossEntropy.apply(x, weight, bias, labels, chunk)
+        return _ChunkedCrossEntropy.apply(x, weight, bias, labels, chunk, divisor, dtype)

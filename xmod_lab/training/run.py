@@ -7,6 +7,7 @@ from xmod_lab.training.bases import inherit, load_config, resolve
 from xmod_lab.training.data import prepare_language
 from xmod_lab.training.distributed import join
 from xmod_lab.training.extension import add_languages
+from xmod_lab.training.memory import keep_memory
 from xmod_lab.training.pretraining import pretrain_base
 from xmod_lab.training.rundir import RunDir
 
@@ -19,6 +20,7 @@ def run_training(cfg: PretrainConfig, run: RunDir, asked: list[str], *, group: s
         group: name that the jobs of a sweep share in W&B.
     """
     join()
+    keep_memory()
     if not cfg.lang:
         pretrain_base(cfg, run, group=group)
         return
