@@ -111,7 +111,7 @@ def test_the_unigram_score_by_hand(prepared, objective):
     counts = np.ones(len(prepared.tokenizer))
     for text in passages("el", 100):
         ids = prepared.tokenizer(text, add_special_tokens=False)["input_ids"] + [2] * objective.causal
-        np.add.at(counts, ids, 1)
+        np.add.at(counts, [i for i in ids if objective.causal or i != prepared.tokenizer.unk_token_id], 1)
     scorer = Scorer(prepared.corpora["fr_XX"], prepared.tokenizer, objective)
     targets = [int(i) for _, labels in scorer.masked for i in labels if i != IGNORE]
     bits = -np.log2(counts / counts.sum())[targets].mean()

@@ -13,12 +13,12 @@ from xmod_lab.text.batches import ATTENTION
 from xmod_lab.text.corpus import check_source
 from xmod_lab.text.masking import POLICIES
 from xmod_lab.text.objective import OBJECTIVES
+from xmod_lab.text.tokenizer import NORMALIZATIONS
 
 PRECISIONS = ("bf16-mixed", "32-true", "16-mixed")
 SCHEDULES = ("linear", "cosine", "constant")
 VOCABULARIES = ("own", "keep")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
-NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 
 
 def validate(cfg: PretrainConfig) -> None:

@@ -78,7 +78,8 @@ def render(run: Run) -> str:
     parts += [_settings(run), *_proof(run), *_results(run), *_curves(run), *_mixture(run), *_packs(run)]
     parts.append(
         f"<h2>How to read the figures</h2><p>{_LIKELIHOODS[run.config['task']['name']]} Bits per byte = loss in bits × pieces / "
-        "UTF-8 bytes of the same text, so that vocabularies of different size can be compared. The unigram figure is the same "
+        "UTF-8 bytes of the same text, so that vocabularies of different size can be compared; bytes that a vocabulary cannot "
+        "spell (&lt;unk&gt;) cost 8 bits each. The unigram figure is the same "
         "text guessed by piece frequency alone.</p>"
     )
     title = escape(f"xmod_lab: {kind}")

@@ -64,6 +64,8 @@ class Objective:
     def target_counts(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
         """(V,) how often each piece is there to be predicted in the training text of ``corpus``."""
         counts = corpus.piece_counts.copy()
-        if self.causal:
+        if not self.causal:
+            counts[tokenizer.unk_token_id] = 0  # never hidden
+        else:
             counts[tokenizer.eos_token_id] += corpus.manifest["statistics"]["train"]["passages"]
         return counts

@@ -200,4 +200,7 @@ def _from_run(run: RunDir, cfg: PretrainConfig, asked: list[str]) -> Base:
     log.info("base: %s (%d steps, %s tokens); another one with base=PATH", run.path, base_cfg.steps,
              f"{base_cfg.steps * base_cfg.tokens_per_step:,}")  # fmt: skip
     model = str(run / "model")
+    if "data.tokenizer" in asked and cfg.data.tokenizer:
+        raise UserError(f"data.tokenizer is '{cfg.data.tokenizer}', but base {run.path} has its own; leave data.tokenizer out, "
+                        f"or give the model folder, base={model}, whose tokenizer can be replaced")  # fmt: skip
     return Base(str(run.path), model, model, replace(base_cfg, data=replace(base_cfg.data, folder=cfg.data.folder)))
