@@ -150,7 +150,8 @@ def _add_one(
             build_folder(pack, lambda scratch: write_pack(model, code, scratch, tokenizer_folder=own, details=details))
         barrier()
     manifest, _ = read_pack(pack)
-    return {**manifest["scores"], **manifest["data"]["consumed"], speed: run.remember_once(speed, lambda: 0.0)}
+    took = run.remember_once(speed, lambda: None)
+    return {**manifest["scores"], **manifest["data"]["consumed"], **({} if took is None else {speed: took})}
 
 
 def _begin_language(

@@ -50,8 +50,9 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
             **consumption(mixture, prepared, cfg.steps),
             "train/tokens": cfg.steps * cfg.tokens_per_step,
             "train/steps": cfg.steps,
-            "train/tokens_per_second": fitted.tokens_per_second,
         }
+        if fitted.tokens_per_second is not None:
+            metrics["train/tokens_per_second"] = fitted.tokens_per_second
         if rank() == 0:
             model.save_pretrained(run / "model")
             prepared.tokenizer.save_pretrained(run / "model")
@@ -59,4 +60,6 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
         tracking.summarise(metrics, [])
     barrier()
     score_table(metrics, codes, {"unigram": "unigram", "val": "model"}, held_out(cfg))
-    log.info("trained at %s tokens/s; model in %s", f"{fitted.tokens_per_second:,.0f}", run / "model")
+    if fitted.tokens_per_second is not None:
+        log.info("trained at %s tokens/s", f"{fitted.tokens_per_second:,.0f}")
+    log.info("model in %s", run / "model")
