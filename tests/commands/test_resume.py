@@ -64,6 +64,14 @@ def test_a_finished_run_is_left_alone(workplace):
     assert {p: p.stat().st_mtime_ns for p in (workplace.base / "model").rglob("*")} == before
 
 
+def test_a_run_stopped_after_its_last_checkpoint_names_no_speed(workplace, tmp_path):
+    shutil.copytree(workplace.base, tmp_path / "run")
+    (tmp_path / "run" / "metrics.json").unlink()
+    status, _, err = workplace.call("trainer.max_steps=6", run=tmp_path / "run")
+    assert status == 0, err
+    assert "train/tokens_per_second" not in workplace.metrics(tmp_path / "run")
+
+
 def test_resume_never_starts_over(workplace, tmp_path):
     for resume in ("auto", "never"):
         status, out, err = workplace.call("trainer.max_steps=2", f"resume={resume}", run=tmp_path / "run")

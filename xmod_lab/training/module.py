@@ -50,7 +50,7 @@ class LanguageModeling(pl.LightningModule):
         return self.model(**batch).loss
 
     def configure_optimizers(self) -> dict:
-        """AdamW; matrices decay, biases, LayerNorms and embeddings of positions do not. A language that is absent from
+        """AdamW; matrices, embeddings among them, decay, biases and LayerNorms do not. A language that is absent from
         a step has no gradient, so neither its weights nor its moments change."""
         moving = [(n, p) for n, p in self.model.named_parameters() if n in self.trainable]
         decayed = [p for n, p in moving if p.dim() > 1]
