@@ -14,7 +14,7 @@ from tests.conftest import tiny_model
 from tests.test_project import composed
 from xmod_lab.config import RecipeConfig
 from xmod_lab.errors import UserError
-from xmod_lab.training.callbacks import Checkpoints, LearningCurve, WholeFiles
+from xmod_lab.training.callbacks import Checkpoints, Interruption, LearningCurve, WholeFiles
 from xmod_lab.training.distributed import launch
 from xmod_lab.training.module import LanguageModeling
 from xmod_lab.training.rundir import RunDir
@@ -152,3 +152,16 @@ def test_a_fault_of_one_process_or_of_all_is_told_once(how, status, message, tmp
     assert launch(import_module("failing").fail, (how,), 2) == status
     err = capfd.readouterr().err
     assert err.count("error: ") == 1 and message in err
+
+
+def test_ctrl_c_ends_training_after_the_step_and_a_second_one_at_once():
+    """Nothing is raised where the signal arrives: there it could be lost, as in a destructor."""
+    callback, usual = Interruption(), signal.getsignal(signal.SIGINT)
+    callback.on_train_start(None, None)
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        callback.on_train_batch_end(None, None, None, None, 0)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    callback.on_exception(None, None, KeyboardInterrupt())
+    assert signal.getsignal(signal.SIGINT) is usual

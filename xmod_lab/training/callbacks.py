@@ -3,7 +3,9 @@
 import io
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -160,6 +162,41 @@ class WholeFiles(TorchCheckpointIO):
             raise OSError(error.errno, error.strerror, str(path)) from error
         finally:
             temporary.unlink(missing_ok=True)
+
+
+class Interruption(pl.Callback):
+    """Ctrl-C ends training after the step at hand, a second one at once.
+
+    Python raises KeyboardInterrupt wherever it is, which may be inside a destructor, where exceptions are dropped: then
+    training would go on as if nobody had asked.
+    """
+
+    def __init__(self) -> None:
+        self.asked, self.previous = False, None
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.previous = signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGINT, self.previous)
+            self.previous = None
 
 
 class ProgressLine(pl.Callback):

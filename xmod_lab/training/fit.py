@@ -12,7 +12,7 @@ from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.text.mixture import Mixture
-from xmod_lab.training.callbacks import Checkpoints, LearningCurve, ProgressLine, WholeFiles
+from xmod_lab.training.callbacks import Checkpoints, Interruption, LearningCurve, ProgressLine, WholeFiles
 from xmod_lab.training.data import Prepared, batches
 from xmod_lab.training.distributed import rank
 from xmod_lab.training.module import LanguageModeling
@@ -120,6 +120,6 @@ def _trainer(cfg: PretrainConfig, checkpoints: Path, *callbacks: pl.Callback) ->
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[*callbacks, saver],
+        callbacks=[*callbacks, saver, Interruption()],
         plugins=[WholeFiles()],
     )
