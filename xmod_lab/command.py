@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, register_schemas
+from xmod_lab.config import CONF_DIR, PretrainConfig, explain, flatten, from_hydra, register_schemas
 from xmod_lab.errors import ProofError, UserError
 from xmod_lab.validation import validate
 
@@ -61,7 +61,8 @@ def _work(composed: DictConfig, work: Work) -> int | None:
     validate(cfg)
     asked = [override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task]
     usual = compose(hydra_cfg.job.config_name, return_hydra_config=False)
-    asked += _changed(OmegaConf.to_container(usual), OmegaConf.to_container(composed))  # by an experiment, say
+    before, now = flatten(OmegaConf.to_container(usual)), flatten(OmegaConf.to_container(composed))
+    asked += [key for key, value in now.items() if before.get(key) != value]  # by an experiment, say
     sweep = Path(hydra_cfg.sweep.dir).name if hydra_cfg.mode == RunMode.MULTIRUN else None
     return work(cfg, Path(hydra_cfg.runtime.output_dir), asked, sweep)
 
@@ -73,18 +74,6 @@ def _check_lang_files(overrides: list[str], found: list[str]) -> None:
     if len(names) > len(found):
         raise UserError(f"+lang=[{','.join(names)}] gives only {', '.join(found)}: each file under lang/ needs a first line of "
                         "its own, '# @package lang.<its name>'")  # fmt: skip
-
-
-def _changed(usual: dict, now: dict, prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ."""
-    keys: list[str] = []
-    for key, value in now.items():
-        before = usual.get(key)
-        if isinstance(value, dict) and isinstance(before, dict):
-            keys += _changed(before, value, f"{prefix}{key}.")
-        elif value != before:
-            keys.append(f"{prefix}{key}")
-    return keys
 
 
 def guarded(job: Callable[[], int | None]) -> int:

@@ -14,7 +14,7 @@ from typing import TextIO
 
 from omegaconf import OmegaConf
 
-from xmod_lab.config import PretrainConfig
+from xmod_lab.config import PretrainConfig, flatten
 from xmod_lab.errors import UserError
 from xmod_lab.training.distributed import barrier, rank
 
@@ -184,16 +184,6 @@ def _zip_fault(path: Path) -> str | None:
 
 def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
     """Dotted keys whose values differ, those in _MAY_CHANGE left out."""
-    a, b = _flatten(old), _flatten(new)
+    a, b = flatten(old), flatten(new)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     return [(k, a.get(k), b.get(k)) for k in keys if not any(f"{k}.".startswith(f"{m}.") for m in _MAY_CHANGE)]
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
