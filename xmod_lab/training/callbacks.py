@@ -2,7 +2,6 @@
 
 import io
 import logging
-import os
 import signal
 import sys
 import threading
@@ -17,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from xmod_lab.training.distributed import gather, process_count, rank
-from xmod_lab.training.rundir import checkpoints_in
+from xmod_lab.training.rundir import checkpoints_in, write_whole
 from xmod_lab.training.scoring import Scorer, score_all
 from xmod_lab.training.tracking import Tracking
 
@@ -151,17 +150,7 @@ class WholeFiles(TorchCheckpointIO):
             left.unlink(missing_ok=True)
         content = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
         torch.save(checkpoint, content)
-        temporary = path.with_name(f".{path.name}.tmp")
-        try:
-            with temporary.open("wb") as stream:
-                stream.write(content.getbuffer())
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_whole(path, content.getbuffer())
 
 
 class Interruption(pl.Callback):

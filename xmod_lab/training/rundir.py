@@ -104,15 +104,10 @@ class RunDir:
             (self / name).unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file by way of a temporary one, so that no reader ever sees half of it. The first process writes."""
+        """Write a file of the run, whole or not at all. The first process writes."""
         if rank():
             return
-        temporary = self / f".{name}.tmp"
-        with temporary.open("w") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, self / name)
+        write_whole(self / name, text.encode())
 
     def write_json(self, name: str, content: dict) -> None:
         self.write_text(name, json.dumps(content, indent=1, sort_keys=True))
@@ -180,6 +175,25 @@ def _zip_fault(path: Path) -> str | None:
     except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
         return f"not a whole file: {error}"
     return None if bad is None else f"record {bad} is altered"
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write ``path`` by way of ``.<name>.tmp`` in the same folder: it appears whole or not at all.
+
+    Raises:
+        OSError: naming ``path``, e.g. of a full disk; nothing is left behind.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
