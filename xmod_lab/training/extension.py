@@ -26,7 +26,7 @@ from xmod_lab.training.fit import fit
 from xmod_lab.training.pretraining import TRAINING_FIGURES
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.scoring import score_all, unigram_all
-from xmod_lab.training.tables import corpus_table, held_out, score_table, training_table
+from xmod_lab.training.tables import corpus_table, score_table, scored_text, training_table
 from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -226,7 +226,7 @@ def _assemble(
 
 def _show(cfg: PretrainConfig, proof: dict, metrics: dict[str, float], added: list[str], others: list[str]) -> None:
     prefixes = {"unigram": "unigram", "before/val": "before", "val": "after"}
-    score_table(metrics, added, prefixes, f"added languages: {held_out(cfg)}")
+    score_table(metrics, added, prefixes, f"added languages: {scored_text(cfg)}")
     score_table(metrics, others, {"before/val": "before", "val": "after"}, "languages of the base")
     moved = [code for code in others if any(metrics[f"before/val/{u}/{code}"] != metrics[f"val/{u}/{code}"] for u in ("loss", "bpb"))]  # fmt: skip
     log.info("figures of the base's languages before and after: %s", f"differ for {moved}" if moved else "equal to the last bit")  # fmt: skip

@@ -12,7 +12,7 @@ from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.scoring import unigram_all
-from xmod_lab.training.tables import corpus_table, held_out, match_table, score_table, training_table
+from xmod_lab.training.tables import corpus_table, match_table, score_table, scored_text, training_table
 from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
             run.write_json("metrics.json", metrics)
         tracking.summarise(metrics, [])
     barrier()
-    score_table(metrics, codes, {"unigram": "unigram", "val": "model"}, held_out(cfg))
+    score_table(metrics, codes, {"unigram": "unigram", "val": "model"}, scored_text(cfg))
     if fitted.tokens_per_second is not None:
         log.info("trained at %s tokens/s", f"{fitted.tokens_per_second:,.0f}")
     log.info("model in %s", run / "model")

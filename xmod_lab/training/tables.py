@@ -34,7 +34,7 @@ def corpus_table(prepared: Prepared, title: str) -> None:
     """What is in the prepared text of each language."""
     rows: Rows = []
     for code, corpus in prepared.corpora.items():
-        train, held_out = (corpus.manifest["statistics"][split] for split in ("train", "validation"))
+        train, scored_text = (corpus.manifest["statistics"][split] for split in ("train", "validation"))
         rows.append((
             code,
             f"{train['passages']:,}",
@@ -44,7 +44,7 @@ def corpus_table(prepared: Prepared, title: str) -> None:
             f"{train['bytes'] / train['tokens']:.2f}",
             f"{100 * train['unknown'] / train['tokens']:.2f} %",
             f"{train['rows']:,}",
-            f"{held_out['rows']:,}",
+            f"{scored_text['rows']:,}",
         ))  # fmt: skip
     header = ("language", "passages", "duplicates", "bytes", "pieces", "bytes/piece", "unknown", "rows", "held out")
     show(title, header, rows)
@@ -71,7 +71,7 @@ def score_table(metrics: dict[str, float], codes: list[str], prefixes: dict[str,
     show(title, header, rows)
 
 
-def held_out(cfg: PretrainConfig) -> str:
+def scored_text(cfg: PretrainConfig) -> str:
     """What a table of scores shows."""
     return "held-out text, " + ("every piece, left to right" if cfg.objective.causal else "15 % hidden")
 
