@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from xmod_lab.errors import UserError
 from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.dropout import Dropout
 from xmod_lab.model.routing import Route
 
 # B batch rows, S sequence, D model, V vocabulary
@@ -32,7 +33,7 @@ class XmodEmbeddings(nn.Module):
         )
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.vocabularies = nn.ModuleDict(
             {code: Vocabulary(pieces, config) for code, pieces in (config.vocabularies or {}).items()}
         )

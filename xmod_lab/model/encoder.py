@@ -17,6 +17,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from xmod_lab.errors import UserError
 from xmod_lab.model.adapters import GroupedRoute, XmodSlots
 from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.dropout import Dropout, dropout
 from xmod_lab.model.routing import Route
 
 # B batch rows, S sequence, P cached and new tokens, D model, H heads, K head dim
@@ -52,7 +53,7 @@ def eager_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Te
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    weights = nn.functional.dropout(scores.softmax(-1), p=kwargs["dropout"], training=module.training)
+    weights = dropout(scores.softmax(-1), kwargs["dropout"], module.training)
     return (weights @ v).transpose(1, 2), weights
 
 
@@ -73,18 +74,18 @@ class XmodSelfAttention(nn.Module):
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
-        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+        self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def forward(self, x: Tensor, around: Surroundings) -> tuple[Tensor, Tensor | None]:
         q = self.heads(self.query(x))
         k, v = self.keys_and_values(around.source if self.crosses else x, around.cache)
         mask = around.source_mask if self.crosses else around.mask
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
-        slow = q.device.type == "cpu" and q.dtype == torch.bfloat16
+        p = self.dropout.p if self.training else 0.0
+        slow = q.device.type == "cpu" and (q.dtype == torch.bfloat16 or p > 0)
         if slow or around.want_weights:  # torch's CPU kernel takes three times as long in bfloat16 (2.13, 128 tokens)
             attend = eager_attention
-        dropout = self.dropout.p if self.training else 0.0
-        out, weights = attend(self, q, k, v, mask, dropout=dropout, scaling=self.head_dim**-0.5)
+        out, weights = attend(self, q, k, v, mask, dropout=p, scaling=self.head_dim**-0.5)
         return out.reshape(x.shape), weights
 
     def heads(self, x: Tensor) -> Tensor:
@@ -113,7 +114,7 @@ class XmodSelfOutput(nn.Module):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
 
 
 class XmodAttention(nn.Module):
@@ -155,7 +156,7 @@ class XmodOutput(nn.Module):
         self.config = config
         self.dense = nn.Linear(config.intermediate_size, config.hidden_size)
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.adapter_layer_norm = None
         if config.adapter_layer_norm:
             self.adapter_layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)

@@ -43,8 +43,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale: Tensor):
+        if ctx.gradients is None:
+            raise RuntimeError("the chunked cross-entropy gives its gradients once; compute the loss again")
+        gradients, ctx.gradients = ctx.gradients, None  # with no reference left, autograd adds to them in place
         one = scale.device.type == "cpu" and scale.item() == 1.0
-        return *(g if g is None or one else g.mul_(scale) for g in ctx.gradients), None, None, None, None
+        return *(g if g is None or one else g.mul_(scale) for g in gradients), None, None, None, None
 
 
 def chunked_cross_entropy(

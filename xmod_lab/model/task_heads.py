@@ -15,14 +15,15 @@ from xmod_lab.errors import UserError
 from xmod_lab.model.backbone import XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.dropout import Dropout
 from xmod_lab.model.routing import Languages, to_ids
 
 # B batch rows, S sequence, C choices, K labels, D model
 
 
-def _head_dropout(config: XmodConfig) -> nn.Dropout:
+def _head_dropout(config: XmodConfig) -> Dropout:
     chosen = config.classifier_dropout
-    return nn.Dropout(config.hidden_dropout_prob if chosen is None else chosen)
+    return Dropout(config.hidden_dropout_prob if chosen is None else chosen)
 
 
 class XmodClassificationHead(nn.Module):
@@ -99,7 +100,7 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
     def __init__(self, config: XmodConfig):
         super().__init__(config)
         self.roberta = XmodModel(config)
-        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.dropout = Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.post_init()
 

@@ -1,0 +1,28 @@
+"""Dropout as in torch, its random numbers drawn several times faster on CPUs."""
+
+import torch
+from torch import Tensor, nn
+
+_LANE = 16  # bits a decision; p is rounded to a multiple of 2^-16
+
+
+class Dropout(nn.Dropout):
+    """``nn.Dropout``, by :func:`dropout`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return dropout(x, self.p, self.training)
+
+
+def dropout(x: Tensor, p: float, training: bool) -> Tensor:
+    """Zero each element with probability ``p`` and scale the others by 1 / (1 - p), when ``training``.
+
+    torch draws one 64-bit number for each element on a CPU (2.13), one element after the other, which was a tenth of a step
+    at the base size and a fifth at smaller ones. Here one draw decides on four elements. The masks are a function of torch's
+    seed, as ever, but not those that torch would draw.
+    """
+    if not training or p == 0 or p == 1 or x.device.type != "cpu":
+        return nn.functional.dropout(x, p, training)
+    dropped = round(p * 2**_LANE)
+    draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    lanes = draws.view(torch.int16)[: x.numel()].view(x.shape)
+    return (x * lanes.ge(dropped - 2 ** (_LANE - 1))).mul_(2**_LANE / (2**_LANE - dropped))
