@@ -209,3 +209,19 @@ def test_chunked_cross_entropy_is_cross_entropy():
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
     for a, e in zip(grads, torch.autograd.grad(theirs, (x, w, b)), strict=True):
         torch.testing.assert_close(a, e, atol=1e-4, rtol=1e-5)
+
+
+def test_the_last_layer_is_computed_at_the_labelled_positions_alone():
+    batch, lang_ids = tiny_batch(rows=4), torch.tensor([2, 0, 2, 1])
+    batch["labels"][3] = -100  # a language without a label
+    model, reference = tiny_model(), tiny_model()
+    seen = []
+    for layer in model.roberta.encoder.layer:
+        layer.intermediate.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:2].numel()))
+    loss = model(**batch, lang_ids=lang_ids).loss
+    expected = reference(**batch, lang_ids=lang_ids, full_logits=True).loss
+    assert seen == [batch["labels"].numel(), int((batch["labels"] != -100).sum())]
+    torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
+    loss.backward(), expected.backward()
+    for (name, a), b in zip(model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

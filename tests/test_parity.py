@@ -1,4 +1,4 @@
-"""Every class against transformers: all flags, language patterns and paddings; outputs, losses and all gradients to 1e-5.
+"""Every class against transformers: all flags, language patterns, full, padded and packed rows; outputs, losses and all gradients to 1e-5.
 
 Known differences, all of them on purpose:
 - slots that are absent from a batch have no gradient here, a zero gradient there (``test_absent_slots...`` in test_model);
@@ -51,7 +51,7 @@ def pair(head: str, folder, **changes):
     return ours.eval(), theirs.eval()
 
 
-def batch(head: str, languages: torch.Tensor, padded: bool) -> tuple[dict, dict]:
+def batch(head: str, languages: torch.Tensor, rows_are: str) -> tuple[dict, dict]:
     """Inputs, and labels as the head wants them."""
     generator = torch.Generator().manual_seed(1)
     draw = lambda high, *shape: torch.randint(0, high, shape, generator=generator)  # noqa: E731
@@ -60,10 +60,16 @@ def batch(head: str, languages: torch.Tensor, padded: bool) -> tuple[dict, dict]
     inputs = {"input_ids": ids, "lang_ids": languages}
     if head == "ForMultipleChoice" and languages.dim() == 2:
         inputs["lang_ids"] = languages[:, None].expand(B, C, S)
-    if padded:
+    if rows_are == "padded":
         inputs["attention_mask"] = torch.ones_like(ids)
         inputs["attention_mask"][1, ..., 6:] = 0
         ids[1, ..., 6:] = 1
+    if rows_are == "packed":  # two passages in every row, neither attends to the other
+        passage = torch.arange(S) >= 5
+        mask = passage[:, None] == passage
+        if head == "ForCausalLM":
+            mask = mask.tril()
+        inputs["attention_mask"] = mask.expand(*rows, 1, S, S)
     pieces = torch.where(torch.rand(B, S, generator=generator) < 0.4, ids, -100) if "LM" in head else None
     labels = {
         "Model": lambda: {},
@@ -94,12 +100,12 @@ def outputs(out) -> dict[str, torch.Tensor]:
     return {n: getattr(out, n) for n in names if getattr(out, n, None) is not None}
 
 
-def assert_same(ours, theirs, head: str, languages: torch.Tensor, padded: bool) -> None:
+def assert_same(ours, theirs, head: str, languages: torch.Tensor, rows_are: str) -> None:
     """Outputs at real positions, loss, and the gradient of every parameter."""
-    inputs, labels = batch(head, languages, padded)
+    inputs, labels = batch(head, languages, rows_are)
     full = {"full_logits": True} if "LM" in head else {}
     a, b = ours(**inputs, **labels, **full), reference(theirs, head, inputs, labels)
-    real = inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])).bool()
+    real = inputs["input_ids"] != 1
     assert outputs(a).keys() == outputs(b).keys()
     for name, tensor in outputs(a).items():
         other = outputs(b)[name]
@@ -137,8 +143,8 @@ def assert_same(ours, theirs, head: str, languages: torch.Tensor, padded: bool) 
 def test_outputs_and_gradients_are_those_of_transformers(tmp_path, head, flags):
     ours, theirs = pair(head, tmp_path, **flags)
     for languages in LANGUAGES.values():
-        for padded in (False, True):
-            assert_same(ours, theirs, head, languages, padded)
+        for rows_are in ("full", "padded", "packed"):
+            assert_same(ours, theirs, head, languages, rows_are)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -149,7 +155,7 @@ def test_a_folder_of_transformers_loads_here_with_the_same_output(tmp_path, head
     theirs.save_pretrained(tmp_path)
     ours, info = getattr(xmod_lab.model, f"Xmod{head}").from_pretrained(tmp_path, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    assert_same(ours.eval(), theirs, head, LANGUAGES["mixed"], True)
+    assert_same(ours.eval(), theirs, head, LANGUAGES["mixed"], "padded")
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
@@ -162,7 +168,7 @@ def test_states_attentions_and_every_kind_of_input(tmp_path, attention, pre_norm
         for layer in model.encoder.layer:
             layer.attention.self.is_causal = decoder
         model.set_attn_implementation(attention)
-    inputs, _ = batch("Model", LANGUAGES["mixed"], padded=True)
+    inputs, _ = batch("Model", LANGUAGES["mixed"], "padded")
     inputs |= {"token_type_ids": (inputs["input_ids"] % 2), "position_ids": torch.arange(S)[None].expand(B, S) + 3}
     embeds = ours.embeddings.word_embeddings(inputs["input_ids"]).detach()
     real = inputs["attention_mask"].bool()
@@ -190,7 +196,7 @@ def test_kinds_of_sequence_labels(tmp_path, labels, kind):
 
 def test_cross_attention(tmp_path):
     ours, theirs = pair("ForCausalLM", tmp_path, add_cross_attention=True)
-    inputs, labels = batch("ForCausalLM", LANGUAGES["mixed"], True)
+    inputs, labels = batch("ForCausalLM", LANGUAGES["mixed"], "padded")
     source = torch.randn(B, 5, 16, generator=torch.Generator().manual_seed(2))
     mask = torch.ones(B, 5).long()
     mask[2, 3:] = 0

@@ -14,14 +14,15 @@ from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import XmodEmbeddings
 from xmod_lab.model.encoder import Surroundings, Trace, XmodEncoder
-from xmod_lab.model.routing import Languages, Route, plan_route, to_ids
+from xmod_lab.model.routing import Languages, Predicted, Route, plan_route, to_ids
 
 # B batch rows, S sequence, T sequence of an encoder, D model
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch behind the encoder. ``x`` (B, S, D) is in language order until ``route.leave``.
+    """A batch behind the encoder. ``x`` (B, S, D) is in language order until ``route.leave``; with ``predicted`` it is
+    (1, M, D), the labelled positions alone.
 
     ``extras``: ``hidden_states`` and ``attentions`` in the caller's order where they were asked for, else ``None``.
     """
@@ -31,6 +32,7 @@ class Encoded:
     extras: dict[str, tuple[Tensor, ...] | None]
     crossed: tuple[Tensor, ...] | None
     cache: Cache | None
+    predicted: Predicted | None = None
 
     @property
     def states(self) -> Tensor:
@@ -99,8 +101,13 @@ class XmodModel(XmodPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        labels: Tensor | None = None,
     ) -> Encoded:
-        """What :meth:`forward` returns, before it is brought back into the caller's order; the same arguments."""
+        """What :meth:`forward` returns, before it is brought back into the caller's order; the same arguments.
+
+        ``labels`` (B, S): the caller needs states at the labelled positions alone; where these are few, the last layer is
+        spared the others.
+        """
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give exactly one of input_ids and inputs_embeds")
         rows, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
@@ -129,13 +136,17 @@ class XmodModel(XmodPreTrainedModel):
         way = route
         if self.compiled:
             way = self.encoder.grouped(route, length, x.device)
-        x = self.encoder(x, around, way, trace)
+        predicted = None
+        if labels is not None and trace is None and around.source is None and way is route and not route.per_token:
+            predicted = Predicted.among(labels, route)
+            predicted = predicted if 0 < len(predicted.places) <= labels.numel() // 2 else None
+        x = self.encoder(x, around, way, trace, predicted)
         left = lambda tensors, wanted: tuple(route.leave(t) for t in tensors) if wanted else None  # noqa: E731
         extras = {"hidden_states": None, "attentions": None}
         if trace is not None:
             extras = {"hidden_states": left(trace.states, states), "attentions": left(trace.attentions, attentions)}
         crossed = left(trace.crossed, attentions) if trace is not None and around.source is not None else None
-        return Encoded(x, route, extras, crossed, cache)
+        return Encoded(x, route, extras, crossed, cache, predicted)
 
     def _wanted(self, asked: bool | None, name: str) -> bool:
         return getattr(self.config, name) if asked is None else asked

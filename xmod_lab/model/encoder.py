@@ -18,7 +18,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.model.adapters import GroupedRoute, XmodSlots
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.dropout import Dropout, dropout
-from xmod_lab.model.routing import Route
+from xmod_lab.model.routing import Predicted, Route
 
 # B batch rows, S sequence, P cached and new tokens, D model, H heads, K head dim
 
@@ -126,8 +126,12 @@ class XmodAttention(nn.Module):
         self.output = XmodSelfOutput(config)
         self.pre_norm = config.pre_norm
 
-    def forward(self, x: Tensor, around: Surroundings) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, around: Surroundings, predicted: Predicted | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         out, weights = self.self(self.output.LayerNorm(x) if self.pre_norm else x, around)
+        if predicted is not None:
+            x, out = predicted.take(x), predicted.take(out)  # (1, M, D)
         x = x + self.output.dropout(self.output.dense(out))
         return (x if self.pre_norm else self.output.LayerNorm(x)), weights
 
@@ -188,9 +192,9 @@ class XmodLayer(GradientCheckpointingLayer):
         self.output = XmodOutput(config, number)
 
     def forward(
-        self, x: Tensor, around: Surroundings, route: Route | GroupedRoute
+        self, x: Tensor, around: Surroundings, route: Route | GroupedRoute, predicted: Predicted | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        x, weights = self.attention(x, around)
+        x, weights = self.attention(x, around, predicted)
         crossed = None
         if around.source is not None:
             x, crossed = self.crossattention(x, around)
@@ -208,13 +212,25 @@ class XmodEncoder(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_norm else None
 
     def forward(
-        self, x: Tensor, around: Surroundings, route: Route | GroupedRoute, trace: Trace | None = None
+        self,
+        x: Tensor,
+        around: Surroundings,
+        route: Route | GroupedRoute,
+        trace: Trace | None = None,
+        predicted: Predicted | None = None,
     ) -> Tensor:
-        """(B, S, D) in the order of the route -> the last state. ``trace`` is filled on the way."""
+        """(B, S, D) in the order of the route -> the last state. ``trace`` is filled on the way.
+
+        With ``predicted``, the last state (1, M, D) of those positions alone: what follows the last layer's attention is
+        computed for no other.
+        """
         for layer in self.layer:
             if trace is not None:
                 trace.states.append(x)
-            x, weights, crossed = layer(x, around, route)
+            if predicted is not None and layer is self.layer[-1]:
+                x, weights, crossed = layer(x, around, predicted.route(route), predicted)
+            else:
+                x, weights, crossed = layer(x, around, route)
             if trace is not None and weights is not None:
                 trace.attentions.append(weights)
             if trace is not None and crossed is not None:

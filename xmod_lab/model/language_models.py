@@ -13,11 +13,9 @@ from xmod_lab.model.backbone import Encoded, XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.loss import chunked_cross_entropy
-from xmod_lab.model.routing import Languages, to_ids
+from xmod_lab.model.routing import IGNORE, Languages, Predicted, to_ids
 
 # B batch rows, S sequence, D model, V vocabulary, M labelled positions
-
-IGNORE = -100  # label of a position that is not predicted
 
 
 class XmodLMHead(nn.Module):
@@ -83,19 +81,18 @@ class XmodLanguageModel(XmodPreTrainedModel):
 
         Raises UserError where there is no label at all.
         """
-        tables, labels = self.roberta.embeddings.tables(out.route), out.route.enter(labels)
-        sizes = [size for _, size in tables] if len(tables) > 1 else [len(labels)]
-        total, predicted = out.x.new_zeros((), dtype=torch.float32), int((labels != IGNORE).sum())
-        if predicted == 0:
+        wanted = out.predicted or Predicted.among(labels, out.route)
+        if not wanted.targets.numel():
             raise UserError("labels predict nothing: all are -100; give the true piece at one position or more")
-        for (table, _), part, target in zip(tables, out.x.split(sizes), labels.split(sizes), strict=True):
-            chosen = (target != IGNORE).flatten().nonzero().squeeze(1)  # (M,)
-            states = self.lm_head.transform(part.flatten(0, 1).index_select(0, chosen))  # (M, D)
-            labels_there = target.flatten().index_select(0, chosen)
-            if len(chosen):
-                total = total + chunked_cross_entropy(
-                    states, *self.output_matrix(table), labels_there, divisor=predicted
-                )
+        states = self.lm_head.transform(wanted.take(out.x) if out.predicted is None else out.x)[0]  # (M, D)
+        tables = self.roberta.embeddings.tables(out.route)
+        sizes = [size for _, size in tables] if len(tables) > 1 else [len(labels)]  # in rows
+        counts = [int(part.sum()) for part in torch.tensor(wanted.counts).split(sizes)]
+        total = out.x.new_zeros((), dtype=torch.float32)
+        for (table, _), part, targets in zip(tables, states.split(counts), wanted.targets.split(counts), strict=True):
+            if len(part):
+                matrix, bias = self.output_matrix(table)
+                total = total + chunked_cross_entropy(part, matrix, bias, targets, divisor=len(states))
         return total
 
 
@@ -142,6 +139,7 @@ class XmodForMaskedLM(XmodLanguageModel):
             use_cache=False,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            labels=None if full_logits else labels,
         )
         logits, loss = None, None
         if full_logits or labels is None:

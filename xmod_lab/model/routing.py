@@ -47,6 +47,36 @@ class Route:
         return x.index_select(0, self.inverse.to(x.device))
 
 
+IGNORE = -100  # label of a position that is not predicted
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """The labelled positions of a batch, in the order of its route: places (M,) in (B * S), ``targets`` (M,), and how many
+    of them each row has."""
+
+    places: Tensor
+    targets: Tensor
+    counts: list[int]
+
+    @classmethod
+    def among(cls, labels: Tensor, route: Route) -> "Predicted":
+        """From ``labels`` (B, S), in the caller's order."""
+        labels = route.enter(labels)
+        wanted = labels != IGNORE
+        places = wanted.flatten().nonzero().squeeze(1)
+        return cls(places, labels.flatten().index_select(0, places), wanted.sum(1).tolist())
+
+    def take(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (1, M, D), the labelled positions alone."""
+        return x.flatten(0, 1).index_select(0, self.places)[None]
+
+    def route(self, route: Route) -> Route:
+        """The way of the labelled positions alone through the slots of ``route``, whose rows are of one language each."""
+        rows = torch.tensor(self.counts).split(route.sizes)
+        return Route(route.slots, tuple(int(part.sum()) for part in rows), per_token=True)
+
+
 def to_ids(lang_ids: Tensor | str | Sequence[str], config: XmodConfig, rows: int) -> Tensor:
     """Numbers of slots, from numbers or from codes: one for all rows, or one for each row.
 
