@@ -243,3 +243,27 @@ def language_model_class(config: XmodConfig) -> type[XmodLanguageModel]:
 def language_model(config: XmodConfig) -> XmodLanguageModel:
     """A language model with random weights."""
     return language_model_class(config)(config)
+
+
+def load_language_model(source: str, what: str) -> XmodLanguageModel:
+    """The language model in a folder or on the hub, masked or causal as it was saved, in evaluation mode.
+
+    Args:
+        what: what the caller knows it by, for the message.
+    Raises:
+        UserError: it is of another type, cannot be read, or lacks tensors.
+    """
+    remedy = "give a folder that save_pretrained of an X-MOD language model wrote, or a run that is finished"
+    try:
+        kind = XmodConfig.get_config_dict(source)[0].get("model_type")
+        if kind != "xmod":
+            raise UserError(f"{what} is a model of type '{kind}', not xmod; {remedy}")
+        config = XmodConfig.from_pretrained(source)
+        model, info = language_model_class(config).from_pretrained(source, output_loading_info=True)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises whatever its readers and the network raise
+        raise UserError(f"{what} cannot be loaded ({str(error).splitlines()[0]}); {remedy}") from error
+    if info["missing_keys"]:
+        raise UserError(f"{what} lacks tensors of a language model: {sorted(info['missing_keys'])[:3]}; {remedy}")
+    return model.eval()
