@@ -99,6 +99,8 @@ def _run(path: Path, model: XmodLanguageModel, base: str | None) -> Findings:
     findings = []
     for pack in pack_folders(path):
         manifest, _ = read_pack(pack)
+        if manifests_in(path / "model", [manifest["code"]]).get(manifest["code"]) != manifest:
+            raise ProofError(f"{pack} is not the pack that {path / 'model'} was made with: their manifests differ")
         findings.append((f"pack {manifest['code']}", f"{len(manifest['files'])} files as in its manifest"))
     if base is not None:
         again = snapshot(_open(base), probes)
