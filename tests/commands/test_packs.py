@@ -76,6 +76,24 @@ def test_a_run_whose_model_was_changed_is_found_out_with_status_1(extended, comm
     assert status == 2 and "README.md is missing or altered" in err
 
 
+def test_a_run_whose_base_is_gone_is_verified_by_the_digests_in_its_proof(extended, command, tmp_path):
+    """Logits are rounded otherwise on another machine: where every tensor is the same, that is said and is no fault."""
+    shutil.copytree(extended, tmp_path / "run")
+    config, proof = tmp_path / "run" / "config.yaml", tmp_path / "run" / "proof.json"
+    config.write_text(re.sub(r"(?m)^base: .*$", f"base: {tmp_path / 'gone'}", config.read_text()))
+    status, out, err = command(packs.main, "verify", tmp_path / "run")
+    assert status == 0 and "the digests in proof.json" in out and "2 equal to the last bit" in out, err
+    stored = json.loads(proof.read_text())
+    stored["logits"]["de_DE"]["before"] = "0" * 64
+    proof.write_text(json.dumps(stored))
+    status, out, err = command(packs.main, "verify", tmp_path / "run")
+    assert status == 0 and "of de_DE other than when" in out.replace("\n", " "), err
+    stored["digests"]["lm_head.bias"] = "0" * 64
+    proof.write_text(json.dumps(stored))
+    status, out, err = command(packs.main, "verify", tmp_path / "run")
+    assert status == 1 and "lm_head.bias" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -33,7 +33,7 @@ def verify(path: Path, base: str | None) -> Findings:
     elif base is not None:
         before = _open(base)
         probes = probe_pieces(before)
-        findings += _against(model, snapshot(before, probes), probes)
+        findings += _against(model, snapshot(before, probes), probes, model.config.added or [])
     if not findings:
         raise UserError(f"'{path}' has no added language with a manifest: there is nothing to compare it with; give its base "
                         "with --base")  # fmt: skip
@@ -43,23 +43,19 @@ def verify(path: Path, base: str | None) -> Findings:
 def verify_pack(path: Path, base: str | None) -> Findings:
     """A pack's files against its manifest; with ``base``, that it fits, and that installing it changes nothing else."""
     manifest, tensors = read_pack(path)
+    mark = manifest["base_fingerprint"][:12]
     findings = [
         ("files", f"{len(manifest['files'])} as in the manifest (sha256)"),
         ("tensors", f"{len(tensors)} as in the manifest"),
-        (
-            "base",
-            f"fingerprint {manifest['base_fingerprint'][:12]}"
-            + ("" if base else "; not compared: give it with --base"),
-        ),
     ]
     if base is None:
-        return findings
+        return [*findings, ("base", f"fingerprint {mark}; not compared: give it with --base")]
     model = _open(base)
     probes = probe_pieces(model)
     before = snapshot(model, probes)
     install_pack(model, path)
-    return [*findings[:2], ("base", f"fingerprint {manifest['base_fingerprint'][:12]} is that of {base}"),
-            *_against(model, before, probes)]  # fmt: skip
+    findings.append(("base", f"fingerprint {mark} is that of {base}"))
+    return findings + _against(model, before, probes, [manifest["code"]])
 
 
 def _open(base: str) -> XmodLanguageModel:
@@ -94,6 +90,7 @@ def _run(path: Path, model: XmodLanguageModel, base: str | None) -> Findings:
         stored = json.loads((path / PROOF).read_text())
         before = Snapshot(stored["digests"], {code: entry["before"] for code, entry in stored["logits"].items()})
         probes = {code: torch.tensor(ids) for code, ids in stored["probes"].items()}
+        added = stored["added_languages"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / PROOF} cannot be read ({error!r}); run the extension again, or verify {path / 'model'}") from error  # fmt: skip
     findings = []
@@ -102,20 +99,31 @@ def _run(path: Path, model: XmodLanguageModel, base: str | None) -> Findings:
         if manifests_in(path / "model", [manifest["code"]]).get(manifest["code"]) != manifest:
             raise ProofError(f"{pack} is not the pack that {path / 'model'} was made with: their manifests differ")
         findings.append((f"pack {manifest['code']}", f"{len(manifest['files'])} files as in its manifest"))
-    if base is not None:
-        again = snapshot(_open(base), probes)
-        if again.tensors != before.tensors:
-            raise UserError(f"{base} is not the base of {path}: its tensors have other digests than {path / PROOF} says; give the "
-                            "base that the run was made on")  # fmt: skip
-        before = again
-    return findings + _against(model, before, probes, added=stored["added_languages"])
+    if base is None:
+        findings.append(("compared with", f"the digests in {PROOF}"))
+        return findings + _against(model, before, probes, added, elsewhere=True)
+    again = snapshot(_open(base), probes)
+    if again.tensors != before.tensors:
+        raise UserError(f"{base} is not the base of {path}: its tensors have other digests than {path / PROOF} says; give the "
+                        "base that the run was made on")  # fmt: skip
+    findings.append(("compared with", base))
+    return findings + _against(model, again, probes, added)
 
 
-def _against(model: XmodLanguageModel, before: Snapshot, probes: dict, *, added: list[str] | None = None) -> Findings:
-    proof = compare(before, snapshot(model, probes), model.config.added or [] if added is None else added)
-    require(proof)
+def _against(
+    model: XmodLanguageModel, before: Snapshot, probes: dict, added: list[str], *, elsewhere: bool = False
+) -> Findings:
+    """``elsewhere``: the logits of ``before`` may come from another machine, so that equal tensors are proof enough."""
+    proof = compare(before, snapshot(model, probes), added)
+    moved = [code for code, entry in proof["logits"].items() if not entry["equal"]]
+    others = [name for key in ("changed", "missing", "added_without_language") for name in proof[f"tensors_{key}"]]
+    logits = f"{len(proof['logits'])} equal to the last bit"
+    if elsewhere and moved and not others:
+        logits = f"of {', '.join(moved)} other than when the run was made, as on another machine; --base compares on this one"
+    else:
+        require(proof)
     return [
         ("tensors of the base", f"{proof['tensors_compared']} equal to the last bit"),
-        ("logits of its languages", f"{len(proof['logits'])} equal to the last bit"),
+        ("logits of its languages", logits),
         ("new tensors", f"{len(proof['tensors_added'])}, all of {', '.join(proof['added_languages'])}"),
     ]
