@@ -296,6 +296,7 @@ def test_an_exported_language_is_used_by_transformers_as_it_is(place, tmp_path, 
     assert [entry["token"] for entry in found] == best.indices[0].tolist()
     card = huggingface_hub.ModelCard.load(tmp_path / "one" / "README.md")
     assert card.data.language == [code[:2]] and card.data.pipeline_tag == "fill-mask"
+    assert "The base came without a model card." in card.text and ("## Digests" in card.text) == (code != "de_DE")
 
 
 def test_a_causal_language_is_exported_too(tmp_path, tokenizer_folder):

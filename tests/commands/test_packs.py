@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 
@@ -59,6 +60,23 @@ def test_a_run_a_pack_and_a_model_are_verified_and_shown(workplace, extended, co
     status, out, err = command(packs.main, "diff", extended / "pack" / "el_GR", extended / "pack" / "sw_KE")
     assert status == 0 and "code: el_GR | sw_KE" in out
     assert "no difference" in command(packs.main, "diff", extended, extended / "model")[1]
+
+
+def test_the_cards_of_a_base_and_of_what_it_has_become(workplace, extended):
+    base, grown = (huggingface_hub.ModelCard.load(run / "model" / "README.md") for run in (workplace.base, extended))
+    metrics = workplace.metrics(workplace.base)
+    assert {r.dataset_config: r.metric_value for r in base.data.eval_results} == {
+        c: metrics[f"val/bpb/{c}"] for c in ("en_XX", "de_DE")
+    }
+    manifest = json.loads((extended / "pack" / "el_GR" / "manifest.json").read_text())
+    assert manifest["base_fingerprint"] in base.text and "| recipe.peak_lr | 0.002 |" in base.text
+    assert f"| en_XX.tokens read | {metrics['train/tokens/en_XX']:,} |" in base.text
+    assert (base.data.language, grown.data.language) == (["en", "de"], ["en", "de", "el", "sw"])
+    assert (
+        grown.text.startswith(base.text)
+        and "### el_GR" in grown.text
+        and f"{manifest['scores']['val/bpb/el_GR']:.4f}" in grown.text
+    )
 
 
 def test_a_run_whose_model_was_changed_is_found_out_with_status_1(extended, command, tmp_path):

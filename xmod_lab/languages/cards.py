@@ -42,14 +42,23 @@ Languages: {", ".join(config.known_codes())}. Fingerprint of the base: `{fingerp
     return _card(config.known_codes(), body, record["scores"], task=_task(config))
 
 
-def export_card(code: str, config: XmodConfig, manifest: dict | None) -> str:
-    """The card of one language, exported as a model of its own. ``manifest``: of its pack, if it came as one."""
+def export_card(code: str, config: XmodConfig, manifest: dict | None, whole: str | None) -> str:
+    """The card of one language, exported as a model of its own.
+
+    Args:
+        manifest: of its pack, if it came as one; whole: the card of the model that it comes from.
+    """
     facts = ""
     if manifest is not None:
         facts = f"It came as a pack for the base `{manifest['base_fingerprint']}`.\n\n{language_facts(manifest, level='##')}"
+    if whole is not None:
+        base = whole.partition(_ADDED)[0]
+        facts += (
+            f"\n# The model that it comes from\n\n{ModelCard(base).text.strip() if base.startswith('---') else base}\n"
+        )
     body = f"""# X-MOD for {code}
 
-One language of a modular multilingual model, with its own vocabulary of {config.vocab_size:,} pieces, as an ordinary X-MOD folder:
+One language of a modular multilingual model, with a vocabulary of {config.vocab_size:,} pieces, as an ordinary X-MOD folder:
 `transformers` loads model and tokenizer as they are, and `{code}` is the default language.
 
 {facts}"""
@@ -110,6 +119,7 @@ def _tables(record: dict, *, level: str) -> str:
 
 
 def flat(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """(dotted key, value) of every leaf of ``tree``; an empty dict is a leaf."""
     rows = []
     for key, value in tree.items():
         rows += flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]

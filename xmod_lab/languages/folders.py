@@ -73,7 +73,7 @@ def install(source: str | Path, packs: list[Path], out: Path) -> list[str]:
 def remove(source: str | Path, codes: list[str], out: Path) -> None:
     """Write the model of ``source`` without the languages ``codes`` to ``out``.
 
-    What is left is, to the bit, the model into which they had never been installed. Raises UserError as
+    What is left, when packs are removed, is to the bit the model into which they were never installed. Raises UserError as
     :meth:`XmodPreTrainedModel.remove_language`.
     """
     folder = model_folder(source)
@@ -91,16 +91,20 @@ def save_model(model: XmodLanguageModel, out: Path, *, source: Path | None, pack
         packs: code -> folder, of the languages that were installed since.
     """
     model.save_pretrained(out)
-    added, card = model.config.added or [], None
+    added = model.config.added or []
     if source is not None:
         _copy_files(source, out, but=_WRITTEN_ANEW)
-        card = (source / CARD).read_text(encoding="utf-8") if (source / CARD).is_file() else None
     for code in added:
         if code in packs:
             unpack(packs[code], out / "languages" / code)
         elif source is not None and (source / "languages" / code).is_dir():
             _copy_files(source / "languages" / code, out / "languages" / code)
-    (out / CARD).write_text(with_added(card, model.config, manifests_in(out, added)), encoding="utf-8")
+    card = with_added(None if source is None else _card_of(source), model.config, manifests_in(out, added))
+    (out / CARD).write_text(card, encoding="utf-8")
+
+
+def _card_of(folder: Path) -> str | None:
+    return (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
 
 
 def _copy_files(source: Path, target: Path, *, but: tuple[str, ...] = ()) -> None:
@@ -129,9 +133,8 @@ def export(source: str | Path, code: str, out: Path) -> None:
         settings = {k: v for k, v in json.loads((scratch / "config.json").read_text()).items() if k not in _OURS}
         transformers.XmodConfig.from_dict(settings).save_pretrained(scratch)
         _copy_files(folder / "languages" / code if own else folder, scratch, but=(*_WRITTEN_ANEW, MANIFEST))
-        (scratch / CARD).write_text(
-            export_card(code, single.config, manifests_in(folder, [code]).get(code)), encoding="utf-8"
-        )
+        card = export_card(code, single.config, manifests_in(folder, [code]).get(code), _card_of(folder))
+        (scratch / CARD).write_text(card, encoding="utf-8")
 
     new_folder(out, write)
 
