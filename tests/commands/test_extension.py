@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import sentencepiece
 import torch
 import transformers
 from omegaconf import OmegaConf
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from tests.commands.conftest import EXTENSION
-from xmod_lab.languages.packs import install_pack
+from xmod_lab.languages.packs import install_pack, unpack
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForMaskedLM
 
@@ -85,13 +86,23 @@ def test_run_loads_in_transformers_with_our_logits(extended):
         torch.testing.assert_close(ours(ids, lang_ids=lang_ids).logits, expected, atol=1e-5, rtol=0)
 
 
-def test_tokenizers_lie_beside_the_model_and_in_the_pack(extended):
-    base = AutoTokenizer.from_pretrained(extended / "model")
-    greek = AutoTokenizer.from_pretrained(extended / "model" / "languages" / "el_GR")
-    packed = AutoTokenizer.from_pretrained(extended / "pack" / "el_GR")
+def test_every_language_has_its_tokenizer_in_the_model_and_in_the_pack(extended, tmp_path):
+    """Peers' bug 14: pieces added by ``add_tokens`` have no scores and match literally; here it is a tokenizer of its own."""
+    model = XmodForMaskedLM.from_pretrained(extended / "model")
+    base, greek = model.tokenizer_for("en_XX"), model.tokenizer_for("el_GR")
+    unpack(extended / "pack" / "el_GR", tmp_path)
+    packed = AutoTokenizer.from_pretrained(tmp_path)
     text = "Καλημέρα σας, τι κάνετε;"
     assert greek(text)["input_ids"] == packed(text)["input_ids"] != base(text)["input_ids"]
-    assert greek.unk_token_id not in greek(text)["input_ids"]
+    assert (
+        greek.unk_token_id not in greek(text)["input_ids"]
+        and greek.backend_tokenizer.to_str() == packed.backend_tokenizer.to_str()
+    )
+    pieces = json.loads(greek.backend_tokenizer.to_str())
+    assert pieces["model"]["type"] == "Unigram" and len({score for _, score in pieces["model"]["vocab"]}) > 300
+    assert len(pieces["added_tokens"]) == 5  # the special ones alone
+    reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
+    assert greek(text, add_special_tokens=False)["input_ids"] == reference.encode(text)
 
 
 def test_what_an_experiment_sets_is_asked_for_like_the_command_line(workplace, tmp_path):

@@ -16,6 +16,7 @@ _ARCHITECTURE = (
     "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pre_norm", "adapter_reduction_factor",
     "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter", "pad_token_id", "is_decoder",
 )  # fmt: skip
+_PROBE_PIECES = 64
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,14 @@ def fingerprint(model: XmodLanguageModel) -> str:
 def whole_digest(model: XmodLanguageModel) -> str:
     """Digest of every tensor and its name: what a run that goes on must find its base to be."""
     return hashlib.sha256(json.dumps(tensor_digests(model), sort_keys=True).encode()).hexdigest()
+
+
+def probe_pieces(model: XmodLanguageModel, rows: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """(B, S) piece ids for every language of ``model``: those of ``rows``, else any pieces that its vocabulary has."""
+    pieces = {code: (model.config.vocabularies or {}).get(code, model.config.vocab_size) for code in model.languages}
+    length = min(_PROBE_PIECES, model.config.max_position_embeddings - 2)
+    any_pieces = torch.arange(5, 5 + length)[None]
+    return {code: (rows or {}).get(code, any_pieces % pieces[code])[:, :length] for code in model.languages}
 
 
 def snapshot(model: XmodLanguageModel, probes: dict[str, Tensor]) -> Snapshot:

@@ -16,6 +16,7 @@ from xmod_lab.model.language_models import (
     XmodLanguageModel,
     language_model,
     language_model_class,
+    load_language_model,
 )
 from xmod_lab.model.slots import SLOT_INITS, code_fault, donors_of, seeded_generator
 from xmod_lab.model.task_heads import (
@@ -53,5 +54,6 @@ __all__ = [
     "donors_of",
     "language_model",
     "language_model_class",
+    "load_language_model",
     "seeded_generator",
 ]

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils.hub import cached_file
 
@@ -15,6 +15,7 @@ from xmod_lab.model.embeddings import Vocabulary
 from xmod_lab.model.encoder import XmodLayer
 from xmod_lab.model.slots import allocate_slot, code_fault, random_value
 
+_HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "subfolder")
 VOCABULARY_FILE = "vocabulary.safetensors"  # under languages/<code>/ of a saved model, beside its tokenizer
 
 
@@ -66,7 +67,9 @@ class XmodPreTrainedModel(PreTrainedModel):
     def add_language(self, code: str, init: str = "mean", *, pieces: int | None = None, seed: int = 0) -> int:
         """Allocate a slot for ``code`` in every layer and, with ``pieces``, an embedding table and output bias.
 
-        Nothing that exists is altered. The table starts at random; :mod:`xmod_lab.languages.embeddings` fills it.
+        Nothing that exists is altered. The table starts at random; :mod:`xmod_lab.languages.embeddings` fills it. Added
+        languages stand behind the pre-trained ones by the order of their codes, so that a model is a function of what was
+        added and not of when: the numbers of slots behind the new one go up by one.
 
         Args:
             init: ``random``, ``mean`` (of all pre-trained slots), ``mean:<codes>`` or ``copy:<code>``.
@@ -83,8 +86,11 @@ class XmodPreTrainedModel(PreTrainedModel):
             raise UserError(f"language '{code}' exists in this model already ({', '.join(self.languages)}); "
                             "choose another code, or a base without it")  # fmt: skip
         allocate_slot(self.base_model.encoder.layer, code, init, self.config, seed)
-        self.config.languages = [*self.config.languages, code]
-        self.config.added = [*(self.config.added or []), code]
+        self.config.added = sorted([*(self.config.added or []), code])
+        pretrained = [known for known in self.config.languages if known not in self.config.added]
+        self.config.languages = [*pretrained, *self.config.added]
+        for layer in self.base_model.encoder.layer:
+            sort_modules(layer.output.adapter_modules, self.config.languages)
         if pieces is not None:
             table = Vocabulary(pieces, self.config)
             with torch.no_grad():
@@ -92,8 +98,11 @@ class XmodPreTrainedModel(PreTrainedModel):
                 weight.copy_(random_value(weight, self.config, seed, code, "embeddings"))
                 weight[self.config.pad_token_id] = 0
             reference = self.get_input_embeddings().weight
-            self.base_model.embeddings.vocabularies[code] = table.to(device=reference.device, dtype=reference.dtype)
-            self.config.vocabularies = {**(self.config.vocabularies or {}), code: pieces}
+            tables = self.base_model.embeddings.vocabularies
+            tables[code] = table.to(device=reference.device, dtype=reference.dtype)
+            sizes = {**(self.config.vocabularies or {}), code: pieces}
+            self.config.vocabularies = {known: sizes[known] for known in self.config.languages if known in sizes}
+            sort_modules(tables, list(self.config.vocabularies))
         return self.config.slot(code)
 
     def remove_language(self, code: str) -> None:
@@ -103,6 +112,8 @@ class XmodPreTrainedModel(PreTrainedModel):
             raise UserError(
                 f"'{code}' shares the slot '{self.config.aliases[code]}', which cannot be removed for it alone"
             )
+        if len(self.config.languages) == 1:
+            raise UserError(f"'{code}' is the only language of this model, which cannot be without one")
         if self.config.default_language == code:
             raise UserError(f"'{code}' is the default language; call set_default_language() with another one first")
         for layer in self.base_model.encoder.layer:
@@ -118,6 +129,31 @@ class XmodPreTrainedModel(PreTrainedModel):
         self.config.slot(code)
         marks = (f".adapter_modules.{code}.", f".vocabularies.{code}.")
         return {name: p for name, p in self.named_parameters() if any(mark in f".{name}" for mark in marks)}
+
+    def tokenizer_for(self, code: str) -> PreTrainedTokenizerBase:
+        """The tokenizer that ``code`` reads with, from the folder or hub id that this model was loaded from: its own, of
+        ``languages/<code>/``, else the base's.
+
+        Raises:
+            UnknownLanguageError. UserError: the model was not loaded from anywhere, or there is no such tokenizer.
+        """
+        self.config.slot(code)
+        pieces = (self.config.vocabularies or {}).get(code)
+        source = self.name_or_path
+        if not source:
+            raise UserError("this model was not loaded from a folder, so its tokenizers are not known; save it, with its "
+                            "tokenizers beside it, and load it with from_pretrained()")  # fmt: skip
+        part = "" if pieces is None else f"languages/{code}"
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=part)
+        except Exception as error:  # transformers raises whatever its readers and the network raise
+            raise UserError(f"no tokenizer of '{code}' can be loaded from {source}/{part} ({str(error).splitlines()[0]}); "
+                            "copy its files there from the model or pack that the language came with") from error  # fmt: skip
+        known, limit = len(tokenizer), self.config.vocab_size if pieces is None else pieces
+        if known > limit or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+            raise UserError(f"the tokenizer of '{code}' in {source}/{part} has {known} pieces, the model {limit} embeddings; "
+                            "copy the right one there, from the model or pack that the language came with")  # fmt: skip
+        return tokenizer
 
     def save_pretrained(
         self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs
@@ -140,17 +176,25 @@ class XmodPreTrainedModel(PreTrainedModel):
         loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for code, table in model.base_model.embeddings.vocabularies.items():
-            path = _vocabulary_file(str(pretrained_model_name_or_path), code)
+            path = _vocabulary_file(str(pretrained_model_name_or_path), code, kwargs)
             reference = model.get_input_embeddings().weight
             table.load_state_dict(load_file(path))
             table.to(device=reference.device, dtype=reference.dtype)
         return loaded
 
 
-def _vocabulary_file(source: str, code: str) -> str:
-    """Local path of an added vocabulary of a saved model."""
+def sort_modules(modules: nn.ModuleDict, names: list[str]) -> None:
+    """Bring ``modules`` into the order of ``names``, which are all of theirs."""
+    found = dict(modules.items())
+    modules.clear()
+    modules.update((name, found[name]) for name in names)
+
+
+def _vocabulary_file(source: str, code: str, options: dict) -> str:
+    """Local path of an added vocabulary of a saved model; of ``options``, those that say where on the hub it lies."""
+    where = {name: options[name] for name in _HUB_OPTIONS if name in options}
     try:
-        return cached_file(source, f"languages/{code}/{VOCABULARY_FILE}")
+        return cached_file(source, f"languages/{code}/{VOCABULARY_FILE}", **where)
     except OSError as error:
         raise UserError(
             f"{source}: config.json names a vocabulary of '{code}', but languages/{code}/{VOCABULARY_FILE} is missing "

@@ -17,8 +17,8 @@ class XmodConfig(ReferenceConfig):
         vocabularies: language code -> number of pieces, for each language that brought its own vocabulary.
         aliases: language code -> slot, for languages that route through a slot of another name; the SHARED baseline
             (X-MOD section 4) sends all its languages through one slot this way.
-        added: languages that were added after pre-training: the mean of all slots leaves them out, so that the order of
-            adding is of no consequence.
+        added: languages that were added after pre-training. They stand behind the others in the order of their codes, and
+            the mean of all slots leaves them out, so that the order of adding is of no consequence.
     """
 
     vocabularies: dict[str, int] | None = None

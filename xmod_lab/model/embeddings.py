@@ -63,27 +63,39 @@ class XmodEmbeddings(nn.Module):
     def look_up(self, input_ids: Tensor, route: Route) -> Tensor:
         """Piece vectors (B, S, D), each run of rows from the table of its language."""
         runs = self.tables(route)
-        if len(runs) == 1:
-            return runs[0][0](input_ids)
-        parts = input_ids.split([size for _, size in runs])
-        return torch.cat([table(part) for (table, _), part in zip(runs, parts, strict=True)])
+        parts = input_ids.split([size for _, size in runs]) if len(runs) > 1 else [input_ids]
+        found = [self._rows(table, part) for (table, _), part in zip(runs, parts, strict=True)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _rows(self, table: nn.Embedding, ids: Tensor) -> Tensor:
+        try:
+            return table(ids)
+        except IndexError as error:  # a GPU stops with an assertion of its own instead
+            owner = next((code for code, v in self.vocabularies.items() if v.word_embeddings is table), None)
+            whose = "the base vocabulary" if owner is None else f"the vocabulary of '{owner}'"
+            raise UserError(f"input_ids go from {int(ids.min())} to {int(ids.max())}, but {whose} has "
+                            f"{table.num_embeddings} pieces; each row is read by the tokenizer of its own language, "
+                            "see tokenizer_for()") from error  # fmt: skip
 
     def tables(self, route: Route) -> list[tuple[nn.Embedding, int]]:
         """(table, rows) for the runs of ``route``, neighbours of one table merged."""
         if not self.vocabularies or route.exported is not None:  # an exported model has the base vocabulary alone
             return [(self.word_embeddings, sum(route.sizes))]
+        runs = [(slots, 1) for slots in route.row_slots]
+        if not route.per_token:
+            runs = [((slot,), size) for slot, size in zip(route.slots, route.sizes, strict=True)]
         merged: list[tuple[nn.Embedding, int]] = []
-        for slot, size in zip(route.slots, route.sizes, strict=True):
-            table = self.table(self.config.languages[slot])
-            if merged and merged[-1][0] is table:
-                merged[-1] = (table, merged[-1][1] + size)
+        for slots, size in runs:
+            first, *others = (self.table(self.config.languages[slot]) for slot in slots)
+            if any(other is not first for other in others):
+                raise UserError(
+                    "lang_ids per token mixes languages of different vocabularies in one sequence; allowed are languages "
+                    "of one vocabulary. Give these sequences one language each: lang_ids of shape (batch,)"
+                )
+            if merged and merged[-1][0] is first:
+                merged[-1] = (first, merged[-1][1] + size)
             else:
-                merged.append((table, size))
-        if route.per_token and len(merged) > 1:
-            raise UserError(
-                "lang_ids per token mixes languages of different vocabularies in one sequence; allowed are languages "
-                "of one vocabulary. Give these sequences one language each: lang_ids of shape (batch,)"
-            )
+                merged.append((first, size))
         return merged
 
     def table(self, language: str) -> nn.Embedding:

@@ -47,7 +47,7 @@ def export_onnx(model: XmodPreTrainedModel, path: Path) -> None:
     if model.config.vocabularies:
         own = ", ".join(model.config.vocabularies)
         raise UserError(f"{own} have vocabularies of their own, and an ONNX file has the base's alone; remove these "
-                        "languages with remove_language(), and export them apart")  # fmt: skip
+                        "languages with remove_language(), and make each a model of its own: python -m xmod_lab.packs export")  # fmt: skip
     choices = type(model).__name__ == "XmodForMultipleChoice"
     shape = (3, 2, 7) if choices else (3, 7)
     ids = torch.full(shape, model.config.pad_token_id + 4)

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, gelu, linear
+from torch.nn.functional import cross_entropy, gelu, linear, pad
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
@@ -67,14 +67,16 @@ class XmodLanguageModel(XmodPreTrainedModel):
         return self.lm_head.decoder.weight, self.lm_head.decoder.bias
 
     def logits(self, out: Encoded, positions: slice | Tensor = slice(None)) -> Tensor:
-        """(B, S, V) in the caller's order, at ``positions``. Raises UserError where the batch mixes vocabularies."""
+        """(B, S, V) in the caller's order, at ``positions``. V is the size of the largest vocabulary of the batch; a row
+        whose vocabulary is smaller has -inf where it has no piece: probability zero."""
         tables = self.roberta.embeddings.tables(out.route)
-        if len({id(table) for table, _ in tables}) > 1:
-            raise UserError(
-                "this batch mixes vocabularies of different size, so it has no (B, S, V) logits; give one batch per "
-                "vocabulary, or labels for the loss alone"
-            )
-        return linear(self.lm_head.transform(out.states[:, positions]), *self.output_matrix(tables[0][0]))
+        if len(tables) == 1:
+            return linear(self.lm_head.transform(out.states[:, positions]), *self.output_matrix(tables[0][0]))
+        states = self.lm_head.transform(out.x[:, positions]).split([size for _, size in tables])
+        parts = [linear(x, *self.output_matrix(table)) for x, (table, _) in zip(states, tables, strict=True)]
+        pieces = max(part.shape[-1] for part in parts)
+        parts = [pad(part, (0, pieces - part.shape[-1]), value=-torch.inf) for part in parts]
+        return out.route.leave(torch.cat(parts))
 
     def labelled_loss(self, out: Encoded, labels: Tensor) -> Tensor:
         """Mean cross-entropy at the labelled positions, nats, float32; ``labels`` (B, S) in the caller's order.
@@ -119,13 +121,14 @@ class XmodForMaskedLM(XmodLanguageModel):
 
         Args:
             labels: (B, S) int64, the true piece where it is to be predicted, -100 elsewhere.
-            full_logits: logits at every position (B, S, V). Default: only when there are no labels; with labels the
-                loss is computed at the labelled positions alone, a chunk at a time, and ``logits`` are ``None``. A
-                250k vocabulary makes this the largest saving of the training step.
+            full_logits: logits at every position (B, S, V), see :meth:`logits` for a batch of several vocabularies.
+                Default: only when there are no labels; with labels the loss is computed at the labelled positions alone,
+                a chunk at a time, and ``logits`` are ``None``. A 250k vocabulary makes this the largest saving of the
+                training step.
         Returns:
             ``loss``: mean negative log-likelihood over the labelled positions, nats, in float32.
         Raises:
-            UserError: full logits of a batch that mixes vocabularies; and as :meth:`XmodModel.forward`.
+            UserError: labels without any piece to predict; and as :meth:`XmodModel.forward`.
         """
         out = self.roberta.encode(
             input_ids,
@@ -238,3 +241,27 @@ def language_model_class(config: XmodConfig) -> type[XmodLanguageModel]:
 def language_model(config: XmodConfig) -> XmodLanguageModel:
     """A language model with random weights."""
     return language_model_class(config)(config)
+
+
+def load_language_model(source: str, what: str) -> XmodLanguageModel:
+    """The language model in a folder or on the hub, masked or causal as it was saved, in evaluation mode.
+
+    Args:
+        what: what the caller knows it by, for the message.
+    Raises:
+        UserError: it is of another type, cannot be read, or lacks tensors.
+    """
+    remedy = "give a folder that save_pretrained of an X-MOD language model wrote, or a run that is finished"
+    try:
+        kind = XmodConfig.get_config_dict(source)[0].get("model_type")
+        if kind != "xmod":
+            raise UserError(f"{what} is a model of type '{kind}', not xmod; {remedy}")
+        config = XmodConfig.from_pretrained(source)
+        model, info = language_model_class(config).from_pretrained(source, output_loading_info=True)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises whatever its readers and the network raise
+        raise UserError(f"{what} cannot be loaded ({str(error).splitlines()[0]}); {remedy}") from error
+    if info["missing_keys"]:
+        raise UserError(f"{what} lacks tensors of a language model: {sorted(info['missing_keys'])[:3]}; {remedy}")
+    return model.eval()

@@ -24,6 +24,7 @@ class Route:
 
     ``slots`` and ``sizes`` give the runs, in order: slot number and its rows (or tokens, when ``per_token``).
     ``order`` maps new position -> old, ``inverse`` old -> new; both are ``None`` when the batch already lies in runs.
+    ``row_slots``: of each row the slots of its tokens, when ``per_token``.
     ``exported`` (B,) holds the language ids of a model that is being exported: its graph must not fix them.
     """
 
@@ -32,6 +33,7 @@ class Route:
     order: Tensor | None = None
     inverse: Tensor | None = None
     per_token: bool = False
+    row_slots: tuple[tuple[int, ...], ...] = ()
     exported: Tensor | None = None
 
     def enter(self, x: Tensor | None) -> Tensor | None:
@@ -119,13 +121,14 @@ def plan_route(lang_ids: Tensor, *, rows: int, length: int, languages: list[str]
     if lang_ids.dim() == 2 and not per_token:
         ids = ids[::length]
     slots, sizes, contiguous = _runs(ids)
-    if contiguous:
-        return Route(slots, sizes, per_token=per_token)
-    if keep_order and not per_token:
+    if keep_order and not per_token and not contiguous:
         ids, per_token = [i for i in ids for _ in range(length)], True
+    row_slots = tuple(tuple(sorted(set(ids[i : i + length]))) for i in range(0, len(ids), length)) if per_token else ()
+    if contiguous:
+        return Route(slots, sizes, per_token=per_token, row_slots=row_slots)
     order = torch.tensor(ids).argsort(stable=True)
     slots, sizes, _ = _runs([ids[i] for i in order.tolist()])
-    return Route(slots, sizes, order, order.argsort(), per_token)
+    return Route(slots, sizes, order, order.argsort(), per_token, row_slots)
 
 
 def _runs(ids: list[int]) -> tuple[tuple[int, ...], tuple[int, ...], bool]:

@@ -114,8 +114,8 @@ def build_folder(target: Path, write: Callable[[Path], None], *, rebuild: bool =
     try:
         scratch.mkdir(parents=True)
     except OSError as error:
-        raise UserError(f"cannot write prepared data to {target.parent} ({error.strerror}); set data.folder to a "
-                        "folder that you can write to") from error  # fmt: skip
+        raise UserError(f"cannot write {target.name} to {target.parent} ({error.strerror}); choose a folder that you can "
+                        "write to (prepared data: data.folder)") from error  # fmt: skip
     try:
         write(scratch)
         os.replace(scratch, target)

@@ -12,7 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodConfig, XmodLanguageModel, donors_of, language_model, language_model_class
+from xmod_lab.model import XmodLanguageModel, donors_of, language_model, load_language_model
 from xmod_lab.training.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -38,22 +38,7 @@ class Base:
         """The model, in evaluation mode. ``pieces``: size of the vocabulary, for random weights."""
         if self.model is None:
             return new_model(self.cfg, pieces).eval()
-        remedy = "give a folder that save_pretrained of an X-MOD language model wrote, or a run that is finished"
-        try:
-            kind = XmodConfig.get_config_dict(self.model)[0].get("model_type")
-            if kind != "xmod":
-                raise UserError(f"base '{self.name}' is a model of type '{kind}', not xmod; {remedy}")
-            config = XmodConfig.from_pretrained(self.model)
-            model, info = language_model_class(config).from_pretrained(self.model, output_loading_info=True)
-        except UserError:
-            raise
-        except Exception as error:  # transformers raises whatever its readers and the network raise
-            raise UserError(f"base '{self.name}' cannot be loaded ({str(error).splitlines()[0]}); {remedy}") from error
-        if info["missing_keys"]:
-            raise UserError(
-                f"base '{self.name}' lacks tensors of a language model: {sorted(info['missing_keys'])[:3]}; {remedy}"
-            )
-        return model.eval()
+        return load_language_model(self.model, f"base '{self.name}'")
 
 
 def new_model(cfg: PretrainConfig, pieces: int) -> XmodLanguageModel:

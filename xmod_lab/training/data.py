@@ -2,7 +2,7 @@
 
 import hashlib
 import logging
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -188,3 +188,18 @@ def consumption(mixture: Mixture, prepared: Prepared, steps: int) -> dict[str, f
         figures[f"train/passes/{code}"] = rows / len(corpus.train)
         figures[f"train/bytes/{code}"] = int(passes * sizes.sum() + sizes[rest].sum())
     return figures
+
+
+def training_settings(cfg: PretrainConfig) -> dict:
+    """How a run trains, for manifests and cards: nothing that differs between two runs of the same."""
+    return {
+        "task": cfg.task.name,
+        "mask_rate": cfg.task.mask_rate,
+        "mask_policy": cfg.task.mask_policy,
+        "recipe": {key: value for key, value in asdict(cfg.recipe).items() if key != "steps"},
+        "steps": cfg.steps,  # those of the recipe, or what replaced them
+        "rows_per_step": cfg.trainer.rows_per_step,
+        "row_length": cfg.data.row_length,
+        "precision": cfg.trainer.precision,
+        "seed": cfg.seed,
+    }

@@ -6,7 +6,6 @@ is the same to the bit, and the order of adding is of no consequence.
 
 import hashlib
 import logging
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 
@@ -15,12 +14,13 @@ import torch
 from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.languages.embeddings import initialise_vocabulary
+from xmod_lab.languages.folders import model_folder, save_model
 from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack, write_pack
-from xmod_lab.languages.proof import Snapshot, compare, require, snapshot, whole_digest
+from xmod_lab.languages.proof import Snapshot, compare, probe_pieces, require, snapshot, whole_digest
 from xmod_lab.model import XmodLanguageModel, donors_of
 from xmod_lab.text.rows import build_folder
 from xmod_lab.training.bases import Base, added_before, agree
-from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_language
+from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_language, training_settings
 from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
 from xmod_lab.training.pretraining import TRAINING_FIGURES
@@ -30,7 +30,7 @@ from xmod_lab.training.tables import corpus_table, score_table, scored_text, tra
 from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
-_PROBE_ROWS, _PROBE_PIECES = 4, 64
+_PROBE_ROWS = 4
 
 
 def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str], *, group: str | None = None) -> None:
@@ -106,9 +106,7 @@ def _probes(model: XmodLanguageModel, texts: list[Prepared]) -> dict[str, torch.
         for text in texts
         for code, corpus in text.corpora.items()
     }
-    pieces = {code: (model.config.vocabularies or {}).get(code, model.config.vocab_size) for code in model.languages}
-    any_pieces = torch.arange(5, 5 + _PROBE_PIECES)[None]
-    return {code: rows.get(code, any_pieces % pieces[code])[:, :_PROBE_PIECES] for code in model.languages}
+    return probe_pieces(model, rows)
 
 
 def _add_one(
@@ -184,18 +182,7 @@ def _record(cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, 
     """Settings, data and proof, for the pack's manifest: nothing that differs between two runs of the same."""
     corpus = prepared.corpora[lang.code]
     return {
-        "training": {
-            "task": cfg.task.name,
-            "mask_rate": cfg.task.mask_rate,
-            "mask_policy": cfg.task.mask_policy,
-            "recipe": asdict(cfg.recipe),
-            "steps": cfg.steps,
-            "rows_per_step": cfg.trainer.rows_per_step,
-            "row_length": cfg.data.row_length,
-            "precision": cfg.trainer.precision,
-            "seed": cfg.seed,
-            "train_slot": lang.train_slot,
-        },
+        "training": {**training_settings(cfg), "train_slot": lang.train_slot},
         "data": {
             "digest": corpus.digest,
             "statistics": corpus.manifest["statistics"],
@@ -210,18 +197,18 @@ def _assemble(
 ) -> tuple[dict, XmodLanguageModel]:
     """Install the packs in the base, save it as model/, and prove what was saved, read back from the disk."""
     model = base.load(len(old.tokenizer))
-    codes = [install_pack(model, pack) for pack in packs]
-    shutil.rmtree(run / "model", ignore_errors=True)
-    model.save_pretrained(run / "model")
-    old.tokenizer.save_pretrained(run / "model")
-    tokenizers = {code: pack for code, pack in zip(codes, packs, strict=True)}
-    for code in model.config.vocabularies or {}:
-        source = tokenizers.get(code, Path(base.model or "") / "languages" / code)
-        for file in source.glob("*"):
-            if file.name != MANIFEST and file.suffix != ".safetensors":
-                shutil.copyfile(file, run.path / "model" / "languages" / code / file.name)
+    installed = {install_pack(model, pack): pack for pack in packs}
+    source = None if base.model is None else model_folder(base.model)
+
+    def write(scratch: Path) -> None:
+        save_model(model, scratch, source=source, packs=installed)
+        if base.tokenizer is None or base.tokenizer != base.model:
+            old.tokenizer.save_pretrained(scratch)
+
+    build_folder(run / "model", write, rebuild=True)
     saved = type(model).from_pretrained(run / "model").eval()
-    return compare(before, snapshot(saved, probes), codes), saved
+    proof = compare(before, snapshot(saved, probes), list(installed))
+    return {**proof, "probes": {code: ids.tolist() for code, ids in probes.items()}}, saved
 
 
 def _show(cfg: PretrainConfig, proof: dict, metrics: dict[str, float], added: list[str], others: list[str]) -> None:

@@ -5,12 +5,21 @@ import logging
 import torch
 
 from xmod_lab.config import PretrainConfig
+from xmod_lab.languages.cards import CARD, base_card
 from xmod_lab.languages.embeddings import log_frequency
+from xmod_lab.languages.proof import fingerprint
 from xmod_lab.training.bases import new_model
-from xmod_lab.training.data import consumption, mixed_target_counts, mixture_of, prepare_base
+from xmod_lab.training.data import (
+    Prepared,
+    consumption,
+    mixed_target_counts,
+    mixture_of,
+    prepare_base,
+    training_settings,
+)
 from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
-from xmod_lab.training.rundir import RunDir
+from xmod_lab.training.rundir import RunDir, write_whole
 from xmod_lab.training.scoring import unigram_all
 from xmod_lab.training.tables import corpus_table, match_table, score_table, scored_text, training_table
 from xmod_lab.training.tracking import Tracking
@@ -56,6 +65,8 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
         if rank() == 0:
             model.save_pretrained(run / "model")
             prepared.tokenizer.save_pretrained(run / "model")
+            record = _record(cfg, prepared, metrics)
+            write_whole(run / "model" / CARD, base_card(model.config, record, fingerprint(model)).encode())
             run.write_json("metrics.json", metrics)
         tracking.summarise(metrics, [])
     barrier()
@@ -63,3 +74,14 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
     if fitted.tokens_per_second is not None:
         log.info("trained at %s tokens/s", f"{fitted.tokens_per_second:,.0f}")
     log.info("model in %s", run / "model")
+
+
+def _record(cfg: PretrainConfig, prepared: Prepared, metrics: dict[str, float]) -> dict:
+    """Data, settings and scores, for the model card."""
+    statistics = {code: corpus.manifest["statistics"]["train"] for code, corpus in prepared.corpora.items()}
+    data = {
+        code: {f"{name} of text": counts[name] for name in ("passages", "bytes", "tokens")}
+        | {f"{name} read": metrics[f"train/{name}/{code}"] for name in ("tokens", "passes")}
+        for code, counts in statistics.items()
+    }
+    return {"data": data, "training": {**training_settings(cfg), "alpha": cfg.data.alpha}, "scores": metrics}

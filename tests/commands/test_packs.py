@@ -1,0 +1,191 @@
+"""The packs command on packs and bases of real runs, and growth by several languages in every order."""
+
+import itertools
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+
+from tests.commands.conftest import EXTENSION, Workplace, lines
+from xmod_lab import packs, pretrain
+from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.training.bases import load_config
+from xmod_lab.training.data import prepare_language
+from xmod_lab.training.rundir import RunDir
+from xmod_lab.training.scoring import score_all
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """``command(main, *arguments)`` -> exit status, stdout and stderr, in this process: starting one takes seconds."""
+
+    def call(main, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_packs_installed_by_the_command_are_the_model_of_the_run_file_by_file(workplace, extended, command, tmp_path):
+    base, made = workplace.base, [extended / "pack" / code for code in ("sw_KE", "el_GR")]
+    status, out, err = command(packs.main, "install", base, *made, "--out", tmp_path / "all")
+    assert status == 0 and "sw_KE, el_GR" in out, err
+    assert files(tmp_path / "all") == files(extended / "model")
+    assert command(packs.main, "install", base, extended, "--out", tmp_path / "same")[0] == 0  # all packs of a run
+    assert files(tmp_path / "same") == files(extended / "model")
+    status, out, err = command(packs.main, "remove", tmp_path / "all", "el_GR", "sw_KE", "--out", tmp_path / "back")
+    assert status == 0 and files(tmp_path / "back") == files(base / "model"), err
+
+
+def test_a_run_a_pack_and_a_model_are_verified_and_shown(workplace, extended, command, tmp_path):
+    status, out, err = command(packs.main, "verify", extended)
+    assert status == 0 and "logits of its languages" in out and "pack el_GR" in out and "verified" in out, err
+    status, out, err = command(packs.main, "verify", extended / "pack" / "el_GR", "--base", workplace.base)
+    assert status == 0 and "equal to the last bit" in out, err
+    metrics = workplace.metrics(extended)
+    status, out, err = command(packs.main, "list", extended, extended / "pack" / "el_GR")
+    assert status == 0 and out.count(f"{metrics['val/bpb/el_GR']:.4f}") == 2, err
+    assert f"{metrics['val/bpb/de_DE']:.4f}" in out
+    status, out, err = command(packs.main, "diff", extended / "pack" / "el_GR", extended / "pack" / "sw_KE")
+    assert status == 0 and "code: el_GR | sw_KE" in out
+    assert "no difference" in command(packs.main, "diff", extended, extended / "model")[1]
+
+
+def test_the_cards_of_a_base_and_of_what_it_has_become(workplace, extended):
+    base, grown = (huggingface_hub.ModelCard.load(run / "model" / "README.md") for run in (workplace.base, extended))
+    metrics = workplace.metrics(workplace.base)
+    assert {r.dataset_config: r.metric_value for r in base.data.eval_results} == {
+        c: metrics[f"val/bpb/{c}"] for c in ("en_XX", "de_DE")
+    }
+    manifest = json.loads((extended / "pack" / "el_GR" / "manifest.json").read_text())
+    assert manifest["base_fingerprint"] in base.text and "| recipe.peak_lr | 0.002 |" in base.text
+    assert f"| en_XX.tokens read | {metrics['train/tokens/en_XX']:,} |" in base.text
+    assert (base.data.language, grown.data.language) == (["en", "de"], ["en", "de", "el", "sw"])
+    assert (
+        grown.text.startswith(base.text)
+        and "### el_GR" in grown.text
+        and f"{manifest['scores']['val/bpb/el_GR']:.4f}" in grown.text
+    )
+
+
+def test_a_run_whose_model_was_changed_is_found_out_with_status_1(extended, command, tmp_path):
+    shutil.copytree(extended, tmp_path / "run")
+    model = XmodForMaskedLM.from_pretrained(extended / "model")
+    model.roberta.encoder.layer[1].output.adapter_modules["de_DE"].dense2.bias.data[0] += 1e-6
+    model.save_pretrained(tmp_path / "run" / "model")
+    status, _, err = command(packs.main, "verify", tmp_path / "run")
+    assert status == 1 and "de_DE" in err and "does not hold" in err
+    shutil.rmtree(tmp_path / "run" / "model")
+    shutil.copytree(extended / "model", tmp_path / "run" / "model")
+    assert command(packs.main, "verify", tmp_path / "run")[0] == 0
+    (tmp_path / "run" / "pack" / "el_GR" / "README.md").write_text("other")
+    status, _, err = command(packs.main, "verify", tmp_path / "run")
+    assert status == 2 and "README.md is missing or altered" in err
+
+
+def test_a_run_whose_base_is_gone_is_verified_by_the_digests_in_its_proof(extended, command, tmp_path):
+    """Logits are rounded otherwise on another machine: where every tensor is the same, that is said and is no fault."""
+    shutil.copytree(extended, tmp_path / "run")
+    config, proof = tmp_path / "run" / "config.yaml", tmp_path / "run" / "proof.json"
+    config.write_text(re.sub(r"(?m)^base: .*$", f"base: {tmp_path / 'gone'}", config.read_text()))
+    status, out, err = command(packs.main, "verify", tmp_path / "run")
+    assert status == 0 and "the digests in proof.json" in out and "2 equal to the last bit" in out, err
+    stored = json.loads(proof.read_text())
+    stored["logits"]["de_DE"]["before"] = "0" * 64
+    proof.write_text(json.dumps(stored))
+    status, out, err = command(packs.main, "verify", tmp_path / "run")
+    assert status == 0 and "of de_DE other than when" in out.replace("\n", " "), err
+    stored["digests"]["lm_head.bias"] = "0" * 64
+    proof.write_text(json.dumps(stored))
+    status, out, err = command(packs.main, "verify", tmp_path / "run")
+    assert status == 1 and "lm_head.bias" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("install", "BASE", "EXTENDED", "--out", "BASE"), "exists already; choose a new folder"),
+        (("install", "EXTENDED", "EXTENDED", "--out", "OUT"), "exists in this model already; remove it first"),
+        (("install", "BASE", "BASE", "--out", "OUT"), "neither a pack nor a run dir with packs"),
+        (("install", "nowhere", "EXTENDED", "--out", "OUT"), "'nowhere' is neither a run dir"),
+        (("remove", "EXTENDED", "el_GX", "--out", "OUT"), "unknown language 'el_GX'.*Did you mean 'el_GR'"),
+        (("export", "EXTENDED", "el_GX", "--out", "OUT"), "unknown language 'el_GX'.*Did you mean 'el_GR'"),
+        (("verify", "EXTENDED", "--base", "EXTENDED"), "is not the base of"),
+        (("list", "nowhere"), "neither a pack nor"),
+        (("diff", "EXTENDED", "nowhere"), "'nowhere' is neither a run dir"),
+        (("instal", "BASE"), "invalid choice: 'instal'"),
+    ],
+)
+def test_bad_input_is_named_with_status_2_and_nothing_is_written(
+    workplace, extended, command, tmp_path, arguments, message
+):
+    places = {"BASE": workplace.base, "EXTENDED": extended, "OUT": tmp_path / "out"}
+    status, out, err = command(packs.main, *(places.get(a, a) for a in arguments))
+    assert status == 2 and list(tmp_path.iterdir()) == []
+    assert re.search(message, err.replace("\n", " ")), err
+
+
+def test_a_text_of_ones_own_ends_in_a_verified_pack_whose_figures_a_fresh_base_reproduces(workplace, command, tmp_path):
+    """A language that the project does not know, from a file; the figures are equal to the last bit."""
+    text, run = tmp_path / "mine.txt", tmp_path / "run"
+    text.write_text(lines("sw", 1500).replace("a", "ä").replace("k", "q"), encoding="utf-8")
+    status, out, err = workplace.call("+lang=new_lang", "lang.new_lang.code=xx", f"lang.new_lang.text={text}",
+                                      "lang.new_lang.vocabulary_size=500", f"base={workplace.base}", *EXTENSION, run=run)  # fmt: skip
+    assert status == 0, err
+    shutil.copytree(workplace.base / "model", tmp_path / "fresh")
+    pack = run / "pack" / "xx"
+    assert command(packs.main, "verify", run)[0] == 0
+    assert command(packs.main, "verify", pack, "--base", tmp_path / "fresh")[0] == 0
+    assert command(packs.main, "install", tmp_path / "fresh", pack, "--out", tmp_path / "installed")[0] == 0
+    model = XmodForMaskedLM.from_pretrained(tmp_path / "installed")
+    cfg = load_config(RunDir(run))
+    prepared = prepare_language(cfg, cfg.lang["new_lang"], f"{tmp_path / 'installed'}/languages/xx")
+    metrics = workplace.metrics(run)
+    assert score_all(model, prepared.scorers(cfg.objective)) == {k: metrics[k] for k in ("val/loss/xx", "val/bpb/xx")}
+
+
+def test_three_languages_are_the_same_packs_and_the_same_model_in_all_six_orders(
+    workplace: Workplace, command, tmp_path
+):
+    """Singly, each on what came before, and together; the second and third meet a base that has others already."""
+    names = {"greek": "el_GR", "swahili": "sw_KE", "new_lang": "xx"}
+    (tmp_path / "xx.txt").write_text(lines("tr", 1500), encoding="utf-8")
+    mine = ["lang.new_lang.code=xx", f"lang.new_lang.text={tmp_path / 'xx.txt'}", "lang.new_lang.vocabulary_size=400"]
+
+    def grow(base: Path, *added: str) -> Path:
+        run = tmp_path / f"{base.name}-{'+'.join(added)}"
+        own = mine if "new_lang" in added else []
+        arguments = workplace.arguments(
+            f"+lang=[{','.join(added)}]", *own, f"base={base}", "trainer.max_steps=2", "trainer.validate_every=2",
+            "logger.wandb=disabled", run=run,
+        )  # fmt: skip
+        status, _, err = command(pretrain.main, *arguments)
+        assert status == 0, err
+        return run
+
+    together = grow(workplace.base, *names)
+    model = files(together / "model")
+    wanted = {code: files(together / "pack" / code) for code in names.values()}
+    runs: dict[tuple[str, ...], Path] = {(): workplace.base}
+    for order in itertools.permutations(names):
+        for n, name in enumerate(order):
+            if order[: n + 1] not in runs:
+                runs[order[: n + 1]] = grow(runs[order[:n]], name)
+            assert files(runs[order[: n + 1]] / "pack" / names[name]) == wanted[names[name]]
+        assert files(runs[order] / "model") == model
+    assert len(runs) == 1 + 3 + 6 + 6
+    assert json.loads(model["config.json"])["languages"] == ["en_XX", "de_DE", "el_GR", "sw_KE", "xx"]
+    loaded = XmodForMaskedLM.from_pretrained(together / "model")
+    mixed = torch.arange(5, 5 + 5 * 7).view(5, 7)
+    assert torch.isfinite(loaded(mixed, labels=mixed, lang_ids=loaded.languages).loss)

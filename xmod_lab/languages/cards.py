@@ -1,0 +1,169 @@
+"""Model cards, in Hugging Face's format: what a base, a language pack or an exported model is, for people and for the hub.
+
+A card says nothing that differs between two runs of the same: no time, path or host.
+"""
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from xmod_lab.model import XmodConfig
+
+CARD = "README.md"
+_ADDED = "<!-- added languages -->"  # all of a card from here on is about them, and is written anew when they change
+_TAG = "xmod_lab"
+
+# what a manifest has that is worth a table: (title, key)
+_TABLES = (("Data", "data"), ("Beginning", "slot"), ("Vocabulary", "vocabulary"), ("Training", "training"))
+
+
+def pack_card(manifest: dict) -> str:
+    """The card of a language pack."""
+    code = manifest["code"]
+    body = f"""# {code}: a language pack for X-MOD
+
+The slot{"" if manifest["pieces"] is None else " and vocabulary"} of one language, trained on a frozen base of fingerprint
+`{manifest["base_fingerprint"]}`. It fits that base, with or without other packs, and no other model:
+
+    python -m xmod_lab.packs install BASE {code} --out MODEL
+
+{language_facts(manifest, level="##")}"""
+    return _card([code], body, manifest.get("scores", {}))
+
+
+def base_card(config: XmodConfig, record: dict, fingerprint: str) -> str:
+    """The card of a pre-trained base. ``record``: its ``data``, ``training`` and ``scores``, as in a manifest."""
+    body = f"""# X-MOD of {len(config.known_codes())} languages
+
+A modular multilingual language model (Pfeiffer et al., NAACL 2022): each language has a slot, an adapter of its own, in every
+layer. `transformers` loads this folder as it is; every input needs its language, `lang_ids` or `set_default_language()`.
+Languages: {", ".join(config.known_codes())}. Fingerprint of the base: `{fingerprint}`.
+
+{_scores_table(record["scores"])}
+{_tables(record, level="##")}"""
+    return _card(config.known_codes(), body, record["scores"], task=_task(config))
+
+
+def export_card(code: str, config: XmodConfig, manifest: dict | None, whole: str | None) -> str:
+    """The card of one language, exported as a model of its own.
+
+    Args:
+        manifest: of its pack, if it came as one; whole: the card of the model that it comes from.
+    """
+    facts = ""
+    if manifest is not None:
+        facts = f"It came as a pack for the base `{manifest['base_fingerprint']}`.\n\n{language_facts(manifest, level='##')}"
+    if whole is not None:
+        base = whole.partition(_ADDED)[0]
+        facts += (
+            f"\n# The model that it comes from\n\n{ModelCard(base).text.strip() if base.startswith('---') else base}\n"
+        )
+    body = f"""# X-MOD for {code}
+
+One language of a modular multilingual model, with a vocabulary of {config.vocab_size:,} pieces, as an ordinary X-MOD folder:
+`transformers` loads model and tokenizer as they are, and `{code}` is the default language.
+
+{facts}"""
+    return _card([code], body, (manifest or {}).get("scores", {}), task=_task(config))
+
+
+def with_added(card: str | None, config: XmodConfig, manifests: dict[str, dict]) -> str:
+    """``card`` of a model with a section on its added languages in place of the one that it had.
+
+    Args:
+        card: ``None``: of a base that came without one.
+        manifests: code -> manifest, of the added languages whose manifest is known.
+    """
+    if card is None:
+        card = _card(config.known_codes(), "# X-MOD\n\nThe base came without a model card.\n", {}, task=_task(config))
+    head = card.partition(_ADDED)[0]
+    if head.startswith("---"):
+        parsed = ModelCard(head, ignore_metadata_errors=True)
+        if _TAG in (parsed.data.tags or []):  # the list of languages in the front matter is ours to keep
+            parsed.data.language = _iso(config.known_codes())
+            head = str(parsed)
+    head = head.rstrip("\n") + "\n"
+    if not config.added:
+        return head
+    parts = [head, f"{_ADDED}\n## Added languages\n"]
+    for code in config.added:
+        facts = language_facts(manifests[code], level="####") if code in manifests else "No manifest is known.\n"
+        parts.append(f"### {code}\n\n{facts}")
+    return "\n".join(parts)
+
+
+def language_facts(manifest: dict, *, level: str) -> str:
+    """Scores, data, settings and digests of one added language; ``level``: of the headings."""
+    digests = "\n".join(f"    {d}  {name}" for name, d in sorted(manifest["tensors"].items()))
+    return (f"{_scores_table(manifest.get('scores', {}))}\n{_tables(manifest, level=level)}\n"
+            f"{level} Digests\n\nsha256 of each tensor (type, shape and bytes):\n\n{digests}\n")  # fmt: skip
+
+
+def _scores_table(scores: dict[str, float]) -> str:
+    """Held-out loss and bits per byte of each language in ``scores``."""
+    codes = list(dict.fromkeys(name.rpartition("/")[2] for name in scores if name.startswith("val/")))
+    columns = {"unigram": "unigram", "before": "before/val", "after": "val"}
+    head = " | ".join(f"{unit}, {title}" for title in columns for unit in ("nats/piece", "bits/byte"))
+    lines = [f"| held-out text | {head} |", "|---|" + "---:|" * 6]
+    for code in codes:
+        cells = [scores.get(f"{p}/{unit}/{code}") for p in columns.values() for unit in ("loss", "bpb")]
+        lines.append(f"| {code} | " + " | ".join("–" if c is None else f"{c:.4f}" for c in cells) + " |")
+    return "\n".join(lines) + "\n" if codes else ""
+
+
+def _tables(record: dict, *, level: str) -> str:
+    parts = []
+    for title, key in _TABLES:
+        if record.get(key):
+            rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in flat(record[key]))
+            parts.append(f"{level} {title}\n\n| | |\n|---|---|\n{rows}\n")
+    return "\n".join(parts)
+
+
+def flat(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
+    """(dotted key, value) of every leaf of ``tree``; an empty dict is a leaf."""
+    rows = []
+    for key, value in tree.items():
+        rows += flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
+    return rows
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "–"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def _iso(codes: list[str]) -> list[str]:
+    """Language tags of the hub: ISO 639 parts of the codes, those that are none (``shared``) left out."""
+    parts = [code.replace("-", "_").split("_")[0].lower() for code in codes]
+    return list(dict.fromkeys(part for part in parts if 2 <= len(part) <= 3))
+
+
+def _card(codes: list[str], body: str, scores: dict[str, float], *, task: str | None = None) -> str:
+    """``task``: what ``pipeline`` does with the model; ``None``: it is no model by itself."""
+    results = [
+        EvalResult(
+            task or "language-modeling",
+            "text",
+            "held-out text",
+            "bits_per_byte",
+            value,
+            dataset_config=name.rpartition("/")[2],
+        )
+        for name, value in scores.items()
+        if name.startswith("val/bpb/")
+    ]
+    data = ModelCardData(
+        language=_iso(codes) or None,
+        library_name="transformers" if task else _TAG,
+        pipeline_tag=task,
+        tags=["xmod", _TAG] if task else ["xmod", _TAG, "language-pack"],
+        model_name="X-MOD" if results else None,
+        eval_results=results or None,
+    )
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
+
+
+def _task(config: XmodConfig) -> str:
+    return "text-generation" if config.is_decoder else "fill-mask"

@@ -1,0 +1,129 @@
+"""The proof made again from files alone: of a pack, of a model that packs are installed in, of a run.
+
+Logits are compared within one process: they are the same to the bit on one machine, and may be rounded otherwise on another.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+
+from xmod_lab.errors import ProofError, UserError
+from xmod_lab.languages.folders import manifests_in, model_folder, pack_folders
+from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack
+from xmod_lab.languages.proof import Snapshot, compare, fingerprint, probe_pieces, require, snapshot, tensor_digests
+from xmod_lab.model import XmodLanguageModel, load_language_model
+
+Findings = list[tuple[str, str]]  # what was looked at, what was found
+PROOF = "proof.json"
+
+
+def verify(path: Path, base: str | None) -> Findings:
+    """Verify what lies at ``path``: a pack, a run dir or a model folder; against ``base``, where it is given.
+
+    Raises:
+        UserError: a file is damaged, or the base is another one. ProofError: something is not as it was proved to be.
+    """
+    if (path / MANIFEST).is_file():
+        return verify_pack(path, base)
+    model = load_language_model(str(model_folder(path)), f"model '{path}'")
+    findings = _installed(model, model_folder(path))
+    if (path / PROOF).is_file():
+        findings += _run(path, model, base)
+    elif base is not None:
+        before = _open(base)
+        probes = probe_pieces(before)
+        findings += _against(model, snapshot(before, probes), probes, model.config.added or [])
+    if not findings:
+        raise UserError(f"'{path}' has no added language with a manifest: there is nothing to compare it with; give its base "
+                        "with --base")  # fmt: skip
+    return findings
+
+
+def verify_pack(path: Path, base: str | None) -> Findings:
+    """A pack's files against its manifest; with ``base``, that it fits, and that installing it changes nothing else."""
+    manifest, tensors = read_pack(path)
+    mark = manifest["base_fingerprint"][:12]
+    findings = [
+        ("files", f"{len(manifest['files'])} as in the manifest (sha256)"),
+        ("tensors", f"{len(tensors)} as in the manifest"),
+    ]
+    if base is None:
+        return [*findings, ("base", f"fingerprint {mark}; not compared: give it with --base")]
+    model = _open(base)
+    probes = probe_pieces(model)
+    before = snapshot(model, probes)
+    install_pack(model, path)
+    findings.append(("base", f"fingerprint {mark} is that of {base}"))
+    return findings + _against(model, before, probes, [manifest["code"]])
+
+
+def _open(base: str) -> XmodLanguageModel:
+    return load_language_model(str(model_folder(base)), f"base '{base}'")
+
+
+def _installed(model: XmodLanguageModel, folder: Path) -> Findings:
+    """Every added language against the manifest that it came with."""
+    added = model.config.added or []
+    manifests = manifests_in(folder, added)
+    digests, own = tensor_digests(model), fingerprint(model)
+    findings = []
+    for code in added:
+        if code not in manifests:
+            findings.append((code, "came without a manifest: nothing to compare it with"))
+            continue
+        mine = {name: digests[name] for name in model.language_parameters(code)}
+        stored = manifests[code]["tensors"]
+        wrong = sorted(n for n in mine.keys() | stored.keys() if mine.get(n) != stored.get(n))
+        if wrong:
+            raise ProofError(f"language '{code}' of {folder} is not what its pack brought: {wrong[:3]}")
+        if manifests[code]["base_fingerprint"] != own:
+            raise ProofError(f"the shared tensors of {folder} have the fingerprint {own[:12]}; the pack of '{code}' was made "
+                             f"on the base {manifests[code]['base_fingerprint'][:12]}")  # fmt: skip
+        findings.append((code, f"{len(mine)} tensors as in its manifest; base fingerprint {own[:12]}"))
+    return findings
+
+
+def _run(path: Path, model: XmodLanguageModel, base: str | None) -> Findings:
+    """The model of a run against the proof that the run wrote, and against the base itself where it is at hand."""
+    try:
+        stored = json.loads((path / PROOF).read_text())
+        before = Snapshot(stored["digests"], {code: entry["before"] for code, entry in stored["logits"].items()})
+        probes = {code: torch.tensor(ids) for code, ids in stored["probes"].items()}
+        added = stored["added_languages"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path / PROOF} cannot be read ({error!r}); run the extension again, or verify {path / 'model'}") from error  # fmt: skip
+    findings = []
+    for pack in pack_folders(path):
+        manifest, _ = read_pack(pack)
+        if manifests_in(path / "model", [manifest["code"]]).get(manifest["code"]) != manifest:
+            raise ProofError(f"{pack} is not the pack that {path / 'model'} was made with: their manifests differ")
+        findings.append((f"pack {manifest['code']}", f"{len(manifest['files'])} files as in its manifest"))
+    if base is None:
+        findings.append(("compared with", f"the digests in {PROOF}"))
+        return findings + _against(model, before, probes, added, elsewhere=True)
+    again = snapshot(_open(base), probes)
+    if again.tensors != before.tensors:
+        raise UserError(f"{base} is not the base of {path}: its tensors have other digests than {path / PROOF} says; give the "
+                        "base that the run was made on")  # fmt: skip
+    findings.append(("compared with", base))
+    return findings + _against(model, again, probes, added)
+
+
+def _against(
+    model: XmodLanguageModel, before: Snapshot, probes: dict, added: list[str], *, elsewhere: bool = False
+) -> Findings:
+    """``elsewhere``: the logits of ``before`` may come from another machine, so that equal tensors are proof enough."""
+    proof = compare(before, snapshot(model, probes), added)
+    moved = [code for code, entry in proof["logits"].items() if not entry["equal"]]
+    others = [name for key in ("changed", "missing", "added_without_language") for name in proof[f"tensors_{key}"]]
+    logits = f"{len(proof['logits'])} equal to the last bit"
+    if elsewhere and moved and not others:
+        logits = f"of {', '.join(moved)} other than when the run was made, as on another machine; --base compares on this one"
+    else:
+        require(proof)
+    return [
+        ("tensors of the base", f"{proof['tensors_compared']} equal to the last bit"),
+        ("logits of its languages", logits),
+        ("new tensors", f"{len(proof['tensors_added'])}, all of {', '.join(proof['added_languages'])}"),
+    ]
