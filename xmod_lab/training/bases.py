@@ -10,7 +10,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xmod_lab.config import LangConfig, PretrainConfig
+from xmod_lab.codes import clashing
+from xmod_lab.config import SHARED_SLOT, LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodConfig, XmodLanguageModel, donors_of, language_model, language_model_class
 from xmod_lab.training.rundir import RunDir
@@ -105,16 +106,18 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list
             for name in sizes
             if getattr(model.config, name) != getattr(wanted, name)
         ]
-        if {"model", "model.shared_slot"} & set(asked) and cfg.model.shared_slot != bool(model.config.aliases):
+        shared = SHARED_SLOT in model.config.languages
+        if {"model", "model.shared_slot"} & set(asked) and cfg.model.shared_slot != shared:
             kinds = ("a slot for each language", "one slot for all languages (model=shared)")
-            other.append(f"it has {kinds[bool(model.config.aliases)]}, {kinds[cfg.model.shared_slot]} was asked for")
+            other.append(f"it has {kinds[shared]}, {kinds[cfg.model.shared_slot]} was asked for")
         if other:
             raise UserError(f"base {base.name} is of another size: {'; '.join(other)}. Leave model out: "
                             "an extension has the size of its base, or choose another base")  # fmt: skip
     for name, lang in cfg.lang.items():
-        if lang.code in model.languages:
-            raise UserError(f"lang.{name}.code '{lang.code}' exists in base {base.name} already "
-                            f"({', '.join(model.languages)}); choose another code, or a base without it")  # fmt: skip
+        if there := clashing(lang.code, model.languages):
+            raise UserError(f"lang.{name}.code '{lang.code}' exists in base {base.name} already as '{there[0]}' "
+                            f"({', '.join(model.languages)}); choose a code with another region or script, or a base "
+                            "without it")  # fmt: skip
         try:
             donors_of(lang.slot_init, model.config)
         except UserError as error:
