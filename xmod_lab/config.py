@@ -180,6 +180,7 @@ class PretrainConfig:
     resume: str = "auto"
     runs: str = "runs"
     rebuild: bool = False
+    plan: bool = False
 
     @property
     def recipe(self) -> RecipeConfig:

@@ -183,13 +183,18 @@ def _identity(cfg: PretrainConfig) -> dict:
     return {"model": asdict(cfg.model), "langset": asdict(cfg.langset), "data": data, "task": task}
 
 
-def _pretrain_now(cfg: PretrainConfig, pretrain: Callable[[PretrainConfig, RunDir], None]) -> RunDir:
-    """Pre-train the base that ``cfg`` describes, by the task's own recipe; a half-made one is continued."""
+def base_to_make(cfg: PretrainConfig) -> tuple[PretrainConfig, RunDir]:
+    """The base that ``cfg`` describes, by the task's own recipe, and the run that pre-trains it where there is none."""
     trainer = replace(cfg.trainer, max_steps=None, max_tokens=None)
-    own = replace(cfg, lang={}, base="auto", resume="auto", trainer=trainer)
+    own = replace(cfg, lang={}, base="auto", resume="auto", plan=False, trainer=trainer)
     key = {**_identity(own), "recipe": asdict(own.task.pretrain), "seed": own.seed, "rows": trainer.rows_per_step}
     name = hashlib.sha256(json.dumps([key, trainer.precision], sort_keys=True).encode()).hexdigest()[:8]
-    run = RunDir(Path(cfg.runs) / "pretrain" / f"base-{name}")
+    return own, RunDir(Path(cfg.runs) / "pretrain" / f"base-{name}")
+
+
+def _pretrain_now(cfg: PretrainConfig, pretrain: Callable[[PretrainConfig, RunDir], None]) -> RunDir:
+    """Pre-train a base; a half-made one is continued."""
+    own, run = base_to_make(cfg)
     log.info("no finished base under '%s' matches; pre-training one in %s", cfg.runs, run.path)
     pretrain(own, run)
     return run
