@@ -93,7 +93,12 @@ class LangConfig(TextConfig):
 
 @dataclass
 class RecipeConfig:
-    """How long and how fast to train. ``warmup_share`` is a share of all steps."""
+    """How long and how fast to train. ``warmup_share`` is a share of all steps.
+
+    ``dropout_in_frozen``: whether the frozen body drops while a language is added. All dropout of the model is there
+    (embeddings, attention, outputs of layers and slots), so ``false`` means none. Pre-training, where nothing is frozen,
+    always drops.
+    """
 
     steps: int = MISSING
     peak_lr: float = MISSING

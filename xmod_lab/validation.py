@@ -128,7 +128,11 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
     for number, (code, text) in enumerate(cfg.langset.languages.items()):
         where = f"langset.languages.{code}"
         faults += check_source(cfg.source(text), where)
-        faults += [f"langset.languages: {fault}" for fault in map(code_fault, {code, text.slot or code}) if fault]
+        faults += [
+            f"langset.languages: {fault}"
+            for fault in map(code_fault, dict.fromkeys((code, text.slot or code)))
+            if fault
+        ]
         faults += [f"langset.languages: '{code}' means the same language as '{other}'; keep one, or give one of them a "
                    "region or script that differs" for other in clashing(code, known[:number])]  # fmt: skip
         if text.slot in known and cfg.langset.languages[text.slot].slot not in (None, text.slot):

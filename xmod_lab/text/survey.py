@@ -18,7 +18,7 @@ try:  # the extra "langid"; its model is inside the package
 except ImportError:
     LanguageIdentifier = None
 
-_SAMPLE = 2000  # passages that are split into pieces and identified: shares are then within about 2 points
+_SAMPLE = 2000  # passages at most that are split into pieces and identified: shares are then within 3 points
 _WITHOUT_SPACES = ("Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Qaag")  # no words between spaces to count
 
 
@@ -79,10 +79,8 @@ def survey(code: str, source: Source, passages: int) -> Survey:
         if count % step == 0:
             sample.append(passage)
         count += 1
-    marks = [letter for letter in letters if unicodedata.category(letter)[0] == "M"]
-    for mark in marks:
-        del letters[mark]
-    return Survey(code, count, near, letters, sample)
+    without_marks = {letter: n for letter, n in letters.items() if unicodedata.category(letter)[0] == "L"}
+    return Survey(code, count, near, Counter(without_marks), sample)
 
 
 def spelling(found: Survey, tokenizer: PreTrainedTokenizerBase) -> Spelling:

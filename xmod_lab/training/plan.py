@@ -35,7 +35,8 @@ NEAR_COPIES = 0.1  # from here on the passes that are shown understate the repet
 
 
 def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
-    """Show the plan of the run that ``cfg`` describes, and write it to plan.json in its run dir.
+    """Show the plan of the run that ``cfg`` describes, and write it to plan.json in its run dir: an entry for ``base``, if
+    one is pre-trained, one for each language to add (the fields of :class:`Cost` and more), and the ``warnings``.
 
     Raises:
         UserError: whatever the run itself would refuse before its first step.
@@ -131,7 +132,7 @@ def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangCon
     training_table(model, trainable, f"adding {code}")
     cost = measure(cfg, model, prepared, mixture, seed=seed_of(cfg, code), trainable=trainable)
     pack = _pack_bytes(model, code, Path(prepared.folder) if own else None)
-    _cost_table(cfg, cost, [(f"pack/{code}/", pack), ("model/", cost.model_bytes)])
+    _cost_table(cfg, cost, [(f"pack/{code}/", pack), ("model/ with it", cost.model_bytes)])
     return {**asdict(cost), **read, **overlap, "pack_bytes": pack, "unknown_letters": strange,
             **{f"{name}/{key}": value for name, s in (("old", by_base), ("new", spelt)) for key, value in asdict(s).items()}}  # fmt: skip
 
@@ -166,8 +167,10 @@ def _about_passes(cfg: PretrainConfig, code: str, read: dict[str, float]) -> lis
     passes, limit = read[f"train/passes/{code}"], MANY_PASSES[cfg.task.name]
     if passes <= limit:
         return []
-    return [f"{code}: its text is read {passes:.0f} times (more than {limit}); give more text, train for fewer steps, or set "
-            "data.max_passes"]  # fmt: skip
+    remedy = "" if cfg.lang else ", or set data.max_passes"
+    return [
+        f"{code}: its text is read {passes:.0f} times (more than {limit}); give more text or train for fewer steps{remedy}"
+    ]
 
 
 def _pack_bytes(model: XmodLanguageModel, code: str, tokenizer_folder: Path | None) -> int:

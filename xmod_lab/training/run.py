@@ -24,15 +24,15 @@ def run_training(cfg: PretrainConfig, run: RunDir, asked: list[str], *, group: s
     keep_memory()
     if cfg.lang and cfg.base == "auto" and cfg.resume == "auto" and (run / "config.yaml").is_file():
         cfg = replace(cfg, base=load_config(run).base)  # a newer base must not replace the one it began with
+    for lang in cfg.lang.values():  # a fault in the new text is found before a base is pre-trained
+        if lang.vocabulary == "own" and cfg.base in ("auto", "random"):
+            prepare_language(cfg, lang, None)
     if cfg.plan:
         plan_run(cfg, run, asked)
         return
     if not cfg.lang:
         pretrain_base(cfg, run, group=group)
         return
-    for lang in cfg.lang.values():  # a fault in the new text is found before a base is pre-trained
-        if lang.vocabulary == "own" and cfg.base in ("auto", "random"):
-            prepare_language(cfg, lang, None)
     base = resolve(cfg, asked, lambda own, place: pretrain_base(own, place, group=group))
     cfg = replace(inherit(cfg, base, asked), base=base.name)
     add_languages(cfg, run, base, asked, group=group)
