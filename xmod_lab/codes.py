@@ -75,7 +75,7 @@ def resolve(code: str, known: list[str]) -> str:
 
 
 def _fits(asked: Meaning, other: Meaning | None) -> bool:
-    """Whether ``other`` contradicts no part of ``asked``."""
+    """Whether ``other`` contradicts no part of ``asked``. XX, like no region, stands for every region: en-GB finds en_XX."""
     return (
         other is not None
         and asked.language == other.language
