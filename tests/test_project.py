@@ -132,6 +132,24 @@ def test_imports_go_one_way(part, forbidden):
             )
 
 
+def test_the_model_needs_torch_transformers_and_what_they_bring():
+    """And langcodes, 20 ms of pure Python, for what a language code means."""
+    allowed = {
+        *sys.stdlib_module_names,
+        "torch",
+        "transformers",
+        "safetensors",
+        "huggingface_hub",
+        "langcodes",
+        "xmod_lab",
+    }
+    ours = ("xmod_lab.model", "xmod_lab.codes", "xmod_lab.errors")
+    for path in (*(PACKAGE / "model").glob("*.py"), PACKAGE / "codes.py", PACKAGE / "errors.py"):
+        found = _imports(path)
+        assert {name.split(".")[0] for name in found} <= allowed, path.name
+        assert all(name.startswith(ours) for name in found if name.startswith("xmod_lab")), path.name
+
+
 def test_commands_never_import_each_other():
     commands = ("pretrain", "prepare", "report", "packs")
     for name in commands:

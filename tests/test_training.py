@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.conftest import tiny_model
+from tests.conftest import tiny_batch, tiny_model
 from tests.test_project import composed
 from xmod_lab.config import RecipeConfig
 from xmod_lab.errors import UserError
@@ -42,6 +42,28 @@ def test_matrices_decay_and_vectors_do_not():
     assert len(decays) == len(list(module.model.parameters()))
     assert decayed == {name for name, p in module.model.named_parameters() if p.dim() == 2}
     assert not any(name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name for name in decayed)
+
+
+@pytest.mark.parametrize(
+    ("extends", "switch", "drops"),
+    [(True, False, False), (True, True, True), (False, False, True), (False, True, True)],
+)
+def test_the_frozen_body_drops_only_where_the_recipe_says_so(extends, switch, drops):
+    """Between steps the model is left in evaluation mode, as by scoring; the step itself has to set the mode."""
+    model = tiny_model(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
+    slot = set(model.language_parameters("de_DE"))
+    recipe = RecipeConfig(steps=9, peak_lr=1e-3, dropout_in_frozen=switch)
+    module = LanguageModeling(model, recipe, steps=9, seed=1, trainable=slot if extends else None)
+    module._trainer = SimpleNamespace(global_step=0, accumulate_grad_batches=2, global_rank=0, strategy=None)
+    batch = {**tiny_batch(), "lang_ids": torch.tensor([1] * 5)}
+    losses = []
+    for number in (0, 1):  # two micro-batches have dropout of their own
+        model.eval()
+        module.on_train_batch_start(batch, number)
+        losses.append(float(module.training_step(batch, number).detach()))
+    without = float(model.eval()(**batch).loss.detach())
+    assert (losses[0] != losses[1], losses[0] != without) == (drops, drops)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == (slot if extends else module.trainable)
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(5000, 2), (4096, 2), (4095, 1), (1, 1)])

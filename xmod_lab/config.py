@@ -22,6 +22,8 @@ CONF_DIR = str(next((d for d in (_HERE / "conf", _HERE.parent / "conf") if (d / 
 if not CONF_DIR:
     raise ImportError(f"xmod_lab's conf/ folder is neither in {_HERE} nor beside it; install the package again")
 
+SHARED_SLOT = "shared"  # name of the one slot of a SHARED model
+
 
 @dataclass
 class ModelConfig:
@@ -54,11 +56,23 @@ class TextConfig:
 
 
 @dataclass
+class LangsetText(TextConfig):
+    """Text of pre-training. ``slot``: the code whose slot it goes through, or a name for a slot of several languages;
+    ``null``: one of its own."""
+
+    slot: str | None = None
+
+
+@dataclass
 class LangsetConfig:
     """The languages of pre-training, by code, and the size of the vocabulary they share."""
 
-    languages: dict[str, TextConfig] = field(default_factory=dict)
+    languages: dict[str, LangsetText] = field(default_factory=dict)
     vocabulary_size: int = MISSING
+
+    def slots(self, *, shared: bool = False) -> dict[str, str]:
+        """Code -> name of its slot; with ``shared`` the same one for all."""
+        return {code: SHARED_SLOT if shared else text.slot or code for code, text in self.languages.items()}
 
 
 @dataclass
@@ -79,7 +93,12 @@ class LangConfig(TextConfig):
 
 @dataclass
 class RecipeConfig:
-    """How long and how fast to train. ``warmup_share`` is a share of all steps."""
+    """How long and how fast to train. ``warmup_share`` is a share of all steps.
+
+    ``dropout_in_frozen``: whether the frozen body drops while a language is added. All dropout of the model is there
+    (embeddings, attention, outputs of layers and slots), so ``false`` means none. Pre-training, where nothing is frozen,
+    always drops.
+    """
 
     steps: int = MISSING
     peak_lr: float = MISSING
@@ -166,6 +185,7 @@ class PretrainConfig:
     resume: str = "auto"
     runs: str = "runs"
     rebuild: bool = False
+    plan: bool = False
 
     @property
     def recipe(self) -> RecipeConfig:
@@ -205,15 +225,14 @@ class PretrainConfig:
     def model_config(self, pieces: int) -> XmodConfig:
         """Configuration of a base model for this run's languages, with a vocabulary of ``pieces``."""
         flags = {k: v for k, v in asdict(self.model).items() if k != "shared_slot"}
-        codes = list(self.langset.languages)
-        shared = self.model.shared_slot
+        slots = self.langset.slots(shared=self.model.shared_slot)
         return XmodConfig(
             **flags,
             vocab_size=pieces,
             type_vocab_size=1,
             is_decoder=self.objective.causal,
-            languages=["shared"] if shared else codes,
-            aliases={code: "shared" for code in codes} if shared else None,
+            languages=list(dict.fromkeys(slots.values())),
+            aliases={code: slot for code, slot in slots.items() if code != slot} or None,
         )
 
 

@@ -3,6 +3,7 @@
 python -m xmod_lab.pretrain [langset=NAME] [model=tiny|small|base|shared] [KEY=VALUE ...]
 python -m xmod_lab.pretrain +lang=new_lang [lang.new_lang.code=oc_FR lang.new_lang.text=my.txt] [base=RUN]
 python -m xmod_lab.pretrain +lang=[new_lang,sw]
+python -m xmod_lab.pretrain [+lang=NAME] plan=true
 python -m xmod_lab.pretrain -m +lang=new_lang,sw seed=1,2
 """
 
@@ -23,11 +24,15 @@ def main() -> None:
 
 def _start(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:
     devices, nodes = cfg.trainer.devices, cfg.trainer.nodes
+    if launched() and cfg.plan:
+        raise UserError(
+            "plan=true plans for all processes in one; start it without torchrun, with the same trainer.devices"
+        )
     if launched() and process_count() != devices * nodes:
         raise UserError(f"{process_count()} processes were started, but trainer.devices={devices} × trainer.nodes={nodes} asks for "
                         f"{devices * nodes}; set trainer.devices to torchrun's --nproc_per_node and trainer.nodes to its "
                         "--nnodes")  # fmt: skip
-    if devices * nodes == 1 or launched():
+    if devices * nodes == 1 or launched() or cfg.plan:
         run_training(cfg, RunDir(folder), asked, group=sweep)
         return 0
     if nodes > 1:

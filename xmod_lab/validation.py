@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from xmod_lab.codes import clashing
 from xmod_lab.config import LangConfig, PretrainConfig, RecipeConfig
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.languages.embeddings import EMBEDDING_INITS
@@ -123,19 +124,32 @@ def _recipe_ranges(where: str, r: RecipeConfig) -> Iterator[Range]:
 
 def _check_languages(cfg: PretrainConfig) -> list[str]:
     faults = []
-    for code, text in cfg.langset.languages.items():
-        faults += check_source(cfg.source(text), f"langset.languages.{code}")
-        if fault := code_fault(code):
-            faults.append(f"langset.languages: {fault}")
-    if not cfg.langset.languages:
+    known = list(cfg.langset.languages)
+    for number, (code, text) in enumerate(cfg.langset.languages.items()):
+        where = f"langset.languages.{code}"
+        faults += check_source(cfg.source(text), where)
+        faults += [
+            f"langset.languages: {fault}"
+            for fault in map(code_fault, dict.fromkeys((code, text.slot or code)))
+            if fault
+        ]
+        faults += [f"langset.languages: '{code}' means the same language as '{other}'; keep one, or give one of them a "
+                   "region or script that differs" for other in clashing(code, known[:number])]  # fmt: skip
+        if text.slot in known and cfg.langset.languages[text.slot].slot not in (None, text.slot):
+            faults.append(
+                f"{where}.slot is '{text.slot}', which goes through the slot of another language itself; name that one"
+            )
+    if not known:
         faults.append("langset.languages is empty; choose a set, e.g. langset=embedded")
     codes: dict[str, str] = {}
     for name, lang in cfg.lang.items():
         faults += check_source(cfg.source(lang), f"lang.{name}")
         if fault := code_fault(lang.code):
             faults.append(f"lang.{name}.code: {fault}")
-        if lang.code in codes:
-            faults.append(f"lang.{name}.code '{lang.code}' is also the code of lang.{codes[lang.code]}; change one")
+        for other in clashing(lang.code, codes):
+            faults.append(
+                f"lang.{name}.code '{lang.code}' is also the code of lang.{codes[other]} ('{other}'); change one"
+            )
         codes[lang.code] = name
         if lang.vocabulary == "keep" and not lang.train_slot:
             faults.append(f"lang.{name}: vocabulary=keep with train_slot=false leaves nothing to train; change one")
@@ -148,9 +162,9 @@ def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> 
     """What the base's languages, known from the langset here, allow."""
     known = list(cfg.langset.languages)
     faults = []
-    if lang.code in known:
-        faults.append(f"lang.{name}.code '{lang.code}' exists in the base already ({', '.join(known)}); "
-                      "choose another code, or a language set without it")  # fmt: skip
+    if there := clashing(lang.code, known):
+        faults.append(f"lang.{name}.code '{lang.code}' exists in the base already as '{there[0]}' ({', '.join(known)}); "
+                      "choose a code with another region or script, or a language set without it")  # fmt: skip
     try:
         donors_of(lang.slot_init, cfg.model_config(10))
     except UserError as error:

@@ -122,6 +122,15 @@ def test_what_an_experiment_sets_is_asked_for_like_the_command_line(workplace, t
         assert OmegaConf.load(run / "config.yaml").data.row_length == length
 
 
+def test_dropout_in_the_frozen_body_is_recorded_in_the_pack(workplace, extended, tmp_path):
+    status, _, err = workplace.call("+lang=swahili", "task.extend.dropout_in_frozen=true", f"base={workplace.base}",
+                                    "trainer.max_steps=2", run=tmp_path)  # fmt: skip
+    assert status == 0, err
+    for run, switch in ((tmp_path, True), (extended, False)):
+        manifest = json.loads((run / "pack" / "sw_KE" / "manifest.json").read_text())
+        assert manifest["training"]["recipe"]["dropout_in_frozen"] is switch
+
+
 def test_vocabulary_keep_trains_the_slot_alone(workplace, tmp_path):
     run = tmp_path / "keep"
     status, out, err = workplace.call("+lang=swahili", "lang.swahili.vocabulary=keep", "lang.swahili.slot_init=copy:de_DE",

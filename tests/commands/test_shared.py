@@ -28,3 +28,12 @@ def test_shared_base_matches_and_can_be_extended(workplace, tmp_path):
     alone = XmodForMaskedLM.from_pretrained(tmp_path / "monotrans" / "model")
     slots = alone.roberta.encoder.layer[0].output.adapter_modules
     assert (slots["el_GR"].dense1.weight == slots["shared"].dense1.weight).all()
+
+
+def test_two_languages_of_a_set_train_through_one_slot(workplace, tmp_path):
+    status, _, err = workplace.call("langset.languages.de_DE.slot=en_XX", "trainer.max_steps=2", run=tmp_path)
+    assert status == 0, err
+    model, metrics = XmodForMaskedLM.from_pretrained(tmp_path / "model"), workplace.metrics(tmp_path)
+    assert model.languages == ["en_XX", "de_DE"] and list(model.config.languages) == ["en_XX"]
+    assert model.lang_id("de") == model.lang_id("en") == 0
+    assert metrics["train/rows/de_DE"] + metrics["train/rows/en_XX"] == 32 and metrics["val/loss/de_DE"] > 0

@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers import initialization as init
 from transformers.utils.hub import cached_file
 
+from xmod_lab.codes import clashing
 from xmod_lab.errors import UserError
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import Vocabulary
@@ -52,8 +53,7 @@ class XmodPreTrainedModel(PreTrainedModel):
 
     def set_default_language(self, language: str) -> None:
         """Language of inputs that come without ``lang_ids``. Raises UnknownLanguageError."""
-        self.config.slot(language)
-        self.config.default_language = language
+        self.config.default_language = self.config.resolve(language)
 
     def freeze_embeddings_and_language_adapters(self) -> None:
         """Freeze embeddings, slots and their own LayerNorm, as for fine-tuning (X-MOD section 5)."""
@@ -82,9 +82,9 @@ class XmodPreTrainedModel(PreTrainedModel):
         fault = code_fault(code)
         if fault:
             raise UserError(fault)
-        if code in self.languages or code in self.config.languages:
-            raise UserError(f"language '{code}' exists in this model already ({', '.join(self.languages)}); "
-                            "choose another code, or a base without it")  # fmt: skip
+        if there := clashing(code, [*self.languages, *self.config.languages]):
+            raise UserError(f"language '{code}' exists in this model already as '{there[0]}' ({', '.join(self.languages)}); "
+                            "choose a code with another region or script, or a base without it")  # fmt: skip
         allocate_slot(self.base_model.encoder.layer, code, init, self.config, seed)
         self.config.added = sorted([*(self.config.added or []), code])
         pretrained = [known for known in self.config.languages if known not in self.config.added]
@@ -107,10 +107,11 @@ class XmodPreTrainedModel(PreTrainedModel):
 
     def remove_language(self, code: str) -> None:
         """Delete the slot of ``code`` and, if it has one, its vocabulary. Later slots move up by one."""
-        self.config.slot(code)
-        if code not in self.config.languages:
+        code = self.config.resolve(code)
+        aliases = self.config.aliases or {}
+        if code in aliases or code in aliases.values():
             raise UserError(
-                f"'{code}' shares the slot '{self.config.aliases[code]}', which cannot be removed for it alone"
+                f"'{code}' shares the slot '{aliases.get(code, code)}', which cannot be removed for it alone"
             )
         if len(self.config.languages) == 1:
             raise UserError(f"'{code}' is the only language of this model, which cannot be without one")
@@ -126,7 +127,7 @@ class XmodPreTrainedModel(PreTrainedModel):
 
     def language_parameters(self, code: str) -> dict[str, nn.Parameter]:
         """Every parameter that belongs to ``code`` alone, by its name in the state dict."""
-        self.config.slot(code)
+        code = self.config.resolve(code)
         marks = (f".adapter_modules.{code}.", f".vocabularies.{code}.")
         return {name: p for name, p in self.named_parameters() if any(mark in f".{name}" for mark in marks)}
 

@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import XmodConfig as ReferenceConfig
 
-from xmod_lab.errors import UnknownLanguageError, nearest
+from xmod_lab.codes import meaning, resolve
 
 
 @strict
@@ -15,8 +15,8 @@ class XmodConfig(ReferenceConfig):
 
     Args:
         vocabularies: language code -> number of pieces, for each language that brought its own vocabulary.
-        aliases: language code -> slot, for languages that route through a slot of another name; the SHARED baseline
-            (X-MOD section 4) sends all its languages through one slot this way.
+        aliases: language code -> slot, for languages that route through a slot of another name: romanised text through
+            that of its language; in the SHARED baseline (X-MOD section 4) all languages through one.
         added: languages that were added after pre-training. They stand behind the others in the order of their codes, and
             the mean of all slots leaves them out, so that the order of adding is of no consequence.
     """
@@ -29,18 +29,22 @@ class XmodConfig(ReferenceConfig):
         """Number of the slot that ``code`` routes through: an index into ``languages``.
 
         Raises:
-            UnknownLanguageError: naming the known codes and the nearest one.
+            UnknownLanguageError: naming the known codes, the nearest and the related ones; or those that it may mean.
         """
-        name = (self.aliases or {}).get(code, code)
-        if name not in self.languages:
-            known = self.known_codes()
-            raise UnknownLanguageError(
-                f"unknown language '{code}'; this model knows: {', '.join(known)}.{nearest(code, known)} "
-                "A new language is added with: python -m xmod_lab.pretrain +lang=NAME"
-            )
-        return list(self.languages).index(name)
+        code = self.resolve(code)
+        return list(self.languages).index((self.aliases or {}).get(code, code))
+
+    def resolve(self, code: str) -> str:
+        """``code`` as this model spells it: itself where it is known, else the only code that means the same language
+        (:mod:`xmod_lab.codes`). Raises as :meth:`slot`."""
+        if code in self.languages or code in (self.aliases or {}):
+            return code
+        return resolve(code, self.known_codes())
 
     def known_codes(self) -> list[str]:
-        """Every code that :meth:`slot` accepts, aliases first where they replace the slot's own name."""
-        aliases = self.aliases or {}
-        return [*aliases, *(code for code in self.languages if code not in aliases.values())]
+        """Every language, in the order of the slots. A slot that others share is one itself if its name is a language's."""
+        sharing: dict[str, list[str]] = {}
+        for code, slot in (self.aliases or {}).items():
+            sharing.setdefault(slot, []).append(code)
+        own = {slot for slot in self.languages if slot not in sharing or meaning(slot)}
+        return [code for slot in self.languages for code in ([slot] if slot in own else []) + sharing.get(slot, [])]

@@ -178,7 +178,7 @@ def _pack(
     stream: list[int] = []
     ends: list[tuple[int, int]] = []  # (tokens still before a passage's end, its bytes)
     tokens = unknown = unknown_bytes = 0
-    for ids, size, not_spelt in _encode(source.passages(split, tally), tokenizer):
+    for ids, size, not_spelt in encode(source.passages(split, tally), tokenizer):
         tokens += len(ids)
         unknown += ids.count(tokenizer.unk_token_id)
         unknown_bytes += not_spelt
@@ -209,7 +209,7 @@ def _row(stream: list[int], ends: list[tuple[int, int]], length: int, tokenizer)
     return row, size
 
 
-def _encode(passages: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], int, int]]:
+def encode(passages: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], int, int]]:
     """Ids, UTF-8 bytes, and bytes behind unknown pieces of each passage. ``<mask>`` and its like inside the text are
     text, not special pieces."""
     backend = tokenizer.backend_tokenizer

@@ -10,7 +10,8 @@ from pathlib import Path
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xmod_lab.config import LangConfig, PretrainConfig
+from xmod_lab.codes import clashing
+from xmod_lab.config import SHARED_SLOT, LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodLanguageModel, donors_of, language_model, load_language_model
 from xmod_lab.training.rundir import RunDir
@@ -90,16 +91,18 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list
             for name in sizes
             if getattr(model.config, name) != getattr(wanted, name)
         ]
-        if {"model", "model.shared_slot"} & set(asked) and cfg.model.shared_slot != bool(model.config.aliases):
+        shared = SHARED_SLOT in model.config.languages
+        if {"model", "model.shared_slot"} & set(asked) and cfg.model.shared_slot != shared:
             kinds = ("a slot for each language", "one slot for all languages (model=shared)")
-            other.append(f"it has {kinds[bool(model.config.aliases)]}, {kinds[cfg.model.shared_slot]} was asked for")
+            other.append(f"it has {kinds[shared]}, {kinds[cfg.model.shared_slot]} was asked for")
         if other:
             raise UserError(f"base {base.name} is of another size: {'; '.join(other)}. Leave model out: "
                             "an extension has the size of its base, or choose another base")  # fmt: skip
     for name, lang in cfg.lang.items():
-        if lang.code in model.languages:
-            raise UserError(f"lang.{name}.code '{lang.code}' exists in base {base.name} already "
-                            f"({', '.join(model.languages)}); choose another code, or a base without it")  # fmt: skip
+        if there := clashing(lang.code, model.languages):
+            raise UserError(f"lang.{name}.code '{lang.code}' exists in base {base.name} already as '{there[0]}' "
+                            f"({', '.join(model.languages)}); choose a code with another region or script, or a base "
+                            "without it")  # fmt: skip
         try:
             donors_of(lang.slot_init, model.config)
         except UserError as error:
@@ -165,13 +168,18 @@ def _identity(cfg: PretrainConfig) -> dict:
     return {"model": asdict(cfg.model), "langset": asdict(cfg.langset), "data": data, "task": task}
 
 
-def _pretrain_now(cfg: PretrainConfig, pretrain: Callable[[PretrainConfig, RunDir], None]) -> RunDir:
-    """Pre-train the base that ``cfg`` describes, by the task's own recipe; a half-made one is continued."""
+def base_to_make(cfg: PretrainConfig) -> tuple[PretrainConfig, RunDir]:
+    """The base that ``cfg`` describes, by the task's own recipe, and the run that pre-trains it where there is none."""
     trainer = replace(cfg.trainer, max_steps=None, max_tokens=None)
-    own = replace(cfg, lang={}, base="auto", resume="auto", trainer=trainer)
+    own = replace(cfg, lang={}, base="auto", resume="auto", plan=False, trainer=trainer)
     key = {**_identity(own), "recipe": asdict(own.task.pretrain), "seed": own.seed, "rows": trainer.rows_per_step}
     name = hashlib.sha256(json.dumps([key, trainer.precision], sort_keys=True).encode()).hexdigest()[:8]
-    run = RunDir(Path(cfg.runs) / "pretrain" / f"base-{name}")
+    return own, RunDir(Path(cfg.runs) / "pretrain" / f"base-{name}")
+
+
+def _pretrain_now(cfg: PretrainConfig, pretrain: Callable[[PretrainConfig, RunDir], None]) -> RunDir:
+    """Pre-train a base; a half-made one is continued."""
+    own, run = base_to_make(cfg)
     log.info("no finished base under '%s' matches; pre-training one in %s", cfg.runs, run.path)
     pretrain(own, run)
     return run

@@ -40,7 +40,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
     Raises:
         UserError: bad text, a base that does not fit, a damaged checkpoint. ProofError: something else moved.
     """
-    model, old, older = _open_base(base)
+    model, old, older = open_base(base)
     agree(base, model, cfg, asked)
     languages = {}
     for lang in cfg.lang.values():
@@ -72,7 +72,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
     log.info("model in %s; packs: %s", run / "model", ", ".join(str(p) for p in packs))
 
 
-def _open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
+def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
     """The base, the text of its language set as it reads it, and the texts of languages that were added to it."""
     if base.model is None:
         old = prepare_base(base.cfg)
@@ -122,14 +122,13 @@ def _add_one(
 ) -> dict[str, float]:
     """Train one language on a fresh copy of the base, write its pack, and return its figures."""
     code, pack = lang.code, run.path / "pack" / lang.code
-    seed = int.from_bytes(hashlib.sha256(f"{cfg.seed}/{code}".encode()).digest()[:4], "little")
+    seed = seed_of(cfg, code)
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=seed)
     speed = f"train/tokens_per_second/{code}"
     if not (pack / MANIFEST).is_file():
         model = base.load(len(old.tokenizer))
         details = _begin_language(cfg, model, lang, old, prepared)
-        parameters = set(model.language_parameters(code))
-        trainable = {name for name in parameters if lang.train_slot or ".adapter_modules." not in name}
+        trainable = trainable_names(model, lang)
         training_table(model, trainable, f"adding {code}")
         fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=seed, trainable=trainable, code=code)
         run.remember_once(speed, lambda: fitted.tokens_per_second)
@@ -150,6 +149,17 @@ def _add_one(
     manifest, _ = read_pack(pack)
     took = run.remember_once(speed, lambda: None)
     return {**manifest["scores"], **manifest["data"]["consumed"], **({} if took is None else {speed: took})}
+
+
+def seed_of(cfg: PretrainConfig, code: str) -> int:
+    """Of batches and dropout while ``code`` is added, whatever else is."""
+    return int.from_bytes(hashlib.sha256(f"{cfg.seed}/{code}".encode()).digest()[:4], "little")
+
+
+def trainable_names(model: XmodLanguageModel, lang: LangConfig) -> set[str]:
+    """The parameters that move while ``lang`` is added."""
+    own = model.language_parameters(lang.code)
+    return {name for name in own if lang.train_slot or ".adapter_modules." not in name}
 
 
 def _begin_language(

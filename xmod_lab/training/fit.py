@@ -3,9 +3,9 @@
 import logging
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
 
 from xmod_lab.config import PretrainConfig
@@ -84,7 +84,11 @@ def fit(
         rank=rank(),
         processes=processes,
     )
-    trainer = _trainer(cfg, run.path / "checkpoints" / (code or ""), curve, ProgressLine(code or "base", steps, curve))
+    saver = Checkpoints(
+        run.path / "checkpoints" / (code or ""), every=cfg.trainer.checkpoint_every, keep=cfg.trainer.keep_checkpoints
+    )  # after the others: it saves their state
+    callbacks = [curve, ProgressLine(code or "base", steps, curve), saver, Interruption()]
+    trainer = make_trainer(cfg, callbacks, WholeFiles())
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -98,12 +102,10 @@ def fit(
     return Fitted(curve.first, curve.final, curve.tokens_per_second)
 
 
-def _trainer(cfg: PretrainConfig, checkpoints: Path, *callbacks: pl.Callback) -> pl.Trainer:
+def make_trainer(cfg: PretrainConfig, callbacks: list[pl.Callback], writer: CheckpointIO) -> pl.Trainer:
+    """Lightning's loop as ``cfg.trainer`` says, without anything that it would do unasked."""
     t = cfg.trainer
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    saver = Checkpoints(
-        checkpoints, every=t.checkpoint_every, keep=t.keep_checkpoints
-    )  # last: it saves the others' state
     return pl.Trainer(
         accelerator=t.accelerator,
         devices=t.devices,
@@ -120,6 +122,6 @@ def _trainer(cfg: PretrainConfig, checkpoints: Path, *callbacks: pl.Callback) ->
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[*callbacks, saver, Interruption()],
-        plugins=[WholeFiles()],
+        callbacks=callbacks,
+        plugins=[writer],
     )

@@ -21,7 +21,7 @@ from xmod_lab.training.distributed import barrier, rank
 log = logging.getLogger(__name__)
 
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
-_MAY_CHANGE = ("resume", "rebuild", "logger", "runs", "base", "data.workers", "data.folder", "trainer.checkpoint_every",
+_MAY_CHANGE = ("resume", "rebuild", "plan", "logger", "runs", "base", "data.workers", "data.folder", "trainer.checkpoint_every",
                "trainer.keep_checkpoints", "trainer.devices", "trainer.nodes")  # fmt: skip
 _LOCKS: dict[Path, TextIO] = {}  # by run dir; the system lets go of them when this process ends
 

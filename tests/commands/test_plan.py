@@ -1,0 +1,121 @@
+"""plan=true: what it says is what a real run then writes and reads, and it trains and leaves nothing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.commands.conftest import EXTENSION, SMALL
+from tests.test_project import composed
+from xmod_lab import pretrain
+from xmod_lab.config import LangsetText
+from xmod_lab.model import IGNORE
+from xmod_lab.training.bases import new_model
+from xmod_lab.training.cost import measure
+from xmod_lab.training.data import batches, mixture_of, prepare_base
+
+
+@pytest.fixture
+def plan(workplace, monkeypatch, capfd):
+    """Call the command with plan=true in this process; returns plan.json and what was said."""
+
+    def call(*overrides: str, run: Path) -> tuple[dict, str]:
+        monkeypatch.chdir(workplace.folder)
+        monkeypatch.setattr("sys.argv", ["pretrain", *workplace.arguments("plan=true", *overrides, run=run)])
+        with pytest.raises(SystemExit) as stop:
+            pretrain.main()
+        out, err = capfd.readouterr()
+        assert stop.value.code == 0, err
+        assert {path.name for path in run.iterdir()} == {"plan.json", "pretrain.log", ".hydra"}
+        return json.loads((run / "plan.json").read_text()), out + err
+
+    return call
+
+
+def _bytes(folder: Path, but: str = "") -> int:
+    return sum(f.stat().st_size for f in folder.rglob("*") if f.is_file() and f.name != but)
+
+
+def test_the_plan_of_an_extension_is_what_the_run_writes(workplace, extended, plan, tmp_path):
+    planned, said = plan("+lang=[greek,swahili]", f"base={workplace.base}", *EXTENSION, run=tmp_path / "run")
+    assert list(planned) == ["el_GR", "sw_KE", "warnings"] and "nothing was trained" in said
+    metrics = workplace.metrics(extended)
+    for code in ("el_GR", "sw_KE"):
+        found, pack = planned[code], extended / "pack" / code
+        manifest = json.loads((pack / "manifest.json").read_text())
+        assert {k: v for k, v in found.items() if k.startswith("train/")} == {
+            k: metrics[k] for k in found if k.startswith("train/")
+        }
+        assert _bytes(pack, "manifest.json") < found["pack_bytes"] < _bytes(pack)
+        checkpoint = max((extended / "checkpoints" / code).glob("*.ckpt"))
+        assert found["checkpoint_bytes"] == pytest.approx(checkpoint.stat().st_size, rel=0.02)
+        assert found["shared_pieces"] == manifest["vocabulary"]["copied"]
+        assert found["optimizer_bytes"] == pytest.approx(2 * 4 * found["trainable"], rel=0.01)
+        assert found["new/unknown"] < 0.01 and found["seconds"] > 0
+    assert planned["el_GR"]["unknown_letters"] > 0.9 > 0.1 > planned["sw_KE"]["unknown_letters"]
+    assert any("Greek script" in warning for warning in planned["warnings"])
+    status, _, err = workplace.call(
+        "+lang=swahili", f"base={workplace.base}", "trainer.max_steps=2", run=tmp_path / "run"
+    )
+    assert status == 0 and (tmp_path / "run" / "metrics.json").is_file(), err
+
+
+def test_without_a_base_the_plan_has_the_base_that_would_be_made_and_makes_none(workplace, plan, tmp_path):
+    runs = tmp_path / "runs"
+    overrides = ["+lang=swahili", f"runs={runs}", f"data.folder={workplace.folder / 'runs' / 'prepared'}"]
+    planned, said = plan(*overrides, "lang.swahili.vocabulary=keep", run=tmp_path / "run")
+    assert f"would first pre-train one in {runs / 'pretrain' / 'base-'}" in said and not runs.exists()
+    base, real = planned["base"], workplace.base
+    checkpoint = max((real / "checkpoints").glob("*.ckpt"))
+    assert base["checkpoint_bytes"] == pytest.approx(checkpoint.stat().st_size, rel=0.02)
+    assert base["model_bytes"] == pytest.approx((real / "model" / "model.safetensors").stat().st_size, rel=0.05)
+    assert base["frozen"] == 0 and base["train/rows/en_XX"] + base["train/rows/de_DE"] == 2400 * 16
+    slot = 2 * (32 * 16 + 16 + 16 * 32 + 32)
+    assert planned["sw_KE"]["trainable"] == slot and planned["sw_KE"]["frozen"] == base["trainable"]
+    assert "of the letters" not in said
+
+
+def test_a_text_that_is_not_what_its_code_says_and_repeats_is_warned_of(workplace, plan, tmp_path):
+    planned, said = plan("+lang=swahili", "lang.swahili.code=tr_TR", f"lang.swahili.text={_doubled(workplace, tmp_path)}",
+                         f"base={workplace.base}", "trainer.max_steps=9000", run=tmp_path / "run")  # fmt: skip
+    for words in ("look like 'sw'", "times (more than 40)", "like an earlier one but for case"):
+        assert any(words in warning for warning in planned["warnings"]) and words in said
+
+
+def _doubled(workplace, folder: Path) -> Path:
+    text = (workplace.folder / "sw.txt").read_text()
+    (folder / "twice.txt").write_text(text + text.upper())
+    return folder / "twice.txt"
+
+
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning:pytorch_lightning|torch|typing_extensions", "ignore:.*many workers.*"
+)
+@pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
+def test_flops_are_those_counted_by_hand(workplace, precision):
+    """2 FLOPs a multiplication and addition; backward twice forward where weights train, once where they are frozen."""
+    cfg = composed(*[o for o in SMALL if not o.startswith("langset")], f"data.folder={workplace.folder}/runs/prepared",
+                   "langset.vocabulary_size=1000", "trainer.max_steps=6", f"trainer.precision={precision}")  # fmt: skip
+    cfg.langset.languages = {c: LangsetText(text=f"{workplace.folder}/{c[:2]}.txt") for c in ("en_XX", "de_DE")}
+    prepared = prepare_base(cfg)
+    mixture = mixture_of(cfg, prepared, steps=6, seed=1)
+    model = new_model(cfg, len(prepared.tokenizer))
+    ids = {"en_XX": 0, "de_DE": 1}
+    batch = next(iter(batches(cfg, prepared, mixture, ids, seed=1, steps=1, first_step=0, rank=0, processes=1)))
+    B, S, D, F, R, V, layers = 16, 32, 32, 64, 16, len(prepared.tokenizer), 2
+    N, M = B * S, int((batch["labels"] != IGNORE).sum())
+    attention, body, slots = 4 * B * S * S * D, 8 * N * D * D + 4 * N * D * F, 4 * N * D * R
+    by_hand = 3 * (layers * (attention + body + slots) + 2 * M * D * D + 2 * M * D * V)
+    assert measure(cfg, model, prepared, mixture, seed=1, trainable=None).flops_per_step == by_hand
+    embeddings = {name for name in dict(model.named_parameters()) if "word_embeddings" in name}
+    frozen_body = layers * (3 * attention + 2 * body + 2 * slots) + 2 * 2 * M * D * D + 3 * 2 * M * D * V
+    assert measure(cfg, model, prepared, mixture, seed=1, trainable=embeddings).flops_per_step == frozen_body
+
+
+def test_a_plan_under_torchrun_is_refused(workplace, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.chdir(workplace.folder)
+    monkeypatch.setattr("sys.argv", ["pretrain", *workplace.arguments("plan=true", run=tmp_path / "run")])
+    with pytest.raises(SystemExit) as stop:
+        pretrain.main()
+    assert stop.value.code == 2 and "without torchrun" in capfd.readouterr().err

@@ -1,0 +1,123 @@
+"""What a language code means: X-MOD's own (``en_XX``), BCP-47 (``gsw``, ``zh-Hans``), ISO 639 (``de``, ``deu``).
+
+A code that is spelt like a known one is that one, always. Any other is read by its parts (langcodes, CLDR's likely scripts
+and regions), so that ``de`` finds ``de_DE`` where that is the only German, and ``zh`` finds neither of two.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
+
+from langcodes import Language, tag_distance
+
+from xmod_lab.errors import UnknownLanguageError, nearest
+
+_NO_REGION = "XX"  # en_XX: English of no country
+_SCRIPT_OF_SUFFIX = {"rom": "Latn", "zaw": "Qaag"}  # hi_IN_rom, my_MM_zaw of CC-100: romanised; Zawgyi (CLDR's code)
+_RELATED = 25  # the distance up to which langcodes, too, takes one language for a match of another
+
+
+class Meaning(NamedTuple):
+    """A code in parts. ``script``: written, or implied by the region, else ``None``; ``region``: written, else ``None``, as
+    is XX; ``likely``: CLDR's (script, region) for it; ``without_region``: no region was written, not even XX."""
+
+    language: str
+    script: str | None
+    region: str | None
+    likely: tuple[str | None, str | None]
+    without_region: bool
+
+
+@lru_cache(maxsize=4096)
+def meaning(code: str) -> Meaning | None:
+    """The parts of ``code``; ``None`` where it is no language tag (``shared``)."""
+    tag, _, suffix = code.rpartition("_")
+    if not tag or suffix not in _SCRIPT_OF_SUFFIX:
+        tag, suffix = code, ""
+    try:
+        found = Language.get(tag.replace("_", "-")).prefer_macrolanguage()  # cmn is zh
+    except ValueError:
+        return None
+    if found.language is None:
+        return None
+    script = found.script or _SCRIPT_OF_SUFFIX.get(suffix)
+    region = None if found.territory == _NO_REGION else found.territory
+    full = Language.make(found.language, script=script, territory=region).maximize()
+    return Meaning(
+        language=found.language,
+        script=full.script if script or region else None,
+        region=region,
+        likely=(full.script, full.territory),
+        without_region=found.territory is None,
+    )
+
+
+def resolve(code: str, known: list[str]) -> str:
+    """The one of ``known`` that ``code`` means.
+
+    Raises:
+        UnknownLanguageError: none of them, or several; it names the known codes, the nearest and the related.
+    """
+    if code in known:
+        return code
+    asked = meaning(code)
+    fitting = [other for other in known if asked and _fits(asked, meaning(other))]
+    alike = [other for other in fitting if asked[:3] == meaning(other)[:3]]  # the same parts, spelt otherwise
+    found = alike if len(alike) == 1 else fitting
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise UnknownLanguageError(f"language '{code}' may be {' or '.join(found)} of this model; write which")
+    raise UnknownLanguageError(
+        f"unknown language '{code}'; this model knows: {', '.join(known)}.{suggestion(code, known)} "
+        "A new language is added with: python -m xmod_lab.pretrain +lang=NAME"
+    )
+
+
+def _fits(asked: Meaning, other: Meaning | None) -> bool:
+    """Whether ``other`` contradicts no part of ``asked``. XX, like no region, stands for every region: en-GB finds en_XX."""
+    return (
+        other is not None
+        and asked.language == other.language
+        and asked.script in (None, other.likely[0])
+        and (asked.region is None or other.region in (None, asked.region))
+    )
+
+
+def clashing(code: str, others: Iterable[str]) -> list[str]:
+    """Those of ``others`` that are the language of ``code`` in another spelling, or itself: two of them in one model could
+    not be told apart. Another script, or a region of its own, makes another language: ``de_CH`` beside ``de_DE``."""
+    own = meaning(code)
+    return [other for other in others if other == code or (own and _same(own, meaning(other)))]
+
+
+def _same(a: Meaning, b: Meaning | None) -> bool:
+    if b is None or (a.language, a.likely[0]) != (b.language, b.likely[0]):
+        return False
+    return a.without_region or b.without_region or a.likely[1] == b.likely[1]
+
+
+def related(code: str, known: Iterable[str]) -> list[str]:
+    """At most three of ``known``, the nearest first: the same language in another script or region, then others that are
+    close by langcodes' distance."""
+    own = meaning(code)
+    found = []
+    for other in known:
+        theirs = meaning(other)
+        if own and theirs:
+            away = tag_distance(_tag(own), _tag(theirs))
+            if own.language == theirs.language or away <= _RELATED:
+                found.append((own.language != theirs.language, away, other))
+    return [other for *_, other in sorted(found, key=lambda entry: entry[:2])[:3]]
+
+
+def suggestion(code: str, known: Iterable[str]) -> str:
+    """The nearest of ``known`` in spelling and the related ones, as the end of a message; or nothing."""
+    known = list(known)
+    words = nearest(code, known)
+    others = [other for other in related(code, known) if f"'{other}'" not in words]
+    return words + (f" Related: {', '.join(others)}." if others else "")
+
+
+def _tag(parts: Meaning) -> str:
+    return "-".join(part for part in (parts.language, *parts.likely) if part)

@@ -1,0 +1,124 @@
+"""What a text is like, before anything is trained on it: words, near-copies, letters, its pieces, the language it looks like."""
+
+import hashlib
+import unicodedata
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.codes import meaning
+from xmod_lab.text.corpus import Source
+from xmod_lab.text.rows import encode
+
+try:  # the extra "langid"; its model is inside the package
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+except ImportError:
+    LanguageIdentifier = None
+
+_SAMPLE = 2000  # passages at most that are split into pieces and identified: shares are then within 3 points
+_WITHOUT_SPACES = ("Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Qaag")  # no words between spaces to count
+
+
+class _LettersOnly(dict):
+    """For ``str.translate``: letters and the marks on them stay, all else goes."""
+
+    def __missing__(self, number: int) -> int | None:
+        self[number] = number if unicodedata.category(chr(number))[0] in "LM" else None
+        return self[number]
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Of a language's training text. ``near_copies``: passages that are like an earlier one but for case, digits, spaces
+    and punctuation; ``letters``: how often each occurs; ``sample``: passages from all over the text."""
+
+    code: str
+    passages: int
+    near_copies: int
+    letters: Counter[str]
+    sample: list[str]
+
+    @property
+    def near_copy_share(self) -> float:
+        return self.near_copies / self.passages
+
+    @property
+    def script(self) -> str:
+        """The script of most letters, by the first word of their Unicode names: Latin, Greek, Cjk ..."""
+        names = Counter()
+        for letter, count in self.letters.items():
+            names[unicodedata.name(letter, "unknown").split()[0].capitalize()] += count
+        return names.most_common(1)[0][0] if names else "no"
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How a vocabulary spells a sample. ``per_word`` is ``None`` in scripts that put no spaces between words."""
+
+    pieces: int
+    per_word: float | None
+    unknown: float  # share of the pieces that are <unk>
+    unknown_bytes: float  # share of the bytes that <unk> stands for
+
+
+def survey(code: str, source: Source, passages: int) -> Survey:
+    """Read the training text of ``code`` once; ``passages`` is how many it has."""
+    step = max(1, -(-passages // _SAMPLE))
+    table, letters = _LettersOnly(), Counter()
+    seen: set[bytes] = set()
+    count, near, sample = 0, 0, []
+    for passage in tqdm(source.passages("train"), f"surveying {code}", passages, leave=False, disable=None):
+        plain = passage.casefold().translate(table)
+        key = hashlib.blake2b(plain.encode(), digest_size=8).digest()
+        near += bool(plain) and key in seen
+        seen.add(key)
+        letters.update(plain)
+        if count % step == 0:
+            sample.append(passage)
+        count += 1
+    without_marks = {letter: n for letter, n in letters.items() if unicodedata.category(letter)[0] == "L"}
+    return Survey(code, count, near, Counter(without_marks), sample)
+
+
+def spelling(found: Survey, tokenizer: PreTrainedTokenizerBase) -> Spelling:
+    """How ``tokenizer`` spells the sample."""
+    pieces = unknown = size = unknown_bytes = 0
+    for ids, bytes_, not_spelt in encode(iter(found.sample), tokenizer):
+        pieces += len(ids)
+        unknown += ids.count(tokenizer.unk_token_id)
+        size += bytes_
+        unknown_bytes += not_spelt
+    words = sum(len(passage.split()) for passage in found.sample)
+    parts = meaning(found.code)
+    spaced = not (parts and parts.likely[0] in _WITHOUT_SPACES)
+    return Spelling(pieces, pieces / words if spaced else None, unknown / pieces, unknown_bytes / size)
+
+
+def unknown_letters(found: Survey, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Share of the text's letters that are in no piece of ``tokenizer``."""
+    known = set("".join(tokenizer.get_vocab()).casefold())
+    total = found.letters.total()
+    spelt = sum(n for letter, n in found.letters.items() if set(unicodedata.normalize("NFKC", letter)) <= known)
+    return 1 - spelt / total if total else 0.0
+
+
+def looks_like(found: Survey) -> list[tuple[str, float]] | str:
+    """Languages that the sample's passages look like, with their shares, the most frequent first; or, as a string, why that
+    cannot be told: py3langid is not installed, or does not know the language in this script."""
+    if LanguageIdentifier is None:
+        return "not checked: pip install 'xmod_lab[langid]'"
+    identifier, own = _identifier(), meaning(found.code)
+    if own is None or (own.language, own.likely[0]) not in {
+        (m.language, m.likely[0]) for m in map(meaning, identifier.labels) if m
+    }:
+        return f"not checked: py3langid does not know {found.code}"
+    counts = Counter(identifier.classify(passage)[0] for passage in found.sample)
+    return [(code, n / len(found.sample)) for code, n in counts.most_common()]
+
+
+@lru_cache(maxsize=1)
+def _identifier() -> "LanguageIdentifier":
+    return LanguageIdentifier.from_model_file(MODEL_FILE)
