@@ -17,7 +17,7 @@ from xmod_lab.model.language_models import (
     language_model,
     language_model_class,
 )
-from xmod_lab.model.slots import SLOT_INITS, code_fault, donors_of, seeded_generator
+from xmod_lab.model.slots import NEAREST, SLOT_INITS, code_fault, donors_of, seeded_generator
 from xmod_lab.model.task_heads import (
     XmodForMultipleChoice,
     XmodForQuestionAnswering,
@@ -38,6 +38,7 @@ for _auto, _model in (
 
 __all__ = [
     "IGNORE",
+    "NEAREST",
     "SLOT_INITS",
     "XmodConfig",
     "XmodForCausalLM",

@@ -13,7 +13,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import Vocabulary
 from xmod_lab.model.encoder import XmodLayer
-from xmod_lab.model.slots import allocate_slot, code_fault, random_value
+from xmod_lab.model.slots import NEAREST, SLOT_INITS, allocate_slot, code_fault, donors_of, fill_slot, random_value
 
 VOCABULARY_FILE = "vocabulary.safetensors"  # under languages/<code>/ of a saved model, beside its tokenizer
 
@@ -69,7 +69,7 @@ class XmodPreTrainedModel(PreTrainedModel):
         Nothing that exists is altered. The table starts at random; :mod:`xmod_lab.languages.embeddings` fills it.
 
         Args:
-            init: ``random``, ``mean`` (of all pre-trained slots), ``mean:<codes>`` or ``copy:<code>``.
+            init: see :meth:`initialise_slot`.
             pieces: size of the language's own vocabulary; ``None`` keeps the base vocabulary.
         Returns:
             The new slot's number for ``lang_ids``.
@@ -82,9 +82,11 @@ class XmodPreTrainedModel(PreTrainedModel):
         if code in self.languages or code in self.config.languages:
             raise UserError(f"language '{code}' exists in this model already ({', '.join(self.languages)}); "
                             "choose another code, or a base without it")  # fmt: skip
-        allocate_slot(self.base_model.encoder.layer, code, init, self.config, seed)
+        _check_slot_init(init, self.config)
+        allocate_slot(self.base_model.encoder.layer, code, self.config)
         self.config.languages = [*self.config.languages, code]
         self.config.added = [*(self.config.added or []), code]
+        self.initialise_slot(code, init, seed=seed)
         if pieces is not None:
             table = Vocabulary(pieces, self.config)
             with torch.no_grad():
@@ -95,6 +97,22 @@ class XmodPreTrainedModel(PreTrainedModel):
             self.base_model.embeddings.vocabularies[code] = table.to(device=reference.device, dtype=reference.dtype)
             self.config.vocabularies = {**(self.config.vocabularies or {}), code: pieces}
         return self.config.slot(code)
+
+    def initialise_slot(self, code: str, init: str, *, seed: int = 0) -> None:
+        """Overwrite the slot of ``code``, a language that was added, with the values that it may begin with.
+
+        Args:
+            init: ``random``, ``zero_output`` (adds nothing until it is trained), ``mean`` (of all pre-trained slots),
+                ``mean:<codes>`` or ``copy:<code>``.
+        Raises:
+            UserError: ``code`` was not added, or ``init`` is not understood. UnknownLanguageError: unknown donor.
+        """
+        self.config.slot(code)
+        if code not in (self.config.added or []):
+            raise UserError(f"the slot of '{code}' was pre-trained and is not overwritten; allowed are languages that were "
+                            f"added: {', '.join(self.config.added or []) or 'none yet'}")  # fmt: skip
+        _check_slot_init(init, self.config)
+        fill_slot(self.base_model.encoder.layer, code, init, self.config, seed)
 
     def remove_language(self, code: str) -> None:
         """Delete the slot of ``code`` and, if it has one, its vocabulary. Later slots move up by one."""
@@ -145,6 +163,13 @@ class XmodPreTrainedModel(PreTrainedModel):
             table.load_state_dict(load_file(path))
             table.to(device=reference.device, dtype=reference.dtype)
         return loaded
+
+
+def _check_slot_init(init: str, config: XmodConfig) -> None:
+    if init == NEAREST:
+        raise UserError(f"slot_init '{NEAREST}' needs the language's text, which the command has and a model has not; here "
+                        f"allowed are {SLOT_INITS.removesuffix(f' | {NEAREST}')}")  # fmt: skip
+    donors_of(init, config)
 
 
 def _vocabulary_file(source: str, code: str) -> str:

@@ -14,12 +14,12 @@ import torch
 
 from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.languages.embeddings import initialise_vocabulary
 from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack, write_pack
 from xmod_lab.languages.proof import Snapshot, compare, require, snapshot, whole_digest
-from xmod_lab.model import XmodLanguageModel, donors_of
+from xmod_lab.model import XmodLanguageModel
 from xmod_lab.text.rows import build_folder
 from xmod_lab.training.bases import Base, added_before, agree
+from xmod_lab.training.beginning import begin_language
 from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_language
 from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
@@ -40,7 +40,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
     Raises:
         UserError: bad text, a base that does not fit, a damaged checkpoint. ProofError: something else moved.
     """
-    model, old, older = _open_base(base)
+    model, old, older = open_base(base)
     agree(base, model, cfg, asked)
     languages = {}
     for lang in cfg.lang.values():
@@ -72,7 +72,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
     log.info("model in %s; packs: %s", run / "model", ", ".join(str(p) for p in packs))
 
 
-def _open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
+def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
     """The base, the text of its language set as it reads it, and the texts of languages that were added to it."""
     if base.model is None:
         old = prepare_base(base.cfg)
@@ -129,7 +129,9 @@ def _add_one(
     speed = f"train/tokens_per_second/{code}"
     if not (pack / MANIFEST).is_file():
         model = base.load(len(old.tokenizer))
-        details = _begin_language(cfg, model, lang, old, prepared)
+        details = begin_language(
+            cfg, model, lang, old, prepared, keep=lambda make: run.remember_once(f"donors/{code}", make)
+        )
         parameters = set(model.language_parameters(code))
         trainable = {name for name in parameters if lang.train_slot or ".adapter_modules." not in name}
         training_table(model, trainable, f"adding {code}")
@@ -152,32 +154,6 @@ def _add_one(
     manifest, _ = read_pack(pack)
     took = run.remember_once(speed, lambda: None)
     return {**manifest["scores"], **manifest["data"]["consumed"], **({} if took is None else {speed: took})}
-
-
-def _begin_language(
-    cfg: PretrainConfig, model: XmodLanguageModel, lang: LangConfig, old: Prepared, prepared: Prepared
-) -> dict:
-    """Allocate slot and vocabulary in ``model`` and fill them; returns what the pack says about their beginning."""
-    donors = donors_of(lang.slot_init, model.config)
-    own = lang.vocabulary == "own"
-    pieces = len(prepared.tokenizer) if own else None
-    model.add_language(lang.code, lang.slot_init, pieces=pieces, seed=cfg.seed)
-    details = {"slot": {"init": lang.slot_init, "donors": donors}, "vocabulary": {"kind": lang.vocabulary}}
-    if own:
-        report = initialise_vocabulary(
-            model,
-            lang.code,
-            old.tokenizer,
-            prepared.tokenizer,
-            method=lang.embedding_init,
-            piece_counts=cfg.objective.target_counts(prepared.corpora[lang.code], prepared.tokenizer),
-            seed=cfg.seed,
-        )
-        log.info("%s: %s of %s rows of the new table copied from the base (%.1f %% of its text), %s drawn (%s)",
-                 lang.code, f"{report.copied:,}", f"{report.pieces:,}", 100 * report.coverage, f"{report.drawn:,}",
-                 report.method)  # fmt: skip
-        details["vocabulary"] |= {**asdict(report), "drawn": report.drawn}
-    return details
 
 
 def _record(cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, proof: dict) -> dict:
