@@ -1,0 +1,137 @@
+"""How languages begin, by the real commands: the donor that is chosen, and the ranking of all beginnings."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.commands.conftest import EXTENSION
+from xmod_lab.languages.initialisers import EMBEDDING_INITS
+from xmod_lab.languages.proof import tensor_digests
+from xmod_lab.training.bases import load_config, resolve
+from xmod_lab.training.beginning import begin_language
+from xmod_lab.training.data import prepare_language
+from xmod_lab.training.donors import rank_donors, sampled_targets
+from xmod_lab.training.extension import open_base
+from xmod_lab.training.rundir import RunDir
+
+NEAREST = ["lang.greek.slot_init=nearest", "lang.greek.embedding_init=focus"]
+
+
+@pytest.fixture(scope="module")
+def nearest(workplace, tmp_path_factory):
+    """Greek, from the donor that suits it, with Swahili beside it."""
+    run = tmp_path_factory.mktemp("nearest") / "run"
+    status, _, err = workplace.call(
+        "+lang=[greek,swahili]", f"base={workplace.base}", *EXTENSION, *NEAREST, "trainer.max_steps=2", run=run
+    )
+    assert status == 0, err
+    return run
+
+
+@pytest.fixture(scope="module")
+def opened(workplace, nearest):
+    """Configuration, the language and a function that gives (model, old text, new text) afresh."""
+    cfg = load_config(RunDir(nearest))
+    base = resolve(cfg, [], lambda *_: None)
+    lang = cfg.lang["greek"]
+    return cfg, lang, lambda: (*open_base(base)[:2], prepare_language(cfg, lang, None))
+
+
+def test_nearest_is_the_donor_with_the_lowest_loss_on_training_text(nearest, opened):
+    """Each loss is that of a model which begins with a copy of the donor, on rows of the training text."""
+    cfg, lang, fresh = opened
+    slot = json.loads((nearest / "pack" / "el_GR" / "manifest.json").read_text())["slot"]
+    assert slot["init"] == "nearest" and slot["donors"] == [slot["ranking"][0][0]]
+    losses = {}
+    for donor in ("en_XX", "de_DE"):
+        model, old, new = fresh()
+        begin_language(cfg, model, replace(lang, slot_init=f"copy:{donor}"), old, new)
+        targets = sampled_targets(cfg, new, "el_GR")
+        losses[donor] = targets.loss(model)
+    assert slot["ranking"] == sorted(([c, loss] for c, loss in losses.items()), key=lambda pair: pair[1])
+    rows = {row.tobytes() for row in new.corpora["el_GR"].rows("train", range(len(new.corpora["el_GR"].train)))}
+    assert len(targets.rows) > 20 and all(row.tobytes() in rows for row in targets.rows)
+
+
+def test_trying_donors_alters_nothing_but_the_new_slot(opened):
+    cfg, lang, fresh = opened
+    model, old, new = fresh()
+    begin_language(cfg, model, replace(lang, slot_init="random"), old, new)
+    before = tensor_digests(model)
+    rank_donors(cfg, model, new, "el_GR")
+    after = tensor_digests(model)
+    assert {name for name in before if before[name] != after[name]} <= model.language_parameters("el_GR").keys()
+    assert all(".adapter_modules.el_GR." in name for name in before if before[name] != after[name])
+
+
+def test_the_choice_is_kept_for_a_run_that_goes_on_and_is_the_same_alone(workplace, nearest, tmp_path):
+    """The pack, ranking and all, to the bit."""
+    kept = json.loads((nearest / "state.json").read_text())["donors/el_GR"]
+    assert kept == json.loads((nearest / "pack" / "el_GR" / "manifest.json").read_text())["slot"]["ranking"]
+    status, out, err = workplace.call(
+        "+lang=greek", f"base={workplace.base}", *EXTENSION, *NEAREST, "trainer.max_steps=2", run=tmp_path / "alone"
+    )
+    assert status == 0, err
+    assert "donors for el_GR" in out
+    for name in ("pack.safetensors", "manifest.json"):
+        pair = [run / "pack" / "el_GR" / name for run in (nearest, tmp_path / "alone")]
+        assert pair[0].read_bytes() == pair[1].read_bytes()
+
+
+def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, nearest, tmp_path):
+    """To the last bit: of the configured combination with ``nearest``, and of the best one."""
+    status, out, err = workplace.call(
+        "+lang=greek", f"base={workplace.base}", *NEAREST, run=tmp_path / "rank", command="rank"
+    )
+    assert status == 0, err
+    ranking = json.loads((tmp_path / "rank" / "ranking_el_GR.json").read_text())
+    combinations = {(c["embedding_init"], c["slot_init"]): c for c in ranking["combinations"]}
+    assert len(combinations) == len(EMBEDDING_INITS) * 5  # random, zero_output, mean and two donors
+    donor = ranking["nearest"]["focus"]
+    trained = workplace.metrics(nearest)
+    for unit, key in (("loss", "val"), ("bpb", "bpb")):
+        assert combinations["focus", f"copy:{donor}"][key] == trained[f"before/val/{unit}/el_GR"]
+        assert ranking["unigram"][key] == trained[f"unigram/{unit}/el_GR"]
+    chosen = json.loads((nearest / "pack" / "el_GR" / "manifest.json").read_text())["slot"]
+    assert chosen["ranking"][0] == [donor, combinations["focus", f"copy:{donor}"]["loss"]]
+    best = ranking["combinations"][0]
+    assert best["loss"] == min(c["loss"] for c in ranking["combinations"])
+    status, _, err = workplace.call(
+        "+lang=greek", f"base={workplace.base}", "trainer.max_steps=1", f"lang.greek.embedding_init={best['embedding_init']}",
+        f"lang.greek.slot_init={best['slot_init']}", run=tmp_path / "best",
+    )  # fmt: skip
+    assert status == 0, err
+    assert workplace.metrics(tmp_path / "best")["before/val/loss/el_GR"] == best["val"]
+    with (tmp_path / "rank" / "ranking_el_GR.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(r["embedding_init"], r["slot_init"], float(r["loss"])) for r in rows] == [
+        (c["embedding_init"], c["slot_init"], c["loss"]) for c in ranking["combinations"]
+    ]
+    assert (tmp_path / "rank" / "ranking_el_GR.png").read_bytes().startswith(b"\x89PNG")
+    mean, base = ranking["vocabularies"]["mean"]["mean_cosine"], ranking["vocabularies"]["overlap"]["base_mean_cosine"]
+    assert mean > 0.9 > base
+    assert len(ranking["vocabularies"]["focus"]["neighbours"]) == 6
+
+
+def test_with_the_base_s_vocabulary_the_slots_alone_are_ranked(workplace, tmp_path):
+    status, out, err = workplace.call("+lang=swahili", "lang.swahili.vocabulary=keep", "lang.swahili.slot_init=mean:de_DE",
+                                      f"base={workplace.base}", run=tmp_path / "rank", command="rank")  # fmt: skip
+    assert status == 0, err
+    ranking = json.loads((tmp_path / "rank" / "ranking_sw_KE.json").read_text())
+    losses = {c["slot_init"]: c["loss"] for c in ranking["combinations"]}
+    assert len(losses) == 6 and losses["mean:de_DE"] == losses["copy:de_DE"] and ranking["vocabularies"] == {}
+
+
+def test_rank_without_a_language_says_how_to_name_one(workplace, tmp_path):
+    status, _, err = workplace.call(run=tmp_path / "rank", command="rank")
+    assert status == 2 and "+lang=NAME" in err and not list(tmp_path.glob("rank/*.json"))
+
+
+def test_sampled_rows_are_spread_over_the_text(opened):
+    corpus = opened[2]()[2].corpora["el_GR"]
+    size = len(corpus.train)
+    assert np.array_equal(corpus.sample(10**6), corpus.rows("train", np.arange(size)))
+    assert np.array_equal(corpus.sample(3), corpus.rows("train", [0, size // 3, 2 * size // 3]))
