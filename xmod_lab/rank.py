@@ -38,6 +38,8 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
     cfg, base = settle_base(cfg, run, asked)
     model, old, _ = open_base(base)
     agree(base, model, cfg, asked)
+    if not run.begin(cfg):
+        return
     for lang in cfg.lang.values():
         prepared = prepare_language(cfg, lang, None if lang.vocabulary == "own" else old.folder)
         ranking = rank_beginnings(cfg, model, lang, old, prepared)

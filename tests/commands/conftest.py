@@ -55,8 +55,8 @@ class Workplace:
         return self.run(self.arguments(*overrides, run=run), **options)
 
     def run(self, arguments: list[str], **options) -> subprocess.Popen:
-        """The command (``pretrain`` unless named) with just these arguments."""
-        command = [sys.executable, "-m", f"xmod_lab.{options.pop('command', 'pretrain')}", *arguments]
+        """The command with just these arguments."""
+        command = [sys.executable, "-m", "xmod_lab.pretrain", *arguments]
         environment = {**os.environ, "WANDB_SILENT": "true", **options.pop("env", {})}
         return subprocess.Popen(
             command,

@@ -7,9 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from scripts import compare_initialisers
 from tests.commands.conftest import EXTENSION
+from tests.test_project import composed
 from xmod_lab.languages.initialisers import EMBEDDING_INITS
 from xmod_lab.languages.proof import tensor_digests
+from xmod_lab.rank import main
 from xmod_lab.training.bases import load_config, resolve
 from xmod_lab.training.beginning import begin_language
 from xmod_lab.training.data import prepare_language
@@ -29,6 +32,20 @@ def nearest(workplace, tmp_path_factory):
     )
     assert status == 0, err
     return run
+
+
+@pytest.fixture
+def rank(workplace, monkeypatch, capfd):
+    """Call the command and return its exit status and both outputs."""
+
+    def call(*overrides: str, run) -> tuple[int, str, str]:
+        monkeypatch.chdir(workplace.folder)
+        monkeypatch.setattr("sys.argv", ["rank", *workplace.arguments(*overrides, run=run)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code, *capfd.readouterr()
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +98,7 @@ def test_the_choice_is_kept_for_a_run_that_goes_on_and_is_the_same_alone(workpla
         assert pair[0].read_bytes() == pair[1].read_bytes()
 
 
-def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, nearest, tmp_path):
+def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, rank, nearest, tmp_path):
     """To the last bit: of the configured combination with ``nearest``, and of the best one."""
     status, out, err = workplace.call(
         "+lang=greek", f"base={workplace.base}", *NEAREST, run=tmp_path / "rank", command="rank"
@@ -99,6 +116,7 @@ def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, nearest
     assert chosen["ranking"][0] == [donor, combinations["focus", f"copy:{donor}"]["loss"]]
     best = ranking["combinations"][0]
     assert best["loss"] == min(c["loss"] for c in ranking["combinations"])
+    assert {c["embedding_init"] for c in ranking["combinations"] if c["val"]} == set(EMBEDDING_INITS)
     status, _, err = workplace.call(
         "+lang=greek", f"base={workplace.base}", "trainer.max_steps=1", f"lang.greek.embedding_init={best['embedding_init']}",
         f"lang.greek.slot_init={best['slot_init']}", run=tmp_path / "best",
@@ -116,17 +134,17 @@ def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, nearest
     assert len(ranking["vocabularies"]["focus"]["neighbours"]) == 6
 
 
-def test_with_the_base_s_vocabulary_the_slots_alone_are_ranked(workplace, tmp_path):
-    status, out, err = workplace.call("+lang=swahili", "lang.swahili.vocabulary=keep", "lang.swahili.slot_init=mean:de_DE",
-                                      f"base={workplace.base}", run=tmp_path / "rank", command="rank")  # fmt: skip
+def test_with_the_base_s_vocabulary_the_slots_alone_are_ranked(workplace, rank, tmp_path):
+    keep = ["lang.swahili.vocabulary=keep", "lang.swahili.slot_init=mean:de_DE"]
+    status, _, err = rank("+lang=swahili", *keep, f"base={workplace.base}", run=tmp_path / "rank")
     assert status == 0, err
     ranking = json.loads((tmp_path / "rank" / "ranking_sw_KE.json").read_text())
     losses = {c["slot_init"]: c["loss"] for c in ranking["combinations"]}
     assert len(losses) == 6 and losses["mean:de_DE"] == losses["copy:de_DE"] and ranking["vocabularies"] == {}
 
 
-def test_rank_without_a_language_says_how_to_name_one(workplace, tmp_path):
-    status, _, err = workplace.call(run=tmp_path / "rank", command="rank")
+def test_rank_without_a_language_says_how_to_name_one(rank, tmp_path):
+    status, _, err = rank(run=tmp_path / "rank")
     assert status == 2 and "+lang=NAME" in err and not list(tmp_path.glob("rank/*.json"))
 
 
@@ -135,3 +153,34 @@ def test_sampled_rows_are_spread_over_the_text(opened):
     size = len(corpus.train)
     assert np.array_equal(corpus.sample(10**6), corpus.rows("train", np.arange(size)))
     assert np.array_equal(corpus.sample(3), corpus.rows("train", [0, size // 3, 2 * size // 3]))
+
+
+def test_the_experiment_changes_both_languages_at_once_and_its_table_has_the_runs_figures(workplace, nearest, tmp_path):
+    cfg = composed("+experiment=initialisers", "lang.new_lang.embedding_init=script_mean")
+    assert [(lang.code, lang.embedding_init) for lang in cfg.lang.values()] == [
+        ("el_GR", "script_mean"),
+        ("sw_KE", "script_mean"),
+    ]
+    (tmp_path / "sweep").mkdir()
+    arguments = [str(tmp_path / "sweep"), "--out", str(tmp_path / "out")]
+    assert compare_initialisers.main(arguments) == 2  # nothing is finished
+    (tmp_path / "sweep" / "0").symlink_to(nearest)
+    (tmp_path / "out").mkdir()
+    page = "# Title\n<!-- results -->\nNot run yet.\n<!-- /results -->\nEnd\n"
+    (tmp_path / "out" / "README.md").write_text(page)
+    for _ in range(2):  # the second time in the place of the first
+        assert compare_initialisers.main(arguments) == 0
+    text, metrics = (tmp_path / "out" / "README.md").read_text(), workplace.metrics(nearest)
+    assert (
+        text.startswith("# Title")
+        and text.endswith("End\n")
+        and "Not run" not in text
+        and text.count("el_GR, 2 steps") == 1
+    )
+    with (tmp_path / "out" / "results.csv").open(newline="") as stream:
+        rows = {(r["code"], r["embedding_init"]): r for r in csv.DictReader(stream)}
+    assert rows.keys() == {("el_GR", "focus"), ("sw_KE", "overlap")}
+    for (code, method), row in rows.items():
+        assert float(row["before"]) == metrics[f"before/val/loss/{code}"]
+        assert float(row["after"]) == metrics[f"val/loss/{code}"]
+        assert f"| {method} | 1 |" in text and f"{metrics[f'val/loss/{code}']:.3f}" in text

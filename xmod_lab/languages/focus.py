@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+log = logging.getLogger(__name__)
 # as in the authors' code: size of the vectors, and how often a piece has to occur
 _SIZE, _MIN_COUNT = 100, 10
 _READ = 3_000_000  # pieces that training reads, in passes over the text; the authors make 3 passes over more text
@@ -46,12 +47,14 @@ def auxiliary_vectors(rows: np.ndarray, names: dict[int, str], *, seed: int) -> 
     frequent = [i for i in names if counts[i] >= _MIN_COUNT]
     if not frequent:
         return {}
+    passes = int(np.clip(_READ // pieces, 1, _MAX_PASSES))
+    log.info("focus: vectors are trained on %s pieces, %d passes", f"{pieces:,}", passes)
     model = FastText(
         sentences,
         vector_size=_SIZE,
         min_count=_MIN_COUNT,
         sg=1,
-        epochs=int(np.clip(_READ // pieces, 1, _MAX_PASSES)),
+        epochs=passes,
         bucket=_BUCKETS,
         seed=seed,
         workers=1,  # several would race

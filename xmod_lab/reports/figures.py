@@ -63,7 +63,7 @@ def bars(values: dict[str, float], *, x: str, notes: dict[str, str]) -> str:
 
 def heat_map(values: dict[str, dict[str, float]], path: Path, *, title: str, x: str, y: str) -> None:
     """Write a PNG of ``values`` (row -> column -> value, every row with the same columns), low values light, each cell with
-    its number and the lowest in bold."""
+    its number, the lowest of each row in bold."""
     rows, columns = list(values), list(next(iter(values.values())))
     cells = [[values[row][column] for column in columns] for row in rows]
     low, high = min(map(min, cells)), max(map(max, cells))
@@ -73,7 +73,13 @@ def heat_map(values: dict[str, dict[str, float]], path: Path, *, title: str, x: 
     for i, row in enumerate(cells):
         for j, value in enumerate(row):
             axes.text(
-                j, i, f"{value:.2f}", ha="center", va="center", fontsize=8, weight="bold" if value == low else "normal"
+                j,
+                i,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                weight="bold" if value == min(row) else "normal",
             )
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
     axes.set_yticks(range(len(rows)), rows)
