@@ -138,7 +138,7 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
         if lang.code in codes:
             faults.append(f"lang.{name}.code '{lang.code}' is also the code of lang.{codes[lang.code]}; change one")
         codes[lang.code] = name
-        if lang.embedding_init == "focus" and (fault := focus_fault()):
+        if lang.vocabulary == "own" and lang.embedding_init == "focus" and (fault := focus_fault()):
             faults.append(f"lang.{name}.embedding_init: {fault}")
         if lang.vocabulary == "keep" and not lang.train_slot:
             faults.append(f"lang.{name}: vocabulary=keep with train_slot=false leaves nothing to train; change one")

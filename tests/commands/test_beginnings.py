@@ -100,9 +100,7 @@ def test_the_choice_is_kept_for_a_run_that_goes_on_and_is_the_same_alone(workpla
 
 def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, rank, nearest, tmp_path):
     """To the last bit: of the configured combination with ``nearest``, and of the best one."""
-    status, out, err = workplace.call(
-        "+lang=greek", f"base={workplace.base}", *NEAREST, run=tmp_path / "rank", command="rank"
-    )
+    status, out, err = rank("+lang=greek", f"base={workplace.base}", *NEAREST, run=tmp_path / "rank")
     assert status == 0, err
     ranking = json.loads((tmp_path / "rank" / "ranking_el_GR.json").read_text())
     combinations = {(c["embedding_init"], c["slot_init"]): c for c in ranking["combinations"]}

@@ -8,7 +8,7 @@ from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.languages.embeddings import InitReport, initialise_vocabulary
 from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
 from xmod_lab.training.data import Prepared
-from xmod_lab.training.donors import Ranking, rank_donors
+from xmod_lab.training.donors import DonorRanking, rank_donors
 from xmod_lab.training.tables import donor_table
 
 log = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ def begin_language(
     old: Prepared,
     prepared: Prepared,
     *,
-    keep: Callable[[Callable[[], Ranking]], Ranking] = lambda make: make(),
+    keep: Callable[[Callable[[], DonorRanking]], DonorRanking] = lambda make: make(),
 ) -> dict:
     """Add ``lang`` to ``model``, and fill its vocabulary and slot; returns what the pack says about that.
 

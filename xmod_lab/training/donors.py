@@ -14,7 +14,7 @@ from xmod_lab.training.scoring import FixedTargets, on_device
 
 ROWS = 64  # some hundreds of sentences
 
-Ranking = list[tuple[str, float]]  # code of a donor, nats per predicted piece; the best first
+DonorRanking = list[tuple[str, float]]  # code of a donor, nats per predicted piece; the best first
 
 
 def sampled_targets(cfg: PretrainConfig, prepared: Prepared, code: str) -> FixedTargets:
@@ -22,7 +22,7 @@ def sampled_targets(cfg: PretrainConfig, prepared: Prepared, code: str) -> Fixed
     return FixedTargets(code, prepared.corpora[code].sample(ROWS), prepared.tokenizer, cfg.objective)
 
 
-def rank_donors(cfg: PretrainConfig, model: XmodLanguageModel, prepared: Prepared, code: str) -> Ranking:
+def rank_donors(cfg: PretrainConfig, model: XmodLanguageModel, prepared: Prepared, code: str) -> DonorRanking:
     """All pre-trained slots as the slot of ``code``, a language that was added to ``model`` and has its vocabulary.
 
     The slot of ``code`` is overwritten; donors are read. Several processes share the donors out. Of donors with equal

@@ -67,46 +67,42 @@ def rank_beginnings(
     """
     code, own = lang.code, lang.vocabulary == "own"
     allocate_language(cfg, model, lang, prepared)
-    methods = _methods() if own else ["keep"]
-    donors = donors_of(NEAREST, model.config)
-    slots = ["random", "zero_output", "mean", *(f"copy:{donor}" for donor in donors)]
-    if lang.slot_init not in (*slots, NEAREST):
-        slots.append(lang.slot_init)
+    methods, slots = _methods() if own else ["keep"], _slots(model, lang)
     targets, corpus = sampled_targets(cfg, prepared, code), prepared.corpora[code]
     scorer = Scorer(corpus, prepared.tokenizer, cfg.objective)
     shown = _frequent_new_pieces(old.tokenizer, prepared.tokenizer, corpus.piece_counts) if own else {}
     found, vocabularies, nearest = [], {}, {}
-
-    def begin_slot(slot: str) -> None:
-        model.initialise_slot(code, slot, seed=cfg.seed)
-
-    with on_device(model, cfg.trainer.accelerator):
-        bar = tqdm(total=len(methods) * len(slots), desc=f"ranking beginnings of {code}", leave=False, disable=None)
+    bar = tqdm(total=len(methods) * len(slots), desc=f"ranking beginnings of {code}", leave=False, disable=None)
+    with on_device(model, cfg.trainer.accelerator), bar:
         for method in methods:
             if own:
                 report = begin_vocabulary(cfg, model, code, old, prepared, method)
                 vocabularies[method] = {**asdict(report), "drawn": report.drawn, **_likeness(model, code, old, shown)}
+            losses = {}
             for slot in slots:
-                begin_slot(slot)
-                found.append(Combination(method, slot, targets.loss(model)))
+                model.initialise_slot(code, slot, seed=cfg.seed)
+                losses[slot] = targets.loss(model)
                 bar.update()
-            copies = [c for c in found if c.embedding_init == method and c.slot_init.startswith("copy:")]
-            nearest[method] = min(copies, key=lambda c: c.loss).slot_init.removeprefix("copy:")
-        bar.close()
-        configured = (lang.embedding_init if own else "keep", lang.slot_init)
-        if lang.slot_init == NEAREST:
-            configured = (configured[0], f"copy:{nearest[configured[0]]}")
-        found.sort(key=lambda c: c.loss)  # stable: of equals the one that was tried first
-        best = {c.embedding_init: c for c in reversed(found)}
-        for i, c in enumerate(found):
-            if c is best[c.embedding_init] or (c.embedding_init, c.slot_init) == configured:
-                if own:
-                    begin_vocabulary(cfg, model, code, old, prepared, c.embedding_init)
-                begin_slot(c.slot_init)
-                score = scorer.score(model)
-                found[i] = Combination(c.embedding_init, c.slot_init, c.loss, score.loss, score.bpb)
+            copies = [slot for slot in slots if slot.startswith("copy:")]
+            nearest[method] = min(copies, key=losses.get).removeprefix("copy:")
+            scored = {min(slots, key=losses.get)}
+            if method in (lang.embedding_init, "keep"):
+                scored.add(f"copy:{nearest[method]}" if lang.slot_init == NEAREST else lang.slot_init)
+            for slot, loss in losses.items():
+                score = None
+                if slot in scored:
+                    model.initialise_slot(code, slot, seed=cfg.seed)
+                    score = scorer.score(model)
+                found.append(Combination(method, slot, loss, *((score.loss, score.bpb) if score else ())))
+    found.sort(key=lambda c: c.loss)  # stable: of equals the one that was tried first
     unigram = {"loss": targets.unigram_loss(scorer.counts), "val": scorer.unigram().loss, "bpb": scorer.unigram().bpb}
     return Ranking(code, found, vocabularies, nearest, unigram)
+
+
+def _slots(model: XmodLanguageModel, lang: LangConfig) -> list[str]:
+    """Every ``slot_init`` that reads all pre-trained slots or one of them, or none, and the configured one."""
+    slots = ["random", "zero_output", "mean", *(f"copy:{donor}" for donor in donors_of(NEAREST, model.config))]
+    return slots if lang.slot_init in (*slots, NEAREST) else [*slots, lang.slot_init]
 
 
 def _methods() -> list[str]:
