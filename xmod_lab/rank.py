@@ -38,10 +38,12 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
     cfg, base = settle_base(cfg, run, asked)
     model, old, _ = open_base(base)
     agree(base, model, cfg, asked)
-    if not run.begin(cfg):
+    texts = [
+        prepare_language(cfg, lang, None if lang.vocabulary == "own" else old.folder) for lang in cfg.lang.values()
+    ]
+    if not run.begin(cfg):  # writes; so all that can be refused was refused before
         return
-    for lang in cfg.lang.values():
-        prepared = prepare_language(cfg, lang, None if lang.vocabulary == "own" else old.folder)
+    for lang, prepared in zip(cfg.lang.values(), texts, strict=True):
         ranking = rank_beginnings(cfg, model, lang, old, prepared)
         model.remove_language(lang.code)
         ranking_tables(ranking)

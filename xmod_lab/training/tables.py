@@ -74,7 +74,7 @@ def score_table(metrics: dict[str, float], codes: list[str], prefixes: dict[str,
 def donor_table(ranking: list[tuple[str, float]], code: str) -> None:
     """The pre-trained slots in the order in which they suit ``code``."""
     rows = [(donor, f"{loss:.4f}") for donor, loss in ranking]
-    show(f"donors for {code}: its training text before any training", ("slot of", "nats/piece"), rows)
+    show(f"donors for {code}", ("slot of", "nats/piece before training"), rows)
 
 
 def scored_text(cfg: PretrainConfig) -> str:
