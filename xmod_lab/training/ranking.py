@@ -5,8 +5,8 @@ text, so that the choice has not seen what the language is scored on; the best o
 then scored on the held-out text, which is the ``before`` figure that a run with that combination reports.
 
 These losses compare slots on one table. Across tables they say how sure of itself a table is, and little of what it is worth:
-rows that are all alike (``mean``) predict by frequency alone and begin at the unigram entropy; rows that tell pieces apart
-begin above it (experiments/initialisers).
+rows that are all alike (``mean``) predict by frequency alone, and a masked model begins at the unigram entropy; rows that tell
+pieces apart begin above it (experiments/initialisers).
 """
 
 import logging
