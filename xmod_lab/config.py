@@ -80,6 +80,7 @@ class LangConfig(TextConfig):
     """One language to add.
 
     ``vocabulary``: ``own`` trains a tokenizer on its text and gives it its own embeddings; ``keep`` uses the base's.
+    ``embedding_init``: see :mod:`xmod_lab.languages.initialisers`; ``slot_init``: :mod:`xmod_lab.model.slots`.
     ``train_slot: false`` trains the vocabulary alone (MonoTrans, Artetxe et al. 2020).
     """
 

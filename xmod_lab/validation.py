@@ -8,8 +8,9 @@ import torch
 from xmod_lab.codes import clashing
 from xmod_lab.config import LangConfig, PretrainConfig, RecipeConfig
 from xmod_lab.errors import UserError, nearest
-from xmod_lab.languages.embeddings import EMBEDDING_INITS
-from xmod_lab.model import SLOT_INITS, code_fault, donors_of
+from xmod_lab.languages.focus import focus_fault
+from xmod_lab.languages.initialisers import EMBEDDING_INITS
+from xmod_lab.model import code_fault, donors_of
 from xmod_lab.text.batches import ATTENTION
 from xmod_lab.text.corpus import check_source
 from xmod_lab.text.masking import POLICIES
@@ -151,6 +152,8 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
                 f"lang.{name}.code '{lang.code}' is also the code of lang.{codes[other]} ('{other}'); change one"
             )
         codes[lang.code] = name
+        if lang.vocabulary == "own" and lang.embedding_init == "focus" and (fault := focus_fault()):
+            faults.append(f"lang.{name}.embedding_init: {fault}")
         if lang.vocabulary == "keep" and not lang.train_slot:
             faults.append(f"lang.{name}: vocabulary=keep with train_slot=false leaves nothing to train; change one")
         if cfg.base in ("auto", "random"):
@@ -168,7 +171,7 @@ def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> 
     try:
         donors_of(lang.slot_init, cfg.model_config(10))
     except UserError as error:
-        faults.append(f"lang.{name}.slot_init: {error}; allowed are {SLOT_INITS}")
+        faults.append(f"lang.{name}.slot_init: {error}")
     return faults
 
 

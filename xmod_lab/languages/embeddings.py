@@ -1,9 +1,11 @@
 """How the embedding table of an added language begins, given the base's table and both tokenizers.
 
 Rows are matched by piece and moved by token id; the base's table is read before anything is written, and never written
-itself. Rows of the special pieces (``<s>``, ``</s>``, ``<mask>`` ...) are always the base's: the frozen body knows them.
+itself. Rows of the special pieces (``<s>``, ``</s>``, ``<mask>`` ...) are always the base's: the frozen body knows them;
+that of the padding is zero. The methods are in :mod:`xmod_lab.languages.initialisers`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,25 +13,28 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.errors import UserError
+from xmod_lab.errors import UserError, nearest
+from xmod_lab.languages.initialisers import EMBEDDING_INITS, KEEP_SHARED, METHODS, Material, ordinary_pieces
 from xmod_lab.model import XmodLanguageModel, seeded_generator
 
-EMBEDDING_INITS = ("overlap", "mean", "random")
 _SPECIALS = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
 
 
 @dataclass(frozen=True)
 class InitReport:
-    """``copied`` rows came from the base, ``drawn`` did not; ``coverage`` is the share of the text's pieces copied."""
+    """How many rows were ``copied`` from the base, how many ``derived`` from rows of it, out of ``pieces``; ``overlap``
+    and ``coverage`` are the shares of the text's pieces that are copied, and that are copied or derived."""
 
     method: str
     pieces: int
     copied: int
+    derived: int
+    overlap: float
     coverage: float
 
     @property
     def drawn(self) -> int:
-        return self.pieces - self.copied
+        return self.pieces - self.copied - self.derived
 
 
 def initialise_vocabulary(
@@ -40,48 +45,53 @@ def initialise_vocabulary(
     *,
     method: str,
     piece_counts: np.ndarray,
+    rows: Callable[[], np.ndarray],
     seed: int = 0,
 ) -> InitReport:
-    """Fill the table and output bias of ``code`` in place.
+    """Fill the table and output bias of ``code`` in place; the outcome depends on the arguments alone.
 
-    ``overlap``: rows of pieces that both vocabularies know are copied, the others drawn from N(mean, sd) of the base's
-    rows, per dimension (UNKs Everywhere, Pfeiffer et al. 2021, lexical overlap). ``mean``: every row is the base's mean.
-    ``random``: N(0, initializer_range). The output bias begins at the log frequency of each piece in the text, which
-    is what an untrained output layer would learn first.
+    The output bias begins at the log frequency of each piece in the text, which is what an untrained output layer would
+    learn first.
 
     Args:
+        method: one of EMBEDDING_INITS.
         piece_counts: (V,) how often each new piece occurs in the language's training text.
+        rows: gives (R, T) piece ids of that text, for the method that reads it.
     Raises:
         UserError: the new tokenizer lacks a special piece of the base's, or ``method`` is unknown.
     """
-    if method not in EMBEDDING_INITS:
-        raise UserError(f"embedding_init is '{method}'; allowed are {', '.join(EMBEDDING_INITS)}")
-    base = model.get_input_embeddings().weight.detach()
-    vocabulary = model.base_model.embeddings.vocabularies[code]
-    table = torch.empty_like(vocabulary.word_embeddings.weight, device="cpu", dtype=torch.float32)
-    used = base[[i for i in range(len(base)) if i != model.config.pad_token_id]].float().cpu()
+    if method not in METHODS:
+        raise UserError(f"embedding_init is '{method}'; allowed are {', '.join(EMBEDDING_INITS)}."
+                        f"{nearest(method, EMBEDDING_INITS)}")  # fmt: skip
+    base = model.get_input_embeddings().weight.detach().float().cpu()  # (O, D), only read
+    specials, pad = special_pairs(old, new), model.config.pad_token_id
+    shared = shared_pieces(old, new) if method in KEEP_SHARED else {}
+    copied = {**shared, **specials}
     generator = seeded_generator(seed, code, "embedding_init", method)
-    noise = torch.randn(table.shape, generator=generator)
-    if method == "overlap":
-        table.copy_(used.mean(0) + used.std(0) * noise)
+    used = base[torch.arange(len(base)) != pad]
+    noise = torch.randn(len(new), base.shape[1], generator=generator)
+    if method == "random":
+        table = noise * model.config.initializer_range
     elif method == "mean":
-        table.copy_(used.mean(0).expand_as(table))
+        table = used.mean(0).repeat(len(new), 1)
     else:
-        table.copy_(noise * model.config.initializer_range)
-    pairs = special_pairs(old, new) | (shared_pieces(old, new) if method == "overlap" else {})
-    table[list(pairs)] = base[list(pairs.values())].float().cpu()
+        table = used.mean(0) + used.std(0) * noise
+    derived, values = METHODS[method](Material(base, old, new, shared, rows, generator))
+    table[derived] = values
+    table[list(copied)] = base[list(copied.values())]
+    table[pad] = 0
+    vocabulary = model.base_model.embeddings.vocabularies[code]
     with torch.no_grad():
         vocabulary.word_embeddings.weight.copy_(table)
-        vocabulary.word_embeddings.weight[model.config.pad_token_id] = 0
         vocabulary.bias.copy_(log_frequency(piece_counts))
-    covered = piece_counts[list(pairs)].sum() / max(1, piece_counts.sum())
-    return InitReport(method, len(table), len(pairs), float(covered))
+    overlap, more = (float(piece_counts[ids].sum() / max(1, piece_counts.sum())) for ids in (list(copied), derived))
+    return InitReport(method, len(table), len(copied), len(derived), overlap, overlap + more)
 
 
 def shared_pieces(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> dict[int, int]:
-    """New id -> old id of every piece that both vocabularies spell alike, in the order of the new ids."""
-    known = old.get_vocab()
-    return {i: known[piece] for piece, i in sorted(new.get_vocab().items(), key=lambda item: item[1]) if piece in known}
+    """New id -> old id of every ordinary piece that both vocabularies spell alike, in the order of the new ids."""
+    known = ordinary_pieces(old)
+    return {i: known[piece] for piece, i in ordinary_pieces(new).items() if piece in known}
 
 
 def special_pairs(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> dict[int, int]:

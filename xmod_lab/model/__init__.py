@@ -18,7 +18,7 @@ from xmod_lab.model.language_models import (
     language_model_class,
     load_language_model,
 )
-from xmod_lab.model.slots import SLOT_INITS, code_fault, donors_of, seeded_generator
+from xmod_lab.model.slots import NEAREST, SLOT_INITS, code_fault, donors_of, seeded_generator
 from xmod_lab.model.task_heads import (
     XmodForMultipleChoice,
     XmodForQuestionAnswering,
@@ -39,6 +39,7 @@ for _auto, _model in (
 
 __all__ = [
     "IGNORE",
+    "NEAREST",
     "SLOT_INITS",
     "XmodConfig",
     "XmodForCausalLM",

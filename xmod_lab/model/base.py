@@ -14,7 +14,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import Vocabulary
 from xmod_lab.model.encoder import XmodLayer
-from xmod_lab.model.slots import allocate_slot, code_fault, random_value
+from xmod_lab.model.slots import NEAREST, SLOT_INITS, allocate_slot, code_fault, donors_of, fill_slot, random_value
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "subfolder")
 VOCABULARY_FILE = "vocabulary.safetensors"  # under languages/<code>/ of a saved model, beside its tokenizer
@@ -72,7 +72,7 @@ class XmodPreTrainedModel(PreTrainedModel):
         added and not of when: the numbers of slots behind the new one go up by one.
 
         Args:
-            init: ``random``, ``mean`` (of all pre-trained slots), ``mean:<codes>`` or ``copy:<code>``.
+            init: see :meth:`initialise_slot`.
             pieces: size of the language's own vocabulary; ``None`` keeps the base vocabulary.
         Returns:
             The new slot's number for ``lang_ids``.
@@ -85,12 +85,14 @@ class XmodPreTrainedModel(PreTrainedModel):
         if there := clashing(code, [*self.languages, *self.config.languages]):
             raise UserError(f"language '{code}' exists in this model already as '{there[0]}' ({', '.join(self.languages)}); "
                             "choose a code with another region or script, or a base without it")  # fmt: skip
-        allocate_slot(self.base_model.encoder.layer, code, init, self.config, seed)
+        _check_slot_init(init, self.config)
+        allocate_slot(self.base_model.encoder.layer, code, self.config)
         self.config.added = sorted([*(self.config.added or []), code])
         pretrained = [known for known in self.config.languages if known not in self.config.added]
         self.config.languages = [*pretrained, *self.config.added]
         for layer in self.base_model.encoder.layer:
             sort_modules(layer.output.adapter_modules, self.config.languages)
+        self.initialise_slot(code, init, seed=seed)
         if pieces is not None:
             table = Vocabulary(pieces, self.config)
             with torch.no_grad():
@@ -104,6 +106,22 @@ class XmodPreTrainedModel(PreTrainedModel):
             self.config.vocabularies = {known: sizes[known] for known in self.config.languages if known in sizes}
             sort_modules(tables, list(self.config.vocabularies))
         return self.config.slot(code)
+
+    def initialise_slot(self, code: str, init: str, *, seed: int = 0) -> None:
+        """Overwrite the slot of ``code``, a language that was added, with the values that it may begin with.
+
+        Args:
+            init: ``random``, ``zero_output`` (adds nothing until it is trained), ``mean`` (of all pre-trained slots),
+                ``mean:<codes>`` or ``copy:<code>``.
+        Raises:
+            UserError: ``code`` was not added, or ``init`` is not understood. UnknownLanguageError: unknown donor.
+        """
+        self.config.slot(code)
+        if code not in (self.config.added or []):
+            raise UserError(f"the slot of '{code}' was pre-trained and is not overwritten; allowed are languages that were "
+                            f"added: {', '.join(self.config.added or []) or 'none yet'}")  # fmt: skip
+        _check_slot_init(init, self.config)
+        fill_slot(self.base_model.encoder.layer, code, init, self.config, seed)
 
     def remove_language(self, code: str) -> None:
         """Delete the slot of ``code`` and, if it has one, its vocabulary. Later slots move up by one."""
@@ -189,6 +207,13 @@ def sort_modules(modules: nn.ModuleDict, names: list[str]) -> None:
     found = dict(modules.items())
     modules.clear()
     modules.update((name, found[name]) for name in names)
+
+
+def _check_slot_init(init: str, config: XmodConfig) -> None:
+    if init == NEAREST:
+        raise UserError(f"slot_init '{NEAREST}' needs the language's text, which the command has and a model has not; here "
+                        f"allowed are {SLOT_INITS.removesuffix(f' | {NEAREST}')}")  # fmt: skip
+    donors_of(init, config)
 
 
 def _vocabulary_file(source: str, code: str, options: dict) -> str:

@@ -1,8 +1,10 @@
-"""Plots of a run, as inline SVG."""
+"""Plots: of a run as inline SVG, of a ranking as a PNG file."""
 
 import io
 import re
+from pathlib import Path
 
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
@@ -57,6 +59,34 @@ def bars(values: dict[str, float], *, x: str, notes: dict[str, str]) -> str:
     _dress(axes, x, "")
     axes.grid(False, axis="y")
     return _svg(figure)
+
+
+def heat_map(values: dict[str, dict[str, float]], path: Path, *, title: str, x: str, y: str) -> None:
+    """Write a PNG of ``values`` (row -> column -> value, every row with the same columns), low values light, each cell with
+    its number, the lowest of each row in bold."""
+    rows, columns = list(values), list(next(iter(values.values())))
+    cells = [[values[row][column] for column in columns] for row in rows]
+    low, high = min(map(min, cells)), max(map(max, cells))
+    figure = Figure(figsize=(2 + 0.75 * len(columns), 1.6 + 0.42 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(cells, cmap="YlGnBu", aspect="auto", vmin=low, vmax=high + (high - low) * 0.6)
+    for i, row in enumerate(cells):
+        for j, value in enumerate(row):
+            axes.text(
+                j,
+                i,
+                f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                weight="bold" if value == min(row) else "normal",
+            )
+    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_title(title, fontsize=9)
+    _dress(axes, x, y)
+    axes.grid(False)
+    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
 
 
 def _name_ends(axes, ends: list[tuple[float, str, str, float]]) -> None:

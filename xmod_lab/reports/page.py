@@ -223,14 +223,19 @@ def _packs(run: Run) -> list[str]:
     rows = []
     for code, pack in run.packs.items():
         vocabulary = pack.get("vocabulary", {})
-        copied = (
-            f"{vocabulary['copied']:,} of {vocabulary['pieces']:,}" if "copied" in vocabulary else "base vocabulary"
-        )
+        table = "base vocabulary"
+        if "copied" in vocabulary:
+            table = f"{vocabulary['copied']:,} copied, {vocabulary.get('derived', 0):,} derived, of {vocabulary['pieces']:,}"
         size = sum(file.stat().st_size for file in (run.path / "pack" / code).iterdir())
         slot = pack.get("slot", {})
-        rows.append([code, copied, f"{slot.get('init')} ({len(slot.get('donors', []))} donors)", f"{size:,}"])
+        donors = slot.get("donors", [])
+        named = ", ".join(donors) if len(donors) < 4 else f"{len(donors)} donors"
+        rows.append([code, table, f"{slot.get('init')} ({named or 'no donor'})", f"{size:,}"])
     return (
-        ["<h2>Language packs</h2>", _table(["language", "rows copied from the base", "slot began as", "bytes"], rows)]
+        [
+            "<h2>Language packs</h2>",
+            _table(["language", "rows of its table from the base", "slot began as", "bytes"], rows),
+        ]
         if rows
         else []
     )

@@ -54,6 +54,11 @@ class Corpus:
         part = getattr(self, split)
         return np.stack(part[np.asarray(indices)]["input_ids"]).astype(np.int64)
 
+    def sample(self, count: int) -> np.ndarray:
+        """(R, T) training rows, evenly spaced over the text; all where there are fewer than ``count``."""
+        size = len(self.train)
+        return self.rows("train", np.arange(min(size, count)) * size // min(size, count))
+
 
 def prepare_corpus(
     code: str,

@@ -6,20 +6,19 @@ is the same to the bit, and the order of adding is of no consequence.
 
 import hashlib
 import logging
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
 from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.languages.embeddings import initialise_vocabulary
 from xmod_lab.languages.folders import model_folder, save_model
 from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack, write_pack
 from xmod_lab.languages.proof import Snapshot, compare, probe_pieces, require, snapshot, whole_digest
-from xmod_lab.model import XmodLanguageModel, donors_of
+from xmod_lab.model import XmodLanguageModel
 from xmod_lab.text.rows import build_folder
 from xmod_lab.training.bases import Base, added_before, agree
+from xmod_lab.training.beginning import begin_language
 from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_language, training_settings
 from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
@@ -127,7 +126,9 @@ def _add_one(
     speed = f"train/tokens_per_second/{code}"
     if not (pack / MANIFEST).is_file():
         model = base.load(len(old.tokenizer))
-        details = _begin_language(cfg, model, lang, old, prepared)
+        details = begin_language(
+            cfg, model, lang, old, prepared, keep=lambda make: run.remember_once(f"donors/{code}", make)
+        )
         trainable = trainable_names(model, lang)
         training_table(model, trainable, f"adding {code}")
         fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=seed, trainable=trainable, code=code)
@@ -160,32 +161,6 @@ def trainable_names(model: XmodLanguageModel, lang: LangConfig) -> set[str]:
     """The parameters that move while ``lang`` is added."""
     own = model.language_parameters(lang.code)
     return {name for name in own if lang.train_slot or ".adapter_modules." not in name}
-
-
-def _begin_language(
-    cfg: PretrainConfig, model: XmodLanguageModel, lang: LangConfig, old: Prepared, prepared: Prepared
-) -> dict:
-    """Allocate slot and vocabulary in ``model`` and fill them; returns what the pack says about their beginning."""
-    donors = donors_of(lang.slot_init, model.config)
-    own = lang.vocabulary == "own"
-    pieces = len(prepared.tokenizer) if own else None
-    model.add_language(lang.code, lang.slot_init, pieces=pieces, seed=cfg.seed)
-    details = {"slot": {"init": lang.slot_init, "donors": donors}, "vocabulary": {"kind": lang.vocabulary}}
-    if own:
-        report = initialise_vocabulary(
-            model,
-            lang.code,
-            old.tokenizer,
-            prepared.tokenizer,
-            method=lang.embedding_init,
-            piece_counts=cfg.objective.target_counts(prepared.corpora[lang.code], prepared.tokenizer),
-            seed=cfg.seed,
-        )
-        log.info("%s: %s of %s rows of the new table copied from the base (%.1f %% of its text), %s drawn (%s)",
-                 lang.code, f"{report.copied:,}", f"{report.pieces:,}", 100 * report.coverage, f"{report.drawn:,}",
-                 report.method)  # fmt: skip
-        details["vocabulary"] |= {**asdict(report), "drawn": report.drawn}
-    return details
 
 
 def _record(cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, proof: dict) -> dict:

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from xmod_lab.config import PretrainConfig
-from xmod_lab.training.bases import inherit, load_config, resolve
+from xmod_lab.training.bases import Base, inherit, load_config, resolve
 from xmod_lab.training.data import prepare_language
 from xmod_lab.training.distributed import join
 from xmod_lab.training.extension import add_languages
@@ -22,17 +22,31 @@ def run_training(cfg: PretrainConfig, run: RunDir, asked: list[str], *, group: s
     """
     join()
     keep_memory()
+    if cfg.plan:
+        plan_run(_begun(cfg, run), run, asked)
+    elif not cfg.lang:
+        pretrain_base(cfg, run, group=group)
+    else:
+        cfg, base = settle_base(cfg, run, asked, group=group)
+        add_languages(cfg, run, base, asked, group=group)
+
+
+def settle_base(
+    cfg: PretrainConfig, run: RunDir, asked: list[str], *, group: str | None = None
+) -> tuple[PretrainConfig, Base]:
+    """The base that ``cfg.lang`` is added to, pre-trained if there is none yet, and ``cfg`` with what it takes over
+    from it."""
+    cfg = _begun(cfg, run)
+    base = resolve(cfg, asked, lambda own, place: pretrain_base(own, place, group=group))
+    return replace(inherit(cfg, base, asked), base=base.name), base
+
+
+def _begun(cfg: PretrainConfig, run: RunDir) -> PretrainConfig:
+    """``cfg`` with the base that ``run`` began with: a newer one must not replace it. New texts are read, so that a fault in
+    one is found before a base is pre-trained."""
     if cfg.lang and cfg.base == "auto" and cfg.resume == "auto" and (run / "config.yaml").is_file():
-        cfg = replace(cfg, base=load_config(run).base)  # a newer base must not replace the one it began with
-    for lang in cfg.lang.values():  # a fault in the new text is found before a base is pre-trained
+        cfg = replace(cfg, base=load_config(run).base)
+    for lang in cfg.lang.values():
         if lang.vocabulary == "own" and cfg.base in ("auto", "random"):
             prepare_language(cfg, lang, None)
-    if cfg.plan:
-        plan_run(cfg, run, asked)
-        return
-    if not cfg.lang:
-        pretrain_base(cfg, run, group=group)
-        return
-    base = resolve(cfg, asked, lambda own, place: pretrain_base(own, place, group=group))
-    cfg = replace(inherit(cfg, base, asked), base=base.name)
-    add_languages(cfg, run, base, asked, group=group)
+    return cfg

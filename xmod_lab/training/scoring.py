@@ -13,6 +13,8 @@ vocabulary cannot spell is charged as the raw bytes that <unk> stands for, 8 bit
 
 import math
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,8 +50,7 @@ def held_out(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Obje
         UserError: none in any row, so that there is no score.
     """
     rows = corpus.rows("validation", np.arange(len(corpus.validation)))
-    ordinary = (~np.isin(rows, tokenizer.all_special_ids)).sum(1)
-    hidden = np.rint(EVALUATION_RATE * ordinary).astype(int)
+    ordinary, hidden = _hidden_counts(rows, tokenizer)
     if not objective.causal and not hidden.any():
         raise UserError(f"the held-out text of {corpus.code} has {ordinary.sum()} piece(s) that can be hidden, "
                         f"{EVALUATION_RATE:.0%} of a row is to be hidden, and that rounds to none; give more held-out text "
@@ -57,26 +58,35 @@ def held_out(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Obje
     return rows, hidden
 
 
-class Scorer:
-    """One language's validation text with its fixed targets. Raises UserError when there are none."""
+def _hidden_counts(rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+    """(rows,) ordinary pieces of each row, and how many of them masked evaluation hides."""
+    ordinary = (~np.isin(rows, tokenizer.all_special_ids)).sum(1)
+    return ordinary, np.rint(EVALUATION_RATE * ordinary).astype(int)
 
-    def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective):
-        self.corpus, self.objective = corpus, objective
-        self.layout = objective.layout(tokenizer)
-        self.counts = objective.target_counts(corpus, tokenizer)
-        self.rows, hidden = held_out(corpus, tokenizer, objective)
-        code, hider = zlib.crc32(corpus.code.encode()), objective.evaluation(tokenizer)
+
+class FixedTargets:
+    """Rows (R, T) of the language ``code``, and what is to be predicted in them, which never changes."""
+
+    def __init__(self, code: str, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, objective: Objective):
+        self.code, self.rows, self.layout = code, rows, objective.layout(tokenizer)
+        key, hider = zlib.crc32(code.encode()), objective.evaluation(tokenizer)
+        hidden = _hidden_counts(rows, tokenizer)[1]
         self.masked = [
-            hider.mask(row, [_EVALUATION_SEED, code, i], count=n)
-            for i, (row, n) in enumerate(zip(self.rows, hidden.tolist(), strict=True))
+            hider.mask(row, [_EVALUATION_SEED, key, i], count=n)
+            for i, (row, n) in enumerate(zip(rows, hidden.tolist(), strict=True))
         ]
 
+    @property
+    def targets(self) -> np.ndarray:
+        """(predicted,) ids of the pieces to be predicted."""
+        return np.concatenate([labels[labels != IGNORE] for _, labels in self.masked])
+
     @torch.inference_mode()
-    def score(self, model: XmodLanguageModel) -> Score:
-        """Score ``model`` on this language, in float32 and evaluation mode, on the model's device."""
+    def loss(self, model: XmodLanguageModel) -> float:
+        """Nats per predicted piece, in float32 and evaluation mode, on the model's device."""
         was_training = model.training
         model.eval()
-        lang_id, device = model.lang_id(self.corpus.code), model.device
+        lang_id, device = model.lang_id(self.code), model.device
         total, count = 0.0, 0
         with torch.autocast(device.type, enabled=False):
             for start in range(0, len(self.rows), _ROWS):
@@ -88,19 +98,46 @@ class Scorer:
                     total += float(model(**on_device).loss) * labelled
                     count += labelled
         model.train(was_training)
-        return self._score(total / count, count)
+        return total / count
+
+    def unigram_loss(self, counts: np.ndarray) -> float:
+        """Nats per predicted piece of guessing each by its frequency: what a model has to beat. ``counts`` (V,)."""
+        return float(-log_frequency(counts).double()[torch.from_numpy(self.targets)].mean())
+
+
+class Scorer(FixedTargets):
+    """One language's validation text with its fixed targets. Raises UserError when there are none."""
+
+    def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective):
+        super().__init__(corpus.code, held_out(corpus, tokenizer, objective)[0], tokenizer, objective)
+        self.corpus, self.objective = corpus, objective
+        self.counts = objective.target_counts(corpus, tokenizer)
+
+    def score(self, model: XmodLanguageModel) -> Score:
+        """Score ``model`` on this language; see :meth:`FixedTargets.loss`."""
+        return self._score(self.loss(model))
 
     def unigram(self) -> Score:
-        """Score of guessing each piece by its frequency in the training text: what a model has to beat."""
-        targets = np.concatenate([labels[labels != IGNORE] for _, labels in self.masked])
-        nll = -log_frequency(self.counts).double()[torch.from_numpy(targets)]
-        return self._score(float(nll.mean()), len(targets))
+        """Score of guessing each piece by its frequency in the training text."""
+        return self._score(self.unigram_loss(self.counts))
 
-    def _score(self, loss: float, predicted: int) -> Score:
+    def _score(self, loss: float) -> Score:
+        predicted = len(self.targets)
         text = self.corpus.manifest["statistics"]["validation"]
         pieces = predicted if self.objective.causal else text["tokens"] - text["unknown"]
         bits = loss / math.log(2) * pieces + _BITS_UNKNOWN * text["unknown_bytes"]
         return Score(loss, bits / text["bytes"], predicted)
+
+
+@contextmanager
+def on_device(model: XmodLanguageModel, accelerator: str) -> Iterator[None]:
+    """``model`` on the GPU meanwhile, if there is one and ``trainer.accelerator`` allows it."""
+    home = model.device
+    model.to("cuda" if torch.cuda.is_available() and accelerator != "cpu" else home)
+    try:
+        yield
+    finally:
+        model.to(home)
 
 
 def score_all(model: XmodLanguageModel, scorers: dict[str, Scorer], *, prefix: str = "val") -> dict[str, float]:

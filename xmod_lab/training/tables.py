@@ -71,6 +71,12 @@ def score_table(metrics: dict[str, float], codes: list[str], prefixes: dict[str,
     show(title, header, rows)
 
 
+def donor_table(ranking: list[tuple[str, float]], code: str) -> None:
+    """The pre-trained slots in the order in which they suit ``code``."""
+    rows = [(donor, f"{loss:.4f}") for donor, loss in ranking]
+    show(f"donors for {code}", ("slot of", "nats/piece before training"), rows)
+
+
 def scored_text(cfg: PretrainConfig) -> str:
     """What a table of scores shows."""
     return "held-out text, " + ("every piece, left to right" if cfg.objective.causal else "15 % hidden")

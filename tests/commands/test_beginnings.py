@@ -1,0 +1,184 @@
+"""How languages begin, by the real commands: the donor that is chosen, and the ranking of all beginnings."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from scripts import compare_initialisers
+from tests.commands.conftest import EXTENSION
+from tests.test_project import composed
+from xmod_lab.languages.initialisers import EMBEDDING_INITS
+from xmod_lab.languages.proof import tensor_digests
+from xmod_lab.rank import main
+from xmod_lab.training.bases import load_config, resolve
+from xmod_lab.training.beginning import begin_language
+from xmod_lab.training.data import prepare_language
+from xmod_lab.training.donors import rank_donors, sampled_targets
+from xmod_lab.training.extension import open_base
+from xmod_lab.training.rundir import RunDir
+
+NEAREST = ["lang.greek.slot_init=nearest", "lang.greek.embedding_init=focus"]
+
+
+@pytest.fixture(scope="module")
+def nearest(workplace, tmp_path_factory):
+    """Greek, from the donor that suits it, with Swahili beside it."""
+    run = tmp_path_factory.mktemp("nearest") / "run"
+    status, _, err = workplace.call(
+        "+lang=[greek,swahili]", f"base={workplace.base}", *EXTENSION, *NEAREST, "trainer.max_steps=2", run=run
+    )
+    assert status == 0, err
+    return run
+
+
+@pytest.fixture
+def rank(workplace, monkeypatch, capfd):
+    """Call the command and return its exit status and both outputs."""
+
+    def call(*overrides: str, run) -> tuple[int, str, str]:
+        monkeypatch.chdir(workplace.folder)
+        monkeypatch.setattr("sys.argv", ["rank", *workplace.arguments(*overrides, run=run)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def opened(workplace, nearest):
+    """Configuration, the language and a function that gives (model, old text, new text) afresh."""
+    cfg = load_config(RunDir(nearest))
+    base = resolve(cfg, [], lambda *_: None)
+    lang = cfg.lang["greek"]
+    return cfg, lang, lambda: (*open_base(base)[:2], prepare_language(cfg, lang, None))
+
+
+def test_nearest_is_the_donor_with_the_lowest_loss_on_training_text(nearest, opened):
+    """Each loss is that of a model which begins with a copy of the donor, on rows of the training text."""
+    cfg, lang, fresh = opened
+    slot = json.loads((nearest / "pack" / "el_GR" / "manifest.json").read_text())["slot"]
+    assert slot["init"] == "nearest" and slot["donors"] == [slot["ranking"][0][0]]
+    losses = {}
+    for donor in ("en_XX", "de_DE"):
+        model, old, new = fresh()
+        begin_language(cfg, model, replace(lang, slot_init=f"copy:{donor}"), old, new)
+        targets = sampled_targets(cfg, new, "el_GR")
+        losses[donor] = targets.loss(model)
+    assert slot["ranking"] == sorted(([c, loss] for c, loss in losses.items()), key=lambda pair: pair[1])
+    rows = {row.tobytes() for row in new.corpora["el_GR"].rows("train", range(len(new.corpora["el_GR"].train)))}
+    assert len(targets.rows) > 20 and all(row.tobytes() in rows for row in targets.rows)
+
+
+def test_trying_donors_alters_nothing_but_the_new_slot(opened):
+    cfg, lang, fresh = opened
+    model, old, new = fresh()
+    begin_language(cfg, model, replace(lang, slot_init="random"), old, new)
+    before = tensor_digests(model)
+    rank_donors(cfg, model, new, "el_GR")
+    after = tensor_digests(model)
+    assert {name for name in before if before[name] != after[name]} <= model.language_parameters("el_GR").keys()
+    assert all(".adapter_modules.el_GR." in name for name in before if before[name] != after[name])
+
+
+def test_the_choice_is_kept_for_a_run_that_goes_on_and_is_the_same_alone(workplace, nearest, tmp_path):
+    """The pack, ranking and all, to the bit."""
+    kept = json.loads((nearest / "state.json").read_text())["donors/el_GR"]
+    assert kept == json.loads((nearest / "pack" / "el_GR" / "manifest.json").read_text())["slot"]["ranking"]
+    status, out, err = workplace.call(
+        "+lang=greek", f"base={workplace.base}", *EXTENSION, *NEAREST, "trainer.max_steps=2", run=tmp_path / "alone"
+    )
+    assert status == 0, err
+    assert "donors for el_GR" in out
+    for name in ("pack.safetensors", "manifest.json"):
+        pair = [run / "pack" / "el_GR" / name for run in (nearest, tmp_path / "alone")]
+        assert pair[0].read_bytes() == pair[1].read_bytes()
+
+
+def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, rank, nearest, tmp_path):
+    """To the last bit: of the configured combination with ``nearest``, and of the best one."""
+    status, out, err = rank("+lang=greek", f"base={workplace.base}", *NEAREST, run=tmp_path / "rank")
+    assert status == 0, err
+    ranking = json.loads((tmp_path / "rank" / "ranking_el_GR.json").read_text())
+    combinations = {(c["embedding_init"], c["slot_init"]): c for c in ranking["combinations"]}
+    assert len(combinations) == len(EMBEDDING_INITS) * 5  # random, zero_output, mean and two donors
+    donor = ranking["nearest"]["focus"]
+    trained = workplace.metrics(nearest)
+    for unit, key in (("loss", "val"), ("bpb", "bpb")):
+        assert combinations["focus", f"copy:{donor}"][key] == trained[f"before/val/{unit}/el_GR"]
+        assert ranking["unigram"][key] == trained[f"unigram/{unit}/el_GR"]
+    chosen = json.loads((nearest / "pack" / "el_GR" / "manifest.json").read_text())["slot"]
+    assert chosen["ranking"][0] == [donor, combinations["focus", f"copy:{donor}"]["loss"]]
+    best = ranking["combinations"][0]
+    assert best["loss"] == min(c["loss"] for c in ranking["combinations"])
+    assert {c["embedding_init"] for c in ranking["combinations"] if c["val"]} == set(EMBEDDING_INITS)
+    status, _, err = workplace.call(
+        "+lang=greek", f"base={workplace.base}", "trainer.max_steps=1", f"lang.greek.embedding_init={best['embedding_init']}",
+        f"lang.greek.slot_init={best['slot_init']}", run=tmp_path / "best",
+    )  # fmt: skip
+    assert status == 0, err
+    assert workplace.metrics(tmp_path / "best")["before/val/loss/el_GR"] == best["val"]
+    with (tmp_path / "rank" / "ranking_el_GR.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert [(r["embedding_init"], r["slot_init"], float(r["loss"])) for r in rows] == [
+        (c["embedding_init"], c["slot_init"], c["loss"]) for c in ranking["combinations"]
+    ]
+    assert (tmp_path / "rank" / "ranking_el_GR.png").read_bytes().startswith(b"\x89PNG")
+    mean, base = ranking["vocabularies"]["mean"]["mean_cosine"], ranking["vocabularies"]["overlap"]["base_mean_cosine"]
+    assert mean > 0.9 > base
+    assert len(ranking["vocabularies"]["focus"]["neighbours"]) == 6
+
+
+def test_with_the_base_s_vocabulary_the_slots_alone_are_ranked(workplace, rank, tmp_path):
+    keep = ["lang.swahili.vocabulary=keep", "lang.swahili.slot_init=mean:de_DE"]
+    status, _, err = rank("+lang=swahili", *keep, f"base={workplace.base}", run=tmp_path / "rank")
+    assert status == 0, err
+    ranking = json.loads((tmp_path / "rank" / "ranking_sw_KE.json").read_text())
+    losses = {c["slot_init"]: c["loss"] for c in ranking["combinations"]}
+    assert len(losses) == 6 and losses["mean:de_DE"] == losses["copy:de_DE"] and ranking["vocabularies"] == {}
+
+
+def test_rank_without_a_language_says_how_to_name_one(rank, tmp_path):
+    status, _, err = rank(run=tmp_path / "rank")
+    assert status == 2 and "+lang=NAME" in err and not list(tmp_path.glob("rank/*.json"))
+
+
+def test_sampled_rows_are_spread_over_the_text(opened):
+    corpus = opened[2]()[2].corpora["el_GR"]
+    size = len(corpus.train)
+    assert np.array_equal(corpus.sample(10**6), corpus.rows("train", np.arange(size)))
+    assert np.array_equal(corpus.sample(3), corpus.rows("train", [0, size // 3, 2 * size // 3]))
+
+
+def test_the_experiment_changes_both_languages_at_once_and_its_table_has_the_runs_figures(workplace, nearest, tmp_path):
+    cfg = composed("+experiment=initialisers", "lang.new_lang.embedding_init=script_mean")
+    assert [(lang.code, lang.embedding_init) for lang in cfg.lang.values()] == [
+        ("el_GR", "script_mean"),
+        ("sw_KE", "script_mean"),
+    ]
+    (tmp_path / "sweep").mkdir()
+    arguments = [str(tmp_path / "sweep"), "--out", str(tmp_path / "out")]
+    assert compare_initialisers.main(arguments) == 2  # nothing is finished
+    (tmp_path / "sweep" / "0").symlink_to(nearest)
+    (tmp_path / "out").mkdir()
+    page = "# Title\n<!-- results -->\nNot run yet.\n<!-- /results -->\nEnd\n"
+    (tmp_path / "out" / "README.md").write_text(page)
+    for _ in range(2):  # the second time in the place of the first
+        assert compare_initialisers.main(arguments) == 0
+    text, metrics = (tmp_path / "out" / "README.md").read_text(), workplace.metrics(nearest)
+    assert (
+        text.startswith("# Title")
+        and text.endswith("End\n")
+        and "Not run" not in text
+        and text.count("el_GR, 2 steps") == 1
+    )
+    with (tmp_path / "out" / "results.csv").open(newline="") as stream:
+        rows = {(r["code"], r["embedding_init"]): r for r in csv.DictReader(stream)}
+    assert rows.keys() == {("el_GR", "focus"), ("sw_KE", "overlap")}
+    for (code, method), row in rows.items():
+        assert float(row["before"]) == metrics[f"before/val/loss/{code}"]
+        assert float(row["after"]) == metrics[f"val/loss/{code}"]
+        assert f"| {method} | 1 |" in text and f"{metrics[f'val/loss/{code}']:.3f}" in text

@@ -1,0 +1,94 @@
+"""How an added slot begins."""
+
+import pytest
+import torch
+
+from tests.conftest import tiny_batch, tiny_model
+from xmod_lab.errors import UnknownLanguageError, UserError
+from xmod_lab.languages.proof import tensor_digests
+from xmod_lab.model import SLOT_INITS
+
+INITS = ("random", "zero_output", "mean", "mean:en_XX,fr_XX", "copy:de_DE")
+
+
+def _slot(model, code: str) -> dict[str, torch.Tensor]:
+    return {name.replace(f".{code}.", ".x."): p for name, p in model.language_parameters(code).items()}
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_donors_are_read_and_never_written(init):
+    """Peers' bug 4: averaging donors overwrites the donor."""
+    model = tiny_model()
+    before = tensor_digests(model)
+    model.add_language("sw_KE", init)
+    for again in INITS:
+        model.initialise_slot("sw_KE", again)
+    assert {name: d for name, d in tensor_digests(model).items() if name in before} == before
+
+
+def test_means_and_copies_are_those_of_the_donors():
+    model = tiny_model()
+    model.add_language("el_GR", "random")  # added before: no donor of a mean
+    expected = {
+        "mean": ["en_XX", "de_DE", "fr_XX"], "mean:en_XX,fr_XX": ["en_XX", "fr_XX"], "copy:de_DE": ["de_DE"], "copy:el_GR": ["el_GR"],
+    }  # fmt: skip
+    model.add_language("sw_KE", "random")
+    for init, donors in expected.items():
+        model.initialise_slot("sw_KE", init)
+        for name, parameter in _slot(model, "sw_KE").items():
+            torch.testing.assert_close(parameter, torch.stack([_slot(model, d)[name] for d in donors]).mean(0))
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_a_slot_begins_alike_when_it_is_filled_again_and_after_other_languages(init):
+    alone, crowded = tiny_model(), tiny_model()
+    alone.add_language("sw_KE", init, seed=3)
+    crowded.add_language("el_GR", "random", seed=3)
+    crowded.add_language("sw_KE", "random", seed=4)
+    crowded.initialise_slot("sw_KE", init, seed=3)
+    pairs = zip(_slot(alone, "sw_KE").values(), _slot(crowded, "sw_KE").values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize("flags", [{}, {"ln_before_adapter": False}, {"adapter_reuse_layer_norm": False},
+                                   {"adapter_layer_norm": True, "pre_norm": True}], ids=str)  # fmt: skip
+def test_zero_output_adds_nothing_to_any_layer(flags):
+    """Each layer's output is the block's without a slot, and so the logits are the same whatever the seed."""
+    model = tiny_model(**flags)
+    model.add_language("sw_KE", "zero_output", seed=1)
+    batch = tiny_batch()
+    seen = []
+    for layer in model.roberta.encoder.layer:
+        layer.output.register_forward_hook(lambda module, inputs, output: seen.append((module, *inputs[:2], output)))
+    logits = model(batch["input_ids"], lang_ids="sw_KE").logits
+    assert len(seen) == 2
+    for module, x, residual, output in seen:
+        plain = residual + module.dense(x)
+        normed = plain
+        if module.adapter_layer_norm is not None:
+            normed = module.adapter_layer_norm(plain)
+        elif module.config.adapter_reuse_layer_norm:
+            normed = module.LayerNorm(plain)
+        assert torch.equal(output, normed if module.config.ln_before_adapter else plain)
+    model.initialise_slot("sw_KE", "zero_output", seed=2)
+    assert torch.equal(model(batch["input_ids"], lang_ids="sw_KE").logits, logits)
+    assert all(p.any() for name, p in _slot(model, "sw_KE").items() if name.endswith("dense1.weight"))
+    model.initialise_slot("sw_KE", "random", seed=2)
+    assert not torch.equal(model(batch["input_ids"], lang_ids="sw_KE").logits, logits)
+
+
+def test_what_cannot_begin_is_refused_before_anything_is_changed():
+    model = tiny_model()
+    before = tensor_digests(model)
+    for init, message in {"magic": f"allowed are {SLOT_INITS}".replace("|", r"\|"), "random:de_DE": "allowed are", "copy:de_DE,en_XX": "allowed are",
+                          "zero_output:en_XX": "allowed are", "nearest": "needs the language's text"}.items():  # fmt: skip
+        with pytest.raises(UserError, match=message):
+            model.add_language("sw_KE", init)
+    with pytest.raises(UnknownLanguageError, match="Did you mean 'de_DE'"):
+        model.add_language("sw_KE", "copy:de_AT")
+    assert tensor_digests(model) == before and model.languages == ["en_XX", "de_DE", "fr_XX"]
+    with pytest.raises(UserError, match="was pre-trained and is not overwritten; allowed are .* none yet"):
+        model.initialise_slot("de_DE", "mean")
+    with pytest.raises(UnknownLanguageError):
+        model.initialise_slot("sw_KE", "mean")
+    assert tensor_digests(model) == before
