@@ -225,3 +225,18 @@ def test_the_last_layer_is_computed_at_the_labelled_positions_alone():
     loss.backward(), expected.backward()
     for (name, a), b in zip(model.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_padding_is_not_computed_and_its_states_are_zero():
+    model, ids = tiny_model(), tiny_batch(rows=4)["input_ids"]
+    lang_ids, mask = torch.tensor([2, 0, 2, 1]), torch.ones_like(ids)
+    for row, length in enumerate((3, 12, 0, 6)):  # one row is empty
+        mask[row, length:], ids[row, length:] = 0, 1
+    seen = []
+    model.roberta.encoder.layer[0].intermediate.register_forward_hook(lambda _, x, __: seen.append(x[0].shape[:2].numel()))
+    short = model.roberta(ids, lang_ids=lang_ids, attention_mask=mask).last_hidden_state
+    whole = model.roberta.encode(ids, lang_ids, attention_mask=mask, skip_padding=False).states
+    assert seen == [21, 48]
+    torch.testing.assert_close(short, whole * mask[..., None], atol=1e-6, rtol=0)
+    asked = model.roberta(ids, lang_ids=lang_ids, attention_mask=mask, output_hidden_states=True)
+    assert asked.last_hidden_state[0, -1].any()  # all states were asked for

@@ -14,7 +14,7 @@ from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import XmodEmbeddings
 from xmod_lab.model.encoder import Surroundings, Trace, XmodEncoder
-from xmod_lab.model.routing import Languages, Predicted, Route, plan_route, to_ids
+from xmod_lab.model.routing import IGNORE, Languages, Places, Route, plan_route, to_ids
 
 # B batch rows, S sequence, T sequence of an encoder, D model
 
@@ -32,7 +32,7 @@ class Encoded:
     extras: dict[str, tuple[Tensor, ...] | None]
     crossed: tuple[Tensor, ...] | None
     cache: Cache | None
-    predicted: Predicted | None = None
+    predicted: Places | None = None
 
     @property
     def states(self) -> Tensor:
@@ -102,11 +102,12 @@ class XmodModel(XmodPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         labels: Tensor | None = None,
+        skip_padding: bool = True,
     ) -> Encoded:
         """What :meth:`forward` returns, before it is brought back into the caller's order; the same arguments.
 
         ``labels`` (B, S): the caller needs states at the labelled positions alone; where these are few, the last layer is
-        spared the others.
+        spared the others. ``skip_padding``: states at padding are zero, and not computed where there is much of it.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give exactly one of input_ids and inputs_embeds")
@@ -126,20 +127,19 @@ class XmodModel(XmodPreTrainedModel):
         )
         states = self._wanted(output_hidden_states, "output_hidden_states")
         attentions = self._wanted(output_attentions, "output_attentions")
-        around = Surroundings(
-            self._mask(x, route.enter(attention_mask), cache),
-            cache,
-            *self._source(x, route.enter(encoder_hidden_states), route.enter(encoder_attention_mask)),
-            want_weights=attentions,
-        )
         trace = Trace() if states or attentions else None
-        way = route
-        if self.compiled:
-            way = self.encoder.grouped(route, length, x.device)
-        predicted = None
-        if labels is not None and trace is None and around.source is None and way is route and not route.per_token:
-            predicted = Predicted.among(labels, route)
-            predicted = predicted if 0 < len(predicted.places) <= labels.numel() // 2 else None
+        mask, source = route.enter(attention_mask), route.enter(encoder_hidden_states)
+        whole = trace is not None or source is not None or cache is not None or self.compiled or route.per_token
+        whole = whole or route.exported is not None
+        around = Surroundings(
+            self._mask(x, mask, cache),
+            cache,
+            *self._source(x, source, route.enter(encoder_attention_mask)),
+            want_weights=attentions,
+            real=_real(mask, rows, length) if skip_padding and labels is None and not whole else None,
+        )
+        predicted = None if labels is None or whole else _predicted(route.enter(labels))
+        way = self.encoder.grouped(route, length, x.device) if self.compiled else route
         x = self.encoder(x, around, way, trace, predicted)
         left = lambda tensors, wanted: tuple(route.leave(t) for t in tensors) if wanted else None  # noqa: E731
         extras = {"hidden_states": None, "attentions": None}
@@ -232,6 +232,20 @@ class XmodModel(XmodPreTrainedModel):
             cross_attentions=out.crossed,
             **out.extras,
         )
+
+
+def _real(mask: Tensor | None, rows: int, length: int) -> Places | None:
+    """The tokens that are no padding, where these are nine tenths of all or less; of a mask (B, S) alone."""
+    if mask is None or mask.shape != (rows, length) or torch.compiler.is_compiling():
+        return None
+    real = Places.where(mask.bool())
+    return real if 0 < real.share <= 0.9 else None
+
+
+def _predicted(labels: Tensor) -> Places | None:
+    """The labelled positions, where these are half of all or less. ``labels`` (B, S) in the order of the route."""
+    predicted = Places.where(labels != IGNORE)
+    return predicted if 0 < predicted.share <= 0.5 else None
 
 
 class XmodPooler(nn.Module):

@@ -18,7 +18,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.model.adapters import GroupedRoute, XmodSlots
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.dropout import Dropout, dropout
-from xmod_lab.model.routing import Predicted, Route
+from xmod_lab.model.routing import Places, Route
 
 # B batch rows, S sequence, P cached and new tokens, D model, H heads, K head dim
 
@@ -28,6 +28,7 @@ class Surroundings:
     """What every layer needs beside the states: who may attend to what, the cache, and an encoder's output.
 
     ``mask`` (B, 1, S, P) and ``source_mask`` (B, 1, S, T): bool (True = may attend) or float (added to the scores).
+    ``real``: the tokens that are no padding, where the states are (1, N, D), of these alone.
     """
 
     mask: Tensor | None = None
@@ -35,6 +36,15 @@ class Surroundings:
     source: Tensor | None = None  # (B, T, D): an encoder's states
     source_mask: Tensor | None = None
     want_weights: bool = False
+    real: Places | None = None
+
+    def with_padding(self, x: Tensor) -> Tensor:
+        """(1, N, D) -> (B, S, D), where padding was left out."""
+        return x if self.real is None else self.real.put(x)
+
+    def without_padding(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (1, N, D), where padding is left out."""
+        return x if self.real is None else self.real.take(x)
 
 
 @dataclass(frozen=True)
@@ -77,8 +87,8 @@ class XmodSelfAttention(nn.Module):
         self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def forward(self, x: Tensor, around: Surroundings) -> tuple[Tensor, Tensor | None]:
-        q = self.heads(self.query(x))
-        k, v = self.keys_and_values(around.source if self.crosses else x, around.cache)
+        q = self.heads(around.with_padding(self.query(x)))
+        k, v = self.keys_and_values(x, around)
         mask = around.source_mask if self.crosses else around.mask
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
         p = self.dropout.p if self.training else 0.0
@@ -86,19 +96,20 @@ class XmodSelfAttention(nn.Module):
         if slow or around.want_weights:  # torch's CPU kernel takes three times as long in bfloat16 (2.13, 128 tokens)
             attend = eager_attention
         out, weights = attend(self, q, k, v, mask, dropout=p, scaling=self.head_dim**-0.5)
-        return out.reshape(x.shape), weights
+        return around.without_padding(out.flatten(2)), weights
 
     def heads(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, H, S, K)."""
         return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
-    def keys_and_values(self, source: Tensor, cache: Cache | None) -> tuple[Tensor, Tensor]:
-        """Of ``source``, joined to those in the cache; an encoder's are computed once and then read from there."""
+    def keys_and_values(self, x: Tensor, around: Surroundings) -> tuple[Tensor, Tensor]:
+        """Joined to those in the cache; those of an encoder's states are computed once and then read from there."""
+        source, cache = around.source if self.crosses else x, around.cache
         paired = isinstance(cache, EncoderDecoderCache)
         if self.crosses and paired and cache.is_updated.get(self.number):
             stored = cache.cross_attention_cache.layers[self.number]
             return stored.keys, stored.values
-        k, v = self.heads(self.key(source)), self.heads(self.value(source))
+        k, v = (self.heads(around.with_padding(part(source))) for part in (self.key, self.value))
         if self.crosses and paired:
             cache.is_updated[self.number] = True
             return cache.cross_attention_cache.update(k, v, self.number)
@@ -126,9 +137,7 @@ class XmodAttention(nn.Module):
         self.output = XmodSelfOutput(config)
         self.pre_norm = config.pre_norm
 
-    def forward(
-        self, x: Tensor, around: Surroundings, predicted: Predicted | None = None
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, around: Surroundings, predicted: Places | None = None) -> tuple[Tensor, Tensor | None]:
         out, weights = self.self(self.output.LayerNorm(x) if self.pre_norm else x, around)
         if predicted is not None:
             x, out = predicted.take(x), predicted.take(out)  # (1, M, D)
@@ -192,7 +201,7 @@ class XmodLayer(GradientCheckpointingLayer):
         self.output = XmodOutput(config, number)
 
     def forward(
-        self, x: Tensor, around: Surroundings, route: Route | GroupedRoute, predicted: Predicted | None = None
+        self, x: Tensor, around: Surroundings, route: Route | GroupedRoute, predicted: Places | None = None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         x, weights = self.attention(x, around, predicted)
         crossed = None
@@ -217,13 +226,15 @@ class XmodEncoder(nn.Module):
         around: Surroundings,
         route: Route | GroupedRoute,
         trace: Trace | None = None,
-        predicted: Predicted | None = None,
+        predicted: Places | None = None,
     ) -> Tensor:
         """(B, S, D) in the order of the route -> the last state. ``trace`` is filled on the way.
 
         With ``predicted``, the last state (1, M, D) of those positions alone: what follows the last layer's attention is
         computed for no other.
         """
+        if around.real is not None:
+            x, route = around.without_padding(x), around.real.route(route)
         for layer in self.layer:
             if trace is not None:
                 trace.states.append(x)
@@ -239,7 +250,7 @@ class XmodEncoder(nn.Module):
             x = self.LayerNorm(x)
         if trace is not None:
             trace.states.append(x)
-        return x
+        return around.with_padding(x)
 
     def grouped(self, route: Route, length: int, device: torch.device) -> GroupedRoute:
         """``route`` as tensors, with the weights of the slots present, for the compiled stack."""

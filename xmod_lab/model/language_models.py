@@ -13,7 +13,7 @@ from xmod_lab.model.backbone import Encoded, XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.loss import chunked_cross_entropy
-from xmod_lab.model.routing import IGNORE, Languages, Predicted, to_ids
+from xmod_lab.model.routing import IGNORE, Languages, Places, to_ids
 
 # B batch rows, S sequence, D model, V vocabulary, M labelled positions
 
@@ -83,18 +83,20 @@ class XmodLanguageModel(XmodPreTrainedModel):
 
         Raises UserError where there is no label at all.
         """
-        wanted = out.predicted or Predicted.among(labels, out.route)
-        if not wanted.targets.numel():
+        labels = out.route.enter(labels)
+        places = out.predicted or Places.where(labels != IGNORE)
+        if not len(places.flat):
             raise UserError("labels predict nothing: all are -100; give the true piece at one position or more")
-        states = self.lm_head.transform(wanted.take(out.x) if out.predicted is None else out.x)[0]  # (M, D)
+        states = self.lm_head.transform(places.take(out.x) if out.predicted is None else out.x)[0]  # (M, D)
+        targets = labels.flatten().index_select(0, places.flat)
         tables = self.roberta.embeddings.tables(out.route)
         sizes = [size for _, size in tables] if len(tables) > 1 else [len(labels)]  # in rows
-        counts = [int(part.sum()) for part in torch.tensor(wanted.counts).split(sizes)]
+        counts = [int(part.sum()) for part in torch.tensor(places.counts).split(sizes)]
         total = out.x.new_zeros((), dtype=torch.float32)
-        for (table, _), part, targets in zip(tables, states.split(counts), wanted.targets.split(counts), strict=True):
+        for (table, _), part, target in zip(tables, states.split(counts), targets.split(counts), strict=True):
             if len(part):
                 matrix, bias = self.output_matrix(table)
-                total = total + chunked_cross_entropy(part, matrix, bias, targets, divisor=len(states))
+                total = total + chunked_cross_entropy(part, matrix, bias, target, divisor=len(states))
         return total
 
 

@@ -53,30 +53,37 @@ IGNORE = -100  # label of a position that is not predicted
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """The labelled positions of a batch, in the order of its route: places (M,) in (B * S), ``targets`` (M,), and how many
-    of them each row has."""
+class Places:
+    """Some positions of a batch, in the order of its route: ``flat`` (N,), indices into (B * S), and how many of them each
+    row has."""
 
-    places: Tensor
-    targets: Tensor
+    flat: Tensor
     counts: list[int]
+    shape: tuple[int, int]
 
     @classmethod
-    def among(cls, labels: Tensor, route: Route) -> "Predicted":
-        """From ``labels`` (B, S), in the caller's order."""
-        labels = route.enter(labels)
-        wanted = labels != IGNORE
-        places = wanted.flatten().nonzero().squeeze(1)
-        return cls(places, labels.flatten().index_select(0, places), wanted.sum(1).tolist())
+    def where(cls, chosen: Tensor) -> "Places":
+        """Those that are true in ``chosen`` (B, S), whose rows are in the order of the route."""
+        return cls(chosen.flatten().nonzero().squeeze(1), chosen.sum(1).tolist(), tuple(chosen.shape))
+
+    @property
+    def share(self) -> float:
+        """Of all positions."""
+        return sum(self.counts) / max(1, self.shape[0] * self.shape[1])
 
     def take(self, x: Tensor) -> Tensor:
-        """(B, S, D) -> (1, M, D), the labelled positions alone."""
-        return x.flatten(0, 1).index_select(0, self.places)[None]
+        """(B, S, D) -> (1, N, D)."""
+        return x.flatten(0, 1).index_select(0, self.flat)[None]
+
+    def put(self, x: Tensor) -> Tensor:
+        """(1, N, D) -> (B, S, D), zero elsewhere."""
+        rows, length = self.shape
+        return x.new_zeros(rows * length, x.shape[-1]).index_copy(0, self.flat, x[0]).view(rows, length, -1)
 
     def route(self, route: Route) -> Route:
-        """The way of the labelled positions alone through the slots of ``route``, whose rows are of one language each."""
-        rows = torch.tensor(self.counts).split(route.sizes)
-        return Route(route.slots, tuple(int(part.sum()) for part in rows), per_token=True)
+        """The way of these positions alone through the slots of ``route``, whose rows are of one language each."""
+        tokens = torch.tensor(self.counts).split(route.sizes)
+        return Route(route.slots, tuple(int(part.sum()) for part in tokens), per_token=True)
 
 
 def to_ids(lang_ids: Tensor | str | Sequence[str], config: XmodConfig, rows: int) -> Tensor:

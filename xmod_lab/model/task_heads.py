@@ -217,6 +217,7 @@ class XmodForQuestionAnswering(XmodPreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            skip_padding=False,  # the softmax is over all positions, padding too, as in transformers
         )
         start, end = self.qa_outputs(out.states).unbind(-1)  # (B, S) each
         loss = None
