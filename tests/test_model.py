@@ -233,7 +233,9 @@ def test_padding_is_not_computed_and_its_states_are_zero():
     for row, length in enumerate((3, 12, 0, 6)):  # one row is empty
         mask[row, length:], ids[row, length:] = 0, 1
     seen = []
-    model.roberta.encoder.layer[0].intermediate.register_forward_hook(lambda _, x, __: seen.append(x[0].shape[:2].numel()))
+    model.roberta.encoder.layer[0].intermediate.register_forward_hook(
+        lambda _, x, __: seen.append(x[0].shape[:2].numel())
+    )
     short = model.roberta(ids, lang_ids=lang_ids, attention_mask=mask).last_hidden_state
     whole = model.roberta.encode(ids, lang_ids, attention_mask=mask, skip_padding=False).states
     assert seen == [21, 48]
