@@ -42,7 +42,9 @@ class LanguageModeling(pl.LightningModule):
         self.strict_loading = not self.extends
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        self.model.train(not self.extends or self.recipe.dropout_in_frozen)
+        mode = not self.extends or self.recipe.dropout_in_frozen
+        if self.model.training != mode:  # a walk over every module, those of absent slots too
+            self.model.train(mode)
         key = f"{self.seed}/{self.global_step}/{batch_idx % self.trainer.accumulate_grad_batches}/{self.global_rank}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little"))
 
@@ -67,7 +69,8 @@ class LanguageModeling(pl.LightningModule):
 
     def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args, **kwargs) -> None:
         """Clip the norm over everything that moves; Lightning's own refuses fused optimisers."""
-        torch.nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.recipe.clip_norm)
+        moving = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch.nn.utils.clip_grad_norm_(moving, self.recipe.clip_norm)
 
     def lr_share(self, step: int) -> float:
         """Share of the peak learning rate at ``step``: linear warm-up, then the recipe's schedule down to zero."""
