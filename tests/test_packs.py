@@ -274,10 +274,12 @@ def test_all_files_of_a_pack_are_one_per_cent_more_than_its_tensors_at_the_size_
     assert sum(len(content) for content in files(tmp_path / "el_GR").values()) <= 1.01 * tensors
 
 
-@pytest.mark.parametrize("code", ["sw_KE", "ca_ES", "de_DE"])
-def test_an_exported_language_is_used_by_transformers_as_it_is(place, tmp_path, code):
+@pytest.mark.parametrize("spelt", ["sw_KE", "sw", "ca_ES", "de_DE", "deu"])
+def test_an_exported_language_is_used_by_transformers_as_it_is(place, tmp_path, spelt):
     install(place / "base", [place / c for c in CODES], tmp_path / "all")
-    export(tmp_path / "all", code, tmp_path / "one")
+    export(tmp_path / "all", spelt, tmp_path / "one")
+    code = {"sw": "sw_KE", "deu": "de_DE"}.get(spelt, spelt)
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["languages"] == [code]
     theirs, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "one", output_loading_info=True)
     assert type(theirs) is transformers.XmodForMaskedLM
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]

@@ -124,6 +124,7 @@ def export(source: str | Path, code: str, out: Path) -> None:
     """
     folder = model_folder(source)
     model = load_language_model(str(folder), f"model '{source}'")
+    code = model.config.resolve(code)
     tokenizer, own = model.tokenizer_for(code), code in (model.config.vocabularies or {})
     single = _single(model, code)
     single.config.bos_token_id, single.config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
