@@ -7,7 +7,7 @@ import transformers
 from tests.conftest import tiny_batch, tiny_config, tiny_model
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.proof import tensor_digests
-from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM
 from xmod_lab.model.loss import chunked_cross_entropy
 
 FLAGS = [
@@ -225,3 +225,13 @@ def test_the_last_layer_is_computed_at_the_labelled_positions_alone():
     loss.backward(), expected.backward()
     for (name, a), b in zip(model.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("head", [XmodForMaskedLM, XmodForCausalLM])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_labels_of_another_shape_are_refused_and_not_read_at_other_positions(head, share):
+    model, batch = head(tiny_config(is_decoder=head is XmodForCausalLM)), tiny_batch(rows=4)
+    labels = batch["input_ids"] if share == 1 else batch["labels"]
+    for wrong in (labels[:, :-1], labels[:3], labels.flatten()[None]):
+        with pytest.raises(UserError, match=r"labels have shape .*; allowed is \(4, 12\)"):
+            model(batch["input_ids"], labels=wrong, lang_ids="de_DE")

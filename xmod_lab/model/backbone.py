@@ -138,7 +138,7 @@ class XmodModel(XmodPreTrainedModel):
             way = self.encoder.grouped(route, length, x.device)
         predicted = None
         if labels is not None and trace is None and around.source is None and way is route and not route.per_token:
-            predicted = Predicted.among(labels, route)
+            predicted = Predicted.among(labels, route, x.shape[:2])
             predicted = predicted if 0 < len(predicted.places) <= labels.numel() // 2 else None
         x = self.encoder(x, around, way, trace, predicted)
         left = lambda tensors, wanted: tuple(route.leave(t) for t in tensors) if wanted else None  # noqa: E731

@@ -83,7 +83,7 @@ class XmodLanguageModel(XmodPreTrainedModel):
 
         Raises UserError where there is no label at all.
         """
-        wanted = out.predicted or Predicted.among(labels, out.route)
+        wanted = out.predicted or Predicted.among(labels, out.route, out.x.shape[:2])
         if not wanted.targets.numel():
             raise UserError("labels predict nothing: all are -100; give the true piece at one position or more")
         states = self.lm_head.transform(wanted.take(out.x) if out.predicted is None else out.x)[0]  # (M, D)

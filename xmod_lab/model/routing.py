@@ -62,8 +62,11 @@ class Predicted:
     counts: list[int]
 
     @classmethod
-    def among(cls, labels: Tensor, route: Route) -> "Predicted":
-        """From ``labels`` (B, S), in the caller's order."""
+    def among(cls, labels: Tensor, route: Route, shape: torch.Size) -> "Predicted":
+        """From ``labels`` of ``shape`` (B, S), in the caller's order. Raises UserError when they have another."""
+        if labels.shape != shape:
+            raise UserError(f"labels have shape {tuple(labels.shape)}; allowed is {tuple(shape)}, one for each position of the "
+                            f"input, {IGNORE} where nothing is to be predicted")  # fmt: skip
         labels = route.enter(labels)
         wanted = labels != IGNORE
         places = wanted.flatten().nonzero().squeeze(1)
