@@ -376,6 +376,20 @@ def test_what_there_is_is_listed(place, tmp_path):
         inventory(tmp_path / "nowhere")
 
 
+def test_what_cannot_be_read_is_named(place, tmp_path):
+    shutil.copytree(place / "sw_KE", tmp_path / "sw_KE")
+    (tmp_path / "sw_KE" / "pack.safetensors").unlink()
+    with pytest.raises(UserError, match="pack.safetensors is missing"):
+        inventory(tmp_path / "sw_KE")
+    shutil.copytree(place / "base", tmp_path / "run" / "model")
+    (tmp_path / "run" / "metrics.json").write_text('{"val/bpb')
+    with pytest.raises(UserError, match="metrics.json cannot be read"):
+        inventory(tmp_path / "run")
+    (tmp_path / "run" / "model" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json cannot be read"):
+        settings_that_differ(place / "base", tmp_path / "run")
+
+
 def test_cards_are_those_of_the_hub_and_keep_what_the_base_says(place, tmp_path):
     card = huggingface_hub.ModelCard.load(place / "sw_KE" / "README.md")
     manifest = read_pack(place / "sw_KE")[0]
