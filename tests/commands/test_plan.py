@@ -50,6 +50,7 @@ def test_the_plan_of_an_extension_is_what_the_run_writes(workplace, extended, pl
         checkpoint = max((extended / "checkpoints" / code).glob("*.ckpt"))
         assert found["checkpoint_bytes"] == pytest.approx(checkpoint.stat().st_size, rel=0.02)
         assert found["shared_pieces"] == manifest["vocabulary"]["copied"]
+        assert found["shared_text"] == manifest["vocabulary"]["overlap"]
         assert found["optimizer_bytes"] == pytest.approx(2 * 4 * found["trainable"], rel=0.01)
         assert found["new/unknown"] < 0.01 and found["seconds"] > 0
     assert planned["el_GR"]["unknown_letters"] > 0.9 > 0.1 > planned["sw_KE"]["unknown_letters"]
