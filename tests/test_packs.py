@@ -339,6 +339,8 @@ def test_verify_finds_what_was_changed(place, tmp_path):
         verify(moved(slot.format("de_DE")), str(place / "base"))
     with pytest.raises(UserError, match="nothing to compare it with"):
         verify(place / "base", None)
+    with pytest.raises(ProofError, match="and not sw_KE of the base"):
+        verify(place / "base", str(tmp_path / "model"))
     file = tmp_path / "model" / "languages" / "sw_KE" / "vocabulary.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(UserError, match="cannot be loaded"):

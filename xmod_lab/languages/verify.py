@@ -117,6 +117,9 @@ def _against(
     model: XmodLanguageModel, before: Snapshot, probes: dict, added: list[str], *, elsewhere: bool = False
 ) -> Findings:
     """``elsewhere``: the logits of ``before`` may come from another machine, so that equal tensors are proof enough."""
+    if lost := [code for code in probes if code not in model.languages]:
+        raise ProofError(f"the model knows {', '.join(model.languages)}, and not {', '.join(lost)} of the base: it is not that "
+                         "base with languages added")  # fmt: skip
     proof = compare(before, snapshot(model, probes), added)
     moved = [code for code, entry in proof["logits"].items() if not entry["equal"]]
     others = [name for key in ("changed", "missing", "added_without_language") for name in proof[f"tensors_{key}"]]
