@@ -176,7 +176,7 @@ def _about_passes(cfg: PretrainConfig, code: str, read: dict[str, float]) -> lis
 
 
 def _pack_bytes(model: XmodLanguageModel, code: str, tokenizer_folder: Path | None) -> int:
-    """Of the pack as it would be written, but for what its manifest says of the training."""
+    """Of the pack as it would be written, but for what its manifest and its card say of the training."""
     with tempfile.TemporaryDirectory() as folder:
         write_pack(model, code, Path(folder) / code, tokenizer_folder=tokenizer_folder, details={})
         return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
