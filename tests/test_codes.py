@@ -131,7 +131,11 @@ def test_text_of_several_codes_may_share_a_slot():
     for code in ("en_XX", "de_DE"):
         languages[code].slot = "germanic"
     validate(cfg)
-    config = cfg.model_config(50)
+    for family in ("indo", "germanic"):  # none of them is a language itself
+        for code in ("en_XX", "de_DE"):
+            languages[code].slot = family
+        config = cfg.model_config(50)
+        assert config.known_codes()[:2] == ["en_XX", "de_DE"]
     assert config.languages == ["germanic", "fr_XX", "ru_RU", "ar_AR", "hi_IN", "tr_TR", "zh_CN"]
     assert config.known_codes() == ["en_XX", "de_DE", "fr_XX", "ru_RU", "ar_AR", "hi_IN", "hi_IN_rom", "tr_TR", "zh_CN"]
     assert config.slot("hi-Latn") == config.slot("hi_IN") == 4 and config.slot("de") == config.slot("en") == 0

@@ -61,6 +61,19 @@ def test_the_grouped_product_is_that_of_its_groups():
     assert torch.autograd.gradcheck(lambda *args: grouped_linear(*args, ends), (x, w, b))
 
 
+def test_dropout_breaks_no_graph():
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    model = tiny_model(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3).train()
+    model.roberta.compile_encoder(backend=counter)
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(model(**tiny_batch(rows=6), lang_ids=torch.tensor(COMPOSITIONS[0])).loss)
+    losses[-1].backward()
+    assert losses[0] == losses[1] != losses[2] and counter.frame_count == 1
+
+
 @pytest.mark.slow
 def test_the_real_compiler_gives_the_same_loss_and_gradients():
     torch._dynamo.reset()

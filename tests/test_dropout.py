@@ -40,3 +40,9 @@ def test_nothing_is_dropped_in_evaluation_and_everything_at_one():
     x = torch.randn(100)
     assert dropout(x, 0.5, False) is x and dropout(x, 0.0, True) is x
     assert not dropout(x, 1.0, True).any()
+
+
+def test_nearly_everything_may_be_dropped():
+    torch.manual_seed(0)
+    out = dropout(torch.ones(300_000), 1 - 1e-6, True)
+    assert 0 < int((out != 0).sum()) < 20 and torch.isfinite(out).all()

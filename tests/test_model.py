@@ -7,7 +7,7 @@ import transformers
 from tests.conftest import tiny_batch, tiny_config, tiny_model
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.proof import tensor_digests
-from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM
 from xmod_lab.model.loss import chunked_cross_entropy
 
 FLAGS = [
@@ -242,3 +242,13 @@ def test_padding_is_not_computed_and_its_states_are_zero():
     torch.testing.assert_close(short, whole * mask[..., None], atol=1e-6, rtol=0)
     asked = model.roberta(ids, lang_ids=lang_ids, attention_mask=mask, output_hidden_states=True)
     assert asked.last_hidden_state[0, -1].any()  # all states were asked for
+
+
+@pytest.mark.parametrize("head", [XmodForMaskedLM, XmodForCausalLM])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_labels_of_another_shape_are_refused_and_not_read_at_other_positions(head, share):
+    model, batch = head(tiny_config(is_decoder=head is XmodForCausalLM)), tiny_batch(rows=4)
+    labels = batch["input_ids"] if share == 1 else batch["labels"]
+    for wrong in (labels[:, :-1], labels[:3], labels.flatten()[None]):
+        with pytest.raises(UserError, match=r"labels have shape .*; allowed is \(4, 12\)"):
+            model(batch["input_ids"], labels=wrong, lang_ids="de_DE")

@@ -274,10 +274,12 @@ def test_all_files_of_a_pack_are_one_per_cent_more_than_its_tensors_at_the_size_
     assert sum(len(content) for content in files(tmp_path / "el_GR").values()) <= 1.01 * tensors
 
 
-@pytest.mark.parametrize("code", ["sw_KE", "ca_ES", "de_DE"])
-def test_an_exported_language_is_used_by_transformers_as_it_is(place, tmp_path, code):
+@pytest.mark.parametrize("spelt", ["sw_KE", "sw", "ca_ES", "de_DE", "deu"])
+def test_an_exported_language_is_used_by_transformers_as_it_is(place, tmp_path, spelt):
     install(place / "base", [place / c for c in CODES], tmp_path / "all")
-    export(tmp_path / "all", code, tmp_path / "one")
+    export(tmp_path / "all", spelt, tmp_path / "one")
+    code = {"sw": "sw_KE", "deu": "de_DE"}.get(spelt, spelt)
+    assert json.loads((tmp_path / "one" / "config.json").read_text())["languages"] == [code]
     theirs, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "one", output_loading_info=True)
     assert type(theirs) is transformers.XmodForMaskedLM
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
@@ -337,6 +339,8 @@ def test_verify_finds_what_was_changed(place, tmp_path):
         verify(moved(slot.format("de_DE")), str(place / "base"))
     with pytest.raises(UserError, match="nothing to compare it with"):
         verify(place / "base", None)
+    with pytest.raises(ProofError, match="and not sw_KE of the base"):
+        verify(place / "base", str(tmp_path / "model"))
     file = tmp_path / "model" / "languages" / "sw_KE" / "vocabulary.safetensors"
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(UserError, match="cannot be loaded"):
@@ -372,6 +376,20 @@ def test_what_there_is_is_listed(place, tmp_path):
     assert inventory(place / "sw_KE")[0][0] == "sw_KE" and inventory(place / "sw_KE")[0][2:] != lines["en_XX"]
     with pytest.raises(UserError, match="neither a pack nor"):
         inventory(tmp_path / "nowhere")
+
+
+def test_what_cannot_be_read_is_named(place, tmp_path):
+    shutil.copytree(place / "sw_KE", tmp_path / "sw_KE")
+    (tmp_path / "sw_KE" / "pack.safetensors").unlink()
+    with pytest.raises(UserError, match="pack.safetensors is missing"):
+        inventory(tmp_path / "sw_KE")
+    shutil.copytree(place / "base", tmp_path / "run" / "model")
+    (tmp_path / "run" / "metrics.json").write_text('{"val/bpb')
+    with pytest.raises(UserError, match="metrics.json cannot be read"):
+        inventory(tmp_path / "run")
+    (tmp_path / "run" / "model" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="config.json cannot be read"):
+        settings_that_differ(place / "base", tmp_path / "run")
 
 
 def test_cards_are_those_of_the_hub_and_keep_what_the_base_says(place, tmp_path):

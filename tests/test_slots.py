@@ -22,7 +22,7 @@ def test_donors_are_read_and_never_written(init):
     before = tensor_digests(model)
     model.add_language("sw_KE", init)
     for again in INITS:
-        model.initialise_slot("sw_KE", again)
+        model.initialise_slot("sw", again)
     assert {name: d for name, d in tensor_digests(model).items() if name in before} == before
 
 

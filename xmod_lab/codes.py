@@ -38,7 +38,7 @@ def meaning(code: str) -> Meaning | None:
         found = Language.get(tag.replace("_", "-")).prefer_macrolanguage()  # cmn is zh
     except ValueError:
         return None
-    if found.language is None:
+    if found.language is None or len(found.language) > 3:  # BCP-47 has no language of four letters or more
         return None
     script = found.script or _SCRIPT_OF_SUFFIX.get(suffix)
     region = None if found.territory == _NO_REGION else found.territory

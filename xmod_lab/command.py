@@ -20,8 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xmod_lab.config import CONF_DIR, PretrainConfig, explain, flatten, from_hydra, register_schemas
+from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, register_schemas
 from xmod_lab.errors import ProofError, UserError
+from xmod_lab.languages.cards import flatten
 from xmod_lab.validation import validate
 
 INTERRUPTED = 130

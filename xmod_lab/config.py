@@ -255,17 +255,6 @@ def from_hydra(cfg: DictConfig) -> PretrainConfig:
     return OmegaConf.to_object(cfg)
 
 
-def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    """Values by dotted key; an empty dictionary is a value."""
-    flat = {}
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def explain(error: Exception) -> str:
     """Hydra's and OmegaConf's message about a bad key, with the names that are allowed there."""
     text = str(error)

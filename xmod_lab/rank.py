@@ -18,6 +18,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.reports.figures import heat_map
 from xmod_lab.training.bases import agree
 from xmod_lab.training.data import prepare_language
+from xmod_lab.training.distributed import launched
 from xmod_lab.training.extension import open_base
 from xmod_lab.training.ranking import Combination, Ranking, rank_beginnings, ranking_tables
 from xmod_lab.training.run import settle_base
@@ -34,6 +35,12 @@ def main() -> None:
 def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
     if not cfg.lang:
         raise UserError("rank compares beginnings of a language to add; name one: +lang=NAME, e.g. +lang=new_lang")
+    if cfg.plan:
+        raise UserError("plan=true is for pretrain: rank trains nothing but a base, where there is none; leave it out")
+    if launched() or cfg.trainer.devices * cfg.trainer.nodes > 1:
+        raise UserError(
+            "rank works in one process; set trainer.devices=1 trainer.nodes=1, and start it without torchrun"
+        )
     run = RunDir(folder)
     cfg, base = settle_base(cfg, run, asked)
     model, old, _ = open_base(base)

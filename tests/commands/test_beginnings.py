@@ -2,10 +2,12 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from scripts import compare_initialisers
 from tests.commands.conftest import EXTENSION
@@ -18,6 +20,7 @@ from xmod_lab.training.beginning import begin_language
 from xmod_lab.training.data import prepare_language
 from xmod_lab.training.donors import rank_donors, sampled_targets
 from xmod_lab.training.extension import open_base
+from xmod_lab.training.ranking import rank_beginnings
 from xmod_lab.training.rundir import RunDir
 
 NEAREST = ["lang.greek.slot_init=nearest", "lang.greek.embedding_init=focus"]
@@ -98,6 +101,21 @@ def test_the_choice_is_kept_for_a_run_that_goes_on_and_is_the_same_alone(workpla
         assert pair[0].read_bytes() == pair[1].read_bytes()
 
 
+def test_a_run_that_goes_on_with_its_donor_writes_the_same_pack(workplace, nearest, tmp_path):
+    """Every file of it, the model card with the ranking too."""
+    run = tmp_path / "run"
+    shutil.copytree(nearest, run)
+    (run / "metrics.json").unlink()
+    shutil.rmtree(run / "pack" / "el_GR")
+    (run / "checkpoints" / "el_GR" / "step000002.ckpt").unlink()
+    status, _, err = workplace.call(
+        "+lang=[greek,swahili]", f"base={workplace.base}", *EXTENSION, *NEAREST, "trainer.max_steps=2", run=run
+    )
+    assert status == 0, err
+    for file in (nearest / "pack" / "el_GR").iterdir():
+        assert (run / "pack" / "el_GR" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
 def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, rank, nearest, tmp_path):
     """To the last bit: of the configured combination with ``nearest``, and of the best one."""
     status, out, err = rank("+lang=greek", f"base={workplace.base}", *NEAREST, run=tmp_path / "rank")
@@ -144,6 +162,29 @@ def test_with_the_base_s_vocabulary_the_slots_alone_are_ranked(workplace, rank, 
 def test_rank_without_a_language_says_how_to_name_one(rank, tmp_path):
     status, _, err = rank(run=tmp_path / "rank")
     assert status == 2 and "+lang=NAME" in err and not list(tmp_path.glob("rank/*.json"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"), [("plan=true", "plan=true is for pretrain"), ("trainer.devices=2", "works in one process")]
+)
+def test_what_rank_does_not_do_is_refused_before_anything_is_written(workplace, rank, tmp_path, override, message):
+    status, _, err = rank("+lang=greek", f"base={workplace.base}", override, run=tmp_path / "rank")
+    assert status == 2 and message in err and not (tmp_path / "rank" / "config.yaml").exists()
+
+
+def test_only_a_pretrained_slot_is_named_nearest(opened):
+    """That of a language that was added is tried where it is configured, but ``slot_init=nearest`` does not choose it."""
+    cfg, _, fresh = opened
+    model, old, _ = fresh()
+    for code in ("en_XX", "de_DE"):  # so that the added one is better
+        for parameter in model.language_parameters(code).values():
+            torch.nn.init.normal_(parameter, std=3.0, generator=torch.Generator().manual_seed(len(parameter)))
+    model.add_language("grc_GR", "random")
+    lang = replace(cfg.lang["swahili"], slot_init="copy:grc_GR", vocabulary="keep")
+    ranking = rank_beginnings(cfg, model, lang, old, prepare_language(cfg, lang, old.folder))
+    losses = {c.slot_init: c.loss for c in ranking.combinations}
+    assert losses["copy:grc_GR"] < min(losses["copy:en_XX"], losses["copy:de_DE"])
+    assert ranking.nearest["keep"] == min(("en_XX", "de_DE"), key=lambda donor: losses[f"copy:{donor}"])
 
 
 def test_sampled_rows_are_spread_over_the_text(opened):

@@ -92,6 +92,9 @@ def test_a_run_whose_model_was_changed_is_found_out_with_status_1(extended, comm
     (tmp_path / "run" / "pack" / "el_GR" / "README.md").write_text("other")
     status, _, err = command(packs.main, "verify", tmp_path / "run")
     assert status == 2 and "README.md is missing or altered" in err
+    shutil.rmtree(tmp_path / "run" / "pack" / "el_GR")
+    status, _, err = command(packs.main, "verify", tmp_path / "run")
+    assert status == 2 and "has no pack of el_GR" in err
 
 
 def test_a_run_whose_base_is_gone_is_verified_by_the_digests_in_its_proof(extended, command, tmp_path):

@@ -113,17 +113,17 @@ def _tables(record: dict, *, level: str) -> str:
     parts = []
     for title, key in _TABLES:
         if record.get(key):
-            rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in flat(record[key]))
+            rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in flatten(record[key]).items())
             parts.append(f"{level} {title}\n\n| | |\n|---|---|\n{rows}\n")
     return "\n".join(parts)
 
 
-def flat(tree: dict, prefix: str = "") -> list[tuple[str, object]]:
-    """(dotted key, value) of every leaf of ``tree``; an empty dict is a leaf."""
-    rows = []
+def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    """Every leaf of ``tree`` by its dotted key; an empty dict is a leaf."""
+    leaves = {}
     for key, value in tree.items():
-        rows += flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else [(f"{prefix}{key}", value)]
-    return rows
+        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return leaves
 
 
 def _cell(value: object) -> str:

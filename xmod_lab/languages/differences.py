@@ -1,6 +1,5 @@
 """What differs between two packs or two models: settings and scores by name, tensors by their values."""
 
-import json
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from xmod_lab.errors import UserError
-from xmod_lab.languages.cards import flat
-from xmod_lab.languages.folders import manifests_in, model_folder
+from xmod_lab.languages.cards import flatten
+from xmod_lab.languages.folders import manifests_in, model_folder, read_json
 from xmod_lab.languages.packs import MANIFEST, read_manifest
 from xmod_lab.languages.proof import digest
 from xmod_lab.model.base import VOCABULARY_FILE
@@ -47,13 +46,13 @@ def _settings(path: Path) -> dict[str, object]:
     if is_pack:
         found = {"": read_manifest(folder)}
     else:
-        config = json.loads((folder / "config.json").read_text())
+        config = read_json(folder / "config.json")
         found = {"": config, **{f"{code}.": m for code, m in manifests_in(folder, config.get("added") or []).items()}}
     left_out = ("tensors", "files")  # digests: the tensors themselves are compared
     return {
         prefix + key: value
         for prefix, tree in found.items()
-        for key, value in flat({k: v for k, v in tree.items() if k not in left_out})
+        for key, value in flatten({k: v for k, v in tree.items() if k not in left_out}).items()
     }
 
 

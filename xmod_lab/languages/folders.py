@@ -55,6 +55,14 @@ def pack_folders(source: Path) -> list[Path]:
     return found
 
 
+def read_json(file: Path) -> dict:
+    """What is in ``file``. Raises UserError when that is no JSON."""
+    try:
+        return json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({error}); copy it again from where it came") from error
+
+
 def manifests_in(folder: Path, codes: list[str]) -> dict[str, dict]:
     """The manifests that installed languages came with, by code."""
     there = {code: folder / "languages" / code for code in codes}
@@ -124,6 +132,7 @@ def export(source: str | Path, code: str, out: Path) -> None:
     """
     folder = model_folder(source)
     model = load_language_model(str(folder), f"model '{source}'")
+    code = model.config.resolve(code)
     tokenizer, own = model.tokenizer_for(code), code in (model.config.vocabularies or {})
     single = _single(model, code)
     single.config.bos_token_id, single.config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id

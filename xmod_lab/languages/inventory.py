@@ -1,13 +1,12 @@
 """What is in a pack, a run or a model: a line for each language, from manifests and configuration, without any weights."""
 
-import json
 from pathlib import Path
 
 import torch
 
 from xmod_lab.errors import UserError
-from xmod_lab.languages.cards import flat
-from xmod_lab.languages.folders import manifests_in, model_folder, pack_folders
+from xmod_lab.languages.cards import flatten
+from xmod_lab.languages.folders import manifests_in, model_folder, pack_folders, read_json
 from xmod_lab.languages.packs import MANIFEST, TENSORS, read_manifest
 from xmod_lab.model import XmodConfig, language_model
 
@@ -19,7 +18,10 @@ def inventory(path: Path) -> list[tuple[str, ...]]:
     """A line under HEADER for each language. Raises UserError when ``path`` is neither pack, run nor model."""
     if (path / MANIFEST).is_file() or not any((path / part / "config.json").is_file() for part in ("model", "")):
         packs = [(folder, read_manifest(folder)) for folder in pack_folders(path)]
-        return [_line(m["code"], m["pieces"], (folder / TENSORS).stat().st_size, m) for folder, m in packs]
+        for pack, _ in packs:
+            if not (pack / TENSORS).is_file():
+                raise UserError(f"pack {pack}: {TENSORS} is missing; copy the pack again")
+        return [_line(m["code"], m["pieces"], (pack / TENSORS).stat().st_size, m) for pack, m in packs]
     folder = model_folder(path)
     try:
         config = XmodConfig.from_pretrained(folder)
@@ -29,7 +31,7 @@ def inventory(path: Path) -> list[tuple[str, ...]]:
         raise UserError(f"{folder} is no X-MOD model ({str(error).splitlines()[0]}); give a model folder, a run dir or a pack"
                         ) from error  # fmt: skip
     manifests = manifests_in(folder, config.added or [])
-    figures = json.loads((path / FIGURES).read_text()) if (path / FIGURES).is_file() else {}
+    figures = read_json(path / FIGURES) if (path / FIGURES).is_file() else {}
     size = {code: sum(p.numel() for p in model.language_parameters(code).values()) for code in config.known_codes()}
     each = (config.dtype or torch.float32).itemsize
     return [
@@ -40,7 +42,7 @@ def inventory(path: Path) -> list[tuple[str, ...]]:
 
 def _line(code: str, pieces: int | None, size: int, manifest: dict) -> tuple[str, ...]:
     scores = [manifest.get("scores", {}).get(f"val/{unit}/{code}") for unit in ("loss", "bpb")]
-    text = dict(flat(manifest)).get("data.statistics.train.bytes")
+    text = flatten(manifest).get("data.statistics.train.bytes")
     return (
         code,
         "the base's" if pieces is None else f"{pieces:,}",

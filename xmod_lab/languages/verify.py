@@ -93,8 +93,11 @@ def _run(path: Path, model: XmodLanguageModel, base: str | None) -> Findings:
         added = stored["added_languages"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path / PROOF} cannot be read ({error!r}); run the extension again, or verify {path / 'model'}") from error  # fmt: skip
-    findings = []
-    for pack in pack_folders(path):
+    findings, packs = [], {pack.name: pack for pack in pack_folders(path)}
+    if lost := [code for code in added if code not in packs]:
+        raise UserError(f"{path / 'pack'} has no pack of {', '.join(lost)}, which the run added; copy it again, or verify "
+                        f"{path / 'model'}")  # fmt: skip
+    for pack in packs.values():
         manifest, _ = read_pack(pack)
         if manifests_in(path / "model", [manifest["code"]]).get(manifest["code"]) != manifest:
             raise ProofError(f"{pack} is not the pack that {path / 'model'} was made with: their manifests differ")
@@ -114,6 +117,9 @@ def _against(
     model: XmodLanguageModel, before: Snapshot, probes: dict, added: list[str], *, elsewhere: bool = False
 ) -> Findings:
     """``elsewhere``: the logits of ``before`` may come from another machine, so that equal tensors are proof enough."""
+    if lost := [code for code in probes if code not in model.languages]:
+        raise ProofError(f"the model knows {', '.join(model.languages)}, and not {', '.join(lost)} of the base: it is not that "
+                         "base with languages added")  # fmt: skip
     proof = compare(before, snapshot(model, probes), added)
     moved = [code for code, entry in proof["logits"].items() if not entry["equal"]]
     others = [name for key in ("changed", "missing", "added_without_language") for name in proof[f"tensors_{key}"]]

@@ -14,7 +14,7 @@ from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import XmodEmbeddings
 from xmod_lab.model.encoder import Surroundings, Trace, XmodEncoder
-from xmod_lab.model.routing import IGNORE, Languages, Places, Route, plan_route, to_ids
+from xmod_lab.model.routing import Languages, Places, Route, plan_route, to_ids
 
 # B batch rows, S sequence, T sequence of an encoder, D model
 
@@ -138,7 +138,7 @@ class XmodModel(XmodPreTrainedModel):
             want_weights=attentions,
             real=_real(mask, rows, length) if skip_padding and labels is None and not whole else None,
         )
-        predicted = None if labels is None or whole else _predicted(route.enter(labels))
+        predicted = None if labels is None or whole else _predicted(Places.labelled(labels, route, x.shape[:2]))
         way = self.encoder.grouped(route, length, x.device) if self.compiled else route
         x = self.encoder(x, around, way, trace, predicted)
         left = lambda tensors, wanted: tuple(route.leave(t) for t in tensors) if wanted else None  # noqa: E731
@@ -242,10 +242,9 @@ def _real(mask: Tensor | None, rows: int, length: int) -> Places | None:
     return real if 0 < real.share <= 0.9 else None
 
 
-def _predicted(labels: Tensor) -> Places | None:
-    """The labelled positions, where these are half of all or less. ``labels`` (B, S) in the order of the route."""
-    predicted = Places.where(labels != IGNORE)
-    return predicted if 0 < predicted.share <= 0.5 else None
+def _predicted(labelled: Places) -> Places | None:
+    """The labelled positions, where these are half of all or less."""
+    return labelled if 0 < labelled.share <= 0.5 else None
 
 
 class XmodPooler(nn.Module):

@@ -116,7 +116,7 @@ class XmodPreTrainedModel(PreTrainedModel):
         Raises:
             UserError: ``code`` was not added, or ``init`` is not understood. UnknownLanguageError: unknown donor.
         """
-        self.config.slot(code)
+        code = self.config.resolve(code)
         if code not in (self.config.added or []):
             raise UserError(f"the slot of '{code}' was pre-trained and is not overwritten; allowed are languages that were "
                             f"added: {', '.join(self.config.added or []) or 'none yet'}")  # fmt: skip
@@ -156,7 +156,7 @@ class XmodPreTrainedModel(PreTrainedModel):
         Raises:
             UnknownLanguageError. UserError: the model was not loaded from anywhere, or there is no such tokenizer.
         """
-        self.config.slot(code)
+        code = self.config.resolve(code)
         pieces = (self.config.vocabularies or {}).get(code)
         source = self.name_or_path
         if not source:

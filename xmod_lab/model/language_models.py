@@ -83,8 +83,8 @@ class XmodLanguageModel(XmodPreTrainedModel):
 
         Raises UserError where there is no label at all.
         """
+        places = out.predicted or Places.labelled(labels, out.route, out.x.shape[:2])
         labels = out.route.enter(labels)
-        places = out.predicted or Places.where(labels != IGNORE)
         if not len(places.flat):
             raise UserError("labels predict nothing: all are -100; give the true piece at one position or more")
         states = self.lm_head.transform(places.take(out.x) if out.predicted is None else out.x)[0]  # (M, D)

@@ -66,6 +66,14 @@ class Places:
         """Those that are true in ``chosen`` (B, S), whose rows are in the order of the route."""
         return cls(chosen.flatten().nonzero().squeeze(1), chosen.sum(1).tolist(), tuple(chosen.shape))
 
+    @classmethod
+    def labelled(cls, labels: Tensor, route: Route, shape: torch.Size) -> "Places":
+        """Those that ``labels`` of ``shape`` (B, S), in the caller's order, predict. Raises UserError for another shape."""
+        if labels.shape != shape:
+            raise UserError(f"labels have shape {tuple(labels.shape)}; allowed is {tuple(shape)}, one for each position of the "
+                            f"input, {IGNORE} where nothing is to be predicted")  # fmt: skip
+        return cls.where(route.enter(labels) != IGNORE)
+
     @property
     def share(self) -> float:
         """Of all positions."""

@@ -14,11 +14,12 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.codes import meaning
 from xmod_lab.config import LangConfig, PretrainConfig, TextConfig
-from xmod_lab.languages.embeddings import shared_pieces
+from xmod_lab.languages.embeddings import shared_pieces, special_pairs
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.text.survey import Spelling, Survey, looks_like, spelling, survey, unknown_letters
 from xmod_lab.training.bases import Base, agree, base_to_make, inherit, new_model, newest_matching, resolve
+from xmod_lab.training.beginning import allocate_language
 from xmod_lab.training.cost import Cost, measure
 from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_language
 from xmod_lab.training.extension import open_base, seed_of, trainable_names
@@ -113,7 +114,7 @@ def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangCon
         ("bytes that no piece spells", *(f"{100 * s.unknown_bytes:.2f} %" for s in vocabularies.values())),
     ]
     show(f"plan: {code} ({lang.text}) on base {base.name}, in", ("vocabulary", *vocabularies), rows)
-    overlap = _overlap(old.tokenizer, prepared, code) if own else {}
+    overlap = _overlap(cfg, old.tokenizer, prepared, code) if own else {}
     facts = [
         ("rows of its text", f"{len(prepared.corpora[code].train):,}"),
         ("rows read", f"{read[f'train/rows/{code}']:,}"),
@@ -127,7 +128,7 @@ def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangCon
                       f"{100 * overlap['shared_text']:.1f} % of its text"))  # fmt: skip
     show(f"text of {code}", ("", ""), facts)
     model = base.load(len(old.tokenizer))
-    model.add_language(code, "random", pieces=len(prepared.tokenizer) if own else None)
+    allocate_language(cfg, model, lang, prepared)
     trainable = trainable_names(model, lang)
     training_table(model, trainable, f"adding {code}")
     cost = measure(cfg, model, prepared, mixture, seed=seed_of(cfg, code), trainable=trainable)
@@ -142,10 +143,11 @@ def _survey(cfg: PretrainConfig, code: str, text: TextConfig, prepared: Prepared
     return found, spelling(found, prepared.tokenizer)
 
 
-def _overlap(old: PreTrainedTokenizerBase, prepared: Prepared, code: str) -> dict[str, float]:
-    """How many new pieces the base has as well, and which share of the text's pieces they are."""
-    counts = prepared.corpora[code].piece_counts
-    shared = list(shared_pieces(old, prepared.tokenizer))
+def _overlap(cfg: PretrainConfig, old: PreTrainedTokenizerBase, prepared: Prepared, code: str) -> dict[str, float]:
+    """How many new pieces the base has as well, special ones too, and which share of the text's pieces they are: what
+    ``embedding_init=overlap`` copies."""
+    counts = cfg.objective.target_counts(prepared.corpora[code], prepared.tokenizer)
+    shared = [*shared_pieces(old, prepared.tokenizer), *special_pairs(old, prepared.tokenizer)]
     return {"shared_pieces": len(shared), "shared_text": float(counts[shared].sum() / counts.sum())}
 
 

@@ -67,7 +67,8 @@ def rank_beginnings(
     """
     code, own = lang.code, lang.vocabulary == "own"
     allocate_language(cfg, model, lang, prepared)
-    methods, slots = _methods() if own else ["keep"], _slots(model, lang)
+    donors = donors_of(NEAREST, model.config)
+    methods, slots = _methods() if own else ["keep"], _slots(donors, lang)
     targets, corpus = sampled_targets(cfg, prepared, code), prepared.corpora[code]
     scorer = Scorer(corpus, prepared.tokenizer, cfg.objective)
     shown = _frequent_new_pieces(old.tokenizer, prepared.tokenizer, corpus.piece_counts) if own else {}
@@ -83,8 +84,7 @@ def rank_beginnings(
                 model.initialise_slot(code, slot, seed=cfg.seed)
                 losses[slot] = targets.loss(model)
                 bar.update()
-            copies = [slot for slot in slots if slot.startswith("copy:")]
-            nearest[method] = min(copies, key=losses.get).removeprefix("copy:")
+            nearest[method] = min(donors, key=lambda donor: losses[f"copy:{donor}"])
             scored = {min(slots, key=losses.get)}
             if method in (lang.embedding_init, "keep"):
                 scored.add(f"copy:{nearest[method]}" if lang.slot_init == NEAREST else lang.slot_init)
@@ -99,9 +99,9 @@ def rank_beginnings(
     return Ranking(code, found, vocabularies, nearest, unigram)
 
 
-def _slots(model: XmodLanguageModel, lang: LangConfig) -> list[str]:
-    """Every ``slot_init`` that reads all pre-trained slots or one of them, or none, and the configured one."""
-    slots = ["random", "zero_output", "mean", *(f"copy:{donor}" for donor in donors_of(NEAREST, model.config))]
+def _slots(donors: list[str], lang: LangConfig) -> list[str]:
+    """Every ``slot_init`` that reads all pre-trained slots, ``donors``, or one of them, or none, and the configured one."""
+    slots = ["random", "zero_output", "mean", *(f"copy:{donor}" for donor in donors)]
     return slots if lang.slot_init in (*slots, NEAREST) else [*slots, lang.slot_init]
 
 

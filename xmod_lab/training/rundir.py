@@ -14,8 +14,9 @@ from typing import TextIO
 
 from omegaconf import OmegaConf
 
-from xmod_lab.config import PretrainConfig, flatten
+from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
+from xmod_lab.languages.cards import flatten
 from xmod_lab.training.distributed import barrier, rank
 
 log = logging.getLogger(__name__)
@@ -127,10 +128,13 @@ class RunDir:
         self.write_json(STATE, state)
 
     def remember_once(self, key: str, make: Callable[[], object]) -> object:
-        """The value kept under ``key`` in state.json; made and kept when there is none yet."""
+        """The value kept under ``key`` in state.json; made and kept when there is none yet.
+
+        It is always as JSON has it, a list where ``make`` gave a tuple, so that a run that goes on finds what it began with.
+        """
         state = self._state()
         if key not in state:
-            state[key] = make()
+            state[key] = json.loads(json.dumps(make()))
             self.write_json(STATE, state)
         return state[key]
 
