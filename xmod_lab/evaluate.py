@@ -86,7 +86,7 @@ def _plots(run: RunDir, found: Evaluation) -> None:
         guess = figures[f"{where}/chance/top1"]
         title = f"{name}: top-1 of translation retrieval, {state}, each through its own slot; chance {guess:.3f}"
         heat_map(cells, run / f"retrieval_{name}.png", title=title, x="candidates", y="queries", best=max)
-        ends = {"own slot": "", "slot of the queries": "/source"}
+        ends = {"target slot": "", "source slot": "/source"}
         places = {s: float(s.removesuffix("_before")[5:]) - 0.5 * s.endswith("_before") for s in found.states}
         lines = {
             f"{metric}, {arm}": [
@@ -96,8 +96,7 @@ def _plots(run: RunDir, found: Evaluation) -> None:
             for m, metric in (("top1", "top-1"), ("mrr", "MRR"))
         }
         lines = {name: points for name, points in lines.items() if points}
-        y = "mean of all pairs; candidates through"
-        curves_png(lines, run / f"retrieval_{name}_layers.png", x="layer (half: what its slot reads)", y=y,
+        curves_png(lines, run / f"retrieval_{name}_layers.png", x="layer (half: what its slot reads)", y="mean of all pairs",
                    levels={"chance, top-1": guess})  # fmt: skip
 
 

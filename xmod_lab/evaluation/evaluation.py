@@ -56,6 +56,8 @@ def evaluate(opened: Opened, parallels: list[Parallel], *, pll: bool) -> Evaluat
         figures |= slot_figures(matrix, subjects)
         slot_table(matrix, subjects)
         for what, costs in (("rows", rows), ("sentences", sentence_costs(model, subjects))):
+            if not costs:  # no sentence fits the positions, which was said
+                continue
             recognised[what] = confusion(costs, slots)
             figures |= recognition_figures(what, recognised[what], own)
         recognition_table(recognised, figures, own)

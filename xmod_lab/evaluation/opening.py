@@ -65,6 +65,7 @@ def open_model(base: Base, cfg: PretrainConfig, asked: list[str]) -> Opened:
         UserError: it does not fit what was asked for, or no text is in any of its languages.
     """
     model, old, older = open_base(base)
+    model.float()  # as all scores are computed, however the weights were saved
     if "task" not in asked and "task.name" not in asked:  # what is predicted, the model says
         task = replace(cfg.task, name="clm" if model.config.is_decoder else "mlm")
         cfg, base = replace(cfg, task=task), replace(base, cfg=replace(base.cfg, task=task))
