@@ -156,7 +156,7 @@ def test_bad_input_is_refused_before_anything_is_written(workplace, foreign, eva
         ([f"base={workplace.base}", "data.row_length=16"], "data.row_length"),
         ([f"base={workplace.base}", "langset.vocabulary_size=77"], "langset.vocabulary_size differs.*base=.*model"),
         (["base=auto", f"runs={tmp_path / 'none'}"], "no finished run"),
-        ([f"base={folder}", "+langset.languages.sw_KE={text:embedded:sw}", "~langset.languages.en_XX", "~langset.languages.de_DE"],
+        ([f"base={folder}", "+langset.languages={sw_KE:{text:embedded:sw}}", "~langset.languages.en_XX", "~langset.languages.de_DE"],
          "none of them is in the language set"),
     ):  # fmt: skip
         status, _, err = evaluate(*overrides, run=run)
@@ -179,8 +179,10 @@ def test_one_slot_or_one_language_leaves_out_what_needs_two(workplace, foreign, 
 
 def test_a_model_folder_reads_added_languages_with_their_own_vocabularies(workplace, extended, evaluate, tmp_path):
     """The folder alone, and texts from the command line: the same figures as the run's own."""
-    texts = [f"+langset.languages.{code}={{text:{workplace.folder / code[:2]}.txt}}" for code in ("el_GR", "sw_KE")]
-    status, _, err = evaluate(f"base={extended / 'model'}", "evaluate.parallel=[]", *texts, run=tmp_path / "run")
+    texts = ",".join(f"{code}:{{text:{workplace.folder / code[:2]}.txt}}" for code in ("el_GR", "sw_KE"))
+    status, _, err = evaluate(
+        f"base={extended / 'model'}", "evaluate.parallel=[]", f"+langset.languages={{{texts}}}", run=tmp_path / "run"
+    )
     assert status == 0, err
     metrics, own = workplace.metrics(tmp_path / "run"), workplace.metrics(extended)
     assert all(metrics[f"val/{unit}/{code}"] == own[f"val/{unit}/{code}"] for code in CODES for unit in ("loss", "bpb"))

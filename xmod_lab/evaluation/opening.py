@@ -76,6 +76,6 @@ def open_model(base: Base, cfg: PretrainConfig, asked: list[str]) -> Opened:
     if not subjects:
         raise UserError(f"{base.name} has the languages {', '.join(model.languages)}, and none of them is in the language set "
                         f"({', '.join(base.cfg.langset.languages)}); choose another, or give text with "
-                        "'+langset.languages.CODE={text:FILE}'")  # fmt: skip
+                        "'+langset.languages={CODE:{text:FILE}}'")  # fmt: skip
     added = [lang.code for lang in base.cfg.lang.values()]
     return Opened(base.name, added, model, old.tokenizer, subjects)

@@ -51,7 +51,7 @@ def subjects_of(
     if without:
         shown = ", ".join(without[:12]) + (f" and {len(without) - 12} others" if len(without) > 12 else "")
         log.warning("skipped, because the language set has no text of them: %s. Give some with "
-                    "'+langset.languages.CODE={text:FILE}' and base=MODEL_FOLDER", shown)  # fmt: skip
+                    "'+langset.languages={CODE:{text:FILE}}' and base=MODEL_FOLDER", shown)  # fmt: skip
     return [found[code] for code in model.languages if code in found]
 
 
