@@ -237,10 +237,27 @@ class PretrainConfig:
         )
 
 
+@dataclass
+class EvaluationConfig:
+    """``pll``: also hide every held-out piece alone; ``parallel``: files of translations, for retrieval, see
+    :mod:`xmod_lab.text.parallel`."""
+
+    pll: bool = False
+    parallel: list[str] = field(default_factory=lambda: ["embedded:parallel", "embedded:udhr"])
+
+
+@dataclass
+class EvaluateConfig(PretrainConfig):
+    """All of ``python -m xmod_lab.evaluate``."""
+
+    evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
 def register_schemas() -> None:
-    """Make the schemas known to Hydra: ``pretrain_schema`` for the whole, and one for each language to add."""
+    """Make the schemas of the commands known to Hydra."""
     store = ConfigStore.instance()
     store.store(name="pretrain_schema", node=PretrainConfig)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
 
 
 def from_hydra(cfg: DictConfig) -> PretrainConfig:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from xmod_lab.codes import clashing
-from xmod_lab.config import LangConfig, PretrainConfig, RecipeConfig
+from xmod_lab.config import EvaluateConfig, LangConfig, PretrainConfig, RecipeConfig
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.languages.focus import focus_fault
 from xmod_lab.languages.initialisers import EMBEDDING_INITS
@@ -15,6 +15,7 @@ from xmod_lab.text.batches import ATTENTION
 from xmod_lab.text.corpus import check_source
 from xmod_lab.text.masking import POLICIES
 from xmod_lab.text.objective import OBJECTIVES
+from xmod_lab.text.parallel import check_parallel
 from xmod_lab.text.tokenizer import NORMALIZATIONS
 
 PRECISIONS = ("bf16-mixed", "32-true", "16-mixed")
@@ -26,6 +27,11 @@ WANDB_MODES = ("auto", "online", "offline", "disabled")
 def validate(cfg: PretrainConfig) -> None:
     """Check everything that can be checked before any work. Raises one UserError that lists every fault."""
     faults = [*_check_choices(cfg), *_check_numbers(cfg), *_check_languages(cfg), *_check_base(cfg)]
+    if isinstance(cfg, EvaluateConfig):
+        faults += check_parallel(cfg.evaluate.parallel, "evaluate.parallel")
+        if cfg.lang:
+            faults.append(f"+lang={','.join(cfg.lang)} adds a language, and evaluate adds none; give the run that added it: "
+                          "base=RUN")  # fmt: skip
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise UserError("\n".join([f"the configuration has {count}:", *(f"  - {fault}" for fault in faults)]))
@@ -80,9 +86,13 @@ def _check_numbers(cfg: PretrainConfig) -> list[str]:
     return faults
 
 
+def _opens_base(cfg: PretrainConfig) -> bool:
+    return bool(cfg.lang) or isinstance(cfg, EvaluateConfig)
+
+
 def _makes_model(cfg: PretrainConfig) -> bool:
     """Whether the model's size is this configuration's; that of a given base is compared when it is opened."""
-    return not cfg.lang or cfg.base in ("auto", "random")
+    return not _opens_base(cfg) or cfg.base in ("auto", "random")
 
 
 Range = tuple[str, float | None, bool, str]  # key, value, whether it holds, what is allowed
@@ -176,7 +186,7 @@ def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> 
 
 
 def _check_base(cfg: PretrainConfig) -> list[str]:
-    if cfg.base in ("auto", "random") or not cfg.lang:
+    if cfg.base in ("auto", "random") or not _opens_base(cfg):
         return []
     if Path(cfg.base).exists():
         if any((Path(cfg.base) / part / "config.json").is_file() for part in ("", "model")):

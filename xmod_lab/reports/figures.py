@@ -1,7 +1,9 @@
-"""Plots: of a run as inline SVG, of a ranking as a PNG file."""
+"""Plots: of a run as inline SVG, of rankings and evaluations as PNG files."""
 
 import io
+import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,6 +27,15 @@ _COLOURS = [
 
 def curves(series: Series, *, x: str, y: str, levels: dict[str, float] | None = None) -> str:
     """Lines named at their right end, in the order of their last values; ``levels`` are dashed horizontals."""
+    return _svg(_lines(series, x, y, levels))
+
+
+def curves_png(series: Series, path: Path, *, x: str, y: str, levels: dict[str, float]) -> None:
+    """Write a PNG of :func:`curves`."""
+    _write_png(_lines(series, x, y, levels), path)
+
+
+def _lines(series: Series, x: str, y: str, levels: dict[str, float] | None) -> Figure:
     figure = Figure(figsize=(8.2, 3.9), layout="constrained")
     axes = figure.add_subplot()
     ends = []
@@ -43,7 +54,7 @@ def curves(series: Series, *, x: str, y: str, levels: dict[str, float] | None = 
         axes.annotate(name, (0.01, level), xycoords=("axes fraction", "data"), va="bottom", fontsize=8, color="#555555")
     _name_ends(axes, sorted(ends))
     _dress(axes, x, y)
-    return _svg(figure)
+    return figure
 
 
 def bars(values: dict[str, float], *, x: str, notes: dict[str, str]) -> str:
@@ -61,17 +72,24 @@ def bars(values: dict[str, float], *, x: str, notes: dict[str, str]) -> str:
     return _svg(figure)
 
 
-def heat_map(values: dict[str, dict[str, float]], path: Path, *, title: str, x: str, y: str) -> None:
-    """Write a PNG of ``values`` (row -> column -> value, every row with the same columns), low values light, each cell with
-    its number, the lowest of each row in bold."""
-    rows, columns = list(values), list(next(iter(values.values())))
-    cells = [[values[row][column] for column in columns] for row in rows]
-    low, high = min(map(min, cells)), max(map(max, cells))
+def heat_map(
+    values: dict[str, dict[str, float]], path: Path, *, title: str, x: str, y: str, best: Callable = min
+) -> None:
+    """Write a PNG of ``values`` (row -> column -> value), low values light, each cell with its number, the ``best`` of each
+    row in bold. A column stands where the row of its name does; a cell that a row lacks is empty."""
+    rows = list(values)
+    columns = list(dict.fromkeys(column for row in values.values() for column in row))
+    columns.sort(key=lambda column: rows.index(column) if column in rows else len(rows))
+    cells = [[values[row].get(column, float("nan")) for column in columns] for row in rows]
+    low, high = (pick(value for row in values.values() for value in row.values()) for pick in (min, max))
     figure = Figure(figsize=(2 + 0.75 * len(columns), 1.6 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(cells, cmap="YlGnBu", aspect="auto", vmin=low, vmax=high + (high - low) * 0.6)
     for i, row in enumerate(cells):
+        chosen = best(values[rows[i]].values())
         for j, value in enumerate(row):
+            if math.isnan(value):
+                continue
             axes.text(
                 j,
                 i,
@@ -79,13 +97,17 @@ def heat_map(values: dict[str, dict[str, float]], path: Path, *, title: str, x: 
                 ha="center",
                 va="center",
                 fontsize=8,
-                weight="bold" if value == min(row) else "normal",
+                weight="bold" if value == chosen else "normal",
             )
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
     axes.set_yticks(range(len(rows)), rows)
     axes.set_title(title, fontsize=9)
     _dress(axes, x, y)
     axes.grid(False)
+    _write_png(figure, path)
+
+
+def _write_png(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
 
 

@@ -124,9 +124,9 @@ def _read(name: str, split: str, column: str, config: str | None) -> Iterator[st
 def _raw(name: str, split: str, column: str, config: str | None) -> Iterator[str]:
     if name.startswith("embedded:"):
         part = "val" if split == "validation" else "train"
-        yield from _lines(EMBEDDED / f"{name.removeprefix('embedded:')}.{part}.txt.gz")
+        yield from read_lines(EMBEDDED / f"{name.removeprefix('embedded:')}.{part}.txt.gz")
     elif name.endswith((".txt", ".txt.gz")):
-        yield from _lines(Path(name))
+        yield from read_lines(Path(name))
     else:
         jsonl = name.endswith((".jsonl", ".jsonl.gz"))
         for where, row in _objects(Path(name)) if jsonl else ((name, row) for row in _rows(name, config)):
@@ -135,7 +135,7 @@ def _raw(name: str, split: str, column: str, config: str | None) -> Iterator[str
             yield from str(row[column] or "").splitlines()
 
 
-def _lines(path: Path) -> Iterator[str]:
+def read_lines(path: Path) -> Iterator[str]:
     """Lines of a plain or gzipped text file, decoded strictly."""
     if not path.is_file():
         raise UserError(f"file '{path}' does not exist; give the path of an existing text file")
@@ -157,7 +157,7 @@ def _lines(path: Path) -> Iterator[str]:
 
 def _objects(path: Path) -> Iterator[tuple[str, dict]]:
     """The object on each line of a jsonl file, and where that is; blank lines are left out."""
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         where = f"{path}, line {number}"
         if not line.strip():
             continue

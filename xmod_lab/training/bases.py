@@ -139,15 +139,20 @@ def added_before(cfg: PretrainConfig) -> list[tuple[PretrainConfig, LangConfig]]
 
 def newest_matching(cfg: PretrainConfig) -> RunDir | None:
     """The newest finished base run under ``cfg.runs`` with the same model, language set, data settings and task."""
+    return newest_finished(cfg.runs, lambda other: not other.lang and _identity(other) == _identity(cfg))
+
+
+def newest_finished(runs: str, fits: Callable[[PretrainConfig], bool] = lambda _: True) -> RunDir | None:
+    """The newest finished run with a model under ``runs`` whose configuration ``fits``."""
     found = []
-    for file in Path(cfg.runs).glob("**/metrics.json"):
+    for file in Path(runs).glob("**/metrics.json"):
         run = RunDir(file.parent)
         if (run / "config.yaml").is_file() and (run / "model" / "config.json").is_file():
             try:
                 other = load_config(run)
             except UserError:
                 continue  # of another version: not for us
-            if not other.lang and _identity(other) == _identity(cfg):
+            if fits(other):
                 found.append((file.stat().st_mtime, run))
     return max(found, key=lambda pair: pair[0])[1] if found else None
 

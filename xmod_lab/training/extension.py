@@ -41,6 +41,11 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
     """
     model, old, older = open_base(base)
     agree(base, model, cfg, asked)
+    known = {code for text in (old, *older) for code in text.corpora}
+    unknown = [code for code in model.languages if code not in known]
+    if unknown:
+        log.warning("no text is known for %s of the base: no scores, and the proof compares their logits on pieces at large",
+                    ", ".join(unknown))  # fmt: skip
     languages = {}
     for lang in cfg.lang.values():
         languages[lang.code] = lang, prepare_language(cfg, lang, None if lang.vocabulary == "own" else old.folder)
@@ -77,7 +82,8 @@ def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
         old = prepare_base(base.cfg)
         return base.load(len(old.tokenizer)), old, []
     model = base.load(0)
-    codes = [code for code in base.cfg.langset.languages if code in model.languages]
+    own = [code for code in base.cfg.langset.languages if code in (model.config.vocabularies or {})]
+    codes = [code for code in base.cfg.langset.languages if code in model.languages and code not in own]
     try:
         old = prepare_base(base.cfg, tokenizer=base.tokenizer, codes=codes)
     except UserError as error:
@@ -86,15 +92,10 @@ def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
     if len(old.tokenizer) > model.config.vocab_size:
         raise UserError(f"the tokenizer {old.folder} has {len(old.tokenizer)} pieces, base {base.name} has "
                         f"{model.config.vocab_size} embeddings; set data.tokenizer to the one it was trained with")  # fmt: skip
-    older = []
+    older = [prepare_base(base.cfg, tokenizer=f"{base.model}/languages/{code}", codes=[code]) for code in own]
     for cfg, lang in added_before(base.cfg):
-        own = f"{base.model}/languages/{lang.code}" if lang.vocabulary == "own" else old.folder
-        older.append(prepare_language(cfg, lang, own))
-    known = {code for text in (old, *older) for code in text.corpora}
-    unknown = [code for code in model.languages if code not in known]
-    if unknown:
-        log.warning("no text is known for %s of the base: no scores, and the proof compares their logits on pieces at large",
-                    ", ".join(unknown))  # fmt: skip
+        folder = f"{base.model}/languages/{lang.code}" if lang.vocabulary == "own" else old.folder
+        older.append(prepare_language(cfg, lang, folder))
     return model, old, older
 
 

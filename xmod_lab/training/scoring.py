@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.errors import UserError
 from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.model import IGNORE, XmodLanguageModel
-from xmod_lab.text.batches import to_batch
+from xmod_lab.text.batches import Layout, to_batch
 from xmod_lab.text.objective import EVALUATION_RATE, Objective
 from xmod_lab.text.rows import Corpus
 
@@ -64,17 +64,11 @@ def _hidden_counts(rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tupl
     return ordinary, np.rint(EVALUATION_RATE * ordinary).astype(int)
 
 
-class FixedTargets:
-    """Rows (R, T) of the language ``code``, and what is to be predicted in them, which never changes."""
+class Targets:
+    """Rows (R, T) of the language ``code``, and what is to be predicted in them: ``masked``, (inputs, labels) of each row."""
 
-    def __init__(self, code: str, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, objective: Objective):
-        self.code, self.rows, self.layout = code, rows, objective.layout(tokenizer)
-        key, hider = zlib.crc32(code.encode()), objective.evaluation(tokenizer)
-        hidden = _hidden_counts(rows, tokenizer)[1]
-        self.masked = [
-            hider.mask(row, [_EVALUATION_SEED, key, i], count=n)
-            for i, (row, n) in enumerate(zip(rows, hidden.tolist(), strict=True))
-        ]
+    def __init__(self, code: str, rows: np.ndarray, masked: list[tuple[np.ndarray, np.ndarray]], layout: Layout):
+        self.code, self.rows, self.masked, self.layout = code, rows, masked, layout
 
     @property
     def targets(self) -> np.ndarray:
@@ -86,23 +80,40 @@ class FixedTargets:
         """Nats per predicted piece, in float32 and evaluation mode, on the model's device."""
         was_training = model.training
         model.eval()
-        lang_id, device = model.lang_id(self.code), model.device
         total, count = 0.0, 0
-        with torch.autocast(device.type, enabled=False):
-            for start in range(0, len(self.rows), _ROWS):
-                part = slice(start, start + _ROWS)
-                batch = to_batch(self.rows[part], self.masked[part], [lang_id] * len(self.rows[part]), self.layout)
+        with torch.autocast(model.device.type, enabled=False):
+            for _, batch in self.batches(model):
                 labelled = int((batch["labels"] != IGNORE).sum())
-                if labelled:
-                    on_device = {k: v if k == "lang_ids" else v.to(device) for k, v in batch.items()}
-                    total += float(model(**on_device).loss) * labelled
-                    count += labelled
+                total += float(model(**batch).loss) * labelled
+                count += labelled
         model.train(was_training)
         return total / count
+
+    def batches(self, model: XmodLanguageModel) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
+        """The rows that a batch is made of, and the batch, on the model's device; those without a label are left out."""
+        lang_id = model.lang_id(self.code)
+        for start in range(0, len(self.rows), _ROWS):
+            part = slice(start, start + _ROWS)
+            batch = to_batch(self.rows[part], self.masked[part], [lang_id] * len(self.rows[part]), self.layout)
+            if (batch["labels"] != IGNORE).any():
+                yield part, {k: v if k == "lang_ids" else v.to(model.device) for k, v in batch.items()}
 
     def unigram_loss(self, counts: np.ndarray) -> float:
         """Nats per predicted piece of guessing each by its frequency: what a model has to beat. ``counts`` (V,)."""
         return float(-log_frequency(counts).double()[torch.from_numpy(self.targets)].mean())
+
+
+class FixedTargets(Targets):
+    """Rows (R, T) of the language ``code``, and what is to be predicted in them, which never changes."""
+
+    def __init__(self, code: str, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, objective: Objective):
+        key, hider = zlib.crc32(code.encode()), objective.evaluation(tokenizer)
+        hidden = _hidden_counts(rows, tokenizer)[1]
+        masked = [
+            hider.mask(row, [_EVALUATION_SEED, key, i], count=n)
+            for i, (row, n) in enumerate(zip(rows, hidden.tolist(), strict=True))
+        ]
+        super().__init__(code, rows, masked, objective.layout(tokenizer))
 
 
 class Scorer(FixedTargets):
@@ -114,14 +125,15 @@ class Scorer(FixedTargets):
         self.counts = objective.target_counts(corpus, tokenizer)
 
     def score(self, model: XmodLanguageModel) -> Score:
-        """Score ``model`` on this language; see :meth:`FixedTargets.loss`."""
-        return self._score(self.loss(model))
+        """Score ``model`` on this language; see :meth:`Targets.loss`."""
+        return self.score_of(self.loss(model))
 
     def unigram(self) -> Score:
         """Score of guessing each piece by its frequency in the training text."""
-        return self._score(self.unigram_loss(self.counts))
+        return self.score_of(self.unigram_loss(self.counts))
 
-    def _score(self, loss: float) -> Score:
+    def score_of(self, loss: float) -> Score:
+        """The score of a ``loss`` in nats per predicted piece."""
         predicted = len(self.targets)
         text = self.corpus.manifest["statistics"]["validation"]
         pieces = predicted if self.objective.causal else text["tokens"] - text["unknown"]

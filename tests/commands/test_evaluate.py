@@ -1,0 +1,188 @@
+"""python -m xmod_lab.evaluate: on runs, and on folders that transformers wrote."""
+
+import csv
+import math
+import re
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from tests.conftest import passages
+from xmod_lab.evaluate import main
+from xmod_lab.text.corpus import Source
+from xmod_lab.text.masking import IGNORE
+from xmod_lab.text.objective import Objective
+from xmod_lab.text.rows import prepare_corpus
+from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.training.scoring import Scorer
+
+CODES = ["en_XX", "de_DE", "el_GR", "sw_KE"]
+
+
+@pytest.fixture(scope="module")
+def translations(tmp_path_factory):
+    """Ten rows of English, German, Greek and a language that no model here has; two cells are empty."""
+    path = tmp_path_factory.mktemp("parallel") / "ten.tsv"
+    columns = {"en": passages("en", 10, "val"), "de": passages("de", 10, "val"), "el": passages("el", 10, "val")}
+    columns["de"][4] = columns["el"][0] = ""
+    rows = zip(range(10), *columns.values(), passages("fr", 10, "val"), strict=True)
+    path.write_text(
+        "\n".join("\t".join(map(str, row)) for row in (("id", *columns, "fr"), *rows)) + "\n", encoding="utf-8"
+    )
+    return path
+
+
+@pytest.fixture
+def evaluate(workplace, monkeypatch, capfd):
+    """Call the command and return its exit status and both outputs."""
+
+    def call(*overrides: str, run) -> tuple[int, str, str]:
+        monkeypatch.chdir(workplace.folder)
+        settings = ["langset=two", "data.row_length=32", "trainer.accelerator=cpu", f"runs={workplace.folder / 'runs'}"]
+        arguments = ["--config-dir", str(workplace.folder / "conf"), *settings, *overrides, f"hydra.run.dir={run}"]
+        monkeypatch.setattr("sys.argv", ["evaluate", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code, *capfd.readouterr()
+
+    return call
+
+
+def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_as_before(
+    workplace, extended, evaluate, translations, tmp_path
+):
+    run = tmp_path / "run"
+    status, out, err = evaluate(f"base={extended}", "evaluate.pll=true", f"evaluate.parallel=[{translations}]", run=run)
+    assert status == 0, err
+    metrics, own = workplace.metrics(run), workplace.metrics(extended)
+    for code in CODES:
+        for unit in ("loss", "bpb"):
+            assert metrics[f"slots/{unit}/{code}/{code}"] == metrics[f"val/{unit}/{code}"] == own[f"val/{unit}/{code}"]
+            assert metrics[f"unigram/{unit}/{code}"] == own.get(
+                f"unigram/{unit}/{code}", metrics[f"unigram/{unit}/{code}"]
+            )
+        assert metrics[f"val/perplexity/{code}"] == math.exp(metrics[f"val/loss/{code}"])
+        assert metrics[f"pll/pieces/{code}"] > 5 * metrics[f"val/pieces/{code}"]
+        assert metrics[f"pll/bpb/{code}"] == pytest.approx(metrics[f"val/bpb/{code}"], rel=0.1)  # of the same text
+        counts = [metrics[f"recognition/sentences/count/{code}/{slot}"] for slot in CODES]
+        assert sum(counts) > 30 and metrics[f"recognition/sentences/accuracy/{code}"] == counts[
+            CODES.index(code)
+        ] / sum(counts)
+    assert metrics["recognition/rows/chance"] == 0.25 and metrics["val/exact"] == 0
+    for code in ("en_XX", "de_DE"):
+        assert metrics[f"before/val/loss/{code}"] == own[f"before/val/loss/{code}"] == metrics[f"val/loss/{code}"]
+    assert "before/val/loss/el_GR" not in metrics
+    assert (
+        "recorded itself: equal to the last bit" in err + out and "before and now: equal to the last bit" in err + out
+    )
+    assert "'fr' is skipped: unknown language" in err + out and "pseudo-likelihoods" in out
+
+    with (run / "retrieval.csv").open(newline="") as stream:
+        pairs = list(csv.DictReader(stream))
+    assert len(pairs) == 6 * 2 * 5 and {pair["rows"] for pair in pairs} == {"9", "8"}
+    for pair in pairs:
+        end = "/source" if pair["arm"] == "source" else ""
+        key = f"ten/top1/{pair['query']}/{pair['candidates']}/{pair['state']}{end}"
+        assert metrics[f"retrieval/{key}"] == float(pair["top1"])
+    with (run / "slots.csv").open(newline="") as stream:
+        cells = {(row["text"], row["slot"]): float(row["loss"]) for row in csv.DictReader(stream)}
+    assert len(cells) == 16 and all(metrics[f"slots/loss/{t}/{s}"] == loss for (t, s), loss in cells.items())
+    names = ("slots", "recognition_rows", "recognition_sentences", "retrieval_ten", "retrieval_ten_layers")
+    assert all((run / f"{name}.png").stat().st_size > 5000 for name in names)
+
+    status, out, err = evaluate(f"base={extended}", "evaluate.pll=true", f"evaluate.parallel=[{translations}]", run=run)
+    assert status == 0 and "nothing to do" in out + err
+
+
+@pytest.fixture(scope="module", params=["masked", "causal"])
+def foreign(request, tmp_path_factory, tokenizer_folder):
+    """A folder that transformers' own class wrote, and that class."""
+    causal = request.param == "causal"
+    kind = transformers.XmodForCausalLM if causal else transformers.XmodForMaskedLM
+    torch.manual_seed(0)
+    config = transformers.XmodConfig(
+        vocab_size=400, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, is_decoder=causal,
+        max_position_embeddings=40, type_vocab_size=1, languages=["fr_XX", "de_DE", "en_XX"], initializer_range=0.2,
+        default_language="en_XX",
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("foreign")
+    kind(config).save_pretrained(folder)
+    shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
+    return folder, kind
+
+
+def test_a_folder_of_transformers_is_measured_alike(workplace, foreign, evaluate, translations, tmp_path):
+    """Its loss is the one that transformers computes itself; the language without text is named and left out."""
+    folder, kind = foreign
+    causal, run = kind is transformers.XmodForCausalLM, tmp_path / "run"
+    settings = ["data.attention=row", "evaluate.pll=true", f"evaluate.parallel=[{translations}]"]
+    status, out, err = evaluate(f"base={folder}", *settings, run=run)
+    assert status == 0, err
+    metrics, said = workplace.metrics(run), out + err
+    assert "has no text of them: fr_XX." in said
+    assert ("exact likelihoods" in out) == causal == bool(metrics["val/exact"]) and (
+        "pll/loss/en_XX" in metrics
+    ) != causal
+    assert "before and now" not in said and "retrieval/ten/top1/fr_XX/de_DE/layer1" in metrics  # which needs no text
+
+    tokenizer, theirs = load_tokenizer(folder), kind.from_pretrained(folder).eval()
+    source = Source(str(workplace.folder / "de.txt"))
+    corpus = prepare_corpus("de_DE", source, tokenizer, length=32, folder=tmp_path)
+    scorer = Scorer(corpus, tokenizer, Objective("clm" if causal else "mlm", 0.3, "80-10-10", "row"))
+    ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*scorer.masked, strict=True))
+    with torch.no_grad():
+        lang_ids = torch.full((len(ids),), 1)
+        logits = theirs(ids, attention_mask=(torch.from_numpy(scorer.rows) != 1).long(), lang_ids=lang_ids).logits
+    if causal:
+        logits, labels = logits[:, :-1], labels[:, 1:]
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+    assert metrics["val/loss/de_DE"] == pytest.approx(float(loss), rel=1e-5)
+
+
+def test_bad_input_is_refused_before_anything_is_written(workplace, foreign, evaluate, tmp_path):
+    folder, run = foreign[0], tmp_path / "run"
+    (tmp_path / "bad.tsv").write_text("id\ten\tde\n1\ta\n")
+    (tmp_path / "one.tsv").write_text("id\ten\tsw\n1\ta\tb\n")
+    for overrides, words in (
+        (["+lang=greek", f"base={folder}"], "evaluate adds none"),
+        ([f"base={tmp_path / 'gone'}"], "does not exist"),
+        ([f"base={folder}", f"evaluate.parallel=[{tmp_path / 'bad.tsv'}]"], "line 2: 2 cells"),
+        ([f"base={folder}", "evaluate.parallel=[embedded:x,y.tsv]"], "2 faults"),
+        ([f"base={folder}", "evaluate.plll=true"], "pll"),
+        ([f"base={folder}", "data.row_length=64"], "positions"),
+        ([f"base={workplace.base}", "data.row_length=16"], "data.row_length"),
+        ([f"base={workplace.base}", "langset.vocabulary_size=77"], "langset.vocabulary_size differs.*base=.*model"),
+        (["base=auto", f"runs={tmp_path / 'none'}"], "no finished run"),
+        ([f"base={folder}", "+langset.languages={sw_KE:{text:embedded:sw}}", "~langset.languages.en_XX", "~langset.languages.de_DE"],
+         "none of them is in the language set"),
+    ):  # fmt: skip
+        status, _, err = evaluate(*overrides, run=run)
+        assert status == 2 and re.search(words, err), (overrides, err)
+        assert not (run / "config.yaml").exists() and not (run / "metrics.json").exists()
+
+
+def test_one_slot_or_one_language_leaves_out_what_needs_two(workplace, foreign, evaluate, tmp_path):
+    (tmp_path / "one.tsv").write_text("id\ten\tsw\n1\ta\tb\n")
+    folder, run = foreign[0], tmp_path / "run"
+    settings = [f"evaluate.parallel=[{tmp_path / 'one.tsv'}]", "~langset.languages.de_DE"]
+    status, out, err = evaluate(f"base={folder}", *settings, run=run)
+    assert status == 0, err
+    assert "share one slot" in out + err and "no retrieval" in out + err
+    metrics = workplace.metrics(run)
+    assert "val/loss/en_XX" in metrics and not any(
+        name.startswith(("slots", "recognition", "retrieval")) for name in metrics
+    )
+
+
+def test_a_model_folder_reads_added_languages_with_their_own_vocabularies(workplace, extended, evaluate, tmp_path):
+    """The folder alone, and texts from the command line: the same figures as the run's own."""
+    texts = ",".join(f"{code}:{{text:{workplace.folder / code[:2]}.txt}}" for code in ("el_GR", "sw_KE"))
+    status, _, err = evaluate(
+        f"base={extended / 'model'}", "evaluate.parallel=[]", f"+langset.languages={{{texts}}}", run=tmp_path / "run"
+    )
+    assert status == 0, err
+    metrics, own = workplace.metrics(tmp_path / "run"), workplace.metrics(extended)
+    assert all(metrics[f"val/{unit}/{code}"] == own[f"val/{unit}/{code}"] for code in CODES for unit in ("loss", "bpb"))

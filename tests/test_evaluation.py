@@ -1,0 +1,323 @@
+"""Evaluation against counts by hand and loops written out."""
+
+import gzip
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import passages, tiny_config, tiny_model
+from xmod_lab.errors import UserError
+from xmod_lab.evaluation.likelihood import pseudo_likelihood, row_nats
+from xmod_lab.evaluation.recognition import confusion, recognition_figures, sentence_costs
+from xmod_lab.evaluation.retrieval import chance, pooled_states, retrieval_figures, retrieve, state_names, top1_and_mrr
+from xmod_lab.evaluation.slots import slot_figures, slot_matrix, through_slot
+from xmod_lab.evaluation.subjects import Subject, readers
+from xmod_lab.languages.proof import tensor_digests
+from xmod_lab.model import IGNORE, language_model
+from xmod_lab.text.corpus import Source
+from xmod_lab.text.objective import Objective
+from xmod_lab.text.parallel import Parallel, check_parallel, read_parallel
+from xmod_lab.text.rows import prepare_corpus
+from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.training.scoring import Scorer
+
+LENGTH = 24
+TEXTS = {"en_XX": "en", "de_DE": "de", "fr_XX": "el"}  # Greek letters are not in the vocabulary
+
+
+def objective(name: str, attention: str = "document") -> Objective:
+    return Objective(name, 0.3, "80-10-10", attention)
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory, tokenizer_folder):
+    """Tokenizer; and for each language its corpus and source, with six passages held out."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    tokenizer, found = load_tokenizer(tokenizer_folder), {}
+    for code, language in TEXTS.items():
+        for split, count in (("train", 60), ("val", 6)):
+            text = "\n".join(passages(language, count, split))
+            (folder / f"{code}.{split}.txt").write_text(text, encoding="utf-8")
+        source = Source(str(folder / f"{code}.train.txt"), validation=str(folder / f"{code}.val.txt"))
+        found[code] = prepare_corpus(code, source, tokenizer, length=LENGTH, folder=folder), source
+    return tokenizer, found
+
+
+def model_and_subjects(corpora, goal: Objective):
+    """A model with random weights, and what of it is scored."""
+    tokenizer, found = corpora
+    torch.manual_seed(4)
+    settings = {"vocab_size": len(tokenizer), "is_decoder": goal.causal, "max_position_embeddings": 130}
+    model = language_model(tiny_config(**settings)).eval()
+    subjects = [
+        Subject(code, code, tokenizer, Scorer(corpus, tokenizer, goal), source)
+        for code, (corpus, source) in found.items()
+    ]
+    return model, subjects
+
+
+def nats_of(model, ids: np.ndarray, labels: np.ndarray, code: str, layout) -> float:
+    """Summed over the labelled positions of one row, by torch's own cross entropy over all logits."""
+    given = np.where(labels == IGNORE, ids, layout_mask(labels, ids, model))
+    with torch.no_grad():
+        fields = layout.fields(given[None], ids[None])
+        logits = model(torch.from_numpy(given)[None], lang_ids=code, **fields).logits[0]
+    wanted = torch.from_numpy(labels)
+    if model.config.is_decoder:
+        logits, wanted = logits[:-1], wanted[1:]
+    return float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+
+
+def layout_mask(labels: np.ndarray, ids: np.ndarray, model) -> np.ndarray:
+    return ids if model.config.is_decoder else np.full_like(ids, 4)  # <mask>
+
+
+# -- likelihoods
+
+
+@pytest.mark.parametrize("attention", ["document", "row"])
+def test_pseudo_likelihood_is_that_of_a_loop_which_hides_one_piece_at_a_time(corpora, attention):
+    model, subjects = model_and_subjects(corpora, objective("mlm", attention))
+    for subject in subjects[1:]:
+        nats = pieces = 0
+        for row in subject.scorer.rows:
+            for place in np.flatnonzero(~np.isin(row, subject.tokenizer.all_special_ids)):
+                labels = np.full_like(row, IGNORE)
+                labels[place] = row[place]
+                nats += nats_of(model, row, labels, subject.code, subject.scorer.layout)
+                pieces += 1
+        score = pseudo_likelihood(model, subject.scorer, subject.tokenizer)
+        text = subject.scorer.corpus.manifest["statistics"]["validation"]
+        assert score.predicted == pieces == text["tokens"] - text["unknown"]
+        assert score.loss == pytest.approx(nats / pieces, rel=1e-6)
+        assert score.bpb == pytest.approx((nats / math.log(2) + 8 * text["unknown_bytes"]) / text["bytes"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["mlm", "clm"])
+def test_nats_of_rows_are_those_of_plain_torch_and_sum_to_the_loss(corpora, name):
+    model, (subject, *_) = model_and_subjects(corpora, objective(name))
+    scorer = subject.scorer
+    by_hand = [
+        nats_of(model, row, labels, "en_XX", scorer.layout)
+        for row, (_, labels) in zip(scorer.rows, scorer.masked, strict=True)
+    ]
+    nats = row_nats(model, scorer)
+    assert nats == pytest.approx(by_hand, rel=1e-5)
+    assert nats.sum() / len(scorer.targets) == pytest.approx(scorer.loss(model), rel=1e-6)
+
+
+# -- slots
+
+
+def test_text_through_another_slot_keeps_its_vocabulary_and_nothing_is_altered():
+    model = tiny_model()
+    for code in ("el_GR", "sw_KE"):
+        model.add_language(code, "random", pieces=30)
+    ids = torch.arange(5, 29)[None]
+    before = tensor_digests(model)
+    own = {code: model(ids, lang_ids=code).logits for code in ("el_GR", "de_DE")}
+    with through_slot(model, "el_GR", "de_DE"):
+        mixed = model(ids, lang_ids="el_GR").logits
+        assert torch.equal(model(ids, lang_ids="de_DE").logits, own["de_DE"])
+    assert mixed.shape[-1] == 30 and not torch.equal(mixed, own["el_GR"])
+    with pytest.raises(RuntimeError), through_slot(model, "el_GR", "sw_KE"):
+        raise RuntimeError
+    assert tensor_digests(model) == before and torch.equal(model(ids, lang_ids="el_GR").logits, own["el_GR"])
+    for layer in model.base_model.encoder.layer:  # a copy of the weights gives the same
+        slots = layer.output.adapter_modules
+        slots["el_GR"].load_state_dict(slots["de_DE"].state_dict())
+    assert torch.equal(model(ids, lang_ids="el_GR").logits, mixed)
+
+
+def test_the_matrix_is_the_loss_of_each_text_in_each_language(corpora):
+    """With one vocabulary, text of i through slot j is text of i called j."""
+    model, subjects = model_and_subjects(corpora, objective("mlm"))
+    matrix, rows = slot_matrix(model, subjects)
+    figures = slot_figures(matrix, subjects)
+    for subject in subjects:
+        scorer = subject.scorer
+        assert matrix[subject.code][subject.code] == scorer.loss(model)
+        losses = {}
+        for slot in TEXTS:
+            scorer.code = slot
+            losses[slot] = scorer.loss(model)
+        scorer.code = subject.code
+        assert matrix[subject.code] == losses
+        wrong = [loss for slot, loss in losses.items() if slot != subject.code]
+        assert figures[f"slots/wrong/loss/{subject.code}"] == pytest.approx(sum(wrong) / 2)
+        assert figures[f"slots/bpb/{subject.code}/de_DE"] == scorer.score_of(losses["de_DE"]).bpb
+        means = rows[subject.code].sum(0) / len(scorer.targets)
+        assert means == pytest.approx(list(losses.values()), rel=1e-6)
+
+
+# -- recognition
+
+
+def test_recognition_counts_the_lowest_cost():
+    costs = {"en_XX": np.array([[1, 2, 3], [2, 1, 3], [1, 3, 2], [0, 9, 9]]), "de_DE": np.array([[3, 2, 1], [2, 1, 1]])}
+    found = confusion(costs, ["en_XX", "de_DE", "fr_XX"])
+    assert found == {"en_XX": {"en_XX": 3, "de_DE": 1, "fr_XX": 0}, "de_DE": {"en_XX": 0, "de_DE": 1, "fr_XX": 1}}
+    figures = recognition_figures("rows", found, {"en_XX": "en_XX", "de_DE": "de_DE"})
+    assert figures["recognition/rows/accuracy/en_XX"] == 0.75 and figures["recognition/rows/accuracy"] == 0.625
+    assert figures["recognition/rows/count/de_DE/fr_XX"] == 1 and figures["recognition/rows/chance"] == 1 / 3
+
+
+@pytest.mark.parametrize("name", ["mlm", "clm"])
+def test_a_sentence_costs_the_bits_of_its_pieces_and_eight_a_byte_that_has_none(corpora, name):
+    model, subjects = model_and_subjects(corpora, objective(name))
+    costs = sentence_costs(model, subjects)
+    tokenizer, layout = corpora[0], subjects[0].scorer.layout
+    for code, text in (("en_XX", subjects[0].sentences()[3]), ("fr_XX", subjects[2].sentences()[1])):
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        row = np.array([0, *ids, 2])
+        ordinary = np.flatnonzero(~np.isin(row, tokenizer.all_special_ids))
+        vocabulary = set("".join(tokenizer.get_vocab()))
+        unspelt = sum(len(c.encode()) for c in text if c not in vocabulary and not c.isspace())
+        assert (unspelt > 20) == (code == "fr_XX")
+        for slot, cost in zip(TEXTS, costs[code][3 if code == "en_XX" else 1], strict=True):
+            nats = 0.0
+            copies = [np.arange(1, len(row))] if name == "clm" else [ordinary[k::7] for k in range(7)]
+            for places in (places for places in copies if len(places)):
+                labels = np.full_like(row, IGNORE)
+                labels[places] = row[places]
+                nats += nats_of(model, row, labels, slot, layout)
+            assert cost == pytest.approx(nats / math.log(2) + 8 * unspelt, rel=1e-5)
+
+
+def test_sentences_longer_than_the_positions_are_left_out_and_counted(corpora, caplog):
+    model, subjects = model_and_subjects(corpora, objective("mlm"))
+    longest = max(len(corpora[0](text)["input_ids"]) for s in subjects for text in s.sentences())
+    model.config.max_position_embeddings = longest + 1  # two positions less than the longest needs, one less than none
+    costs = sentence_costs(model, subjects)
+    assert "longer than the model" in caplog.text
+    assert sum(map(len, costs.values())) < sum(len(s.sentences()) for s in subjects)
+
+
+# -- retrieval
+
+
+def test_top1_and_mean_reciprocal_rank_by_hand():
+    queries = torch.tensor([[1.0, 0], [0, 1], [1, 1], [-1, 0]])
+    candidates = torch.tensor([[2.0, 0], [1, 0.5], [1, 2], [0, -1]])
+    # cosines  q0: 1, .894, .447, 0 -> rank 1;  q1: 0, .447, .894, -1 -> 2;  q2: .707, .949, .949, -.707 -> tied 1 and 2
+    #          q3: -1, -.894, -.447, 0 -> 1
+    top1, mrr = top1_and_mrr(queries, candidates)
+    assert top1 == pytest.approx((1 + 0 + 0.5 + 1) / 4)
+    assert mrr == pytest.approx((1 + 1 / 2 + (1 + 1 / 2) / 2 + 1) / 4)
+
+
+def test_states_that_are_all_alike_are_at_chance_exactly():
+    same = torch.ones(7, 3)
+    assert top1_and_mrr(same, same) == pytest.approx(chance(7)) == (1 / 7, sum(1 / n for n in range(1, 8)) / 7)
+
+
+@pytest.mark.parametrize(
+    "flags", [{}, {"pre_norm": True, "adapter_reuse_layer_norm": False, "ln_before_adapter": False}]
+)
+def test_pooled_states_are_means_over_the_pieces_alone_whatever_stands_beside(corpora, flags):
+    tokenizer = corpora[0]
+    model = tiny_model(vocab_size=len(tokenizer), **flags)
+    sentences = [[7, 8, 9, 10, 11, 12], [3], [20, 21]]
+    states = pooled_states(model, "de_DE", sentences, tokenizer)
+    assert len(states) == len(state_names(model)) == 5
+    for n, ids in enumerate(sentences):
+        with torch.no_grad():
+            out = model.base_model(torch.tensor([[0, *ids, 2]]), lang_ids="de_DE", output_hidden_states=True)
+        for layer, k in ((0, 0), (1, 2), (2, 4)):
+            assert torch.allclose(states[k, n], out.hidden_states[layer][0, 1:-1].mean(0), atol=1e-6)
+    output = model.base_model.encoder.layer[0].output  # of one piece: what a slot reads, and what the layer makes of it
+    if not flags:
+        read = states[1, 1]
+        with torch.no_grad():
+            made = output.LayerNorm(read + output.adapter_modules["de_DE"](read))
+        assert torch.allclose(made, states[2, 1], atol=1e-6)
+
+
+def test_retrieval_of_pairs_with_gaps_and_both_arms(corpora):
+    """The candidates' states, computed once more in the language of the slot that they go through."""
+    tokenizer = corpora[0]
+    model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=130)
+    texts = {"en": passages("en", 8, "val"), "de": passages("de", 8, "val"), "fr": ["", *passages("fr", 7, "val")]}
+    texts["de"][2] = ""
+    languages = {column: (f"{column}_{'DE' if column == 'de' else 'XX'}", tokenizer) for column in texts}
+    results = retrieve(model, Parallel("set", texts), languages)
+    assert len(results) == 6 * 2 * 5
+    rows = [0, 1, *range(3, 8)]  # both in English and German
+    for arm, code in (("target", "de_DE"), ("source", "en_XX")):
+        pooled = [
+            pooled_states(
+                model, c, [tokenizer(texts[t][i], add_special_tokens=False)["input_ids"] for i in rows], tokenizer
+            )
+            for t, c in (("en", "en_XX"), ("de", code))
+        ]
+        for k, state in enumerate(state_names(model)):
+            found = next(
+                r for r in results if (r.query, r.candidates, r.arm, r.state) == ("en_XX", "de_DE", arm, state)
+            )
+            assert found.rows == 7 and (found.top1, found.mrr) == pytest.approx(
+                top1_and_mrr(pooled[0][k], pooled[1][k])
+            )
+    figures = retrieval_figures("set", results)
+    assert figures["retrieval/set/sentences/de_DE/fr_XX"] == 6
+    assert figures["retrieval/set/chance/top1"] == pytest.approx((2 / 7 + 2 / 7 + 2 / 6) / 6)
+    means = [r.mrr for r in results if r.state == "layer2" and r.arm == "source" and "fr_XX" in (r.query, r.candidates)]
+    assert len(means) == 4 and figures["retrieval/set/mrr/fr_XX/layer2/source"] == pytest.approx(np.mean(means))
+    assert figures["retrieval/set/top1/layer0"] == figures["retrieval/set/top1/layer0/source"]  # before any slot
+    assert figures["retrieval/set/mrr/layer2"] != figures["retrieval/set/mrr/layer2/source"]
+
+
+def test_sentences_longer_than_the_positions_are_cut_and_counted(corpora, caplog):
+    model = tiny_model(vocab_size=400)
+    texts = {"en": ["a b c d " * 20, "x y", "One more sentence"], "de": ["a b", "x y " * 40, "Und noch einer"]}
+    languages = {"en": ("en_XX", corpora[0]), "de": ("de_DE", corpora[0])}
+    assert {r.rows for r in retrieve(model, Parallel("set", texts), languages)} == {3}
+    assert "set: 2 of 6 sentences are longer than 36 pieces" in caplog.text
+
+
+def test_columns_are_codes_in_any_spelling_and_those_with_text_come_first(corpora):
+    tokenizer = corpora[0]
+    model = tiny_model(languages=["en_XX", "zh_CN", "zh_TW", "el_GR"])
+    subject = Subject("zh_TW", "zh_TW", tokenizer, None, None)
+    found, skipped = readers(model, [subject], ["id2", "en", "zh", "zh-Hant", "el", "sw"], "base")
+    assert found == {"en": ("en_XX", "base"), "zh": ("zh_TW", tokenizer), "el": ("el_GR", "base")}
+    assert skipped.keys() == {"id2", "zh-Hant", "sw"} and "another column" in skipped["zh-Hant"]
+    assert "zh_CN or zh_TW" in readers(model, [], ["zh"], "base")[1]["zh"]
+
+
+# -- parallel files
+
+
+def test_parallel_files(tmp_path):
+    plain, packed = tmp_path / "mine.tsv", tmp_path / "other.tsv.gz"
+    content = '\ufeffid\ten\tde\r\n1\tOne "two\tEins\r\n\r\n2\t\tZwei\n'
+    plain.write_text(content, encoding="utf-8")
+    with gzip.open(packed, "wt", encoding="utf-8") as stream:
+        stream.write(content)
+    for path, name in ((plain, "mine"), (packed, "other")):
+        assert read_parallel(str(path)) == Parallel(name, {"en": ['One "two', ""], "de": ["Eins", "Zwei"]})
+    embedded = read_parallel("embedded:udhr")
+    assert len(embedded.sentences) == 10 and {len(column) for column in embedded.sentences.values()} == {58}
+    assert not check_parallel([str(plain), str(packed), "embedded:parallel"], "evaluate.parallel")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("id\ten\tde\n1\ta\n", "line 2: 2 cells, but the header has 3"), ("id\ten\n1\ta\n", "line 1.*two languages"),
+     ("id\ten\ten\n1\ta\tb\n", "each once"), ("", "line 1"), ("id\ten\tde\n", "no rows")],
+)  # fmt: skip
+def test_a_parallel_file_that_cannot_be_used_is_named_with_its_line(tmp_path, content, words):
+    (tmp_path / "bad.tsv").write_text(content)
+    with pytest.raises(UserError, match=f"bad.tsv.*{words}"):
+        read_parallel(str(tmp_path / "bad.tsv"))
+
+
+def test_faults_of_parallel_files_are_listed_before_any_is_read(tmp_path):
+    (tmp_path / "udhr.tsv").write_text("id\ten\tde\n")
+    faults = check_parallel(["embedded:udrh", "x.csv", "gone.tsv", str(tmp_path / "udhr.tsv"), "embedded:udhr"], "key")
+    assert len(faults) == 4
+    for fault, word in zip(
+        faults, ("Did you mean 'embedded:udhr'", ".tsv.gz", "does not exist", "called 'udhr'"), strict=True
+    ):
+        assert fault.startswith("key") and word in fault

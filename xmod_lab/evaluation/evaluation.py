@@ -1,0 +1,106 @@
+"""All figures of one model, in the order in which they are shown."""
+
+import json
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from xmod_lab.evaluation.likelihood import pseudo_likelihood
+from xmod_lab.evaluation.opening import Opened
+from xmod_lab.evaluation.recognition import Confusion, confusion, recognition_figures, sentence_costs
+from xmod_lab.evaluation.retrieval import Retrieval, retrieval_figures, retrieve, state_names
+from xmod_lab.evaluation.slots import Matrix, slot_figures, slot_matrix
+from xmod_lab.evaluation.subjects import readers, slots_of
+from xmod_lab.evaluation.tables import before_table, language_table, recognition_table, retrieval_tables, slot_table
+from xmod_lab.text.parallel import Parallel
+from xmod_lab.training.scoring import Score
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``figures`` are metrics.json; the rest is what they were made of. ``states``: names of the layers' states."""
+
+    figures: dict[str, float]
+    matrix: Matrix
+    recognised: dict[str, Confusion]
+    retrieved: dict[str, list[Retrieval]]
+    states: list[str]
+
+
+def evaluate(opened: Opened, parallels: list[Parallel], *, pll: bool) -> Evaluation:
+    """Compute everything and print the tables. The model is left as it was."""
+    model, subjects = opened.model, opened.subjects
+    codes, own, slots = [s.code for s in subjects], {s.code: s.slot for s in subjects}, slots_of(subjects)
+    exact = bool(model.config.is_decoder)
+    matrix, rows = slot_matrix(model, subjects)
+    figures: dict[str, float] = {"val/exact": int(exact)}
+    for subject in subjects:
+        figures |= _scores("val", subject.code, subject.scorer.score_of(matrix[subject.code][subject.slot]))
+        unigram = subject.scorer.unigram()
+        figures |= {f"unigram/loss/{subject.code}": unigram.loss, f"unigram/bpb/{subject.code}": unigram.bpb}
+        if pll and not exact:
+            figures |= _scores("pll", subject.code, pseudo_likelihood(model, subject.scorer, subject.tokenizer))
+    if pll and exact:
+        log.info("evaluate.pll is for masked models: the likelihoods of this one are exact already")
+    kind = (
+        "exact likelihoods of every piece, left to right" if exact else "pseudo-likelihoods, 15 % of the pieces hidden"
+    )
+    language_table(figures, codes, f"held-out text: {kind}")
+    figures |= _before(opened, figures)
+
+    recognised = {}
+    if len(slots) > 1:
+        figures |= slot_figures(matrix, subjects)
+        slot_table(matrix, subjects)
+        for what, costs in (("rows", rows), ("sentences", sentence_costs(model, subjects))):
+            if not costs:  # no sentence fits the positions, which was said
+                continue
+            recognised[what] = confusion(costs, slots)
+            figures |= recognition_figures(what, recognised[what], own)
+        recognition_table(recognised, figures, own)
+    else:
+        log.info(
+            "the languages with text share one slot (%s): there are no wrong slots, and none to recognise", slots[0]
+        )
+
+    retrieved = {}
+    for parallel in parallels:
+        languages, skipped = readers(model, subjects, list(parallel.sentences), opened.tokenizer)
+        for column, why in skipped.items():
+            log.info("%s: column '%s' is skipped: %s", parallel.name, column, why)
+        results = retrieve(model, parallel, languages)
+        if not results:
+            log.warning("%s: no two languages of the model have two sentences in common; no retrieval", parallel.name)
+            continue
+        retrieved[parallel.name] = results
+        figures |= retrieval_figures(parallel.name, results)
+        retrieval_tables(parallel.name, figures, [code for code, _ in languages.values()], state_names(model))
+    return Evaluation(figures, matrix, recognised, retrieved, state_names(model))
+
+
+def _scores(prefix: str, code: str, score: Score) -> dict[str, float]:
+    """Loss, bits per byte, perplexity per predicted piece, and how many of these there are."""
+    values = {"loss": score.loss, "bpb": score.bpb, "perplexity": math.exp(score.loss), "pieces": score.predicted}
+    return {f"{prefix}/{unit}/{code}": value for unit, value in values.items()}
+
+
+def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:
+    """Of an extension, the figures of old languages from before; and whether a run's own figures were met again."""
+    file = Path(opened.name) / "metrics.json"
+    recorded = json.loads(file.read_text()) if file.is_file() else {}
+    scored = [f"val/{unit}/{s.code}" for s in opened.subjects for unit in ("loss", "bpb")]
+    gaps = [abs(recorded[name] - figures[name]) for name in scored if name in recorded]
+    if gaps:
+        log.info("the figures that the run recorded itself: %s", "equal to the last bit" if not any(gaps) else
+                 f"they differ by up to {max(gaps):.1e} (other hardware or software rounds otherwise)")  # fmt: skip
+    added = set(opened.added)
+    old = [s.code for s in opened.subjects if s.code not in added and f"before/val/loss/{s.code}" in recorded]
+    if not added or not old:
+        return {}
+    before = {f"before/{name}": recorded[f"before/{name}"] for name in scored if name.split("/")[-1] in old}
+    same = before_table(before, figures, old)
+    log.info("figures of the base's languages before and now: %s", "equal to the last bit" if same else "NOT ALL EQUAL")
+    return before

@@ -1,0 +1,100 @@
+"""Recognition: which language a text is in, told by the slot with the lowest loss. Chance is 1 / slots.
+
+Rows: held-out rows in the vocabulary of their own language, the same pieces hidden for every slot. A language with a
+vocabulary of its own is known by that alone, so here it only shows whether its slot is the best for its text.
+
+Sentences: held-out passages as plain text, which every language reads with its own vocabulary and slot; the fewest bits
+win, bytes that a vocabulary cannot spell at 8 bits each. Masked models hide every seventh piece, seven times over, so that
+each is predicted once with about 15 % hidden.
+"""
+
+import logging
+import math
+
+import numpy as np
+from tqdm import tqdm
+
+from xmod_lab.evaluation.likelihood import hidden_once, row_nats
+from xmod_lab.evaluation.subjects import Subject
+from xmod_lab.model import XmodLanguageModel
+from xmod_lab.text.objective import EVALUATION_RATE, NextPiece
+from xmod_lab.text.rows import encode
+from xmod_lab.training.scoring import Targets
+
+log = logging.getLogger(__name__)
+_COPIES = math.ceil(1 / EVALUATION_RATE)
+
+Confusion = dict[str, dict[str, int]]  # language of the text -> slot that was taken for its own -> how many
+
+
+def confusion(costs: dict[str, np.ndarray], slots: list[str]) -> Confusion:
+    """From ``costs``, for each language (N, slots), to how often which slot costs least; of equals the first."""
+    counts = {code: np.bincount(cost.argmin(1), minlength=len(slots)) for code, cost in costs.items()}
+    return {code: dict(zip(slots, count.tolist(), strict=True)) for code, count in counts.items()}
+
+
+def recognition_figures(what: str, found: Confusion, own: dict[str, str]) -> dict[str, float]:
+    """``recognition/<what>/accuracy/<code>``, its mean over languages, ``chance``, and the confusions as counts
+    ``recognition/<what>/count/<text>/<slot>``. ``own``: slot of each language."""
+    where, accuracy = f"recognition/{what}", {}
+    figures = {f"{where}/count/{code}/{slot}": n for code, row in found.items() for slot, n in row.items()}
+    for code, row in found.items():
+        accuracy[code] = row[own[code]] / sum(row.values())
+        figures[f"{where}/accuracy/{code}"] = accuracy[code]
+    figures[f"{where}/accuracy"] = float(np.mean(list(accuracy.values())))
+    figures[f"{where}/chance"] = 1 / len(next(iter(found.values())))
+    return figures
+
+
+def sentence_costs(model: XmodLanguageModel, subjects: list[Subject]) -> dict[str, np.ndarray]:
+    """For each language (N, slots) bits that its sentences cost when the language of each slot reads them; of languages
+    that share a slot, the one that needs fewer."""
+    texts = {subject.code: subject.sentences() for subject in subjects}
+    longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
+    everything = [text for part in texts.values() for text in part]
+    bits: dict[str, np.ndarray] = {}
+    fits = np.ones(len(everything), dtype=bool)
+    for reader in tqdm(subjects, "sentences read by", leave=False, disable=None):
+        cost, fit = _bits(model, reader, everything, longest)
+        bits[reader.slot] = np.minimum(bits[reader.slot], cost) if reader.slot in bits else cost
+        fits &= fit
+    if not fits.all():
+        log.warning("%d of %d sentences are longer than the model's %d positions and left out of the recognition",
+                    (~fits).sum(), len(fits), longest)  # fmt: skip
+    table, costs, start = np.stack(list(bits.values()), axis=1), {}, 0
+    for code, part in texts.items():
+        kept = slice(start, start + len(part))
+        costs[code] = table[kept][fits[kept]]
+        start += len(part)
+    return {code: cost for code, cost in costs.items() if len(cost)}
+
+
+def _bits(model: XmodLanguageModel, reader: Subject, texts: list[str], longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) bits of ``texts`` in the vocabulary and slot of ``reader``, and whether each fits the positions."""
+    tokenizer, layout = reader.tokenizer, reader.scorer.layout
+    encoded = list(encode(iter(texts), tokenizer))
+    fits = np.array([len(ids) + 2 <= longest for ids, _, _ in encoded])
+    kept = sorted(np.flatnonzero(fits), key=lambda i: len(encoded[i][0]))  # of one length together
+    bits = 8.0 * np.array([unknown for *_, unknown in encoded])
+    for start in range(0, len(kept), 64):
+        some = kept[start : start + 64]
+        rows = padded([encoded[i][0] for i in some], tokenizer)
+        if layout.causal:
+            owners = np.arange(len(rows))
+            masked = [NextPiece(tokenizer.pad_token_id).mask(row, []) for row in rows]
+        else:
+            ordinary = ~np.isin(rows, tokenizer.all_special_ids)
+            part = np.where(ordinary, (np.cumsum(ordinary, axis=1) - 1) % _COPIES, -1)
+            owners, masked = hidden_once(rows, part, tokenizer.mask_token_id)
+        if masked:
+            nats = row_nats(model, Targets(reader.code, rows[owners], masked, layout))
+            np.add.at(bits, np.array(some)[owners], nats / math.log(2))
+    return bits, fits
+
+
+def padded(sentences: list[list[int]], tokenizer) -> np.ndarray:
+    """(N, T) ``<s>``, the pieces, ``</s>``, and padding behind."""
+    rows = np.full((len(sentences), max(map(len, sentences)) + 2), tokenizer.pad_token_id, dtype=np.int64)
+    for row, ids in zip(rows, sentences, strict=True):
+        row[: len(ids) + 2] = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+    return rows

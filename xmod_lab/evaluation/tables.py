@@ -1,0 +1,92 @@
+"""What an evaluation says on the terminal."""
+
+from xmod_lab.evaluation.recognition import Confusion
+from xmod_lab.evaluation.retrieval import ARMS
+from xmod_lab.evaluation.slots import Matrix
+from xmod_lab.evaluation.subjects import Subject
+from xmod_lab.training.tables import Rows, show
+
+Figures = dict[str, float]
+
+
+def language_table(figures: Figures, codes: list[str], how: str) -> None:
+    """Likelihoods of each language, and those of guessing by frequency."""
+    kinds = {"unigram": "unigram", "val": "model", "pll": "each piece alone"}
+    kinds = {prefix: name for prefix, name in kinds.items() if f"{prefix}/loss/{codes[0]}" in figures}
+    units = {"loss": "nats/piece", "bpb": "bits/byte", "perplexity": "perplexity"}
+    columns = [(p, unit) for p in kinds for unit in (units if p != "unigram" else ("loss", "bpb"))]
+    rows: Rows = [(code, *(f"{figures[f'{p}/{unit}/{code}']:.4f}" for p, unit in columns)) for code in codes]
+    header = ("language", *(f"{units[unit]}, {kinds[p]}" for p, unit in columns))
+    show(f"{how}; perplexity is per piece: only models with one vocabulary compare by it", header, rows)
+
+
+def slot_table(matrix: Matrix, subjects: list[Subject]) -> None:
+    """Of each text, its own slot against the others."""
+    rows: Rows = []
+    for subject in subjects:
+        losses = matrix[subject.code]
+        others = {slot: loss for slot, loss in losses.items() if slot != subject.slot}
+        nearest = min(others, key=others.get)
+        cells = (losses[subject.slot], sum(others.values()) / len(others), others[nearest])
+        rows.append((subject.code, *(f"{cell:.4f}" for cell in cells), nearest))
+    header = ("text of", "its own slot", "other slots, mean", "best of the others", "which is that of")
+    show("text through slots, nats/piece, in the vocabulary of the text", header, rows)
+
+
+def recognition_table(found: dict[str, Confusion], figures: Figures, own: dict[str, str]) -> None:
+    """Accuracy for rows and sentences, and the slot that is most often taken instead."""
+    rows: Rows = []
+    for code in own:
+        cells = [code]
+        for what, counts in found.items():
+            if code not in counts:
+                cells += ["–", "–"]
+                continue
+            wrong = {slot: n for slot, n in counts[code].items() if slot != own[code]}
+            mistake = max(wrong, key=wrong.get)
+            total = sum(counts[code].values())
+            cells.append(f"{100 * figures[f'recognition/{what}/accuracy/{code}']:.1f} % of {total}")
+            cells.append(f"{mistake} {wrong[mistake]}" if wrong[mistake] else "–")
+        rows.append(tuple(cells))
+    means = [f"{100 * figures[f'recognition/{what}/accuracy']:.1f} %" for what in found]
+    rows.append(("mean", *(cell for mean in means for cell in (mean, ""))))
+    chance = figures["recognition/rows/chance"]
+    header = ("text of", *(name for what in found for name in (what, "mistaken most for")))
+    show(f"the language recognised by the slot with the lowest loss; chance {100 * chance:.1f} %", header, rows)
+
+
+def retrieval_tables(name: str, figures: Figures, codes: list[str], states: list[str]) -> None:
+    """By layer, means over all pairs; and by language, at the layer that is best on average."""
+    where, best = f"retrieval/{name}", best_state(name, figures, states)
+    ends = {"target": "", "source": "/source"}
+    columns = [(m, ends[arm]) for m in ("top1", "mrr") for arm in ARMS]
+    header = tuple(f"{m}, {arm} slot" for m in ("top-1", "MRR") for arm in ARMS)
+
+    def cells(part: str, state: str) -> list[str]:
+        values = [figures.get(f"{where}/{m}/{part}{state}{end}") for m, end in columns]
+        return ["–" if value is None else f"{value:.3f}" for value in values]
+
+    guess = f"chance: top-1 {figures[f'{where}/chance/top1']:.3f}, MRR {figures[f'{where}/chance/mrr']:.3f}"
+    rows = [(state + " *" * (state == best), *cells("", state)) for state in states]
+    show(f"translation retrieval, {name}, mean of all ordered pairs; {guess}; * the best", ("states of", *header), rows)
+    rows = [(code, *cells(f"{code}/", best)) for code in codes]
+    show(f"translation retrieval, {name}, {best}: mean of the pairs with", ("language", *header), rows)
+
+
+def best_state(name: str, figures: Figures, states: list[str]) -> str:
+    """The state with the highest mean top-1; of equals the first."""
+    return max(states, key=lambda state: figures[f"retrieval/{name}/top1/{state}"])
+
+
+def before_table(before: Figures, figures: Figures, codes: list[str]) -> bool:
+    """Old languages before and after others were added; returns whether all are equal to the last bit."""
+    rows: Rows = []
+    same = {}
+    for code in codes:
+        pairs = [(before[f"before/val/{unit}/{code}"], figures[f"val/{unit}/{code}"]) for unit in ("loss", "bpb")]
+        same[code] = all(a == b for a, b in pairs)
+        said = "equal to the last bit" if same[code] else f"differs by {max(abs(a - b) for a, b in pairs):.1e}"
+        rows.append((code, *(f"{value:.4f}" for pair in pairs for value in pair), said))
+    header = ("language", "nats/piece, before", "now", "bits/byte, before", "now", "")
+    show("languages of the base, before others were added and now", header, rows)
+    return all(same.values())

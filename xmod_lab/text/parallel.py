@@ -1,0 +1,75 @@
+"""Parallel text: a .tsv or .tsv.gz file with a header; a column of ids, then one for each language; a translation a row.
+
+An empty cell says that a language lacks the sentence. Cells are taken as they are: no quoting.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from xmod_lab.errors import UserError, nearest
+from xmod_lab.text.corpus import EMBEDDED, read_lines
+
+FILE_TYPES = (".tsv", ".tsv.gz")
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """``sentences``: by the header's name of a language, its sentences, row by row; ``""`` where there is none."""
+
+    name: str
+    sentences: dict[str, list[str]]
+
+
+def parallel_name(source: str) -> str:
+    """What figures call a source: the file's name without its type, or what stands behind ``embedded:``."""
+    return Path(source.removeprefix("embedded:")).name.removesuffix(".gz").removesuffix(".tsv")
+
+
+def _path(source: str) -> Path:
+    return EMBEDDED / f"{source.removeprefix('embedded:')}.tsv.gz" if source.startswith("embedded:") else Path(source)
+
+
+def check_parallel(sources: list[str], where: str) -> list[str]:
+    """Faults that can be seen without reading the files. ``where`` is the config key."""
+    faults = []
+    known = [f"embedded:{parallel_name(file.name)}" for file in sorted(EMBEDDED.glob("*.tsv.gz"))]
+    for source in sources:
+        if source.startswith("embedded:") and source not in known:
+            faults.append(f"{where}: no '{source}'; allowed are {', '.join(known)}.{nearest(source, known)}")
+        elif not source.startswith("embedded:") and not source.endswith(FILE_TYPES):
+            faults.append(
+                f"{where}: '{source}' is of no known type; allowed are {', '.join(FILE_TYPES)} files with a header"
+            )
+        elif not _path(source).is_file():
+            faults.append(f"{where}: file '{source}' does not exist; give the path of an existing .tsv file")
+    names = [parallel_name(source) for source in sources]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        faults.append(f"{where}: two files are called '{name}', and figures go by that name; rename one")
+    return faults
+
+
+def read_parallel(source: str) -> Parallel:
+    """Read a file, or ``embedded:parallel`` and ``embedded:udhr``.
+
+    Raises:
+        UserError: no header with two languages or more, a language twice, a row with more or fewer cells; it names the line.
+    """
+    lines = (line.rstrip("\r\n") for line in read_lines(_path(source)))
+    header = next(lines, "").removeprefix("\ufeff").split("\t")
+    languages = header[1:]
+    if len(languages) < 2 or not all(languages) or len(set(languages)) < len(languages):
+        raise UserError(f"{source}, line 1: the header is {header}; expected id and then two languages or more, each once, with "
+                        "tabs between them")  # fmt: skip
+    columns: list[list[str]] = [[] for _ in languages]
+    for number, line in enumerate(lines, start=2):
+        cells = line.split("\t")
+        if len(cells) != len(header):
+            if not line.strip():
+                continue
+            raise UserError(f"{source}, line {number}: {len(cells)} cells, but the header has {len(header)}; give every row as "
+                            "many, an empty one where a language lacks the sentence")  # fmt: skip
+        for column, cell in zip(columns, cells[1:], strict=True):
+            column.append(cell.strip())
+    if not columns[0]:
+        raise UserError(f"{source}: a header and no rows; give a sentence and its translations a row")
+    return Parallel(parallel_name(source), dict(zip(languages, columns, strict=True)))
