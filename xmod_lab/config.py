@@ -237,14 +237,14 @@ class PretrainConfig:
         )
 
 
-def register_schemas() -> None:
-    """Make the schemas known to Hydra: ``pretrain_schema`` for the whole, and one for each language to add."""
-    store = ConfigStore.instance()
-    store.store(name="pretrain_schema", node=PretrainConfig)
+def register_schemas(**schemas: type) -> None:
+    """Make the schemas of whole commands known to Hydra: ``pretrain_schema`` and, by name, others."""
+    for name, schema in {"pretrain_schema": PretrainConfig, **schemas}.items():
+        ConfigStore.instance().store(name=name, node=schema)
 
 
-def from_hydra(cfg: DictConfig) -> PretrainConfig:
-    """The composed configuration as dataclasses.
+def from_hydra(cfg: DictConfig) -> Any:
+    """The composed configuration as the dataclasses of its schema.
 
     Raises:
         UserError: naming every ``???`` that was left.
@@ -268,21 +268,16 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
 
 def explain(error: Exception) -> str:
     """Hydra's and OmegaConf's message about a bad key, with the names that are allowed there."""
-    text = str(error)
-    cause = error.__cause__
+    text, cause, schema = "", error, None
     while cause is not None:
         text += f"\n{cause}"
+        schema = schema or getattr(cause, "object_type", None)
         cause = cause.__cause__
-    found = re.search(r"Key '([^']+)' not in '(\w+)'", text)
-    schema = found and next((c for c in _schemas() if c.__name__ == found.group(2)), None)
+    found = re.search(r"Key '([^']+)' not in '\w+'", text)
     lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if schema:
+    if found and is_dataclass(schema):
         names = [f.name for f in fields(schema)]
         lines.append(f"allowed names: {', '.join(names)}.{nearest(found.group(1), names)}")
     if "append to your default list" in text.lower() and "lang" in text:
         lines.append("a language is added with a plus: +lang=NAME")
     return "\n".join(lines)
-
-
-def _schemas() -> list[Any]:
-    return [value for value in globals().values() if isinstance(value, type) and is_dataclass(value)]
