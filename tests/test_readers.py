@@ -99,7 +99,7 @@ def test_xnli_as_the_hub_has_it(tmp_path, monkeypatch):
     rows = {"premise": ["p"], "hypothesis": ["h"], "label": [2]}
     splits = [("en", "train"), ("en", "validation"), ("en", "test"), ("de", "test"), ("th", "test")]
     path = _hub_folder(tmp_path / "xnli", {key: rows for key in splits}, features)
-    source = LabelledSource(path, config="{language}", splits={"dev": "validation"})
+    source = LabelledSource(path, config="@language", splits={"dev": "validation"})
     found, unknown = read_examples([source], ("premise", "hypothesis", "label"), KNOWN)
     assert {code: list(splits) for code, splits in found.items()} == {
         "en_XX": ["train", "dev", "test"],
@@ -107,8 +107,8 @@ def test_xnli_as_the_hub_has_it(tmp_path, monkeypatch):
     }
     assert found["de_DE"]["test"][0].values == {"premise": "p", "hypothesis": "h", "label": "contradiction"}
     assert list(unknown) == ["th"] and len(source.digest()) == 64
-    with pytest.raises(UserError, match="no configuration of .* is named like 'xnli.{language}'"):
-        read_examples([LabelledSource(path, config="xnli.{language}")], ("label",), KNOWN)
+    with pytest.raises(UserError, match="no configuration of .* is named like 'xnli.@language'"):
+        read_examples([LabelledSource(path, config="xnli.@language")], ("label",), KNOWN)
 
 
 def test_wikiann_as_the_hub_has_it(tmp_path, monkeypatch):
@@ -118,7 +118,7 @@ def test_wikiann_as_the_hub_has_it(tmp_path, monkeypatch):
     rows = {"tokens": [["Ada", "L", "."]], "ner_tags": [[1, 2, 0]]}
     path = _hub_folder(tmp_path / "wikiann", {("de", "train"): rows, ("de", "validation"): rows}, features)
     source = LabelledSource(
-        path, config="{language}", columns={"words": "tokens", "tags": "ner_tags"}, splits={"dev": "validation"}
+        path, config="@language", columns={"words": "tokens", "tags": "ner_tags"}, splits={"dev": "validation"}
     )
     found, _ = read_examples([source], ("words", "tags"), KNOWN)
     assert found["de_DE"]["dev"][0].values == {"words": ["Ada", "L", "."], "tags": ["B-PER", "I-PER", "O"]}
@@ -143,7 +143,7 @@ def test_the_first_piece_of_a_word_carries_its_tag_and_words_that_are_cut_off_ar
         ]
         assert [word.strip() for word in words] == NER[i].values["words"]
         assert [kind.labels[t] for t in batch["labels"][row][places]] == NER[i].values["tags"]
-    assert (whole.truncated, cut.truncated) == (0, 1) and len(cut.ids[0]) == 8
+    assert whole.truncated == 0 and cut.truncated == sum(len(ids) > 8 for ids in whole.ids) and len(cut.ids[0]) == 8
     model = XmodForTokenClassification(tiny_config(vocab_size=400, **kind.configuration())).eval()
     output = model(**kind.batch(cut, [1, 0]), lang_ids="en_XX")
     predicted = kind.predict(output, cut, [1, 0])
@@ -200,11 +200,11 @@ def test_xquad_and_mlqa_as_the_hub_has_them_beside_squad(tmp_path, monkeypatch):
         tmp_path / "mlqa", {(f"mlqa.{p}", s): rows for p in pairs for s in ("test", "validation")}, features
     )
     train = LabelledSource(squad, config="plain_text", language="en", splits={"dev": "validation"})
-    tests = LabelledSource(xquad, config="xquad.{language}", splits={"test": "validation"})
+    tests = LabelledSource(xquad, config="xquad.@language", splits={"test": "validation"})
     found, _ = read_examples([train, tests], Answering.roles, KNOWN)
     assert {c: list(s) for c, s in found.items()} == {"en_XX": ["train", "dev", "test"], "de_DE": ["test"]}
     assert found["de_DE"]["test"][0].values["answers"] == {"text": ["Ada"], "answer_start": [0]}
-    found, _ = read_examples([LabelledSource(mlqa, config="mlqa.{language}.{language}", splits={"dev": "validation"})],
+    found, _ = read_examples([LabelledSource(mlqa, config="mlqa.@language.@language", splits={"dev": "validation"})],
                              Answering.roles, KNOWN)  # fmt: skip
     assert {c: {s: len(r) for s, r in splits.items()} for c, splits in found.items()} == {
         "en_XX": {"dev": 1, "test": 1}, "de_DE": {"dev": 1, "test": 1},

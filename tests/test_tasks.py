@@ -42,7 +42,7 @@ def test_languages_and_splits_may_stand_in_the_path(tmp_path):
             _write(tmp_path / language / f"x.{split}.jsonl", [{"utterance": f"{language} {split}", "label": "a"}])
     _write(tmp_path / "de-DE" / "x.other.jsonl", [{"nothing": 1}])  # a split that nobody asked for
     source = LabelledSource(
-        f"{tmp_path}/{{language}}/x.{{split}}.jsonl", columns={"text": "utterance"}, splits={"dev": "validation"}
+        f"{tmp_path}/@language/x.@split.jsonl", columns={"text": "utterance"}, splits={"dev": "validation"}
     )
     found, unknown = read_examples([source], ROLES, KNOWN)
     assert not unknown
@@ -60,7 +60,7 @@ def test_languages_and_splits_may_stand_in_the_path(tmp_path):
     [
         ("embedded:topics", "allowed are intents"),
         ("x.xml", "nor a file of a known type"),
-        ("{language}.jsonl", "no file is named like"),
+        ("@language.jsonl", "no file is named like"),
     ],
 )
 def test_data_that_is_not_there_is_an_error(tmp_path, monkeypatch, data, message):

@@ -1,7 +1,7 @@
 """Fine-tune the shared layers on a labelled task in one language, and test in all others by swapping slot and vocabulary.
 
 python -m xmod_lab.finetune [task=intents] [base=RUN] [KEY=VALUE ...]
-python -m xmod_lab.finetune task=classification task.data.path='my/{language}.{split}.jsonl' task.source=en
+python -m xmod_lab.finetune task=classification task.data.path='my/@language.@split.jsonl' task.source=en
 python -m xmod_lab.finetune -m task.recipe.peak_lr=1e-4,3e-4,5e-4
 """
 

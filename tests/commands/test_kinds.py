@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_finetune import SMALL
+from tests.commands.test_finetune import SMALL, finetune
 from tests.test_project import composed
 from xmod_lab.errors import UserError
-from xmod_lab.training.finetuning import finetune
 from xmod_lab.training.rundir import RunDir
 
 WORDS = {"en": "the file is in London today".split(), "el": "το αρχείο είναι στη Λάρισα σήμερα".split()}
@@ -42,7 +41,7 @@ def _files(folder: Path, kind: str) -> None:
 )  # fmt: skip
 def test_a_task_of_that_kind_runs_from_files_to_figures(extended, tmp_path, kind, suffix, metric, arms):
     _files(tmp_path, kind)
-    path = f"task.data.path={tmp_path}/{{language}}.{{split}}.{suffix}"
+    path = f"task.data.path={tmp_path}/@language.@split.{suffix}"
     fields = ["task.tests=null"] if kind == "qa" else []
     cfg = composed(f"task={kind}", path, *fields, f"base={extended}", *SMALL, "task.seeds=1", "trainer.rows_per_step=4",
                    "trainer.max_steps=2", command="finetune")  # fmt: skip
@@ -57,7 +56,7 @@ def test_a_task_of_that_kind_runs_from_files_to_figures(extended, tmp_path, kind
 def test_a_metric_that_the_labels_do_not_allow_is_refused(extended, tmp_path):
     for split in ("train", "dev", "test"):
         (tmp_path / f"en.{split}.conll").write_text("the DET\nfile NOUN\n\n")
-    path = f"task.data.path={tmp_path}/{{language}}.{{split}}.conll"
+    path = f"task.data.path={tmp_path}/@language.@split.conll"
     cfg = composed(
         "task=tagging",
         path,

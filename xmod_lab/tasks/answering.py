@@ -105,7 +105,9 @@ class Answering:
         for row, i in enumerate(indices):
             window = encoded.extra[i]
             places = [place for place, span in enumerate(window.offsets) if span is not None]
-            start, end = (x[row, places].float().cpu() for x in (output.start_logits, output.end_logits))  # (P,)
+            start, end = (
+                x[row, places].detach().float().cpu() for x in (output.start_logits, output.end_logits)
+            )  # (P,)
             sums = start[:, None] + end[None]
             fits = torch.ones_like(sums, dtype=torch.bool).triu().tril(_LONGEST - 1)
             best = int(sums.masked_fill(~fits, -torch.inf).argmax())

@@ -31,14 +31,14 @@ Part = tuple[dict[str, str], Rows]  # what path or configuration say of language
 
 @dataclass
 class LabelledSource:
-    """Where examples are. ``{language}`` and ``{split}`` in ``path`` or ``config`` stand for any name; what these do not say,
+    """Where examples are. ``@language`` and ``@split`` in ``path`` or ``config`` stand for any name; what these do not say,
     columns ``language`` and ``split`` of the rows do.
 
     Args:
-        path: ``embedded:intents``; files (``nli/{language}/{split}.tsv`` are those of all languages and splits that are there),
+        path: ``embedded:intents``; files (``nli/@language/@split.tsv`` are those of all languages and splits that are there),
             see :data:`xmod_lab.tasks.readers.READERS`; or a ``datasets`` folder or hub id. A hub id needs the network; folders in
             the layouts of xnli, wikiann, xquad and mlqa were tried.
-        config: the configurations of a dataset that are read (``xquad.{language}``).
+        config: the configurations of a dataset that are read (``xquad.@language``).
         language: of all rows, where nothing else says it.
         columns: role -> name of the column, where it is another (``{text: utterance}``); the role's own name is read too.
         splits: train, dev, test -> the name it has in the data, where it is another (``{dev: validation}``), likewise.
@@ -65,14 +65,14 @@ class LabelledSource:
     def files(self) -> list[tuple[Path, dict[str, str]]]:
         """Every file with what its path says. Raises UserError when there is none."""
         pattern = str(Path(self._pattern).absolute())
-        first = min((pattern.find(mark) for mark in ("{language}", "{split}") if mark in pattern), default=len(pattern))
+        first = min((pattern.find(mark) for mark in ("@language", "@split") if mark in pattern), default=len(pattern))
         anchor = Path(pattern[:first]).parent if first < len(pattern) else Path(pattern).parent
-        wildcard = str(Path(pattern).relative_to(anchor)).replace("{language}", "*").replace("{split}", "*")
+        wildcard = str(Path(pattern).relative_to(anchor)).replace("@language", "*").replace("@split", "*")
         found = [(path, _said(pattern, str(path))) for path in sorted(anchor.glob(wildcard)) if path.is_file()]
         found = [(path, said) for path, said in found if said is not None]
         if not found:
             raise UserError(f"task.data.path: no file is named like '{self.path}'; give the path of an existing file, with "
-                            "{language} and {split} where the names of languages and splits stand")  # fmt: skip
+                            "@language and @split where the names of languages and splits stand")  # fmt: skip
         return found
 
     @property
@@ -145,7 +145,7 @@ def _said(pattern: str, name: str) -> dict[str, str] | None:
     """What ``name`` has in the places of ``pattern``, the same in each; ``None`` where it is not named like that."""
     expression = re.escape(pattern)
     for place in ("language", "split"):
-        mark = re.escape(f"{{{place}}}")
+        mark = f"@{place}"
         expression = expression.replace(mark, f"(?P<{place}>[^/]+?)", 1).replace(mark, f"(?P={place})")
     match = re.fullmatch(expression, name)
     return None if match is None else match.groupdict()
