@@ -278,6 +278,10 @@ def explain(error: Exception) -> str:
     if found and is_dataclass(schema):
         names = [f.name for f in fields(schema)]
         lines.append(f"allowed names: {', '.join(names)}.{nearest(found.group(1), names)}")
+    if "In 'task/" in text:
+        lines.append(
+            "mlm and clm are tasks of pretrain, those with labels of finetune: python -m xmod_lab.finetune task=NAME"
+        )
     if "append to your default list" in text.lower() and "lang" in text:
         lines.append("a language is added with a plus: +lang=NAME")
     return "\n".join(lines)

@@ -132,7 +132,7 @@ class LabelledSource:
         found = values.get(column, values.get(role))
         if found is None:
             raise UserError(f"{where}: no column '{column}'; it has {', '.join(map(str, values))}. Name it with "
-                            f"task.data.columns.{role}=<column>")  # fmt: skip
+                            f"++task.data.columns.{role}=<column>")  # fmt: skip
         return found
 
 

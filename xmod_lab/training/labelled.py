@@ -56,7 +56,7 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
         if not rows.get(source, {}).get(split):
             there = {code: [s for s in splits if splits[s]] for code, splits in rows.items()}
             raise UserError(f"{cfg.task.data.path}: the {split} split of the source language {source} is empty; there are "
-                            f"{there or 'no examples at all'}. Name the splits with task.data.splits.{split}=<name>, or choose "
+                            f"{there or 'no examples at all'}. Name the splits with ++task.data.splits.{split}=<name>, or choose "
                             "another task.source")  # fmt: skip
     kind = kind_class(rows[source]["train"])
     if cfg.task.metric not in kind.metrics:

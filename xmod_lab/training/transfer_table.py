@@ -109,7 +109,7 @@ class Transfer:
         rows = []
         for language in self.languages:
             cells = (_gap(language.against[self.metric].get(arm)) for arm in against)
-            rows.append((self._title(language), *(part for cell in cells for part in cell)))
+            rows.append((language.code, *(part for cell in cells for part in cell)))
         header = (part for arm in against for part in (f"− {arm}", "interval", "p"))
         title = "target slot minus others; p of a paired test over examples, given these seeds, not corrected for many languages"
         show(title, ("language", *header), rows)
