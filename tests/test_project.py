@@ -13,26 +13,34 @@ from hydra.errors import HydraException
 
 from xmod_lab.config import CONF_DIR, explain, from_hydra, register_schemas
 from xmod_lab.errors import UserError
+from xmod_lab.finetune_config import FinetuneConfig, validate_finetune
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.validation import validate
 
 PACKAGE = Path(__file__).parent.parent / "xmod_lab"
 GROUPS = [p.relative_to(CONF_DIR) for p in sorted(Path(CONF_DIR).glob("*/*.yaml"))]
 ADDED = ("lang", "experiment")
-COMMANDS = ("pretrain", "prepare", "rank", "evaluate", "report", "packs")
+COMMANDS = ("pretrain", "prepare", "finetune", "rank", "evaluate", "report", "packs")
+OF_FINETUNE = [p.stem for p in Path(CONF_DIR).glob("task/*.yaml") if "kind:" in p.read_text()] + ["finetune"]
 
 
-def composed(*overrides: str):
-    register_schemas()
+def composed(*overrides: str, command: str = "pretrain"):
+    register_schemas(finetune_schema=FinetuneConfig)
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
-        return from_hydra(compose("pretrain", overrides=list(overrides)))
+        return from_hydra(compose(command, overrides=list(overrides)))
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=str)
 def test_every_configuration_composes_and_is_valid(path):
     group = path.parent.name
     plus = "+" if group in ADDED else ""
-    validate(composed(f"{plus}{group}={path.stem}"))
+    if path.stem in OF_FINETUNE:
+        overrides = (
+            ["task.data.path=mine.jsonl"] if path.stem in ("classification", "choice") else []
+        )  # of a user's own
+        validate_finetune(composed(f"{group}={path.stem}", *overrides, command="finetune"))
+    else:
+        validate(composed(f"{plus}{group}={path.stem}"))
 
 
 def test_two_languages_at_once():
@@ -115,6 +123,7 @@ def _imports(path: Path) -> set[str]:
         ("model", ("text", "languages", "training", "evaluation", "reports", "config", "command")),
         ("text", ("languages", "training", "evaluation", "reports", "config", "command")),
         ("languages", ("training", "evaluation", "reports", "config", "command")),
+        ("tasks", ("languages", "training", "evaluation", "reports", "config", "finetune_config", "command")),
         ("reports", ("training", "evaluation", "model", "config", "command")),
         ("training", ("reports", "evaluation", "command", *COMMANDS)),
         ("evaluation", ("reports", "command", *COMMANDS)),
@@ -128,7 +137,7 @@ def test_imports_go_one_way(part, forbidden):
                 path.name,
                 name,
             )
-        if part in ("model", "text", "languages"):
+        if part in ("model", "text", "languages", "tasks"):
             assert not any(i.split(".")[0] in ("pytorch_lightning", "hydra", "omegaconf", "wandb") for i in found), (
                 path.name
             )

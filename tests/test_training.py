@@ -104,11 +104,11 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_and_nothing_else
 
 def test_no_speed_where_no_step_was_timed():
     """Not NaN, which JSON does not know."""
-    assert _curve().tokens_per_second is None
+    assert _curve().units_per_second is None
 
 
 def _curve() -> LearningCurve:
-    return LearningCurve(None, {}, tokens_per_step=1, log_every=1, validate_every=1, last_step=1)
+    return LearningCurve(None, lambda model, step: {}, units_per_step=1, log_every=1, validate_every=1, last_step=1)
 
 
 def test_each_process_takes_up_its_own_sum_and_another_number_of_processes_the_mean(monkeypatch):

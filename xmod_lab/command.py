@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import datasets
 import hydra
@@ -27,22 +28,27 @@ from xmod_lab.validation import validate
 
 INTERRUPTED = 130
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-Work = Callable[[PretrainConfig, Path, list[str], str | None], int | None]
+Work = Callable[[Any, Path, list[str], str | None], int | None]
 
 
-def run_command(name: str, work: Work) -> None:
+def run_command(
+    name: str, work: Work, *, schema: type = PretrainConfig, check: Callable[[Any], None] = validate
+) -> None:
     """Compose ``conf/<name>.yaml`` with the command line, validate it, and call ``work`` with the configuration, the
     run dir, the keys set on the command line, and the name of the sweep if it is one. Never returns.
+
+    Args:
+        schema: of the configuration; ``check`` raises UserError for what it cannot be.
 
     A job of a sweep that fails leaves the others alone; the sweep's exit status is the highest of its jobs.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here as they are
-    register_schemas()
+    register_schemas(**{f"{name}_schema": schema})
     statuses = []
 
     @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=name)
     def job(composed: DictConfig) -> None:
-        statuses.append(guarded(lambda: _work(composed, work)))
+        statuses.append(guarded(lambda: _work(composed, work, check)))
         if statuses[-1] == INTERRUPTED:
             raise KeyboardInterrupt
 
@@ -55,11 +61,11 @@ def run_command(name: str, work: Work) -> None:
     sys.exit(max(statuses))
 
 
-def _work(composed: DictConfig, work: Work) -> int | None:
+def _work(composed: DictConfig, work: Work, check: Callable[[Any], None]) -> int | None:
     cfg = from_hydra(composed)
     hydra_cfg = HydraConfig.get()
-    _check_lang_files(list(hydra_cfg.overrides.task), list(cfg.lang))
-    validate(cfg)
+    _check_lang_files(list(hydra_cfg.overrides.task), list(getattr(cfg, "lang", ())))
+    check(cfg)
     asked = [override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task]
     usual = compose(hydra_cfg.job.config_name, return_hydra_config=False)
     before, now = flatten(OmegaConf.to_container(usual)), flatten(OmegaConf.to_container(composed))

@@ -253,15 +253,14 @@ class EvaluateConfig(PretrainConfig):
     evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-def register_schemas() -> None:
-    """Make the schemas of the commands known to Hydra."""
-    store = ConfigStore.instance()
-    store.store(name="pretrain_schema", node=PretrainConfig)
-    store.store(name="evaluate_schema", node=EvaluateConfig)
+def register_schemas(**schemas: type) -> None:
+    """Make the schemas of whole commands known to Hydra: those of pretrain and evaluate and, by name, others."""
+    for name, schema in {"pretrain_schema": PretrainConfig, "evaluate_schema": EvaluateConfig, **schemas}.items():
+        ConfigStore.instance().store(name=name, node=schema)
 
 
-def from_hydra(cfg: DictConfig) -> PretrainConfig:
-    """The composed configuration as dataclasses.
+def from_hydra(cfg: DictConfig) -> Any:
+    """The composed configuration as the dataclasses of its schema.
 
     Raises:
         UserError: naming every ``???`` that was left.
@@ -274,21 +273,20 @@ def from_hydra(cfg: DictConfig) -> PretrainConfig:
 
 def explain(error: Exception) -> str:
     """Hydra's and OmegaConf's message about a bad key, with the names that are allowed there."""
-    text = str(error)
-    cause = error.__cause__
+    text, cause, schema = "", error, None
     while cause is not None:
         text += f"\n{cause}"
+        schema = schema or getattr(cause, "object_type", None)
         cause = cause.__cause__
-    found = re.search(r"Key '([^']+)' not in '(\w+)'", text)
-    schema = found and next((c for c in _schemas() if c.__name__ == found.group(2)), None)
+    found = re.search(r"Key '([^']+)' not in '\w+'", text)
     lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if schema:
+    if found and is_dataclass(schema):
         names = [f.name for f in fields(schema)]
         lines.append(f"allowed names: {', '.join(names)}.{nearest(found.group(1), names)}")
+    if "In 'task/" in text:
+        lines.append(
+            "mlm and clm are tasks of pretrain, those with labels of finetune: python -m xmod_lab.finetune task=NAME"
+        )
     if "append to your default list" in text.lower() and "lang" in text:
         lines.append("a language is added with a plus: +lang=NAME")
     return "\n".join(lines)
-
-
-def _schemas() -> list[Any]:
-    return [value for value in globals().values() if isinstance(value, type) and is_dataclass(value)]

@@ -1,12 +1,12 @@
 """Validation of a composed configuration before any work: every fault at once, each with what is allowed and the remedy."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
 from xmod_lab.codes import clashing
-from xmod_lab.config import EvaluateConfig, LangConfig, PretrainConfig, RecipeConfig
+from xmod_lab.config import EvaluateConfig, LangConfig, PretrainConfig, RecipeConfig, TrainerConfig
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.languages.focus import focus_fault
 from xmod_lab.languages.initialisers import EMBEDDING_INITS
@@ -24,6 +24,10 @@ VOCABULARIES = ("own", "keep")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 
 
+Range = tuple[str, float | None, bool, str]  # key, value, whether it holds, what is allowed
+Choice = tuple[str, str, tuple[str, ...]]  # key, value, what is allowed
+
+
 def validate(cfg: PretrainConfig) -> None:
     """Check everything that can be checked before any work. Raises one UserError that lists every fault."""
     faults = [*_check_choices(cfg), *_check_numbers(cfg), *_check_languages(cfg), *_check_base(cfg)]
@@ -32,27 +36,18 @@ def validate(cfg: PretrainConfig) -> None:
         if cfg.lang:
             faults.append(f"+lang={','.join(cfg.lang)} adds a language, and evaluate adds none; give the run that added it: "
                           "base=RUN")  # fmt: skip
+    raise_faults(faults)
+
+
+def raise_faults(faults: list[str]) -> None:
+    """Raises UserError with all of ``faults``, if there are any."""
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise UserError("\n".join([f"the configuration has {count}:", *(f"  - {fault}" for fault in faults)]))
 
 
-def _check_choices(cfg: PretrainConfig) -> list[str]:
-    choices: list[tuple[str, str, tuple[str, ...]]] = [
-        ("trainer.precision", cfg.trainer.precision, PRECISIONS),
-        ("task.name", cfg.task.name, OBJECTIVES),
-        ("task.mask_policy", cfg.task.mask_policy, POLICIES),
-        ("task.pretrain.schedule", cfg.task.pretrain.schedule, SCHEDULES),
-        ("task.extend.schedule", cfg.task.extend.schedule, SCHEDULES),
-        ("data.attention", cfg.data.attention, ATTENTION),
-        ("data.normalization", cfg.data.normalization, NORMALIZATIONS),
-        ("logger.wandb", cfg.logger.wandb, WANDB_MODES),
-        ("resume", cfg.resume, ("auto", "never")),
-        ("trainer.accelerator", cfg.trainer.accelerator, ("auto", "cpu", "gpu")),
-    ]
-    for name, lang in cfg.lang.items():
-        choices.append((f"lang.{name}.vocabulary", lang.vocabulary, VOCABULARIES))
-        choices.append((f"lang.{name}.embedding_init", lang.embedding_init, EMBEDDING_INITS))
+def wrong_choices(choices: list[Choice]) -> list[str]:
+    """A fault for every value that is not among those allowed."""
     return [
         f"{key} is '{value}'; allowed are {', '.join(allowed)}.{nearest(value, allowed)}"
         for key, value, allowed in choices
@@ -60,29 +55,75 @@ def _check_choices(cfg: PretrainConfig) -> list[str]:
     ]
 
 
-def _check_numbers(cfg: PretrainConfig) -> list[str]:
-    faults = [
+def wrong_numbers(ranges: Iterable[Range]) -> list[str]:
+    """A fault for every number that is out of its range."""
+    return [
         f"{key} is {value}; allowed is {allowed}"
-        for key, value, holds, allowed in _ranges(cfg)
+        for key, value, holds, allowed in ranges
         if value is not None and not holds
     ]
-    t, m = cfg.trainer, cfg.model
-    if faults:  # what follows calculates with these
-        return faults
+
+
+def run_choices(cfg) -> list[Choice]:
+    """The choices that every run that trains has."""
+    return [
+        ("trainer.precision", cfg.trainer.precision, PRECISIONS),
+        ("trainer.accelerator", cfg.trainer.accelerator, ("auto", "cpu", "gpu")),
+        ("logger.wandb", cfg.logger.wandb, WANDB_MODES),
+        ("resume", cfg.resume, ("auto", "never")),
+    ]
+
+
+def _check_choices(cfg: PretrainConfig) -> list[str]:
+    choices: list[Choice] = [
+        *run_choices(cfg),
+        ("task.name", cfg.task.name, OBJECTIVES),
+        ("task.mask_policy", cfg.task.mask_policy, POLICIES),
+        ("task.pretrain.schedule", cfg.task.pretrain.schedule, SCHEDULES),
+        ("task.extend.schedule", cfg.task.extend.schedule, SCHEDULES),
+        ("data.attention", cfg.data.attention, ATTENTION),
+        ("data.normalization", cfg.data.normalization, NORMALIZATIONS),
+    ]
+    for name, lang in cfg.lang.items():
+        choices.append((f"lang.{name}.vocabulary", lang.vocabulary, VOCABULARIES))
+        choices.append((f"lang.{name}.embedding_init", lang.embedding_init, EMBEDDING_INITS))
+    return wrong_choices(choices)
+
+
+def trainer_ranges(t: TrainerConfig) -> Iterator[Range]:
+    """The counts of ``trainer``."""
+    for name in ("rows_per_step", "accumulate", "devices", "nodes", "log_every", "checkpoint_every", "keep_checkpoints",
+                 "validate_every", "max_steps", "max_tokens"):  # fmt: skip
+        value = getattr(t, name)
+        yield f"trainer.{name}", value, value is None or value >= 1, "1 or more"
+
+
+def trainer_faults(t: TrainerConfig) -> list[str]:
+    """What settings of ``trainer``, each in its range, do to each other and on this machine."""
+    faults = []
     units = t.devices * t.nodes * t.accumulate
     if t.rows_per_step % units:
         faults.append(f"trainer.rows_per_step {t.rows_per_step} is not a multiple of devices × nodes × accumulate "
                       f"= {units}; e.g. trainer.rows_per_step={max(units, t.rows_per_step // units * units)}")  # fmt: skip
+    if t.max_steps is not None and t.max_tokens is not None:
+        faults.append("trainer.max_steps and trainer.max_tokens are both set; leave one of them null")
+    if t.accelerator == "gpu" and not torch.cuda.is_available():
+        faults.append("trainer.accelerator is 'gpu', but torch sees none here; set trainer.accelerator=cpu or auto")
+    return faults
+
+
+def _check_numbers(cfg: PretrainConfig) -> list[str]:
+    faults = wrong_numbers(_ranges(cfg))
+    m = cfg.model
+    if faults:  # what follows calculates with these
+        return faults
+    faults += trainer_faults(cfg.trainer)
     if _makes_model(cfg) and cfg.data.row_length > m.max_position_embeddings - 2:
         faults.append(f"data.row_length {cfg.data.row_length} exceeds the model's {m.max_position_embeddings - 2} positions; "
                       f"set model.max_position_embeddings={cfg.data.row_length + 2} or a shorter row")  # fmt: skip
     if m.hidden_size % m.num_attention_heads:
         faults.append(f"model.hidden_size {m.hidden_size} is not a multiple of model.num_attention_heads "
                       f"{m.num_attention_heads}; choose a divisor of it")  # fmt: skip
-    if t.max_steps is not None and t.max_tokens is not None:
-        faults.append("trainer.max_steps and trainer.max_tokens are both set; leave one of them null")
-    if t.accelerator == "gpu" and not torch.cuda.is_available():
-        faults.append("trainer.accelerator is 'gpu', but torch sees none here; set trainer.accelerator=cpu or auto")
     return faults
 
 
@@ -95,15 +136,11 @@ def _makes_model(cfg: PretrainConfig) -> bool:
     return not _opens_base(cfg) or cfg.base in ("auto", "random")
 
 
-Range = tuple[str, float | None, bool, str]  # key, value, whether it holds, what is allowed
-
-
 def _ranges(cfg: PretrainConfig) -> Iterator[Range]:
     """Every number with what it may be."""
-    t, d, m = cfg.trainer, cfg.data, cfg.model
-    counts = {f"trainer.{n}": getattr(t, n) for n in ("rows_per_step", "accumulate", "devices", "nodes", "log_every",
-              "checkpoint_every", "keep_checkpoints", "validate_every", "max_steps", "max_tokens")}  # fmt: skip
-    counts |= {f"model.{n}": getattr(m, n) for n in ("hidden_size", "num_hidden_layers", "num_attention_heads",
+    d, m = cfg.data, cfg.model
+    yield from trainer_ranges(cfg.trainer)
+    counts = {f"model.{n}": getattr(m, n) for n in ("hidden_size", "num_hidden_layers", "num_attention_heads",
                "intermediate_size", "adapter_reduction_factor", "max_position_embeddings")}  # fmt: skip
     counts |= {f"lang.{n}.vocabulary_size": lang.vocabulary_size for n, lang in cfg.lang.items()}
     counts |= {"langset.vocabulary_size": cfg.langset.vocabulary_size}
@@ -120,10 +157,11 @@ def _ranges(cfg: PretrainConfig) -> Iterator[Range]:
     for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
         yield f"model.{name}", getattr(m, name), 0 <= getattr(m, name) < 1, "0 up to, but not, 1"
     yield "model.layer_norm_eps", m.layer_norm_eps, m.layer_norm_eps > 0, "more than 0, e.g. 1e-5"
-    yield from _recipe_ranges("task.extend" if cfg.lang else "task.pretrain", cfg.recipe)
+    yield from recipe_ranges("task.extend" if cfg.lang else "task.pretrain", cfg.recipe)
 
 
-def _recipe_ranges(where: str, r: RecipeConfig) -> Iterator[Range]:
+def recipe_ranges(where: str, r: RecipeConfig) -> Iterator[Range]:
+    """The numbers of a recipe, which stands under the key ``where``."""
     yield f"{where}.steps", r.steps, r.steps >= 1, "1 or more"
     for name in ("peak_lr", "clip_norm", "eps"):
         yield f"{where}.{name}", getattr(r, name), getattr(r, name) > 0, "more than 0"
@@ -186,14 +224,19 @@ def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> 
 
 
 def _check_base(cfg: PretrainConfig) -> list[str]:
-    if cfg.base in ("auto", "random") or not _opens_base(cfg):
+    return base_faults(cfg.base) if _opens_base(cfg) and cfg.base != "random" else []
+
+
+def base_faults(base: str) -> list[str]:
+    """Whether ``base`` is, or can be, a model to start from."""
+    if base == "auto":
         return []
-    if Path(cfg.base).exists():
-        if any((Path(cfg.base) / part / "config.json").is_file() for part in ("", "model")):
+    if Path(base).exists():
+        if any((Path(base) / part / "config.json").is_file() for part in ("", "model")):
             return []
-        return [f"base '{cfg.base}' is neither a run folder (with model/) nor a model folder (with config.json); "
+        return [f"base '{base}' is neither a run folder (with model/) nor a model folder (with config.json); "
                 "give one, a hub id, or base=auto"]  # fmt: skip
-    if cfg.base.count("/") != 1 or cfg.base.startswith((".", "/", "~")):
-        return [f"base '{cfg.base}' does not exist; give a run folder, a model folder, a hub id such as "
+    if base.count("/") != 1 or base.startswith((".", "/", "~")):
+        return [f"base '{base}' does not exist; give a run folder, a model folder, a hub id such as "
                 "facebook/xmod-base, or base=auto"]  # fmt: skip
     return []

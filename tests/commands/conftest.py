@@ -54,9 +54,9 @@ class Workplace:
         """The command in a process of its own."""
         return self.run(self.arguments(*overrides, run=run), **options)
 
-    def run(self, arguments: list[str], **options) -> subprocess.Popen:
+    def run(self, arguments: list[str], *, command: str = "pretrain", **options) -> subprocess.Popen:
         """The command with just these arguments."""
-        command = [sys.executable, "-m", "xmod_lab.pretrain", *arguments]
+        command = [sys.executable, "-m", f"xmod_lab.{command}", *arguments]
         environment = {**os.environ, "WANDB_SILENT": "true", **options.pop("env", {})}
         return subprocess.Popen(
             command,

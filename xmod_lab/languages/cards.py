@@ -65,6 +65,30 @@ One language of a modular multilingual model, with a vocabulary of {config.vocab
     return _card([code], body, (manifest or {}).get("scores", {}), task=_task(config))
 
 
+def task_card(config: XmodConfig, record: dict, scores: dict[str, tuple[float, float | None]], *, pipeline: str) -> str:
+    """The card of a model that was fine-tuned on a task.
+
+    Args:
+        record: ``task``, ``source``, ``metric``, and the ``training``.
+        scores: language -> score through its own slot, and of one answer to all.
+    """
+    rows = "\n".join(
+        f"| {code} | {own:.3f} | {'–' if chance is None else f'{chance:.3f}'} |"
+        for code, (own, chance) in scores.items()
+    )
+    body = f"""# X-MOD, fine-tuned on {record["task"]} in {record["source"]}
+
+The shared layers and the head learnt the task from {record["source"]} alone; embeddings and slots are the base's, to the bit. A
+text in another language is read by that language's tokenizer, with its `lang_ids`.
+
+| language, test split | {record["metric"]} | one answer to all |
+|---|---:|---:|
+{rows}
+
+{_tables(record, level="##")}"""
+    return _card(config.known_codes(), body, {}, task=pipeline)
+
+
 def with_added(card: str | None, config: XmodConfig, manifests: dict[str, dict]) -> str:
     """``card`` of a model with a section on its added languages in place of the one that it had.
 

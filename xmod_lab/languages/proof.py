@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from xmod_lab.errors import ProofError
-from xmod_lab.model import XmodLanguageModel
+from xmod_lab.model import XmodLanguageModel, XmodPreTrainedModel
 
 # what config.json must agree on for a pack to fit: everything that gives a tensor another shape or meaning
 _ARCHITECTURE = (
@@ -34,7 +34,7 @@ def digest(tensor: Tensor) -> str:
     return hashlib.sha256(header + flat.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
-def tensor_digests(model: XmodLanguageModel) -> dict[str, str]:
+def tensor_digests(model: XmodPreTrainedModel) -> dict[str, str]:
     """Digest of every parameter and buffer, tied ones once."""
     return {name: digest(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
@@ -117,3 +117,20 @@ def require(proof: dict) -> None:
         f"tensors changed {proof['tensors_changed'][:5]}, missing {proof['tensors_missing'][:5]}, "
         f"new without language {proof['tensors_added_without_language'][:5]}, logits moved in {moved}; see proof.json"
     )
+
+
+def compare_frozen(before: dict[str, str], after: dict[str, str], trainable: set[str]) -> dict:
+    """The proof of a fine-tuning: every tensor but the ``trainable`` ones has the digest that it had before."""
+    frozen = {name: d for name, d in before.items() if name not in trainable}
+    changed = sorted(name for name, d in frozen.items() if after.get(name) != d)
+    new = sorted(after.keys() - before.keys())
+    moved = sum(after.get(name) != before[name] for name in trainable)
+    return {"holds": not changed and not new, "frozen": len(frozen), "changed": changed, "new": new,
+            "trainable": len(trainable), "trainable_moved": moved, "digests": frozen}  # fmt: skip
+
+
+def require_frozen(proof: dict, what: str) -> None:
+    """Raises ProofError when the proof of a fine-tuning does not hold, naming what moved."""
+    if not proof["holds"]:
+        raise ProofError(f"{what}: tensors that were frozen have changed: {proof['changed'][:5]}, or are new: "
+                         f"{proof['new'][:5]}; see proof.json")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Plots: of a run as inline SVG, of rankings and evaluations as PNG files."""
+"""Plots: of a run as inline SVG, of rankings, evaluations and transfers as PNG files."""
 
 import io
 import math
@@ -108,6 +108,40 @@ def heat_map(
 
 
 def _write_png(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
+
+
+def interval_bars(
+    values: dict[str, dict[str, tuple[float, float | None, float | None]]],
+    path: Path,
+    *,
+    levels: dict[str, float | None],
+    level: str,
+    title: str,
+    y: str,
+) -> None:
+    """Write a PNG of grouped bars: series -> group -> (value, ends of its interval); a line across each group at its level, if
+    it has one, which ``level`` names."""
+    groups, width = list(levels), 0.8 / len(values)
+    figure = Figure(figsize=(2 + 1.1 * len(groups), 3.9), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (name, bars) in enumerate(values.items()):
+        places = [groups.index(group) - 0.4 + width * (i + 0.5) for group in bars]
+        means = [mean for mean, _, _ in bars.values()]
+        ends = [(mean if low is None else low, mean if high is None else high) for mean, low, high in bars.values()]
+        spread = [[max(0, m - low) for m, (low, _) in zip(means, ends, strict=True)],
+                  [max(0, high - m) for m, (_, high) in zip(means, ends, strict=True)]]  # fmt: skip
+        axes.bar(places, means, width, yerr=spread, label=name, color=_COLOURS[i], error_kw={"linewidth": 0.8})
+    for i, group in enumerate(groups):
+        if levels[group] is None:
+            continue
+        label = level if i == 0 else None
+        axes.plot((i - 0.45, i + 0.45), (levels[group],) * 2, color="black", linestyle="--", linewidth=1, label=label)
+    axes.set_xticks(range(len(groups)), groups)
+    axes.set_title(title, fontsize=9)
+    _dress(axes, "", y)
+    axes.grid(False, axis="x")
+    figure.legend(loc="outside lower center", ncols=len(values) + 1, fontsize=8, frameon=False)
     FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
 
 

@@ -38,7 +38,7 @@ class Source:
 
     def digest(self) -> str:
         """Digest of the settings and of every byte that the source reads."""
-        content = [_content_digest(t, self.dataset_config) for t in (self.text, self.validation) if t]
+        content = [content_digest(t, self.dataset_config) for t in (self.text, self.validation) if t]
         settings = [
             self.column,
             self.validation_share if not self._has_validation else None,
@@ -124,18 +124,18 @@ def _read(name: str, split: str, column: str, config: str | None) -> Iterator[st
 def _raw(name: str, split: str, column: str, config: str | None) -> Iterator[str]:
     if name.startswith("embedded:"):
         part = "val" if split == "validation" else "train"
-        yield from read_lines(EMBEDDED / f"{name.removeprefix('embedded:')}.{part}.txt.gz")
+        yield from decoded_lines(EMBEDDED / f"{name.removeprefix('embedded:')}.{part}.txt.gz")
     elif name.endswith((".txt", ".txt.gz")):
-        yield from read_lines(Path(name))
+        yield from decoded_lines(Path(name))
     else:
         jsonl = name.endswith((".jsonl", ".jsonl.gz"))
-        for where, row in _objects(Path(name)) if jsonl else ((name, row) for row in _rows(name, config)):
+        for where, row in json_rows(Path(name)) if jsonl else ((name, row) for row in _rows(name, config)):
             if column not in row:
                 raise UserError(f"{where}: no column '{column}'; it has {', '.join(row)}. Set column=<one of them>")
             yield from str(row[column] or "").splitlines()
 
 
-def read_lines(path: Path) -> Iterator[str]:
+def decoded_lines(path: Path) -> Iterator[str]:
     """Lines of a plain or gzipped text file, decoded strictly."""
     if not path.is_file():
         raise UserError(f"file '{path}' does not exist; give the path of an existing text file")
@@ -155,9 +155,9 @@ def read_lines(path: Path) -> Iterator[str]:
             ) from error
 
 
-def _objects(path: Path) -> Iterator[tuple[str, dict]]:
+def json_rows(path: Path) -> Iterator[tuple[str, dict]]:
     """The object on each line of a jsonl file, and where that is; blank lines are left out."""
-    for number, line in enumerate(read_lines(path), start=1):
+    for number, line in enumerate(decoded_lines(path), start=1):
         where = f"{path}, line {number}"
         if not line.strip():
             continue
@@ -197,7 +197,7 @@ def _dataset(name: str, config: str | None) -> Iterable[dict]:
     return datasets.load_dataset(name, config, split="train", streaming=True)
 
 
-def _content_digest(name: str, config: str | None) -> str:
+def content_digest(name: str, config: str | None) -> str:
     """Digest of a source's bytes; of a hub id, its revision."""
     if name.startswith("embedded:"):
         files = sorted(EMBEDDED.glob(f"{name.removeprefix('embedded:')}.*.txt.gz"))

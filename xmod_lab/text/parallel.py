@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xmod_lab.errors import UserError, nearest
-from xmod_lab.text.corpus import EMBEDDED, read_lines
+from xmod_lab.text.corpus import EMBEDDED, decoded_lines
 
 FILE_TYPES = (".tsv", ".tsv.gz")
 
@@ -54,7 +54,7 @@ def read_parallel(source: str) -> Parallel:
     Raises:
         UserError: no header with two languages or more, a language twice, a row with more or fewer cells; it names the line.
     """
-    lines = (line.rstrip("\r\n") for line in read_lines(_path(source)))
+    lines = (line.rstrip("\r\n") for line in decoded_lines(_path(source)))
     header = next(lines, "").removeprefix("\ufeff").split("\t")
     languages = header[1:]
     if len(languages) < 2 or not all(languages) or len(set(languages)) < len(languages):

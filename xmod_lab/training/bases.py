@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from xmod_lab.codes import clashing
 from xmod_lab.config import SHARED_SLOT, LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodLanguageModel, donors_of, language_model, load_language_model
+from xmod_lab.model import XmodConfig, XmodLanguageModel, donors_of, language_model, load_language_model
 from xmod_lab.training.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -154,6 +154,22 @@ def newest_finished(runs: str, fits: Callable[[PretrainConfig], bool] = lambda _
                 continue  # of another version: not for us
             if fits(other):
                 found.append((file.stat().st_mtime, run))
+    return max(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def newest_that_knows(runs: str, code: str) -> RunDir | None:
+    """The newest finished run under ``runs``, extensions included, whose model is masked and knows the language ``code``."""
+    found = []
+    for file in Path(runs).glob("**/metrics.json"):
+        run = RunDir(file.parent)
+        try:
+            load_config(run)  # of pre-training; a fine-tuned model is no base
+            config = XmodConfig.from_pretrained(run / "model")
+            config.resolve(code)
+        except (UserError, OSError):
+            continue
+        if not config.is_decoder:
+            found.append((file.stat().st_mtime, run))
     return max(found, key=lambda pair: pair[0])[1] if found else None
 
 

@@ -6,6 +6,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,24 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
+from torch import Tensor, nn
 
 from xmod_lab.training.distributed import gather, process_count, rank
 from xmod_lab.training.rundir import checkpoints_in, write_whole
-from xmod_lab.training.scoring import Scorer, score_all
 from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
 
 
+Validate = Callable[[nn.Module, int], dict[str, float]]  # model, step -> figures, which are logged
+
+
 class LearningCurve(pl.Callback):
-    """Writes a line every ``log_every`` steps, and scores every language at the start, every ``validate_every`` steps
-    and at the end.
+    """Writes a line every ``log_every`` steps, and calls ``validate`` at the start, every ``validate_every`` steps and at
+    the end.
 
     Args:
+        unit: what a step reads ``units_per_step`` of: tokens, or examples.
         suffix: added to the names of training figures: ``/<code>`` where one language trains alone, else nothing.
         last_step: the step at which training ends.
     """
@@ -35,22 +39,25 @@ class LearningCurve(pl.Callback):
     def __init__(
         self,
         tracking: Tracking,
-        scorers: dict[str, Scorer],
+        validate: Validate,
         *,
-        tokens_per_step: int,
+        unit: str = "tokens",
+        units_per_step: int,
         log_every: int,
         validate_every: int,
         last_step: int,
         suffix: str = "",
     ):
-        self.tracking, self.scorers, self.suffix = tracking, scorers, suffix
-        self.tokens_per_step, self.log_every, self.validate_every = tokens_per_step, log_every, validate_every
+        self.tracking, self.validate, self.suffix = tracking, validate, suffix
+        self.unit, self.units_per_step = unit, units_per_step
+        self.log_every, self.validate_every = log_every, validate_every
         self.last_step = last_step
         self.loss_sum, self.losses = 0.0, 0  # of this process's micro-batches since the last line; in checkpoints
         self.seconds = 0.0  # spent training in this process, scoring apart
         self.steps_timed = 0
         self.first: dict[str, float] = {}  # scores before the first step
         self.final: dict[str, float] = {}  # the newest scores; after the last step, those of the whole run
+        self.scored_at = -1  # the step of the newest scores
         self._since_line = (0.0, 0)
         self._began = 0.0
         self.line = ""  # the newest figures, for the person
@@ -69,9 +76,9 @@ class LearningCurve(pl.Callback):
         self.first, self.final = state["first"], state["final"]
 
     @property
-    def tokens_per_second(self) -> float | None:
+    def units_per_second(self) -> float | None:
         """Over the steps of this process, scoring apart; ``None`` when it took none."""
-        return self.steps_timed * self.tokens_per_step / self.seconds if self.steps_timed else None
+        return self.steps_timed * self.units_per_step / self.seconds if self.steps_timed else None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.started = True
@@ -105,22 +112,51 @@ class LearningCurve(pl.Callback):
         self.loss_sum, self.losses = 0.0, 0
         figures = {
             "train/loss": loss,
-            "train/tokens": step * self.tokens_per_step,
-            "train/tokens_per_second": steps * self.tokens_per_step / max(seconds, 1e-9),
+            f"train/{self.unit}": step * self.units_per_step,
+            f"train/{self.unit}_per_second": steps * self.units_per_step / max(seconds, 1e-9),
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
-        self.line = f"loss {loss:.3f} · {figures['train/tokens_per_second']:,.0f} tokens/s"
+        self.line = f"loss {loss:.3f} · {figures[f'train/{self.unit}_per_second']:,.0f} {self.unit}/s"
         self.tracking.log({name + self.suffix: value for name, value in figures.items()}, step)
 
     def _validate(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
-        """Every language's score; several processes share the languages out."""
-        mine = list(self.scorers)[trainer.global_rank :: trainer.world_size]
-        figures = gather(score_all(module.model, {code: self.scorers[code] for code in mine}))
-        figures = {name: figures[name] for code in self.scorers for name in (f"val/loss/{code}", f"val/bpb/{code}")}
+        figures = self.validate(module.model, trainer.global_step)
         self.tracking.log(figures, trainer.global_step)
-        mean = sum(v for n, v in figures.items() if n.startswith("val/bpb/")) / len(self.scorers)
-        log.info("step %d: %.4f bits per byte (mean of %d languages)", trainer.global_step, mean, len(self.scorers))
+        self.scored_at = trainer.global_step
         return figures
+
+
+class BestWeights(pl.Callback):
+    """Keeps what trains as it was when a development split scored best: ``figure`` as high as can be, of equals the one
+    with the lower ``loss``, of equals the first. After the last step the model has these weights again."""
+
+    def __init__(self, curve: LearningCurve, *, figure: str, loss: str):
+        self.curve, self.figure, self.loss = curve, figure, loss
+        self.step, self.scores = 0, {}
+        self.weights: dict[str, Tensor] = {}
+
+    def state_dict(self) -> dict:
+        return {"step": self.step, "scores": self.scores, "weights": self.weights}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.step, self.scores, self.weights = state["step"], state["scores"], state["weights"]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int) -> None:
+        if self.curve.scored_at != trainer.global_step or self.step == trainer.global_step:
+            return
+        if not self.weights or self._rank(self.curve.final) > self._rank(self.scores):
+            self.step, self.scores = trainer.global_step, dict(self.curve.final)
+            moving = ((name, module.model.get_parameter(name)) for name in sorted(module.trainable))
+            self.weights = {name: parameter.detach().cpu().clone() for name, parameter in moving}
+
+    def _rank(self, scores: dict[str, float]) -> tuple[float, float]:
+        return scores[self.figure], -scores[self.loss]
+
+    def restore(self, model: nn.Module) -> None:
+        """Give ``model`` the weights that were kept."""
+        with torch.no_grad():
+            for name, value in self.weights.items():
+                model.get_parameter(name).copy_(value)
 
 
 class Checkpoints(pl.Callback):

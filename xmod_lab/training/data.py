@@ -153,13 +153,13 @@ def batches(
     return DataLoader(
         stream,
         batch_size=None,
-        sampler=_From(first_step * cfg.trainer.accumulate, len(stream)),
+        sampler=From(first_step * cfg.trainer.accumulate, len(stream)),
         num_workers=cfg.data.workers,
         persistent_workers=False,
     )
 
 
-class _From(Sampler):
+class From(Sampler):
     """Counts from ``first`` to ``end``. Its length is that of the whole run, which is what Lightning counts against."""
 
     def __init__(self, first: int, end: int):

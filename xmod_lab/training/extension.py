@@ -133,7 +133,7 @@ def _add_one(
         trainable = trainable_names(model, lang)
         training_table(model, trainable, f"adding {code}")
         fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=seed, trainable=trainable, code=code)
-        run.remember_once(speed, lambda: fitted.tokens_per_second)
+        run.remember_once(speed, lambda: fitted.per_second)
         proof = compare(before, snapshot(model.eval(), probes), [code])
         if not proof["holds"] and rank() == 0:
             run.write_json("proof.json", proof)

@@ -2,21 +2,26 @@
 
 import logging
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins import CheckpointIO
 from pytorch_lightning.strategies import DDPStrategy
+from torch import nn
+from torch.utils.data import DataLoader
 
 from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodLanguageModel
+from xmod_lab.finetune_config import FinetuneConfig
+from xmod_lab.model import XmodLanguageModel, XmodPreTrainedModel
 from xmod_lab.text.mixture import Mixture
-from xmod_lab.training.callbacks import Checkpoints, Interruption, LearningCurve, ProgressLine, WholeFiles
+from xmod_lab.training.callbacks import Checkpoints, Interruption, LearningCurve, ProgressLine, Validate, WholeFiles
 from xmod_lab.training.data import Prepared, batches
-from xmod_lab.training.distributed import rank
+from xmod_lab.training.distributed import gather, process_count, rank
 from xmod_lab.training.module import LanguageModeling
 from xmod_lab.training.rundir import RunDir, step_of
+from xmod_lab.training.scoring import Scorer, score_all
 from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -26,12 +31,13 @@ log = logging.getLogger(__name__)
 class Fitted:
     """Scores before the first and after the last step, and the speed. ``model`` was trained in place.
 
-    ``tokens_per_second`` is ``None`` where no step was left to take: the run had stopped after its last checkpoint.
+    ``per_second``: tokens, or examples; ``None`` where no step was left to take: the run had stopped after its last
+    checkpoint.
     """
 
     before: dict[str, float]
     after: dict[str, float]
-    tokens_per_second: float | None
+    per_second: float | None
 
 
 def fit(
@@ -46,63 +52,103 @@ def fit(
     trainable: set[str] | None = None,
     code: str | None = None,
 ) -> Fitted:
+    """Train a language model in place on text, as :func:`train` does.
+
+    Args:
+        code: the one language that trains, when a language is added.
+    """
+    lang_ids = {c: model.lang_id(c) for c in prepared.corpora}
+
+    def loader(first_step: int) -> DataLoader:
+        return batches(
+            cfg,
+            prepared,
+            mixture,
+            lang_ids,
+            seed=seed,
+            steps=cfg.steps,
+            first_step=first_step,
+            rank=rank(),
+            processes=cfg.trainer.devices * cfg.trainer.nodes,
+        )
+
+    curve = LearningCurve(
+        tracking,
+        _held_out(prepared.scorers(cfg.objective)),
+        units_per_step=cfg.tokens_per_step,
+        log_every=cfg.trainer.log_every,
+        validate_every=cfg.trainer.validate_every,
+        last_step=cfg.steps,
+        suffix=f"/{code}" if code else "",
+    )
+    return train(cfg, run, model, loader, curve, seed=seed, trainable=trainable, part=code)
+
+
+def _held_out(scorers: dict[str, Scorer]) -> Validate:
+    """Every language's score on its held-out text; several processes share the languages out."""
+
+    def validate(model: nn.Module, step: int) -> dict[str, float]:
+        mine = list(scorers)[rank() :: process_count()]
+        figures = gather(score_all(model, {code: scorers[code] for code in mine}))
+        figures = {name: figures[name] for code in scorers for name in (f"val/loss/{code}", f"val/bpb/{code}")}
+        mean = sum(v for n, v in figures.items() if n.startswith("val/bpb/")) / len(scorers)
+        log.info("step %d: %.4f bits per byte (mean of %d languages)", step, mean, len(scorers))
+        return figures
+
+    return validate
+
+
+def train(
+    cfg: PretrainConfig | FinetuneConfig,
+    run: RunDir,
+    model: XmodPreTrainedModel,
+    loader: Callable[[int], DataLoader],
+    curve: LearningCurve,
+    *,
+    seed: int,
+    trainable: set[str] | None,
+    part: str | None,
+    also: Sequence[pl.Callback] = (),
+) -> Fitted:
     """Train ``model`` in place for ``cfg.steps`` steps, going on from the run's newest checkpoint.
 
     Args:
+        loader: gives the micro-batches from a step on.
         trainable: names of the parameters that move; ``None``: all.
-        code: the one language that trains, when a language is added; its checkpoints lie in a folder of that name.
+        part: folder of the checkpoints, where a run trains several models one after the other; its figures end in it.
+        also: callbacks whose state belongs into the checkpoints.
     Raises:
         UserError: the checkpoint is damaged, or does not fit the model.
     """
-    steps, processes = cfg.steps, cfg.trainer.devices * cfg.trainer.nodes
-    checkpoint = run.latest_checkpoint(code or "")
+    checkpoint = run.latest_checkpoint(part or "")
     first_step = step_of(checkpoint) if checkpoint else 0
     if checkpoint:
         log.info("resuming from %s", checkpoint)
     if rank() == 0:
-        tracking.curve.start_at(first_step, code)
-    module = LanguageModeling(
-        model, cfg.recipe, steps=steps, seed=seed, trainable=trainable, fused=cfg.trainer.precision != "16-mixed"
-    )
-    curve = LearningCurve(
-        tracking,
-        prepared.scorers(cfg.objective),
-        tokens_per_step=cfg.tokens_per_step,
-        log_every=cfg.trainer.log_every,
-        validate_every=cfg.trainer.validate_every,
-        last_step=steps,
-        suffix=f"/{code}" if code else "",
-    )
-    loader = batches(
-        cfg,
-        prepared,
-        mixture,
-        {c: model.lang_id(c) for c in prepared.corpora},
-        seed=seed,
-        steps=steps,
-        first_step=first_step,
-        rank=rank(),
-        processes=processes,
-    )
+        curve.tracking.curve.start_at(first_step, part)
+    fused = cfg.trainer.precision != "16-mixed"
+    module = LanguageModeling(model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable, fused=fused)
     saver = Checkpoints(
-        run.path / "checkpoints" / (code or ""), every=cfg.trainer.checkpoint_every, keep=cfg.trainer.keep_checkpoints
+        run.path / "checkpoints" / (part or ""), every=cfg.trainer.checkpoint_every, keep=cfg.trainer.keep_checkpoints
     )  # after the others: it saves their state
-    callbacks = [curve, ProgressLine(code or "base", steps, curve), saver, Interruption()]
+    callbacks = [curve, ProgressLine(part or "base", cfg.steps, curve), *also, saver, Interruption()]
     trainer = make_trainer(cfg, callbacks, WholeFiles())
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-            trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+            trainer.fit(module, loader(first_step), ckpt_path=checkpoint, weights_only=True)
     except (RuntimeError, KeyError) as error:
         if checkpoint and not curve.started:
             raise UserError(f"checkpoint {checkpoint} does not fit this model ({str(error).splitlines()[0]}); delete it, "
                             "use another hydra.run.dir, or resume=never to start over") from error  # fmt: skip
         raise
     model.requires_grad_(True)
-    return Fitted(curve.first, curve.final, curve.tokens_per_second)
+    return Fitted(curve.first, curve.final, curve.units_per_second)
 
 
-def make_trainer(cfg: PretrainConfig, callbacks: list[pl.Callback], writer: CheckpointIO) -> pl.Trainer:
+def make_trainer(
+    cfg: PretrainConfig | FinetuneConfig, callbacks: list[pl.Callback], writer: CheckpointIO
+) -> pl.Trainer:
     """Lightning's loop as ``cfg.trainer`` says, without anything that it would do unasked."""
     t = cfg.trainer
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)

@@ -120,6 +120,10 @@ def _group(name: str) -> str:
             return f"{title} {parts[parts.index(mark) + 1]}"
     if "lm_head" in parts:
         return "LM head (shared)"
+    if "pooler" in parts or parts[0] != "roberta":
+        return "task head"
+    if "adapter_layer_norm" in parts:
+        return "LayerNorm of the slots"
     if "embeddings" in parts:
         return "base vocabulary" if "word_embeddings" in parts else "positions and embedding LayerNorm"
     return "attention" if "attention" in parts else "feed-forward and LayerNorm"

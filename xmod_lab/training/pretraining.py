@@ -60,8 +60,8 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
             "train/tokens": cfg.steps * cfg.tokens_per_step,
             "train/steps": cfg.steps,
         }
-        if fitted.tokens_per_second is not None:
-            metrics["train/tokens_per_second"] = fitted.tokens_per_second
+        if fitted.per_second is not None:
+            metrics["train/tokens_per_second"] = fitted.per_second
         if rank() == 0:
             model.save_pretrained(run / "model")
             prepared.tokenizer.save_pretrained(run / "model")
@@ -71,8 +71,8 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
         tracking.summarise(metrics, [])
     barrier()
     score_table(metrics, codes, {"unigram": "unigram", "val": "model"}, scored_text(cfg))
-    if fitted.tokens_per_second is not None:
-        log.info("trained at %s tokens/s", f"{fitted.tokens_per_second:,.0f}")
+    if fitted.per_second is not None:
+        log.info("trained at %s tokens/s", f"{fitted.per_second:,.0f}")
     log.info("model in %s", run / "model")
 
 

@@ -99,9 +99,10 @@ class RunDir:
         _LOCKS[self.path] = stream
 
     def _clear(self) -> None:
-        for name in ("checkpoints", "model", "pack"):
+        for name in ("checkpoints", "model", "pack", "predictions"):
             shutil.rmtree(self / name, ignore_errors=True)
-        for name in ("config.yaml", "metrics.json", "metrics.csv", "proof.json", "report.html", STATE):
+        for name in ("config.yaml", "metrics.json", "metrics.csv", "proof.json", "report.html", "transfer.csv",
+                     "transfer.png", STATE):  # fmt: skip
             (self / name).unlink(missing_ok=True)
 
     def write_text(self, name: str, text: str) -> None:

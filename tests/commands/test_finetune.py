@@ -1,0 +1,214 @@
+"""Fine-tuning on the embedded intents and testing in every language, by the command itself."""
+
+import csv
+import gzip
+import json
+import os
+import signal
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.test_project import composed
+from xmod_lab.errors import ProofError, UserError
+from xmod_lab.finetune import main
+from xmod_lab.finetune_config import validate_finetune
+from xmod_lab.model import XmodForMaskedLM, XmodForSequenceClassification
+from xmod_lab.text.corpus import EMBEDDED
+from xmod_lab.training import finetuning
+from xmod_lab.training.callbacks import BestWeights
+from xmod_lab.training.rundir import RunDir
+
+SMALL = ["trainer.max_steps=8", "trainer.checkpoint_every=2", "trainer.validate_every=2", "trainer.log_every=2", "logger=csv",
+         "task.seeds=2"]  # fmt: skip
+
+
+def _config(workplace, base: Path | str, *overrides: str):
+    return composed(f"runs={workplace.folder / 'tuned'}", f"base={base}", *SMALL, *overrides, command="finetune")
+
+
+def finetune(cfg, run: RunDir):
+    """As the command does it: without Lightning's warnings."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch|typing_extensions")
+        return finetuning.finetune(cfg, run)
+
+
+@pytest.fixture(scope="session")
+def tuned(workplace, extended) -> Path:
+    """English intents on the base with Greek and Swahili; the upper bounds too."""
+    run = workplace.folder / "tuned" / "run"
+    assert finetune(_config(workplace, extended, "task.upper=true"), RunDir(run)) is not None
+    return run
+
+
+def test_every_language_is_tested_in_every_arm_with_intervals(tuned):
+    metrics = json.loads((tuned / "metrics.json").read_text())
+    for code in ("en_XX", "de_DE", "el_GR", "sw_KE"):
+        arms = ["target", "none", "wrong", "majority", *(["source", "upper"] if code != "en_XX" else [])]
+        for metric in ("accuracy", "macro_f1"):
+            for arm in arms:
+                low, mean, high = (metrics[f"test/{metric}/{code}/{arm}{end}"] for end in ("/low", "", "/high"))
+                assert 0 <= low <= mean <= high <= 1
+    assert "test/accuracy/en_XX/source" not in metrics and "test/accuracy/fr_XX/target" not in metrics
+    assert 0 <= metrics["difference/accuracy/el_GR/target-source/p"] <= 1
+    assert metrics["val/accuracy/en_XX"] == pytest.approx(
+        (metrics["val/accuracy/en_XX/seed1"] + metrics["val/accuracy/en_XX/seed2"]) / 2
+    )
+    with (tuned / "transfer.csv").open() as stream:
+        lines = {(r["language"], r["metric"], r["arm"]): r for r in csv.DictReader(stream)}
+    greek = lines["el_GR", "accuracy", "target"]
+    assert (greek["role"], greek["examples"], greek["seeds"]) == ("added", "161", "2")
+    assert float(greek["mean"]) == metrics["test/accuracy/el_GR/target"]
+
+
+def test_figures_follow_from_the_predictions_that_are_kept(tuned):
+    metrics = json.loads((tuned / "metrics.json").read_text())
+    gold = [row["label"] for row in _intents("el", "test")]
+    labels = sorted({row["label"] for row in _intents("en", "train")})
+    shares = []
+    for seed in (1, 2):
+        kept = json.loads((tuned / "predictions" / "en_XX" / f"seed{seed}.json").read_text())
+        said = [labels[i] for i in kept["predictions"]["el_GR"]["target"][0]]
+        shares.append(sum(a == b for a, b in zip(said, gold, strict=True)) / len(gold))
+    assert metrics["test/accuracy/el_GR/target"] == pytest.approx(sum(shares) / 2)
+    assert metrics["test/accuracy/el_GR/majority"] == pytest.approx(max(map(gold.count, set(gold))) / len(gold))
+
+
+def _intents(language: str, split: str) -> list[dict]:
+    with gzip.open(EMBEDDED / "intents.jsonl.gz", "rt", encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream]
+    return [row for row in rows if (row["lang"], row["split"]) == (language, split)]
+
+
+def test_what_was_frozen_is_the_base_to_the_bit_and_the_rest_has_moved(extended, tuned):
+    """Judged by loading both models, not by the run's own proof."""
+    base = XmodForMaskedLM.from_pretrained(extended / "model").state_dict()
+    model = XmodForSequenceClassification.from_pretrained(tuned / "model")
+    frozen = ("roberta.embeddings.", ".adapter_modules.")
+    body = {n: t for n, t in model.state_dict().items() if n.startswith("roberta.")}
+    same = {n for n, t in body.items() if torch.equal(t, base[n])}
+    assert same == {n for n in body if any(mark in n for mark in frozen)}
+    assert model.config.id2label[0] == "HassCancelTimer" and model.config.num_labels == 13
+    assert json.loads((tuned / "proof.json").read_text())["holds"]
+    assert (
+        model.tokenizer_for("el_GR")("φως").input_ids
+        and "fine-tuned on intents" in (tuned / "model/README.md").read_text()
+    )
+    model(model.tokenizer_for("el_GR")("φως", return_tensors="pt").input_ids, lang_ids="el_GR")
+
+
+def test_weights_are_those_of_the_step_that_the_source_s_development_split_likes_best(tuned):
+    metrics = json.loads((tuned / "metrics.json").read_text())
+    with (tuned / "metrics.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["val/accuracy/en_XX/seed1"] and row["step"] != "0"]
+    best = max(rows, key=lambda r: (float(r["val/accuracy/en_XX/seed1"]), -float(r["val/loss/en_XX/seed1"])))
+    assert metrics["train/best_step/en_XX/seed1"] == int(best["step"])
+    assert metrics["val/accuracy/en_XX/seed1"] == float(best["val/accuracy/en_XX/seed1"])
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(workplace, extended, tuned):
+    run = workplace.folder / "tuned" / "killed"
+    overrides = [
+        f"runs={workplace.folder / 'tuned'}",
+        f"base={extended}",
+        *SMALL,
+        "task.upper=true",
+        f"hydra.run.dir={run}",
+    ]
+    process = workplace.run([*overrides, "trainer.keep_checkpoints=9"], command="finetune")
+    deadline = time.monotonic() + 120
+    while not list((run / "checkpoints/en_XX/seed2").glob("step000004.ckpt")):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    done = run / "predictions/en_XX/seed1.json"
+    before = done.stat().st_mtime_ns
+    assert not (run / "metrics.json").exists()
+    finetune(_config(workplace, extended, "task.upper=true"), RunDir(run))
+    assert done.stat().st_mtime_ns == before
+    for file in ("model/model.safetensors", "transfer.csv"):
+        assert (run / file).read_bytes() == (tuned / file).read_bytes()
+    figures = [json.loads((r / "metrics.json").read_text()) for r in (run, tuned)]
+    assert [{k: v for k, v in f.items() if "per_second" not in k} for f in figures][0].items() <= figures[1].items()
+    assert finetune(_config(workplace, extended, "task.upper=true"), RunDir(run)) is None
+
+
+def test_auto_is_the_newest_run_that_knows_the_source_and_the_command_draws_its_table(
+    workplace, extended, tuned, monkeypatch, capfd
+):
+    """The folder also holds fine-tuned runs, which are newer and no bases, and the base without the added languages."""
+    for age, run in enumerate((tuned, extended, workplace.base)):
+        os.utime(run / "metrics.json", (time.time() - 100 * age,) * 2)
+    run = workplace.folder / "auto"
+    arguments = [f"runs={workplace.folder}", *SMALL, "task.seeds=1", f"hydra.run.dir={run}"]
+    monkeypatch.setattr("sys.argv", ["finetune", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    out = capfd.readouterr().out
+    assert stopped.value.code == 0
+    assert f"base: {extended}" in out.replace("\n", "") and "trains" in out and "frozen" in out
+    assert all(word in out for word in ("el_GR (added)", "en_XX (source)", "majority", "target slot minus others"))
+    assert (run / "transfer.png").stat().st_size > 10_000
+    with pytest.raises(UserError, match="no finished run .* knows 'fi'"):
+        finetune(_config(workplace, "auto", "task.source=fi"), RunDir(workplace.folder / "none"))
+
+
+def test_a_frozen_tensor_that_moves_fails_the_run(workplace, extended, tmp_path, monkeypatch):
+    restore = BestWeights.restore
+
+    def sabotage(self, model):
+        restore(self, model)
+        model.base_model.embeddings.LayerNorm.bias.data[0] += 1e-7
+
+    monkeypatch.setattr(BestWeights, "restore", sabotage)
+    with pytest.raises(ProofError, match="embeddings.LayerNorm.bias"):
+        finetune(_config(workplace, extended, "trainer.max_steps=1"), RunDir(tmp_path / "run"))
+    assert not (tmp_path / "run" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"source": "fi"}, "unknown language 'fi'"),
+        ({"split": "nothing"}, "the dev split of the source language en_XX is empty"),
+        ({"label": "HassFly"}, "label 'HassFly' is not in the source's training split"),
+    ],
+)
+def test_data_that_does_not_fit_is_refused_before_anything_is_written(workplace, extended, tmp_path, change, message):
+    rows = [
+        {**row, "language": row["lang"]}
+        for c in ("en", "de")
+        for s in ("train", "dev", "test")
+        for row in _intents(c, s)
+    ]
+    if "split" in change:
+        rows = [row for row in rows if row["split"] != "dev"]
+    if "label" in change:
+        rows[-1]["label"] = change["label"]
+    (tmp_path / "x.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = change.get("source", "en")
+    with pytest.raises(UserError, match=message):
+        finetune(
+            _config(workplace, extended, f"task.data.path={tmp_path}/x.jsonl", f"task.source={source}"),
+            RunDir(tmp_path / "run"),
+        )
+    assert not (tmp_path / "run").exists()
+
+
+def test_all_faults_of_a_configuration_are_listed_at_once():
+    cfg = composed("task.kind=parsing", "task.seeds=0", "trainer.precision=fp8", "trainer.max_tokens=9", "base=nowhere",
+                   "trainer.devices=2", command="finetune")  # fmt: skip
+    with pytest.raises(UserError, match="6 faults") as caught:
+        validate_finetune(cfg)
+    assert all(
+        word in str(caught.value)
+        for word in ("task.kind", "classification", "task.seeds", "fp8", "examples", "nowhere")
+    )
+    with pytest.raises(UserError, match="task.metric is 'bleu'; allowed are accuracy, macro_f1"):
+        validate_finetune(composed("task.metric=bleu", command="finetune"))

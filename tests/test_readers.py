@@ -1,0 +1,292 @@
+"""Files and datasets in the layouts that labelled data comes in, and tagging."""
+
+import json
+from types import SimpleNamespace
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from seqeval.metrics import f1_score
+from transformers import AutoTokenizer
+
+from tests.conftest import tiny_config
+from xmod_lab.errors import UserError
+from xmod_lab.model import XmodForMultipleChoice, XmodForQuestionAnswering, XmodForTokenClassification
+from xmod_lab.tasks.answering import Answering
+from xmod_lab.tasks.choice import Choice
+from xmod_lab.tasks.metrics import span_f1
+from xmod_lab.tasks.readers import READERS
+from xmod_lab.tasks.reading import LabelledSource, Row, read_examples
+from xmod_lab.tasks.statistics import estimate
+from xmod_lab.tasks.tagging import Tagging
+from xmod_lab.training.transfer import answers
+
+KNOWN = ["en_XX", "de_DE"]
+CONLLU = """# text = Dogs don't bark
+1\tDogs\tdog\tNOUN\t_\t_\t2\tnsubj\t_\t_
+2-3\tdon't\t_\t_\t_\t_\t_\t_\t_\t_
+2\tdo\tdo\tAUX\t_\t_\t0\troot\t_\t_
+3\tn't\tnot\tPART\t_\t_\t2\tadvmod\t_\t_
+
+1\tYes\tyes\tINTJ\t_\t_\t0\troot\t_\t_
+"""
+
+
+def _rows(path) -> list[dict]:
+    return [values for _, values in READERS["".join(path.suffixes)](path)]
+
+
+def test_tables_with_quotes_as_their_type_has_them(tmp_path):
+    (tmp_path / "x.csv").write_text('text,label\n"two\nlines, ""quoted""",a\n')
+    assert _rows(tmp_path / "x.csv") == [{"text": 'two\nlines, "quoted"', "label": "a"}]
+    (tmp_path / "x.tsv").write_text('text\tlabel\nan "open quote\ta\n')
+    assert _rows(tmp_path / "x.tsv") == [{"text": 'an "open quote', "label": "a"}]
+    (tmp_path / "x.tsv").write_text("text\tlabel\na\tb\nc\n")
+    with pytest.raises(UserError, match="x.tsv, line 3: it has fewer fields than the 2 columns"):
+        _rows(tmp_path / "x.tsv")
+
+
+def test_conll_and_conllu(tmp_path):
+    (tmp_path / "x.conll").write_text("-DOCSTART- O\n\nAda NNP B-PER\nsleeps VB O\n\n\nYes UH O")
+    assert _rows(tmp_path / "x.conll") == [
+        {"words": ["Ada", "sleeps"], "tags": ["B-PER", "O"]}, {"words": ["Yes"], "tags": ["O"]},
+    ]  # fmt: skip
+    (tmp_path / "x.conllu").write_text(CONLLU)
+    found = _rows(tmp_path / "x.conllu")
+    assert [(row["form"], row["upos"]) for row in found] == [
+        (["Dogs", "do", "n't"], ["NOUN", "AUX", "PART"]),
+        (["Yes"], ["INTJ"]),
+    ]
+    (tmp_path / "x.conll").write_text("Ada B-PER\nsleeps\n")
+    with pytest.raises(UserError, match="x.conll, line 2: 1 columns"):
+        _rows(tmp_path / "x.conll")
+
+
+def test_squad_files(tmp_path):
+    question = {"id": "q1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]}
+    (tmp_path / "x.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": "Ada.", "qas": [question]}]}]}))
+    assert _rows(tmp_path / "x.json") == [
+        {"id": "q1", "context": "Ada.", "question": "Who?", "answers": {"text": ["Ada"], "answer_start": [0]}}
+    ]
+    (tmp_path / "x.json").write_text('{"data": [{"title": "x"}]}')
+    with pytest.raises(UserError, match="not in SQuAD's layout .*paragraphs"):
+        _rows(tmp_path / "x.json")
+
+
+def _hub_folder(folder, tables: dict[tuple[str, str], dict], features: datasets.Features):
+    """A dataset as the hub has it: parquet files, and a card that lists them by configuration."""
+    lines = []
+    for config in dict.fromkeys(config for config, _ in tables):
+        lines += [f"- config_name: {config}", "  data_files:"]
+        for (name, split), columns in tables.items():
+            if name == config:
+                (folder / config).mkdir(parents=True, exist_ok=True)
+                datasets.Dataset.from_dict(columns, features=features).to_parquet(
+                    folder / config / f"{split}-00000.parquet"
+                )
+                lines += [f"  - split: {split}", f"    path: {config}/{split}-*"]
+    (folder / "README.md").write_text("---\nconfigs:\n" + "\n".join(lines) + "\n---\n")
+    return str(folder)
+
+
+def test_xnli_as_the_hub_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    names = datasets.ClassLabel(names=["entailment", "neutral", "contradiction"])
+    features = datasets.Features(
+        {"premise": datasets.Value("string"), "hypothesis": datasets.Value("string"), "label": names}
+    )
+    rows = {"premise": ["p"], "hypothesis": ["h"], "label": [2]}
+    splits = [("en", "train"), ("en", "validation"), ("en", "test"), ("de", "test"), ("th", "test")]
+    path = _hub_folder(tmp_path / "xnli", {key: rows for key in splits}, features)
+    source = LabelledSource(path, config="@language", splits={"dev": "validation"})
+    found, unknown = read_examples([source], ("premise", "hypothesis", "label"), KNOWN)
+    assert {code: list(splits) for code, splits in found.items()} == {
+        "en_XX": ["train", "dev", "test"],
+        "de_DE": ["test"],
+    }
+    assert found["de_DE"]["test"][0].values == {"premise": "p", "hypothesis": "h", "label": "contradiction"}
+    assert list(unknown) == ["th"] and len(source.digest()) == 64
+    with pytest.raises(UserError, match="no configuration of .* is named like 'xnli.@language'"):
+        read_examples([LabelledSource(path, config="xnli.@language")], ("label",), KNOWN)
+
+
+def test_wikiann_as_the_hub_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    tags = datasets.List(datasets.ClassLabel(names=["O", "B-PER", "I-PER"]))
+    features = datasets.Features({"tokens": datasets.List(datasets.Value("string")), "ner_tags": tags})
+    rows = {"tokens": [["Ada", "L", "."]], "ner_tags": [[1, 2, 0]]}
+    path = _hub_folder(tmp_path / "wikiann", {("de", "train"): rows, ("de", "validation"): rows}, features)
+    source = LabelledSource(
+        path, config="@language", columns={"words": "tokens", "tags": "ner_tags"}, splits={"dev": "validation"}
+    )
+    found, _ = read_examples([source], ("words", "tags"), KNOWN)
+    assert found["de_DE"]["dev"][0].values == {"words": ["Ada", "L", "."], "tags": ["B-PER", "I-PER", "O"]}
+
+
+def _tagged(*pairs: tuple[str, str]) -> list[Row]:
+    return [Row({"words": words.split(), "tags": tags.split()}, f"row {i}") for i, (words, tags) in enumerate(pairs)]
+
+
+NER = _tagged(("Ada Lovelace lives in London .", "B-PER I-PER O O B-LOC O"), ("the file is open", "O O O O"))
+
+
+def test_the_first_piece_of_a_word_carries_its_tag_and_words_that_are_cut_off_are_counted(tokenizer_folder):
+    tokenizer, kind = AutoTokenizer.from_pretrained(tokenizer_folder), Tagging(NER)
+    whole, cut = kind.encode(NER, tokenizer, 60), kind.encode(NER, tokenizer, 8)
+    batch = kind.batch(whole, [0, 1])
+    for row, i in enumerate((0, 1)):
+        places = batch["labels"][row].ne(-100).nonzero().flatten().tolist()
+        words = [
+            tokenizer.decode(batch["input_ids"][row][a:b])
+            for a, b in zip(places, [*places[1:], len(whole.ids[i]) - 1], strict=True)
+        ]
+        assert [word.strip() for word in words] == NER[i].values["words"]
+        assert [kind.labels[t] for t in batch["labels"][row][places]] == NER[i].values["tags"]
+    assert whole.truncated == 0 and cut.truncated == sum(len(ids) > 8 for ids in whole.ids) and len(cut.ids[0]) == 8
+    model = XmodForTokenClassification(tiny_config(vocab_size=400, **kind.configuration())).eval()
+    output = model(**kind.batch(cut, [1, 0]), lang_ids="en_XX")
+    predicted = kind.predict(output, cut, [1, 0])
+    assert [len(tags) for tags in predicted] == [4, 6] and predicted[1][-1] == kind.labels.index("O")
+    assert torch.isfinite(output.loss)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [(("a b", "O"), "row 0: words and tags must be lists of equal length, here they are 2 and 1"),
+     (("a", "B-PRE"), "row 0: tag 'B-PRE' is not in .* Did you mean 'B-PER'")],
+)  # fmt: skip
+def test_misaligned_and_unknown_tags_are_errors(row, message):
+    with pytest.raises(UserError, match=message):
+        Tagging(NER).gold(_tagged(row))
+
+
+def test_tags_that_name_no_spans_are_scored_by_accuracy_alone():
+    kind = Tagging(_tagged(("a b", "NOUN VERB")))
+    assert kind.metrics == ("accuracy",)
+    assert kind.metric("accuracy").score([[0, 1, 1], [0]], [[0, 0, 1], [1]]) == 0.5
+    assert kind.majority([[0, 1, 1], [0, 1]]) == [[1, 1, 1], [1, 1]]
+
+
+def test_the_f1_of_spans_is_that_of_seqeval_and_has_an_interval():
+    labels = ["B-LOC", "B-PER", "I-LOC", "I-PER", "O"]
+    generator = np.random.default_rng(0)
+    gold, predicted = (
+        [generator.choice(5, n, p=[0.15, 0.15, 0.15, 0.15, 0.4]).tolist() for n in range(3, 60)] for _ in range(2)
+    )
+    predicted = [g if i % 3 else p for i, (g, p) in enumerate(zip(gold, predicted, strict=True))]
+    metric = span_f1(labels)
+    names = [[[labels[t] for t in tags] for tags in part] for part in (gold, predicted)]
+    assert metric.score(gold, predicted) == pytest.approx(f1_score(*names))
+    found = estimate(metric.counts(gold, predicted)[None, None], metric, seed=0)
+    assert found.mean == pytest.approx(f1_score(*names)) and found.low < found.mean < found.high
+
+
+def test_xquad_and_mlqa_as_the_hub_has_them_beside_squad(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    answers = {"text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int32"))}
+    strings = {name: datasets.Value("string") for name in ("id", "context", "question")}
+    features = datasets.Features({**strings, "answers": answers})
+    rows = {
+        "id": ["1"],
+        "context": ["Ada slept."],
+        "question": ["Who?"],
+        "answers": [{"text": ["Ada"], "answer_start": [0]}],
+    }
+    squad = _hub_folder(tmp_path / "squad", {("plain_text", s): rows for s in ("train", "validation")}, features)
+    xquad = _hub_folder(tmp_path / "xquad", {(f"xquad.{c}", "validation"): rows for c in ("en", "de")}, features)
+    pairs = ("en.en", "de.de", "de.en")
+    mlqa = _hub_folder(
+        tmp_path / "mlqa", {(f"mlqa.{p}", s): rows for p in pairs for s in ("test", "validation")}, features
+    )
+    train = LabelledSource(squad, config="plain_text", language="en", splits={"dev": "validation"})
+    tests = LabelledSource(xquad, config="xquad.@language", splits={"test": "validation"})
+    found, _ = read_examples([train, tests], Answering.roles, KNOWN)
+    assert {c: list(s) for c, s in found.items()} == {"en_XX": ["train", "dev", "test"], "de_DE": ["test"]}
+    assert found["de_DE"]["test"][0].values["answers"] == {"text": ["Ada"], "answer_start": [0]}
+    found, _ = read_examples([LabelledSource(mlqa, config="mlqa.@language.@language", splits={"dev": "validation"})],
+                             Answering.roles, KNOWN)  # fmt: skip
+    assert {c: {s: len(r) for s, r in splits.items()} for c, splits in found.items()} == {
+        "en_XX": {"dev": 1, "test": 1}, "de_DE": {"dev": 1, "test": 1},
+    }  # fmt: skip
+
+
+def _question(context: str, answer: str, start: int | None = None) -> Row:
+    start = context.index(answer) if start is None else start
+    answers = {"text": [answer], "answer_start": [start]}
+    return Row({"question": "Which file?", "context": context, "answers": answers}, "question q1")
+
+
+def test_long_contexts_are_read_in_windows_and_the_answer_is_found_in_those_that_hold_it(tokenizer_folder):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    rows = [_question("The page was open. " * 12 + "The printer is ready. " + "No page was open. " * 12, "printer"),
+            _question("The file was saved.", "file was saved")]  # fmt: skip
+    kind = Answering(rows)
+    encoded = kind.encode(rows, tokenizer, 64)
+    assert len(encoded.ids) > 4 and len(encoded) == 2 and max(map(len, encoded.ids)) == 64
+    held = [window for window in encoded.extra if window.start]
+    assert {window.owner for window in held} == {0, 1}
+    for window in held:
+        span = window.context[window.offsets[window.start][0] : window.offsets[window.end][1]]
+        assert span.strip(" .") == ("printer" if window.owner == 0 else "file was saved")
+    perfect = SimpleNamespace(
+        start_logits=torch.zeros(len(encoded.ids), 64), end_logits=torch.zeros(len(encoded.ids), 64)
+    )
+    for i, window in enumerate(encoded.extra):
+        if window.start:
+            perfect.start_logits[i, window.start] = perfect.end_logits[i, window.end] = 9.0
+    said = kind.finish(kind.predict(perfect, encoded, range(len(encoded.ids))), encoded)
+    assert kind.metric("exact_match").score(encoded.gold, said) == 1.0
+    batch = kind.batch(encoded, range(len(encoded.ids)))
+    model = XmodForQuestionAnswering(
+        tiny_config(vocab_size=400, max_position_embeddings=66, **kind.configuration())
+    ).eval()
+    output = model(**batch, lang_ids="en_XX")
+    assert torch.isfinite(output.loss)
+    assert all(
+        text in rows[i].values["context"]
+        for i, text in enumerate(kind.finish(kind.predict(output, encoded, range(len(encoded.ids))), encoded))
+    )
+
+
+def test_answers_are_scored_as_in_squad():
+    kind = Answering([_question("a b", "b")])
+    gold = [["The cat", "a dog"], ["two words"]]
+    assert kind.metric("exact_match").score(gold, ["cat!", "words"]) == 0.5
+    assert kind.metric("f1").score(gold, ["cat!", "words"]) == pytest.approx((1 + 2 / 3) / 2)
+
+
+def test_an_answer_outside_of_its_context_is_an_error(tokenizer_folder):
+    with pytest.raises(
+        UserError, match="question q1: the answer 'open' is not in its context at character 3, where ' pag' is"
+    ):
+        Answering([_question("The page was open.", "open", 3)])
+    row = Row({"question": "Who?", "context": "x", "answers": {"text": [], "answer_start": []}}, "question q2")
+    with pytest.raises(UserError, match="question q2: it has no answer"):
+        Answering([row])
+    long = Row({**_question("The page.", "page").values, "question": "which page " * 30}, "question q3")
+    with pytest.raises(UserError, match="question q3: the question has .* pieces"):
+        Answering([long]).encode([long], AutoTokenizer.from_pretrained(tokenizer_folder), 64)
+
+
+def test_choices_are_read_with_their_text_and_another_number_of_them_is_an_error(tokenizer_folder):
+    rows = [
+        Row({"text": "The file", "choices": ["is open", "was saved by a user"], "label": n}, f"row {n}") for n in (0, 1)
+    ]
+    kind = Choice(rows)
+    encoded = kind.encode(rows, AutoTokenizer.from_pretrained(tokenizer_folder), 38)
+    batch = kind.batch(encoded, [1, 0])
+    assert batch["input_ids"].shape[:2] == (2, 2) and batch["labels"].tolist() == [1, 0]
+    assert batch["attention_mask"].sum(-1)[0].tolist() == [len(ids) for ids in encoded.ids[1]]
+    model = XmodForMultipleChoice(tiny_config(vocab_size=400)).eval()
+    predictions, loss = answers(model, kind, encoded, "en_XX", 0)
+    plain = model(**batch, lang_ids="en_XX")
+    assert predictions == plain.logits.argmax(-1).tolist()[::-1] and loss == pytest.approx(
+        float(plain.loss.detach()), rel=1e-5
+    )
+    for change, message in (
+        ({"choices": ["a"]}, "row: choices must be a list of 2"),
+        ({"label": 2}, "label '2' is no choice"),
+    ):
+        with pytest.raises(UserError, match=message):
+            kind.gold([Row({**rows[0].values, **change}, "row")])

@@ -1,0 +1,163 @@
+"""Labelled data, its batches, metrics, intervals and paired tests."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
+from transformers import AutoTokenizer
+
+from xmod_lab.errors import UserError
+from xmod_lab.tasks.classification import Classification, Inference
+from xmod_lab.tasks.examples import ExampleStream
+from xmod_lab.tasks.metrics import accuracy, macro_f1
+from xmod_lab.tasks.reading import LabelledSource, Row, read_examples
+from xmod_lab.tasks.statistics import difference, estimate
+
+KNOWN = ["en_XX", "de_DE", "el_GR"]
+ROLES = ("text", "label")
+
+
+def _write(path, rows):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _rows(*labels: str) -> list[Row]:
+    return [Row({"text": f"words of {label}", "label": label}, f"file, line {i}") for i, label in enumerate(labels, 1)]
+
+
+def test_the_embedded_intents_are_read_by_language_and_split_as_the_model_spells_them():
+    found, unknown = read_examples([LabelledSource("embedded:intents", columns={"language": "lang"})], ROLES, KNOWN)
+    sizes = {code: {split: len(rows) for split, rows in splits.items()} for code, splits in found.items()}
+    assert list(sizes) == KNOWN
+    assert sizes["en_XX"] == {"train": 483, "dev": 56, "test": 241} and sizes["el_GR"]["test"] == 161
+    assert set(unknown) == {"ar", "fr", "hi", "ru", "sw", "tr", "zh"} and "this model knows: en_XX" in unknown["sw"]
+
+
+def test_languages_and_splits_may_stand_in_the_path(tmp_path):
+    for language in ("en", "de-DE"):
+        for split in ("train", "validation"):
+            _write(tmp_path / language / f"x.{split}.jsonl", [{"utterance": f"{language} {split}", "label": "a"}])
+    _write(tmp_path / "de-DE" / "x.other.jsonl", [{"nothing": 1}])  # a split that nobody asked for
+    source = LabelledSource(
+        f"{tmp_path}/@language/x.@split.jsonl", columns={"text": "utterance"}, splits={"dev": "validation"}
+    )
+    found, unknown = read_examples([source], ROLES, KNOWN)
+    assert not unknown
+    assert {c: {s: rows[0].values["text"] for s, rows in splits.items()} for c, splits in found.items()} == {
+        "en_XX": {"train": "en train", "dev": "en validation"},
+        "de_DE": {"train": "de-DE train", "dev": "de-DE validation"},
+    }
+    _write(tmp_path / "de-DE" / "x.test.jsonl", [{"nothing": 1}])
+    with pytest.raises(UserError, match="x.test.jsonl, line 1: no column 'utterance'; it has nothing"):
+        read_examples([source], ROLES, KNOWN)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("embedded:topics", "allowed are intents"),
+        ("x.xml", "nor a file of a known type"),
+        ("@language.jsonl", "no file is named like"),
+    ],
+)
+def test_data_that_is_not_there_is_an_error(tmp_path, monkeypatch, data, message):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        list(LabelledSource(data).parts())
+
+
+def test_two_names_of_one_language_are_an_error(tmp_path):
+    _write(tmp_path / "x.jsonl", [{"text": "a", "label": "b", "split": "test", "language": c} for c in ("de", "deu")])
+    with pytest.raises(UserError, match="'de' and 'deu' are both de_DE"):
+        read_examples([LabelledSource(str(tmp_path / "x.jsonl"))], ROLES, KNOWN)
+
+
+def test_a_label_that_training_lacks_is_an_error_with_its_place_and_the_nearest():
+    kind = Classification(_rows("on", "off", "on"))
+    assert kind.labels == ["off", "on"] and kind.gold(_rows("on", "off")) == [1, 0]
+    with pytest.raises(
+        UserError, match="file, line 2: label 'onn' is not in .* allowed are off, on. Did you mean 'on'"
+    ):
+        kind.gold(_rows("on", "onn"))
+    with pytest.raises(UserError, match="have one label, 'on'"):
+        Classification(_rows("on", "on"))
+
+
+def test_long_texts_are_cut_and_counted_and_pairs_are_joined(tokenizer_folder):
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    rows = [Row({"text": "the file " * n, "label": str(n)}, "") for n in (1, 50)]
+    encoded = Classification(rows).encode(rows, tokenizer, 20)
+    assert encoded.truncated == 1 and len(encoded.ids[0]) < len(encoded.ids[1]) == 20
+    assert {ids[-1] for ids in encoded.ids} == {tokenizer.eos_token_id}
+    batch = Classification(rows).batch(encoded, [1, 0])
+    assert batch["input_ids"].shape == (2, 20) and batch["labels"].tolist() == [1, 0]
+    assert batch["attention_mask"].sum(1).tolist() == [20, len(encoded.ids[0])]
+    assert (batch["input_ids"][1] == tokenizer.pad_token_id).sum() == 20 - len(encoded.ids[0])
+    pair = [Row({"premise": "one file", "hypothesis": "<mask>", "label": c}, "") for c in "ab"]
+    ids = Inference(pair).encode(pair, tokenizer, 60).ids[0]
+    assert ids.count(tokenizer.eos_token_id) == 3 and tokenizer.mask_token_id not in ids
+
+
+def test_every_pass_has_every_example_once_and_a_batch_depends_on_its_step_alone():
+    def stream(**changes) -> ExampleStream:
+        settings = {"seed": 3, "steps": 10, "rows_per_step": 4, "accumulate": 1, **changes}
+        return ExampleStream(10, lambda indices: {"i": torch.tensor(indices)}, 7, **settings)
+
+    drawn = torch.cat([stream()[i]["i"] for i in range(10)]).tolist()
+    assert [sorted(drawn[n : n + 10]) for n in (0, 10, 20, 30)] == [list(range(10))] * 4
+    assert len({tuple(drawn[n : n + 10]) for n in (0, 10, 20, 30)}) == 4
+    assert stream()[6]["i"].tolist() == drawn[24:28] and stream()[6]["lang_ids"].tolist() == [7] * 4
+    halves = [stream(accumulate=2)[i]["i"].tolist() for i in range(20)]
+    assert sum(halves, []) == drawn
+    assert stream(seed=4)[0]["i"].tolist() != drawn[:4]
+
+
+def test_metrics_are_those_of_torchmetrics():
+    generator = np.random.default_rng(0)
+    gold, predicted = generator.integers(0, 4, 60), generator.integers(0, 3, 60)
+    g, p = torch.from_numpy(gold), torch.from_numpy(predicted)
+    assert accuracy().score(gold.tolist(), predicted.tolist()) == pytest.approx(
+        float(multiclass_accuracy(p, g, 6, "micro"))
+    )
+    assert macro_f1(6).score(gold.tolist(), predicted.tolist()) == pytest.approx(
+        float(multiclass_f1_score(p, g, 6, "macro"))
+    )
+
+
+def _answers(shares: list[float], examples: int = 400) -> np.ndarray:
+    """Counts (1, S, N, 2) of accuracy, of seeds that are right in that share of the examples, drawn independently."""
+    generator = np.random.default_rng(1)
+    right = np.stack([generator.permutation(np.arange(examples) < share * examples) for share in shares])
+    return np.stack([right, np.ones_like(right)], axis=-1).astype(float)[None]
+
+
+def test_the_interval_of_one_seed_is_the_binomial_one_and_seeds_that_differ_widen_it():
+    one = estimate(_answers([0.7]), accuracy(), seed=0)
+    spread = 1.96 * np.sqrt(0.7 * 0.3 / 400)
+    assert one.mean == pytest.approx(0.7)
+    assert (one.low, one.high) == (pytest.approx(0.7 - spread, abs=0.008), pytest.approx(0.7 + spread, abs=0.008))
+    three = estimate(_answers([0.5, 0.7, 0.9]), accuracy(), seed=0)
+    assert three.mean == pytest.approx(0.7) and three.high - three.low > 2 * (one.high - one.low)
+    assert estimate(_answers([0.7]), accuracy(), seed=0) == one
+    assert estimate(_answers([1.0], 1), accuracy(), seed=0).low is None
+
+
+def test_the_mean_over_wrong_slots_is_the_mean_of_their_scores():
+    slots = np.concatenate([_answers([0.2, 0.4]), _answers([0.6, 0.8])])
+    assert estimate(slots, accuracy(), seed=0).mean == pytest.approx(0.5)
+    assert difference(_answers([0.9, 0.9]), slots, accuracy(), seed=0).mean == pytest.approx(0.4)
+
+
+def test_a_paired_test_finds_a_difference_that_is_there_and_none_that_is_not():
+    a = _answers([0.7, 0.7, 0.7])
+    worse = a.copy()
+    worse[0, :, :30, 0] = 0  # wrong in some of the same examples
+    found = difference(a, worse, accuracy(), seed=0)
+    assert found.mean == pytest.approx(float((a - worse)[..., 0].mean())) and found.low > 0 and found.p < 0.001
+    same = difference(a, a, accuracy(), seed=0)
+    assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
+    chance = difference(_answers([0.5]), _answers([0.5])[:, :, ::-1], accuracy(), seed=0)
+    assert chance.p > 0.5 and chance.low < 0 < chance.high

@@ -1,0 +1,1 @@
+"""Labelled tasks: reading, encoding, batches, scoring, and the statistics of a transfer."""

@@ -1,0 +1,159 @@
+"""Extractive question answering (SQuAD): the answer is a span of the context, which is read in windows where it is long."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchmetrics.functional.text import squad
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.errors import UserError
+from xmod_lab.model import XmodForQuestionAnswering
+from xmod_lab.tasks.examples import Encoded, pad
+from xmod_lab.tasks.metrics import Metric, share
+from xmod_lab.tasks.reading import Row
+
+_LONGEST = 30  # pieces of an answer, as in BERT's script
+_OVERLAP = 4  # windows of S pieces overlap by S / 4
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a context. ``owner``: number of its question; ``offsets``: of each piece of the context its characters, ``None``
+    for other pieces; ``start``, ``end``: pieces of the answer, 0 where it is not in this window."""
+
+    owner: int
+    context: str
+    offsets: list[tuple[int, int] | None]
+    start: int
+    end: int
+
+
+class Answering:
+    """Questions with one answer or more in their context; those without any are refused."""
+
+    model_class = XmodForQuestionAnswering
+    roles = ("question", "context", "answers")
+    metrics = ("exact_match", "f1")
+    pipeline = "question-answering"
+    labels: tuple[str, ...] = ()
+
+    def __init__(self, train: Sequence[Row]):
+        self.gold(train)
+
+    def gold(self, rows: Sequence[Row]) -> list[list[str]]:
+        """The answers of each question. Raises UserError where one is not in the context at the place that is given."""
+        found = []
+        for row in rows:
+            texts, starts = (row.values["answers"].get(key, []) for key in ("text", "answer_start"))
+            if not texts:
+                raise UserError(f"{row.where}: it has no answer; allowed are questions whose answer is in the context (SQuAD 1). "
+                                "Leave it out")  # fmt: skip
+            for text, start in zip(texts, starts, strict=True):
+                if not text or row.values["context"][start : start + len(text)] != text:
+                    raise UserError(f"{row.where}: the answer '{text}' is not in its context at character {start}, where "
+                                    f"'{row.values['context'][start : start + len(text)]}' is; repair it, or leave it out")  # fmt: skip
+            found.append(list(texts))
+        return found
+
+    def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int) -> Encoded:
+        """Windows of at most ``positions`` pieces: the question, then a part of the context. Nothing is lost."""
+        gold = self.gold(rows)
+        questions, contexts = ([str(row.values[role]) for row in rows] for role in ("question", "context"))
+        lengths = [len(ids) for ids in tokenizer(questions)["input_ids"]]
+        for row, length in zip(rows, lengths, strict=True):
+            if length > positions // 2:
+                raise UserError(f"{row.where}: the question has {length} pieces, more than half of the model's {positions} "
+                                "positions; shorten it, or leave it out")  # fmt: skip
+        encoded = tokenizer(
+            questions,
+            contexts,
+            truncation="only_second",
+            max_length=positions,
+            stride=positions // 2 // _OVERLAP,
+            return_overflowing_tokens=True,
+            return_offsets_mapping=True,
+            split_special_tokens=True,
+        )
+        windows = []
+        for encoding, owner in zip(encoded.encodings, encoded["overflow_to_sample_mapping"], strict=True):
+            offsets = [
+                span if part == 1 else None for span, part in zip(encoding.offsets, encoding.sequence_ids, strict=True)
+            ]
+            answers = rows[owner].values["answers"]
+            begin = answers["answer_start"][0]
+            inside = _pieces_of(offsets, begin, begin + len(answers["text"][0]))
+            windows.append(Window(owner, contexts[owner], offsets, *inside))
+        pieces = sum(map(len, encoded["input_ids"]))
+        unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"])
+        return Encoded(encoded["input_ids"], gold, tokenizer.pad_token_id, 0, unknown / pieces, windows)
+
+    def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
+        """(B, S) tensors of these windows, and ``start_positions``, ``end_positions`` (B,)."""
+        windows = [encoded.extra[i] for i in indices]
+        return {
+            **pad([encoded.ids[i] for i in indices], encoded.pad_id),
+            "start_positions": torch.tensor([window.start for window in windows]),
+            "end_positions": torch.tensor([window.end for window in windows]),
+        }
+
+    def predict(self, output, encoded: Encoded, indices: Sequence[int]) -> list[tuple[float, str]]:
+        """Of each window of a batch the best span of the context, and its score."""
+        found = []
+        for row, i in enumerate(indices):
+            window = encoded.extra[i]
+            places = [place for place, span in enumerate(window.offsets) if span is not None]
+            start, end = (
+                x[row, places].detach().float().cpu() for x in (output.start_logits, output.end_logits)
+            )  # (P,)
+            sums = start[:, None] + end[None]
+            fits = torch.ones_like(sums, dtype=torch.bool).triu().tril(_LONGEST - 1)
+            best = int(sums.masked_fill(~fits, -torch.inf).argmax())
+            first, last = (window.offsets[places[n]] for n in divmod(best, len(places)))
+            found.append((float(sums.flatten()[best]), window.context[first[0] : last[1]].strip()))
+        return found
+
+    def finish(self, predictions: list[tuple[float, str]], encoded: Encoded) -> list[str]:
+        """Of each question the answer of the window that is surest of it."""
+        best: dict[int, tuple[float, str]] = {}
+        for window, found in zip(encoded.extra, predictions, strict=True):
+            best[window.owner] = max(best.get(window.owner, found), found, key=lambda pair: pair[0])
+        return [best[i][1] for i in range(len(encoded.gold))]
+
+    def majority(self, gold: Sequence[list[str]]) -> None:
+        """There is no answer to all."""
+        return None
+
+    def described(self, gold: Sequence[list[str]]) -> str:
+        """Labels there are none."""
+        return "–"
+
+    def comparable(self, gold: Sequence[list[str]]) -> bool:
+        """Every test may stand in a mean."""
+        return True
+
+    def metric(self, name: str) -> Metric:
+        """``exact_match`` or ``f1`` of SQuAD 1.1, of each question the best over its answers; by torchmetrics, 0 to 1."""
+
+        def counts(gold: list[list[str]], predicted: list[str]) -> np.ndarray:
+            scores = []
+            for answers, text in zip(gold, predicted, strict=True):
+                target = {"answers": {"text": answers, "answer_start": [0] * len(answers)}, "id": "0"}
+                scores.append((float(squad({"prediction_text": text, "id": "0"}, target)[name]) / 100, 1))
+            return np.array(scores, float)
+
+        return Metric(counts, share)
+
+    def configuration(self) -> dict:
+        """Two outputs a piece: start and end."""
+        return {"num_labels": 2}
+
+
+def _pieces_of(offsets: list[tuple[int, int] | None], begin: int, end: int) -> tuple[int, int]:
+    """First and last piece of the characters ``begin`` to ``end``; (0, 0) where they are not all in the window."""
+    touched = [i for i, span in enumerate(offsets) if span is not None and span[0] < end and span[1] > begin]
+    if not touched or offsets[touched[0]][0] > begin or offsets[touched[-1]][1] < end:
+        return 0, 0
+    return touched[0], touched[-1]

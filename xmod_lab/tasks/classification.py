@@ -1,0 +1,95 @@
+"""One label for a passage, or for a pair of passages (NLI: premise and hypothesis)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.errors import UserError, nearest
+from xmod_lab.model import XmodForSequenceClassification
+from xmod_lab.tasks.examples import Encoded, encode_texts, pad
+from xmod_lab.tasks.metrics import Metric, accuracy, macro_f1
+from xmod_lab.tasks.reading import Row
+
+
+class Classification:
+    """Labels are those of the source's training split, sorted."""
+
+    model_class = XmodForSequenceClassification
+    roles: tuple[str, ...] = ("text", "label")
+    texts: tuple[str, ...] = ("text",)
+    metrics = ("accuracy", "macro_f1")
+    pipeline = "text-classification"
+
+    def __init__(self, train: Sequence[Row]):
+        """Raises UserError where all rows have the same label."""
+        self.labels = sorted({str(row.values["label"]) for row in train})
+        if len(self.labels) < 2:
+            raise UserError(f"{train[0].where} and the rows after it have one label, '{self.labels[0]}'; a task needs two or "
+                            "more")  # fmt: skip
+
+    def gold(self, rows: Sequence[Row]) -> list[int]:
+        """Numbers of the rows' labels. Raises UserError for a label that the training split does not have."""
+        known = {label: i for i, label in enumerate(self.labels)}
+        found = []
+        for row in rows:
+            label = str(row.values["label"])
+            if label not in known:
+                raise UserError(f"{row.where}: label '{label}' is not in the source's training split; allowed are "
+                                f"{', '.join(self.labels)}.{nearest(label, self.labels)} Rename it, or leave those rows out")  # fmt: skip
+            found.append(known[label])
+        return found
+
+    def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int) -> Encoded:
+        """Pieces of every row, at most ``positions`` of them, and the gold labels."""
+        return encode_texts(
+            [[str(row.values[role]) for role in self.texts] for row in rows], self.gold(rows), tokenizer, positions
+        )
+
+    def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
+        """(B, S) tensors of these rows, padded to the longest of them, and ``labels`` (B,)."""
+        return {
+            **pad([encoded.ids[i] for i in indices], encoded.pad_id),
+            "labels": torch.tensor([encoded.gold[i] for i in indices]),
+        }
+
+    def predict(self, output, encoded: Encoded, indices: Sequence[int]) -> list[int]:
+        """The most likely label of each row of a batch."""
+        return output.logits.argmax(-1).tolist()
+
+    def described(self, gold: Sequence[int]) -> str:
+        """How many of the labels a test has."""
+        return f"{len(set(gold))} of {len(self.labels)}"
+
+    def comparable(self, gold: Sequence[int]) -> bool:
+        """Whether a test has at least half of the labels, so that its score may stand in a mean beside others."""
+        return 2 * len(set(gold)) >= len(self.labels)
+
+    def finish(self, predictions: list[int], encoded: Encoded) -> list[int]:
+        """Predictions of examples from those of what was read: here they are the same."""
+        return predictions
+
+    def majority(self, gold: Sequence[int]) -> list[int]:
+        """The same answer to all: the one that is right most often."""
+        return [int(np.bincount(gold).argmax())] * len(gold)
+
+    def metric(self, name: str) -> Metric:
+        """The metric of that name."""
+        return accuracy() if name == "accuracy" else macro_f1(len(self.labels))
+
+    def configuration(self) -> dict:
+        """What the model's configuration must say of the task."""
+        return {
+            "id2label": dict(enumerate(self.labels)),
+            "label2id": {label: i for i, label in enumerate(self.labels)},
+            "problem_type": "single_label_classification",
+        }
+
+
+class Inference(Classification):
+    """Natural language inference: the label of a pair."""
+
+    roles = ("premise", "hypothesis", "label")
+    texts = ("premise", "hypothesis")

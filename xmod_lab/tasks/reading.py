@@ -1,0 +1,189 @@
+"""Labelled examples as rows, by language and split, from the files or datasets that a task names."""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+
+from xmod_lab.codes import resolve
+from xmod_lab.errors import UnknownLanguageError, UserError
+from xmod_lab.tasks.readers import READERS, Rows, named_rows
+from xmod_lab.text.corpus import EMBEDDED, content_digest
+
+SPLITS = ("train", "dev", "test")
+EMBEDDED_TASKS = ("intents",)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example as it stands in its file: role (``text``, ``label``, …) -> value, and file and line for messages."""
+
+    values: dict[str, object]
+    where: str
+
+
+Labelled = dict[str, dict[str, list[Row]]]  # language -> split -> rows
+Part = tuple[dict[str, str], Rows]  # what path or configuration say of language and split, and the rows
+
+
+@dataclass
+class LabelledSource:
+    """Where examples are. ``@language`` and ``@split`` in ``path`` or ``config`` stand for any name; what these do not say,
+    columns ``language`` and ``split`` of the rows do.
+
+    Args:
+        path: ``embedded:intents``; files (``nli/@language/@split.tsv`` are those of all languages and splits that are there),
+            see :data:`xmod_lab.tasks.readers.READERS`; or a ``datasets`` folder or hub id. A hub id needs the network; folders in
+            the layouts of xnli, wikiann, xquad and mlqa were tried.
+        config: the configurations of a dataset that are read (``xquad.@language``).
+        language: of all rows, where nothing else says it.
+        columns: role -> name of the column, where it is another (``{text: utterance}``); the role's own name is read too.
+        splits: train, dev, test -> the name it has in the data, where it is another (``{dev: validation}``), likewise.
+    """
+
+    path: str = "embedded:intents"
+    config: str | None = None
+    language: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+
+    def parts(self) -> Iterator[Part]:
+        """Every file, or split of a configuration.
+
+        Raises:
+            UserError: there is none, or it cannot be read.
+        """
+        if _suffix(self._pattern) is None:
+            yield from self._dataset_parts()
+        else:
+            for path, said in self.files():
+                yield said, READERS[_suffix(path.name)](path)
+
+    def files(self) -> list[tuple[Path, dict[str, str]]]:
+        """Every file with what its path says. Raises UserError when there is none."""
+        pattern = str(Path(self._pattern).absolute())
+        first = min((pattern.find(mark) for mark in ("@language", "@split") if mark in pattern), default=len(pattern))
+        anchor = Path(pattern[:first]).parent if first < len(pattern) else Path(pattern).parent
+        wildcard = str(Path(pattern).relative_to(anchor)).replace("@language", "*").replace("@split", "*")
+        found = [(path, _said(pattern, str(path))) for path in sorted(anchor.glob(wildcard)) if path.is_file()]
+        found = [(path, said) for path, said in found if said is not None]
+        if not found:
+            raise UserError(f"task.data.path: no file is named like '{self.path}'; give the path of an existing file, with "
+                            "@language and @split where the names of languages and splits stand")  # fmt: skip
+        return found
+
+    @property
+    def _pattern(self) -> str:
+        if not self.path.startswith("embedded:"):
+            return self.path
+        name = self.path.removeprefix("embedded:")
+        if name not in EMBEDDED_TASKS:
+            raise UserError(
+                f"task.data.path: no embedded task '{name}'; allowed are {', '.join(EMBEDDED_TASKS)}, or a path"
+            )
+        return str(EMBEDDED / f"{name}.jsonl.gz")
+
+    def _dataset_parts(self) -> Iterator[Part]:
+        path = Path(self.path)
+        hub_id = re.fullmatch(r"[\w-]+|[\w.-]+/[\w.-]+", self.path) and not self.path.startswith(".")
+        if not path.is_dir() and (path.is_file() or not hub_id):
+            raise UserError(f"task.data.path '{self.path}' is neither a folder nor a file of a known type "
+                            f"({', '.join(READERS)}) nor a hub id; give one of these")  # fmt: skip
+        found = False
+        try:
+            for config, said in self._configurations():
+                if any(path.glob("dataset_*.json")):
+                    loaded = datasets.load_from_disk(self.path)
+                else:
+                    loaded = datasets.load_dataset(self.path, config)
+                for split, table in loaded.items():
+                    found = True
+                    yield {"split": split, **said}, named_rows(table, f"{self.path}, {config or 'default'}, {split}")
+        except UserError:
+            raise
+        except Exception as error:  # datasets raises whatever its readers and the network raise
+            raise UserError(f"task.data.path: '{self.path}' cannot be read as a dataset ({str(error).splitlines()[0]}); give a folder "
+                            "in a layout of the hub, or a hub id that can be reached") from error  # fmt: skip
+        if not found:
+            raise UserError(f"task.data.config: no configuration of '{self.path}' is named like '{self.config}'")
+
+    def _configurations(self) -> Iterator[tuple[str | None, dict[str, str]]]:
+        if self.config is None:
+            yield None, {}
+            return
+        for name in datasets.get_dataset_config_names(self.path):
+            said = _said(self.config, name)
+            if said is not None:
+                yield name, said
+
+    def digest(self) -> str:
+        """Of every byte that is read; of a hub id, of its revision."""
+        if _suffix(self._pattern) is None:
+            return content_digest(self.path, self.config)
+        parts = [content_digest(str(path), None) for path, _ in self.files()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def value(self, role: str, values: dict, where: str) -> object:
+        """What a row has for ``role``. Raises UserError when it has nothing."""
+        column = self.columns.get(role, role)
+        found = values.get(column, values.get(role))
+        if found is None:
+            raise UserError(f"{where}: no column '{column}'; it has {', '.join(map(str, values))}. Name it with "
+                            f"++task.data.columns.{role}=<column>")  # fmt: skip
+        return found
+
+
+def _suffix(name: str) -> str | None:
+    """The file type of ``name``; ``None`` where it is none that is read."""
+    return next((suffix for suffix in READERS if name.endswith(suffix)), None)
+
+
+def _said(pattern: str, name: str) -> dict[str, str] | None:
+    """What ``name`` has in the places of ``pattern``, the same in each; ``None`` where it is not named like that."""
+    expression = re.escape(pattern)
+    for place in ("language", "split"):
+        mark = f"@{place}"
+        expression = expression.replace(mark, f"(?P<{place}>[^/]+?)", 1).replace(mark, f"(?P={place})")
+    match = re.fullmatch(expression, name)
+    return None if match is None else match.groupdict()
+
+
+def read_examples(
+    sources: list[LabelledSource], roles: tuple[str, ...], known: list[str]
+) -> tuple[Labelled, dict[str, str]]:
+    """Rows by language, as ``known`` spells it, and split.
+
+    Args:
+        roles: what every row must have.
+    Returns:
+        The rows; and for every language of the data that is none of ``known``, why.
+    Raises:
+        UserError: a file cannot be read, a row lacks a role, two names mean one language.
+    """
+    found: Labelled = {}
+    unknown: dict[str, str] = {}
+    for source in sources:
+        names: dict[str, str] = {}  # code -> its name in this source
+        splits = {split: split for split in SPLITS} | {name: split for split, name in source.splits.items()}
+        for said, rows in source.parts():
+            if said.get("split", next(iter(splits))) not in splits or said.get("language") in unknown:
+                continue
+            for where, values in rows:
+                language = said.get("language") or source.language or source.value("language", values, where)
+                split = said.get("split") or source.value("split", values, where)
+                if split not in splits or language in unknown:
+                    continue
+                row = {role: source.value(role, values, where) for role in roles}
+                try:
+                    code = resolve(language, known)
+                except UnknownLanguageError as error:
+                    unknown[language] = str(error)
+                    continue
+                if names.setdefault(code, language) != language:
+                    raise UserError(f"{where}: languages '{names[code]}' and '{language}' are both {code} of this model; "
+                                    "give them one name, or leave one out")  # fmt: skip
+                found.setdefault(code, {}).setdefault(splits[split], []).append(Row(row, where))
+    return {code: found[code] for code in known if code in found}, unknown

@@ -1,0 +1,117 @@
+"""A task as a run meets it: the base with a head, and the examples of all languages in the pieces of their vocabularies."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import transformers
+
+from xmod_lab.errors import UserError
+from xmod_lab.finetune_config import FinetuneConfig
+from xmod_lab.model import XmodConfig, XmodPreTrainedModel
+from xmod_lab.model.slots import random_value
+from xmod_lab.tasks.examples import Encoded
+from xmod_lab.tasks.kinds import KINDS
+from xmod_lab.tasks.reading import read_examples
+from xmod_lab.training.tables import show
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trainings of a run share: the base's folder, the task, its encoded examples by language and split, and which
+    languages were ``added`` to the base after pre-training."""
+
+    folder: Path
+    source: str
+    added: list[str]
+    kind: object
+    examples: dict[str, dict[str, Encoded]]
+
+    @property
+    def tests(self) -> dict[str, Encoded]:
+        """The languages that are tested."""
+        return {code: splits["test"] for code, splits in self.examples.items() if "test" in splits}
+
+
+def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
+    """Read and encode all examples that the model has a slot for, and show what there is.
+
+    Raises:
+        UserError: the base is causal or lacks the source language; the source has no examples in a split; a test has a label
+            that training does not have.
+    """
+    config = XmodConfig.from_pretrained(folder)
+    if config.is_decoder:
+        raise UserError(
+            f"base {cfg.base} is a causal language model; tasks are fine-tuned on masked ones: choose another base"
+        )
+    source, kind_class = config.resolve(cfg.task.source), KINDS[cfg.task.kind]
+    rows, unknown = read_examples(cfg.sources, kind_class.roles, config.known_codes())
+    for language, why in unknown.items():
+        log.warning("examples in '%s' are left out: the base has no slot for it. %s", language, why)
+    for split in ("train", "dev", "test"):
+        if not rows.get(source, {}).get(split):
+            there = {code: [s for s in splits if splits[s]] for code, splits in rows.items()}
+            raise UserError(f"{cfg.task.data.path}: the {split} split of the source language {source} is empty; there are "
+                            f"{there or 'no examples at all'}. Name the splits with ++task.data.splits.{split}=<name>, or choose "
+                            "another task.source")  # fmt: skip
+    kind = kind_class(rows[source]["train"])
+    if cfg.task.metric not in kind.metrics:
+        raise UserError(f"task.metric is '{cfg.task.metric}', but the labels of the data ({', '.join(kind.labels[:5])}, …) allow "
+                        f"{', '.join(kind.metrics)} alone: they name no spans")  # fmt: skip
+    model = task_model(folder, kind, seed=0)
+    positions = config.max_position_embeddings - config.pad_token_id - 1
+    wanted = {code: [s for s in ("train", "dev", "test") if s in splits] for code, splits in rows.items()}
+    if not cfg.task.upper:
+        wanted = {
+            code: splits if code == source else [s for s in splits if s == "test"] for code, splits in wanted.items()
+        }
+    examples = {}
+    for code, splits in wanted.items():
+        tokenizer = model.tokenizer_for(code)
+        examples[code] = {split: kind.encode(rows[code][split], tokenizer, positions) for split in splits}
+    setting = Setting(
+        folder, source, config.added or [], kind, {code: splits for code, splits in examples.items() if splits}
+    )
+    _data_table(
+        cfg, setting, {code: {s: len(r) for s, r in splits.items()} for code, splits in rows.items()}, positions
+    )
+    return setting
+
+
+def _data_table(cfg: FinetuneConfig, setting: Setting, sizes: dict[str, dict[str, int]], positions: int) -> None:
+    rows = []
+    for code, splits in setting.examples.items():
+        test = splits.get("test")
+        counts = (f"{sizes[code].get(split, 0):,}" for split in ("train", "dev", "test"))
+        classes = "–" if test is None else setting.kind.described(test.gold)
+        unknown = "–" if test is None else f"{100 * test.unknown:.1f} %"
+        rows.append((code, *counts, classes, unknown, f"{sum(part.truncated for part in splits.values()):,}"))
+    title = f"{cfg.task.name}: fine-tuned on {setting.source}; examples, and how many are cut to {positions} pieces"
+    show(title, ("language", "train", "dev", "test", "labels in test", "unknown pieces", "cut"), rows)
+
+
+def task_model(folder: Path, kind, seed: int) -> XmodPreTrainedModel:
+    """The base with a head for the task, whose values are a function of ``seed`` alone; in evaluation mode.
+
+    Raises:
+        UserError: the base lacks tensors of its body.
+    """
+    config = XmodConfig.from_pretrained(folder, **kind.configuration())
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # a new head, and no language-model head: both are meant
+    try:
+        model, info = kind.model_class.from_pretrained(folder, config=config, output_loading_info=True)
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    lost = [name for name in info["missing_keys"] if name.startswith("roberta.") and ".pooler." not in name]
+    if lost:
+        raise UserError(f"base {folder} lacks tensors of its body: {sorted(lost)[:3]}; give one that is whole")
+    with torch.no_grad():
+        for name in sorted(info["missing_keys"]):
+            parameter = model.get_parameter(name)
+            parameter.copy_(random_value(parameter, config, seed, name))
+    return model.eval()

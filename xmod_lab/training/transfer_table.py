@@ -1,0 +1,175 @@
+"""The table of a transfer: every language and arm with its interval over examples and seeds, and the arms against each other."""
+
+import csv
+import io
+from dataclasses import dataclass
+
+import numpy as np
+
+from xmod_lab.tasks.statistics import LEVEL, Estimate, difference, estimate
+from xmod_lab.training.tables import show
+from xmod_lab.training.transfer import ARMS, counted
+
+_AGAINST = ("source", "none", "wrong")  # what the target slot is compared with
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one training has brought.
+
+    ``dev``, ``dev_loss``: of the chosen weights, on the development split of the language that was trained on; ``step``: when
+    they were chosen; ``predictions``: language -> arm -> slots -> examples.
+    """
+
+    dev: float
+    dev_loss: float
+    step: int
+    per_second: float | None
+    proof: dict
+    predictions: dict[str, dict[str, list[list]]]
+
+
+@dataclass(frozen=True)
+class Language:
+    """One tested language. ``arms``: metric -> arm -> estimate; ``against``: metric -> other arm -> the target arm minus it."""
+
+    code: str
+    role: str
+    examples: int
+    labels: str
+    comparable: bool
+    arms: dict[str, dict[str, Estimate]]
+    against: dict[str, dict[str, Estimate]]
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """All of a task: ``metric`` is the one that weights were chosen by, ``validation`` the figures of the trainings."""
+
+    task: str
+    metric: str
+    source: str
+    seeds: list[int]
+    languages: list[Language]
+    validation: dict[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        """Flat figures for metrics.json: ``test/<metric>/<code>/<arm>``, and ``difference/<metric>/<code>/target-<arm>``
+        with ``…/p``; intervals as ``…/low`` and ``…/high``."""
+        figures = dict(self.validation)
+        for code, metric, arm, found in self._all():
+            kind = "difference" if "-" in arm else "test"
+            name = f"{kind}/{metric}/{code}/{arm}"
+            figures[name] = found.mean
+            ends = {"low": found.low, "high": found.high, "p": found.p}
+            figures |= {f"{name}/{end}": value for end, value in ends.items() if value is not None}
+        return figures
+
+    def csv(self) -> str:
+        """A line for every language, metric and arm."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("language", "role", "examples", "seeds", "metric", "arm", "mean", "low", "high", "p"))
+        known = {language.code: language for language in self.languages}
+        for code, metric, arm, found in self._all():
+            language = known[code]
+            writer.writerow((code, language.role, language.examples, len(self.seeds), metric, arm,
+                             *("" if v is None else v for v in (found.mean, found.low, found.high, found.p))))  # fmt: skip
+        return text.getvalue()
+
+    def _all(self):
+        for language in self.languages:
+            for metric, arms in language.arms.items():
+                yield from ((language.code, metric, arm, found) for arm, found in arms.items())
+                for arm, found in language.against[metric].items():
+                    yield language.code, metric, f"target-{arm}", found
+
+    def show(self) -> None:
+        """Print the arms of every language, and what the target slot is worth against the others."""
+        arms = [arm for arm in ARMS if any(arm in language.arms[self.metric] for language in self.languages)]
+        rows = []
+        for language in self.languages:
+            found = language.arms[self.metric]
+            cells = (f"{found[arm].mean:.3f}" if arm in found else "–" for arm in arms[1:])
+            rows.append(
+                (self._title(language), language.labels, f"{found['target'].mean:.3f}", _ends(found["target"]), *cells)
+            )
+        others = [language for language in self.languages if language.comparable and language.role != "source"]
+        if others:
+            means = {
+                a: [lang.arms[self.metric][a].mean for lang in others if a in lang.arms[self.metric]] for a in arms
+            }
+            target, *rest = (f"{np.mean(v):.3f}" if len(v) == len(others) else "–" for v in means.values())
+            rows.append((f"mean of {len(others)}", "", target, "", *rest))
+        seeds = f"{len(self.seeds)} seed" + "s" * (len(self.seeds) > 1)
+        title = (f"{self.task}: test {self.metric}, fine-tuned on {self.source} alone, {seeds}; intervals ({LEVEL:.0%}) are over "
+                 "examples × seeds; the mean is of other languages whose test has half of the labels or more")  # fmt: skip
+        show(title, ("language", "labels", "target", "interval", *arms[1:]), rows)
+        against = [arm for arm in _AGAINST if any(arm in language.against[self.metric] for language in self.languages)]
+        rows = []
+        for language in self.languages:
+            cells = (_gap(language.against[self.metric].get(arm)) for arm in against)
+            rows.append((language.code, *(part for cell in cells for part in cell)))
+        header = (part for arm in against for part in (f"− {arm}", "interval", "p"))
+        title = "target slot minus others; p of a paired test over examples, given these seeds, not corrected for many languages"
+        show(title, ("language", *header), rows)
+
+    @staticmethod
+    def _title(language: Language) -> str:
+        return language.code if language.role == "pre-trained" else f"{language.code} ({language.role})"
+
+
+def score_transfer(cfg, setting, results: dict[tuple[str, int], Result]) -> Transfer:
+    """Estimates of all arms from the predictions of all trainings. ``cfg``, ``setting``: see
+    :mod:`xmod_lab.training.finetuning`."""
+    source, seeds, kind = setting.source, cfg.seeds, setting.kind
+    mine = [results[source, seed] for seed in seeds]
+    languages = []
+    for code, test in setting.tests.items():
+        said = {arm: [result.predictions[code][arm] for result in mine] for arm in mine[0].predictions[code]}
+        if (same := kind.majority(test.gold)) is not None:
+            said["majority"] = [[same]]
+        own = [results[code, seed] for seed in seeds if (code, seed) in results]
+        if own and code != source:
+            said["upper"] = [result.predictions[code]["target"] for result in own]
+        arms, against = {}, {}
+        for name in kind.metrics:
+            metric = kind.metric(name)
+            counts = {arm: counted(metric, test.gold, predictions) for arm, predictions in said.items()}
+            arms[name] = {arm: estimate(counts[arm], metric, seed=cfg.seed) for arm in ARMS if arm in counts}
+            against[name] = {
+                arm: difference(counts["target"], counts[arm], metric, seed=cfg.seed)
+                for arm in _AGAINST
+                if arm in counts
+            }
+        role = "source" if code == source else "added" if code in setting.added else "pre-trained"
+        languages.append(
+            Language(code, role, len(test), kind.described(test.gold), kind.comparable(test.gold), arms, against)
+        )
+    languages.sort(key=lambda language: ("source", "pre-trained", "added").index(language.role))
+    return Transfer(cfg.task.name, cfg.task.metric, source, seeds, languages, _validation(cfg, results))
+
+
+def _validation(cfg, results: dict[tuple[str, int], Result]) -> dict[str, float]:
+    """Of every language that was trained on: development score (mean of the seeds, and each), step of the chosen weights."""
+    figures = {}
+    for code in dict.fromkeys(code for code, _ in results):
+        figures[f"val/{cfg.task.metric}/{code}"] = float(np.mean([results[code, seed].dev for seed in cfg.seeds]))
+        for seed in cfg.seeds:
+            result = results[code, seed]
+            figures[f"val/{cfg.task.metric}/{code}/seed{seed}"] = result.dev
+            figures[f"val/loss/{code}/seed{seed}"] = result.dev_loss
+            figures[f"train/best_step/{code}/seed{seed}"] = result.step
+            if result.per_second is not None:
+                figures[f"train/examples_per_second/{code}/seed{seed}"] = result.per_second
+    return {**figures, "train/steps": cfg.steps, "train/examples": cfg.steps * cfg.trainer.rows_per_step}
+
+
+def _ends(found: Estimate, sign: str = "") -> str:
+    return "–" if found.low is None else f"{found.low:{sign}.2f} {found.high:{sign}.2f}"
+
+
+def _gap(found: Estimate | None) -> tuple[str, str, str]:
+    if found is None:
+        return "–", "", ""
+    return f"{found.mean:+.3f}", _ends(found, "+"), "" if found.p is None else f"{found.p:.3f}"
