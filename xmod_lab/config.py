@@ -254,8 +254,8 @@ class EvaluateConfig(PretrainConfig):
 
 
 def register_schemas(**schemas: type) -> None:
-    """Make the schemas of whole commands known to Hydra: those of pretrain and evaluate and, by name, others."""
-    for name, schema in {"pretrain_schema": PretrainConfig, "evaluate_schema": EvaluateConfig, **schemas}.items():
+    """Make the schemas of whole commands known to Hydra: ``pretrain_schema`` and, by name, others."""
+    for name, schema in {"pretrain_schema": PretrainConfig, **schemas}.items():
         ConfigStore.instance().store(name=name, node=schema)
 
 

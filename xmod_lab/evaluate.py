@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Entry point of the command."""
-    run_command("evaluate", _evaluate)
+    run_command("evaluate", _evaluate, schema=EvaluateConfig)
 
 
 def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
