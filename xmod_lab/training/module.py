@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from xmod_lab.config import RecipeConfig
 from xmod_lab.model import XmodLanguageModel
+from xmod_lab.training.optimizer import AdamW
 
 
 class LanguageModeling(pl.LightningModule):
@@ -57,7 +58,7 @@ class LanguageModeling(pl.LightningModule):
         moving = [(n, p) for n, p in self.model.named_parameters() if n in self.trainable]
         decayed = [p for n, p in moving if p.dim() > 1]
         plain = [p for n, p in moving if p.dim() <= 1]
-        optimizer = torch.optim.AdamW(
+        optimizer = AdamW(
             [{"params": decayed, "weight_decay": self.recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
             lr=self.recipe.peak_lr,
             betas=tuple(self.recipe.betas),
@@ -67,10 +68,9 @@ class LanguageModeling(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_share)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args, **kwargs) -> None:
+    def configure_gradient_clipping(self, optimizer: AdamW, *args, **kwargs) -> None:
         """Clip the norm over everything that moves; Lightning's own refuses fused optimisers."""
-        moving = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch.nn.utils.clip_grad_norm_(moving, self.recipe.clip_norm)
+        optimizer.clip(self.recipe.clip_norm)
 
     def lr_share(self, step: int) -> float:
         """Share of the peak learning rate at ``step``: linear warm-up, then the recipe's schedule down to zero."""
