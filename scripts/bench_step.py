@@ -4,8 +4,8 @@
 
 Both models hold the same weights and see the same batches; steps alternate (A B A B) in one process, and ratios are quoted,
 since single times on a shared machine mean little. Precision: the faster of float32 and bfloat16 autocast for each, where it
-works (transformers' X-MOD fails under autocast). Optimiser: the fused AdamW and the clipping of our training for both, which also
-profit both from ``keep_memory``, which our training switches on.
+works (transformers' X-MOD fails under autocast). Optimiser: the same fused AdamW, the same clipping. Both profit from
+``keep_memory``, which our training switches on.
 
 The limit is what the step cannot do without: its matrix products (counted, masked positions only in the head) over the rate
 of the model's own largest product, measured in the same run and precision, plus the bytes that AdamW has to move (read weight,
@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from xmod_lab.model import XmodConfig, XmodForMaskedLM
 from xmod_lab.training.memory import keep_memory
-from xmod_lab.training.optimizer import AdamW
+from xmod_lab.training.module import clip_gradients
 
 LENGTH, MASKED = 128, 38  # tokens of a row, of which 30 % are predicted
 LANGUAGES = [f"l{i}" for i in range(8)]
@@ -88,13 +88,13 @@ class Step:
 
     def __post_init__(self) -> None:
         self.moving = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = AdamW(self.moving, lr=1e-4, weight_decay=0.01, fused=True)
+        self.optimizer = torch.optim.AdamW(self.moving, lr=1e-4, weight_decay=0.01, fused=True)
 
     def __call__(self) -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             loss = self.model(**self.inputs).loss
         loss.backward()
-        self.optimizer.clip(1.0)
+        clip_gradients(self.moving, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
 

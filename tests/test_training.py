@@ -16,7 +16,7 @@ from xmod_lab.config import RecipeConfig
 from xmod_lab.errors import UserError
 from xmod_lab.training.callbacks import Checkpoints, Interruption, LearningCurve, WholeFiles
 from xmod_lab.training.distributed import launch
-from xmod_lab.training.module import LanguageModeling
+from xmod_lab.training.module import LanguageModeling, clip_gradients
 from xmod_lab.training.rundir import RunDir
 
 
@@ -42,6 +42,18 @@ def test_matrices_decay_and_vectors_do_not():
     assert len(decays) == len(list(module.model.parameters()))
     assert decayed == {name for name, p in module.model.named_parameters() if p.dim() == 2}
     assert not any(name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name for name in decayed)
+
+
+@pytest.mark.parametrize("size", [0.01, 0.5 - 1e-7, 0.5, 0.7, 9.0])
+def test_clipping_is_that_of_torch_to_the_bit(size):
+    gradients = [torch.full((2,), size), torch.full((2,), -size), None]  # their norm is twice the size; the limit 1
+    ours, theirs = ([torch.nn.Parameter(torch.ones(2)) for _ in gradients] for _ in range(2))
+    for a, b, gradient in zip(ours, theirs, gradients, strict=True):
+        a.grad, b.grad = (None, None) if gradient is None else (gradient.clone(), gradient.clone())
+    clip_gradients(ours, 1.0)
+    torch.nn.utils.clip_grad_norm_(theirs, 1.0)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a.grad is b.grad or torch.equal(a.grad, b.grad)
 
 
 @pytest.mark.parametrize(
