@@ -36,6 +36,8 @@ def validate(cfg: PretrainConfig) -> None:
         if cfg.lang:
             faults.append(f"+lang={','.join(cfg.lang)} adds a language, and evaluate adds none; give the run that added it: "
                           "base=RUN")  # fmt: skip
+        if cfg.plan:
+            faults.append("plan=true is for pretrain: evaluate trains nothing; leave it out")
     raise_faults(faults)
 
 

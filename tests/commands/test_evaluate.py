@@ -148,6 +148,7 @@ def test_bad_input_is_refused_before_anything_is_written(workplace, foreign, eva
     (tmp_path / "one.tsv").write_text("id\ten\tsw\n1\ta\tb\n")
     for overrides, words in (
         (["+lang=greek", f"base={folder}"], "evaluate adds none"),
+        (["plan=true", f"base={folder}"], "evaluate trains nothing"),
         ([f"base={tmp_path / 'gone'}"], "does not exist"),
         ([f"base={folder}", f"evaluate.parallel=[{tmp_path / 'bad.tsv'}]"], "line 2: 2 cells"),
         ([f"base={folder}", "evaluate.parallel=[embedded:x,y.tsv]"], "2 faults"),
