@@ -17,11 +17,11 @@ from xmod_lab.errors import UserError
 from xmod_lab.languages.cards import CARD, export_card, with_added
 from xmod_lab.languages.packs import MANIFEST, install_pack, read_manifest, unpack
 from xmod_lab.model import XmodLanguageModel, language_model, load_language_model
+from xmod_lab.model.configuration import OURS
 from xmod_lab.text.rows import build_folder
 
 _WRITTEN_ANEW = ("config.json", "generation_config.json", CARD)
 _WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".index.json")
-_OURS = ("vocabularies", "aliases", "added")  # what transformers' configuration does not have
 
 
 def model_folder(source: str | Path) -> Path:
@@ -108,11 +108,12 @@ def save_model(model: XmodLanguageModel, out: Path, *, source: Path | None, pack
         elif source is not None and (source / "languages" / code).is_dir():
             _copy_files(source / "languages" / code, out / "languages" / code)
     card = with_added(None if source is None else _card_of(source), model.config, manifests_in(out, added))
-    (out / CARD).write_text(card, encoding="utf-8")
+    if card is not None:
+        (out / CARD).write_bytes(card.encode())
 
 
 def _card_of(folder: Path) -> str | None:
-    return (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
+    return (folder / CARD).read_bytes().decode() if (folder / CARD).is_file() else None  # with the ends of its lines
 
 
 def _copy_files(source: Path, target: Path, *, but: tuple[str, ...] = ()) -> None:
@@ -139,7 +140,7 @@ def export(source: str | Path, code: str, out: Path) -> None:
 
     def write(scratch: Path) -> None:
         single.save_pretrained(scratch)
-        settings = {k: v for k, v in json.loads((scratch / "config.json").read_text()).items() if k not in _OURS}
+        settings = {k: v for k, v in json.loads((scratch / "config.json").read_text()).items() if k not in OURS}
         transformers.XmodConfig.from_dict(settings).save_pretrained(scratch)
         _copy_files(folder / "languages" / code if own else folder, scratch, but=(*_WRITTEN_ANEW, MANIFEST))
         card = export_card(code, single.config, manifests_in(folder, [code]).get(code), _card_of(folder))
