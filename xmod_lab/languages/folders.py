@@ -15,7 +15,7 @@ from huggingface_hub import snapshot_download
 
 from xmod_lab.errors import UserError
 from xmod_lab.languages.cards import CARD, export_card, with_added
-from xmod_lab.languages.packs import MANIFEST, install_pack, read_manifest, unpack
+from xmod_lab.languages.packs import MANIFEST, TENSORS, install_pack, read_manifest, unpack
 from xmod_lab.model import XmodLanguageModel, language_model, load_language_model
 from xmod_lab.model.configuration import OURS
 from xmod_lab.text.rows import build_folder
@@ -44,14 +44,13 @@ def model_folder(source: str | Path) -> Path:
 
 
 def pack_folders(source: Path) -> list[Path]:
-    """A pack folder itself, or the packs of a run dir. Raises UserError when there is none."""
-    found = sorted(path.parent for path in (source / "pack").glob(f"*/{MANIFEST}"))
-    if (source / MANIFEST).is_file() or not found and source.is_dir() and not (source / "model").is_dir():
+    """A pack folder itself, or the packs in a folder of packs or in a run dir. Raises UserError when there is none."""
+    if any((source / name).is_file() for name in (MANIFEST, TENSORS)):
         return [source]
+    found = sorted(path.parent for part in ("pack", ".") for path in (source / part).glob(f"*/{MANIFEST}"))
     if not found:
-        raise UserError(
-            f"'{source}' is neither a pack nor a run dir with packs in pack/; give one that +lang=NAME wrote"
-        )
+        raise UserError(f"'{source}' is neither a pack (with {MANIFEST}), nor a folder of packs, nor a run dir with packs in pack/; "
+                        "give one that +lang=NAME wrote")  # fmt: skip
     return found
 
 
