@@ -94,6 +94,10 @@ def test_a_model_takes_codes_in_any_spelling_wherever_it_takes_one():
     assert model.config.default_language == "de_DE"  # which transformers, too, understands
     with pytest.raises(UserError, match="'de_DE' is the default"):
         model.remove_language("de")
+    model.config.default_language = "de"  # by hand
+    with pytest.raises(UserError, match="'de_DE' is the default.*default_language in its config.json"):
+        model.remove_language("de_DE")
+    model.config.default_language = "klingon"
     model.add_language("gsw", "copy:de")
     model.remove_language("zh-Hant")
     assert model.languages == ["en_XX", "de_DE", "zh_CN", "gsw"]
