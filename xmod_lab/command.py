@@ -90,7 +90,9 @@ def guarded(job: Callable[[], int | None]) -> int:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch")
         try:
-            return job() or 0
+            status = job() or 0
+            sys.stdout.flush()
+            return status
         except UserError as error:
             return _say(str(error), 2)
         except (HydraException, OmegaConfBaseException) as error:
@@ -99,6 +101,9 @@ def guarded(job: Callable[[], int | None]) -> int:
             return _say(str(error), 1)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             return _say(_denied(error), 2)
+        except BrokenPipeError:  # whoever reads the output, such as head, has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+            return 1
         except OSError as error:
             if error.errno not in _FULL:
                 raise

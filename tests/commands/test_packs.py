@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
 import sys
@@ -13,6 +14,7 @@ import torch
 
 from tests.commands.conftest import EXTENSION, Workplace, lines
 from xmod_lab import packs, pretrain
+from xmod_lab.command import guarded
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.training.bases import load_config
 from xmod_lab.training.data import prepare_language
@@ -143,6 +145,17 @@ def test_bad_input_is_named_with_status_2_and_nothing_is_written(
     status, out, err = command(packs.main, *(places.get(a, a) for a in arguments))
     assert status == 2 and list(tmp_path.iterdir()) == []
     assert re.search(message, err.replace("\n", " ")), err
+
+
+def test_a_reader_of_the_output_who_has_read_enough_is_no_bug(monkeypatch, capfd):
+    """``packs diff A B | head``: no traceback, whether it breaks while printing or when all is flushed."""
+    for text in ("short", "long" * 100_000):
+        end, pipe = os.pipe()
+        os.close(end)
+        with os.fdopen(pipe, "w") as stream, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stream)
+            assert guarded(lambda text=text: print(text)) == 1
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_text_of_ones_own_ends_in_a_verified_pack_whose_figures_a_fresh_base_reproduces(workplace, command, tmp_path):
