@@ -183,6 +183,17 @@ def test_a_pack_that_does_not_fit_is_refused_and_the_model_left_alone(pack, chan
     assert tensor_digests(model) == before and model.config.to_json_string() == config
 
 
+def test_a_pack_of_a_language_that_is_there_in_another_spelling_is_refused(pack, tmp_path):
+    model = tiny_model()
+    model.add_language("swh", "random")
+    write_pack(model, "swh", tmp_path / "swh", tokenizer_folder=None, details={})
+    with pytest.raises(UserError, match="swh: language 'swh' exists in this model already as 'sw_KE'; remove it first"):
+        other = tiny_model()
+        install_pack(other, pack[0])
+        install_pack(other, tmp_path / "swh")
+    assert other.languages == ["en_XX", "de_DE", "fr_XX", "sw_KE"]
+
+
 def test_a_pack_of_another_size_is_refused(pack):
     with pytest.raises(UserError, match="was made on the base"):
         install_pack(tiny_model(hidden_size=24), pack[0])

@@ -123,7 +123,7 @@ def test_a_run_whose_base_is_gone_is_verified_by_the_digests_in_its_proof(extend
     ("arguments", "message"),
     [
         (("install", "BASE", "EXTENDED", "--out", "BASE"), "exists already; choose a new folder"),
-        (("install", "EXTENDED", "EXTENDED", "--out", "OUT"), "exists in this model already; remove it first"),
+        (("install", "EXTENDED", "EXTENDED", "--out", "OUT"), "exists in this model already as '.*'; remove it first"),
         (
             ("install", "BASE", "BASE", "--out", "OUT"),
             "neither a pack .*, nor a folder of packs, nor a run dir with packs",

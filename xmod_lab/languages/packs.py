@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from xmod_lab.codes import clashing
 from xmod_lab.errors import UserError
 from xmod_lab.languages.cards import CARD, pack_card
 from xmod_lab.languages.proof import digest, fingerprint
@@ -148,8 +149,10 @@ def install_pack(model: XmodLanguageModel, folder: Path) -> str:
     if manifest["base_fingerprint"] != own:
         raise UserError(f"pack {folder} was made on the base {manifest['base_fingerprint'][:12]}, this model is "
                         f"{own[:12]}; use the base it was made on, or add the language to this one with +lang")  # fmt: skip
-    if code in model.languages:
-        raise UserError(f"pack {folder}: language '{code}' exists in this model already; remove it first")
+    if there := clashing(code, [*model.languages, *model.config.languages]):
+        raise UserError(
+            f"pack {folder}: language '{code}' exists in this model already as '{there[0]}'; remove it first"
+        )
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
     expected = _expected(model, code, manifest["pieces"])
     if shapes != expected:
