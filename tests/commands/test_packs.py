@@ -157,6 +157,12 @@ def test_a_reader_of_the_output_who_has_read_enough_is_no_bug(monkeypatch, capfd
             assert guarded(lambda text=text: print(text)) == 1
     assert capfd.readouterr() == ("", "")
 
+    def elsewhere():
+        raise BrokenPipeError  # of a data loader, say
+
+    with pytest.raises(BrokenPipeError):
+        guarded(elsewhere)
+
 
 def test_a_text_of_ones_own_ends_in_a_verified_pack_whose_figures_a_fresh_base_reproduces(workplace, command, tmp_path):
     """A language that the project does not know, from a file; the figures are equal to the last bit."""
