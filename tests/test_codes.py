@@ -7,7 +7,7 @@ import torch
 
 from tests.conftest import tiny_batch, tiny_model
 from tests.test_project import composed
-from xmod_lab.codes import clashing, related, resolve
+from xmod_lab.codes import clashing, meaning, related, resolve
 from xmod_lab.config import LangsetText
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.validation import validate
@@ -94,6 +94,10 @@ def test_a_model_takes_codes_in_any_spelling_wherever_it_takes_one():
     assert model.config.default_language == "de_DE"  # which transformers, too, understands
     with pytest.raises(UserError, match="'de_DE' is the default"):
         model.remove_language("de")
+    model.config.default_language = "de"  # by hand
+    with pytest.raises(UserError, match="'de_DE' is the default.*default_language in its config.json"):
+        model.remove_language("de_DE")
+    model.config.default_language = "klingon"
     model.add_language("gsw", "copy:de")
     model.remove_language("zh-Hant")
     assert model.languages == ["en_XX", "de_DE", "zh_CN", "gsw"]
@@ -141,9 +145,37 @@ def test_text_of_several_codes_may_share_a_slot():
     assert config.slot("hi-Latn") == config.slot("hi_IN") == 4 and config.slot("de") == config.slot("en") == 0
     shared = replace(cfg, model=replace(cfg.model, shared_slot=True)).model_config(50)
     assert shared.languages == ["shared"] and shared.known_codes() == list(languages)
-    languages["hi_IN"].slot = "hi_IN_rom"
-    with pytest.raises(UserError, match="goes through the slot of another language itself"):
+    for slot, message in (("hi_IN_rom", "goes through the slot of another language itself"), ("fr", "is 'fr_XX' in another"),
+                          ("a.b", "'a.b' cannot be used")):  # fmt: skip
+        languages["hi_IN"].slot = slot
+        with pytest.raises(UserError, match=message):
+            validate(cfg)
+    with pytest.raises(
+        UserError, match="hi_IN_rom.slot is 'hi_IN', but model.shared_slot gives all languages one slot"
+    ):
+        validate(replace(cfg, model=replace(cfg.model, shared_slot=True)))
+
+
+@pytest.mark.parametrize("code", ["sla", "gem-DE", "bih", "nah", "mul", "und", "und-Latn", "zxx", "MIS"])
+def test_a_code_of_no_single_language_is_refused_wherever_a_language_is_named(code):
+    assert meaning(code) is None and related(code, RELEASED) == []
+    with pytest.raises(UnknownLanguageError, match="stands for no single language .*; this model knows: en_XX"):
+        resolve(code, RELEASED)
+    with pytest.raises(UserError, match=f"'{code}' stands for no single language .*qaa to qtz"):
+        tiny_model().add_language(code)
+    cfg = composed("+lang=new_lang", f"lang.new_lang.code={code}")
+    cfg.langset.languages[code] = LangsetText(text="embedded:de")
+    with pytest.raises(UserError, match="(?s)langset.languages: .*no single.*lang.new_lang.code: .*no single"):
         validate(cfg)
+
+
+def test_a_family_may_name_a_slot_of_several_languages_and_a_private_code_a_language():
+    cfg = composed("+lang=new_lang", "lang.new_lang.code=qaa")
+    for code in ("en_XX", "de_DE"):
+        cfg.langset.languages[code].slot = "gem"
+    validate(cfg)
+    config = cfg.model_config(50)
+    assert "gem" in config.languages and config.known_codes() == list(cfg.langset.languages)
 
 
 def test_a_slot_that_others_share_cannot_be_removed_and_its_languages_give_one_gradient():

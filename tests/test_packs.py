@@ -51,9 +51,6 @@ def place(tmp_path_factory, tokenizer_folder) -> Path:
         own = code != "ca_ES"
         model.add_language(code, "random", pieces=pieces if own else None, seed=i)
         write_pack(model, code, place / code, tokenizer_folder=place / "own" if own else None, details=details(code))
-    model = load_language_model(str(place / "base"), "base")  # a base from a run has a card
-    folders.save_model(model, place / "carded", source=place / "base", packs={})
-    shutil.copyfile(place / "carded" / "README.md", place / "base" / "README.md")
     return place
 
 
@@ -136,7 +133,7 @@ def _without_first(tensors):
         (_truncate, "missing or altered"),
         (_alter, "missing or altered"),
         (_set(format=99), "format 99"),
-        (_set(format=1), "format 1, this version reads 2"),
+        (_set(format=2), "format 2, this version reads 3"),
         (_set(files={"../x": "0"}), "leaves the folder"),
         (_set(files={"..\\x": "0"}), "leaves the folder"),
         (_set(files={"/etc/passwd": "0"}), "leaves the folder"),
@@ -157,6 +154,7 @@ def _without_first(tensors):
         (_set(code="../sw"), "cannot be used"),
         (_set(tensors=None), "has None as tensors"),
         (_set(files=[]), r"has \[\] as files"),
+        (_set(unpacked=None), "has None as unpacked"),
         (_set(files={}), "are not in its manifest"),
         (_set(scores={"val/bpb/sw_KE": "low"}), "scores is not what a manifest has there"),
         (_set(data="text"), "data is not what a manifest has there"),
@@ -185,6 +183,17 @@ def test_a_pack_that_does_not_fit_is_refused_and_the_model_left_alone(pack, chan
     assert tensor_digests(model) == before and model.config.to_json_string() == config
 
 
+def test_a_pack_of_a_language_that_is_there_in_another_spelling_is_refused(pack, tmp_path):
+    model = tiny_model()
+    model.add_language("swh", "random")
+    write_pack(model, "swh", tmp_path / "swh", tokenizer_folder=None, details={})
+    with pytest.raises(UserError, match="swh: language 'swh' exists in this model already as 'sw_KE'; remove it first"):
+        other = tiny_model()
+        install_pack(other, pack[0])
+        install_pack(other, tmp_path / "swh")
+    assert other.languages == ["en_XX", "de_DE", "fr_XX", "sw_KE"]
+
+
 def test_a_pack_of_another_size_is_refused(pack):
     with pytest.raises(UserError, match="was made on the base"):
         install_pack(tiny_model(hidden_size=24), pack[0])
@@ -202,7 +211,7 @@ def test_pack_tensors_must_be_those_of_the_manifest(pack):
 
 @pytest.mark.parametrize(
     ("content", "message"), [(b"no archive", "cannot be unpacked"), (lzma.compress(b"x" * 9000), "larger than"),
-                             (lzma.compress(b"[]")[:-9], "not whole")]
+                             (lzma.compress(b"[]")[:-9], "not whole"), (lzma.compress(b"[]"), "tokenizer.json, unpacked, are not")]
 )  # fmt: skip
 def test_what_cannot_be_unpacked_writes_no_model(place, tmp_path, monkeypatch, content, message):
     monkeypatch.setattr(packs, "_MAX_BYTES", 5000)
@@ -242,6 +251,25 @@ def test_removing_brings_back_the_model_before_file_by_file(place, tmp_path):
     with pytest.raises(UserError, match="only language"):
         remove(tmp_path / "all", tiny_model().languages + list(CODES), tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("card", [None, b"", b"# Mine", b"---\r\nlicense: mit\r\n---\r\n# Mine\r\n\r\n\n"])
+@pytest.mark.parametrize("model_class", [transformers.XmodForMaskedLM, transformers.XmodForCausalLM])
+def test_a_base_of_others_is_itself_again_when_its_last_added_language_is_removed(tmp_path, model_class, card):
+    """With its own card, to the byte, or with none."""
+    config = tiny_model(is_decoder=model_class is transformers.XmodForCausalLM).config
+    model_class(transformers.XmodConfig(**config.to_diff_dict())).save_pretrained(tmp_path / "base")
+    if card is not None:
+        (tmp_path / "base" / "README.md").write_bytes(card)
+    model = load_language_model(str(tmp_path / "base"), "base")
+    for code in CODES[:2]:
+        model.add_language(code, pieces=60)
+        write_pack(model, code, tmp_path / code, tokenizer_folder=None, details={})
+    install(tmp_path / "base", [tmp_path / code for code in CODES[:2]], tmp_path / "both")
+    remove(tmp_path / "both", CODES[:1], tmp_path / "one")
+    assert "### sw_KE" in (tmp_path / "one" / "README.md").read_text()
+    remove(tmp_path / "one", CODES[1:2], tmp_path / "back")
+    assert files(tmp_path / "back") == files(tmp_path / "base")
 
 
 def test_a_folder_appears_whole_or_not_at_all(place, tmp_path, monkeypatch):
@@ -337,6 +365,20 @@ def test_verify_finds_what_was_changed(place, tmp_path):
         verify(moved("lm_head.dense.bias"), None)
     with pytest.raises(ProofError, match="logits moved in .'de_DE'"):
         verify(moved(slot.format("de_DE")), str(place / "base"))
+    tokenizer = tmp_path / "model" / "languages" / "sw_KE" / "tokenizer.json"
+    whole = tokenizer.read_bytes()
+    tokenizer.write_bytes(whole.replace(b"\xe2\x96\x81na", b"\xe2\x96\x81nb"))  # a piece, spelt otherwise
+    with pytest.raises(
+        ProofError, match="'sw_KE'.* other files than its pack brought: tokenizer.json in languages/sw_KE/"
+    ):
+        verify(tmp_path / "model", None)
+    tokenizer.unlink()
+    (tokenizer.parent / "added_tokens.json").write_text("{}")
+    with pytest.raises(ProofError, match="brought: added_tokens.json, tokenizer.json in"):
+        verify(tmp_path / "model", str(place / "base"))
+    (tokenizer.parent / "added_tokens.json").unlink()
+    tokenizer.write_bytes(whole)
+    assert "3 tokenizer files" in dict(verify(tmp_path / "model", None))["sw_KE"]
     with pytest.raises(UserError, match="nothing to compare it with"):
         verify(place / "base", None)
     with pytest.raises(ProofError, match="and not sw_KE of the base"):
@@ -374,7 +416,7 @@ def test_what_there_is_is_listed(place, tmp_path):
     assert lines["sw_KE"] == ("300", "0.02", own["base_fingerprint"][:12], "2.00", "2.5000", "0.7500")
     assert lines["en_XX"] == ("the base's", "0.00", "–", "–", "–", "–")
     assert inventory(place / "sw_KE")[0][0] == "sw_KE" and inventory(place / "sw_KE")[0][2:] != lines["en_XX"]
-    with pytest.raises(UserError, match="neither a pack nor"):
+    with pytest.raises(UserError, match="neither a pack"):
         inventory(tmp_path / "nowhere")
 
 

@@ -1,8 +1,11 @@
 """The project itself: every configuration composes, and imports go one way."""
 
 import ast
+import importlib.metadata
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -108,13 +111,15 @@ def test_the_wheel_carries_configuration_and_text(tmp_path):
 
 
 def _imports(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
-    return names
+    return {name for node in ast.walk(ast.parse(path.read_text())) for name in _imported(node)}
+
+
+def _imported(node: ast.AST) -> set[str]:
+    if isinstance(node, ast.Import):
+        return {alias.name for alias in node.names}
+    if isinstance(node, ast.ImportFrom):
+        return {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+    return set()
 
 
 @pytest.mark.parametrize(
@@ -159,6 +164,30 @@ def test_the_model_needs_torch_transformers_and_what_they_bring():
         found = _imports(path)
         assert {name.split(".")[0] for name in found} <= allowed, path.name
         assert all(name.startswith(ours) for name in found if name.startswith("xmod_lab")), path.name
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[<>=!\[; ]", requirement)[0].replace("_", "-").lower()
+
+
+def test_every_library_that_is_imported_is_declared_with_a_lower_bound_and_pinned():
+    """Those that are imported with a module among what is always installed; others (in a function, in ``try``) in an extra."""
+    root = PACKAGE.parent
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+    extras = {r for group in project["optional-dependencies"].values() for r in group}
+    core = {_name(r) for r in project["dependencies"]}
+    pinned = {_name(line) for line in (root / "constraints.txt").read_text().splitlines() if "==" in line}
+    owners = importlib.metadata.packages_distributions()
+    for path in sorted(file for part in ("xmod_lab", "scripts", "tests") for file in (root / part).rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        for nodes, allowed in ((tree.body, core), (ast.walk(tree), core | {_name(r) for r in extras})):
+            if path.is_relative_to(root / "tests"):
+                allowed = core | {_name(r) for r in extras}
+            for module in {name.split(".")[0] for node in nodes for name in _imported(node)}:
+                if module not in sys.stdlib_module_names and module not in ("xmod_lab", "scripts", "tests"):
+                    libraries = {_name(library) for library in owners[module]}
+                    assert libraries & allowed, f"{path.name} imports {module}, of {libraries}"
+    assert [r for r in (*project["dependencies"], *extras) if ">=" not in r or _name(r) not in pinned] == []
 
 
 def test_commands_never_import_each_other():

@@ -141,7 +141,7 @@ def test_consumption_is_what_the_batches_held(prepared):
     sizes = {code: len(corpus.train) for code, corpus in corpora.items()}
     steps = 3 * sizes["de_DE"] // 16
     mixture = Mixture(sizes, {"en_XX": 0.2, "de_DE": 0.8}, rows_per_step=16, seed=3)
-    stream = BatchStream(corpora, mixture, CAUSAL.training(prepared.tokenizer), CAUSAL.layout(prepared.tokenizer),
+    stream = BatchStream(corpora, mixture, dict.fromkeys(corpora, CAUSAL.training(prepared.tokenizer)), CAUSAL.layout(prepared.tokenizer),
                          {code: i for i, code in enumerate(corpora)}, seed=3, steps=steps)  # fmt: skip
     known = {(i, tuple(row["input_ids"].tolist())): int(row["bytes"])
              for i, corpus in enumerate(corpora.values()) for row in corpus.train}  # fmt: skip

@@ -6,9 +6,10 @@ import json
 import datasets
 import numpy as np
 import pytest
+import torch
 from transformers import AutoTokenizer
 
-from tests.conftest import passages
+from tests.conftest import passages, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.text.batches import BatchStream, Layout
 from xmod_lab.text.corpus import Source
@@ -16,7 +17,7 @@ from xmod_lab.text.masking import IGNORE, Masker
 from xmod_lab.text.mixture import Mixture, proportions
 from xmod_lab.text.objective import NextPiece
 from xmod_lab.text.rows import prepare_corpus
-from xmod_lab.text.tokenizer import train_sentencepiece
+from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
 
 TEXT = passages("en", 400)
 
@@ -229,13 +230,13 @@ def test_processes_and_micro_batches_see_together_what_one_sees_alone(prepared, 
     _, tokenizer, corpora = prepared
     sizes = {code: len(corpus.train) for code, corpus in corpora.items()}
     mixture = Mixture(sizes, proportions(sizes, 0.7), rows_per_step=8, seed=3)
-    masker = Masker.for_tokenizer(tokenizer, 0.3, "80-10-10")
+    maskers = dict.fromkeys(corpora, Masker.for_tokenizer(tokenizer, 0.3, "80-10-10"))
     layout = Layout(attention, tokenizer.pad_token_id, tokenizer.eos_token_id)
 
     def rows_of_step(step: int, accumulate: int, processes: int) -> set:
         found = set()
         for rank in range(processes):
-            stream = BatchStream(corpora, mixture, masker, layout, {"en": 0, "de": 1}, seed=3, steps=9,
+            stream = BatchStream(corpora, mixture, maskers, layout, {"en": 0, "de": 1}, seed=3, steps=9,
                                  accumulate=accumulate, rank=rank, processes=processes)  # fmt: skip
             for micro in range(accumulate):
                 batch = stream[step * accumulate + micro]
@@ -249,6 +250,37 @@ def test_processes_and_micro_batches_see_together_what_one_sees_alone(prepared, 
         assert len(alone) == 8 and alone == rows_of_step(step, 1, 2) == rows_of_step(step, 2, 2) == rows_of_step(
             step, 4, 1
         )
+
+
+def test_in_a_batch_of_several_vocabularies_each_row_is_hidden_by_its_own(prepared, tmp_path):
+    """A random piece of the base's vocabulary would mean another, or nothing, in a language with its own."""
+    folder, base, corpora = prepared
+    save_tokenizer(train_sentencepiece(passages("sw", 400), pieces=120), tmp_path)
+    own = AutoTokenizer.from_pretrained(tmp_path)
+    (tmp_path / "sw.txt").write_text("\n".join(passages("sw", 400)), encoding="utf-8")
+    corpora = {
+        "en": corpora["en"],
+        "sw": prepare_corpus("sw", Source(str(tmp_path / "sw.txt")), own, length=24, folder=folder),
+    }
+    maskers = {code: Masker.for_tokenizer(t, 0.5, "80-10-10") for code, t in (("en", base), ("sw", own))}
+    mixture = Mixture(
+        {c: len(corpus.train) for c, corpus in corpora.items()}, {"en": 0.5, "sw": 0.5}, rows_per_step=16, seed=3
+    )
+    model = tiny_model(vocab_size=len(base))
+    model.add_language("sw", "random", pieces=len(own))
+    lang_ids = {"en": model.lang_id("en_XX"), "sw": model.lang_id("sw")}
+    stream = BatchStream(corpora, mixture, maskers, Layout("document", base.pad_token_id, base.eos_token_id), lang_ids,
+                         seed=3, steps=9)  # fmt: skip
+    drawn = {"en": set(), "sw": set()}
+    for step in range(9):
+        batch = stream[step]
+        for code, number in lang_ids.items():
+            mine = batch["lang_ids"] == number
+            ids, labels = batch["input_ids"][mine], batch["labels"][mine]
+            swapped = (labels != IGNORE) & (ids != labels) & (ids != maskers[code].mask_id)
+            drawn[code] |= set(ids[swapped].tolist())
+        assert torch.isfinite(model(**batch).loss)
+    assert max(drawn["en"]) >= len(own) > max(drawn["sw"]) and len(drawn["sw"]) > 40
 
 
 def test_the_next_piece_is_every_piece_but_the_first_and_padding():

@@ -1,7 +1,12 @@
 """Several vocabularies in one model: a mixed batch is each of its rows alone, and every table is found again after saving."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from huggingface_hub import HfApi, ModelCard, RepoUrl
+from huggingface_hub.errors import EntryNotFoundError
 from torch.testing import assert_close
 from transformers import AutoTokenizer
 
@@ -141,6 +146,59 @@ def test_tables_are_saved_and_follow_the_model_to_another_type(head, shard, tmp_
     )
     assert tensor_digests(half) == tensor_digests(model)
     assert {p.device.type for p in model.to("meta").parameters()} == {"meta"}
+
+
+class Hub:
+    """A stand-in for huggingface.co: what transformers and we ask of its client, and a folder for what is sent."""
+
+    def __init__(self, folder: Path, monkeypatch):
+        self.asked: list[tuple] = []
+
+        def create_repo(api, repo_id, **options):
+            self.asked.append(("repo", repo_id, options["private"]))
+            return RepoUrl(f"https://huggingface.co/{repo_id}")
+
+        def create_branch(api, repo_id, *, branch, **_):
+            self.asked.append(("branch", repo_id, branch))
+
+        def upload_folder(api, *, repo_id, folder_path, commit_message, revision, **_):
+            self.asked.append(("commit", repo_id, revision, commit_message))
+            shutil.copytree(folder_path, folder)
+
+        def no_card(*_, **__):
+            raise EntryNotFoundError("none yet")
+
+        for call in (create_repo, create_branch, upload_folder):
+            monkeypatch.setattr(HfApi, call.__name__, call)
+        monkeypatch.setattr(ModelCard, "load", no_card)
+
+
+def test_all_of_a_model_is_sent_to_the_hub_or_nothing(tmp_path, monkeypatch):
+    hub, model = Hub(tmp_path / "hub", monkeypatch), grown()
+    with pytest.raises(UserError, match="the tokenizer of 'el_GR' is not at hand.*: hf upload me/mine FOLDER"):
+        model.push_to_hub("me/mine")
+    model.save_pretrained(tmp_path / "saved")
+    for code in model.config.vocabularies:
+        (tmp_path / "saved" / "languages" / code / "tokenizer.json").write_text(code)
+    model.add_language("ca_ES", "random")  # of the base vocabulary: a manifest is all that it has
+    (tmp_path / "saved" / "languages" / "ca_ES").mkdir()
+    (tmp_path / "saved" / "languages" / "ca_ES" / "manifest.json").write_text("{}")
+    model.save_pretrained(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"save_pretrained\(push_to_hub=True\) would send nothing of ca_ES, el_GR"):
+        model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/mine")
+    assert hub.asked == []
+    loaded = XmodForMaskedLM.from_pretrained(tmp_path / "saved")
+    loaded.push_to_hub("me/mine", private=True, revision="greek", commit_message="Greek", tags=["xmod"])
+    assert hub.asked == [
+        ("repo", "me/mine", True),
+        ("branch", "me/mine", "greek"),
+        ("commit", "me/mine", "greek", "Greek"),
+    ]
+    sent, saved = ({str(p.relative_to(f)): p.read_bytes() for p in f.rglob("*") if p.is_file()}
+                   for f in (tmp_path / "hub", tmp_path / "saved"))  # fmt: skip
+    assert b"xmod" in sent.pop("README.md") and sent == saved and len(saved) == 2 + 2 * 3 + 1
+    again = XmodForMaskedLM.from_pretrained(tmp_path / "hub")
+    assert tensor_digests(again) == tensor_digests(model)
 
 
 def test_resizing_the_base_vocabulary_leaves_the_added_ones_alone():

@@ -1,7 +1,8 @@
 """What a language code means: X-MOD's own (``en_XX``), BCP-47 (``gsw``, ``zh-Hans``), ISO 639 (``de``, ``deu``).
 
 A code that is spelt like a known one is that one, always. Any other is read by its parts (langcodes, CLDR's likely scripts
-and regions), so that ``de`` finds ``de_DE`` where that is the only German, and ``zh`` finds neither of two.
+and regions), so that ``de`` finds ``de_DE`` where that is the only German, and ``zh`` finds neither of two. A code that
+stands for no single language, such as those of families (``sla``) and ``mul``, is none.
 """
 
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from langcodes import Language, tag_distance
+from langcodes.registry_parser import parse_registry
 
 from xmod_lab.errors import UnknownLanguageError, nearest
 
@@ -30,7 +32,9 @@ class Meaning(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def meaning(code: str) -> Meaning | None:
-    """The parts of ``code``; ``None`` where it is no language tag (``shared``)."""
+    """The parts of ``code``; ``None`` where it is no language tag (``shared``), or one of no single language (``sla``)."""
+    if collective_fault(code):
+        return None
     tag, _, suffix = code.rpartition("_")
     if not tag or suffix not in _SCRIPT_OF_SUFFIX:
         tag, suffix = code, ""
@@ -52,6 +56,26 @@ def meaning(code: str) -> Meaning | None:
     )
 
 
+@lru_cache(maxsize=1)
+def _collective() -> dict[str, str]:
+    """Name by code, of what IANA's registry has as a collection of languages or as special (mul, und, zxx, mis)."""
+    languages = [entry for entry in parse_registry() if entry["Type"] == "language"]
+    return {e["Subtag"]: e["Description"][0] for e in languages if e.get("Scope") in ("collection", "special")}
+
+
+def collective_fault(code: str) -> str | None:
+    """Why ``code`` names no single language, or ``None``."""
+    first = code.replace("_", "-").split("-")[0].lower()
+    try:
+        first = Language.get(first).language or first  # bih is bh
+    except ValueError:
+        return None
+    if name := _collective().get(first):
+        return (f"language code '{code}' stands for no single language ({name}); write the code of one, or, where it has none, "
+                "one of qaa to qtz, which are free for private use")  # fmt: skip
+    return None
+
+
 def resolve(code: str, known: list[str]) -> str:
     """The one of ``known`` that ``code`` means.
 
@@ -68,6 +92,8 @@ def resolve(code: str, known: list[str]) -> str:
         return found[0]
     if found:
         raise UnknownLanguageError(f"language '{code}' may be {' or '.join(found)} of this model; write which")
+    if fault := collective_fault(code):
+        raise UnknownLanguageError(f"{fault}; this model knows: {', '.join(known)}")
     raise UnknownLanguageError(
         f"unknown language '{code}'; this model knows: {', '.join(known)}.{suggestion(code, known)} "
         "A new language is added with: python -m xmod_lab.pretrain +lang=NAME"

@@ -5,6 +5,7 @@ Exit status: 0 done; 1 a proof that does not hold, or a bug, with its traceback;
 
 import errno
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable
@@ -90,7 +91,9 @@ def guarded(job: Callable[[], int | None]) -> int:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch")
         try:
-            return job() or 0
+            status = job() or 0
+            sys.stdout.flush()
+            return status
         except UserError as error:
             return _say(str(error), 2)
         except (HydraException, OmegaConfBaseException) as error:
@@ -99,6 +102,11 @@ def guarded(job: Callable[[], int | None]) -> int:
             return _say(str(error), 1)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
             return _say(_denied(error), 2)
+        except BrokenPipeError:
+            if not _unread():
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+            return 1
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -112,6 +120,13 @@ def guarded(job: Callable[[], int | None]) -> int:
             return INTERRUPTED
         except SystemExit as stop:  # Lightning ends with 1 after Ctrl-C, argparse with 0 or 2
             return stop.code if stop.code in (0, 2) else INTERRUPTED
+
+
+def _unread() -> bool:
+    """Whether nobody reads the output any more, as behind ``| head``."""
+    stdout = select.poll()
+    stdout.register(sys.stdout, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in stdout.poll(0))
 
 
 def _denied(error: OSError) -> str:

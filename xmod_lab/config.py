@@ -58,7 +58,7 @@ class TextConfig:
 @dataclass
 class LangsetText(TextConfig):
     """Text of pre-training. ``slot``: the code whose slot it goes through, or a name for a slot of several languages;
-    ``null``: one of its own."""
+    ``null``: one of its own. With ``model=shared`` all have the same one, and none may be named."""
 
     slot: str | None = None
 

@@ -2,7 +2,7 @@
 
 python -m xmod_lab.packs install BASE PACK [PACK ...] --out MODEL
 python -m xmod_lab.packs remove MODEL CODE [CODE ...] --out MODEL
-python -m xmod_lab.packs list PACK|MODEL|RUN [...]
+python -m xmod_lab.packs list PACK|FOLDER|MODEL|RUN [...]
 python -m xmod_lab.packs verify PACK|MODEL|RUN [--base BASE]
 python -m xmod_lab.packs export MODEL CODE --out FOLDER
 python -m xmod_lab.packs diff A B
@@ -31,7 +31,7 @@ def main() -> None:
     add = commands.add_parser("install", help="write a model with packs installed to a new folder")
     add.add_argument("base", help=f"the model that the packs were made on: {model}")
     add.add_argument(
-        "packs", type=Path, nargs="+", metavar="PACK", help="a pack folder, or a run dir for all of its packs"
+        "packs", type=Path, nargs="+", metavar="PACK", help="a pack, or a run dir or folder for all packs in it"
     )
     add.set_defaults(work=_install)
 
@@ -49,7 +49,7 @@ def main() -> None:
 
     shown = commands.add_parser("list", help="show what is in packs and models")
     shown.add_argument(
-        "paths", type=Path, nargs="+", metavar="PATH", help="a pack folder, a run dir, or a model folder"
+        "paths", type=Path, nargs="+", metavar="PATH", help="a pack, a folder of packs, a run dir, or a model folder"
     )
     shown.set_defaults(work=_list)
 

@@ -10,7 +10,7 @@ from xmod_lab.config import EvaluateConfig, LangConfig, PretrainConfig, RecipeCo
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.languages.focus import focus_fault
 from xmod_lab.languages.initialisers import EMBEDDING_INITS
-from xmod_lab.model import code_fault, donors_of
+from xmod_lab.model import code_fault, donors_of, slot_fault
 from xmod_lab.text.batches import ATTENTION
 from xmod_lab.text.corpus import check_source
 from xmod_lab.text.masking import POLICIES
@@ -179,17 +179,12 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
     for number, (code, text) in enumerate(cfg.langset.languages.items()):
         where = f"langset.languages.{code}"
         faults += check_source(cfg.source(text), where)
-        faults += [
-            f"langset.languages: {fault}"
-            for fault in map(code_fault, dict.fromkeys((code, text.slot or code)))
-            if fault
-        ]
+        if fault := code_fault(code):
+            faults.append(f"langset.languages: {fault}")
+        if text.slot is not None:
+            faults += _check_slot(cfg, f"{where}.slot", text.slot)
         faults += [f"langset.languages: '{code}' means the same language as '{other}'; keep one, or give one of them a "
                    "region or script that differs" for other in clashing(code, known[:number])]  # fmt: skip
-        if text.slot in known and cfg.langset.languages[text.slot].slot not in (None, text.slot):
-            faults.append(
-                f"{where}.slot is '{text.slot}', which goes through the slot of another language itself; name that one"
-            )
     if not known:
         faults.append("langset.languages is empty; choose a set, e.g. langset=embedded")
     codes: dict[str, str] = {}
@@ -209,6 +204,20 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
         if cfg.base in ("auto", "random"):
             faults += _check_against_langset(cfg, name, lang)
     return faults
+
+
+def _check_slot(cfg: PretrainConfig, where: str, slot: str) -> list[str]:
+    """Whether a language's text can go through ``slot``, the one of another language or one of several."""
+    others = cfg.langset.languages
+    if fault := slot_fault(slot):
+        return [f"{where}: {fault}"]
+    if cfg.model.shared_slot:
+        return [f"{where} is '{slot}', but model.shared_slot gives all languages one slot; leave one of them out"]
+    if slot in others and others[slot].slot not in (None, slot):
+        return [f"{where} is '{slot}', which goes through the slot of another language itself; name that one"]
+    if slot not in others and (same := clashing(slot, others)):
+        return [f"{where} is '{slot}', which is '{same[0]}' in another spelling; write that"]
+    return []
 
 
 def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> list[str]:

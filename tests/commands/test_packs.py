@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
 import sys
@@ -13,6 +14,7 @@ import torch
 
 from tests.commands.conftest import EXTENSION, Workplace, lines
 from xmod_lab import packs, pretrain
+from xmod_lab.command import guarded
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.training.bases import load_config
 from xmod_lab.training.data import prepare_language
@@ -44,6 +46,8 @@ def test_packs_installed_by_the_command_are_the_model_of_the_run_file_by_file(wo
     assert files(tmp_path / "all") == files(extended / "model")
     assert command(packs.main, "install", base, extended, "--out", tmp_path / "same")[0] == 0  # all packs of a run
     assert files(tmp_path / "same") == files(extended / "model")
+    listed = [command(packs.main, "list", extended / place)[1] for place in ("pack", "pack/el_GR", "pack/sw_KE")]
+    assert "el_GR" in listed[0] and "sw_KE" in listed[0] and "sw_KE" not in listed[1]  # a folder of packs
     status, out, err = command(packs.main, "remove", tmp_path / "all", "el_GR", "sw_KE", "--out", tmp_path / "back")
     assert status == 0 and files(tmp_path / "back") == files(base / "model"), err
 
@@ -119,13 +123,17 @@ def test_a_run_whose_base_is_gone_is_verified_by_the_digests_in_its_proof(extend
     ("arguments", "message"),
     [
         (("install", "BASE", "EXTENDED", "--out", "BASE"), "exists already; choose a new folder"),
-        (("install", "EXTENDED", "EXTENDED", "--out", "OUT"), "exists in this model already; remove it first"),
-        (("install", "BASE", "BASE", "--out", "OUT"), "neither a pack nor a run dir with packs"),
+        (("install", "EXTENDED", "EXTENDED", "--out", "OUT"), "exists in this model already as '.*'; remove it first"),
+        (
+            ("install", "BASE", "BASE", "--out", "OUT"),
+            "neither a pack .*, nor a folder of packs, nor a run dir with packs",
+        ),
         (("install", "nowhere", "EXTENDED", "--out", "OUT"), "'nowhere' is neither a run dir"),
         (("remove", "EXTENDED", "el_GX", "--out", "OUT"), "unknown language 'el_GX'.*Did you mean 'el_GR'"),
         (("export", "EXTENDED", "el_GX", "--out", "OUT"), "unknown language 'el_GX'.*Did you mean 'el_GR'"),
         (("verify", "EXTENDED", "--base", "EXTENDED"), "is not the base of"),
-        (("list", "nowhere"), "neither a pack nor"),
+        (("list", "nowhere"), "neither a pack"),
+        (("list", "CONF"), "'.*conf' is neither a pack .with manifest.json., nor a folder of packs, nor a run dir"),
         (("diff", "EXTENDED", "nowhere"), "'nowhere' is neither a run dir"),
         (("instal", "BASE"), "invalid choice: 'instal'"),
     ],
@@ -133,10 +141,27 @@ def test_a_run_whose_base_is_gone_is_verified_by_the_digests_in_its_proof(extend
 def test_bad_input_is_named_with_status_2_and_nothing_is_written(
     workplace, extended, command, tmp_path, arguments, message
 ):
-    places = {"BASE": workplace.base, "EXTENDED": extended, "OUT": tmp_path / "out"}
+    places = {"BASE": workplace.base, "EXTENDED": extended, "OUT": tmp_path / "out", "CONF": workplace.folder / "conf"}
     status, out, err = command(packs.main, *(places.get(a, a) for a in arguments))
     assert status == 2 and list(tmp_path.iterdir()) == []
     assert re.search(message, err.replace("\n", " ")), err
+
+
+def test_a_reader_of_the_output_who_has_read_enough_is_no_bug(monkeypatch, capfd):
+    """``packs diff A B | head``: no traceback, whether it breaks while printing or when all is flushed."""
+    for text in ("short", "long" * 100_000):
+        end, pipe = os.pipe()
+        os.close(end)
+        with os.fdopen(pipe, "w") as stream, monkeypatch.context() as patched:
+            patched.setattr(sys, "stdout", stream)
+            assert guarded(lambda text=text: print(text)) == 1
+    assert capfd.readouterr() == ("", "")
+
+    def elsewhere():
+        raise BrokenPipeError  # of a data loader, say
+
+    with pytest.raises(BrokenPipeError):
+        guarded(elsewhere)
 
 
 def test_a_text_of_ones_own_ends_in_a_verified_pack_whose_figures_a_fresh_base_reproduces(workplace, command, tmp_path):

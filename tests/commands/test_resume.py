@@ -73,10 +73,16 @@ def test_a_run_stopped_after_its_last_checkpoint_names_no_speed(workplace, tmp_p
 
 
 def test_resume_never_starts_over(workplace, tmp_path):
+    run, files = tmp_path / "run", []
     for resume in ("auto", "never"):
-        status, out, err = workplace.call("trainer.max_steps=2", f"resume={resume}", run=tmp_path / "run")
+        status, out, err = workplace.call("trainer.max_steps=2", f"resume={resume}", run=run)
         assert status == 0, err
         assert "resuming" not in out + err and "finished" not in out + err
+        files.append({path.name for path in run.iterdir()})
+        for name in ("plan.json", "ranking_el_GR.json", "ranking_el_GR.csv", "ranking_el_GR.png", "retrieval_udhr.png"):
+            (run / name).write_text("of another run")
+        (run / "notes.txt").write_text("mine")
+    assert files[1] == files[0] | {"notes.txt"}
 
 
 def test_ctrl_c_says_how_to_go_on_and_keeps_the_checkpoints(workplace, tmp_path):

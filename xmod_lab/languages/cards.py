@@ -9,6 +9,7 @@ from xmod_lab.model import XmodConfig
 
 CARD = "README.md"
 _ADDED = "<!-- added languages -->"  # all of a card from here on is about them, and is written anew when they change
+_WITHOUT = "# X-MOD\n\nThe base came without a model card.\n"
 _TAG = "xmod_lab"
 
 # what a manifest has that is worth a table: (title, key)
@@ -89,24 +90,24 @@ text in another language is read by that language's tokenizer, with its `lang_id
     return _card(config.known_codes(), body, {}, task=pipeline)
 
 
-def with_added(card: str | None, config: XmodConfig, manifests: dict[str, dict]) -> str:
+def with_added(card: str | None, config: XmodConfig, manifests: dict[str, dict]) -> str | None:
     """``card`` of a model with a section on its added languages in place of the one that it had.
 
     Args:
-        card: ``None``: of a base that came without one.
+        card: ``None``: of a base that came without one, and has none again when the last added language is gone.
         manifests: code -> manifest, of the added languages whose manifest is known.
     """
     if card is None:
-        card = _card(config.known_codes(), "# X-MOD\n\nThe base came without a model card.\n", {}, task=_task(config))
-    head = card.partition(_ADDED)[0]
+        card = _card(config.known_codes(), _WITHOUT, {}, task=_task(config))
+    head, added, _ = card.partition(_ADDED)
+    head = head.removesuffix("\n") if added else head  # the line between them: what came before is kept as it was
     if head.startswith("---"):
         parsed = ModelCard(head, ignore_metadata_errors=True)
         if _TAG in (parsed.data.tags or []):  # the list of languages in the front matter is ours to keep
             parsed.data.language = _iso(config.known_codes())
             head = str(parsed)
-    head = head.rstrip("\n") + "\n"
     if not config.added:
-        return head
+        return None if head.endswith(_WITHOUT) else head
     parts = [head, f"{_ADDED}\n## Added languages\n"]
     for code in config.added:
         facts = language_facts(manifests[code], level="####") if code in manifests else "No manifest is known.\n"

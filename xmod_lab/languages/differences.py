@@ -48,7 +48,7 @@ def _settings(path: Path) -> dict[str, object]:
     else:
         config = read_json(folder / "config.json")
         found = {"": config, **{f"{code}.": m for code, m in manifests_in(folder, config.get("added") or []).items()}}
-    left_out = ("tensors", "files")  # digests: the tensors themselves are compared
+    left_out = ("tensors", "files", "unpacked")  # digests: the tensors themselves are compared
     return {
         prefix + key: value
         for prefix, tree in found.items()

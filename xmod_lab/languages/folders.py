@@ -15,13 +15,13 @@ from huggingface_hub import snapshot_download
 
 from xmod_lab.errors import UserError
 from xmod_lab.languages.cards import CARD, export_card, with_added
-from xmod_lab.languages.packs import MANIFEST, install_pack, read_manifest, unpack
+from xmod_lab.languages.packs import MANIFEST, TENSORS, install_pack, read_manifest, unpack
 from xmod_lab.model import XmodLanguageModel, language_model, load_language_model
+from xmod_lab.model.configuration import OURS
 from xmod_lab.text.rows import build_folder
 
 _WRITTEN_ANEW = ("config.json", "generation_config.json", CARD)
 _WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".index.json")
-_OURS = ("vocabularies", "aliases", "added")  # what transformers' configuration does not have
 
 
 def model_folder(source: str | Path) -> Path:
@@ -44,14 +44,13 @@ def model_folder(source: str | Path) -> Path:
 
 
 def pack_folders(source: Path) -> list[Path]:
-    """A pack folder itself, or the packs of a run dir. Raises UserError when there is none."""
-    found = sorted(path.parent for path in (source / "pack").glob(f"*/{MANIFEST}"))
-    if (source / MANIFEST).is_file() or not found and source.is_dir() and not (source / "model").is_dir():
+    """A pack folder itself, or the packs in a folder of packs or in a run dir. Raises UserError when there is none."""
+    if any((source / name).is_file() for name in (MANIFEST, TENSORS)):
         return [source]
+    found = sorted(path.parent for part in ("pack", ".") for path in (source / part).glob(f"*/{MANIFEST}"))
     if not found:
-        raise UserError(
-            f"'{source}' is neither a pack nor a run dir with packs in pack/; give one that +lang=NAME wrote"
-        )
+        raise UserError(f"'{source}' is neither a pack (with {MANIFEST}), nor a folder of packs, nor a run dir with packs in pack/; "
+                        "give one that +lang=NAME wrote")  # fmt: skip
     return found
 
 
@@ -108,11 +107,12 @@ def save_model(model: XmodLanguageModel, out: Path, *, source: Path | None, pack
         elif source is not None and (source / "languages" / code).is_dir():
             _copy_files(source / "languages" / code, out / "languages" / code)
     card = with_added(None if source is None else _card_of(source), model.config, manifests_in(out, added))
-    (out / CARD).write_text(card, encoding="utf-8")
+    if card is not None:
+        (out / CARD).write_bytes(card.encode())
 
 
 def _card_of(folder: Path) -> str | None:
-    return (folder / CARD).read_text(encoding="utf-8") if (folder / CARD).is_file() else None
+    return (folder / CARD).read_bytes().decode() if (folder / CARD).is_file() else None  # with the ends of its lines
 
 
 def _copy_files(source: Path, target: Path, *, but: tuple[str, ...] = ()) -> None:
@@ -139,7 +139,7 @@ def export(source: str | Path, code: str, out: Path) -> None:
 
     def write(scratch: Path) -> None:
         single.save_pretrained(scratch)
-        settings = {k: v for k, v in json.loads((scratch / "config.json").read_text()).items() if k not in _OURS}
+        settings = {k: v for k, v in json.loads((scratch / "config.json").read_text()).items() if k not in OURS}
         transformers.XmodConfig.from_dict(settings).save_pretrained(scratch)
         _copy_files(folder / "languages" / code if own else folder, scratch, but=(*_WRITTEN_ANEW, MANIFEST))
         card = export_card(code, single.config, manifests_in(folder, [code]).get(code), _card_of(folder))

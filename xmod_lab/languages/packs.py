@@ -3,7 +3,8 @@
     pack/<code>/
         pack.safetensors    slot, embedding table, output bias, by their names in the state dict
         tokenizer.json.xz … when the language has its own vocabulary: its tokenizer's files, each compressed
-        manifest.json       format version, code, base fingerprint, digest of every tensor and file, how it was made
+        manifest.json       format version, code, base fingerprint, digest of every tensor and file (compressed and as it was),
+                        how it was made
         README.md           the same for people: a model card
 
 All files of a pack together are 0.7 % larger than its tensors at the size of X-MOD base with 4,096 pieces (41.0 MB; a test holds
@@ -22,16 +23,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from xmod_lab.codes import clashing
 from xmod_lab.errors import UserError
 from xmod_lab.languages.cards import CARD, pack_card
 from xmod_lab.languages.proof import digest, fingerprint
 from xmod_lab.model import XmodLanguageModel, code_fault
+from xmod_lab.model.base import VOCABULARY_FILE
 from xmod_lab.text.corpus import digest_of_files
 
-FORMAT = 2
+FORMAT = 3
 TENSORS = "pack.safetensors"
 MANIFEST = "manifest.json"
-_MANIFEST_TYPES = {"code": str, "base_fingerprint": str, "pieces": (int, type(None)), "tensors": dict, "files": dict}
+_MANIFEST_TYPES = {"code": str, "base_fingerprint": str, "pieces": (int, type(None)), "tensors": dict, "files": dict,
+                   "unpacked": dict}  # fmt: skip
 _DETAILS = ("scores", "data", "slot", "vocabulary", "training")  # dicts, where they are there
 _TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
 _TAKEN = (MANIFEST, "config.json")  # names in languages/<code>/ that no tokenizer's file may have
@@ -49,8 +53,10 @@ def write_pack(
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: p.detach().cpu().contiguous() for name, p in sorted(model.language_parameters(code).items())}
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
+    unpacked = {}
     for file in sorted(tokenizer_folder.iterdir()) if tokenizer_folder is not None else ():
         if file.suffix in _TOKENIZER_SUFFIXES and file.name not in _TAKEN:
+            unpacked[file.name] = digest_of_files([file])
             (folder / f"{file.name}.xz").write_bytes(lzma.compress(file.read_bytes(), preset=9))
     manifest = {
         "format": FORMAT,
@@ -58,6 +64,7 @@ def write_pack(
         "base_fingerprint": fingerprint(model),
         "pieces": (model.config.vocabularies or {}).get(code),
         "tensors": {name: digest(tensor) for name, tensor in tensors.items()},
+        "unpacked": unpacked,
         **details,
     }
     (folder / CARD).write_text(pack_card(manifest), encoding="utf-8")
@@ -142,8 +149,10 @@ def install_pack(model: XmodLanguageModel, folder: Path) -> str:
     if manifest["base_fingerprint"] != own:
         raise UserError(f"pack {folder} was made on the base {manifest['base_fingerprint'][:12]}, this model is "
                         f"{own[:12]}; use the base it was made on, or add the language to this one with +lang")  # fmt: skip
-    if code in model.languages:
-        raise UserError(f"pack {folder}: language '{code}' exists in this model already; remove it first")
+    if there := clashing(code, [*model.languages, *model.config.languages]):
+        raise UserError(
+            f"pack {folder}: language '{code}' exists in this model already as '{there[0]}'; remove it first"
+        )
     shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
     expected = _expected(model, code, manifest["pieces"])
     if shapes != expected:
@@ -175,13 +184,29 @@ def _expected(
 
 
 def unpack(folder: Path, target: Path) -> None:
-    """Write what a checked pack has beside its tensors, as plain files, into ``target``: ``languages/<code>/`` of a model."""
+    """Write what a checked pack has beside its tensors, as plain files, into ``target``: ``languages/<code>/`` of a model.
+
+    Raises:
+        UserError: a file cannot be unpacked, or is then not the one of which the manifest has the digest.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for file in sorted(folder.iterdir()):
         if file.suffix == ".xz":
             (target / file.stem).write_bytes(_plain(file))
         elif file.name != TENSORS:
             shutil.copyfile(file, target / file.name)
+    if wrong := strange_files(target, read_manifest(folder)):
+        raise UserError(f"pack {folder}: {', '.join(wrong)}, unpacked, are not those of its manifest; {_REMEDY}")
+
+
+def strange_files(place: Path, manifest: dict) -> list[str]:
+    """Names of what is missing, altered or too many among the files that a pack left in ``place``, ``languages/<code>/`` of a
+    model; the manifest itself and the vocabulary, whose tensors have digests of their own, apart."""
+    stored = {**manifest["unpacked"], **{name: d for name, d in manifest["files"].items() if name == CARD}}
+    there = {file.name for file in place.iterdir()} - {MANIFEST, VOCABULARY_FILE}
+    same = {name for name in there & stored.keys() if (place / name).is_file()
+            and digest_of_files([place / name]) == stored[name]}  # fmt: skip
+    return sorted((there | stored.keys()) - same)
 
 
 def _plain(file: Path) -> bytes:

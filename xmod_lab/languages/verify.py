@@ -4,13 +4,14 @@ Logits are compared within one process: they are the same to the bit on one mach
 """
 
 import json
+import tempfile
 from pathlib import Path
 
 import torch
 
 from xmod_lab.errors import ProofError, UserError
 from xmod_lab.languages.folders import manifests_in, model_folder, pack_folders
-from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack
+from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack, strange_files, unpack
 from xmod_lab.languages.proof import Snapshot, compare, fingerprint, probe_pieces, require, snapshot, tensor_digests
 from xmod_lab.model import XmodLanguageModel, load_language_model
 
@@ -48,6 +49,9 @@ def verify_pack(path: Path, base: str | None) -> Findings:
         ("files", f"{len(manifest['files'])} as in the manifest (sha256)"),
         ("tensors", f"{len(tensors)} as in the manifest"),
     ]
+    with tempfile.TemporaryDirectory() as scratch:
+        unpack(path, Path(scratch))
+    findings.append(("tokenizer", f"{len(manifest['unpacked'])} files, unpacked, as in the manifest"))
     if base is None:
         return [*findings, ("base", f"fingerprint {mark}; not compared: give it with --base")]
     model = _open(base)
@@ -77,10 +81,16 @@ def _installed(model: XmodLanguageModel, folder: Path) -> Findings:
         wrong = sorted(n for n in mine.keys() | stored.keys() if mine.get(n) != stored.get(n))
         if wrong:
             raise ProofError(f"language '{code}' of {folder} is not what its pack brought: {wrong[:3]}")
+        if wrong := strange_files(folder / "languages" / code, manifests[code]):
+            raise ProofError(f"language '{code}' of {folder} has other files than its pack brought: {', '.join(wrong)} in "
+                             f"languages/{code}/; install the pack again")  # fmt: skip
         if manifests[code]["base_fingerprint"] != own:
             raise ProofError(f"the shared tensors of {folder} have the fingerprint {own[:12]}; the pack of '{code}' was made "
                              f"on the base {manifests[code]['base_fingerprint'][:12]}")  # fmt: skip
-        findings.append((code, f"{len(mine)} tensors as in its manifest; base fingerprint {own[:12]}"))
+        files = len(manifests[code]["unpacked"])
+        findings.append(
+            (code, f"{len(mine)} tensors and {files} tokenizer files as in its manifest; base fingerprint {own[:12]}")
+        )
     return findings
 
 

@@ -18,7 +18,7 @@ from xmod_lab.model.language_models import (
     language_model_class,
     load_language_model,
 )
-from xmod_lab.model.slots import NEAREST, SLOT_INITS, code_fault, donors_of, seeded_generator
+from xmod_lab.model.slots import NEAREST, SLOT_INITS, code_fault, donors_of, seeded_generator, slot_fault
 from xmod_lab.model.task_heads import (
     XmodForMultipleChoice,
     XmodForQuestionAnswering,
@@ -57,4 +57,5 @@ __all__ = [
     "language_model_class",
     "load_language_model",
     "seeded_generator",
+    "slot_fault",
 ]

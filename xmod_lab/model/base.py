@@ -1,8 +1,10 @@
 """What all X-MOD classes share: languages, default language, freezing, adding and removing a language, saving."""
 
+import shutil
 from pathlib import Path
 
 import torch
+from huggingface_hub import CommitInfo, HfApi
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -10,7 +12,7 @@ from transformers import initialization as init
 from transformers.utils.hub import cached_file
 
 from xmod_lab.codes import clashing
-from xmod_lab.errors import UserError
+from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import Vocabulary
 from xmod_lab.model.encoder import XmodLayer
@@ -133,8 +135,9 @@ class XmodPreTrainedModel(PreTrainedModel):
             )
         if len(self.config.languages) == 1:
             raise UserError(f"'{code}' is the only language of this model, which cannot be without one")
-        if self.config.default_language == code:
-            raise UserError(f"'{code}' is the default language; call set_default_language() with another one first")
+        if self._is_default(code):
+            raise UserError(f"'{code}' is the default language; call set_default_language() with another one first, or, of a "
+                            "folder, change default_language in its config.json")  # fmt: skip
         for layer in self.base_model.encoder.layer:
             del layer.output.adapter_modules[code]
         self.config.languages = [kept for kept in self.config.languages if kept != code]
@@ -142,6 +145,12 @@ class XmodPreTrainedModel(PreTrainedModel):
         if code in self.base_model.embeddings.vocabularies:
             del self.base_model.embeddings.vocabularies[code]
             self.config.vocabularies = {k: v for k, v in self.config.vocabularies.items() if k != code} or None
+
+    def _is_default(self, code: str) -> bool:
+        try:  # config.json may have been written by hand
+            return self.config.resolve(self.config.default_language or "") == code
+        except UnknownLanguageError:
+            return False
 
     def language_parameters(self, code: str) -> dict[str, nn.Parameter]:
         """Every parameter that belongs to ``code`` alone, by its name in the state dict."""
@@ -177,7 +186,14 @@ class XmodPreTrainedModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs
     ) -> None:
-        """Save in the layout that the class docstring describes. Arguments as in transformers."""
+        """Save in the layout that the class docstring describes. Arguments as in transformers.
+
+        Raises:
+            UserError: ``push_to_hub=True`` with added languages, whose files would not be sent.
+        """
+        if kwargs.get("push_to_hub") and self.config.added:
+            raise UserError(f"save_pretrained(push_to_hub=True) would send nothing of {', '.join(self.config.added)}; save, and "
+                            "then call push_to_hub(), or send the whole folder: hf upload REPO FOLDER")  # fmt: skip
         state = self.state_dict() if state_dict is None else state_dict
         own = {name for name in state if ".vocabularies." in f".{name}"}
         shared = {name: tensor for name, tensor in state.items() if name not in own}
@@ -188,6 +204,37 @@ class XmodPreTrainedModel(PreTrainedModel):
             mark = f"vocabularies.{code}."
             tensors = {n.split(mark)[1]: state[n].detach().cpu().contiguous() for n in sorted(own) if mark in n}
             save_file(tensors, folder / VOCABULARY_FILE, metadata={"format": "pt"})
+
+    def push_to_hub(self, repo_id: str, **kwargs) -> str:
+        """Send the model to the hub: what transformers sends, and ``languages/<code>/`` whole, as it lies in the folder that
+        this model was loaded from. The base's tokenizer is sent by its own ``push_to_hub``, as in transformers; all of a folder
+        at once by ``hf upload REPO FOLDER``. Arguments as in transformers. Was run against a stand-in of the hub alone.
+
+        Raises:
+            UserError: before anything is sent, when the files of an added language are not at hand.
+        """
+        for code in self.config.vocabularies or {}:
+            if not self._language_files(code):
+                raise UserError(f"the tokenizer of '{code}' is not at hand: this model was not loaded from a folder that has "
+                                f"languages/{code}/; load it from one, or send that one: hf upload {repo_id} FOLDER")  # fmt: skip
+        return super().push_to_hub(repo_id, **kwargs)
+
+    def _language_files(self, code: str) -> list[Path]:
+        """What lies beside the vocabulary of ``code``, in the folder that this model was loaded from."""
+        found = Path(self.name_or_path, "languages", code).glob("*") if self.name_or_path else []
+        return [file for file in found if file.name != VOCABULARY_FILE]
+
+    def _upload_modified_files(self, working_dir: str, repo_id: str, files_timestamps: dict, **commit) -> CommitInfo:
+        """transformers' own sends the files of one level of folders and stumbles over the next."""
+        for code in self.config.added or []:
+            target = Path(working_dir) / "languages" / code
+            for file in self._language_files(code):
+                target.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target / file.name)
+        if commit.get("revision") and not commit["revision"].startswith("refs/pr"):
+            HfApi().create_branch(repo_id, branch=commit["revision"], token=commit.get("token"), exist_ok=True)
+        message = commit.pop("commit_message", None) or f"Upload {type(self).__name__}"
+        return HfApi().upload_folder(repo_id=repo_id, folder_path=working_dir, commit_message=message, **commit)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args, **kwargs):

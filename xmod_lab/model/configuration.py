@@ -5,13 +5,15 @@ from transformers import XmodConfig as ReferenceConfig
 
 from xmod_lab.codes import meaning, resolve
 
+OURS = ("vocabularies", "aliases", "added")
+
 
 @strict
 class XmodConfig(ReferenceConfig):
     """Configuration of every class in :mod:`xmod_lab.model`; saves to, and loads from, transformers' ``config.json``.
 
     All arguments are those of ``transformers.XmodConfig`` (X-MOD section 3; flags of the base and large releases).
-    Three are ours, and other programs ignore them:
+    Three are ours; other programs ignore them, and ``config.json`` has those alone that are set:
 
     Args:
         vocabularies: language code -> number of pieces, for each language that brought its own vocabulary.
@@ -24,6 +26,9 @@ class XmodConfig(ReferenceConfig):
     vocabularies: dict[str, int] | None = None
     aliases: dict[str, str] | None = None
     added: list[str] | None = None
+
+    def to_dict(self) -> dict:
+        return {k: v for k, v in super().to_dict().items() if k not in OURS or v is not None}
 
     def slot(self, code: str) -> int:
         """Number of the slot that ``code`` routes through: an index into ``languages``.

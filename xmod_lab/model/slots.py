@@ -11,6 +11,7 @@ import re
 import torch
 from torch import Tensor, nn
 
+from xmod_lab.codes import collective_fault
 from xmod_lab.errors import UserError
 from xmod_lab.model.adapters import XmodAdapter
 from xmod_lab.model.configuration import XmodConfig
@@ -27,7 +28,12 @@ def seeded_generator(*key: object) -> torch.Generator:
 
 
 def code_fault(code: str) -> str | None:
-    """Why ``code`` cannot name a language, or ``None``: it is a part of parameter names and of paths."""
+    """Why ``code`` cannot name a language, or ``None``."""
+    return slot_fault(code) or collective_fault(code)
+
+
+def slot_fault(code: str) -> str | None:
+    """Why ``code`` cannot name a slot, or ``None``: it is a part of parameter names and of paths."""
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", code) or code in ("True", "False", "None"):
         return (f"language code '{code}' cannot be used; allowed are letters, digits, _ and -, beginning with a letter, e.g. "
                 "el_GR (YAML reads no, on and the like as values: quote them)")  # fmt: skip

@@ -5,6 +5,7 @@ nearly the same languages. The rows, their order and their masks do not depend o
 one would see alone.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -59,6 +60,8 @@ class BatchStream(Dataset):
     """Entry i is micro-batch ``i mod accumulate`` of step ``i div accumulate`` for one process.
 
     Args:
+        maskers: language code -> what hides its pieces. A row is hidden by its language's own, so that languages of different
+            vocabularies may stand in one batch.
         lang_ids: language code -> number of its slot in the model.
         seed: of the masks; the mixture has its own.
     """
@@ -67,7 +70,7 @@ class BatchStream(Dataset):
         self,
         corpora: dict[str, Corpus],
         mixture: Mixture,
-        masker: Hider,
+        maskers: Mapping[str, Hider],
         layout: Layout,
         lang_ids: dict[str, int],
         *,
@@ -77,10 +80,10 @@ class BatchStream(Dataset):
         rank: int = 0,
         processes: int = 1,
     ):
-        self.corpora, self.mixture, self.masker, self.layout, self.lang_ids = (
+        self.corpora, self.mixture, self.maskers, self.layout, self.lang_ids = (
             corpora,
             mixture,
-            masker,
+            maskers,
             layout,
             lang_ids,
         )
@@ -98,7 +101,7 @@ class BatchStream(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         step, micro = divmod(index, self.accumulate)
         units, unit = self.accumulate * self.processes, micro * self.processes + self.rank
-        rows, lang_ids, numbers = [], [], []
+        rows, lang_ids, numbers, maskers = [], [], [], []
         first = 0
         for code, indices in self.mixture.step(step):
             mine = np.arange((unit - first) % units, len(indices), units)
@@ -106,9 +109,10 @@ class BatchStream(Dataset):
                 rows.append(self.corpora[code].rows("train", indices[mine]))
                 lang_ids += [self.lang_ids[code]] * len(mine)
                 numbers += (first + mine).tolist()
+                maskers += [self.maskers[code]] * len(mine)
             first += len(indices)
         rows = np.concatenate(rows)  # (B, T)
-        masked = [self.masker.mask(r, [self.seed, step, n]) for r, n in zip(rows, numbers, strict=True)]
+        masked = [m.mask(r, [self.seed, step, n]) for m, r, n in zip(maskers, rows, numbers, strict=True)]
         return to_batch(rows, masked, lang_ids, self.layout)
 
 

@@ -141,7 +141,7 @@ def batches(
     stream = BatchStream(
         prepared.corpora,
         mixture,
-        cfg.objective.training(tokenizer),
+        dict.fromkeys(prepared.corpora, cfg.objective.training(tokenizer)),
         cfg.objective.layout(tokenizer),
         lang_ids,
         seed=seed,

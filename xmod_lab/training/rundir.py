@@ -101,9 +101,11 @@ class RunDir:
     def _clear(self) -> None:
         for name in ("checkpoints", "model", "pack", "predictions"):
             shutil.rmtree(self / name, ignore_errors=True)
-        for name in ("config.yaml", "metrics.json", "metrics.csv", "proof.json", "report.html", "transfer.csv",
-                     "transfer.png", STATE):  # fmt: skip
-            (self / name).unlink(missing_ok=True)
+        names = ["config.yaml", "metrics.json", "metrics.csv", "proof.json", "plan.json", "report.html", STATE]
+        tables = ("transfer", "ranking_*", "slots", "recognition*", "retrieval*")
+        names += [f"{table}.{suffix}" for table in tables for suffix in ("json", "csv", "png")]
+        for file in (file for name in names for file in self.path.glob(name)):
+            file.unlink()
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the run, whole or not at all. The first process writes."""
