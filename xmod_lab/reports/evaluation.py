@@ -110,9 +110,9 @@ def evaluation_sections(groups: list[Group]) -> list[Part]:
 
 
 def _likelihoods(groups: list[Group]) -> Table:
-    columns = [(prefix, unit) for prefix in ("unigram", "val", "pll") for unit in ("loss", "bpb", "perplexity")
+    columns = [(prefix, unit) for prefix in ("unigram", "before/val", "val", "pll") for unit in ("loss", "bpb", "perplexity")
                if any(name.startswith(f"{prefix}/{unit}/") for group in groups for name in group.figures)]  # fmt: skip
-    titles = {"unigram": "unigram", "val": "model", "pll": "each piece alone"}
+    titles = {"unigram": "unigram", "before/val": "before", "val": "model", "pll": "each piece alone"}
     units = {"loss": "nats/piece", "bpb": "bits/byte", "perplexity": "perplexity"}
     codes = dict.fromkeys(n.removeprefix("val/loss/") for g in groups for n in g.figures if n.startswith("val/loss/"))
     return _table("languages", groups, {code: [f"{p}/{u}/{code}" for p, u in columns] for code in codes}, "language",
@@ -153,7 +153,7 @@ def _table(
 ) -> Table:
     """Row -> names of figures, of each group; how the seeds scatter in the first figure that a model made."""
     several, most = len(groups) > 1, max(len(group.finished) for group in groups)
-    told = next(i for i, figure in enumerate(next(iter(rows.values()))) if not figure.startswith("unigram"))
+    told = next(i for i, figure in enumerate(next(iter(rows.values()))) if not figure.startswith(("unigram", "before")))
     cells, records = [], []
     for row, figures in rows.items():
         for group in groups:

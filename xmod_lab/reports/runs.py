@@ -38,7 +38,7 @@ class Run:
     config: dict
     settings: dict[str, object]
     metrics: dict[str, float] = field(default_factory=dict)
-    curve: list[dict[str, str]] = field(default_factory=list)
+    curve: list[dict[str, float]] = field(default_factory=list)
     proof: dict = field(default_factory=dict)
     packs: dict[str, dict] = field(default_factory=dict)
     roles: dict[str, tuple[str, int]] = field(default_factory=dict)
@@ -54,7 +54,7 @@ class Run:
     @property
     def steps(self) -> int:
         """The last step that something was measured at: of a finished run, all that it took."""
-        return max((int(row["step"]) for row in self.curve if row["step"].isdigit()), default=0)
+        return max((int(row["step"]) for row in self.curve), default=0)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -163,7 +163,7 @@ def _read(path: Path) -> Run:
         config,
         _settings(config, _BASES),
         metrics,
-        _csv(path / "metrics.csv"),
+        _curve(path / "metrics.csv"),
         proof,
         packs,
         roles,
@@ -171,7 +171,18 @@ def _read(path: Path) -> Run:
 
 
 def _json(path: Path) -> dict:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} is no object")
+    return found
+
+
+def _curve(path: Path) -> list[dict[str, float]]:
+    """A dict for each line, of what was measured then; ``step`` always."""
+    found = [{name: float(value) for name, value in row.items() if value} for row in _csv(path)]
+    if any("step" not in row for row in found):
+        raise ValueError(f"{path.name} has a line without a step")
+    return found
 
 
 def _csv(path: Path) -> list[dict[str, str]]:

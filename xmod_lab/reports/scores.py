@@ -144,12 +144,7 @@ def series_of(runs: list[Run], prefix: str) -> Lines:
     """What follows ``prefix`` in the names of a curve (``all`` where nothing does) -> a line for each run."""
     lines: Lines = {}
     for run in runs:
-        for name in run.curve[0] if run.curve else ():
-            points = (
-                [(int(row["step"]), float(row[name])) for row in run.curve if row[name]]
-                if name.startswith(prefix)
-                else []
-            )
-            if points:
-                lines.setdefault(name.removeprefix(prefix).strip("/") or "all", []).append(points)
+        for name in dict.fromkeys(name for row in run.curve for name in row if name.startswith(prefix)):
+            points = [(row["step"], row[name]) for row in run.curve if name in row]
+            lines.setdefault(name.removeprefix(prefix).strip("/") or "all", []).append(points)
     return lines
