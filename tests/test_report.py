@@ -118,13 +118,15 @@ def test_broken_and_unfinished_jobs_are_named_and_the_others_shown(tmp_path, cal
     for job in range(4):
         make_run(sweep / str(job), seed=job)
     (sweep / "1" / "metrics.json").unlink()
+    with (sweep / "1" / "metrics.csv").open("a") as curve:
+        curve.write("20,7.5,1e")  # cut off by a kill
     (sweep / "2" / "metrics.csv").write_bytes(b"step\xff\n")
     begin_nothing(sweep / "10")
     status, said = call(sweep)
     page = (sweep / "report.html").read_text()
-    assert status == 0 and "2 of 5 runs are finished" in page and "sweep/1: not finished, step 10" in page
+    assert status == 0 and "2 of 5 runs are finished" in page and "not finished: sweep/1 (step 10)" in page
     for job, why in (("2", "cannot be read"), ("10", "never began")):
-        assert f"{sweep / job}: " in page and why in page and f"left out {sweep / job}" in said
+        assert f"{sweep / job}: " in page and why in page and f"left out: {sweep / job}" in said
     assert "[" not in re.search("<table><caption>Bits per byte.*?</table>", page)[0]  # two seeds have no interval
 
 
@@ -189,7 +191,7 @@ def test_a_run_that_repeats_another_is_named_and_not_counted_twice(tmp_path):
     (tmp_path / "a" / "metrics.json").unlink()  # of the two the finished one is kept
     (group,), repeats = groups_of(find_runs([tmp_path]).runs)
     assert [run.name for run in group.runs] == ["b"] and list(repeats) == [tmp_path / "a"]
-    assert "repeats b" in page_of(tmp_path)
+    assert "seed of another run: a (repeats b)" in page_of(tmp_path)
 
 
 def test_where_the_page_is_written(tmp_path, call, monkeypatch):

@@ -46,8 +46,8 @@ def _report(paths: list[Path], out: Path | None) -> None:
     page, files = render(found)
     print(place)
     print(write(page, files, place))
-    for path, why in found.faults.items():
-        print(f"left out {path}: {why}", file=sys.stderr)
+    for why in found.faults.values():
+        print(f"left out: {why}", file=sys.stderr)
 
 
 if __name__ == "__main__":

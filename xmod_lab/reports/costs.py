@@ -21,10 +21,8 @@ def mixture(groups: list[Group]) -> list[Part]:
     """Tokens, rows, bytes and passes of each language."""
     counts = ("tokens", "rows", "bytes", "passes")
     rows, records = [], []
-    seen = [
-        {n: v for n, v in group.figures.items() if n.startswith("train/") and "second" not in n} for group in groups
-    ]
-    several = any(figures != seen[0] for figures in seen)
+    seen = [{n: v for n, v in g.figures.items() if n.startswith("train/") and "second" not in n} for g in groups]
+    several = any(figures != seen[0] for figures in seen)  # else one table does for all
     for group in groups if several else groups[:1]:
         for name in (n for n in group.figures if n.startswith("train/passes/")):
             code = name.removeprefix("train/passes/")
@@ -54,10 +52,7 @@ def price(groups: list[Group]) -> list[Part]:
                 "seconds": group.mean(lambda run, code=code: seconds(run, code)),
                 "pack bytes": group.mean(lambda run, code=code: run.pack_bytes(code)),
             }
-            saved = {
-                name: group.sample(_gain(prefix, code))
-                for prefix, name in (("before/val", "before"), ("unigram", "unigram"))
-            }
+            saved = {"before": group.sample(_gain("before/val", code)), "unigram": group.sample(_gain("unigram", code))}
             if not all(saved.values()):
                 continue
             gains.setdefault(code, {})[group.name] = (cost["tokens"], saved["unigram"])
@@ -68,10 +63,11 @@ def price(groups: list[Group]) -> list[Part]:
         return []
     header = ["language", *(["group"] if len(groups) > 1 else []), "tokens", "seconds", "bytes of the pack",
               "bits/byte saved since before", "against the unigram"]  # fmt: skip
-    note = "Seconds of training alone, all starts of a run together. Saved: bits per byte of held-out text less than before training, and than guessing each piece by its frequency."
+    note = ("Seconds of training alone, all starts of a run together; of runs that did not record them, tokens over tokens per second. "
+            "Saved: bits per byte of held-out text less than before training, and than guessing each piece by its frequency.")  # fmt: skip
     return [
         "<h2>The price of a language</h2>",
-        *_price_plots(gains, len(groups)),
+        *_price_plots(gains),
         Table("price", header, rows, records, note=note),
     ]
 
@@ -89,9 +85,9 @@ def _price_record(group: Group, code: str, cost: dict, name: str, sample: Sample
 Gains = dict[str, tuple[float | None, Sample]]  # name -> tokens, bits per byte saved against the unigram
 
 
-def _price_plots(gains: dict[str, Gains], groups: int) -> list[str]:
-    """Of one group its languages in a figure, of several a figure for each language."""
-    if groups == 1:
+def _price_plots(gains: dict[str, Gains]) -> list[str]:
+    """A figure for each language, in which groups are compared; where each has but one group, a figure of all languages."""
+    if all(len(of) == 1 for of in gains.values()):
         plot = _price_plot({code: next(iter(of.values())) for code, of in gains.items()}, "", WIDE)
         return [plot] if plot else []
     drawn = [_price_plot(of, code, HALF if len(gains) > 1 else WIDE) for code, of in gains.items()]

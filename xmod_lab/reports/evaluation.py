@@ -75,7 +75,7 @@ def _place(state: str) -> float:
 
 
 def _cells(figures: Figures, prefix: str, suffix: str = "") -> Cells:
-    """``<prefix><row>/<column><suffix>`` -> row -> column -> value. Rows in the order of the model's languages, if it is known."""
+    """``<prefix><row>/<column><suffix>`` -> row -> column -> value, in the order of ``figures``."""
     cells: Cells = {}
     for name, value in figures.items():
         inner = name[len(prefix) : len(name) - len(suffix)] if name.startswith(prefix) and name.endswith(suffix) else ""
@@ -120,13 +120,13 @@ def _likelihoods(groups: list[Group]) -> Table:
                   note="Perplexity is per piece: only models with one vocabulary compare by it.")  # fmt: skip
 
 
-def _wrong_slots(figures: Figures) -> dict[str, list[str | Callable]]:
+def _wrong_slots(figures: Figures) -> dict[str, list[str]]:
     """Text -> loss through its own slot, mean of the others."""
     texts = [name.rpartition("/")[2] for name in figures if name.startswith("slots/wrong/loss/")]
     return {text: [f"val/loss/{text}", f"slots/wrong/loss/{text}"] for text in texts}
 
 
-def _recognition(figures: Figures) -> dict[str, list[str | Callable]]:
+def _recognition(figures: Figures) -> dict[str, list[str]]:
     texts = dict.fromkeys(n.rpartition("/")[2] for n in figures if re.fullmatch(r"recognition/\w+/accuracy/[^/]+", n))
     rows = {text: [f"recognition/{what}/accuracy/{text}" for what in RECOGNISED] for text in texts}
     return {**rows, "mean": [f"recognition/{what}/accuracy" for what in RECOGNISED],

@@ -101,7 +101,7 @@ def groups_of(runs: list[Run]) -> tuple[list[Group], dict[Path, str]]:
     for run in sorted(runs, key=lambda run: not run.finished):  # of two, the one that is finished
         kept = found.setdefault(_identity(run), {})
         if run.seeds in kept:
-            repeats[run.path] = f"repeats {kept[run.seeds].name}: the same settings and seed; left out"
+            repeats[run.path] = f"repeats {kept[run.seeds].name}"
         else:
             kept[run.seeds] = run
     place = {run.path: i for i, run in enumerate(runs)}

@@ -34,14 +34,16 @@ def unfinished(run: Run) -> list[Part]:
 
 def states(found: Found, repeats: dict[Path, str]) -> list[Part]:
     """How many runs are finished, and the name of every one that is not, or that is left out."""
-    undone = [f"{run.name}: not finished, step {run.steps:,}" for run in found.runs if not run.finished]
-    left_out = [f"{run.name}: {repeats[run.path]}" for run in found.runs if run.path in repeats]
-    odd = [*undone, *left_out, *found.faults.values()]
+    runs = [run for run in found.runs if run.path not in repeats]
+    undone = ", ".join(f"{run.name} (step {run.steps:,})" for run in runs if not run.finished)
+    left_out = ", ".join(f"{run.name} ({repeats[run.path]})" for run in found.runs if run.path in repeats)
+    odd = [f"not finished: {undone}"] if undone else []
+    odd += [f"left out, with the settings and the seed of another run: {left_out}"] if left_out else []
+    items = "".join(f"<li>{escape(line)}</li>" for line in [*odd, *found.faults.values()])
     finished = sum(run.finished for run in found.runs)
-    items = "".join(f"<li>{escape(line)}</li>" for line in odd)
     return [
         f"<p>{finished} of {len(found.runs) + len(found.faults)} runs are finished.</p>"
-        + (f'<ul class="bad">{items}</ul>' if odd else "")
+        + (f"<ul>{items}</ul>" if items else "")
     ]
 
 
@@ -51,7 +53,8 @@ def overview(found: Found, grouped: dict[str, list[Group]], repeats: dict[Path, 
     of_bases = len({run.seeds[1:] for run in found.runs}) > 1
     rows, records = [], []
     for run in found.runs:
-        state = repeats.get(run.path, "finished" if run.finished else f"not finished, step {run.steps:,}")
+        state = "finished" if run.finished else "not finished"
+        state = f"{state}, {repeats[run.path]}" if run.path in repeats else state
         took = sum(v for n, v in run.metrics.items() if n.startswith("train/seconds")) or sum(
             seconds(run, code) or 0.0 for code in (run.added or [""]))  # fmt: skip
         seed = " / ".join(map(str, run.seeds if of_bases else run.seeds[:1]))

@@ -25,7 +25,7 @@ th,td{padding:.22rem .55rem;text-align:right;border-bottom:1px solid #eee;white-
 th{font-weight:600;border-bottom:1px solid #999;white-space:normal;vertical-align:bottom}
 .text{text-align:left}td.long{white-space:normal;min-width:20rem}th:first-child,td:first-child{text-align:left;padding-left:0;white-space:nowrap}
 p.note{color:#555;font-size:.86rem;margin-top:.2rem;max-width:50rem}.good{color:#1a7f37;font-weight:600}.bad{color:#b3261e;font-weight:600}
-.figure{overflow-x:auto}svg{height:auto;display:block}
+.figure{overflow-x:auto}ul{color:#b3261e;font-size:.86rem;padding-left:1.2rem;overflow-wrap:anywhere}svg{height:auto;display:block}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:.4rem .8rem}svg.half{max-width:480px}
 @page{margin:14mm}@media print{body{margin:0;padding:0;max-width:none;font-size:12px}h1.kind{break-before:page}h2{break-after:avoid}
 .wide,.figure{overflow:visible}svg{break-inside:avoid;max-width:100%!important;min-width:0!important;max-height:240mm}tr{break-inside:avoid}

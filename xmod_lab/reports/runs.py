@@ -178,8 +178,10 @@ def _json(path: Path) -> dict:
 
 
 def _curve(path: Path) -> list[dict[str, float]]:
-    """A dict for each line, of what was measured then; ``step`` always."""
-    found = [{name: float(value) for name, value in row.items() if value} for row in _csv(path)]
+    """A dict for each line, of what was measured then; ``step`` always. A last line that a kill cut off is not one."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    found = [{name: float(value) for name, value in line.items() if value} for line in lines]
     if any("step" not in row for row in found):
         raise ValueError(f"{path.name} has a line without a step")
     return found

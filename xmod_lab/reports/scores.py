@@ -10,7 +10,7 @@ from xmod_lab.tasks.statistics import LEVEL
 
 _UNITS = {"bpb": "bits per byte", "loss": "nats per predicted piece"}
 _COLUMNS = {"unigram": "unigram", "before/val": "before", "val": "after"}  # by prefix in metrics.json
-MEAN = "mean"  # of all languages, as a row
+_MEAN, _ALL = "mean", "all"  # of all languages: a row; a line
 
 
 def languages(groups: list[Group]) -> list[str]:
@@ -36,7 +36,7 @@ def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
     several = len(groups) > 1
     most = max(len(group.finished) for group in groups)
     rows, records = [], []
-    for code in [*codes, *([MEAN] if len(codes) > 1 and not groups[0].runs[0].added else [])]:
+    for code in [*codes, *([_MEAN] if len(codes) > 1 and not groups[0].runs[0].added else [])]:
         for group in groups:
             samples = {name: group.sample(_score(prefix, unit, code, codes)) for prefix, name in _COLUMNS.items()}
             after = samples["after"]
@@ -78,7 +78,7 @@ def spread_cells(sample: Sample | None, most: int, digits: int = 4) -> list[str]
 
 def _score(prefix: str, unit: str, code: str, codes: list[str]) -> str | Callable[[Run], float | None]:
     """A figure of one language, or the mean of all."""
-    if code != MEAN:
+    if code != _MEAN:
         return f"{prefix}/{unit}/{code}"
 
     def mean(run: Run) -> float | None:
@@ -103,35 +103,40 @@ def old_languages(groups: list[Group]) -> list[Part]:
     return ["<h2>The languages of the base</h2>", Table("base_languages", header, rows, records)] if rows else []
 
 
+_CURVES = (  # prefix of the figures, the y axis, what is said below
+    (
+        "train/loss",
+        "training loss, nats per predicted piece",
+        "Mean over the steps since the last point, as in training.",
+    ),
+    ("val/loss/", "held-out loss, nats per predicted piece", "On held-out text, its targets fixed."),
+    ("val/bpb/", "held-out bits per byte", "The same scores per UTF-8 byte."),
+)
+
+
 def learning_curves(groups: list[Group]) -> list[Part]:
     """Of one group all languages in a figure; of several a figure for each language, in which groups are compared."""
     parts: list[Part] = []
-    for prefix, y, note in (
-        (
-            "train/loss",
-            "training loss, nats per predicted piece",
-            "Mean over the steps since the last point, as in training.",
-        ),
-        ("val/loss/", "held-out loss, nats per predicted piece", "On held-out text, its targets fixed."),
-        ("val/bpb/", "held-out bits per byte", "The same scores per UTF-8 byte."),
-    ):
+    for prefix, y, note in _CURVES:
         found = {group.name: series_of(group.runs, prefix) for group in groups}
         codes = list(dict.fromkeys(code for series in found.values() for code in series))
-        if len(groups) == 1 and codes:
+        if not codes or (len(groups) > 1 and prefix == "val/loss/"):  # which has the shape of bits per byte
+            continue
+        if len(groups) == 1:
             levels = _unigram(groups, prefix, codes[0]) if len(codes) == 1 else {}
             parts.append(svg(curves(found[groups[0].name], x="step", y=y, levels=levels), f"{y} by step"))
-        elif codes and prefix != "val/loss/":  # which has the same shape as bits per byte
-            parts.append(panels([
-                svg(curves({name: series[code] for name, series in found.items() if code in series}, x="step", y=y,
-                           levels=_unigram(groups, prefix, code), title=code if code != "all" else "", width=HALF if len(codes) > 1 else WIDE),
-                    f"{y} of {code} by step")
-                for code in codes
-            ]))  # fmt: skip
-            note += " A colour for each group of runs; thin lines are seeds, thick ones their means."
         else:
-            continue
+            note += " A line for each group of runs; thin lines are seeds, thick ones their means."
+            parts.append(panels([_compared(groups, found, prefix, y, code, alone=len(codes) == 1) for code in codes]))
         parts.append(f'<p class="note">{note}</p>')
     return ["<h2>Learning curves</h2>", *parts] if parts else []
+
+
+def _compared(groups: list[Group], found: dict[str, Lines], prefix: str, y: str, code: str, *, alone: bool) -> str:
+    lines = {name: series[code] for name, series in found.items() if code in series}
+    levels, title = _unigram(groups, prefix, code), "" if code == _ALL else code
+    figure = curves(lines, x="step", y=y, levels=levels, title=title, width=WIDE if alone else HALF)
+    return svg(figure, f"{y} by step, {code}")
 
 
 def _unigram(groups: list[Group], prefix: str, code: str) -> dict[str, float]:
@@ -146,5 +151,5 @@ def series_of(runs: list[Run], prefix: str) -> Lines:
     for run in runs:
         for name in dict.fromkeys(name for row in run.curve for name in row if name.startswith(prefix)):
             points = [(row["step"], row[name]) for row in run.curve if name in row]
-            lines.setdefault(name.removeprefix(prefix).strip("/") or "all", []).append(points)
+            lines.setdefault(name.removeprefix(prefix).strip("/") or _ALL, []).append(points)
     return lines
