@@ -10,8 +10,7 @@ from xmod_lab.reports.tables import Part, Record, Table, number
 
 def proof(groups: list[Group]) -> list[Part]:
     """Whether each extension left the rest as it was, and what moved if it did not."""
-    note = ("Tensors of the base by their sha256 in the saved model; logits on probe sentences of every language of the base; "
-            "sums over the runs.")  # fmt: skip
+    note = "Tensors of the base by their sha256 in the saved model; logits on probe sentences of every language of the base."
     moved = [f"<li>{escape(f'{run.name}: {name}')}</li>" for run in _proved(groups)
              for name in [*run.proof["tensors_changed"], *run.proof["tensors_missing"]][:20]]  # fmt: skip
     listed = [f"<p>Changed or missing:</p><ul>{''.join(moved)}</ul>"] if moved else []
@@ -61,6 +60,7 @@ def _section(groups: list[Group], title: str, count: Callable[[dict], dict], not
             {"group": group.name, "run": str(run.path), "holds": run.proof["holds"], **_flat(counts)}
             for run, counts in found
         ]
+    note += " Counts of the runs of a group are added up." if len(proved) > 1 else ""
     holds = all(run.proof["holds"] for run in proved)
     verdict = '<span class="good">holds</span>' if holds else '<span class="bad">does not hold</span>'
     header = ["", "holds in runs", *count(proved[0].proof)]
