@@ -77,15 +77,11 @@ def _write_csv(run: RunDir, name: str, header: tuple[str, ...], rows: Iterable[I
 
 def _plots(run: RunDir, figures: dict[str, float]) -> None:
     """slots.png, recognition_<of>.png, retrieval_<set>.png and retrieval_<set>_layers.png."""
-    drawn = {
-        "slots": slot_map(figures),
-        **{f"recognition_{what}": recognition_map(figures, what) for what in RECOGNISED},
-    }
+    drawn = {f"recognition_{what}": recognition_map(figures, what) for what in RECOGNISED}
+    drawn["slots"] = slot_map(figures)
     for name in retrieval_sets(figures):
-        drawn |= {
-            f"retrieval_{name}": retrieval_map(figures, name),
-            f"retrieval_{name}_layers": retrieval_curves(figures, name),
-        }
+        drawn[f"retrieval_{name}"] = retrieval_map(figures, name)
+        drawn[f"retrieval_{name}_layers"] = retrieval_curves(figures, name)
     for name, figure in drawn.items():
         if figure is not None:
             png(figure, run / f"{name}.png")

@@ -1,7 +1,6 @@
 """Sections and figures on evaluations. Figures are made from the flat names of metrics.json, a run's or means over several."""
 
 import re
-from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
@@ -90,22 +89,16 @@ def evaluation_sections(groups: list[Group]) -> list[Part]:
     groups = [group for group in groups if group.finished]
     if not groups:
         return []
+    several = len(groups) > 1
     parts: list[Part] = ["<h2>Held-out text</h2>", _likelihoods(groups)]
-    found = [_summary("slots", groups, _wrong_slots), _summary("recognition", groups, _recognition)]
-    for table, heading, draw in zip(
-        found, ("Text through slots", "Languages recognised"), (_slot_maps, _recognition_maps), strict=True
-    ):
-        if table:
-            parts += [
-                f"<h2>{heading}</h2>",
-                table,
-                *(figure for group in groups for figure in draw(group, len(groups) > 1)),
-            ]
+    for name, (heading, rows_of, draw, header, note) in _SLOTS.items():
+        rows = {row: names for group in groups for row, names in rows_of(group.figures).items()}
+        if rows:
+            parts += [f"<h2>{heading}</h2>", _table(name, groups, rows, "text of", header, note=note)]
+            parts += [figure for group in groups for figure in draw(group, several)]
     for name in dict.fromkeys(name for group in groups for name in retrieval_sets(group.figures)):
-        parts += [
-            f"<h2>Translation retrieval: {name}</h2>",
-            *_retrieval([g for g in groups if name in retrieval_sets(g.figures)], name, len(groups) > 1),
-        ]
+        having = [group for group in groups if name in retrieval_sets(group.figures)]
+        parts += [f"<h2>Translation retrieval: {name}</h2>", *_retrieval(having, name, several)]
     return parts
 
 
@@ -133,21 +126,6 @@ def _recognition(figures: Figures) -> dict[str, list[str]]:
             "chance": [f"recognition/{what}/chance" for what in RECOGNISED]} if rows else {}  # fmt: skip
 
 
-_SUMMARIES = {
-    "slots": (["nats/piece, its own slot", "mean of the other slots"], "In the vocabulary of the text."),
-    "recognition": (
-        ["accuracy, rows", "accuracy, sentences"],
-        "The language is told by the slot with the lowest loss.",
-    ),
-}
-
-
-def _summary(name: str, groups: list[Group], rows_of: Callable[[Figures], dict]) -> Table | None:
-    rows = {row: names for group in groups for row, names in rows_of(group.figures).items()}
-    header, note = _SUMMARIES[name]
-    return _table(name, groups, rows, "text of", header, note=note) if rows else None
-
-
 def _table(
     name: str, groups: list[Group], rows: dict[str, list[str]], first: str, header: list[str], *, note: str
 ) -> Table:
@@ -161,17 +139,10 @@ def _table(
             if not any(samples):
                 continue
             spread = spread_cells(samples[told], most)
-            cells.append(
-                [
-                    row,
-                    *([group.name] if several else []),
-                    *(
-                        number(s and s.mean, 1 if "perplexity" in figure else 4)
-                        for figure, s in zip(figures, samples, strict=True)
-                    ),
-                    *spread,
-                ]
-            )
+            values = [
+                number(s and s.mean, 1 if "perplexity" in f else 4) for f, s in zip(figures, samples, strict=True)
+            ]
+            cells.append([row, *([group.name] if several else []), *values, *spread])
             records += [{"group": group.name, **group.settings, first.replace(" ", "_"): row, "figure": figure, **sample.record()}
                         for figure, sample in zip(figures, samples, strict=True) if sample]  # fmt: skip
     spread = [f"{header[told]}, {word}" for word in spread_header(most)]
@@ -190,39 +161,36 @@ def _recognition_maps(group: Group, several: bool) -> list[str]:
     return [svg(figure, f"languages recognised by {what}") for what, figure in figures if figure]
 
 
+_SLOTS = {  # table -> heading, its rows, its figures, its columns, what is said below
+    "slots": ("Text through slots", _wrong_slots, _slot_maps, ["nats/piece, its own slot", "mean of the other slots"],
+              "In the vocabulary of the text."),
+    "recognition": ("Languages recognised", _recognition, _recognition_maps, ["accuracy, rows", "accuracy, sentences"],
+                    "The language is told by the slot with the lowest loss."),
+}  # fmt: skip
+_RETRIEVED = {  # end of a figure's name -> column
+    ("top1", ""): "top-1, own slot",
+    ("top1", "/source"): "top-1, slot of the queries",
+    ("mrr", ""): "MRR, own slot",
+    ("mrr", "/source"): "MRR, slot of the queries",
+}
+
+
 def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
+    """By layer, means over all pairs, of each group; and its figures."""
     rows, records, parts = [], [], []
     for group in groups:
         figures, title = group.figures, f"{group.name}: " if several else ""
         best = best_state(figures, name)
         for state in states(figures, name):
-            values = {
-                f"{metric}{end}": figures.get(f"retrieval/{name}/{metric}/{state}{end}")
-                for metric in ("top1", "mrr")
-                for end in ("", "/source")
-            }
-            rows.append(
-                [
-                    *([group.name] if several else []),
-                    state + " *" * (state == best),
-                    *(number(v) for v in values.values()),
-                ]
-            )
-            records += [{"group": group.name, **group.settings, "set": name, "state": state, "metric": key.partition("/")[0],
-                         "slot": key.partition("/")[2] or "target", "value": value} for key, value in values.items() if value is not None]  # fmt: skip
+            found = {key: figures.get(f"retrieval/{name}/{key[0]}/{state}{key[1]}") for key in _RETRIEVED}
+            first = [*([group.name] if several else []), state + " *" * (state == best)]
+            rows.append(first + [number(value) for value in found.values()])
+            records += [{"group": group.name, **group.settings, "set": name, "state": state, "metric": metric,
+                         "slot": end.removeprefix("/") or "target", "value": value}
+                        for (metric, end), value in found.items() if value is not None]  # fmt: skip
         parts += [svg(retrieval_curves(figures, name, title.removesuffix(": ")), f"retrieval by layer, {name}"),
                   svg(retrieval_map(figures, name, title), f"retrieval by pair of languages, {name}")]  # fmt: skip
-    guess = " ".join(
-        f"{metric} {groups[0].figures[f'retrieval/{name}/chance/{key}']:.4f}"
-        for key, metric in (("top1", "top-1"), ("mrr", "MRR"))
-    )
-    header = [
-        *(["group"] if several else []),
-        "states of",
-        "top-1, own slot",
-        "top-1, slot of the queries",
-        "MRR, own slot",
-        "MRR, slot of the queries",
-    ]
-    note = f"Means of all ordered pairs of languages; * the best layer; by chance {guess}."
+    top1, mrr = (groups[0].figures[f"retrieval/{name}/chance/{metric}"] for metric in ("top1", "mrr"))
+    note = f"Means of all ordered pairs of languages; * the best layer; by chance top-1 {top1:.4f}, MRR {mrr:.4f}."
+    header = [*(["group"] if several else []), "states of", *_RETRIEVED.values()]
     return [Table(f"retrieval_{name}", header, rows, records, note=note), *parts]

@@ -12,14 +12,11 @@ from xmod_lab.reports.figures import Span
 from xmod_lab.reports.runs import Run
 from xmod_lab.tasks.statistics import LEVEL
 
-_SAME = ("seed", "logger", "runs", "resume", "rebuild", "plan", "data.folder", "data.workers",
-         "trainer.checkpoint_every", "trainer.keep_checkpoints", "trainer.log_every")  # fmt: skip  # say nothing about what was trained
-_NAMED = (
-    "lang",
-    "langset.languages",
-    "task.data.splits",
-    "task.tests",
-)  # hold a key for each name: one that lacks is no difference
+# say nothing about what was trained
+_SAME = ("seed", "logger", "runs", "resume", "rebuild", "plan", "data.folder", "data.workers", "trainer.checkpoint_every",
+         "trainer.keep_checkpoints", "trainer.log_every")  # fmt: skip
+# have a key for each name, which is no setting that differs where the name itself is not there
+_NAMED = ("lang", "langset.languages", "task.data.splits", "task.tests")
 _LONGEST = 22  # characters of a group's name in a figure
 AT_LEAST = 3  # seeds for an interval
 Figures = dict[str, float]
@@ -82,11 +79,9 @@ class Group:
     @property
     def figures(self) -> Figures:
         """The mean over the seeds of every figure that all finished runs have."""
-        names = (
-            [n for n in self.finished[0].metrics if all(n in run.metrics for run in self.finished)]
-            if self.finished
-            else []
-        )
+        if not self.finished:
+            return {}
+        names = [n for n in self.finished[0].metrics if all(n in run.metrics for run in self.finished)]
         return {name: float(np.mean([run.metrics[name] for run in self.finished])) for name in names}
 
 

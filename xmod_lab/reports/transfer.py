@@ -18,6 +18,7 @@ ARMS = {
     "upper": "fine-tuned on the language itself",
 }
 _CHANCE = "majority"
+_AGAINST = ("source", "none", "wrong")  # what the target slot is compared with
 
 
 def transfer_bars(figures: Figures, metric: str, title: str, codes: list[str]) -> Figure:
@@ -94,14 +95,9 @@ def _scores(groups: list[Group], several: bool) -> Table:
             name = f"test/{_metric(run)}/{code}"
             cells = [number(run.metrics.get(f"{name}/{arm}"), 3) for arm in arms]
             role, examples = run.roles.get(code, ("", 0))
-            first = [
-                *([group.name] if several else []),
-                code,
-                role,
-                f"{examples:,}",
-                *([_metric(run)] if mixed else []),
-            ]
-            rows.append([*first, cells[0], _ends(run.metrics, f"{name}/target"), *cells[1:]])
+            first = [*([group.name] if several else []), code, role, f"{examples:,}"]
+            cells.insert(1, _ends(run.metrics, f"{name}/target"))
+            rows.append([*first, *([_metric(run)] if mixed else []), *cells])
         records += _records(group, run, "test")
     header = [*(["group"] if several else []), "language", "role", "examples", *(["metric"] if mixed else [])]
     said = "; ".join(f"{arm}: {meaning}" for arm, meaning in ARMS.items() if arm in arms)
@@ -118,9 +114,10 @@ def _records(group: Group, run: Run, kind: str) -> list[Record]:
             _, metric, code, arm = name.split("/")
             ends = {
                 end: run.metrics.get(f"{name}/{end}")
-                for end in ("low", "high", *(["p"] if kind == "difference" else []))
+                for end in (("low", "high", "p") if "-" in arm else ("low", "high"))
             }
-            found.append({"group": group.name, **group.settings, "metric": metric, "language": code, "arm": arm, "mean": value, **ends})  # fmt: skip
+            found.append({"group": group.name, **group.settings, "metric": metric, "language": code, "arm": arm,
+                          "mean": value, **ends})  # fmt: skip
     return found
 
 
@@ -131,17 +128,14 @@ def _paired(groups: list[Group], several: bool) -> Table:
             metric = _metric(run)
             for code in tested(run):
                 row = [*([group.name] if several else []), code]
-                for arm in ("source", "none", "wrong"):
+                for arm in _AGAINST:
                     name = f"difference/{metric}/{code}/target-{arm}"
                     p = run.metrics.get(f"{name}/p")
                     row += [_signed(run.metrics.get(name)), _ends(run.metrics, name, "+"), number(p, 4)]
                 rows.append(row)
             records += _records(group, run, "difference")
-    header = [
-        *(["group"] if several else []),
-        "language",
-        *(cell for arm in ("source", "none", "wrong") for cell in (f"target − {arm}", "interval", "p")),
-    ]
+    header = [cell for arm in _AGAINST for cell in (f"target − {arm}", "interval", "p")]
+    header = [*(["group"] if several else []), "language", *header]
     note = "p of a paired permutation test over examples, given these seeds, not corrected for many languages."
     return Table("paired", header, rows, records, note=note)
 
@@ -180,7 +174,7 @@ def _curves(groups: list[Group]) -> list[Figure]:
     """Of each run the development score of every language that was trained on, seeds as thin lines."""
     figures = []
     for group in groups:
-        metric, lines = group.runs[0].config["task"]["metric"], {}
+        metric, lines = _metric(group.runs[0]), {}
         for part, (points, *_) in series_of(group.runs, f"val/{metric}/").items():
             lines.setdefault(part.partition("/seed")[0], []).append(points)
         if lines:
