@@ -190,7 +190,23 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
                         for (metric, end), value in found.items() if value is not None]  # fmt: skip
         parts += [svg(retrieval_curves(figures, name, title.removesuffix(": ")), f"retrieval by layer, {name}"),
                   svg(retrieval_map(figures, name, title), f"retrieval by pair of languages, {name}")]  # fmt: skip
+    if several:
+        parts.insert(0, _top1_by_group(groups, name))
     top1, mrr = (groups[0].figures[f"retrieval/{name}/chance/{metric}"] for metric in ("top1", "mrr"))
     note = f"Means of all ordered pairs of languages; * the best layer; by chance top-1 {top1:.4f}, MRR {mrr:.4f}."
     header = [*(["group"] if several else []), "states of", *_RETRIEVED.values()]
     return [Table(f"retrieval_{name}", header, rows, records, note=note), *parts]
+
+
+def _top1_by_group(groups: list[Group], name: str) -> str:
+    """A line for each group, texts through their own slots, the seeds thin."""
+    lines = {
+        group.name: [
+            [(_place(state), run.metrics[f"retrieval/{name}/top1/{state}"]) for state in states(run.metrics, name)]
+            for run in group.finished
+        ]
+        for group in groups
+    }
+    chance = {"chance": groups[0].figures[f"retrieval/{name}/chance/top1"]}
+    figure = curves(lines, x="layer (half: what its slot reads)", y="top-1, mean of all pairs", levels=chance)
+    return svg(figure, f"top-1 of retrieval by layer and group, {name}")
