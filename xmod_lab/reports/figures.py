@@ -15,6 +15,7 @@ from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 Points = list[tuple[float, float]]
 Lines = dict[str, list[Points]]  # name -> a line for each seed
@@ -125,7 +126,7 @@ def scatter(points: dict[str, Points], *, x: str, y: str, title: str = "", width
         axes.annotate(name, middle, xytext=(6, 5), textcoords="offset points", fontsize=8, color=colour)
     axes.margins(0.15)
     _dress(axes, x, y, title)
-    axes.xaxis.set_major_formatter("{x:,.6g}")
+    axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))  # 2 M
     return figure
 
 
