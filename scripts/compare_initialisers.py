@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from xmod_lab.errors import UserError
-from xmod_lab.reports.page import read_run
+from xmod_lab.reports.runs import read_run
 
 FIGURES = {"unigram": "unigram/loss", "before": "before/val/loss", "after": "val/loss", "bpb": "val/bpb"}
 COLUMNS = ("code", "embedding_init", "seed", "steps", *FIGURES, "copied", "derived", "coverage")

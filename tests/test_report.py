@@ -1,70 +1,247 @@
-"""The report page: made from the files of a run, self-contained, and kind about what is missing."""
+"""The report page: made from run dirs alone, self-contained, right about seeds, and kind about what is missing."""
 
 import csv
+import io
 import json
 import re
+import shutil
 
+import numpy as np
+import pandas
 import pytest
 from omegaconf import OmegaConf
+from scipy import stats
 
 from tests.test_project import composed
 from xmod_lab import report
-from xmod_lab.reports.page import read_run, render
+from xmod_lab.reports.groups import groups_of
+from xmod_lab.reports.page import render
+from xmod_lab.reports.runs import find_runs
+from xmod_lab.reports.tables import Table, tex
+
+
+def make_run(folder, *overrides, seed=1, after=1.25, base="auto"):
+    """A run dir as `+lang=new_lang` leaves it, with these figures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cfg = composed("+lang=new_lang", "lang.new_lang.code=el_GR", f"seed={seed}", f"base={base}", *overrides)
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)))
+    scores = {"val/loss/el_GR": 6.125, "val/bpb/el_GR": after, "before/val/loss/el_GR": 9.5, "before/val/bpb/el_GR": 2.5,
+              "unigram/loss/el_GR": 6.5, "unigram/bpb/el_GR": 1.375}  # fmt: skip
+    old = {f"{w}val/{u}/en_XX": 5.0625 for w in ("", "before/") for u in ("loss", "bpb")}
+    counts = {f"train/{k}/el_GR": v for k, v in (("tokens", 8192), ("rows", 64), ("passes", 0.5), ("bytes", 12345))}
+    speed = {"train/tokens_per_second/el_GR": 1000.0, "train/seconds/el_GR": 10.5}
+    (folder / "metrics.json").write_text(json.dumps({**scores, **old, **counts, **speed}))
+    with (folder / "metrics.csv").open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerows(
+            [
+                ["step", "train/loss/el_GR", "val/loss/el_GR", "val/bpb/el_GR"],
+                [0, "", 9.5, 2.5],
+                [10, 7.5, 6.125, after],
+            ]
+        )
+    proof = {"holds": True, "tensors_compared": 7, "tensors_changed": [], "tensors_missing": [], "tensors_added": ["a"],
+             "tensors_added_without_language": [], "logits": {"en_XX": {"equal": True}}}  # fmt: skip
+    (folder / "proof.json").write_text(json.dumps(proof))
+    return folder
 
 
 @pytest.fixture
 def run(tmp_path):
-    cfg = composed("+lang=new_lang", "lang.new_lang.code=el_GR")
-    (tmp_path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)))
-    scores = {"val/loss/el_GR": 6.125, "val/bpb/el_GR": 1.25, "before/val/loss/el_GR": 9.5, "before/val/bpb/el_GR": 2.5,
-              "unigram/loss/el_GR": 6.5, "unigram/bpb/el_GR": 1.375}  # fmt: skip
-    old = {f"{w}val/{u}/en_XX": 5.0625 for w in ("", "before/") for u in ("loss", "bpb")}
-    counts = {f"train/{k}/el_GR": v for k, v in (("tokens", 8192), ("rows", 64), ("passes", 0.5), ("bytes", 12345))}
-    (tmp_path / "metrics.json").write_text(
-        json.dumps({**scores, **old, **counts, "train/tokens_per_second/el_GR": 1000.0})
-    )
-    with (tmp_path / "metrics.csv").open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerows(
-            [["step", "train/loss/el_GR", "val/loss/el_GR", "val/bpb/el_GR"], [0, "", 9.5, 2.5], [10, 7.5, 6.125, 1.25]]
-        )
-    proof = {"holds": True, "tensors_compared": 7, "tensors_changed": [], "tensors_missing": [], "tensors_added": ["a"], "tensors_added_without_language": [],
-             "logits": {"en_XX": {"equal": True}}}  # fmt: skip
-    (tmp_path / "proof.json").write_text(json.dumps(proof))
-    return tmp_path
+    return make_run(tmp_path / "run")
 
 
-def test_the_page_has_the_figures_and_needs_nothing_else(run, monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["report", str(run)])
-    with pytest.raises(SystemExit) as stop:
-        report.main()
-    assert stop.value.code == 0
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """Call the command and return its exit status and what it says."""
+
+    def start(*arguments):
+        monkeypatch.setattr("sys.argv", ["report", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            report.main()
+        return stop.value.code, "".join(capsys.readouterr())
+
+    return start
+
+
+def page_of(*paths):
+    return render(find_runs(list(paths)))[0]
+
+
+def test_the_page_has_the_figures_and_needs_nothing_else(run, call):
+    assert call(run)[0] == 0
     page = (run / "report.html").read_text()
-    for figure in ("6.1250", "9.5000", "1.3750", "equal to the last bit", "holds", "7 of 7 tensors", "8,192", "0.500"):
+    for figure in ("6.1250", "9.5000", "1.3750", "equal to the last bit", "holds", "7 of 7", "8,192", "0.500", "10.5"):
         assert figure in page
     assert not re.search(r'(?:src|href)="(?!#)', page.replace('xlink:href="#', "")) and "<script" not in page
+    assert page == page_of(run)  # the same run, the same page
 
 
 def test_hostile_names_are_escaped(run):
     config = OmegaConf.load(run / "config.yaml")
     config.lang.new_lang.code = "<img src=x>"
     OmegaConf.save(config, run / "config.yaml")
-    assert "<img" not in render(read_run(run))
+    assert "<img" not in page_of(run)
 
 
 def test_an_unfinished_run_says_so_and_a_failed_proof_shows_what_moved(run):
     (run / "metrics.json").unlink()
     proof = json.loads((run / "proof.json").read_text())
     (run / "proof.json").write_text(json.dumps({**proof, "holds": False, "tensors_changed": ["lm_head.bias"]}))
-    page = render(read_run(run))
+    page = page_of(run)
     assert "not finished" in page and "does not hold" in page and "lm_head.bias" in page
 
 
-@pytest.mark.parametrize("damage", ["none", "json"])
-def test_what_is_no_run_is_refused(run, damage, monkeypatch, capsys):
-    (run / "config.yaml").unlink() if damage == "none" else (run / "proof.json").write_text("{")
-    monkeypatch.setattr("sys.argv", ["report", str(run)])
-    with pytest.raises(SystemExit) as stop:
-        report.main()
-    assert stop.value.code == 2 and "error: " in capsys.readouterr().err
+@pytest.mark.parametrize("damage", ["none", "json", "list", "absent", "never began"])
+def test_what_is_no_run_is_refused(run, damage, call):
+    if damage in ("none", "never began"):
+        (run / "config.yaml").unlink()
+    if damage in ("json", "list"):
+        (run / ("proof.json" if damage == "json" else "config.yaml")).write_text("{" if damage == "json" else "- 1")
+    if damage == "absent":
+        shutil.rmtree(run)
+    if damage == "never began":
+        begin_nothing(run)
+    status, said = call(run)
+    assert status == 2 and "error: " in said and str(run) in said
     assert not (run / "report.html").exists()
+
+
+def begin_nothing(folder):
+    """As Hydra leaves a job whose settings were refused."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra" / "hydra.yaml").write_text("hydra:\n  job:\n    name: pretrain\n")
+
+
+def test_broken_and_unfinished_jobs_are_named_and_the_others_shown(tmp_path, call):
+    sweep = tmp_path / "sweep"
+    for job in range(4):
+        make_run(sweep / str(job), seed=job)
+    (sweep / "1" / "metrics.json").unlink()
+    with (sweep / "1" / "metrics.csv").open("a") as curve:
+        curve.write("20,7.5,1e")  # cut off by a kill
+    (sweep / "2" / "metrics.csv").write_bytes(b"step\xff\n")
+    begin_nothing(sweep / "10")
+    status, said = call(sweep)
+    page = (sweep / "report.html").read_text()
+    assert status == 0 and "2 of 5 runs are finished" in page and "not finished: sweep/1 (step 10)" in page
+    for job, why in (("2", "cannot be read"), ("10", "never began")):
+        assert f"{sweep / job}: " in page and why in page and f"left out: {sweep / job}" in said
+    assert "[" not in re.search("<table><caption>Bits per byte.*?</table>", page)[0]  # two seeds have no interval
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+def test_seeds_are_one_group_with_the_interval_of_scipy(tmp_path, seeds):
+    values = np.random.default_rng(seeds).normal(1.2, 0.05, seeds).tolist()
+    for seed, value in enumerate(values):
+        make_run(tmp_path / str(seed), f"runs={tmp_path / str(seed)}", "logger=csv", seed=seed, after=value)
+    page, files = render(find_runs([tmp_path]))
+    (tmp_path / "results.csv").write_text(files["results_bpb.csv"])
+    table = pandas.read_csv(tmp_path / "results.csv")
+    after = table[table.figure == "after"].iloc[0]
+    assert (after.seeds, after["mean"]) == (seeds, pytest.approx(np.mean(values), rel=1e-12))
+    if seeds < 3:
+        assert np.isnan(after.low) and np.isnan(after.high) and "95% interval" not in page
+        return
+    low, high = stats.t.interval(0.95, seeds - 1, loc=np.mean(values), scale=stats.sem(values))
+    assert (after.low, after.high) == pytest.approx((low, high), rel=1e-12)
+    assert f"[{low:.4f}, {high:.4f}]" in page and f"{min(values):.4f} – {max(values):.4f}" in page
+    saved = pandas.read_csv(write(tmp_path / "price.csv", files["price.csv"])).query("saved_since == 'unigram'").iloc[0]
+    assert (saved.low, saved.high) == pytest.approx((1.375 - high, 1.375 - low)) and saved.tokens == 8192
+    assert saved.seconds == 10.5
+
+
+def write(path, text):
+    path.write_text(text)
+    return path
+
+
+def test_only_settings_that_differ_are_shown_and_name_the_groups(tmp_path):
+    for i, method in enumerate(("focus", "mean")):
+        for seed in (1, 2):
+            init = f"lang.new_lang.embedding_init={method}"
+            make_run(tmp_path / f"{i}{seed}", init, "trainer.checkpoint_every=7", seed=seed, after=1 + i)
+    groups, repeats = groups_of(find_runs([tmp_path]).runs)
+    assert [group.name for group in groups] == ["focus", "mean"] and not repeats
+    assert [group.settings for group in groups] == [{"lang.new_lang.embedding_init": n} for n in ("focus", "mean")]
+    assert [group.sample("val/bpb/el_GR").values for group in groups] == [[1, 1], [2, 2]]
+
+
+def test_a_language_that_only_some_runs_add_is_one_difference(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", "+lang=[new_lang,sw]", "lang.new_lang.code=el_GR")
+    groups, _ = groups_of(find_runs([tmp_path]).runs)
+    assert [group.settings for group in groups] == [{"lang": "new_lang"}, {"lang": "new_lang, sw"}]
+
+
+def test_bases_that_differ_by_their_seed_alone_are_seeds_too(tmp_path):
+    for name, alpha, seed in (("a", 0.7, 1), ("b", 0.7, 2), ("c", 0.3, 1)):
+        (tmp_path / "bases" / name).mkdir(parents=True)
+        base = OmegaConf.structured(composed(f"data.alpha={alpha}", f"seed={seed}"))
+        OmegaConf.save(base, tmp_path / "bases" / name / "config.yaml")
+        make_run(tmp_path / "runs" / name, base=tmp_path / "bases" / name)
+    groups, _ = groups_of(find_runs([tmp_path / "runs"]).runs)
+    assert [[run.seeds for run in group.runs] for group in groups] == [[(1, 1), (1, 2)], [(1, 1)]]
+    assert [group.settings["base.data.alpha"] for group in groups] == ["0.7", "0.3"]
+
+
+def test_a_run_that_repeats_another_is_named_and_not_counted_twice(tmp_path):
+    for name in ("a", "b"):
+        make_run(tmp_path / name, after=1.5)
+    (tmp_path / "a" / "metrics.json").unlink()  # of the two the finished one is kept
+    (group,), repeats = groups_of(find_runs([tmp_path]).runs)
+    assert [run.name for run in group.runs] == ["b"] and list(repeats) == [tmp_path / "a"]
+    assert "seed of another run: a (repeats b)" in page_of(tmp_path)
+
+
+def test_where_the_page_is_written(tmp_path, call, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run(tmp_path / "sweep" / str(job), seed=job) for job in range(2)]
+    (tmp_path / "sweep" / "report_files").mkdir()
+    (tmp_path / "sweep" / "report_files" / "slots.csv").write_text("of an earlier report")
+    for arguments, place in (
+        (runs[:1], runs[0] / "report.html"),
+        ([tmp_path / "sweep"], tmp_path / "sweep" / "report.html"),
+        (runs, tmp_path / "report" / "report.html"),
+        ([*runs, "--out", "new/my.html"], tmp_path / "new" / "my.html"),
+    ):
+        assert call(*arguments)[0] == 0
+        files = {file.name for file in place.with_name(f"{place.stem}_files").iterdir()}
+        assert (
+            place.is_file()
+            and {"results_bpb.tex", "results_bpb.csv", "figures.csv"} <= files
+            and "slots.csv" not in files
+        )
+    assert call(*runs, "--out", "my.pdf")[0] == 2
+
+
+def test_every_figure_of_every_run_is_in_one_long_file_to_the_last_bit(tmp_path):
+    for seed in (1, 2):
+        make_run(tmp_path / str(seed), seed=seed, after=1 / 3 + seed)
+    rows = list(csv.DictReader(io.StringIO(render(find_runs([tmp_path]))[1]["figures.csv"])))
+    for seed in (1, 2):
+        kept = {row["figure"]: float(row["value"]) for row in rows if row["seed"] == str(seed)}
+        assert kept == json.loads((tmp_path / str(seed) / "metrics.json").read_text())
+
+
+def test_latex_is_escaped_and_has_as_many_cells_as_the_table():
+    hostile = r"50 % of a_b & {c} #1 $x^2$ ~ \n – − <>"
+    table = Table("t", ["name", "value"], [[hostile, "1.5"], ["[b", "–"]], [], title="two\nlines")
+    lines = table.tex().splitlines()
+    assert lines[1] == "% two lines" and r"\begin{tabular}{lr}" in lines
+    assert lines[6] == (r"50 \% of a\_b \& \{c\} \#1 \$x\textasciicircum{}2\$ \textasciitilde{} \textbackslash{}n -- $-$ "
+                        r"\textless{}\textgreater{} & 1.5\\")  # fmt: skip
+    assert lines[7].startswith("{}[b")  # which the line break would take for its argument
+    rows = [line for line in lines if line.endswith(r"\\")]
+    assert all(len(re.findall(r"(?<!\\)&", row)) == 1 for row in rows) and len(rows) == 3
+    assert re.sub(r"\\[a-z]+\{\}|\\.|\$-\$|--", "", tex("\\&%$#_{}~^−–")) == ""
+
+
+def test_runs_of_several_commands_stand_in_parts_of_their_own(tmp_path):
+    make_run(tmp_path / "extension")
+    (tmp_path / "base").mkdir()
+    OmegaConf.save(OmegaConf.structured(composed()), tmp_path / "base" / "config.yaml")
+    (tmp_path / "base" / "metrics.json").write_text(json.dumps({"val/loss/en_XX": 3.0, "val/bpb/en_XX": 1.0}))
+    page, files = render(find_runs([tmp_path]))
+    assert page.index(">Pre-training<") < page.index(">Adding languages<")
+    assert {"pretrain_results_bpb.csv", "extension_results_bpb.csv", "extension_price.tex", "runs.csv"} <= files.keys()

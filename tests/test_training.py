@@ -119,12 +119,21 @@ def test_no_speed_where_no_step_was_timed():
     assert _curve().units_per_second is None
 
 
+def test_seconds_are_the_sum_over_the_starts_of_a_run():
+    first, second, third = _curve(), _curve(), _curve()
+    first.seconds = 3.0
+    second.load_state_dict(first.state_dict())
+    second.seconds = 2.0
+    third.load_state_dict(second.state_dict())
+    assert third.all_seconds == 5.0 and third.units_per_second is None
+
+
 def _curve() -> LearningCurve:
     return LearningCurve(None, lambda model, step: {}, units_per_step=1, log_every=1, validate_every=1, last_step=1)
 
 
 def test_each_process_takes_up_its_own_sum_and_another_number_of_processes_the_mean(monkeypatch):
-    state = {"loss_sums": {0: 2.0, 1: 4.0}, "losses": 3, "first": {}, "final": {}}
+    state = {"loss_sums": {0: 2.0, 1: 4.0}, "losses": 3, "first": {}, "final": {}, "seconds": 8.0}
     curve, found = _curve(), []
     for local_rank, world in ((0, 2), (1, 2), (0, 1), (2, 3)):
         for name, value in {"LOCAL_RANK": local_rank, "RANK": local_rank, "WORLD_SIZE": world}.items():

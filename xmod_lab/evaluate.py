@@ -17,8 +17,15 @@ from xmod_lab.command import run_command
 from xmod_lab.config import EvaluateConfig
 from xmod_lab.evaluation.evaluation import Evaluation, evaluate
 from xmod_lab.evaluation.opening import open_model, settle_model
-from xmod_lab.evaluation.tables import best_state
-from xmod_lab.reports.figures import curves_png, heat_map
+from xmod_lab.reports.evaluation import (
+    RECOGNISED,
+    recognition_map,
+    retrieval_curves,
+    retrieval_map,
+    retrieval_sets,
+    slot_map,
+)
+from xmod_lab.reports.figures import png
 from xmod_lab.text.parallel import read_parallel
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.scoring import on_device
@@ -41,7 +48,7 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | 
     with on_device(opened.model, cfg.trainer.accelerator):
         found = evaluate(opened, parallels, pll=cfg.evaluate.pll)
     _tables(run, found)
-    _plots(run, found)
+    _plots(run, found.figures)
     run.write_json("metrics.json", found.figures)
     log.info("figures, tables and plots in %s", run.path)
 
@@ -68,36 +75,16 @@ def _write_csv(run: RunDir, name: str, header: tuple[str, ...], rows: Iterable[I
     run.write_text(name, table.getvalue())
 
 
-def _plots(run: RunDir, found: Evaluation) -> None:
+def _plots(run: RunDir, figures: dict[str, float]) -> None:
     """slots.png, recognition_<of>.png, retrieval_<set>.png and retrieval_<set>_layers.png."""
-    figures = found.figures
-    above = {t: {s: loss - figures[f"val/loss/{t}"] for s, loss in row.items()} for t, row in found.matrix.items()}
-    heat_map(above, run / "slots.png", title="nats/piece above the loss through the own slot", x="slot", y="text of")
-    for what, counts in found.recognised.items():
-        shares = {t: {s: n / sum(row.values()) for s, n in row.items()} for t, row in counts.items()}
-        title = f"{what}: share whose lowest loss is through the slot"
-        heat_map(shares, run / f"recognition_{what}.png", title=title, x="slot", y="text of", best=max)
-    for name, results in found.retrieved.items():
-        where, state = f"retrieval/{name}", best_state(name, figures, found.states)
-        cells: dict[str, dict[str, float]] = {}
-        for result in results:
-            if (result.state, result.arm) == (state, "target"):
-                cells.setdefault(result.query, {})[result.candidates] = result.top1
-        guess = figures[f"{where}/chance/top1"]
-        title = f"{name}: top-1 of translation retrieval, {state}, each through its own slot; chance {guess:.3f}"
-        heat_map(cells, run / f"retrieval_{name}.png", title=title, x="candidates", y="queries", best=max)
-        ends = {"target slot": "", "source slot": "/source"}
-        places = {s: float(s.removesuffix("_before")[5:]) - 0.5 * s.endswith("_before") for s in found.states}
-        lines = {
-            f"{metric}, {arm}": [
-                (x, figures[key]) for s, x in places.items() if (key := f"{where}/{m}/{s}{end}") in figures
-            ]
-            for arm, end in ends.items()
-            for m, metric in (("top1", "top-1"), ("mrr", "MRR"))
-        }
-        lines = {name: points for name, points in lines.items() if points}
-        curves_png(lines, run / f"retrieval_{name}_layers.png", x="layer (half: what its slot reads)", y="mean of all pairs",
-                   levels={"chance, top-1": guess})  # fmt: skip
+    drawn = {f"recognition_{what}": recognition_map(figures, what) for what in RECOGNISED}
+    drawn["slots"] = slot_map(figures)
+    for name in retrieval_sets(figures):
+        drawn[f"retrieval_{name}"] = retrieval_map(figures, name)
+        drawn[f"retrieval_{name}_layers"] = retrieval_curves(figures, name)
+    for name, figure in drawn.items():
+        if figure is not None:
+            png(figure, run / f"{name}.png")
 
 
 if __name__ == "__main__":

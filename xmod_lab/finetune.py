@@ -10,13 +10,13 @@ from pathlib import Path
 
 from xmod_lab.command import run_command
 from xmod_lab.finetune_config import FinetuneConfig, validate_finetune
-from xmod_lab.reports.figures import interval_bars
+from xmod_lab.reports.figures import png
+from xmod_lab.reports.transfer import transfer_bars
 from xmod_lab.training.finetuning import finetune
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.transfer_table import Transfer
 
 log = logging.getLogger(__name__)
-_DRAWN = ("target", "source", "none", "wrong", "upper")
 
 
 def main() -> None:
@@ -30,19 +30,9 @@ def _start(cfg: FinetuneConfig, folder: Path, asked: list[str], sweep: str | Non
 
 
 def _draw(transfer: Transfer, path: Path) -> None:
-    found = {language.code: language.arms[transfer.metric] for language in transfer.languages}
-    bars = {
-        arm: {code: (arms[arm].mean, arms[arm].low, arms[arm].high) for code, arms in found.items() if arm in arms}
-        for arm in _DRAWN
-    }
-    interval_bars(
-        {arm: values for arm, values in bars.items() if values},
-        path,
-        levels={code: arms["majority"].mean if "majority" in arms else None for code, arms in found.items()},
-        level="one answer to all (chance)",
-        title=f"{transfer.task}, fine-tuned on {transfer.source} alone",
-        y=transfer.metric,
-    )
+    title = f"{transfer.task}, fine-tuned on {transfer.source} alone"
+    codes = [language.code for language in transfer.languages]
+    png(transfer_bars(transfer.metrics(), transfer.metric, title, codes), path)
     log.info("plot in %s", path)
 
 

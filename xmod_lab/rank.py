@@ -15,7 +15,7 @@ from pathlib import Path
 from xmod_lab.command import run_command
 from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.reports.figures import heat_map
+from xmod_lab.reports.figures import heat_map, png
 from xmod_lab.training.bases import agree
 from xmod_lab.training.data import prepare_language
 from xmod_lab.training.distributed import launched
@@ -69,7 +69,7 @@ def _write(run: RunDir, base: str, seed: int, ranking: Ranking) -> None:
     for c in sorted(ranking.combinations, key=lambda c: c.slot_init):
         values.setdefault(c.embedding_init, {})[c.slot_init] = c.loss
     title = f"{ranking.code} before training, nats/piece (unigram {ranking.unigram['loss']:.3f})"
-    heat_map(values, run / f"{name}.png", title=title, x="slot_init", y="embedding_init")
+    png(heat_map(values, title=title, x="slot_init", y="embedding_init"), run / f"{name}.png")
     log.info("tables in %s; plot in %s", run / f"{name}.json", run / f"{name}.png")
 
 

@@ -1,31 +1,53 @@
-"""Write RUN/report.html: one self-contained page with curves, mixture, before and after, and the proof of a run.
+"""One self-contained HTML page for a run, for several or for a sweep, with its tables as LaTeX and CSV beside it.
 
-python -m xmod_lab.report RUN
+    python -m xmod_lab.report RUN_OR_SWEEP... [--out FILE.html]
+
+Folders are searched for runs. The page is RUN/report.html or SWEEP/report.html, that of several paths report/report.html, and
+the tables are in report_files/ beside it. Nothing but run dirs is read.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from xmod_lab.command import guarded
-from xmod_lab.reports.page import read_run, render
+from xmod_lab.errors import UserError
+from xmod_lab.reports.page import render, write
+from xmod_lab.reports.runs import find_runs
 
 
 def main() -> None:
     """Entry point of the command."""
-    parser = argparse.ArgumentParser(prog="python -m xmod_lab.report", description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path, help="a run dir, e.g. runs/pretrain/2026-01-31_12-00-00")
+    parser = argparse.ArgumentParser(
+        prog="python -m xmod_lab.report",
+        description=__doc__.split("\n")[0],
+        epilog="Runs that differ by their seed alone are one group: means, intervals over seeds, curves on one another.",
+    )
+    parser.add_argument(
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN_OR_SWEEP",
+        help="a run dir, or a folder with runs in it, e.g. runs/sweeps/<time>",
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE.html", help="instead of report.html in the folder that is given"
+    )
     arguments = parser.parse_args()
-    sys.exit(guarded(lambda: _write(arguments.run)))
+    sys.exit(guarded(lambda: _report(arguments.runs, arguments.out)))
 
 
-def _write(path: Path) -> None:
-    page = render(read_run(path))
-    temporary = path / ".report.html.tmp"
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path / "report.html")
-    print(path / "report.html")
+def _report(paths: list[Path], out: Path | None) -> None:
+    place = out or (paths[0] if len(paths) == 1 else Path("report")) / "report.html"
+    if place.suffix != ".html":
+        raise UserError(f"--out {place} is no name of a page; let it end in .html")
+    found = find_runs(paths)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    page, files = render(found)
+    print(place)
+    print(write(page, files, place))
+    for why in found.faults.values():
+        print(f"left out: {why}", file=sys.stderr)
 
 
 if __name__ == "__main__":

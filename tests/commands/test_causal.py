@@ -11,14 +11,15 @@ import transformers
 from tests.commands.conftest import EXTENSION
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForCausalLM
-from xmod_lab.reports.page import read_run, render
+from xmod_lab.reports.page import render
+from xmod_lab.reports.runs import find_runs
 
 
 def test_causal_base_and_extension(workplace, tmp_path):
     base, run = tmp_path / "base", tmp_path / "greek"
     status, out, err = workplace.call("task=clm", "trainer.max_steps=30", "data.attention=row", run=base)
     assert status == 0, err
-    assert "left to right" in out and "exact likelihoods" in render(read_run(base))
+    assert "left to right" in out and "exact likelihoods" in render(find_runs([base]))[0]
     metrics = workplace.metrics(base)
     assert metrics["val/loss/en_XX"] < metrics["before/val/loss/en_XX"]
 

@@ -1,6 +1,7 @@
 """python -m xmod_lab.evaluate: on runs, and on folders that transformers wrote."""
 
 import csv
+import io
 import math
 import re
 import shutil
@@ -12,6 +13,8 @@ import transformers
 
 from tests.conftest import passages
 from xmod_lab.evaluate import main
+from xmod_lab.reports.page import render
+from xmod_lab.reports.runs import find_runs
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE
 from xmod_lab.text.objective import Objective
@@ -92,6 +95,13 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
     assert len(cells) == 16 and all(metrics[f"slots/loss/{t}/{s}"] == loss for (t, s), loss in cells.items())
     names = ("slots", "recognition_rows", "recognition_sentences", "retrieval_ten", "retrieval_ten_layers")
     assert all((run / f"{name}.png").stat().st_size > 5000 for name in names)
+
+    page, files = render(find_runs([run, extended]))
+    assert page.index(">Adding languages<") < page.index(">Evaluation<")
+    shown = list(csv.DictReader(io.StringIO(files["evaluate_retrieval_ten.csv"])))
+    assert len(shown) == 5 * 2 * 2 and {float(row["value"]) for row in shown} <= set(metrics.values())
+    assert {"evaluate_languages.tex", "evaluate_slots.tex", "evaluate_recognition.csv"} <= files.keys()
+    assert page.count('aria-label="loss of every text') == 1 and "* the best layer; by chance top-1" in page
 
     status, out, err = evaluate(f"base={extended}", "evaluate.pll=true", f"evaluate.parallel=[{translations}]", run=run)
     assert status == 0 and "nothing to do" in out + err

@@ -2,6 +2,7 @@
 
 import csv
 import gzip
+import io
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ from xmod_lab.errors import ProofError, UserError
 from xmod_lab.finetune import main
 from xmod_lab.finetune_config import validate_finetune
 from xmod_lab.model import XmodForMaskedLM, XmodForSequenceClassification
+from xmod_lab.reports.page import render
+from xmod_lab.reports.runs import find_runs
 from xmod_lab.text.corpus import EMBEDDED
 from xmod_lab.training import finetuning
 from xmod_lab.training.callbacks import BestWeights
@@ -63,6 +66,18 @@ def test_every_language_is_tested_in_every_arm_with_intervals(tuned):
     greek = lines["el_GR", "accuracy", "target"]
     assert (greek["role"], greek["examples"], greek["seeds"]) == ("added", "161", "2")
     assert float(greek["mean"]) == metrics["test/accuracy/el_GR/target"]
+
+
+def test_the_report_has_every_arm_every_paired_test_and_every_seed(tuned):
+    metrics, (page, files) = json.loads((tuned / "metrics.json").read_text()), render(find_runs([tuned]))
+    tables = {n: list(csv.DictReader(io.StringIO(files[f"{n}.csv"]))) for n in ("transfer", "paired", "seeds", "proof")}
+    for name, kind in (("transfer", "test"), ("paired", "difference")):
+        found = {f"{kind}/{row['metric']}/{row['language']}/{row['arm']}": float(row["mean"]) for row in tables[name]}
+        assert found == {n: v for n, v in metrics.items() if n.startswith(f"{kind}/") and n.count("/") == 3}
+    trained = {(row["language"], row["seed"]): float(row["seconds"]) for row in tables["seeds"]}
+    assert trained == {(c, s): metrics[f"train/seconds/{c}/seed{s}"] for c, s in trained} and len(trained) == 8
+    assert [row["holds"] for row in tables["proof"]] == ["True"] and 'did not move: <span class="good">' in page
+    assert f"{metrics['test/accuracy/el_GR/upper']:.3f}" in page and page.count("<svg") == 2
 
 
 def test_figures_follow_from_the_predictions_that_are_kept(tuned):
@@ -135,7 +150,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(workplace, extended, tuned):
     for file in ("model/model.safetensors", "transfer.csv"):
         assert (run / file).read_bytes() == (tuned / file).read_bytes()
     figures = [json.loads((r / "metrics.json").read_text()) for r in (run, tuned)]
-    assert [{k: v for k, v in f.items() if "per_second" not in k} for f in figures][0].items() <= figures[1].items()
+    assert [{k: v for k, v in f.items() if "second" not in k} for f in figures][0].items() <= figures[1].items()
     assert finetune(_config(workplace, extended, "task.upper=true"), RunDir(run)) is None
 
 

@@ -5,6 +5,10 @@ from pathlib import Path
 
 from tests.commands.test_tracking import records
 from xmod_lab.config import OmegaConf
+from xmod_lab.reports.groups import groups_of
+from xmod_lab.reports.page import render
+from xmod_lab.reports.runs import find_runs
+from xmod_lab.reports.scores import series_of
 
 
 def test_a_sweep_over_languages_runs_each_once_with_one_tracked_run_each(workplace, tmp_path):
@@ -41,6 +45,12 @@ def test_a_sweep_over_seeds_keeps_the_runs_apart(workplace, tmp_path):
     seeds = [OmegaConf.load(tmp_path / "sweep" / job / "config.yaml").seed for job in "01"]
     weights = [(tmp_path / "sweep" / job / "model" / "model.safetensors").read_bytes() for job in "01"]
     assert seeds == [1, 2] and weights[0] != weights[1]
+    found = find_runs([tmp_path / "sweep"])
+    ((group,), repeats), (page, files) = groups_of(found.runs), render(found)
+    losses = [workplace.metrics(tmp_path / "sweep" / job)["val/bpb/de_DE"] for job in "01"]
+    assert group.sample("val/bpb/de_DE").values == losses and not repeats and not found.faults
+    assert f"{min(losses):.4f} – {max(losses):.4f}" in page and len(series_of(group.runs, "val/bpb/")["de_DE"]) == 2
+    assert "results_bpb.tex" in files and "mixture.csv" in files
 
 
 def test_a_failing_job_does_not_stop_its_siblings(workplace, tmp_path):
@@ -50,6 +60,10 @@ def test_a_failing_job_does_not_stop_its_siblings(workplace, tmp_path):
     assert not (tmp_path / "sweep" / "0" / "metrics.json").exists()
     assert json.loads((tmp_path / "sweep" / "1" / "proof.json").read_text())["holds"]
     assert (tmp_path / "sweep" / "1" / "metrics.json").is_file()
+    found = find_runs([tmp_path / "sweep"])
+    assert [run.added for run in found.runs] == [["el_GR"]] and [path.name for path in found.faults] == ["0"]
+    page = render(found)[0]
+    assert "1 of 2 runs are finished" in page and f"{tmp_path / 'sweep' / '0'}: the run never began" in page
 
 
 def test_auto_uses_the_newest_base_that_matches_and_makes_one_when_there_is_none(workplace, tmp_path):

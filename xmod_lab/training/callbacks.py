@@ -54,6 +54,7 @@ class LearningCurve(pl.Callback):
         self.last_step = last_step
         self.loss_sum, self.losses = 0.0, 0  # of this process's micro-batches since the last line; in checkpoints
         self.seconds = 0.0  # spent training in this process, scoring apart
+        self.earlier = 0.0  # the same of the starts before this one, up to the checkpoint; in checkpoints
         self.steps_timed = 0
         self.first: dict[str, float] = {}  # scores before the first step
         self.final: dict[str, float] = {}  # the newest scores; after the last step, those of the whole run
@@ -66,14 +67,21 @@ class LearningCurve(pl.Callback):
     def state_dict(self) -> dict:
         """Called in all processes when a checkpoint is saved, of which the first writes the file."""
         sums = gather({rank(): self.loss_sum})
-        return {"loss_sums": sums, "losses": self.losses, "first": self.first, "final": self.final}
+        seconds = self.all_seconds
+        return {"loss_sums": sums, "losses": self.losses, "first": self.first, "final": self.final, "seconds": seconds}
 
     def load_state_dict(self, state: dict) -> None:
         """Each process takes its own sum; where the number of processes has changed, each takes the mean."""
         sums, self.losses = state["loss_sums"], state["losses"]
         same = len(sums) == process_count()
         self.loss_sum = sums[rank()] if same else sum(sums.values()) / len(sums)
-        self.first, self.final = state["first"], state["final"]
+        self.first, self.final, self.earlier = state["first"], state["final"], state["seconds"]
+
+    @property
+    def all_seconds(self) -> float:
+        """Spent on the steps of the whole run, scoring apart: the sum over its starts, each up to the checkpoint that the
+        next one went on from."""
+        return self.earlier + self.seconds
 
     @property
     def units_per_second(self) -> float | None:

@@ -124,7 +124,7 @@ def _add_one(
     code, pack = lang.code, run.path / "pack" / lang.code
     seed = seed_of(cfg, code)
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=seed)
-    speed = f"train/tokens_per_second/{code}"
+    speed, seconds = f"train/tokens_per_second/{code}", f"train/seconds/{code}"
     if not (pack / MANIFEST).is_file():
         model = base.load(len(old.tokenizer))
         details = begin_language(
@@ -134,6 +134,7 @@ def _add_one(
         training_table(model, trainable, f"adding {code}")
         fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=seed, trainable=trainable, code=code)
         run.remember_once(speed, lambda: fitted.per_second)
+        run.remember_once(seconds, lambda: fitted.seconds)
         proof = compare(before, snapshot(model.eval(), probes), [code])
         if not proof["holds"] and rank() == 0:
             run.write_json("proof.json", proof)
@@ -149,8 +150,9 @@ def _add_one(
             build_folder(pack, lambda scratch: write_pack(model, code, scratch, tokenizer_folder=own, details=details))
         barrier()
     manifest, _ = read_pack(pack)
-    took = run.remember_once(speed, lambda: None)
-    return {**manifest["scores"], **manifest["data"]["consumed"], **({} if took is None else {speed: took})}
+    took = {name: run.remember_once(name, lambda: None) for name in (speed, seconds)}
+    took = {name: value for name, value in took.items() if value is not None}
+    return {**manifest["scores"], **manifest["data"]["consumed"], **took}
 
 
 def seed_of(cfg: PretrainConfig, code: str) -> int:

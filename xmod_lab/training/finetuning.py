@@ -152,7 +152,8 @@ def _train_once(cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setting: S
     tests = setting.tests if code == setting.source else {code: setting.tests[code]}
     with on_device(model, cfg.trainer.accelerator):
         found = transfer_answers(model, setting.kind, tests, code, part)
-    result = Result(best.scores[name], best.scores[loss], best.step, fitted.per_second, proof, found)
+    scores = best.scores
+    result = Result(scores[name], scores[loss], best.step, fitted.per_second, fitted.seconds, proof, found)
     kept.parent.mkdir(parents=True, exist_ok=True)
     run.write_text(f"predictions/{part}.json", json.dumps(vars(result)))
     return result

@@ -32,12 +32,13 @@ class Fitted:
     """Scores before the first and after the last step, and the speed. ``model`` was trained in place.
 
     ``per_second``: tokens, or examples; ``None`` where no step was left to take: the run had stopped after its last
-    checkpoint.
+    checkpoint. ``seconds``: training alone, of all steps, over all starts of the run.
     """
 
     before: dict[str, float]
     after: dict[str, float]
     per_second: float | None
+    seconds: float
 
 
 def fit(
@@ -143,7 +144,7 @@ def train(
                             "use another hydra.run.dir, or resume=never to start over") from error  # fmt: skip
         raise
     model.requires_grad_(True)
-    return Fitted(curve.first, curve.final, curve.units_per_second)
+    return Fitted(curve.first, curve.final, curve.units_per_second, curve.all_seconds)
 
 
 def make_trainer(

@@ -59,6 +59,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
             **consumption(mixture, prepared, cfg.steps),
             "train/tokens": cfg.steps * cfg.tokens_per_step,
             "train/steps": cfg.steps,
+            "train/seconds": fitted.seconds,
         }
         if fitted.per_second is not None:
             metrics["train/tokens_per_second"] = fitted.per_second

@@ -18,13 +18,14 @@ class Result:
     """What one training has brought.
 
     ``dev``, ``dev_loss``: of the chosen weights, on the development split of the language that was trained on; ``step``: when
-    they were chosen; ``predictions``: language -> arm -> slots -> examples.
+    they were chosen; ``seconds``: of the training, over all its starts; ``predictions``: language -> arm -> slots -> examples.
     """
 
     dev: float
     dev_loss: float
     step: int
     per_second: float | None
+    seconds: float
     proof: dict
     predictions: dict[str, dict[str, list[list]]]
 
@@ -160,6 +161,7 @@ def _validation(cfg, results: dict[tuple[str, int], Result]) -> dict[str, float]
             figures[f"val/{cfg.task.metric}/{code}/seed{seed}"] = result.dev
             figures[f"val/loss/{code}/seed{seed}"] = result.dev_loss
             figures[f"train/best_step/{code}/seed{seed}"] = result.step
+            figures[f"train/seconds/{code}/seed{seed}"] = result.seconds
             if result.per_second is not None:
                 figures[f"train/examples_per_second/{code}/seed{seed}"] = result.per_second
     return {**figures, "train/steps": cfg.steps, "train/examples": cfg.steps * cfg.trainer.rows_per_step}

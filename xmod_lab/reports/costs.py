@@ -1,0 +1,107 @@
+"""What was read in training, what that took, and what it brought."""
+
+from collections.abc import Callable
+
+from xmod_lab.reports.figures import HALF, WIDE, bars, dots, scatter, svg
+from xmod_lab.reports.groups import Group, Sample
+from xmod_lab.reports.runs import Run
+from xmod_lab.reports.scores import languages
+from xmod_lab.reports.tables import Part, Record, Table, number, panels
+
+
+def seconds(run: Run, code: str = "") -> float | None:
+    """Of training: as recorded, else by the tokens and the speed of the run's last start."""
+    end = f"/{code}" if code else ""
+    m = run.metrics
+    tokens, speed = m.get(f"train/tokens{end}"), m.get(f"train/tokens_per_second{end}")
+    return m.get(f"train/seconds{end}", tokens / speed if tokens and speed else None)
+
+
+def mixture(groups: list[Group]) -> list[Part]:
+    """Tokens, rows, bytes and passes of each language."""
+    counts = ("tokens", "rows", "bytes", "passes")
+    rows, records = [], []
+    seen = [{n: v for n, v in g.figures.items() if n.startswith("train/") and "second" not in n} for g in groups]
+    several = any(figures != seen[0] for figures in seen)  # else one table does for all
+    for group in groups if several else groups[:1]:
+        for name in (n for n in group.figures if n.startswith("train/passes/")):
+            code = name.removeprefix("train/passes/")
+            values = {kind: group.figures[f"train/{kind}/{code}"] for kind in counts}
+            cells = (number(value, 3 if kind == "passes" else 0) for kind, value in values.items())
+            rows.append([code, *([group.name] if several else []), *cells])
+            records.append({"group": group.name, **group.settings, "language": code, **values})
+    if not rows:
+        return []
+    note = "Exact counts. A pass is once through all rows of a language; bytes are of the passages that end in the rows read."
+    table = Table("mixture", ["language", *(["group"] if several else []), *counts], rows, records, note=note)
+    plot: list[Part] = []
+    if not several:
+        tokens = {record["language"]: record["tokens"] for record in records}
+        notes = {record["language"]: f"{record['passes']:.2f} passes" for record in records}
+        plot = [svg(bars(tokens, x="tokens read in training", notes=notes), "tokens read in training by language")]
+    return ["<h2>The mixture really seen</h2>", *plot, table]
+
+
+def price(groups: list[Group]) -> list[Part]:
+    """What an added language took, against the bits per byte that it saved."""
+    rows, records, gains = [], [], {}
+    for code in languages(groups) if groups[0].runs[0].added else ():
+        for group in groups:
+            cost = {
+                "tokens": group.mean(f"train/tokens/{code}"),
+                "seconds": group.mean(lambda run, code=code: seconds(run, code)),
+                "pack bytes": group.mean(lambda run, code=code: run.pack_bytes(code)),
+            }
+            saved = {"before": group.sample(_gain("before/val", code)), "unigram": group.sample(_gain("unigram", code))}
+            if not all(saved.values()):
+                continue
+            gains.setdefault(code, {})[group.name] = (cost["tokens"], saved["unigram"])
+            rows.append([code, *([group.name] if len(groups) > 1 else []), number(cost["tokens"], 0), number(cost["seconds"], 1),
+                         number(cost["pack bytes"], 0), *(number(sample.mean) for sample in saved.values())])  # fmt: skip
+            records += [_price_record(group, code, cost, name, sample) for name, sample in saved.items()]
+    if not rows:
+        return []
+    header = ["language", *(["group"] if len(groups) > 1 else []), "tokens", "seconds", "bytes of the pack",
+              "bits/byte saved since before", "against the unigram"]  # fmt: skip
+    note = ("Seconds of training alone, all starts of a run together; of runs that did not record them, tokens over tokens per second. "
+            "Saved: bits per byte of held-out text less than before training, and than guessing each piece by its frequency.")  # fmt: skip
+    return [
+        "<h2>The price of a language</h2>",
+        *_price_plots(gains),
+        Table("price", header, rows, records, note=note),
+    ]
+
+
+def _gain(prefix: str, code: str) -> Callable[[Run], float | None]:
+    names = f"{prefix}/bpb/{code}", f"val/bpb/{code}"
+    return lambda run: run.metrics[names[0]] - run.metrics[names[1]] if all(n in run.metrics for n in names) else None
+
+
+def _price_record(group: Group, code: str, cost: dict, name: str, sample: Sample) -> Record:
+    costs = {key.replace(" ", "_"): value for key, value in cost.items()}
+    return {"group": group.name, **group.settings, "language": code, **costs, "saved_since": name, **sample.record()}
+
+
+Gains = dict[str, tuple[float | None, Sample]]  # name -> tokens, bits per byte saved against the unigram
+
+
+def _price_plots(gains: dict[str, Gains]) -> list[str]:
+    """A figure for each language, in which groups are compared; where each has but one group, a figure of all languages."""
+    if all(len(of) == 1 for of in gains.values()):
+        plot = _price_plot({code: next(iter(of.values())) for code, of in gains.items()}, "", WIDE)
+        return [plot] if plot else []
+    drawn = [_price_plot(of, code, HALF if len(gains) > 1 else WIDE) for code, of in gains.items()]
+    return [panels([figure for figure in drawn if figure])] if any(drawn) else []
+
+
+def _price_plot(gains: Gains, title: str, width: float) -> str:
+    """Points by tokens where these differ, else bars; nothing for less than two."""
+    what, tokens = "bits/byte saved against the unigram", {tokens for tokens, _ in gains.values()}
+    if len(gains) < 2:
+        return ""
+    if len(tokens) > 1 and None not in tokens:
+        points = {name: [(read, gain) for gain in sample.values] for name, (read, sample) in gains.items()}
+        return svg(scatter(points, x="tokens", y=what, title=title, width=width), f"{what} by tokens {title}")
+    return svg(dots({name: sample.span for name, (_, sample) in gains.items()}, x=what, title=title, width=width,
+                    seeds={name: sample.values for name, (_, sample) in gains.items()}),
+               f"{what} {title}")  # fmt: skip

@@ -1,0 +1,212 @@
+"""Sections and figures on evaluations. Figures are made from the flat names of metrics.json, a run's or means over several."""
+
+import re
+
+from matplotlib.figure import Figure
+
+from xmod_lab.reports.figures import curves, heat_map, svg
+from xmod_lab.reports.groups import Figures, Group
+from xmod_lab.reports.scores import over_seeds, spread_cells, spread_header
+from xmod_lab.reports.tables import Part, Table, number
+
+Cells = dict[str, dict[str, float]]
+RECOGNISED = ("rows", "sentences")
+
+
+def slot_map(figures: Figures, title: str = "") -> Figure | None:
+    """Every text through every slot, above the loss through its own."""
+    above = {
+        text: {slot: loss - figures[f"val/loss/{text}"] for slot, loss in row.items()}
+        for text, row in _cells(figures, "slots/loss/").items()
+    }
+    title = f"{title}nats/piece above the loss through the own slot"
+    return heat_map(above, title=title, x="slot", y="text of") if above else None
+
+
+def recognition_map(figures: Figures, what: str, title: str = "") -> Figure | None:
+    """Which slot is taken for that of the text."""
+    counts = _cells(figures, f"recognition/{what}/count/")
+    shares = {text: {slot: n / sum(row.values()) for slot, n in row.items()} for text, row in counts.items()}
+    title = f"{title}{what}: share whose lowest loss is through the slot"
+    return heat_map(shares, title=title, x="slot", y="text of", best=max) if shares else None
+
+
+def retrieval_map(figures: Figures, name: str, title: str = "") -> Figure:
+    """Top-1 of every pair of languages at the best layer."""
+    state, guess = best_state(figures, name), figures[f"retrieval/{name}/chance/top1"]
+    cells = _cells(figures, f"retrieval/{name}/top1/", f"/{state}")
+    title = f"{title}{name}: top-1 of translation retrieval, {state}, each through its own slot; chance {guess:.3f}"
+    return heat_map(cells, title=title, x="candidates", y="queries", best=max)
+
+
+def retrieval_curves(figures: Figures, name: str, title: str = "") -> Figure:
+    """Means of all pairs by layer, candidates through their own slot or that of the queries, with chance."""
+    lines = {}
+    for arm, end in (("target slot", ""), ("source slot", "/source")):
+        for metric, shown in (("top1", "top-1"), ("mrr", "MRR")):
+            points = [(_place(state), figures[key]) for state in states(figures, name)
+                      if (key := f"retrieval/{name}/{metric}/{state}{end}") in figures]  # fmt: skip
+            if points:
+                lines[f"{shown}, {arm}"] = [points]
+    guess = {"chance, top-1": figures[f"retrieval/{name}/chance/top1"]}
+    return curves(lines, x="layer (half: what its slot reads)", y="mean of all pairs", levels=guess, title=title)
+
+
+def retrieval_sets(figures: Figures) -> list[str]:
+    """Names of the files of translations."""
+    return [name.split("/")[1] for name in figures if re.fullmatch(r"retrieval/[^/]+/chance/top1", name)]
+
+
+def states(figures: Figures, name: str) -> list[str]:
+    """Names of the layers' states, from the embeddings up."""
+    prefix = f"retrieval/{name}/top1/"
+    found = [key.removeprefix(prefix) for key in figures if key.startswith(prefix) and key.count("/") == 3]
+    return sorted(found, key=_place)
+
+
+def best_state(figures: Figures, name: str) -> str:
+    """The state with the highest mean top-1; of equals the first."""
+    return max(states(figures, name), key=lambda state: figures[f"retrieval/{name}/top1/{state}"])
+
+
+def _place(state: str) -> float:
+    return float(state.removesuffix("_before").removeprefix("layer")) - 0.5 * state.endswith("_before")
+
+
+def _cells(figures: Figures, prefix: str, suffix: str = "") -> Cells:
+    """``<prefix><row>/<column><suffix>`` -> row -> column -> value, in the order of ``figures``."""
+    cells: Cells = {}
+    for name, value in figures.items():
+        inner = name[len(prefix) : len(name) - len(suffix)] if name.startswith(prefix) and name.endswith(suffix) else ""
+        if inner.count("/") == 1:
+            row, column = inner.split("/")
+            cells.setdefault(row, {})[column] = value
+    return cells
+
+
+def evaluation_sections(groups: list[Group]) -> list[Part]:
+    """All of what the groups' evaluations found; heat maps of each group."""
+    groups = [group for group in groups if group.finished]
+    if not groups:
+        return []
+    several = len(groups) > 1
+    parts: list[Part] = ["<h2>Held-out text</h2>", _likelihoods(groups)]
+    for name, (heading, rows_of, draw, header, note) in _SLOTS.items():
+        rows = {row: names for group in groups for row, names in rows_of(group.figures).items()}
+        if rows:
+            parts += [f"<h2>{heading}</h2>", _table(name, groups, rows, "text of", header, note=note)]
+            parts += [figure for group in groups for figure in draw(group, several)]
+    for name in dict.fromkeys(name for group in groups for name in retrieval_sets(group.figures)):
+        having = [group for group in groups if name in retrieval_sets(group.figures)]
+        parts += [f"<h2>Translation retrieval: {name}</h2>", *_retrieval(having, name, several)]
+    return parts
+
+
+def _likelihoods(groups: list[Group]) -> Table:
+    columns = [(prefix, unit) for prefix in ("unigram", "before/val", "val", "pll") for unit in ("loss", "bpb", "perplexity")
+               if any(name.startswith(f"{prefix}/{unit}/") for group in groups for name in group.figures)]  # fmt: skip
+    titles = {"unigram": "unigram", "before/val": "before", "val": "model", "pll": "each piece alone"}
+    units = {"loss": "nats/piece", "bpb": "bits/byte", "perplexity": "perplexity"}
+    codes = dict.fromkeys(n.removeprefix("val/loss/") for g in groups for n in g.figures if n.startswith("val/loss/"))
+    return _table("languages", groups, {code: [f"{p}/{u}/{code}" for p, u in columns] for code in codes}, "language",
+                  [f"{units[u]}, {titles[p]}" for p, u in columns],
+                  note="Perplexity is per piece: only models with one vocabulary compare by it.")  # fmt: skip
+
+
+def _wrong_slots(figures: Figures) -> dict[str, list[str]]:
+    """Text -> loss through its own slot, mean of the others."""
+    texts = [name.rpartition("/")[2] for name in figures if name.startswith("slots/wrong/loss/")]
+    return {text: [f"val/loss/{text}", f"slots/wrong/loss/{text}"] for text in texts}
+
+
+def _recognition(figures: Figures) -> dict[str, list[str]]:
+    texts = dict.fromkeys(n.rpartition("/")[2] for n in figures if re.fullmatch(r"recognition/\w+/accuracy/[^/]+", n))
+    rows = {text: [f"recognition/{what}/accuracy/{text}" for what in RECOGNISED] for text in texts}
+    return {**rows, "mean": [f"recognition/{what}/accuracy" for what in RECOGNISED],
+            "chance": [f"recognition/{what}/chance" for what in RECOGNISED]} if rows else {}  # fmt: skip
+
+
+def _table(
+    name: str, groups: list[Group], rows: dict[str, list[str]], first: str, header: list[str], *, note: str
+) -> Table:
+    """Row -> names of figures, of each group; how the seeds scatter in the first figure that a model made."""
+    several, most = len(groups) > 1, max(len(group.finished) for group in groups)
+    told = next(i for i, figure in enumerate(next(iter(rows.values()))) if not figure.startswith(("unigram", "before")))
+    cells, records = [], []
+    for row, figures in rows.items():
+        for group in groups:
+            samples = [group.sample(figure) for figure in figures]
+            if not any(samples):
+                continue
+            spread = spread_cells(samples[told], most)
+            values = [
+                number(s and s.mean, 1 if "perplexity" in f else 4) for f, s in zip(figures, samples, strict=True)
+            ]
+            cells.append([row, *([group.name] if several else []), *values, *spread])
+            records += [{"group": group.name, **group.settings, first.replace(" ", "_"): row, "figure": figure, **sample.record()}
+                        for figure, sample in zip(figures, samples, strict=True) if sample]  # fmt: skip
+    spread = [f"{header[told]}, {word}" for word in spread_header(most)]
+    note = f"{note} {over_seeds(most)}".strip()
+    return Table(name, [first, *(["group"] if several else []), *header, *spread], cells, records, note=note)
+
+
+def _slot_maps(group: Group, several: bool) -> list[str]:
+    figure = slot_map(group.figures, f"{group.name}: " if several else "")
+    return [svg(figure, "loss of every text through every slot")] if figure else []
+
+
+def _recognition_maps(group: Group, several: bool) -> list[str]:
+    title = f"{group.name}: " if several else ""
+    figures = [(what, recognition_map(group.figures, what, title)) for what in RECOGNISED]
+    return [svg(figure, f"languages recognised by {what}") for what, figure in figures if figure]
+
+
+_SLOTS = {  # table -> heading, its rows, its figures, its columns, what is said below
+    "slots": ("Text through slots", _wrong_slots, _slot_maps, ["nats/piece, its own slot", "mean of the other slots"],
+              "In the vocabulary of the text."),
+    "recognition": ("Languages recognised", _recognition, _recognition_maps, ["accuracy, rows", "accuracy, sentences"],
+                    "The language is told by the slot with the lowest loss."),
+}  # fmt: skip
+_RETRIEVED = {  # end of a figure's name -> column
+    ("top1", ""): "top-1, own slot",
+    ("top1", "/source"): "top-1, slot of the queries",
+    ("mrr", ""): "MRR, own slot",
+    ("mrr", "/source"): "MRR, slot of the queries",
+}
+
+
+def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
+    """By layer, means over all pairs, of each group; and its figures."""
+    rows, records, parts = [], [], []
+    for group in groups:
+        figures, title = group.figures, f"{group.name}: " if several else ""
+        best = best_state(figures, name)
+        for state in states(figures, name):
+            found = {key: figures.get(f"retrieval/{name}/{key[0]}/{state}{key[1]}") for key in _RETRIEVED}
+            first = [*([group.name] if several else []), state + " *" * (state == best)]
+            rows.append(first + [number(value) for value in found.values()])
+            records += [{"group": group.name, **group.settings, "set": name, "state": state, "metric": metric,
+                         "slot": end.removeprefix("/") or "target", "value": value}
+                        for (metric, end), value in found.items() if value is not None]  # fmt: skip
+        parts += [svg(retrieval_curves(figures, name, title.removesuffix(": ")), f"retrieval by layer, {name}"),
+                  svg(retrieval_map(figures, name, title), f"retrieval by pair of languages, {name}")]  # fmt: skip
+    if several:
+        parts.insert(0, _top1_by_group(groups, name))
+    top1, mrr = (groups[0].figures[f"retrieval/{name}/chance/{metric}"] for metric in ("top1", "mrr"))
+    note = f"Means of all ordered pairs of languages; * the best layer; by chance top-1 {top1:.4f}, MRR {mrr:.4f}."
+    header = [*(["group"] if several else []), "states of", *_RETRIEVED.values()]
+    return [Table(f"retrieval_{name}", header, rows, records, note=note), *parts]
+
+
+def _top1_by_group(groups: list[Group], name: str) -> str:
+    """A line for each group, texts through their own slots, the seeds thin."""
+    lines = {
+        group.name: [
+            [(_place(state), run.metrics[f"retrieval/{name}/top1/{state}"]) for state in states(run.metrics, name)]
+            for run in group.finished
+        ]
+        for group in groups
+    }
+    chance = {"chance": groups[0].figures[f"retrieval/{name}/chance/top1"]}
+    figure = curves(lines, x="layer (half: what its slot reads)", y="top-1, mean of all pairs", levels=chance)
+    return svg(figure, f"top-1 of retrieval by layer and group, {name}")

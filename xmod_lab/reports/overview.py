@@ -1,0 +1,112 @@
+"""What the page begins and ends with: its title, the states of the runs, the settings, and the table of all runs."""
+
+from html import escape
+from pathlib import Path
+
+from xmod_lab.reports.costs import seconds
+from xmod_lab.reports.groups import Group
+from xmod_lab.reports.runs import KINDS, Found, Run
+from xmod_lab.reports.tables import Part, Record, Table, number
+
+
+def title(runs: list[Run]) -> str:
+    if len(runs) == 1:
+        return _what(runs[0])
+    kinds = [name for kind, name in KINDS.items() if any(run.kind == kind for run in runs)]
+    added = dict.fromkeys(code for run in runs for code in run.added)
+    same = {_what(run) for run in runs}
+    what = same.pop() if len(same) == 1 else ", ".join(kinds) + (f" ({', '.join(added)})" if added else "")
+    return f"{len(runs)} runs, {what}"
+
+
+def _what(run: Run) -> str:
+    if run.kind == "finetune":
+        return f"fine-tuning on {run.config['task']['name']}"
+    if run.kind == "evaluate":
+        return f"evaluation of {Path(str(run.config['base'])).name}"
+    return f"adding {', '.join(run.added)}" if run.added else "pre-training"
+
+
+def unfinished(run: Run) -> list[Part]:
+    """Of a single run."""
+    return [] if run.finished else ['<p class="bad">This run is not finished: what follows is how far it came.</p>']
+
+
+def states(found: Found, repeats: dict[Path, str]) -> list[Part]:
+    """How many runs are finished, and the name of every one that is not, or that is left out."""
+    runs = [run for run in found.runs if run.path not in repeats]
+    undone = ", ".join(f"{run.name} (step {run.steps:,})" for run in runs if not run.finished)
+    left_out = ", ".join(f"{run.name} ({repeats[run.path]})" for run in found.runs if run.path in repeats)
+    odd = [f"not finished: {undone}"] if undone else []
+    odd += [f"left out, with the settings and the seed of another run: {left_out}"] if left_out else []
+    items = "".join(f"<li>{escape(line)}</li>" for line in [*odd, *found.faults.values()])
+    finished = sum(run.finished for run in found.runs)
+    return [
+        f"<p>{finished} of {len(found.runs) + len(found.faults)} runs are finished.</p>"
+        + (f"<ul>{items}</ul>" if items else "")
+    ]
+
+
+def overview(found: Found, grouped: dict[str, list[Group]], repeats: dict[Path, str]) -> list[Part]:
+    """Every run that was found, whatever became of it."""
+    of = {run.path: group.name for groups in grouped.values() for group in groups for run in group.runs}
+    of_bases = len({run.seeds[1:] for run in found.runs}) > 1
+    rows, records = [], []
+    for run in found.runs:
+        state = "finished" if run.finished else "not finished"
+        state = f"{state}, {repeats[run.path]}" if run.path in repeats else state
+        took = sum(v for n, v in run.metrics.items() if n.startswith("train/seconds")) or sum(
+            seconds(run, code) or 0.0 for code in (run.added or [""]))  # fmt: skip
+        seed = " / ".join(map(str, run.seeds if of_bases else run.seeds[:1]))
+        cost = (number(run.steps or None, 0), number(took or None, 1))
+        rows.append([run.name, _what(run), of.get(run.path, "–"), seed, state, *cost])
+        records.append({"run": str(run.path), "kind": run.kind, "group": of.get(run.path), "seed": seed, "state": state,
+                        "steps": run.steps, "seconds": took or None})  # fmt: skip
+    for path, why in found.faults.items():
+        rows.append([path.name, "–", "–", "–", why, "–", "–"])
+        records.append({"run": str(path), "state": why})
+    header = ["run", "what", "group", "seed", "state", "steps", "seconds"]
+    note = "Seconds: of training alone."
+    if of_bases:
+        note += " Seeds: the run's own / that of its base."
+    return ["<h2>All runs</h2>", Table("runs", header, rows, records, note=note)]
+
+
+def differences(groups: list[Group]) -> list[Part]:
+    """The settings in which groups differ, groups below each other, or beside each other where there are more settings."""
+    keys = list(dict.fromkeys(key for group in groups for key in group.settings))
+    records: list[Record] = [
+        {"group": g.name, "setting": key, "value": g.settings.get(key)} for g in groups for key in keys
+    ]
+    header = ["group", "runs", *keys]
+    rows = [[g.name, str(len(g.runs)), *(g.settings.get(key, "–") for key in keys)] for g in groups]
+    if len(keys) > max(4, len(groups)):
+        header, *rows = [list(column) for column in zip(header, *rows, strict=True)]
+    of_base = " base.… are settings of the base." if any(key.startswith("base.") for key in keys) else ""
+    note = f"Named as on the command line.{of_base} Whatever is not here is the same in all."
+    return ["<h2>Settings that differ</h2>", Table("settings", header, rows, records, note=note)]
+
+
+def settings(group: Group) -> list[Part]:
+    """What people ask for first."""
+    run = group.runs[0]
+    config, trainer = run.config, run.config["trainer"]
+    rows = {"base": Path(str(config["base"])).name} if run.kind != "pretrain" else {}
+    if "model" in config and run.kind != "evaluate":  # whose configuration is not that of the model it opened
+        model = config["model"]
+        size = f"{model['num_hidden_layers']} layers of {model['hidden_size']}, {model['num_attention_heads']} heads"
+        rows["model"] = size
+    if run.kind != "evaluate":
+        recipe = config["task"].get("recipe") or config["task"]["extend" if run.added else "pretrain"]
+        pieces = f" of {config['data']['row_length']} pieces" if "data" in config else ""
+        rows["steps"] = f"{run.steps:,} of {trainer['rows_per_step']} rows{pieces}"
+        rows["peak learning rate"] = f"{recipe['peak_lr']:g}"
+    seeds = [run.config["seed"] + i for run in group.runs for i in range(run.config["task"].get("seeds", 1))]
+    rows["precision, seed"] = f"{trainer['precision']}, {', '.join(map(str, seeds))}"
+    costs = (("tokens per second", "train/tokens_per_second", 0), ("training seconds", "train/seconds", 1))
+    for name, prefix, digits in costs if len(group.runs) == 1 else ():
+        values = [number(value, digits) for figure, value in run.metrics.items() if figure.startswith(prefix)]
+        rows |= {name: ", ".join(values)} if values else {}
+    cells = [[name, value] for name, value in rows.items()]
+    records: list[Record] = [{"setting": name, "value": value} for name, value in cells]
+    return ["<h2>Settings</h2>", Table("settings", ["", ""], cells, records)]

@@ -1,0 +1,216 @@
+"""Runs on disk: which of the folders that were given are runs, what each one is, and what is in its files."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from xmod_lab.errors import UserError
+from xmod_lab.languages.cards import flatten
+
+KINDS = {
+    "pretrain": "pre-training",
+    "extension": "adding languages",
+    "finetune": "fine-tuning",
+    "evaluate": "evaluation",
+}
+DEPTH = 4  # folders down to which runs are looked for: from the project, runs/sweeps/<time>/<job>
+_BASES = 5  # a run, its base, the base of that: so far settings are followed
+_FAULTS = (OSError, ValueError, TypeError, AttributeError, KeyError, OmegaConfBaseException, csv.Error)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run dir, read. ``metrics`` is empty while the run is not finished, ``proof`` where there is none.
+
+    ``name``: short, and of no other run that was found. ``settings``: the configuration by dotted keys; where ``base`` is a run that can be read, its settings too, as ``base.…``.
+    ``roles``: of the languages of a transfer, (role, examples).
+    """
+
+    path: Path
+    name: str
+    kind: str
+    config: dict
+    settings: dict[str, object]
+    metrics: dict[str, float] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    proof: dict = field(default_factory=dict)
+    packs: dict[str, dict] = field(default_factory=dict)
+    roles: dict[str, tuple[str, int]] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.metrics)
+
+    @property
+    def added(self) -> list[str]:
+        return [lang["code"] for lang in (self.config.get("lang") or {}).values()]
+
+    @property
+    def steps(self) -> int:
+        """The last step that something was measured at: of a finished run, all that it took."""
+        return max((int(row["step"]) for row in self.curve), default=0)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Its own, that of its base, and so on."""
+        return tuple(v for k, v in self.settings.items() if k.rpartition(".")[2] == "seed" and _of_a_run(k))
+
+    def pack_bytes(self, code: str) -> int | None:
+        """Size of the pack of an added language."""
+        folder = self.path / "pack" / code
+        return sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else None
+
+
+@dataclass(frozen=True)
+class Found:
+    """``faults``: folders of runs that cannot be shown, and why."""
+
+    runs: list[Run]
+    faults: dict[Path, str]
+
+
+def find_runs(paths: list[Path]) -> Found:
+    """Every run in ``paths`` and, where one is a folder of runs, in the folders under it. A run that cannot be read is a
+    fault where others can, so that one broken job does not hide its sweep.
+
+    Raises:
+        UserError: a path is no folder, or has no run that can be read.
+    """
+    runs: dict[Path, Run] = {}
+    faults: dict[Path, str] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder; give the folder of a run, of a sweep, or of several runs")
+        folders = list(_run_dirs(path, DEPTH))
+        if not folders:
+            raise UserError(f"{path} is no run dir (no config.yaml), and there is none in the {DEPTH} levels of folders under "
+                            "it; give the folder of a run, e.g. runs/pretrain/<time>, or of a sweep")  # fmt: skip
+        for folder in folders:
+            try:
+                runs[folder.resolve()] = read_run(folder)
+            except UserError as error:
+                faults[folder.resolve()] = str(error)
+    if not runs:
+        raise UserError("\n".join(faults.values()))
+    above = Path(os.path.commonpath([*runs, *faults])) if len(runs) + len(faults) > 1 else None
+    named = [replace(run, name=_name(path, above)) for path, run in runs.items()]
+    return Found(named, faults)
+
+
+def _name(path: Path, above: Path | None) -> str:
+    """What tells a run apart from the others ``above`` which all are; not a number alone, as jobs of a sweep have."""
+    name = str(path.relative_to(above)) if above else path.name
+    return f"{path.parent.name}/{name}" if name.isdigit() else name
+
+
+def _run_dirs(folder: Path, depth: int) -> Iterator[Path]:
+    """Run dirs in order of their names, numbers by value. In a run no other is looked for, nor behind links."""
+    if (folder / "config.yaml").is_file() or _job_name(folder):
+        yield folder
+    elif depth:
+        below = [entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+        for name in sorted(below, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)):
+            if not name.startswith("."):
+                yield from _run_dirs(folder / name, depth - 1)
+
+
+def _job_name(folder: Path) -> str | None:
+    """The command that Hydra started there, where it is one whose runs are shown."""
+    try:
+        name = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.job.name
+    except _FAULTS:
+        return None
+    return name if name in ("pretrain", "finetune", "evaluate") else None
+
+
+def read_run(path: Path) -> Run:
+    """Raises UserError when ``path`` is no run dir, or a file in it cannot be read."""
+    if not (path / "config.yaml").is_file():
+        if _job_name(path):
+            raise UserError(f"{path}: the run never began (no config.yaml): its command was refused, or only planned; see the "
+                            f"*.log there, and {path / '.hydra' / 'overrides.yaml'} for what was asked")  # fmt: skip
+        raise UserError(f"{path} is no run dir (no config.yaml); give the folder of a run, e.g. runs/pretrain/<time>")
+    if next(path.glob("ranking_*.json"), None):
+        raise UserError(f"{path} is a ranking of beginnings: its tables are ranking_*.csv there, and its plots .png")
+    try:
+        return _read(path)
+    except _FAULTS as error:
+        raise UserError(
+            f"{path}: a file of the run cannot be read ({error}); finish the run again, or give another"
+        ) from error
+
+
+def _read(path: Path) -> Run:
+    config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    kind = (
+        "evaluate" if "evaluate" in config
+        else "finetune" if "kind" in config["task"]
+        else "extension" if config["lang"] else "pretrain"
+    )  # fmt: skip
+    metrics, proof = (_json(path / name) for name in ("metrics.json", "proof.json"))
+    packs = {file.parent.name: _json(file) for file in sorted(path.glob("pack/*/manifest.json"))}
+    roles = {row["language"]: (row["role"], int(row["examples"])) for row in _csv(path / "transfer.csv")}
+    return Run(
+        path,
+        _name(path.resolve(), None),
+        kind,
+        config,
+        _settings(config, _BASES),
+        metrics,
+        _curve(path / "metrics.csv"),
+        proof,
+        packs,
+        roles,
+    )
+
+
+def _json(path: Path) -> dict:
+    found = json.loads(path.read_text()) if path.is_file() else {}
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} is no object")
+    return found
+
+
+def _curve(path: Path) -> list[dict[str, float]]:
+    """A dict for each line, of what was measured then; ``step`` always. A last line that a kill cut off is not one."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    found = [{name: float(value) for name, value in line.items() if value} for line in lines]
+    if any("step" not in row for row in found):
+        raise ValueError(f"{path.name} has a line without a step")
+    return found
+
+
+def _csv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+def _settings(config: dict, depth: int) -> dict[str, object]:
+    """Flat, the names of languages in place of a list; ``base`` by the settings of the run that it is, if it can be read."""
+    found = flatten(config)
+    found |= {key: ", ".join(tree) for key, tree in (("lang", config.get("lang")),
+              ("langset.languages", config.get("langset", {}).get("languages"))) if tree}  # fmt: skip
+    folder = Path(str(config.get("base", "")))
+    folder = folder.parent if folder.name == "model" else folder
+    if depth and (folder / "config.yaml").is_file():
+        try:
+            base = _settings(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), depth - 1)
+        except _FAULTS:
+            return found
+        del found["base"]
+        found |= {f"base.{key}": value for key, value in base.items()}
+    return found
+
+
+def _of_a_run(key: str) -> bool:
+    """Whether ``key`` is one at the top of a configuration: ``seed``, ``base.seed``, ``base.base.seed``."""
+    return set(key.split(".")[:-1]) <= {"base"}

@@ -1,0 +1,155 @@
+"""Scores of languages, and learning curves."""
+
+from collections.abc import Callable
+
+from xmod_lab.reports.figures import HALF, WIDE, Lines, curves, svg
+from xmod_lab.reports.groups import AT_LEAST, Group, Sample
+from xmod_lab.reports.runs import Run
+from xmod_lab.reports.tables import Part, Table, number, panels
+from xmod_lab.tasks.statistics import LEVEL
+
+_UNITS = {"bpb": "bits per byte", "loss": "nats per predicted piece"}
+_COLUMNS = {"unigram": "unigram", "before/val": "before", "val": "after"}  # by prefix in metrics.json
+_MEAN, _ALL = "mean", "all"  # of all languages: a row; a line
+
+
+def languages(groups: list[Group]) -> list[str]:
+    """The added ones; of bases, all that were scored."""
+    runs = [run for group in groups for run in group.runs]
+    codes = [run.added or scored(run) for run in runs]
+    return list(dict.fromkeys(code for part in codes for code in part))
+
+
+def scored(run: Run) -> list[str]:
+    return [name.removeprefix("val/loss/") for name in run.metrics if name.startswith("val/loss/")]
+
+
+def results(groups: list[Group]) -> list[Part]:
+    """Before and after in both units."""
+    codes = languages(groups)
+    tables = [table for unit in _UNITS if (table := _results(groups, codes, unit)).rows]
+    title = "The added languages" if groups[0].runs[0].added else "Results"
+    return [f"<h2>{title}</h2>", *tables] if tables else []
+
+
+def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
+    several = len(groups) > 1
+    most = max(len(group.finished) for group in groups)
+    rows, records = [], []
+    for code in [*codes, *([_MEAN] if len(codes) > 1 and not groups[0].runs[0].added else [])]:
+        for group in groups:
+            samples = {name: group.sample(_score(prefix, unit, code, codes)) for prefix, name in _COLUMNS.items()}
+            after = samples["after"]
+            if after is None:
+                continue
+            row = [code, *([group.name] if several else []), *([str(len(after.values))] if most > 1 else [])]
+            row += [number(sample and sample.mean) for sample in samples.values()]
+            rows.append(row + spread_cells(after, most))
+            records += [{"group": group.name, **group.settings, "language": code, "unit": unit, "figure": name, **sample.record()}
+                        for name, sample in samples.items() if sample]  # fmt: skip
+    header = ["language", *(["group"] if several else []), *(["seeds"] if most > 1 else []), *_COLUMNS.values()]
+    note = over_seeds(most)
+    return Table(
+        f"results_{unit}", header + spread_header(most), rows, records, title=_UNITS[unit].capitalize(), note=note
+    )
+
+
+def over_seeds(most: int) -> str:
+    """What a table says of ``most`` seeds."""
+    if most < AT_LEAST:
+        return "Means over seeds; no interval, which takes three of them." if most > 1 else ""
+    return (f"Means over seeds, lowest – highest, and the {LEVEL:.0%} interval of the mean by Student's t over seeds ({AT_LEAST} or "
+            "more), which takes seeds to scatter normally.")  # fmt: skip
+
+
+def spread_header(most: int) -> list[str]:
+    """Columns that say how ``most`` seeds scatter."""
+    return [*(["lowest – highest"] if most > 1 else []), *([f"{LEVEL:.0%} interval"] if most >= AT_LEAST else [])]
+
+
+def spread_cells(sample: Sample | None, most: int, digits: int = 4) -> list[str]:
+    """The cells of :func:`spread_header`."""
+    if sample is None:
+        return ["–"] * len(spread_header(most))
+    ends = f"{min(sample.values):.{digits}f} – {max(sample.values):.{digits}f}" if len(sample.values) > 1 else "–"
+    interval = "–" if sample.interval is None else "[{:.{d}f}, {:.{d}f}]".format(*sample.interval, d=digits)
+    return [*([ends] if most > 1 else []), *([interval] if most >= AT_LEAST else [])]
+
+
+def _score(prefix: str, unit: str, code: str, codes: list[str]) -> str | Callable[[Run], float | None]:
+    """A figure of one language, or the mean of all."""
+    if code != _MEAN:
+        return f"{prefix}/{unit}/{code}"
+
+    def mean(run: Run) -> float | None:
+        values = [run.metrics.get(f"{prefix}/{unit}/{c}") for c in codes]
+        return None if None in values else sum(values) / len(values)
+
+    return mean
+
+
+def old_languages(groups: list[Group]) -> list[Part]:
+    """Of a single extension: the scores of the base's languages before and after."""
+    run = groups[0].runs[0]
+    if len(groups) > 1 or len(groups[0].runs) > 1:
+        return []
+    m, rows, records = run.metrics, [], []
+    for code in (c for c in scored(run) if run.added and c not in run.added):
+        pairs = {u: (m.get(f"before/val/{u}/{code}"), m[f"val/{u}/{code}"]) for u in ("loss", "bpb")}
+        equal = "equal to the last bit" if all(a == b for a, b in pairs.values()) else "differs"
+        rows.append([code, *(number(value) for pair in pairs.values() for value in pair), equal])
+        records += [{"language": code, "unit": u, "before": a, "after": b} for u, (a, b) in pairs.items()]
+    header = ["language", "nats/piece, before", "after", "bits/byte, before", "after", ""]
+    return ["<h2>The languages of the base</h2>", Table("base_languages", header, rows, records)] if rows else []
+
+
+_CURVES = (  # prefix of the figures, the y axis, what is said below
+    (
+        "train/loss",
+        "training loss, nats per predicted piece",
+        "Mean over the steps since the last point, as in training.",
+    ),
+    ("val/loss/", "held-out loss, nats per predicted piece", "On held-out text, its targets fixed."),
+    ("val/bpb/", "held-out bits per byte", "The same scores per UTF-8 byte."),
+)
+
+
+def learning_curves(groups: list[Group]) -> list[Part]:
+    """Of one group all languages in a figure; of several a figure for each language, in which groups are compared."""
+    parts: list[Part] = []
+    for prefix, y, note in _CURVES:
+        found = {group.name: series_of(group.runs, prefix) for group in groups}
+        codes = list(dict.fromkeys(code for series in found.values() for code in series))
+        if not codes or (len(groups) > 1 and prefix == "val/loss/"):  # which has the shape of bits per byte
+            continue
+        if len(groups) == 1:
+            levels = _unigram(groups, prefix, codes[0]) if len(codes) == 1 else {}
+            parts.append(svg(curves(found[groups[0].name], x="step", y=y, levels=levels), f"{y} by step"))
+        else:
+            note += " A line for each group of runs; thin lines are seeds, thick ones their means."
+            parts.append(panels([_compared(groups, found, prefix, y, code, alone=len(codes) == 1) for code in codes]))
+        parts.append(f'<p class="note">{note}</p>')
+    return ["<h2>Learning curves</h2>", *parts] if parts else []
+
+
+def _compared(groups: list[Group], found: dict[str, Lines], prefix: str, y: str, code: str, *, alone: bool) -> str:
+    lines = {name: series[code] for name, series in found.items() if code in series}
+    levels, title = _unigram(groups, prefix, code), "" if code == _ALL else code
+    figure = curves(lines, x="step", y=y, levels=levels, title=title, width=WIDE if alone else HALF)
+    return svg(figure, f"{y} by step, {code}")
+
+
+def _unigram(groups: list[Group], prefix: str, code: str) -> dict[str, float]:
+    """The level of guessing by frequency, where it is the same for all."""
+    levels = {group.mean(f"unigram/{prefix.split('/')[1]}/{code}") for group in groups if group.finished}
+    return {"unigram": levels.pop()} if prefix != "train/loss" and len(levels) == 1 and None not in levels else {}
+
+
+def series_of(runs: list[Run], prefix: str) -> Lines:
+    """What follows ``prefix`` in the names of a curve (``all`` where nothing does) -> a line for each run."""
+    lines: Lines = {}
+    for run in runs:
+        for name in dict.fromkeys(name for row in run.curve for name in row if name.startswith(prefix)):
+            points = [(row["step"], row[name]) for row in run.curve if name in row]
+            lines.setdefault(name.removeprefix(prefix).strip("/") or _ALL, []).append(points)
+    return lines

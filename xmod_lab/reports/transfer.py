@@ -1,0 +1,183 @@
+"""Sections and figures on fine-tuning: every language and arm, the arms against each other, and the seeds."""
+
+from matplotlib.figure import Figure
+
+from xmod_lab.reports.figures import HALF, WIDE, curves, dots, interval_bars, svg
+from xmod_lab.reports.groups import Figures, Group
+from xmod_lab.reports.runs import Run
+from xmod_lab.reports.scores import series_of
+from xmod_lab.reports.tables import Part, Record, Table, number, panels
+from xmod_lab.tasks.statistics import LEVEL
+
+ARMS = {
+    "target": "through its own slot",
+    "source": "through the slot of the language that was trained on",
+    "none": "through no slot",
+    "wrong": "through the slots of other languages, mean",
+    "majority": "one answer to all",
+    "upper": "fine-tuned on the language itself",
+}
+_CHANCE = "majority"
+_AGAINST = ("source", "none", "wrong")  # what the target slot is compared with
+
+
+def transfer_bars(figures: Figures, metric: str, title: str, codes: list[str]) -> Figure:
+    """Every arm of every language with its interval; one answer to all as a dashed line. ``figures``: metrics.json."""
+    values = {arm: {code: _span(figures, f"test/{metric}/{code}/{arm}") for code in codes if f"test/{metric}/{code}/{arm}" in figures}
+              for arm in ARMS if arm != _CHANCE}  # fmt: skip
+    levels = {code: figures.get(f"test/{metric}/{code}/{_CHANCE}") for code in codes}
+    values = {arm: spans for arm, spans in values.items() if spans}
+    return interval_bars(values, levels=levels, level="one answer to all (chance)", title=title, y=metric)
+
+
+def _span(figures: Figures, name: str) -> tuple[float, float | None, float | None]:
+    return figures[name], figures.get(f"{name}/low"), figures.get(f"{name}/high")
+
+
+def tested(run: Run) -> list[str]:
+    """Languages, the source first, then those of the base, then the added ones."""
+    metric = _metric(run)
+    found = [
+        name.split("/")[2] for name in run.metrics if name.startswith(f"test/{metric}/") and name.endswith("/target")
+    ]
+    order = ("source", "pre-trained", "added")
+    return sorted(found, key=lambda code: order.index(run.roles.get(code, ("added",))[0]))
+
+
+def transfer_sections(groups: list[Group]) -> list[Part]:
+    """A run is a group: its seeds are in itself."""
+    runs = {group.name: run for group in groups for run in group.finished}
+    parts: list[Part] = []
+    if runs:
+        several = len(runs) > 1
+        parts += [
+            "<h2>Transfer</h2>",
+            *_bars(runs),
+            _scores(groups, several),
+            "<h2>The target slot against the others</h2>",
+            _paired(groups, several),
+        ]
+    return [*parts, *_trainings(groups)]
+
+
+def _bars(runs: dict[str, Run]) -> list[str]:
+    """Where several runs can be compared, their target arms by language; and all arms of each."""
+    figures = []
+    kinds = {(run.config["task"]["name"], _metric(run)) for run in runs.values()}
+    if len(runs) > 1 and len(kinds) == 1:
+        (_, metric), panel = kinds.pop(), []
+        for code in dict.fromkeys(code for run in runs.values() for code in tested(run)):
+            name = f"test/{metric}/{code}/target"
+            spans = {group: _span(run.metrics, name) for group, run in runs.items() if name in run.metrics}
+            figure = dots(spans, x=metric, seeds={}, title=f"{code}, through its own slot", width=HALF)
+            panel.append(svg(figure, f"test {metric} of {code} by run"))
+        figures.append(panels(panel))
+    for name, run in runs.items():
+        task = run.config["task"]
+        title = f"{name + ': ' if len(runs) > 1 else ''}{task['name']}, fine-tuned on {task['source']} alone"
+        figure = transfer_bars(run.metrics, task["metric"], title, tested(run))
+        figures.append(svg(figure, f"test {task['metric']} by language and arm"))
+    return figures
+
+
+def _metric(run: Run) -> str:
+    return run.config["task"]["metric"]
+
+
+def _scores(groups: list[Group], several: bool) -> Table:
+    """The task's metric in every arm; all metrics in the records."""
+    runs = [(group, run) for group in groups for run in group.finished]
+    arms = [arm for arm in ARMS if any(name.endswith(f"/{arm}") for _, run in runs for name in run.metrics)]
+    mixed = len({_metric(run) for _, run in runs}) > 1
+    rows, records = [], []
+    for group, run in runs:
+        for code in tested(run):
+            name = f"test/{_metric(run)}/{code}"
+            cells = [number(run.metrics.get(f"{name}/{arm}"), 3) for arm in arms]
+            role, examples = run.roles.get(code, ("", 0))
+            first = [*([group.name] if several else []), code, role, f"{examples:,}"]
+            cells.insert(1, _ends(run.metrics, f"{name}/target"))
+            rows.append([*first, *([_metric(run)] if mixed else []), *cells])
+        records += _records(group, run, "test")
+    header = [*(["group"] if several else []), "language", "role", "examples", *(["metric"] if mixed else [])]
+    said = "; ".join(f"{arm}: {meaning}" for arm, meaning in ARMS.items() if arm in arms)
+    note = (f"{'The metric' if mixed else _metric(runs[0][1])} on the test split, mean of the seeds. {said}. Intervals "
+            f"({LEVEL:.0%}) by bootstrap over examples and seeds.")  # fmt: skip
+    return Table("transfer", [*header, "target", "interval", *arms[1:]], rows, records, note=note)
+
+
+def _records(group: Group, run: Run, kind: str) -> list[Record]:
+    """``<kind>/<metric>/<code>/<arm>`` with the ends of its interval, and p where it is a difference."""
+    found = []
+    for name, value in run.metrics.items():
+        if name.startswith(f"{kind}/") and name.count("/") == 3:
+            _, metric, code, arm = name.split("/")
+            ends = {
+                end: run.metrics.get(f"{name}/{end}")
+                for end in (("low", "high", "p") if "-" in arm else ("low", "high"))
+            }
+            found.append({"group": group.name, **group.settings, "metric": metric, "language": code, "arm": arm,
+                          "mean": value, **ends})  # fmt: skip
+    return found
+
+
+def _paired(groups: list[Group], several: bool) -> Table:
+    rows, records = [], []
+    for group in groups:
+        for run in group.finished:
+            metric = _metric(run)
+            for code in tested(run):
+                row = [*([group.name] if several else []), code]
+                for arm in _AGAINST:
+                    name = f"difference/{metric}/{code}/target-{arm}"
+                    p = run.metrics.get(f"{name}/p")
+                    row += [_signed(run.metrics.get(name)), _ends(run.metrics, name, "+"), number(p, 4)]
+                rows.append(row)
+            records += _records(group, run, "difference")
+    header = [cell for arm in _AGAINST for cell in (f"target − {arm}", "interval", "p")]
+    header = [*(["group"] if several else []), "language", *header]
+    note = "p of a paired permutation test over examples, given these seeds, not corrected for many languages."
+    return Table("paired", header, rows, records, note=note)
+
+
+def _ends(figures: Figures, name: str, sign: str = "") -> str:
+    low, high = figures.get(f"{name}/low"), figures.get(f"{name}/high")
+    return "–" if low is None or high is None else f"[{low:{sign}.3f}, {high:{sign}.3f}]"
+
+
+def _signed(value: float | None) -> str:
+    return "–" if value is None else f"{value:+.3f}"
+
+
+def _trainings(groups: list[Group]) -> list[Part]:
+    """Each seed: development score, when its weights were chosen, how long it took; and the curves."""
+    rows, records, several = [], [], len(groups) > 1
+    for group in groups:
+        for run in group.finished:
+            metric = _metric(run)
+            for part in (n.removeprefix("train/best_step/") for n in run.metrics if n.startswith("train/best_step/")):
+                names = f"val/{metric}/{part}", f"val/loss/{part}", f"train/best_step/{part}", f"train/seconds/{part}"
+                values = [run.metrics.get(name) for name in names]
+                code, _, seed = part.partition("/seed")
+                rows.append([*([group.name] if several else []), code, seed, *(number(v, d) for v, d in zip(values, (3, 3, 0, 1), strict=True))])  # fmt: skip
+                records.append({"group": group.name, **group.settings, "language": code, "seed": int(seed),
+                                **dict(zip((metric, "loss", "step", "seconds"), values, strict=True))})  # fmt: skip
+    header = [*(["group"] if several else []), "trained on", "seed", "score", "loss", "chosen at step", "seconds"]
+    note = "Scores and losses are of the development split of the language that was trained on, by which weights are chosen."
+    table = [Table("seeds", header, rows, records, note=note)] if rows else []
+    plots = [svg(figure, "development score by step") for figure in _curves(groups)]
+    plots = [panels(plots)] if len(plots) > 1 else plots
+    return ["<h2>The trainings</h2>", *plots, *table] if table or plots else []
+
+
+def _curves(groups: list[Group]) -> list[Figure]:
+    """Of each run the development score of every language that was trained on, seeds as thin lines."""
+    figures = []
+    for group in groups:
+        metric, lines = _metric(group.runs[0]), {}
+        for part, (points, *_) in series_of(group.runs, f"val/{metric}/").items():
+            lines.setdefault(part.partition("/seed")[0], []).append(points)
+        if lines:
+            title, width = (group.name, HALF) if len(groups) > 1 else ("", WIDE)
+            figures.append(curves(lines, x="step", y=f"{metric}, development split", title=title, width=width))
+    return figures
