@@ -38,7 +38,7 @@ def _draw(transfer: Transfer, path: Path) -> None:
     interval_bars(
         {arm: values for arm, values in bars.items() if values},
         path,
-        levels={code: arms["majority"].mean if "majority" in arms else None for code, arms in found.items()},
+        levels={language.code: language.chance(transfer.metric) for language in transfer.languages},
         level="one answer to all (chance)",
         title=f"{transfer.task}, fine-tuned on {transfer.source} alone",
         y=transfer.metric,
