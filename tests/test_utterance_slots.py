@@ -37,6 +37,20 @@ def test_tags_are_valid_bio_of_labels_that_all_languages_share(rows):
     assert all(len(found) >= 1 for found in spans.values()) and FILE.stat().st_size < 300_000
 
 
+def test_the_counts_in_the_sources_are_those_of_the_file(rows):
+    text = (EMBEDDED / "SOURCES.md").read_text(encoding="utf-8")
+    for language in {row["lang"] for row in rows}:
+        own = [row for row in rows if row["lang"] == language]
+        splits, spans = Counter(r["split"] for r in own), Counter(t[2:] for r in own for t in r["tags"] if t[0] == "B")
+        cells = (
+            language,
+            " / ".join(str(splits[split]) for split in SIZES),
+            len({row["template"] for row in own}),
+            *(spans[label] or "–" for label in sorted(set(LABELS.values()))),
+        )
+        assert f"| {' | '.join(map(str, cells))} |\n" in text
+
+
 def test_words_are_the_text_and_chinese_ones_are_characters(rows):
     for row in rows:
         assert ("" if row["lang"] == "zh" else " ").join(row["words"]) == row["text"]
