@@ -43,10 +43,11 @@ def digits(rows: list[Row], gold: list[list[int]], labels: list[str], kind: str 
 
 
 def scores(run: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows of the table. Raises UserError where ``run`` is no finished run of a tagging task."""
-    if not (run / "metrics.json").is_file() or OmegaConf.load(run / "config.yaml").task.kind != "tagging":
+    """Header and rows: language, F1 of all, of the controls, of each type. Raises UserError where ``run`` is no finished run of a tagging task."""
+    settings = OmegaConf.load(run / "config.yaml") if (run / "metrics.json").is_file() else OmegaConf.create()
+    if OmegaConf.select(settings, "task.kind") != "tagging":
         raise UserError(f"{run} is no finished run of a tagging task; make one: python -m xmod_lab.finetune task=slots")
-    task, config = OmegaConf.load(run / "config.yaml").task, XmodConfig.from_pretrained(run / "model")
+    task, config = settings.task, XmodConfig.from_pretrained(run / "model")
     sources = [LabelledSource(**OmegaConf.to_object(data)) for data in (task.data, task.tests) if data is not None]
     data, _ = read_examples(sources, Tagging.roles, config.known_codes())
     source = config.resolve(task.source)
@@ -72,10 +73,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", type=Path)
     args = parser.parse_args(arguments)
     try:
-        show("test span F1, target slot", *scores(args.run))
+        header, rows = scores(args.run)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    show("test span F1, target slot and controls", header[:4], [row[:4] for row in rows])
+    show("by type, target slot", (header[0], *header[4:]), [(row[0], *row[4:]) for row in rows])
     return 0
 
 

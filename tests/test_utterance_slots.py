@@ -86,10 +86,9 @@ def _speaker(**lists: list[str]) -> Speaker:
     return Speaker(rules, lists, ["living room"], {"lock": ["door"]}, random.Random(0))
 
 
-def _said(speaker: Speaker, template: str, **options) -> set[tuple[str, str]]:
-    drawn = (
-        tagged(speaker.say(template, ["lock"]), by_character=options.get("by_character", False)) for _ in range(60)
-    )
+def _said(speaker: Speaker, template: str, *, by_character: bool = False) -> set[tuple[str, str]]:
+    """What 300 draws say, and its tags."""
+    drawn = (tagged(speaker.say(template, ["lock"]), by_character=by_character) for _ in range(300))
     return {(" ".join(words), " ".join(tags)) for words, tags in drawn}
 
 

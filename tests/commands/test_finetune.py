@@ -121,6 +121,9 @@ def test_slots_of_utterances_are_tagged_and_the_table_says_that_one_tag_for_all_
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["test/span_f1/el_GR/majority"] == 0 and 0.5 < metrics["test/accuracy/el_GR/majority"] < 1
     assert [language.chance("span_f1") for language in transfer.languages] == [None] * 3
+    for other in (extended, tmp_path / "nothing"):
+        with pytest.raises(UserError, match="no finished run of a tagging task"):
+            scores(other)
     header, rows = scores(tmp_path / "run")
     assert header[4:] == ("area", "color", "device", "duration", "level", "state", "temperature")
     for row in rows:
