@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scripts.score_spans import scores
 from tests.test_project import composed
 from xmod_lab.errors import ProofError, UserError
 from xmod_lab.finetune import main
@@ -123,6 +124,26 @@ def test_weights_are_those_of_the_step_that_the_source_s_development_split_likes
     best = max(rows, key=lambda r: (float(r["val/accuracy/en_XX/seed1"]), -float(r["val/loss/en_XX/seed1"])))
     assert metrics["train/best_step/en_XX/seed1"] == int(best["step"])
     assert metrics["val/accuracy/en_XX/seed1"] == float(best["val/accuracy/en_XX/seed1"])
+
+
+def test_slots_of_utterances_are_tagged_and_the_table_says_that_one_tag_for_all_is_no_chance(
+    workplace, extended, tmp_path, capfd
+):
+    cfg = _config(workplace, extended, "task=slots", "trainer.max_steps=4", "task.seeds=1")
+    transfer = finetune(cfg, RunDir(tmp_path / "run"))
+    assert "names no span: 0 by definition" in capfd.readouterr().out.replace("\n", " ")
+    assert {lang.code for lang in transfer.languages} == {"en_XX", "de_DE", "el_GR"}  # Swahili has no slots with values
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["test/span_f1/el_GR/majority"] == 0 and 0.5 < metrics["test/accuracy/el_GR/majority"] < 1
+    assert [language.chance("span_f1") for language in transfer.languages] == [None] * 3
+    for other in (extended, tmp_path / "nothing"):
+        with pytest.raises(UserError, match="no finished run of a tagging task"):
+            scores(other)
+    header, rows = scores(tmp_path / "run")
+    assert header[4:] == ("area", "color", "device", "duration", "level", "state", "temperature")
+    for row in rows:
+        assert float(row[1]) == pytest.approx(metrics[f"test/span_f1/{row[0]}/target"], abs=5e-4)
+        assert 0.1 < float(row[2]) < float(row[3]) < 0.8
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(workplace, extended, tuned):

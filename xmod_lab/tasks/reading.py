@@ -14,7 +14,7 @@ from xmod_lab.tasks.readers import READERS, Rows, named_rows
 from xmod_lab.text.corpus import EMBEDDED, content_digest
 
 SPLITS = ("train", "dev", "test")
-EMBEDDED_TASKS = ("intents",)
+EMBEDDED_TASKS = ("intents", "utterance_slots")
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class LabelledSource:
     columns ``language`` and ``split`` of the rows do.
 
     Args:
-        path: ``embedded:intents``; files (``nli/@language/@split.tsv`` are those of all languages and splits that are there),
+        path: ``embedded:intents`` or ``embedded:utterance_slots``; files (``nli/@language/@split.tsv`` are those of all languages and splits that are there),
             see :data:`xmod_lab.tasks.readers.READERS`; or a ``datasets`` folder or hub id. A hub id needs the network; folders in
             the layouts of xnli, wikiann, xquad and mlqa were tried.
         config: the configurations of a dataset that are read (``xquad.@language``).

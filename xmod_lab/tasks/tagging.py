@@ -18,8 +18,9 @@ _CUT = -1  # in place of a position: the word lies behind the last piece, or has
 
 
 class Tagging:
-    """Tags are those of the source's training split, sorted. The first piece of a word carries its tag; a word that was cut
-    off counts as tagged ``O``, or with the most frequent tag."""
+    """Tags are those of the source's training split, sorted; with ``B-area`` there is ``I-area`` too, since a type whose spans are
+    single words there may have longer ones in another language. The first piece of a word carries its tag; a word that was
+    cut off counts as tagged ``O``, or with the most frequent tag."""
 
     model_class = XmodForTokenClassification
     roles = ("words", "tags")
@@ -28,10 +29,10 @@ class Tagging:
 
     def __init__(self, train: Sequence[Row]):
         counts = Counter(tag for row in train for tag in self._tags(row))
-        self.labels = sorted(counts)
-        if len(self.labels) < 2:
+        self.labels = sorted(counts.keys() | {f"I-{tag[2:]}" for tag in counts if tag.startswith("B-")})
+        if len(counts) < 2:
             raise UserError(
-                f"{train[0].where} and the rows after it have one tag, {self.labels}; a task needs two or more"
+                f"{train[0].where} and the rows after it have one tag, {list(counts)}; a task needs two or more"
             )
         usual = "O" if "O" in counts else counts.most_common(1)[0][0]
         self.usual = self.labels.index(usual)

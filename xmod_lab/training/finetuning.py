@@ -200,11 +200,8 @@ def _save(cfg: FinetuneConfig, run: RunDir, setting: Setting, transfer: Transfer
     training = {"recipe": vars(cfg.recipe), "steps": cfg.steps, "rows_per_step": cfg.trainer.rows_per_step,
                 "precision": cfg.trainer.precision, "seed": seed}  # fmt: skip
     record = {"task": cfg.task.name, "source": setting.source, "metric": transfer.metric, "training": training}
-    found = {language.code: language.arms[transfer.metric] for language in transfer.languages}
-    scores = {
-        code: (arms["target"].mean, arms["majority"].mean if "majority" in arms else None)
-        for code, arms in found.items()
-    }
+    metric = transfer.metric
+    scores = {lang.code: (lang.arms[metric]["target"].mean, lang.chance(metric)) for lang in transfer.languages}
     card = task_card(model.config, record, scores, pipeline=setting.kind.pipeline)
 
     def write(out: Path) -> None:

@@ -42,6 +42,11 @@ class Language:
     arms: dict[str, dict[str, Estimate]]
     against: dict[str, dict[str, Estimate]]
 
+    def chance(self, metric: str) -> float | None:
+        """What one answer to all scores; ``None`` where there is none such, or it is 0 by definition (no tag but O, no span)."""
+        found = self.arms[metric].get("majority")
+        return None if found is None or found.mean == 0 else found.mean
+
 
 @dataclass(frozen=True)
 class Transfer:
@@ -105,6 +110,10 @@ class Transfer:
         seeds = f"{len(self.seeds)} seed" + "s" * (len(self.seeds) > 1)
         title = (f"{self.task}: test {self.metric}, fine-tuned on {self.source} alone, {seeds}; intervals ({LEVEL:.0%}) are over "
                  "examples × seeds; the mean is of other languages whose test has half of the labels or more")  # fmt: skip
+        if "majority" in arms and not any(language.chance(self.metric) for language in self.languages):
+            title += (
+                "; one answer to all (majority) is O, which names no span: 0 by definition, and no measure of chance"
+            )
         show(title, ("language", "labels", "target", "interval", *arms[1:]), rows)
         against = [arm for arm in _AGAINST if any(arm in language.against[self.metric] for language in self.languages)]
         rows = []
