@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from tests.commands.test_sweep_again import folders
 from tests.commands.test_tracking import records
 from xmod_lab.config import OmegaConf
 
@@ -14,8 +15,8 @@ def test_a_sweep_over_languages_runs_each_once_with_one_tracked_run_each(workpla
         f"hydra.sweep.dir={tmp_path / 'sweep'}", env={"WANDB_API_KEY": "", "HOME": str(tmp_path)},
     )  # fmt: skip
     assert status == 0, err
-    jobs = sorted(p for p in (tmp_path / "sweep").iterdir() if p.is_dir())
-    assert [p.name for p in jobs] == ["0", "1"]
+    jobs = folders(tmp_path / "sweep")
+    assert set(jobs) == {p for p in (tmp_path / "sweep").iterdir() if p.is_dir()}
     assert [next((p / "pack").iterdir()).name for p in jobs] == ["el_GR", "sw_KE"]
     assert (
         not list((workplace.folder / "runs" / "pretrain").glob("*"))
@@ -38,8 +39,9 @@ def test_a_sweep_over_languages_runs_each_once_with_one_tracked_run_each(workpla
 def test_a_sweep_over_seeds_keeps_the_runs_apart(workplace, tmp_path):
     status, _, err = workplace.call("-m", "seed=1,2", "trainer.max_steps=2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert status == 0, err
-    seeds = [OmegaConf.load(tmp_path / "sweep" / job / "config.yaml").seed for job in "01"]
-    weights = [(tmp_path / "sweep" / job / "model" / "model.safetensors").read_bytes() for job in "01"]
+    jobs = folders(tmp_path / "sweep")
+    seeds = [OmegaConf.load(job / "config.yaml").seed for job in jobs]
+    weights = [(job / "model" / "model.safetensors").read_bytes() for job in jobs]
     assert seeds == [1, 2] and weights[0] != weights[1]
 
 
@@ -47,9 +49,10 @@ def test_a_failing_job_does_not_stop_its_siblings(workplace, tmp_path):
     status, _, err = workplace.call("-m", "+lang=greek", f"base={tmp_path / 'nowhere'},{workplace.base}", "trainer.max_steps=2",
                                     f"hydra.sweep.dir={tmp_path / 'sweep'}")  # fmt: skip
     assert status == 2 and f"base '{tmp_path / 'nowhere'}' does not exist" in err
-    assert not (tmp_path / "sweep" / "0" / "metrics.json").exists()
-    assert json.loads((tmp_path / "sweep" / "1" / "proof.json").read_text())["holds"]
-    assert (tmp_path / "sweep" / "1" / "metrics.json").is_file()
+    failed, done = folders(tmp_path / "sweep")
+    assert not (failed / "metrics.json").exists()
+    assert json.loads((done / "proof.json").read_text())["holds"]
+    assert (done / "metrics.json").is_file()
 
 
 def test_auto_uses_the_newest_base_that_matches_and_makes_one_when_there_is_none(workplace, tmp_path):
