@@ -142,7 +142,7 @@ class Job:
         if status == INTERRUPTED:
             self.outcome = "interrupted" + _newest_step(folder, "after")
         elif status:
-            self.outcome = f"failed: {' '.join(reason.split()) or f'exit status {status}; its log says why'}"
+            self.outcome = f"failed: {' '.join(reason.split()) or f'exit status {status}; its processes said why'}"
         self._write(folder)
 
     def _write(self, folder: Path) -> None:
@@ -158,6 +158,20 @@ def read_job(folder: Path) -> Job | None:
         return Job(**json.loads((folder / JOB).read_text()))
     except (OSError, ValueError, TypeError):
         return None
+
+
+def current_runs(sweep: Path) -> list[Path]:
+    """The run dirs in the folder of a sweep, by name; of those with the same settings the one that was started last, since the
+    others are of other code or data. Runs under names of another kind are all taken."""
+    found = {}
+    for file in sorted(sweep.glob("*/config.yaml"), key=lambda file: _last_start(file.parent)):
+        name = _NAME.fullmatch(file.parent.name)
+        found[name["settings"] if name else file.parent.name] = file.parent
+    return sorted(found.values())
+
+
+def _last_start(folder: Path) -> float:
+    return next((file.stat().st_mtime for file in (folder / JOB, folder / "config.yaml") if file.is_file()), 0.0)
 
 
 def _prospect(folder: Path) -> str:
@@ -186,10 +200,10 @@ def _why_again(folder: Path) -> str:
     """``ran``, and what else there is of the same settings in the sweep's folder."""
     name = _NAME.fullmatch(folder.name)
     found = folder.parent.glob(f"{name['settings']}-*/{JOB}") if name else ()
-    others = [file for file in found if file.parent != folder]
+    others = [file.parent for file in found if file.parent != folder]
     if not others:
         return "ran"
-    newest = max(others, key=lambda file: file.stat().st_mtime).parent
+    newest = max(others, key=_last_start)
     before, was = read_job(newest), _NAME.fullmatch(newest.name)
     if before is not None and before.failed:
         return "retried"

@@ -157,4 +157,4 @@ def _codes(metrics: dict[str, float], before: str, after: str) -> list[str]:
 
 
 def _mean(metrics: dict[str, float], title: str, names: list[str]) -> dict[str, float]:
-    return {f"{title}, mean of {len(names)}": sum(metrics[n] for n in names) / len(names)} if names else {}
+    return {f"{title}/mean": sum(metrics[n] for n in names) / len(names)} if names else {}

@@ -5,16 +5,19 @@ import json
 import shutil
 import signal
 import time
+import warnings
 from pathlib import Path
 
+import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from xmod_lab import finetune, pretrain
 from xmod_lab.config import CONF_DIR, register_schemas
 from xmod_lab.finetune_config import FinetuneConfig
-from xmod_lab.jobs import Job, code_digest, job_folder
+from xmod_lab.jobs import Job, code_digest, current_runs, job_folder
 from xmod_lab.sweep import Remembering, finish_sweep, main_figures, start_of, sweep_name
 from xmod_lab.training.rundir import RunDir
 
@@ -38,17 +41,33 @@ def folders(sweep: Path) -> list[Path]:
 
 def result(run: Path) -> dict[Path, int]:
     """When each file of a run was written, but for what Hydra and the sweep write at every start."""
-    files = (
-        p for name in ("model", "checkpoints", "pack", "*.*") for p in (*run.glob(f"{name}/**/*"), *run.glob(name))
-    )
-    return {p: p.stat().st_mtime_ns for p in files if p.name not in (".hydra", "job.json", "pretrain.log", ".lock")}
+    written = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
+    return {
+        p: t for p, t in written.items() if p.parent.name != ".hydra" and p.name not in ("job.json", "pretrain.log")
+    }
 
 
-def wait_for_checkpoint(process, sweep: Path, after: int) -> int:
+@pytest.fixture
+def call(workplace, monkeypatch, capfd):
+    """A command in this process, which spares the imports: exit status and all that it said."""
+
+    def run(*arguments: str, command=pretrain) -> tuple[int, str]:
+        monkeypatch.chdir(workplace.folder)
+        monkeypatch.setattr("sys.argv", [command.__name__.rpartition(".")[2], *arguments])
+        with pytest.raises(SystemExit) as stop, warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="typing_extensions")
+            command.main()
+        said = capfd.readouterr()
+        return stop.value.code, said.out + said.err
+
+    return run
+
+
+def wait_for_checkpoint(process, sweeps: Path, after: int) -> int:
     """The step of a checkpoint after ``after``, as soon as there is one."""
     deadline = time.monotonic() + 120
     while True:
-        steps = [int(file.stem[4:]) for file in sweep.glob("*/checkpoints/step*.ckpt")]
+        steps = [int(file.stem[4:]) for file in sweeps.glob("*/*/checkpoints/step*.ckpt")]
         if max(steps, default=0) > after:
             return max(steps)
         assert process.poll() is None, process.communicate()[1]
@@ -56,55 +75,50 @@ def wait_for_checkpoint(process, sweep: Path, after: int) -> int:
         time.sleep(0.01)
 
 
-def test_a_stopped_sweep_goes_on_and_an_added_value_runs_alone(workplace, tmp_path):
-    """Ctrl-C, then SIGKILL, then a value is added in front, which shifts all numbers; no folder is named."""
+def test_a_stopped_sweep_goes_on_and_an_added_value_runs_alone(workplace, call, tmp_path):
+    """SIGKILL, then Ctrl-C, then a value is added in front, which shifts all numbers; no folder is named."""
     sweep = [f"runs={tmp_path}", f"data.folder={workplace.folder / 'runs' / 'prepared'}", *STEPS]
     swept = f"trainer.max_steps=2,{LONG}"
     process = workplace.start("-m", swept, *sweep)
-    folder = tmp_path / "sweeps"
-    while not folder.is_dir() or not list(folder.iterdir()):
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    folder = next(folder.iterdir())
-    assert folder.name.startswith("pretrain_max_steps-")
-    wait_for_checkpoint(process, folder, 2)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "the same command goes on" in err
-    first, second = outcomes(folder)
-    assert first == "ran" and second.startswith("interrupted after step ") and "what happened" in out
-    short, long = folders(folder)
-    before, stopped = result(short), int(second.split()[-1])
-
-    process = workplace.start("-m", swept, *sweep)
-    killed = wait_for_checkpoint(process, folder, stopped)
+    killed = wait_for_checkpoint(process, tmp_path / "sweeps", 2)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    assert json.loads((long / "job.json").read_text())["outcome"] == f"resumed from step {stopped}"
+    folder = next((tmp_path / "sweeps").iterdir())
+    assert folder.name.startswith("pretrain_max_steps-")
+    short = next(file.parent for file in folder.glob("*/metrics.json"))
+    before = result(short)
 
-    status, out, err = workplace.call("-m", f"trainer.max_steps=1,2,{LONG}", *sweep, "data.workers=1")
-    assert status == 0, err
-    added, skipped, resumed = outcomes(folder)
-    assert (added, skipped) == ("ran", "skipped: finished")
-    assert resumed.startswith("resumed from step ") and int(resumed.split()[-1]) >= killed
-    assert folders(folder)[1:] == [short, long] and result(short) == before and "3 jobs" in out
+    process = workplace.start("-m", swept, *sweep)
+    wait_for_checkpoint(process, tmp_path / "sweeps", killed + 2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "the same command goes on" in err and "what happened" in out
+    assert ": resumed from step " in out
+    first, second = outcomes(folder)
+    assert first == "skipped: finished" and second.startswith("interrupted after step ")
+    _, long = folders(folder)
+
+    status, said = call(*workplace.arguments("-m", f"trainer.max_steps=1,2,{LONG}", *sweep, "data.workers=1"))
+    assert status == 0, said
+    assert outcomes(folder) == ["ran", "skipped: finished", f"resumed from step {second.split()[-1]}"]
+    assert folders(folder)[1:] == [short, long] and result(short) == before and "3 jobs" in said
     assert [OmegaConf.load(run / "config.yaml").trainer.max_steps for run in folders(folder)] == [1, 2, LONG]
     assert all((run / "metrics.json").is_file() for run in folders(folder))
 
 
-def test_failed_jobs_are_retried_and_what_other_data_or_code_made_runs_again_beside_it(workplace, tmp_path):
+def test_failed_jobs_are_retried_and_what_other_data_or_code_made_runs_again_beside_it(workplace, call, tmp_path):
     """Three texts: one is edited, one is repaired, one was trained on by other code."""
     texts = [tmp_path / f"{name}.txt" for name in ("edited", "repaired", "same")]
     for text in texts:
         shutil.copy(workplace.folder / "el.txt", text)
     texts[1].write_bytes("Grüße\n".encode("latin-1"))
-    command = ["-m", "+lang=greek", f"base={workplace.base}", "trainer.max_steps=2", f"hydra.sweep.dir={tmp_path / 'sweep'}",
-               f"lang.greek.text={','.join(map(str, texts))}"]  # fmt: skip
-    status, out, err = workplace.call(*command)
     sweep = tmp_path / "sweep"
+    command = workplace.arguments("-m", "+lang=greek", f"base={workplace.base}", "trainer.max_steps=1",
+                                  f"hydra.sweep.dir={sweep}", f"lang.greek.text={','.join(map(str, texts))}")  # fmt: skip
+    status, said = call(*command)
     first, second, third = outcomes(sweep)
     assert status == 2 and (first, third) == ("ran", "ran")
-    assert second.startswith("failed: ") and "not UTF-8" in second and "\n" not in second and "1 failed" in out
+    assert second.startswith("failed: ") and "not UTF-8" in second and "\n" not in second and "1 failed" in said
     old = folders(sweep)
     before = result(old[0])
 
@@ -112,8 +126,8 @@ def test_failed_jobs_are_retried_and_what_other_data_or_code_made_runs_again_bes
     shutil.copy(workplace.folder / "el.txt", texts[1])
     settings, code, data = old[2].name.split("-")
     other = old[2].rename(old[2].with_name(f"{settings}-{'0' * len(code)}-{data}"))
-    status, out, err = workplace.call(*command)
-    assert status == 0, err
+    status, said = call(*command)
+    assert status == 0, said
     assert outcomes(sweep) == [
         f"ran: finished before by other data, in {old[0].name}",
         "retried",
@@ -121,20 +135,20 @@ def test_failed_jobs_are_retried_and_what_other_data_or_code_made_runs_again_bes
     ]
     new = folders(sweep)
     assert new[0] != old[0] and result(old[0]) == before and new[2] == old[2] and (other / "metrics.json").is_file()
-    status, out, err = workplace.call(*command)
-    assert status == 0 and outcomes(sweep) == ["skipped: finished"] * 3, err
+    assert current_runs(sweep) == sorted(new)
+    status, said = call(*command)
+    assert status == 0 and outcomes(sweep) == ["skipped: finished"] * 3, said
 
 
-def test_finetune_remembers_too(workplace, tmp_path):
-    command = ["-m", f"base={workplace.base}", "task.seeds=1", "trainer.max_steps=2", "trainer.validate_every=2", "logger=csv",
-               f"runs={tmp_path}", "task.recipe.peak_lr=1e-3"]  # fmt: skip
+def test_finetune_remembers_too(workplace, call, tmp_path):
+    command = ["-m", f"base={workplace.base}", "task.seeds=1", "trainer.max_steps=1", "logger=csv", f"runs={tmp_path}",
+               "task.recipe.peak_lr=1e-3"]  # fmt: skip
     for expected in ("ran", "skipped: finished"):
-        process = workplace.run(command, command="finetune")
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
+        status, said = call(*command, command=finetune)
+        assert status == 0, said
         sweep = next((tmp_path / "sweeps").iterdir())
         assert outcomes(sweep) == [expected]
-        assert list(main_figures(RunDir(folders(sweep)[0]))) == ["test/accuracy/target, mean of 1"]
+        assert list(main_figures(RunDir(folders(sweep)[0]))) == ["test/accuracy/target/mean"]
 
 
 # What a job is, without running it
