@@ -4,10 +4,11 @@ A job's folder is named after three digests, ``<settings>-<code>-<data>``, so th
 number, which shifts as values are added to a sweep:
 
     settings  the command and its configuration with all interpolations resolved, but for NO_PART_IN_RESULT: places, logger,
-              loader workers, checkpoints. ``base=auto`` is "auto": a job keeps the base that it began with
+              loader workers, checkpoints
     code      the Python sources of this package, as the parser sees them (no comments, docstrings, layout), but for reports/.
               Neither the commit nor the libraries count
-    data      every byte of the texts or labelled files that the configuration names, and of a base or tokenizer that is a folder
+    data      every byte of the texts or labelled files that the configuration names, and of a base or tokenizer that is a folder;
+              with ``base=auto`` of the run that this means now
 
 So what other code or data has made stays where it is, and the job runs in another folder beside it.
 """
@@ -30,7 +31,14 @@ from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.languages.cards import flatten
 from xmod_lab.languages.folders import model_folder
 from xmod_lab.text.corpus import content_digest, digest_of_files
-from xmod_lab.training.bases import added_before, load_config
+from xmod_lab.training.bases import (
+    added_before,
+    is_made_on_the_way,
+    load_config,
+    newest_finished,
+    newest_matching,
+    newest_that_knows,
+)
 from xmod_lab.training.rundir import NO_PART_IN_RESULT, RunDir, is_under, step_of
 
 log = logging.getLogger(__name__)
@@ -82,9 +90,8 @@ def data_digests(cfg: PretrainConfig | FinetuneConfig) -> list[str]:
     Raises:
         UserError: it cannot be read.
     """
-    folder = None if cfg.base in ("auto", "random") else Path(cfg.base)
-    of_base = []
-    if folder is not None and (folder.is_dir() or len(folder.parts) != 2):  # else a hub id: its name has to do
+    folder, of_base = _base_folder(cfg), []
+    if folder is not None:
         of_base.append(digest_of_files(sorted(p for p in model_folder(folder).rglob("*") if p.is_file())))
     if isinstance(cfg, FinetuneConfig):
         return of_base + [source.digest() for source in cfg.sources]
@@ -97,6 +104,23 @@ def data_digests(cfg: PretrainConfig | FinetuneConfig) -> list[str]:
     if cfg.data.tokenizer and Path(cfg.data.tokenizer).is_dir():
         others = [*others, cfg.data.tokenizer]
     return of_base + [own.source(text).digest() for own, text in texts] + [content_digest(o, None) for o in others]
+
+
+def _base_folder(cfg: PretrainConfig | FinetuneConfig) -> Path | None:
+    """Where the base is; ``None`` where its name says all: random weights, a hub id (its revision does not count), or a base that
+    is made on the way, which settings, code and texts decide."""
+    if cfg.base != "auto":
+        folder = Path(cfg.base)
+        return None if cfg.base == "random" or len(folder.parts) == 2 and not folder.exists() else folder
+    if isinstance(cfg, FinetuneConfig):
+        run = newest_that_knows(cfg.runs, cfg.task.source)
+    elif isinstance(cfg, EvaluateConfig):
+        run = newest_finished(cfg.runs)
+    elif cfg.lang and (matching := newest_matching(cfg)) and not is_made_on_the_way(matching):
+        run = matching
+    else:
+        run = None
+    return None if run is None else run.path
 
 
 def _digest(content: object) -> str:

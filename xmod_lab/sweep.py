@@ -29,7 +29,7 @@ from xmod_lab.training.tables import show
 
 log = logging.getLogger(__name__)
 AUTO = "auto"  # last part of hydra.sweep.dir where the name is made here
-START = "sweep.json"
+START = ".start"  # in the sweep's folder: a mark of the last start, which its jobs bear
 _LONGEST = 80  # of a folder's name
 _under_way: list[Path] = []  # the folder of the sweep that this process leads
 
@@ -38,7 +38,7 @@ class Remembering(Callback):
     """Hydra calls it before the first job, in the process that leads the sweep."""
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
-        """Settle the folder, for the jobs too, and mark the start in sweep.json."""
+        """Settle the folder, for the jobs too, and mark the start."""
         folder = Path(config.hydra.sweep.dir)
         if folder.name == AUTO:
             folder = folder.with_name(sweep_name(config))
@@ -52,7 +52,7 @@ class Remembering(Callback):
         try:
             again = folder.is_dir()
             folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / START, json.dumps({"start": uuid.uuid4().hex}).encode())
+            write_whole(folder / START, uuid.uuid4().hex.encode())
             log.info("sweep %s in %s", "goes on" if again else "begins", folder)
         except OSError:
             pass  # Hydra writes there next, and says so
@@ -77,8 +77,8 @@ def sweep_name(config: DictConfig) -> str:
 def start_of(folder: Path) -> str:
     """The mark of the sweep's last start; nothing where there is none."""
     try:
-        return json.loads((folder / START).read_text())["start"]
-    except (OSError, ValueError, KeyError):
+        return (folder / START).read_text()
+    except OSError:
         return ""
 
 
@@ -98,11 +98,11 @@ def finish_sweep() -> int | None:
         if job.status is None:
             job.status, job.outcome = 1, "failed: ended without a word, as a process does that is killed"
     if jobs and not rank():
-        _report(folder, start, jobs)
+        _report(folder, jobs)
     return max((job.status for job, _ in jobs), default=0)
 
 
-def _report(folder: Path, start: str, jobs: list[tuple[Job, Path]]) -> None:
+def _report(folder: Path, jobs: list[tuple[Job, Path]]) -> None:
     common = set.intersection(*(set(job.overrides) for job, _ in jobs)) if len(jobs) > 1 else set()
     rows, records = [], []
     for job, place in jobs:
@@ -110,14 +110,14 @@ def _report(folder: Path, start: str, jobs: list[tuple[Job, Path]]) -> None:
         figures = main_figures(RunDir(place))
         shown = "\n".join(f"{name} {value:.4f}" for name, value in figures.items())
         rows.append((str(job.number), " ".join(own), job.outcome, shown or "–", place.name))
-        swept = dict(override.lstrip("+").split("=", 1) for override in own)
+        swept = {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in own)}
         records.append({**asdict(job), "folder": str(place.resolve()), "swept": swept, "figures": figures})
     outcomes = [job.outcome.partition(" ")[0].strip(":") for job, _ in jobs]
     count = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(outcomes))
     title = f"sweep in {folder}: {len(jobs)} job{'s' * (len(jobs) > 1)}, {count}"
     show(title, ("job", "overrides", "what happened", "figures", "folder"), rows, words=5)
     try:
-        write_whole(folder / START, json.dumps({"start": start, "jobs": records}, indent=1).encode())
+        write_whole(folder / "sweep.json", json.dumps(records, indent=1).encode())
         write_whole(folder / "sweep.csv", _csv(records).encode())
     except OSError as error:
         log.warning("the table cannot be written to %s (%s)", folder, error.strerror)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import time
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from xmod_lab import finetune, pretrain
-from xmod_lab.config import CONF_DIR, register_schemas
+from xmod_lab.config import CONF_DIR, LangConfig, register_schemas
 from xmod_lab.finetune_config import FinetuneConfig
-from xmod_lab.jobs import Job, code_digest, current_runs, job_folder
+from xmod_lab.jobs import Job, code_digest, current_runs, data_digests, job_folder
 from xmod_lab.sweep import Remembering, finish_sweep, main_figures, start_of, sweep_name
+from xmod_lab.training.bases import load_config
 from xmod_lab.training.rundir import RunDir
 
 PACKAGE = Path(__file__).parents[2] / "xmod_lab"
@@ -30,13 +32,13 @@ def outcomes(sweep: Path) -> list[str]:
     """Of all jobs of the last start, as sweep.csv has them; sweep.json must say the same."""
     with (sweep / "sweep.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    jobs = json.loads((sweep / "sweep.json").read_text())["jobs"]
+    jobs = json.loads((sweep / "sweep.json").read_text())
     assert [row["outcome"] for row in rows] == [job["outcome"] for job in jobs]
     return [row["outcome"] for row in rows]
 
 
 def folders(sweep: Path) -> list[Path]:
-    return [Path(job["folder"]) for job in json.loads((sweep / "sweep.json").read_text())["jobs"]]
+    return [Path(job["folder"]) for job in json.loads((sweep / "sweep.json").read_text())]
 
 
 def result(run: Path) -> dict[Path, int]:
@@ -191,6 +193,23 @@ def test_texts_and_bases_count_by_their_bytes(tmp_path):
     assert len({settings for settings, *_ in parts}) == 1
     assert len({data for *_, data in parts}) == 4 and parts[-1][-1] == "unread"
     assert named("base=facebook/xmod-base")[-1] == named()[-1]  # no network is asked
+
+
+def test_auto_counts_as_the_run_that_it_means_but_for_a_base_made_on_the_way(workplace, tmp_path):
+    own = load_config(RunDir(workplace.base))
+    cfg = replace(own, lang={"x": LangConfig(code="el_GR", text=str(workplace.folder / "el.txt"))}, runs=str(tmp_path))
+    tuning = FinetuneConfig(base="auto", runs=str(tmp_path))
+    assert cfg.base == "auto"
+    before, untuned = data_digests(cfg), data_digests(tuning)
+    shutil.copytree(workplace.base, tmp_path / "pretrain" / "base-12345678")
+    assert data_digests(cfg) == before and data_digests(tuning) != untuned
+    shutil.copytree(workplace.base, tmp_path / "mine")
+    (tmp_path / "mine" / "metrics.json").touch()
+    (tmp_path / "mine" / "model" / "README.md").write_text("another")
+    first = data_digests(tuning)
+    assert data_digests(cfg) != before
+    (tmp_path / "mine" / "model" / "README.md").write_text("yet another")
+    assert data_digests(tuning) != first
 
 
 def test_other_code_is_another_job_but_comments_and_pictures_are_not(tmp_path):
