@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from xmod_lab import finetune, pretrain
+from xmod_lab.command import run_command
 from xmod_lab.config import CONF_DIR, LangConfig, register_schemas
 from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.jobs import Job, code_digest, current_runs, data_digests, job_folder
@@ -24,7 +25,7 @@ from xmod_lab.training.bases import load_config
 from xmod_lab.training.rundir import RunDir
 
 PACKAGE = Path(__file__).parents[2] / "xmod_lab"
-LONG = 60
+LONG = 40
 STEPS = ["trainer.checkpoint_every=2", "trainer.validate_every=1000"]
 
 
@@ -60,7 +61,7 @@ def call(workplace, monkeypatch, capfd):
             warnings.filterwarnings("ignore", module="typing_extensions")
             command.main()
         said = capfd.readouterr()
-        return stop.value.code, said.out + said.err
+        return stop.value.code, " ".join((said.out + said.err).split())
 
     return run
 
@@ -151,6 +152,24 @@ def test_finetune_remembers_too(workplace, call, tmp_path):
         sweep = next((tmp_path / "sweeps").iterdir())
         assert outcomes(sweep) == [expected]
         assert list(main_figures(RunDir(folders(sweep)[0]))) == ["test/accuracy/target/mean"]
+
+
+def test_a_bug_in_one_job_is_told_in_its_log_and_the_others_go_on(tmp_path, monkeypatch, capfd):
+    """By a command whose work fails for one seed."""
+
+    def work(cfg, folder: Path, asked: list[str], sweep: str | None) -> None:
+        assert sweep == "sweep"
+        (folder / "worked").touch()
+        1 / (cfg.seed - 1)
+
+    monkeypatch.setattr("sys.argv", ["pretrain", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    with pytest.raises(SystemExit) as stop:
+        run_command("pretrain", work)
+    assert stop.value.code == 1 and "2 jobs, 1 failed, 1 ran" in " ".join(capfd.readouterr().out.split())
+    assert outcomes(tmp_path / "sweep") == ["failed: ZeroDivisionError: division by zero", "ran"]
+    first, second = folders(tmp_path / "sweep")
+    assert (first / "worked").exists() and (second / "worked").exists()
+    assert "Traceback" in (first / "pretrain.log").read_text()
 
 
 # What a job is, without running it
