@@ -55,9 +55,8 @@ def run_command(
         def run() -> int | None:
             return _work(composed, work, check)
 
-        if HydraConfig.get().mode == RunMode.MULTIRUN and not composed.get(
-            "plan"
-        ):  # of a plan nothing is to be remembered
+        planned = composed.get("plan", False)  # then there is nothing to remember
+        if HydraConfig.get().mode == RunMode.MULTIRUN and not planned:
             statuses.append(_job_of_sweep(run, fresh=composed.resume == "never"))
         else:
             statuses.append(guarded(run))
@@ -141,7 +140,7 @@ def guarded(job: Callable[[], int | None], heard: Callable[[str], None] = lambda
             if error.errno not in _FULL:
                 raise
             return say(f"cannot write {error.filename or 'a file'} ({error.strerror}): the disk is full. What was saved "
-                        "is whole; free some space, and the same command with hydra.run.dir=<its folder> goes on", 2)  # fmt: skip
+                       "is whole; free some space, and the same command with hydra.run.dir=<its folder> goes on", 2)  # fmt: skip
         except ValueError as error:
             if not isinstance(error.__cause__, PermissionError):  # of Hydra, which opens a log file in the run dir
                 raise

@@ -223,13 +223,15 @@ def _newest_step(folder: Path, word: str) -> str:
 def _why_again(folder: Path) -> str:
     """``ran``, and what else there is of the same settings in the sweep's folder."""
     name = _NAME.fullmatch(folder.name)
-    found = folder.parent.glob(f"{name['settings']}-*/{JOB}") if name else ()
-    others = [file.parent for file in found if file.parent != folder]
+    found = (file.parent for file in folder.parent.glob(f"*/{JOB}") if name and file.parent != folder)
+    others = [
+        (place, was) for place in found if (was := _NAME.fullmatch(place.name)) and was["settings"] == name["settings"]
+    ]
     if not others:
         return "ran"
-    newest = max(others, key=_last_start)
-    before, was = read_job(newest), _NAME.fullmatch(newest.name)
+    newest, was = max(others, key=lambda pair: _last_start(pair[0]))
+    before = read_job(newest)
     if before is not None and before.failed:
         return "retried"
-    other = " and ".join(what for what in ("code", "data") if was and was[what] != name[what])
+    other = " and ".join(what for what in ("code", "data") if was[what] != name[what])
     return f"ran: {'finished' if RunDir(newest).finished else 'begun'} before by other {other}, in {newest.name}"
