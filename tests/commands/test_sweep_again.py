@@ -25,7 +25,7 @@ from xmod_lab.training.bases import load_config
 from xmod_lab.training.rundir import RunDir
 
 PACKAGE = Path(__file__).parents[2] / "xmod_lab"
-LONG = 40
+LONG = 100
 STEPS = ["trainer.checkpoint_every=2", "trainer.validate_every=1000"]
 
 
