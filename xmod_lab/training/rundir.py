@@ -22,6 +22,7 @@ from xmod_lab.training.distributed import barrier, rank
 log = logging.getLogger(__name__)
 
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
+# Settings that no figure depends on; with others than _MAY_CHANGE a run cannot be continued
 NO_PART_IN_RESULT = ("resume", "rebuild", "plan", "logger", "runs", "data.workers", "data.folder", "trainer.checkpoint_every",
                      "trainer.keep_checkpoints")  # fmt: skip
 _MAY_CHANGE = (*NO_PART_IN_RESULT, "base", "trainer.devices", "trainer.nodes")
