@@ -2,8 +2,9 @@
 
     python scripts/compare_initialisers.py RUNS [--out experiments/initialisers]
 
-Reads every finished run under RUNS (``python -m xmod_lab.pretrain +experiment=initialisers`` makes runs/initialisers), prints
-the table, and writes results.csv, comparison.png and the part of README.md between its marks into the folder of --out.
+Reads every finished run under RUNS, of the same settings the newest (``python -m xmod_lab.pretrain +experiment=initialisers``
+makes runs/initialisers), prints the table, and writes results.csv, comparison.png and the part of README.md between its marks into
+the folder of --out.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from xmod_lab.errors import UserError
+from xmod_lab.jobs import current_runs
 from xmod_lab.reports.runs import read_run
 
 FIGURES = {"unigram": "unigram/loss", "before": "before/val/loss", "after": "val/loss", "bpb": "val/bpb"}
@@ -29,8 +31,8 @@ Record = dict[str, str | int | float]
 def collect(folder: Path) -> tuple[list[Record], int]:
     """One record for each finished run and language, sorted, and how many runs are not finished."""
     records, unfinished = [], 0
-    for config in sorted(folder.glob("*/config.yaml")):
-        run = read_run(config.parent)
+    for place in current_runs(folder):
+        run = read_run(place)
         unfinished += not run.metrics
         for lang in run.config["lang"].values() if run.metrics else ():
             code, vocabulary = lang["code"], run.packs[lang["code"]]["vocabulary"]

@@ -4,6 +4,7 @@ Exit status: 0 done; 1 a proof that does not hold, or a bug, with its traceback;
 """
 
 import errno
+import logging
 import os
 import select
 import sys
@@ -24,10 +25,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, register_schemas
 from xmod_lab.errors import ProofError, UserError
+from xmod_lab.jobs import INTERRUPTED, Job
 from xmod_lab.languages.cards import flatten
+from xmod_lab.sweep import finish_sweep, start_of
 from xmod_lab.validation import validate
 
-INTERRUPTED = 130
+log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Work = Callable[[Any, Path, list[str], str | None], int | None]
 
@@ -41,7 +44,8 @@ def run_command(
     Args:
         schema: of the configuration; ``check`` raises UserError for what it cannot be.
 
-    A job of a sweep that fails leaves the others alone; the sweep's exit status is the highest of its jobs.
+    A job of a sweep that fails leaves the others alone; the sweep ends with a table of its jobs, and its exit status is the
+    highest of theirs. A job that is finished is passed over (:mod:`xmod_lab.jobs` says what counts as the same job).
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here as they are
     register_schemas(**{f"{name}_schema": schema})
@@ -49,17 +53,43 @@ def run_command(
 
     @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=name)
     def job(composed: DictConfig) -> None:
-        statuses.append(guarded(lambda: _work(composed, work, check)))
+        def run() -> int | None:
+            return _work(composed, work, check)
+
+        planned = composed.get("plan", False)  # then there is nothing to remember
+        if HydraConfig.get().mode == RunMode.MULTIRUN and not planned:
+            statuses.append(_job_of_sweep(run, fresh=composed.resume == "never"))
+        else:
+            statuses.append(guarded(run))
         if statuses[-1] == INTERRUPTED:
             raise KeyboardInterrupt
 
-    statuses.append(guarded(job))
+    try:
+        statuses.append(guarded(job))
+    finally:
+        swept = finish_sweep()
     if INTERRUPTED in statuses:
-        print(
-            "interrupted; the same command with hydra.run.dir=<its folder> goes on from the newest checkpoint",
-            file=sys.stderr,
-        )
-    sys.exit(max(statuses))
+        same = "the same command" if swept is not None else "the same command with hydra.run.dir=<its folder>"
+        print(f"interrupted; {same} goes on from the newest checkpoint", file=sys.stderr)
+    sys.exit(max(*statuses, swept or 0))
+
+
+def _job_of_sweep(work: Callable[[], int | None], *, fresh: bool) -> int:
+    """Call ``work``, unless the job is finished, and keep in its folder what became of it. A failure is told, never raised.
+
+    Args:
+        fresh: the job starts over, whatever is there.
+    """
+    hydra_cfg = HydraConfig.get()
+    job = Job(start_of(Path(hydra_cfg.sweep.dir)), hydra_cfg.job.num, list(hydra_cfg.overrides.task))
+    folder, reasons = Path(hydra_cfg.runtime.output_dir), []
+    try:
+        status = guarded(lambda: work() if job.begin(folder, fresh=fresh) else 0, reasons.append)
+    except Exception as error:
+        log.exception("this job ends by a bug; the others go on")
+        status, reasons = 1, [f"{type(error).__name__}: {error}"]
+    job.end(folder, status, " ".join(reasons))
+    return status
 
 
 def _work(composed: DictConfig, work: Work, check: Callable[[Any], None]) -> int | None:
@@ -84,8 +114,15 @@ def _check_lang_files(overrides: list[str], found: list[str]) -> None:
                         "its own, '# @package lang.<its name>'")  # fmt: skip
 
 
-def guarded(job: Callable[[], int | None]) -> int:
-    """Call ``job`` and return the exit status: its own, if it returns one. A message for the user goes to stderr."""
+def guarded(job: Callable[[], int | None], heard: Callable[[str], None] = lambda message: None) -> int:
+    """Call ``job`` and return the exit status: its own, if it returns one. A message for the user goes to stderr, and to
+    ``heard``."""
+
+    def say(message: str, status: int) -> int:
+        print(f"error: {message}", file=sys.stderr)
+        heard(message)
+        return status
+
     datasets.disable_progress_bars()  # of saving small files; the long work has bars of its own
     transformers.utils.logging.disable_progress_bar()
     with warnings.catch_warnings():
@@ -95,13 +132,13 @@ def guarded(job: Callable[[], int | None]) -> int:
             sys.stdout.flush()
             return status
         except UserError as error:
-            return _say(str(error), 2)
+            return say(str(error), 2)
         except (HydraException, OmegaConfBaseException) as error:
-            return _say(explain(error), 2)
+            return say(explain(error), 2)
         except ProofError as error:
-            return _say(str(error), 1)
+            return say(str(error), 1)
         except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            return _say(_denied(error), 2)
+            return say(_denied(error), 2)
         except BrokenPipeError:
             if not _unread():
                 raise
@@ -110,12 +147,12 @@ def guarded(job: Callable[[], int | None]) -> int:
         except OSError as error:
             if error.errno not in _FULL:
                 raise
-            return _say(f"cannot write {error.filename or 'a file'} ({error.strerror}): the disk is full. What was saved "
-                        "is whole; free some space, and the same command with hydra.run.dir=<its folder> goes on", 2)  # fmt: skip
+            return say(f"cannot write {error.filename or 'a file'} ({error.strerror}): the disk is full. What was saved "
+                       "is whole; free some space, and the same command with hydra.run.dir=<its folder> goes on", 2)  # fmt: skip
         except ValueError as error:
             if not isinstance(error.__cause__, PermissionError):  # of Hydra, which opens a log file in the run dir
                 raise
-            return _say(_denied(error.__cause__), 2)
+            return say(_denied(error.__cause__), 2)
         except KeyboardInterrupt:
             return INTERRUPTED
         except SystemExit as stop:  # Lightning ends with 1 after Ctrl-C, argparse with 0 or 2
@@ -132,8 +169,3 @@ def _unread() -> bool:
 def _denied(error: OSError) -> str:
     return (f"no access to {error.filename} ({error.strerror}); a text must be readable, and hydra.run.dir and runs must be "
             "folders that you can write to")  # fmt: skip
-
-
-def _say(message: str, status: int) -> int:
-    print(f"error: {message}", file=sys.stderr)
-    return status

@@ -3,7 +3,7 @@
     python -m xmod_lab.rank +lang=new_lang [base=RUN] [KEY=VALUE ...]
 
 Takes the settings of ``pretrain``, and about half a minute for the tiny base. Prints the tables and writes
-ranking_<code>.json, .csv and .png into the run dir.
+ranking_<code>.json, .csv and .png, and metrics.json, into the run dir.
 """
 
 import csv
@@ -50,11 +50,14 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
     ]
     if not run.begin(cfg):  # writes; so all that can be refused was refused before
         return
+    figures = {}
     for lang, prepared in zip(cfg.lang.values(), texts, strict=True):
         ranking = rank_beginnings(cfg, model, lang, old, prepared)
         model.remove_language(lang.code)
         ranking_tables(ranking)
         _write(run, base.name, cfg.seed, ranking)
+        figures |= {f"rank/loss/{lang.code}/{c.embedding_init}/{c.slot_init}": c.loss for c in ranking.combinations}
+    run.write_json("metrics.json", figures)
 
 
 def _write(run: RunDir, base: str, seed: int, ranking: Ranking) -> None:

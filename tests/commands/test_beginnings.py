@@ -131,6 +131,8 @@ def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, rank, n
     chosen = json.loads((nearest / "pack" / "el_GR" / "manifest.json").read_text())["slot"]
     assert chosen["ranking"][0] == [donor, combinations["focus", f"copy:{donor}"]["loss"]]
     best = ranking["combinations"][0]
+    figures = workplace.metrics(tmp_path / "rank")  # by which the run counts as finished
+    assert figures[f"rank/loss/el_GR/{best['embedding_init']}/{best['slot_init']}"] == best["loss"]
     assert best["loss"] == min(c["loss"] for c in ranking["combinations"])
     assert {c["embedding_init"] for c in ranking["combinations"] if c["val"]} == set(EMBEDDING_INITS)
     status, _, err = workplace.call(

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from tests.commands.test_sweep_again import folders
 from tests.commands.test_tracking import records
 from xmod_lab.config import OmegaConf
 from xmod_lab.reports.groups import groups_of
@@ -18,8 +19,8 @@ def test_a_sweep_over_languages_runs_each_once_with_one_tracked_run_each(workpla
         f"hydra.sweep.dir={tmp_path / 'sweep'}", env={"WANDB_API_KEY": "", "HOME": str(tmp_path)},
     )  # fmt: skip
     assert status == 0, err
-    jobs = sorted(p for p in (tmp_path / "sweep").iterdir() if p.is_dir())
-    assert [p.name for p in jobs] == ["0", "1"]
+    jobs = folders(tmp_path / "sweep")
+    assert set(jobs) == {p for p in (tmp_path / "sweep").iterdir() if p.is_dir()}
     assert [next((p / "pack").iterdir()).name for p in jobs] == ["el_GR", "sw_KE"]
     assert (
         not list((workplace.folder / "runs" / "pretrain").glob("*"))
@@ -42,12 +43,13 @@ def test_a_sweep_over_languages_runs_each_once_with_one_tracked_run_each(workpla
 def test_a_sweep_over_seeds_keeps_the_runs_apart(workplace, tmp_path):
     status, _, err = workplace.call("-m", "seed=1,2", "trainer.max_steps=2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert status == 0, err
-    seeds = [OmegaConf.load(tmp_path / "sweep" / job / "config.yaml").seed for job in "01"]
-    weights = [(tmp_path / "sweep" / job / "model" / "model.safetensors").read_bytes() for job in "01"]
+    jobs = folders(tmp_path / "sweep")
+    seeds = [OmegaConf.load(job / "config.yaml").seed for job in jobs]
+    weights = [(job / "model" / "model.safetensors").read_bytes() for job in jobs]
     assert seeds == [1, 2] and weights[0] != weights[1]
     found = find_runs([tmp_path / "sweep"])
     ((group,), repeats), (page, files) = groups_of(found.runs), render(found)
-    losses = [workplace.metrics(tmp_path / "sweep" / job)["val/bpb/de_DE"] for job in "01"]
+    losses = [workplace.metrics(job)["val/bpb/de_DE"] for job in jobs]
     assert group.sample("val/bpb/de_DE").values == losses and not repeats and not found.faults
     assert f"{min(losses):.4f} – {max(losses):.4f}" in page and len(series_of(group.runs, "val/bpb/")["de_DE"]) == 2
     assert "results_bpb.tex" in files and "mixture.csv" in files
@@ -57,13 +59,14 @@ def test_a_failing_job_does_not_stop_its_siblings(workplace, tmp_path):
     status, _, err = workplace.call("-m", "+lang=greek", f"base={tmp_path / 'nowhere'},{workplace.base}", "trainer.max_steps=2",
                                     f"hydra.sweep.dir={tmp_path / 'sweep'}")  # fmt: skip
     assert status == 2 and f"base '{tmp_path / 'nowhere'}' does not exist" in err
-    assert not (tmp_path / "sweep" / "0" / "metrics.json").exists()
-    assert json.loads((tmp_path / "sweep" / "1" / "proof.json").read_text())["holds"]
-    assert (tmp_path / "sweep" / "1" / "metrics.json").is_file()
+    failed, done = folders(tmp_path / "sweep")
+    assert not (failed / "metrics.json").exists()
+    assert json.loads((done / "proof.json").read_text())["holds"]
+    assert (done / "metrics.json").is_file()
     found = find_runs([tmp_path / "sweep"])
-    assert [run.added for run in found.runs] == [["el_GR"]] and [path.name for path in found.faults] == ["0"]
+    assert [run.added for run in found.runs] == [["el_GR"]] and [path.name for path in found.faults] == [failed.name]
     page = render(found)[0]
-    assert "1 of 2 runs are finished" in page and f"{tmp_path / 'sweep' / '0'}: the run never began" in page
+    assert "1 of 2 runs are finished" in page and f"{failed}: the run never began" in page
 
 
 def test_auto_uses_the_newest_base_that_matches_and_makes_one_when_there_is_none(workplace, tmp_path):

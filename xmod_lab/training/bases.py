@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -196,6 +197,11 @@ def base_to_make(cfg: PretrainConfig) -> tuple[PretrainConfig, RunDir]:
     key = {**_identity(own), "recipe": asdict(own.task.pretrain), "seed": own.seed, "rows": trainer.rows_per_step}
     name = hashlib.sha256(json.dumps([key, trainer.precision], sort_keys=True).encode()).hexdigest()[:8]
     return own, RunDir(Path(cfg.runs) / "pretrain" / f"base-{name}")
+
+
+def is_made_on_the_way(run: RunDir) -> bool:
+    """Whether :func:`base_to_make` named this run."""
+    return re.fullmatch(r"base-[0-9a-f]{8}", run.path.name) is not None
 
 
 def _pretrain_now(cfg: PretrainConfig, pretrain: Callable[[PretrainConfig, RunDir], None]) -> RunDir:

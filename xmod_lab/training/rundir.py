@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
@@ -22,8 +22,10 @@ from xmod_lab.training.distributed import barrier, rank
 log = logging.getLogger(__name__)
 
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
-_MAY_CHANGE = ("resume", "rebuild", "plan", "logger", "runs", "base", "data.workers", "data.folder", "trainer.checkpoint_every",
-               "trainer.keep_checkpoints", "trainer.devices", "trainer.nodes")  # fmt: skip
+# Settings that no figure depends on; with others than _MAY_CHANGE a run cannot be continued
+NO_PART_IN_RESULT = ("resume", "rebuild", "plan", "logger", "runs", "data.workers", "data.folder", "trainer.checkpoint_every",
+                     "trainer.keep_checkpoints")  # fmt: skip
+_MAY_CHANGE = (*NO_PART_IN_RESULT, "base", "trainer.devices", "trainer.nodes")
 _LOCKS: dict[Path, TextIO] = {}  # by run dir; the system lets go of them when this process ends
 
 
@@ -207,4 +209,9 @@ def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
     """Dotted keys whose values differ, those in _MAY_CHANGE left out."""
     a, b = flatten(old), flatten(new)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
-    return [(k, a.get(k), b.get(k)) for k in keys if not any(f"{k}.".startswith(f"{m}.") for m in _MAY_CHANGE)]
+    return [(k, a.get(k), b.get(k)) for k in keys if not is_under(k, _MAY_CHANGE)]
+
+
+def is_under(key: str, parents: Iterable[str]) -> bool:
+    """Whether a dotted key is one of ``parents``, or lies under one."""
+    return any(f"{key}.".startswith(f"{parent}.") for parent in parents)

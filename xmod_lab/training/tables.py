@@ -15,13 +15,13 @@ from xmod_lab.training.module import parameter_groups
 Rows = list[tuple[str, ...]]
 
 
-def show(title: str, header: tuple[str, ...], rows: Rows) -> None:
-    """Print a table; words stand left, numbers right. Of several processes the first one prints."""
+def show(title: str, header: tuple[str, ...], rows: Rows, *, words: int = 1) -> None:
+    """Print a table; the first ``words`` columns stand left, numbers right. Of several processes the first one prints."""
     if rank():
         return
     table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
+        table.add_column(name, justify="left" if i < words else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     console = Console()

@@ -1,0 +1,160 @@
+"""A sweep that is started again goes on: where its folder is, and the table that says what became of its jobs.
+
+The same command finds the same folder, since its name has no time in it: ``runs/sweeps/pretrain_lang_seed-1a2b3c`` is made of
+the command, the keys that are swept, and a digest of what is set beside them. More or other values of what is swept are the same
+sweep; another fixed setting, or another key that is swept, is another one. ``hydra.sweep.dir=PATH`` puts any jobs into one folder,
+and finds them there.
+
+Jobs may run in other processes, and on other machines (Hydra's launchers), so the table is made from the folders' job.json.
+"""
+
+import csv
+import hashlib
+import io
+import json
+import logging
+import re
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf, read_write
+
+from xmod_lab.jobs import JOB, Job, read_job
+from xmod_lab.training.distributed import rank
+from xmod_lab.training.rundir import NO_PART_IN_RESULT, RunDir, is_under, write_whole
+from xmod_lab.training.tables import show
+
+log = logging.getLogger(__name__)
+AUTO = "auto"  # last part of hydra.sweep.dir where the name is made here
+START = ".start"  # in the sweep's folder: a mark of the last start, which its jobs bear
+_LONGEST = 80  # of a folder's name
+_under_way: list[Path] = []  # the folder of the sweep that this process leads
+
+
+class Remembering(Callback):
+    """Hydra calls it before the first job, in the process that leads the sweep."""
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Settle the folder, for the jobs too, and mark the start."""
+        folder = Path(config.hydra.sweep.dir)
+        if folder.name == AUTO:
+            folder = folder.with_name(sweep_name(config))
+            with read_write(config.hydra):
+                config.hydra.sweep.dir = str(folder)
+                quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+                config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")  # jobs are composed from these
+        _under_way.append(folder)
+        if rank():
+            return
+        try:
+            again = folder.is_dir()
+            folder.mkdir(parents=True, exist_ok=True)
+            write_whole(folder / START, uuid.uuid4().hex.encode())
+            log.info("sweep %s in %s", "goes on" if again else "begins", folder)
+        except OSError:
+            pass  # Hydra writes there next, and says so
+
+
+def sweep_name(config: DictConfig) -> str:
+    """``<command>_<what is swept>-<digest of what is set beside it>``."""
+    swept = dict(OmegaConf.select(config, "hydra.sweeper.params") or {})
+    fixed = []
+    for override in OverridesParser.create().parse_overrides(list(config.hydra.overrides.task)):
+        key = override.get_key_element().lstrip("+~")
+        if override.is_sweep_override():
+            swept[key] = ...
+        elif not is_under(key, NO_PART_IN_RESULT):
+            fixed.append(f"{key}={override.get_value_element_as_str()}")
+    keys = sorted(key.lstrip("+~") for key in swept)
+    digest = hashlib.sha256(json.dumps([keys, sorted(fixed)]).encode()).hexdigest()[:6]
+    words = [config.hydra.job.config_name, *(re.sub(r"\W", "-", key.rpartition(".")[2]) for key in keys)]
+    return f"{'_'.join(words)[:_LONGEST]}-{digest}"
+
+
+def start_of(folder: Path) -> str:
+    """The mark of the sweep's last start; nothing where there is none."""
+    try:
+        return (folder / START).read_text()
+    except OSError:
+        return ""
+
+
+def finish_sweep() -> int | None:
+    """Print the table of the sweep that this process led, and write it to sweep.csv and sweep.json.
+
+    Returns:
+        The highest exit status of its jobs; ``None`` where this process led no sweep.
+    """
+    if not _under_way:
+        return None
+    folder = _under_way.pop()
+    start = start_of(folder)
+    known = [(read_job(file.parent), file.parent) for file in folder.glob(f"*/{JOB}")]
+    jobs = sorted((pair for pair in known if pair[0] and pair[0].start == start), key=lambda pair: pair[0].number)
+    for job, _ in jobs:
+        if job.status is None:
+            job.status, job.outcome = 1, "failed: ended without a word, as a process does that is killed"
+    if jobs and not rank():
+        _report(folder, jobs)
+    return max((job.status for job, _ in jobs), default=0)
+
+
+def _report(folder: Path, jobs: list[tuple[Job, Path]]) -> None:
+    common = set.intersection(*(set(job.overrides) for job, _ in jobs)) if len(jobs) > 1 else set()
+    rows, records = [], []
+    for job, place in jobs:
+        own = [override for override in job.overrides if override not in common]
+        figures = main_figures(RunDir(place))
+        shown = "\n".join(f"{name} {value:.4f}" for name, value in figures.items())
+        rows.append((str(job.number), " ".join(own), job.outcome, shown or "–", place.name))
+        swept = {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in own)}
+        records.append({**asdict(job), "folder": str(place.resolve()), "swept": swept, "figures": figures})
+    outcomes = [job.outcome.partition(" ")[0].strip(":") for job, _ in jobs]
+    count = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(outcomes))
+    title = f"sweep in {folder}: {len(jobs)} job{'s' * (len(jobs) > 1)}, {count}"
+    show(title, ("job", "overrides", "what happened", "figures", "folder"), rows, words=5)
+    try:
+        write_whole(folder / "sweep.json", json.dumps(records, indent=1).encode())
+        write_whole(folder / "sweep.csv", _csv(records).encode())
+    except OSError as error:
+        log.warning("the table cannot be written to %s (%s)", folder, error.strerror)
+
+
+def _csv(records: list[dict]) -> str:
+    """A line for each job, a column for each key that is swept and for each figure."""
+    plain = [{"job": r["number"], **r["swept"], "outcome": r["outcome"], "status": r["status"], "folder": r["folder"], **r["figures"]}
+             for r in records]  # fmt: skip
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(dict.fromkeys(name for row in plain for name in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(plain)
+    return table.getvalue()
+
+
+def main_figures(run: RunDir) -> dict[str, float]:
+    """Of a finished run: ``val/bpb/<code>`` of each added language, else the mean over all; of a task the mean test score of
+    the languages that it was not trained on, through their own slots."""
+    if not run.finished:
+        return {}
+    metrics = json.loads((run / "metrics.json").read_text())
+    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    if "kind" in config["task"]:
+        metric = f"test/{config['task']['metric']}"
+        others = _codes(metrics, metric, "/source") or _codes(metrics, metric, "/target")
+        return _mean(metrics, f"{metric}/target", [f"{metric}/{code}/target" for code in others])
+    added = [f"val/bpb/{lang['code']}" for lang in config["lang"].values()]
+    if added:
+        return {name: metrics[name] for name in added if name in metrics}
+    return _mean(metrics, "val/bpb", [f"val/bpb/{code}" for code in _codes(metrics, "val/bpb", "")])
+
+
+def _codes(metrics: dict[str, float], before: str, after: str) -> list[str]:
+    found = (re.fullmatch(f"{re.escape(before)}/([^/]+){after}", name) for name in metrics)
+    return [match[1] for match in found if match]
+
+
+def _mean(metrics: dict[str, float], title: str, names: list[str]) -> dict[str, float]:
+    return {f"{title}/mean": sum(metrics[n] for n in names) / len(names)} if names else {}
