@@ -1,8 +1,13 @@
 """Small things that many tests need."""
 
 import gzip
+import os
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side: a thread for each, in the commands that they start too
+    os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 
 from xmod_lab.model import XmodConfig, XmodForMaskedLM

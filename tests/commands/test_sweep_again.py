@@ -246,7 +246,7 @@ def test_other_code_is_another_job_but_comments_and_pictures_are_not(tmp_path):
 
     assert edited("jobs.py", '"""What a job', '"""Again: what a job') == same
     assert edited("jobs.py", "  # exit status after Ctrl-C", "") == same
-    assert edited("reports/page.py", "<table>", "<table class=wide>") == same
+    assert edited("reports/page.py", "The unigram figure", "The figure") == same
     assert edited("text/corpus.py", "digest_size=8", "digest_size=16") != same
 
 

@@ -101,7 +101,7 @@ class RunDir:
         _LOCKS[self.path] = stream
 
     def _clear(self) -> None:
-        for name in ("checkpoints", "model", "pack", "predictions"):
+        for name in ("checkpoints", "model", "pack", "predictions", "report_files"):
             shutil.rmtree(self / name, ignore_errors=True)
         names = ["config.yaml", "metrics.json", "metrics.csv", "proof.json", "plan.json", "report.html", STATE]
         tables = ("transfer", "ranking_*", "slots", "recognition*", "retrieval*")
