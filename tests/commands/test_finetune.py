@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import signal
 import time
 import warnings
@@ -144,6 +145,17 @@ def test_slots_of_utterances_are_tagged_and_the_table_says_that_one_tag_for_all_
     for row in rows:
         assert float(row[1]) == pytest.approx(metrics[f"test/span_f1/{row[0]}/target"], abs=5e-4)
         assert 0.1 < float(row[2]) < float(row[3]) < 0.8
+
+
+def test_a_language_of_another_format_in_the_base_is_refused_before_anything_is_trained(workplace, extended, tmp_path):
+    base, run = shutil.copytree(extended / "model", tmp_path / "base"), tmp_path / "run"
+    manifest = base / "languages/el_GR/manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 1}))
+    with pytest.raises(UserError, match="format 1, this version reads"):
+        finetune(_config(workplace, base), RunDir(run))
+    status, _, err = workplace.call("+lang=new_lang", "lang.new_lang.code=tr_TR", f"base={base}", run=run)
+    assert status == 2 and "format 1, this version reads" in err
+    assert not (run / "config.yaml").exists()
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(workplace, extended, tuned):

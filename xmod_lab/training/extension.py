@@ -12,7 +12,7 @@ import torch
 
 from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.languages.folders import model_folder, save_model
+from xmod_lab.languages.folders import manifests_in, model_folder, save_model
 from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack, write_pack
 from xmod_lab.languages.proof import Snapshot, compare, probe_pieces, require, snapshot, whole_digest
 from xmod_lab.model import XmodLanguageModel
@@ -41,6 +41,8 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
     """
     model, old, older = open_base(base)
     agree(base, model, cfg, asked)
+    if base.model is not None:
+        manifests_in(model_folder(base.model), model.config.added or [])  # all must be readable when the model is saved
     known = {code for text in (old, *older) for code in text.corpora}
     unknown = [code for code in model.languages if code not in known]
     if unknown:

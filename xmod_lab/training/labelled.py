@@ -9,6 +9,7 @@ import transformers
 
 from xmod_lab.errors import UserError
 from xmod_lab.finetune_config import FinetuneConfig
+from xmod_lab.languages.folders import manifests_in
 from xmod_lab.model import XmodConfig, XmodPreTrainedModel
 from xmod_lab.model.slots import random_value
 from xmod_lab.tasks.examples import Encoded
@@ -48,6 +49,7 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
         raise UserError(
             f"base {cfg.base} is a causal language model; tasks are fine-tuned on masked ones: choose another base"
         )
+    manifests_in(folder, config.added or [])  # all must be readable when the model is saved
     source, kind_class = config.resolve(cfg.task.source), KINDS[cfg.task.kind]
     rows, unknown = read_examples(cfg.sources, kind_class.roles, config.known_codes())
     for language, why in unknown.items():
