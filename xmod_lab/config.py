@@ -171,7 +171,19 @@ class LoggerConfig:
 
 
 @dataclass
-class PretrainConfig:
+class RunConfig:
+    """What every run has, whatever it trains on."""
+
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = 1
+    base: str = "auto"
+    resume: str = "auto"
+    runs: str = "runs"
+
+
+@dataclass
+class PretrainConfig(RunConfig):
     """All of ``python -m xmod_lab.pretrain``."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -179,12 +191,6 @@ class PretrainConfig:
     lang: dict[str, LangConfig] = field(default_factory=dict)
     task: TaskConfig = field(default_factory=TaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
-    seed: int = 1
-    base: str = "auto"
-    resume: str = "auto"
-    runs: str = "runs"
     rebuild: bool = False
     plan: bool = False
 

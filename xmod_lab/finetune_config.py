@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from xmod_lab.config import LoggerConfig, RecipeConfig, TrainerConfig
+from xmod_lab.config import RecipeConfig, RunConfig
 from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.tasks.reading import LabelledSource
 from xmod_lab.validation import (
@@ -43,16 +43,10 @@ class LabelledTask:
 
 
 @dataclass
-class FinetuneConfig:
+class FinetuneConfig(RunConfig):
     """All of ``python -m xmod_lab.finetune``."""
 
     task: LabelledTask = field(default_factory=LabelledTask)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
-    seed: int = 1
-    base: str = "auto"
-    resume: str = "auto"
-    runs: str = "runs"
 
     @property
     def recipe(self) -> RecipeConfig:

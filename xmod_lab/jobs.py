@@ -30,7 +30,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.languages.cards import flatten
 from xmod_lab.languages.folders import model_folder
-from xmod_lab.text.corpus import content_digest, digest_of_files
+from xmod_lab.text.corpus import content_digest
 from xmod_lab.training.bases import (
     added_before,
     is_made_on_the_way,
@@ -92,7 +92,7 @@ def data_digests(cfg: PretrainConfig | FinetuneConfig) -> list[str]:
     """
     folder, of_base = _base_folder(cfg), []
     if folder is not None:
-        of_base.append(digest_of_files(sorted(p for p in model_folder(folder).rglob("*") if p.is_file())))
+        of_base.append(content_digest(str(model_folder(folder)), None))
     if isinstance(cfg, FinetuneConfig):
         return of_base + [source.digest() for source in cfg.sources]
     known, texts = cfg, [(cfg, lang) for lang in cfg.lang.values()]

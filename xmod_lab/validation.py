@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from xmod_lab.codes import clashing
-from xmod_lab.config import EvaluateConfig, LangConfig, PretrainConfig, RecipeConfig, TrainerConfig
+from xmod_lab.config import EvaluateConfig, LangConfig, PretrainConfig, RecipeConfig, RunConfig, TrainerConfig
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.languages.focus import focus_fault
 from xmod_lab.languages.initialisers import EMBEDDING_INITS
@@ -66,7 +66,7 @@ def wrong_numbers(ranges: Iterable[Range]) -> list[str]:
     ]
 
 
-def run_choices(cfg) -> list[Choice]:
+def run_choices(cfg: RunConfig) -> list[Choice]:
     """The choices that every run that trains has."""
     return [
         ("trainer.precision", cfg.trainer.precision, PRECISIONS),

@@ -7,18 +7,9 @@ from xmod_lab.reports.groups import Figures, Group
 from xmod_lab.reports.runs import Run
 from xmod_lab.reports.scores import series_of
 from xmod_lab.reports.tables import Part, Record, Table, number, panels
-from xmod_lab.tasks.statistics import LEVEL
+from xmod_lab.tasks.statistics import AGAINST, ARMS, LEVEL
 
-ARMS = {
-    "target": "through its own slot",
-    "source": "through the slot of the language that was trained on",
-    "none": "through no slot",
-    "wrong": "through the slots of other languages, mean",
-    "majority": "one answer to all",
-    "upper": "fine-tuned on the language itself",
-}
 _CHANCE = "majority"
-_AGAINST = ("source", "none", "wrong")  # what the target slot is compared with
 
 
 def transfer_bars(figures: Figures, metric: str, title: str, codes: list[str]) -> Figure:
@@ -128,13 +119,13 @@ def _paired(groups: list[Group], several: bool) -> Table:
             metric = _metric(run)
             for code in tested(run):
                 row = [*([group.name] if several else []), code]
-                for arm in _AGAINST:
+                for arm in AGAINST:
                     name = f"difference/{metric}/{code}/target-{arm}"
                     p = run.metrics.get(f"{name}/p")
                     row += [_signed(run.metrics.get(name)), _ends(run.metrics, name, "+"), number(p, 4)]
                 rows.append(row)
             records += _records(group, run, "difference")
-    header = [cell for arm in _AGAINST for cell in (f"target − {arm}", "interval", "p")]
+    header = [cell for arm in AGAINST for cell in (f"target − {arm}", "interval", "p")]
     header = [*(["group"] if several else []), "language", *header]
     note = "p of a paired permutation test over examples, given these seeds, not corrected for many languages."
     return Table("paired", header, rows, records, note=note)

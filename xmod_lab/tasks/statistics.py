@@ -10,6 +10,15 @@ from xmod_lab.tasks.metrics import Metric
 
 # K slots, S seeds, N examples, D counts of an example, B resamples
 
+ARMS = {  # of a test in a language
+    "target": "through its own slot",
+    "source": "through the slot of the language that was trained on",
+    "none": "through no slot",
+    "wrong": "through the slots of other languages, mean",
+    "majority": "one answer to all",
+    "upper": "fine-tuned on the language itself",
+}
+AGAINST = ("source", "none", "wrong")  # what the target slot is compared with
 LEVEL = 0.95
 RESAMPLES = 1000
 PERMUTATIONS = 4999

@@ -21,7 +21,7 @@ from xmod_lab.languages.folders import model_folder, save_model
 from xmod_lab.languages.proof import compare_frozen, require_frozen, tensor_digests
 from xmod_lab.model import XmodPreTrainedModel
 from xmod_lab.tasks.examples import Encoded, ExampleStream
-from xmod_lab.text.corpus import digest_of_files
+from xmod_lab.text.corpus import content_digest
 from xmod_lab.text.rows import build_folder
 from xmod_lab.training.bases import newest_that_knows
 from xmod_lab.training.callbacks import BestWeights, LearningCurve
@@ -57,7 +57,7 @@ def finetune(
     setting = open_task(cfg, folder)
     if not run.begin(cfg):  # writes; so all that can be refused was refused before
         return None
-    base = digest_of_files(sorted(p for p in folder.rglob("*") if p.is_file()))
+    base = content_digest(str(folder), None)
     run.remember(base=base, data=[source.digest() for source in cfg.sources])
     parts = [(setting.source, seed) for seed in cfg.seeds]
     if cfg.task.upper:
@@ -76,8 +76,9 @@ def finetune(
         run.write_text("transfer.csv", transfer.csv())
         if draw is not None:
             draw(transfer)
-        run.write_json("metrics.json", transfer.metrics())
-        tracking.summarise(transfer.metrics(), [])
+        figures = transfer.metrics()
+        run.write_json("metrics.json", figures)
+        tracking.summarise(figures, [])
     transfer.show()
     log.info(
         "model of seed %d, which scored best on the %s development split, in %s", best, setting.source, run / "model"

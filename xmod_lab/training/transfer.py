@@ -21,7 +21,6 @@ from tqdm import tqdm
 from xmod_lab.model import XmodConfig, XmodPreTrainedModel
 from xmod_lab.tasks.examples import Encoded
 
-ARMS = ("target", "source", "none", "wrong", "majority", "upper")
 WRONG_SLOTS = 8
 _ROWS = 64  # a batch
 NO_SLOT = -1

@@ -6,11 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xmod_lab.tasks.statistics import LEVEL, Estimate, difference, estimate
+from xmod_lab.tasks.statistics import AGAINST, ARMS, LEVEL, Estimate, difference, estimate
 from xmod_lab.training.tables import show
-from xmod_lab.training.transfer import ARMS, counted
-
-_AGAINST = ("source", "none", "wrong")  # what the target slot is compared with
+from xmod_lab.training.transfer import counted
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Transfer:
                 "; one answer to all (majority) is O, which names no span: 0 by definition, and no measure of chance"
             )
         show(title, ("language", "labels", "target", "interval", *arms[1:]), rows)
-        against = [arm for arm in _AGAINST if any(arm in language.against[self.metric] for language in self.languages)]
+        against = [arm for arm in AGAINST if any(arm in language.against[self.metric] for language in self.languages)]
         rows = []
         for language in self.languages:
             cells = (_gap(language.against[self.metric].get(arm)) for arm in against)
@@ -149,7 +147,7 @@ def score_transfer(cfg, setting, results: dict[tuple[str, int], Result]) -> Tran
             arms[name] = {arm: estimate(counts[arm], metric, seed=cfg.seed) for arm in ARMS if arm in counts}
             against[name] = {
                 arm: difference(counts["target"], counts[arm], metric, seed=cfg.seed)
-                for arm in _AGAINST
+                for arm in AGAINST
                 if arm in counts
             }
         role = "source" if code == source else "added" if code in setting.added else "pre-trained"
