@@ -8,7 +8,6 @@ from tests.conftest import tiny_batch, tiny_config, tiny_model
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM
-from xmod_lab.model.loss import chunked_cross_entropy
 
 FLAGS = [
     {},
@@ -197,18 +196,6 @@ def test_a_code_that_exists_cannot_be_added_nor_the_default_removed():
 def test_shared_routes_every_language_through_one_slot():
     model = tiny_model(languages=["shared"], aliases={"en_XX": "shared", "de_DE": "shared"})
     assert model.languages == ["en_XX", "de_DE"] and model.lang_id("en_XX") == model.lang_id("de_DE") == 0
-
-
-def test_chunked_cross_entropy_is_cross_entropy():
-    generator = torch.Generator().manual_seed(0)
-    x, w, b = (torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((700, 8), (33, 8), (33,)))
-    target = torch.randint(0, 33, (700,), generator=generator)
-    ours = chunked_cross_entropy(x, w, b, target)
-    grads = torch.autograd.grad(ours, (x, w, b))
-    theirs = torch.nn.functional.cross_entropy(x @ w.T + b, target, reduction="sum")
-    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=0)
-    for a, e in zip(grads, torch.autograd.grad(theirs, (x, w, b)), strict=True):
-        torch.testing.assert_close(a, e, atol=1e-4, rtol=1e-5)
 
 
 def test_the_last_layer_is_computed_at_the_labelled_positions_alone():

@@ -12,7 +12,7 @@ from transformers.utils.generic import can_return_tuple
 from xmod_lab.errors import UserError
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.embeddings import XmodEmbeddings
+from xmod_lab.model.embeddings import Matrices, XmodEmbeddings
 from xmod_lab.model.encoder import Surroundings, Trace, XmodEncoder
 from xmod_lab.model.routing import Languages, Places, Route, plan_route, to_ids
 
@@ -103,11 +103,13 @@ class XmodModel(XmodPreTrainedModel):
         output_attentions: bool | None = None,
         labels: Tensor | None = None,
         skip_padding: bool = True,
+        matrices: Matrices | None = None,
     ) -> Encoded:
         """What :meth:`forward` returns, before it is brought back into the caller's order; the same arguments.
 
         ``labels`` (B, S): the caller needs states at the labelled positions alone; where these are few, the last layer is
         spared the others. ``skip_padding``: states at padding are zero, and not computed where there is much of it.
+        ``matrices``: as in :meth:`XmodEmbeddings.forward`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give exactly one of input_ids and inputs_embeds")
@@ -124,6 +126,7 @@ class XmodModel(XmodPreTrainedModel):
             position_ids=route.enter(position_ids),
             inputs_embeds=route.enter(inputs_embeds),
             past=past,
+            matrices=matrices,
         )
         states = self._wanted(output_hidden_states, "output_hidden_states")
         attentions = self._wanted(output_attentions, "output_attentions")

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from xmod_lab.errors import UserError
 from xmod_lab.model.configuration import XmodConfig
@@ -9,6 +10,8 @@ from xmod_lab.model.dropout import Dropout
 from xmod_lab.model.routing import Route
 
 # B batch rows, S sequence, D model, V vocabulary
+
+Matrices = dict[nn.Embedding, Tensor]  # tables as their output matrices, with the lookup's gradient behind them
 
 
 class Vocabulary(nn.Module):
@@ -18,6 +21,33 @@ class Vocabulary(nn.Module):
         super().__init__()
         self.word_embeddings = nn.Embedding(pieces, config.hidden_size, padding_idx=config.pad_token_id)
         self.bias = nn.Parameter(torch.zeros(pieces))
+
+
+class _TiedLookup(torch.autograd.Function):
+    """Rows ``ids`` of ``table``, and the table itself for the output matrix that is tied to it.
+
+    A step looks up some thousand rows, but the gradient of a lookup is a table, zero elsewhere: at 250,002 pieces its
+    clearing and its addition to the output matrix's gradient move 3 GB. Here the gradient of the matrix passes through the
+    lookup, which adds its rows to it in place: it is nobody else's, as the loss gives it away.
+    """
+
+    @staticmethod
+    def forward(ctx, ids: Tensor, table: Tensor, padding: int) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(ids)
+        ctx.padding, ctx.pieces = padding, len(table)
+        ctx.set_materialize_grads(False)
+        return embedding(ids, table), table.view_as(table)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor | None, grad_matrix: Tensor | None) -> tuple[None, Tensor | None, None]:
+        (ids,) = ctx.saved_tensors
+        if grad is None:
+            return None, grad_matrix, None
+        if grad_matrix is None:  # nothing was predicted in these rows
+            return None, torch.ops.aten.embedding_dense_backward(grad, ids, ctx.pieces, ctx.padding, False), None
+        rows = grad.masked_fill(ids.eq(ctx.padding)[..., None], 0.0).flatten(0, -2)
+        return None, grad_matrix.index_add_(0, ids.flatten(), rows), None
 
 
 class XmodEmbeddings(nn.Module):
@@ -47,10 +77,14 @@ class XmodEmbeddings(nn.Module):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         past: int = 0,
+        matrices: Matrices | None = None,
     ) -> Tensor:
-        """Rows in language order. ``input_ids`` (B, S) int64 -> (B, S, D); ``past`` tokens are in a cache already."""
+        """Rows in language order. ``input_ids`` (B, S) int64 -> (B, S, D); ``past`` tokens are in a cache already.
+
+        ``matrices`` is filled for a loss over tied output matrices that is to be differentiated once.
+        """
         if inputs_embeds is None:
-            inputs_embeds = self.look_up(input_ids, route)
+            inputs_embeds = self.look_up(input_ids, route, matrices)
         if position_ids is None:
             position_ids = self.default_positions(input_ids, inputs_embeds, past)
         if token_type_ids is None:
@@ -60,16 +94,19 @@ class XmodEmbeddings(nn.Module):
         x = inputs_embeds + segment + self.position_embeddings(position_ids)
         return self.dropout(self.LayerNorm(x))
 
-    def look_up(self, input_ids: Tensor, route: Route) -> Tensor:
+    def look_up(self, input_ids: Tensor, route: Route, matrices: Matrices | None = None) -> Tensor:
         """Piece vectors (B, S, D), each run of rows from the table of its language."""
         runs = self.tables(route)
         parts = input_ids.split([size for _, size in runs]) if len(runs) > 1 else [input_ids]
-        found = [self._rows(table, part) for (table, _), part in zip(runs, parts, strict=True)]
+        found = [self._rows(table, part, matrices) for (table, _), part in zip(runs, parts, strict=True)]
         return found[0] if len(found) == 1 else torch.cat(found)
 
-    def _rows(self, table: nn.Embedding, ids: Tensor) -> Tensor:
+    def _rows(self, table: nn.Embedding, ids: Tensor, matrices: Matrices | None) -> Tensor:
         try:
-            return table(ids)
+            if matrices is None or not _passes_gradients(table):
+                return table(ids)
+            rows, matrices[table] = _TiedLookup.apply(ids, matrices.get(table, table.weight), table.padding_idx)
+            return rows
         except IndexError as error:  # a GPU stops with an assertion of its own instead
             owner = next((code for code, v in self.vocabularies.items() if v.word_embeddings is table), None)
             whose = "the base vocabulary" if owner is None else f"the vocabulary of '{owner}'"
@@ -116,3 +153,13 @@ class XmodEmbeddings(nn.Module):
             return torch.arange(length, device=inputs_embeds.device)[None] + past + self.padding_idx + 1
         real = input_ids.ne(self.padding_idx).long()
         return (real.cumsum(1) + past) * real + self.padding_idx
+
+
+def _passes_gradients(table: nn.Embedding) -> bool:
+    """Whether ``_TiedLookup`` can stand for a call of ``table``: on a CPU (on a GPU the addition in place would not be
+    deterministic), where there is a gradient, and nobody listens to the call."""
+    listened = (
+        table._forward_hooks or table._forward_pre_hooks or table._backward_hooks or type(table) is not nn.Embedding
+    )
+    moves = torch.is_grad_enabled() and table.weight.requires_grad and table.weight.device.type == "cpu"
+    return bool(moves and not listened and not torch.compiler.is_compiling())

@@ -12,6 +12,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.model.backbone import Encoded, XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.embeddings import Matrices
 from xmod_lab.model.loss import chunked_cross_entropy
 from xmod_lab.model.routing import IGNORE, Languages, Places, to_ids
 
@@ -78,8 +79,9 @@ class XmodLanguageModel(XmodPreTrainedModel):
         parts = [pad(part, (0, pieces - part.shape[-1]), value=-torch.inf) for part in parts]
         return out.route.leave(torch.cat(parts))
 
-    def labelled_loss(self, out: Encoded, labels: Tensor) -> Tensor:
-        """Mean cross-entropy at the labelled positions, nats, float32; ``labels`` (B, S) in the caller's order.
+    def labelled_loss(self, out: Encoded, labels: Tensor, matrices: Matrices) -> Tensor:
+        """Mean cross-entropy at the labelled positions, nats, float32; ``labels`` (B, S) in the caller's order,
+        ``matrices`` as the encoder filled them.
 
         Raises UserError where there is no label at all.
         """
@@ -96,6 +98,8 @@ class XmodLanguageModel(XmodPreTrainedModel):
         for (table, _), part, target in zip(tables, states.split(counts), targets.split(counts), strict=True):
             if len(part):
                 matrix, bias = self.output_matrix(table)
+                if matrix is table.weight:
+                    matrix = matrices.get(table, matrix)
                 total = total + chunked_cross_entropy(part, matrix, bias, target, divisor=len(states))
         return total
 
@@ -132,6 +136,7 @@ class XmodForMaskedLM(XmodLanguageModel):
         Raises:
             UserError: labels without any piece to predict; and as :meth:`XmodModel.forward`.
         """
+        matrices: Matrices = {}
         out = self.roberta.encode(
             input_ids,
             lang_ids,
@@ -145,6 +150,7 @@ class XmodForMaskedLM(XmodLanguageModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             labels=None if full_logits else labels,
+            matrices=None if full_logits or labels is None else matrices,
         )
         logits, loss = None, None
         if full_logits or labels is None:
@@ -152,7 +158,7 @@ class XmodForMaskedLM(XmodLanguageModel):
             if labels is not None:
                 loss = cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE)
         else:
-            loss = self.labelled_loss(out, labels)
+            loss = self.labelled_loss(out, labels, matrices)
         return MaskedLMOutput(loss=loss, logits=logits, **out.extras)
 
 
@@ -197,6 +203,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         Returns:
             ``loss``: mean negative log-likelihood of the labelled pieces, nats, in float32.
         """
+        matrices: Matrices = {}
         out = self.roberta.encode(
             input_ids,
             lang_ids,
@@ -210,11 +217,12 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             use_cache=False if labels is not None else use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            matrices=None if labels is None else matrices,
         )
         logits, loss = None, None
         if labels is not None:
             after = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORE)], dim=1)
-            loss = self.labelled_loss(out, after)
+            loss = self.labelled_loss(out, after, matrices)
         if full_logits or labels is None:
             last = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
             logits = self.logits(out, last)
