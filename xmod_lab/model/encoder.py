@@ -58,13 +58,24 @@ class Trace:
 
 def eager_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs):
     """Attention written out: (B, H, S, K) -> (B, S, H, K) and the weights (B, H, S, P)."""
-    scores = q @ k.transpose(2, 3) * kwargs["scaling"]  # (B, H, S, P)
+    scores = (q * kwargs["scaling"]) @ k.transpose(2, 3)  # (B, H, S, P)
     if mask is None and module.is_causal and q.shape[2] > 1:
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    weights = dropout(scores.softmax(-1), kwargs["dropout"], module.training)
+    with torch.autocast(
+        scores.device.type, enabled=False
+    ):  # which would have it in float32, and cast all scores there and back
+        weights = scores.softmax(-1)
+    weights = dropout(weights, kwargs["dropout"], module.training)
     return (weights @ v).transpose(1, 2), weights
+
+
+def for_products(x: Tensor) -> Tensor:
+    """``x`` in the type that autocast has products in: one cast for all layers that read it, and one of their gradients."""
+    if torch.is_autocast_enabled(x.device.type):
+        return x.to(torch.get_autocast_dtype(x.device.type))
+    return x
 
 
 class XmodSelfAttention(nn.Module):
@@ -87,6 +98,7 @@ class XmodSelfAttention(nn.Module):
         self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def forward(self, x: Tensor, around: Surroundings) -> tuple[Tensor, Tensor | None]:
+        x = for_products(x)
         q = self.heads(around.with_padding(self.query(x)))
         k, v = self.keys_and_values(x, around)
         mask = around.source_mask if self.crosses else around.mask
@@ -183,7 +195,7 @@ class XmodOutput(nn.Module):
         elif self.config.adapter_reuse_layer_norm:
             x = self.LayerNorm(x)
         residual = x if self.config.ln_before_adapter else before_norm
-        return residual + self.dropout(self.adapter_modules(x, route))
+        return residual + self.dropout(self.adapter_modules(for_products(x), route))
 
 
 class XmodLayer(GradientCheckpointingLayer):

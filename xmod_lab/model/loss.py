@@ -44,7 +44,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = _logits(part, weight_low)  # (chunk, V)
             step = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else chunk
             for block, answer in zip(logits.split(step), label.split(step), strict=True):
-                scores = block + bias.float()
+                scores = block.float().add_(bias)
                 probs = scores.softmax(1)
                 total += _negative_logs(scores, probs, answer).sum()
                 if not any(ctx.needs_input_grad):
