@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, register_schemas
 from xmod_lab.errors import ProofError, UserError
 from xmod_lab.jobs import INTERRUPTED, Job
-from xmod_lab.languages.cards import flatten
+from xmod_lab.settings import flatten
 from xmod_lab.sweep import finish_sweep, start_of
 from xmod_lab.validation import validate
 

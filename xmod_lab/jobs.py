@@ -28,8 +28,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from xmod_lab.config import EvaluateConfig, PretrainConfig, from_hydra
 from xmod_lab.errors import UserError
 from xmod_lab.finetune_config import FinetuneConfig
-from xmod_lab.languages.cards import flatten
 from xmod_lab.languages.folders import model_folder
+from xmod_lab.settings import NO_PART_IN_RESULT, flatten, is_under
 from xmod_lab.text.corpus import content_digest
 from xmod_lab.training.bases import (
     added_before,
@@ -39,7 +39,7 @@ from xmod_lab.training.bases import (
     newest_matching,
     newest_that_knows,
 )
-from xmod_lab.training.rundir import NO_PART_IN_RESULT, RunDir, is_under, step_of
+from xmod_lab.training.rundir import RunDir, step_of
 
 log = logging.getLogger(__name__)
 JOB = "job.json"

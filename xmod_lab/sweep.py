@@ -23,8 +23,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from xmod_lab.jobs import JOB, Job, read_job
+from xmod_lab.settings import NO_PART_IN_RESULT, is_under
 from xmod_lab.training.distributed import rank
-from xmod_lab.training.rundir import NO_PART_IN_RESULT, RunDir, is_under, write_whole
+from xmod_lab.training.rundir import RunDir, write_whole
 from xmod_lab.training.tables import show
 
 log = logging.getLogger(__name__)

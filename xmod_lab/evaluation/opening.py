@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.evaluation.subjects import Subject, subjects_of
-from xmod_lab.languages.cards import flatten
 from xmod_lab.model import XmodLanguageModel
+from xmod_lab.settings import flatten
 from xmod_lab.training.bases import Base, added_before, agree, newest_finished, resolve
 from xmod_lab.training.extension import open_base
 from xmod_lab.training.pretraining import pretrain_base

@@ -6,6 +6,7 @@ A card says nothing that differs between two runs of the same: no time, path or 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from xmod_lab.model import XmodConfig
+from xmod_lab.settings import flatten
 
 CARD = "README.md"
 _ADDED = "<!-- added languages -->"  # all of a card from here on is about them, and is written anew when they change
@@ -141,14 +142,6 @@ def _tables(record: dict, *, level: str) -> str:
             rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in flatten(record[key]).items())
             parts.append(f"{level} {title}\n\n| | |\n|---|---|\n{rows}\n")
     return "\n".join(parts)
-
-
-def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    """Every leaf of ``tree`` by its dotted key; an empty dict is a leaf."""
-    leaves = {}
-    for key, value in tree.items():
-        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return leaves
 
 
 def _cell(value: object) -> str:

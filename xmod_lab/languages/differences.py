@@ -7,11 +7,11 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from xmod_lab.errors import UserError
-from xmod_lab.languages.cards import flatten
 from xmod_lab.languages.folders import manifests_in, model_folder, read_json
 from xmod_lab.languages.packs import MANIFEST, read_manifest
 from xmod_lab.languages.proof import digest
 from xmod_lab.model.base import VOCABULARY_FILE
+from xmod_lab.settings import flatten
 
 
 def settings_that_differ(a: Path, b: Path) -> list[tuple[str, object, object]]:

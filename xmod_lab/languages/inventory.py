@@ -5,10 +5,10 @@ from pathlib import Path
 import torch
 
 from xmod_lab.errors import UserError
-from xmod_lab.languages.cards import flatten
 from xmod_lab.languages.folders import manifests_in, model_folder, pack_folders, read_json
 from xmod_lab.languages.packs import MANIFEST, TENSORS, read_manifest
 from xmod_lab.model import XmodConfig, language_model
+from xmod_lab.settings import flatten
 
 FIGURES = "metrics.json"  # of a run: scores of the base's languages
 HEADER = ("language", "pieces", "tensors, MB", "base", "text, MB", "nats/piece", "bits/byte")

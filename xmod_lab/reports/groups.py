@@ -10,11 +10,11 @@ from scipy.stats import t
 
 from xmod_lab.reports.figures import Span
 from xmod_lab.reports.runs import Run
+from xmod_lab.settings import NO_PART_IN_RESULT, is_under
 from xmod_lab.tasks.statistics import LEVEL
 
 # say nothing about what was trained
-_SAME = ("seed", "logger", "runs", "resume", "rebuild", "plan", "data.folder", "data.workers", "trainer.checkpoint_every",
-         "trainer.keep_checkpoints", "trainer.log_every")  # fmt: skip
+_SAME = (*NO_PART_IN_RESULT, "seed", "trainer.log_every")
 # have a key for each name, which is no setting that differs where the name itself is not there
 _NAMED = ("lang", "langset.languages", "task.data.splits", "task.tests")
 _LONGEST = 22  # characters of a group's name in a figure
@@ -121,7 +121,7 @@ def _compared(run: Run) -> dict[str, str]:
     def same(key: str) -> bool:
         if key == "seed" and run.kind == "finetune":
             return False
-        return any(f"{_own(key)}.".startswith(f"{name}.") for name in _SAME)
+        return is_under(_own(key), _SAME)
 
     return {key: setting_text(value) for key, value in run.settings.items() if not same(key)}
 

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xmod_lab.errors import UserError
-from xmod_lab.languages.cards import flatten
+from xmod_lab.settings import flatten
 
 KINDS = {
     "pretrain": "pre-training",

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TextIO
@@ -16,16 +16,13 @@ from omegaconf import OmegaConf
 
 from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.languages.cards import flatten
+from xmod_lab.settings import NO_PART_IN_RESULT, flatten, is_under
 from xmod_lab.training.distributed import barrier, rank
 
 log = logging.getLogger(__name__)
 
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
-# Settings that no figure depends on; with others than _MAY_CHANGE a run cannot be continued
-NO_PART_IN_RESULT = ("resume", "rebuild", "plan", "logger", "runs", "data.workers", "data.folder", "trainer.checkpoint_every",
-                     "trainer.keep_checkpoints")  # fmt: skip
-_MAY_CHANGE = (*NO_PART_IN_RESULT, "base", "trainer.devices", "trainer.nodes")
+_MAY_CHANGE = (*NO_PART_IN_RESULT, "base", "trainer.devices", "trainer.nodes")  # with other settings a run cannot go on
 _LOCKS: dict[Path, TextIO] = {}  # by run dir; the system lets go of them when this process ends
 
 
@@ -210,8 +207,3 @@ def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
     a, b = flatten(old), flatten(new)
     keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
     return [(k, a.get(k), b.get(k)) for k in keys if not is_under(k, _MAY_CHANGE)]
-
-
-def is_under(key: str, parents: Iterable[str]) -> bool:
-    """Whether a dotted key is one of ``parents``, or lies under one."""
-    return any(f"{key}.".startswith(f"{parent}.") for parent in parents)
