@@ -30,6 +30,25 @@ def test_a_piece_of_no_probability_has_its_loss():
     torch.testing.assert_close(total, 300 + torch.tensor(2.0).log())
 
 
+def test_a_probability_of_nearly_one_has_its_loss():
+    """Neither rounds to zero; 1e-5 and less are the losses of a model that is sure."""
+    x, w, b = torch.tensor([[1.0]]), torch.tensor([[100.0], [87.0]]), torch.zeros(2)
+    total = chunked_cross_entropy(x, w, b, torch.tensor([0]))
+    assert total.item() == pytest.approx(2.26e-6, rel=0.05)
+
+
+def test_what_the_vectors_of_all_pieces_share_cancels_in_bfloat16():
+    """d loss / d x is a sum of W weighted by (p - y), whose sum is zero: rounded in parts, it would keep some of it."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(16, 64, generator=generator, requires_grad=True)
+    w = 0.1 * torch.randn(100_000, 64, generator=generator) + 2 * torch.randn(64, generator=generator)
+    w, target = w.bfloat16().float(), torch.randint(0, 100_000, (16,), generator=generator)
+    (exact,) = torch.autograd.grad(torch.nn.functional.cross_entropy(x @ w.T, target, reduction="sum"), x)
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = torch.autograd.grad(chunked_cross_entropy(x, w, torch.zeros(len(w)), target), x)
+    assert (found - exact).norm() < 0.02 * exact.norm()
+
+
 class _Operators(TorchDispatchMode):
     """Names of the operators that run within."""
 
@@ -91,3 +110,31 @@ def test_gradients_of_several_losses_add_up():
     weight.grad = None
     (model(**batch, lang_ids=lang_ids).loss + model(**batch, lang_ids=lang_ids).loss).backward()
     torch.testing.assert_close(weight.grad, 2 * once)
+
+
+@pytest.mark.parametrize("change", ["padding", "scale", "forward", "hook", "global"])
+def test_a_table_that_is_not_as_it_was_made_is_called_as_it_is(change):
+    model, batch = tiny_model(), tiny_batch()
+    table, lang_ids, called = model.get_input_embeddings(), torch.zeros(5, dtype=torch.long), []
+    handle = None
+    if change == "padding":
+        table.padding_idx = None
+    elif change == "scale":
+        table.scale_grad_by_freq = True
+    elif change == "forward":
+        table.forward = lambda ids: torch.nn.functional.embedding(ids, 2 * table.weight)
+    elif change == "hook":
+        table.register_forward_pre_hook(lambda *_: called.append(1))
+    else:
+        handle = torch.nn.modules.module.register_module_forward_hook(
+            lambda m, *_: called.append(1) if m is table else None
+        )
+    try:
+        found = torch.autograd.grad(model(**batch, lang_ids=lang_ids).loss, table.weight)
+        count = len(called)
+        expected = torch.autograd.grad(model(**batch, lang_ids=lang_ids, full_logits=True).loss, table.weight)
+    finally:
+        if handle is not None:
+            handle.remove()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    assert count == (change in ("hook", "global"))

@@ -18,7 +18,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
     torch draws one 64-bit number for each element on a CPU (2.13), one element after the other, which was a tenth of a step
     at the base size and a fifth at smaller ones. Here one draw decides on four elements. The masks are a function of torch's
-    seed, as ever, but not those that torch would draw; the scale is rounded to the type of ``x``, as by torch. Compiled code
+    seed, as ever, but not those that torch would draw; a scale of 16 bits is rounded as by torch. Compiled code
     draws as it likes.
     """
     if not training or p == 0 or p == 1 or x.device.type != "cpu" or torch.compiler.is_compiling():
@@ -26,5 +26,9 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     dropped = min(round(p * 2**_LANE), 2**_LANE - 1)  # where p is nearly one, something is left to scale
     draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     lanes = draws.view(torch.int16)[: x.numel()].view(x.shape)
-    kept = lanes.ge(dropped - 2 ** (_LANE - 1)).to(x.dtype)  # once: products with bools cast them
-    return x * kept.mul_(2**_LANE / (2**_LANE - dropped))
+    kept, scale = lanes.ge(dropped - 2 ** (_LANE - 1)), 2**_LANE / (2**_LANE - dropped)
+    if x.element_size() > 2:
+        return (x * kept).mul_(scale)
+    return x * kept.to(x.dtype).mul_(
+        scale
+    )  # the product above casts the mask, here and backwards; this one keeps it cast

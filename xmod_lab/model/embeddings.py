@@ -105,7 +105,8 @@ class XmodEmbeddings(nn.Module):
         try:
             if matrices is None or not _passes_gradients(table):
                 return table(ids)
-            rows, matrices[table] = _TiedLookup.apply(ids, matrices.get(table, table.weight), table.padding_idx)
+            padding = -1 if table.padding_idx is None else table.padding_idx
+            rows, matrices[table] = _TiedLookup.apply(ids, matrices.get(table, table.weight), padding)
             return rows
         except IndexError as error:  # a GPU stops with an assertion of its own instead
             owner = next((code for code, v in self.vocabularies.items() if v.word_embeddings is table), None)
@@ -157,9 +158,9 @@ class XmodEmbeddings(nn.Module):
 
 def _passes_gradients(table: nn.Embedding) -> bool:
     """Whether ``_TiedLookup`` can stand for a call of ``table``: on a CPU (on a GPU the addition in place would not be
-    deterministic), where there is a gradient, and nobody listens to the call."""
-    listened = (
-        table._forward_hooks or table._forward_pre_hooks or table._backward_hooks or type(table) is not nn.Embedding
-    )
+    deterministic), where there is a gradient, and nobody changes the call or listens to it."""
+    hooks = (table._forward_hooks, table._forward_pre_hooks, table._backward_hooks, table._backward_pre_hooks)
+    watched = any(hooks) or nn.modules.module._has_any_global_hook() or "forward" in vars(table)
+    plain = type(table) is nn.Embedding and not (table.max_norm or table.sparse or table.scale_grad_by_freq)
     moves = torch.is_grad_enabled() and table.weight.requires_grad and table.weight.device.type == "cpu"
-    return bool(moves and not listened and not torch.compiler.is_compiling())
+    return plain and moves and not watched and not torch.compiler.is_compiling()

@@ -63,19 +63,17 @@ def eager_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Te
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    with torch.autocast(
-        scores.device.type, enabled=False
-    ):  # which would have it in float32, and cast all scores there and back
-        weights = scores.softmax(-1)
+    weights = torch.ops.aten._softmax(scores, -1, False)  # autocast would cast all scores to float32 and back
     weights = dropout(weights, kwargs["dropout"], module.training)
     return (weights @ v).transpose(1, 2), weights
 
 
 def for_products(x: Tensor) -> Tensor:
-    """``x`` in the type that autocast has products in: one cast for all layers that read it, and one of their gradients."""
-    if torch.is_autocast_enabled(x.device.type):
-        return x.to(torch.get_autocast_dtype(x.device.type))
-    return x
+    """``x`` in the type that autocast has products in: one cast for all that read it, and one of their gradients."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
 
 
 class XmodSelfAttention(nn.Module):

@@ -6,7 +6,7 @@ from torch import Tensor
 # M labelled positions, D model, V vocabulary
 
 _CACHED = 2**20  # float32 logits that a CPU's caches hold from one pass over them to the next
-_PIECES = 8_192  # rows of the output matrix whose gradients are made at a time, while they are in cache
+_PIECES = 8_192  # rows of the output matrix whose gradient is made, and brought to the matrix's type, at a time
 
 
 def _logits(x: Tensor, weight: Tensor) -> Tensor:
@@ -17,11 +17,9 @@ def _logits(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _negative_logs(scores: Tensor, probs: Tensor, answer: Tensor) -> Tensor:
-    """-log of the probability of each ``answer`` (M, 1), in float32, also where that probability is too small for it."""
-    chosen = probs.gather(1, answer)
-    if chosen.device.type == "cpu" and chosen.min() > 1e-30:  # elsewhere to ask would be to wait for the device
-        return -chosen.log()
-    return scores.logsumexp(1, keepdim=True) - scores.gather(1, answer)
+    """-log of the probability of each ``answer`` (M, 1), in float32, also where that probability is nearly one or too small
+    for float32: told by the largest score, whose probability is neither."""
+    return scores.amax(1, keepdim=True) - scores.gather(1, answer) - probs.amax(1, keepdim=True).log()
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -37,7 +35,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         x_low, weight_low = x.to(dtype), weight.to(dtype)
         total = x.new_zeros((), dtype=torch.float32)
-        grad_x = torch.zeros_like(x, dtype=torch.float32) if needs_x else None
+        grad_x = torch.empty_like(x_low) if needs_x else None
         grad_weight, grad_bias = None, torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
         for start in range(0, len(labels), chunk):
             part, label = x_low[start : start + chunk], labels[start : start + chunk, None]
@@ -54,19 +52,17 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 block.copy_(grad)
                 if needs_bias:
                     grad_bias += grad.sum(0)
-            if needs_weight and start == 0:
-                grad_weight = torch.empty_like(weight)
-            for first in range(0, len(weight) if needs_x or needs_weight else 0, _PIECES):
-                pieces = slice(first, first + _PIECES)
-                if needs_x:
-                    grad_x[start : start + chunk] += logits[:, pieces] @ weight_low[pieces]
-                if needs_weight:
-                    product = torch.addmm(weight_low[:1], logits[:, pieces].t(), part, beta=0, alpha=1 / divisor)
-                    rows = grad_weight[pieces]
+            if needs_x:  # one sum over all pieces: what their vectors share cancels in it before it is rounded
+                torch.addmm(part, logits, weight_low, beta=0, alpha=1 / divisor, out=grad_x[start : start + chunk])
+            if needs_weight:
+                if start == 0:
+                    grad_weight = torch.empty_like(weight)
+                for pieces, rows in zip(logits.split(_PIECES, 1), grad_weight.split(_PIECES), strict=True):
+                    product = torch.addmm(weight_low[:1], pieces.t(), part, beta=0, alpha=1 / divisor)
                     rows.copy_(product) if start == 0 else rows.add_(product)
         if needs_weight and grad_weight is None:  # no labels
             grad_weight = torch.zeros_like(weight)
-        grads = (grad_x / divisor if needs_x else None, grad_weight, grad_bias / divisor if needs_bias else None)
+        grads = (grad_x, grad_weight, grad_bias.div_(divisor) if needs_bias else None)
         ctx.gradients = [g if g is None else g.to(like.dtype) for g, like in zip(grads, (x, weight, bias), strict=True)]
         return total / divisor
 

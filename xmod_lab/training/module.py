@@ -103,12 +103,12 @@ class LanguageModeling(pl.LightningModule):
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
     """As ``torch.nn.utils.clip_grad_norm_``, without a pass that multiplies all gradients by one, and with the right norm
-    where a gradient is large: torch (2.13) adds up all of a tensor's squares in float32 on a CPU, which at 250,002 x 768
+    where a matrix is large: torch (2.13) adds up all of a tensor's squares in float32 on a CPU, which at 250,002 x 768
     elements loses 3 %; here each row has its own sum."""
     present = [p for p in parameters if p.grad is not None]
-    large = [p.grad for p in present if p.grad.dim() == 2 and p.grad.numel() > 2**20]
-    others = [p.grad for p in present if p.grad.dim() != 2 or p.grad.numel() <= 2**20]
-    norm = torch.nn.utils.get_total_norm(others + [torch.linalg.vector_norm(grad, dim=1) for grad in large])
+    large = [p.grad for p in present if p.grad.dim() > 1 and p.grad.numel() > 2**20]
+    others = [p.grad for p in present if p.grad.dim() <= 1 or p.grad.numel() <= 2**20]
+    norm = torch.nn.utils.get_total_norm(others + [torch.linalg.vector_norm(grad, dim=-1) for grad in large])
     if norm.device.type != "cpu" or norm + 1e-6 > max_norm:  # elsewhere to ask would be to wait for the device
         torch.nn.utils.clip_grads_with_norm_(present, max_norm, norm)
 
