@@ -18,7 +18,7 @@ def _logits(x: Tensor, weight: Tensor) -> Tensor:
 
 def _negative_logs(scores: Tensor, probs: Tensor, answer: Tensor) -> Tensor:
     """-log of the probability of each ``answer`` (M, 1), in float32, also where that probability is nearly one or too small
-    for float32: told by the largest score, whose probability is neither."""
+    for float32: by way of the largest score, whose probability is at least 1 / V."""
     return scores.amax(1, keepdim=True) - scores.gather(1, answer) - probs.amax(1, keepdim=True).log()
 
 
