@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.precision import product_type
 from xmod_lab.model.routing import Route
 
 # B batch rows, S sequence, D model, F bottleneck, N tokens (B * S), G slots present, L languages
@@ -149,9 +150,7 @@ class XmodSlots(nn.ModuleDict):
         flat = x.flatten(0, 1)  # (N, D)
         if route.order is not None:
             flat = flat.index_select(0, route.order)
-        dtype = flat.dtype
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
+        dtype = product_type(flat)
         w = route.layers[self.number]
         inner = grouped_linear(flat.to(dtype), w.down.to(dtype), w.down_bias.to(dtype), route.ends)  # (N, F)
         inner = next(iter(self.values())).act(inner)

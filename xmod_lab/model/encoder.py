@@ -18,6 +18,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.model.adapters import GroupedRoute, XmodSlots
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.dropout import Dropout, dropout
+from xmod_lab.model.precision import product_type
 from xmod_lab.model.routing import Places, Route
 
 # B batch rows, S sequence, P cached and new tokens, D model, H heads, K head dim
@@ -68,14 +69,6 @@ def eager_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Te
     return (weights @ v).transpose(1, 2), weights
 
 
-def for_products(x: Tensor) -> Tensor:
-    """``x`` in the type that autocast has products in: one cast for all that read it, and one of their gradients."""
-    kind = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return x
-    return x.to(torch.get_autocast_dtype(kind))
-
-
 class XmodSelfAttention(nn.Module):
     """Multi-head attention to the own sequence or, with ``crosses``, to an encoder's states; the backend (eager, sdpa,
     flash) is ``config._attn_implementation``."""
@@ -96,7 +89,7 @@ class XmodSelfAttention(nn.Module):
         self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def forward(self, x: Tensor, around: Surroundings) -> tuple[Tensor, Tensor | None]:
-        x = for_products(x)
+        x = x.to(product_type(x))  # one cast for query, key and value, and one of their gradients
         q = self.heads(around.with_padding(self.query(x)))
         k, v = self.keys_and_values(x, around)
         mask = around.source_mask if self.crosses else around.mask
@@ -193,7 +186,7 @@ class XmodOutput(nn.Module):
         elif self.config.adapter_reuse_layer_norm:
             x = self.LayerNorm(x)
         residual = x if self.config.ln_before_adapter else before_norm
-        return residual + self.dropout(self.adapter_modules(for_products(x), route))
+        return residual + self.dropout(self.adapter_modules(x.to(product_type(x)), route))
 
 
 class XmodLayer(GradientCheckpointingLayer):

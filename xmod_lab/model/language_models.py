@@ -136,7 +136,7 @@ class XmodForMaskedLM(XmodLanguageModel):
         Raises:
             UserError: labels without any piece to predict; and as :meth:`XmodModel.forward`.
         """
-        matrices: Matrices = {}
+        matrices: Matrices | None = None if full_logits or labels is None else {}
         out = self.roberta.encode(
             input_ids,
             lang_ids,
@@ -150,15 +150,15 @@ class XmodForMaskedLM(XmodLanguageModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             labels=None if full_logits else labels,
-            matrices=None if full_logits or labels is None else matrices,
+            matrices=matrices,
         )
         logits, loss = None, None
-        if full_logits or labels is None:
+        if matrices is not None:
+            loss = self.labelled_loss(out, labels, matrices)
+        else:
             logits = self.logits(out)
             if labels is not None:
                 loss = cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE)
-        else:
-            loss = self.labelled_loss(out, labels, matrices)
         return MaskedLMOutput(loss=loss, logits=logits, **out.extras)
 
 
@@ -203,7 +203,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         Returns:
             ``loss``: mean negative log-likelihood of the labelled pieces, nats, in float32.
         """
-        matrices: Matrices = {}
+        matrices: Matrices | None = None if labels is None else {}
         out = self.roberta.encode(
             input_ids,
             lang_ids,
@@ -217,7 +217,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             use_cache=False if labels is not None else use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
-            matrices=None if labels is None else matrices,
+            matrices=matrices,
         )
         logits, loss = None, None
         if labels is not None:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from xmod_lab.model.precision import product_type
+
 # M labelled positions, D model, V vocabulary
 
 _CACHED = 2**20  # float32 logits that a CPU's caches hold from one pass over them to the next
@@ -86,8 +88,6 @@ def chunked_cross_entropy(
     Args:
         x: (M, D) states; weight: (V, D) output matrix; bias: (V,); labels: (M,) int64 in [0, V).
     """
-    dtype = weight.dtype
-    if torch.is_autocast_enabled(x.device.type):
-        dtype = torch.get_autocast_dtype(x.device.type)
+    dtype = product_type(weight)
     with torch.autocast(x.device.type, enabled=False):
         return _ChunkedCrossEntropy.apply(x, weight, bias, labels, chunk, divisor, dtype)
