@@ -49,6 +49,33 @@ def test_what_the_vectors_of_all_pieces_share_cancels_in_bfloat16():
     assert (found - exact).norm() < 0.02 * exact.norm()
 
 
+def test_rare_pieces_have_their_gradient_under_float16_and_its_scaler():
+    """Probabilities of 1e-6, whose mean gradients float16 rounds to zero unless the scaler's factor is in them."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2_000, 8, generator=generator, requires_grad=True)
+    w = (0.3 * torch.randn(3_000, 8, generator=generator)).requires_grad_()
+    bias, target = torch.zeros(3_000), torch.randint(0, 10, (2_000,), generator=generator)
+    with torch.no_grad():
+        bias[10:] -= 13.0
+    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(x @ w.T + bias, target), (x, w))
+    with torch.autocast("cpu", torch.float16):
+        loss = chunked_cross_entropy(x, w, bias, target, divisor=2_000)
+    found = [g / 2**16 for g in torch.autograd.grad(loss * 2**16, (x, w))]
+    assert expected[1][10:].norm(dim=1).median() < 3e-7
+    for a, e in zip(found, expected, strict=True):
+        assert ((a - e).norm(dim=1) / e.norm(dim=1)).median() < 0.01
+
+
+def test_float16_holds_the_gradient_of_a_model_that_is_wrong_everywhere():
+    x, w = torch.full((1_100, 4), 90.0, requires_grad=True), torch.zeros(5, 4, requires_grad=True)
+    bias, target = torch.tensor([20.0, 0, 0, 0, 0]), torch.ones(1_100, dtype=torch.long)
+    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(x @ w.T + bias, target, reduction="sum"), (x, w))
+    with torch.autocast("cpu", torch.float16):
+        loss = chunked_cross_entropy(x, w, bias, target)
+    for a, e in zip(torch.autograd.grad(loss, (x, w)), expected, strict=True):
+        torch.testing.assert_close(a, e, rtol=1e-3, atol=1.0)
+
+
 class _Operators(TorchDispatchMode):
     """Names of the operators that run within."""
 

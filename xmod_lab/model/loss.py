@@ -28,13 +28,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum over M of -log softmax(x W^T + b)[label], over ``divisor``. The forward pass also computes the gradients, since
     the logits are at hand only there. Products run in ``dtype``, the softmax in float32, some rows at a time, each of which
     its gradient replaces in the logits' memory; the gradient of the output matrix, the largest tensor of the step, is
-    written once, scaled already."""
+    written once, divided already. Under autocast to float16 quotients would round to zero: gradients are made as large as it
+    can hold, and divided with the scaler's factor in them."""
 
     @staticmethod
     def forward(
         ctx, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, chunk: int, divisor: int, dtype: torch.dtype
     ):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        enlarged = dtype == torch.float16 and weight.dtype != dtype
+        share, ctx.rest = 1 / divisor, 1.0
+        if enlarged:
+            largest = torch.maximum(
+                x.abs().amax() * min(chunk, len(labels)), weight.abs().amax() * 2
+            )  # of the sums below
+            room = 2.0**14 / largest.float().clamp(min=1.0)
+            share, ctx.rest = 1.0, 1 / (divisor * room)
         x_low, weight_low = x.to(dtype), weight.to(dtype)
         total = x.new_zeros((), dtype=torch.float32)
         grad_x = torch.empty_like(x_low) if needs_x else None
@@ -51,20 +60,20 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                     continue
                 # d loss / d logits, times divisor
                 grad = probs.scatter_add_(1, answer, probs.new_full(answer.shape, -1.0))
-                block.copy_(grad)
+                block.copy_(grad.mul_(room) if enlarged else grad)
                 if needs_bias:
                     grad_bias += grad.sum(0)
             if needs_x:  # one sum over all pieces: what their vectors share cancels in it before it is rounded
-                torch.addmm(part, logits, weight_low, beta=0, alpha=1 / divisor, out=grad_x[start : start + chunk])
+                torch.addmm(part, logits, weight_low, beta=0, alpha=share, out=grad_x[start : start + chunk])
             if needs_weight:
                 if start == 0:
                     grad_weight = torch.empty_like(weight)
                 for pieces, rows in zip(logits.split(_PIECES, 1), grad_weight.split(_PIECES), strict=True):
-                    product = torch.addmm(weight_low[:1], pieces.t(), part, beta=0, alpha=1 / divisor)
+                    product = torch.addmm(weight_low[:1], pieces.t(), part, beta=0, alpha=share)
                     rows.copy_(product) if start == 0 else rows.add_(product)
         if needs_weight and grad_weight is None:  # no labels
             grad_weight = torch.zeros_like(weight)
-        grads = (grad_x, grad_weight, grad_bias.div_(divisor) if needs_bias else None)
+        grads = (grad_x, grad_weight, grad_bias.mul_(share) if needs_bias else None)
         ctx.gradients = [g if g is None else g.to(like.dtype) for g, like in zip(grads, (x, weight, bias), strict=True)]
         return total / divisor
 
@@ -73,6 +82,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("the chunked cross-entropy gives its gradients once; compute the loss again")
         gradients, ctx.gradients = ctx.gradients, None  # with no reference left, autograd adds to them in place
+        scale = scale * ctx.rest
         one = scale.device.type == "cpu" and scale.item() == 1.0
         return *(g if g is None or one else g.mul_(scale) for g in gradients), None, None, None, None
 
