@@ -18,8 +18,8 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
 
     torch draws one 64-bit number for each element on a CPU (2.13), one element after the other, which was a tenth of a step
     at the base size and a fifth at smaller ones. Here one draw decides on four elements. The masks are a function of torch's
-    seed, as ever, but not those that torch would draw; a scale of 16 bits is rounded as by torch. Compiled code
-    draws as it likes.
+    seed, as ever, but not those that torch would draw; a scale of 16 bits is rounded as by torch. Compiled code draws as it
+    likes.
     """
     if not training or p == 0 or p == 1 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return nn.functional.dropout(x, p, training)
@@ -29,6 +29,4 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     kept, scale = lanes.ge(dropped - 2 ** (_LANE - 1)), 2**_LANE / (2**_LANE - dropped)
     if x.element_size() > 2:
         return (x * kept).mul_(scale)
-    return x * kept.to(x.dtype).mul_(
-        scale
-    )  # the product above casts the mask, here and backwards; this one keeps it cast
+    return x * kept.to(x.dtype).mul_(scale)  # cast once: the product above casts the mask here and again backwards

@@ -64,8 +64,7 @@ def eager_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Te
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    weights = torch.ops.aten._softmax(scores, -1, False)  # autocast would cast all scores to float32 and back
-    weights = dropout(weights, kwargs["dropout"], module.training)
+    weights = dropout(scores.softmax(-1), kwargs["dropout"], module.training)
     return (weights @ v).transpose(1, 2), weights
 
 
