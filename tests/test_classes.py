@@ -1,5 +1,8 @@
 """What all classes share, and what users of the reference documentation do with them."""
 
+import itertools
+import re
+
 import pytest
 import torch
 import transformers
@@ -7,10 +10,10 @@ from torch.testing import assert_close
 
 import xmod_lab.model
 from tests.conftest import tiny_batch, tiny_config, tiny_model
-from tests.test_parity import HEADS, LANGUAGES, B, batch
+from tests.test_parity import HEADS, LANGUAGES, RELEASES, B, batch
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.proof import tensor_digests
-from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM, XmodForMultipleChoice, XmodForSequenceClassification
+from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM, XmodForMultipleChoice
 
 
 def make(head: str, **changes):
@@ -26,10 +29,10 @@ def first(out):
 @pytest.mark.parametrize("head", HEADS)
 def test_languages_by_number_by_code_and_by_default_are_the_same(head):
     model = make(head)
-    inputs, _ = batch(head, LANGUAGES["mixed"], False)
+    inputs, _ = batch(head, LANGUAGES["mixed"], "full")
     by_code = {**inputs, "lang_ids": [model.languages[i] for i in LANGUAGES["mixed"].tolist()]}
     assert torch.equal(first(model(**inputs)), first(model(**by_code)))
-    inputs, _ = batch(head, LANGUAGES["one"], False)
+    inputs, _ = batch(head, LANGUAGES["one"], "full")
     model.set_default_language("de_DE")
     without = {k: v for k, v in inputs.items() if k != "lang_ids"}
     assert torch.equal(first(model(**inputs)), first(model(**without)))
@@ -54,7 +57,7 @@ def test_gradient_checkpointing_changes_no_gradient(head):
         model = make(head).train()
         if on:
             model.activation_checkpointing_enable()
-        inputs, labels = batch(head, LANGUAGES["mixed"], True)
+        inputs, labels = batch(head, LANGUAGES["mixed"], "padded")
         out = model(**inputs, **labels)
         (out.loss if "loss" in out else out.last_hidden_state.sum()).backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
@@ -63,23 +66,73 @@ def test_gradient_checkpointing_changes_no_gradient(head):
         assert_close(grad, grads[1][name], atol=1e-7, rtol=1e-6)
 
 
+def gradients(model, inputs, labels) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    out = model(**inputs, **labels)
+    (out.loss if "loss" in out else out.last_hidden_state.square().mean()).backward()
+    return {n: p.grad.float() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def distance(found, exact) -> float:
+    """Of all gradients together, relative."""
+    assert found.keys() == exact.keys()
+    square = sum((found[n] - exact[n]).square().sum() for n in exact)
+    return float((square / sum(g.square().sum() for g in exact.values())).sqrt())
+
+
+@pytest.mark.parametrize("flags", [RELEASES[1], RELEASES[2]], ids=["base", "large"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("head", HEADS)
-def test_half_precision_by_autocast_and_throughout(head, dtype):
-    """transformers' routing fails under autocast."""
-    inputs, labels = batch(head, LANGUAGES["mixed"], True)
-    exact = first(make(head)(**inputs))
-    model = make(head)
-    with torch.autocast("cpu", dtype):
-        out = model(**inputs, **labels)
-        (out.loss if "loss" in out else out.last_hidden_state.sum()).backward()
-        assert_close(first(model(**inputs)).float(), exact, atol=0.1, rtol=0.1)
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
-    pure = make(head).to(dtype)
-    out = pure(**inputs, **labels)
-    (out.loss if "loss" in out else out.last_hidden_state.sum()).backward()
-    assert first(pure(**inputs)).dtype == dtype
-    assert_close(first(pure(**inputs)).float(), exact, atol=0.1, rtol=0.1)
+def test_half_precision_by_autocast_and_throughout(head, dtype, flags):
+    """Outputs and gradients. transformers' routing fails under autocast."""
+    exact, auto, pure = make(head, **flags), make(head, **flags), make(head, **flags).to(dtype)
+    for languages, rows_are in itertools.product(LANGUAGES, ("full", "padded", "packed")):
+        inputs, labels = batch(head, LANGUAGES[languages], rows_are)
+        with torch.no_grad():
+            wanted, halves = first(exact(**inputs)), first(pure(**inputs))
+            with torch.autocast("cpu", dtype):
+                assert_close(first(auto(**inputs)).float(), wanted, atol=0.1, rtol=0.1)
+        assert halves.dtype == dtype
+        assert_close(halves.float(), wanted, atol=0.1, rtol=0.1)
+        grads = gradients(exact, inputs, labels)
+        with torch.autocast("cpu", dtype):
+            assert distance(gradients(auto, inputs, labels), grads) < 0.05
+        assert distance(gradients(pure, inputs, labels), grads) < 0.05
+
+
+@pytest.fixture
+def flash():
+    """A backend with the masks of flash attention, (rows, sequence) or none, and the arithmetic of sdpa."""
+
+    def attend(module, q, k, v, mask, dropout=0.0, scaling=None, **kwargs):
+        allowed = torch.ones(len(q), 1, q.shape[2], k.shape[2], dtype=torch.bool)
+        if module.is_causal:
+            allowed = allowed.tril(k.shape[2] - q.shape[2])
+        if mask is not None:
+            allowed = allowed & mask[:, None, None].bool()
+        out = torch.nn.functional.scaled_dot_product_attention(q, k, v, allowed, scale=scaling)
+        return out.nan_to_num().transpose(1, 2), None
+
+    name = "flash_stand_in"
+    transformers.AttentionInterface.register(name, attend)
+    transformers.AttentionMaskInterface.register(name, transformers.masking_utils.flash_attention_mask)
+    return name
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_masks_of_flash_attention(head, flash):
+    """The kernel itself needs a GPU; here is what surrounds it."""
+    ours, other = make(head), make(head)
+    other.config._attn_implementation = flash  # set_attn_implementation() would look for the kernel
+    for languages, rows_are in itertools.product(LANGUAGES, ("full", "padded")):
+        inputs, _ = batch(head, LANGUAGES[languages], rows_are)
+        a, b = first(ours(**inputs)), first(other(**inputs))
+        real = inputs["input_ids"] != 1 if a.shape[:2] == inputs["input_ids"].shape else slice(None)
+        assert_close(a[real], b[real], atol=1e-5, rtol=0)
+    with pytest.raises(UserError, match=r"ready-made.*set_attn_implementation\('sdpa'\)"):
+        other(**batch(head, LANGUAGES["mixed"], "packed")[0])
+    with pytest.raises(UserError, match=r"attentions are to be returned.*set_attn_implementation\('sdpa'\)"):
+        other(**inputs, output_attentions=True)
 
 
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForCausalLM"])
@@ -106,13 +159,13 @@ def test_sharded_saving_and_loading(tmp_path):
     assert tensor_digests(XmodForMaskedLM.from_pretrained(tmp_path)) == tensor_digests(model)
 
 
-def test_auto_classes_give_ours_for_our_configuration_and_theirs_by_name_alone(tmp_path):
-    model = tiny_model()
+@pytest.mark.parametrize("head", HEADS)
+def test_auto_classes_give_ours_for_our_configuration_and_theirs_by_name_alone(head, tmp_path):
+    model, auto = make(head), getattr(transformers, "AutoModel" + head.removeprefix("Model"))
     model.save_pretrained(tmp_path)
-    ours = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path, config=model.config)
-    theirs = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path)
-    assert type(ours) is XmodForMaskedLM and type(theirs) is transformers.XmodForMaskedLM
-    assert type(transformers.AutoModelForCausalLM.from_config(tiny_config(is_decoder=True))) is XmodForCausalLM
+    ours, theirs = auto.from_pretrained(tmp_path, config=model.config), auto.from_pretrained(tmp_path)
+    assert type(ours) is type(model) and type(theirs) is getattr(transformers, f"Xmod{head}")
+    assert type(auto.from_config(model.config)) is type(model)
 
 
 def test_a_pretrained_encoder_serves_every_head(tmp_path):
@@ -147,6 +200,19 @@ def test_generate_with_a_cache_is_generate_without(lang_ids, beams):
         assert torch.equal(ids, with_cache)
 
 
+def test_generate_names_a_length_that_the_model_has_no_positions_for():
+    """Before it starts; on a GPU it would end in an assertion."""
+    model, settings = make("ForCausalLM"), {"lang_ids": "en_XX", "do_sample": False, "eos_token_id": None}
+    ids = torch.randint(5, 50, (1, 6), generator=torch.Generator().manual_seed(0))
+    assert model.generate(ids, max_new_tokens=33, **settings).shape == (1, 39)  # the last is not read again
+    with pytest.raises(
+        UserError, match="6 pieces are to be continued to 40, .* 38 positions; allowed is max_new_tokens up to 33"
+    ):
+        model.generate(ids, max_new_tokens=34, **settings)
+    with pytest.raises(UserError, match="50 pieces .*truncate"):
+        model.generate(torch.full((1, 50), 6), max_new_tokens=1, **settings)
+
+
 def test_generate_in_an_added_vocabulary():
     model = make("ForCausalLM")
     model.add_language("el_GR", pieces=70)
@@ -171,28 +237,45 @@ def test_fill_mask_pipeline_of_the_reference_documentation(tmp_path, tokenizer_f
         (torch.zeros(4), "must be integers, not torch.float32"),
         (torch.zeros(4).bool(), "must be integers, not torch.bool"),
         (["en_XX", "de_DE"], r"shape \(2,\)"),
-        ([0, 1, 2, 0], "a list of codes"),
+        (torch.zeros(4, dtype=torch.complex64), "must be integers, not torch.complex64"),
+        ([0, 1, 2, 0], r"lang_ids is \[0, 1, 2, 0\]; allowed .* a list of codes, .*torch.tensor"),
+        (0, "lang_ids is 0; allowed"),
+        ([], r"shape \(0,\); allowed are \(4,\)"),
     ],
 )
 def test_bad_languages_are_named(lang_ids, message):
     with pytest.raises(UserError, match=message):
         tiny_model()(**tiny_batch(rows=B), lang_ids=lang_ids)
-    with pytest.raises(UserError):
+    with pytest.raises(
+        UserError, match=message.replace(r"allowed are \(4,\)", r"allowed are \(4,\), \(4, 2\) and \(4, 2, sequence\)")
+    ):
         make("ForMultipleChoice")(torch.ones(B, 2, 5).long(), lang_ids=lang_ids)
 
 
 @pytest.mark.parametrize("lang_ids", [["en_XX", "xx_XX", "en_XX", "en_XX"], "xx_XX", torch.tensor([0, 7, 0, 0])])
 def test_unknown_languages_are_named(lang_ids):
-    with pytest.raises(UnknownLanguageError, match="en_XX, de_DE|0=en_XX"):
+    with pytest.raises(UnknownLanguageError, match="en_XX, de_DE.* added with|0=en_XX.*lang_id\\(\\)"):
         tiny_model()(**tiny_batch(rows=B), lang_ids=lang_ids)
 
 
 def test_other_bad_input_is_named():
     model = tiny_model()
-    with pytest.raises(UserError, match="no rows"):
-        model(torch.ones(0, 5).long(), lang_ids="en_XX")
+    for shape in ((0, 5), (2, 0), (5,), (2, 3, 5)):
+        with pytest.raises(
+            UserError, match=rf"input_ids has shape {re.escape(str(shape))}; allowed is \(rows, sequence\)"
+        ):
+            model(torch.ones(shape).long(), lang_ids="en_XX")
+    with pytest.raises(UserError, match=r"shape \(2, 5\); allowed is \(rows, choices, sequence\)"):
+        make("ForMultipleChoice")(torch.ones(2, 5).long(), lang_ids="en_XX")
+    with pytest.raises(UserError, match="exactly one of"):
+        make("ForMultipleChoice")(lang_ids="en_XX")
     with pytest.raises(UserError, match="longer than the model's 38 positions; truncate"):
         model(torch.full((1, 39), 6), lang_ids="en_XX")
+    places = torch.arange(39)[None] + 2
+    with pytest.raises(UserError, match="position_ids go from 2 to 40; allowed are 0 to 39; truncate"):
+        model(torch.full((1, 39), 6), position_ids=places, lang_ids="en_XX")
+    with pytest.raises(UserError, match="token_type_ids go from 1 to 1; allowed are 0 to 0; leave them out"):
+        model(torch.full((1, 5), 6), token_type_ids=torch.ones(1, 5).long(), lang_ids="en_XX")
     with pytest.raises(UserError, match="all are -100"):
         model(torch.ones(1, 5).long(), labels=torch.full((1, 5), -100), lang_ids="en_XX")
     with pytest.raises(UserError, match="exactly one of"):
@@ -201,6 +284,14 @@ def test_other_bad_input_is_named():
         XmodForCausalLM(tiny_config())
     with pytest.raises(UnknownLanguageError, match="Did you mean 'de_DE'"):
         model.set_default_language("de_AT")
+    for code in (1, None):
+        with pytest.raises(
+            UnknownLanguageError, match=f"{code} is no language code; this model knows: en_XX, de_DE, fr_XX"
+        ):
+            model.set_default_language(code)
+    model.set_default_language("de_DE")
+    with pytest.raises(UserError, match=r"'de_DE' is the default language; .* another one first \(en_XX, fr_XX\)"):
+        model.remove_language("de_DE")
     with pytest.raises(UserError, match="multiple of num_attention_heads"):
         tiny_model(num_attention_heads=3)
 
@@ -212,13 +303,16 @@ def test_multiple_choice_takes_one_language_a_question():
     both = model(ids, lang_ids=torch.tensor([2, 0])).logits
     assert_close(both[:1], model(ids[:1], lang_ids="fr_XX").logits)
     assert_close(both[1:], model(ids[1:], lang_ids=["en_XX"]).logits)
+    each = model(ids, lang_ids=torch.tensor([[2, 0, 1], [0, 0, 2]])).logits  # or one a choice
+    for row, choice, code in ((0, 1, "en_XX"), (0, 2, "de_DE"), (1, 2, "fr_XX")):
+        assert_close(each[row, choice], model(ids[row : row + 1, choice : choice + 1], lang_ids=code).logits[0, 0])
 
 
 def test_setting_the_language_takes_effect_in_every_head():
     """Peers' bug 12: it is accepted and ignored."""
     for head in HEADS:
         model = make(head)
-        inputs, _ = batch(head, LANGUAGES["one"], False)
+        inputs, _ = batch(head, LANGUAGES["one"], "full")
         outs = []
         for code in ("en_XX", "de_DE"):
             model.set_default_language(code)
@@ -226,21 +320,39 @@ def test_setting_the_language_takes_effect_in_every_head():
         assert not torch.allclose(*outs)
 
 
-def test_the_snippets_of_the_reference_documentation():
-    config = tiny_config(vocab_size=100_000, languages=[*"abcdefgh", "de_DE"], hidden_size=8, num_attention_heads=1)
-    model = xmod_lab.model.XmodModel(config)
-    model.set_default_language("de_DE")
-    input_ids = torch.tensor(
-        [
-            [0, 581, 10269, 83, 99942, 136, 60742, 23, 70, 80583, 18276, 2],
-            [0, 1310, 49083, 443, 269, 71, 5486, 165, 60429, 660, 23, 2],
-        ]
-    )
-    output = model(input_ids, lang_ids=torch.LongTensor([0, 8]))
-    assert output.last_hidden_state.shape == (2, 12, 8)
-    classifier = XmodForSequenceClassification(tiny_config())
+def test_the_reference_documentation_step_by_step(tmp_path):
+    """Its statements with ``xmod_lab`` in place of ``transformers``, and a local folder in place of the released model."""
+    codes = ["en_XX", *(f"{a}l_XX" for a in "abcdefg"), "de_DE"]
+    settings = {"vocab_size": 100_000, "languages": codes, "hidden_size": 8, "num_attention_heads": 1}
+    transformers.XmodModel(transformers.XmodConfig(**tiny_config(**settings).to_diff_dict())).save_pretrained(tmp_path)
+
+    from xmod_lab import XmodForSequenceClassification, XmodModel  # noqa: PLC0415
+
+    model = XmodModel.from_pretrained(tmp_path)
+    model.set_default_language("en_XX")
+    ids = torch.randint(5, 100_000, (2, 12), generator=torch.Generator().manual_seed(0))
+    english, mixed = model(ids).last_hidden_state, model(ids, lang_ids=torch.LongTensor([0, 8])).last_hidden_state
+    assert_close(mixed[0], english[0])
+    assert not torch.allclose(mixed[1], english[1], atol=1e-3)
+    assert_close(mixed, transformers.XmodModel.from_pretrained(tmp_path)(ids, lang_ids=torch.LongTensor([0, 8])).last_hidden_state)  # fmt: skip
+
+    classifier = XmodForSequenceClassification.from_pretrained(tmp_path)
+    classifier.set_default_language("en_XX")
     classifier.freeze_embeddings_and_language_adapters()
-    classifier.set_default_language("de_DE")
-    optimizer = torch.optim.AdamW([p for p in classifier.parameters() if p.requires_grad])
-    classifier(input_ids % 50, labels=torch.tensor([0, 1])).loss.backward()
+    before = tensor_digests(classifier)
+    optimizer = torch.optim.AdamW([p for p in classifier.parameters() if p.requires_grad], lr=1e-2)
+    classifier(ids, labels=torch.tensor([0, 1])).loss.backward()
     optimizer.step()
+    moved = {name for name, digest in tensor_digests(classifier).items() if digest != before[name]}
+    assert moved and not any("embeddings" in name or "adapter_modules" in name for name in moved)
+    in_english = classifier(ids).logits
+    classifier.set_default_language("de_DE")
+    assert not torch.allclose(classifier(ids).logits, in_english, atol=1e-3)
+
+
+def test_all_classes_are_where_the_reference_documentation_has_them():
+    for name in ["Config", *HEADS]:
+        assert getattr(xmod_lab, f"Xmod{name}") is getattr(xmod_lab.model, f"Xmod{name}")
+    for name in ("XmodForLove", "model_for_love"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(xmod_lab, name)

@@ -6,6 +6,8 @@ from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
 from tests.conftest import tiny_batch, tiny_model
+from tests.test_classes import first, make
+from tests.test_parity import LANGUAGES, batch
 from xmod_lab.model.adapters import grouped_linear
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own look at its inputs
@@ -37,6 +39,25 @@ def test_no_graph_break_and_no_recompilation_for_new_compositions(autocast):
             _same_gradients(ours, reference)
         counts.append(counter.frame_count)
     assert counts[-1] == counts[len(COMPOSITIONS) - 1] <= 3  # one, several, and the first, which assumed too much
+
+
+@pytest.mark.parametrize("head", ["Model", "ForCausalLM", "ForMultipleChoice"])
+def test_graphs_are_few_for_every_batch(head):
+    """Masks, numbers of rows, languages by row and by token: each kind of batch has its graphs, and they come to an end."""
+    torch._dynamo.reset()
+    counter, counts = CompileCounter(), []
+    ours, reference = make(head, pre_norm=True), make(head, pre_norm=True)
+    ours.base_model.compile_encoder(backend=counter)
+    varied = [(name, rows_are, rows) for name in LANGUAGES for rows_are in ("full", "padded") for rows in (4, 3, 2)]
+    for name, rows_are, rows in varied * 2:
+        inputs, _ = batch(head, LANGUAGES[name], rows_are)
+        inputs = {key: tensor[:rows] for key, tensor in inputs.items()}
+        with torch.no_grad():
+            a, b = first(ours(**inputs)), first(reference(**inputs))
+        real = inputs["input_ids"] != 1 if a.shape[:2] == inputs["input_ids"].shape else slice(None)
+        assert_close(a[real], b[real], atol=1e-5, rtol=0)
+        counts.append(counter.frame_count)
+    assert counts[-1] == counts[len(varied) - 1] <= 12
 
 
 def test_tokens_of_several_languages_in_one_row():

@@ -3,26 +3,33 @@
 import logging
 import warnings
 
+import numpy as np
 import onnxruntime
 import pytest
 import torch
 from torch.testing import assert_close
 
 from tests.conftest import tiny_model
-from tests.test_classes import first, make
-from tests.test_parity import HEADS
+from tests.test_classes import make
+from tests.test_parity import HEADS, RELEASES
 from xmod_lab.errors import UserError
-from xmod_lab.model.export import export_onnx
+from xmod_lab.model.export import OUTPUTS, export_onnx
 
 
-@pytest.mark.parametrize("head", HEADS)
-def test_onnx_gives_the_numbers_of_torch_for_every_language(head, tmp_path):
+def exported(model, folder) -> onnxruntime.InferenceSession:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    model = make(head)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own
-        export_onnx(model, tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+        export_onnx(model, folder / "model.onnx")
+    return onnxruntime.InferenceSession(folder / "model.onnx")
+
+
+@pytest.mark.parametrize(
+    ("head", "flags"), [*((head, RELEASES[1]) for head in HEADS), ("ForQuestionAnswering", RELEASES[2])]
+)
+def test_onnx_gives_the_numbers_of_torch_for_every_language(head, flags, tmp_path):
+    model = make(head, **flags)
+    session = exported(model, tmp_path)
     for rows, length, lang_ids in ((5, 9, [2, 0, 1, 1, 0]), (1, 20, [2]), (2, 4, [0, 0])):
         shape = (rows, 4, length) if head == "ForMultipleChoice" else (rows, length)
         ids = torch.randint(5, 50, shape, generator=torch.Generator().manual_seed(rows))
@@ -30,11 +37,23 @@ def test_onnx_gives_the_numbers_of_torch_for_every_language(head, tmp_path):
         mask[0, ..., 3:] = 0
         lang_ids = torch.tensor(lang_ids)
         feed = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), "lang_ids": lang_ids.numpy()}
-        out = torch.from_numpy(session.run(None, feed)[0])
         with torch.no_grad():
-            expected = first(model(ids, attention_mask=mask, lang_ids=lang_ids))
-        real = mask.bool() if expected.shape[:2] == mask.shape else slice(None)
-        assert_close(out[real], expected[real], atol=1e-5, rtol=0)
+            out = model(ids, attention_mask=mask, lang_ids=lang_ids)
+        found = session.run(None, feed)
+        assert len(found) == len(OUTPUTS[type(model).__name__])
+        for tensor, name in zip(found, OUTPUTS[type(model).__name__], strict=True):
+            real = mask.bool() if tensor.shape[:2] == mask.shape else slice(None)
+            assert_close(torch.from_numpy(tensor)[real], getattr(out, name)[real], atol=1e-5, rtol=0)
+
+
+def test_a_language_out_of_range_is_an_error_in_onnxruntime(tmp_path):
+    """Peers' bug 1 again: numbers below zero would be counted from the last language."""
+    session = exported(make("Model"), tmp_path)
+    ids = np.full((2, 4), 6)
+    for wrong in (-1, -3, 3):
+        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "lang_ids": np.array([0, wrong])}
+        with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="invalid index found"):
+            session.run(None, feed)
 
 
 def test_a_vocabulary_of_its_own_is_not_exported_in_silence(tmp_path):
@@ -42,3 +61,8 @@ def test_a_vocabulary_of_its_own_is_not_exported_in_silence(tmp_path):
     model.add_language("el_GR", pieces=70)
     with pytest.raises(UserError, match="remove_language"):
         export_onnx(model, tmp_path / "model.onnx")
+
+
+def test_a_type_that_the_runtime_has_not_is_not_exported(tmp_path):
+    with pytest.raises(UserError, match=r"bfloat16.*float\(\)"):
+        export_onnx(tiny_model().bfloat16(), tmp_path / "model.onnx")

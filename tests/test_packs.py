@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import passages, tiny_model
+from tests.conftest import passages, tiny_config, tiny_model
 from xmod_lab.errors import ProofError, UnknownLanguageError, UserError
 from xmod_lab.languages import folders, packs
 from xmod_lab.languages.differences import settings_that_differ, tensors_that_differ
@@ -257,7 +257,7 @@ def test_removing_brings_back_the_model_before_file_by_file(place, tmp_path):
 @pytest.mark.parametrize("model_class", [transformers.XmodForMaskedLM, transformers.XmodForCausalLM])
 def test_a_base_of_others_is_itself_again_when_its_last_added_language_is_removed(tmp_path, model_class, card):
     """With its own card, to the byte, or with none."""
-    config = tiny_model(is_decoder=model_class is transformers.XmodForCausalLM).config
+    config = tiny_config(is_decoder=model_class is transformers.XmodForCausalLM)
     model_class(transformers.XmodConfig(**config.to_diff_dict())).save_pretrained(tmp_path / "base")
     if card is not None:
         (tmp_path / "base" / "README.md").write_bytes(card)
@@ -331,7 +331,7 @@ def test_an_exported_language_is_used_by_transformers_as_it_is(place, tmp_path, 
 
 def test_a_causal_language_is_exported_too(tmp_path, tokenizer_folder):
     torch.manual_seed(0)
-    model = XmodForCausalLM(tiny_model(vocab_size=400, is_decoder=True).config)
+    model = XmodForCausalLM(tiny_config(vocab_size=400, is_decoder=True))
     model.save_pretrained(tmp_path / "base")
     for file in tokenizer_folder.iterdir():
         shutil.copyfile(file, tmp_path / "base" / file.name)

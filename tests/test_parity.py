@@ -1,13 +1,18 @@
 """Every class against transformers: all flags, language patterns, full, padded and packed rows; outputs, losses and all gradients to 1e-5.
 
-Known differences, all of them on purpose:
+Known differences, all of them on purpose (``test_known_differences...`` here, unless another place is named):
 - slots that are absent from a batch have no gradient here, a zero gradient there (``test_absent_slots...`` in test_model);
-- unknown languages are errors here, skipped there; ``XmodForMultipleChoice`` takes ``lang_ids`` here, fails there;
-- ``labels`` alone give a loss without logits here (``full_logits=True`` gives both);
+- unknown languages are errors here, skipped there; ``XmodForMultipleChoice`` takes ``lang_ids`` here, fails there (test_classes);
+- ``labels`` alone give a loss without logits here (``full_logits=True`` gives both), in float32 whatever the model's type is;
+  this loss is differentiated once: a second ``backward`` or a second order is an error here;
+- ``labels`` that predict nothing are an error here, a loss of nan there;
 - states at padding are zero here where there is much of it, and are not computed; but for question answering, whose softmax is
   over padding too;
-- ``generate`` counts positions as the forward pass does here, from zero there;
-- ``XmodForCausalLM`` with ``is_decoder=False`` is an error here, a warning there.
+- ``generate`` counts positions as the forward pass does here, from zero there, and its length is checked before it starts;
+- ``XmodForCausalLM`` with ``is_decoder=False``, and ``XmodForMaskedLM`` with ``True``, are errors here, warnings there; so are heads on
+  the first token of a causal model, which are nothing there;
+- a ready mask of booleans masks with every backend here; there eager attention adds it to the scores;
+- arguments that a class does not know are errors here, ignored there.
 """
 
 import itertools
@@ -20,6 +25,8 @@ from torch.testing import assert_close
 import xmod_lab.model
 from tests.conftest import tiny_config
 from xmod_lab.errors import UserError
+from xmod_lab.languages.proof import tensor_digests
+from xmod_lab.text.batches import Layout
 
 B, S, C, PIECES = 4, 9, 3, 50
 HEADS = ["Model", "ForMaskedLM", "ForCausalLM", "ForSequenceClassification", "ForMultipleChoice",
@@ -34,6 +41,10 @@ LANGUAGES = {
     "mixed": torch.tensor([2, 0, 2, 1]),
     "per token": torch.randint(0, 3, (B, S), generator=torch.Generator().manual_seed(4)),
 }
+
+
+RELEASES = [COMBINATIONS[0], {**COMBINATIONS[0], "adapter_reuse_layer_norm": True, "ln_before_adapter": True},
+            {**COMBINATIONS[0], "pre_norm": True, "adapter_layer_norm": True}, COMBINATIONS[-1]]  # fmt: skip
 
 
 def pair(head: str, folder, **changes):
@@ -54,7 +65,8 @@ def pair(head: str, folder, **changes):
 
 
 def batch(head: str, languages: torch.Tensor, rows_are: str) -> tuple[dict, dict]:
-    """Inputs, and labels as the head wants them."""
+    """Inputs, and labels as the head wants them. ``rows_are`` full, padded, or packed as batches of training are."""
+    assert rows_are in ("full", "padded", "packed")
     generator = torch.Generator().manual_seed(1)
     draw = lambda high, *shape: torch.randint(0, high, shape, generator=generator)  # noqa: E731
     rows = (B, C) if head == "ForMultipleChoice" else (B,)
@@ -67,12 +79,11 @@ def batch(head: str, languages: torch.Tensor, rows_are: str) -> tuple[dict, dict
         for row, length in ((1, 4), (2, 6)):  # much padding, so that it is left out
             inputs["attention_mask"][row, ..., length:] = 0
             ids[row, ..., length:] = 1
-    if rows_are == "packed":  # two passages in every row, neither attends to the other
-        passage = torch.arange(S) >= 5
-        mask = passage[:, None] == passage
-        if head == "ForCausalLM":
-            mask = mask.tril()
-        inputs["attention_mask"] = mask.expand(*rows, 1, S, S)
+    if rows_are == "packed":  # two passages in every row: neither attends to the other, each has its own positions
+        ids[..., 4] = 2
+        layout = Layout("document", pad_id=1, eos_id=2, causal=head == "ForCausalLM")
+        fields = layout.fields(ids.flatten(0, -2).numpy(), ids.flatten(0, -2).numpy())
+        inputs |= {name: field.unflatten(0, rows) for name, field in fields.items()}
     chosen = torch.rand(B, S, generator=generator) < 0.4
     pieces = torch.where(chosen & (ids != 1), ids, -100) if "LM" in head else None
     labels = {
@@ -104,9 +115,13 @@ def outputs(out) -> dict[str, torch.Tensor]:
     return {n: getattr(out, n) for n in names if getattr(out, n, None) is not None}
 
 
-def assert_same(ours, theirs, head: str, languages: torch.Tensor, rows_are: str) -> None:
-    """Outputs at real positions, loss, and the gradient of every parameter."""
+def assert_same(ours, theirs, head: str, languages: torch.Tensor, rows_are: str, *, more: dict | None = None) -> None:
+    """Outputs at real positions, loss, and the gradient of every parameter; ``more`` inputs for both."""
     inputs, labels = batch(head, languages, rows_are)
+    inputs |= more or {}
+    if theirs.config._attn_implementation == "eager" and rows_are == "packed":  # which takes no booleans there
+        allowed = inputs["attention_mask"]
+        inputs["attention_mask"] = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
     full = {"full_logits": True} if "LM" in head else {}
     a, b = ours(**inputs, **labels, **full), reference(theirs, head, inputs, labels)
     real = inputs["input_ids"] != 1
@@ -146,6 +161,22 @@ def assert_same(ours, theirs, head: str, languages: torch.Tensor, rows_are: str)
 @pytest.mark.parametrize("head", HEADS)
 def test_outputs_and_gradients_are_those_of_transformers(tmp_path, head, flags):
     ours, theirs = pair(head, tmp_path, **flags)
+    for languages in LANGUAGES.values():
+        for rows_are in ("full", "padded", "packed"):
+            assert_same(ours, theirs, head, languages, rows_are)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again, info = type(ours).from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    assert tensor_digests(again) == tensor_digests(ours)
+
+
+@pytest.mark.parametrize("flags", RELEASES, ids=["plain", "base", "large", "all"])
+@pytest.mark.parametrize("head", HEADS)
+def test_eager_attention_too(tmp_path, head, flags):
+    """Which trains on CPUs, in 16 bits and with dropout."""
+    ours, theirs = pair(head, tmp_path, **flags)
+    for model in (ours, theirs):
+        model.set_attn_implementation("eager")
     for languages in LANGUAGES.values():
         for rows_are in ("full", "padded", "packed"):
             assert_same(ours, theirs, head, languages, rows_are)
@@ -192,23 +223,30 @@ def test_states_attentions_and_every_kind_of_input(tmp_path, attention, pre_norm
 )
 def test_kinds_of_sequence_labels(tmp_path, labels, kind):
     ours, theirs = pair("ForSequenceClassification", tmp_path, num_labels=labels)
-    inputs, _ = batch("ForSequenceClassification", LANGUAGES["mixed"], False)
+    inputs, _ = batch("ForSequenceClassification", LANGUAGES["mixed"], "full")
     target = {1: torch.rand(B), 2: torch.tensor([0, 1, 1, 0]), 3: torch.rand(B, 3).round()}[labels]
     assert_close(ours(**inputs, labels=target).loss, theirs(**inputs, labels=target).loss, atol=1e-6, rtol=0)
     assert ours.config.problem_type == theirs.config.problem_type == kind
 
 
-def test_cross_attention(tmp_path):
-    ours, theirs = pair("ForCausalLM", tmp_path, add_cross_attention=True)
+@pytest.mark.parametrize("flags", RELEASES, ids=["plain", "base", "large", "all"])
+def test_cross_attention(tmp_path, flags):
+    ours, theirs = pair("ForCausalLM", tmp_path, add_cross_attention=True, **flags)
     inputs, labels = batch("ForCausalLM", LANGUAGES["mixed"], "padded")
     source = torch.randn(B, 5, 16, generator=torch.Generator().manual_seed(2))
     mask = torch.ones(B, 5).long()
     mask[2, 3:] = 0
     more = {"encoder_hidden_states": source, "encoder_attention_mask": mask}
     real = inputs["attention_mask"].bool()
-    a, b = ours(**inputs, **more), theirs(**inputs, **more)
-    assert_close(a.logits[real], b.logits[real], atol=1e-5, rtol=0)
-    assert_close(ours(**inputs, **labels, **more).loss, theirs(**inputs, **labels, **more).loss, atol=1e-5, rtol=0)
+    for languages in LANGUAGES.values():
+        for rows_are in ("full", "padded", "packed"):
+            assert_same(ours, theirs, "ForCausalLM", languages, rows_are, more=more)
+    for model in (ours, theirs):
+        model.set_attn_implementation("eager")
+    a, b = (model(**inputs, **more, output_attentions=True).cross_attentions for model in (ours, theirs))
+    assert len(a) == len(b) == 2
+    for x, y in zip(a, b, strict=True):
+        assert_close(x.transpose(1, 2)[real], y.transpose(1, 2)[real], atol=1e-5, rtol=0)
     step = {**inputs, "input_ids": inputs["input_ids"][:, :1], "attention_mask": torch.ones(B, S + 1).long()}
     whole = ours(**{**inputs, "attention_mask": None}, **more, use_cache=True)
     with torch.no_grad():
@@ -216,5 +254,63 @@ def test_cross_attention(tmp_path):
         ids = torch.cat([inputs["input_ids"], step["input_ids"]], 1)
         again = ours(ids, lang_ids=inputs["lang_ids"], **more).logits[:, -1]
     assert_close(cached[[0, 3]], again[[0, 3]], atol=1e-5, rtol=0)  # the others have padding in their middle
+    settings = {**more, "lang_ids": inputs["lang_ids"], "max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    grown = ours.generate(inputs["input_ids"][:, :3], **settings)
+    assert torch.equal(grown, ours.generate(inputs["input_ids"][:, :3], **settings, use_cache=False))
+    other = ours.generate(inputs["input_ids"][:, :3], **{**settings, "encoder_hidden_states": -source})
+    assert not torch.equal(grown, other)
     with pytest.raises(UserError, match="add_cross_attention=True"):
         pair("ForCausalLM", tmp_path)[0](**inputs, **more)
+
+
+def test_known_differences_of_losses_and_arguments(tmp_path):
+    ours, theirs = pair("ForMaskedLM", tmp_path)
+    inputs, labels = batch("ForMaskedLM", LANGUAGES["mixed"], "full")
+    out = ours(**inputs, **labels)
+    assert out.logits is None and theirs(**inputs, **labels).logits is not None
+    out.loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="differentiated once"):
+        out.loss.backward()
+    nothing = torch.full_like(labels["labels"], -100)
+    with pytest.raises(UserError, match="all are -100"):
+        ours(**inputs, labels=nothing)
+    assert theirs(**inputs, labels=nothing).loss.isnan()
+    with pytest.raises(TypeError, match="unheard_of"):
+        ours(**inputs, unheard_of=1)
+    theirs(**inputs, unheard_of=1)
+    assert ours.to(torch.bfloat16)(**inputs, **labels).loss.dtype == torch.float32
+    assert theirs.to(torch.bfloat16)(**inputs, **labels).loss.dtype == torch.bfloat16
+
+
+def test_no_second_order_of_the_loss_in_silence():
+    model = xmod_lab.model.XmodForMaskedLM(tiny_config())
+    inputs, labels = batch("ForMaskedLM", LANGUAGES["one"], "full")
+    weight = model.lm_head.dense.weight
+    with pytest.raises(RuntimeError, match="full_logits=True"):
+        torch.autograd.grad(model(**inputs, **labels).loss, weight, create_graph=True)
+    (first,) = torch.autograd.grad(model(**inputs, **labels, full_logits=True).loss, weight, create_graph=True)
+    assert torch.autograd.grad(first.square().sum(), weight)[0].abs().sum() > 0
+
+
+def test_known_differences_of_causal_models(tmp_path):
+    for head in ("ForMaskedLM", "ForSequenceClassification", "ForMultipleChoice"):
+        with pytest.raises(UserError, match="is_decoder=False"):
+            getattr(xmod_lab.model, f"Xmod{head}")(tiny_config(is_decoder=True))
+        getattr(transformers, f"Xmod{head}")(transformers.XmodConfig(**tiny_config(is_decoder=True).to_diff_dict()))
+    ours, theirs = pair("ForCausalLM", tmp_path)
+    ids, more = torch.randint(5, 50, (1, 4)), {"max_new_tokens": 1, "do_sample": False, "output_logits": True,
+                                               "return_dict_in_generate": True}  # fmt: skip
+    forward = theirs(ids, lang_ids=torch.tensor([1])).logits[:, -1]
+    assert_close(ours.generate(ids, lang_ids="de_DE", **more).logits[0], forward, atol=1e-5, rtol=0)
+    from_zero = theirs.generate(ids, lang_ids=torch.tensor([1]), **more).logits[0]
+    assert not torch.allclose(from_zero, forward, atol=1e-3)
+
+
+def test_a_ready_mask_of_booleans_is_the_same_for_every_backend(tmp_path):
+    ours, theirs = pair("Model", tmp_path)
+    inputs, _ = batch("Model", LANGUAGES["mixed"], "packed")
+    expected = theirs(**inputs).last_hidden_state  # by sdpa
+    for model in (ours, theirs):
+        model.set_attn_implementation("eager")
+    assert_close(ours(**inputs).last_hidden_state, expected, atol=1e-5, rtol=0)
+    assert not torch.allclose(theirs(**inputs).last_hidden_state, expected, atol=1e-3)

@@ -60,9 +60,13 @@ class XmodModel(XmodPreTrainedModel):
     def compile_encoder(self, **options) -> None:
         """Compile the stack of layers as one graph, without a break, that serves every composition of a batch.
 
+        What is there or not makes a graph of its own: a mask, several languages, several in one row, one row alone, gradients.
+        These are few, but more than the eight at which torch gives up, so its limit is raised, for the whole process.
+
         Args:
             options: of ``torch.compile``.
         """
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         self.encoder.compile(fullgraph=True, **options)
         self.compiled = True
 
@@ -80,8 +84,8 @@ class XmodModel(XmodPreTrainedModel):
                 )
             return Route((self.config.slot(default),), (rows,))
         lang_ids = to_ids(lang_ids, self.config, rows)
-        if torch.compiler.is_exporting():
-            return Route((), (), exported=lang_ids)
+        if torch.compiler.is_exporting():  # a runtime would count negative numbers from the end
+            return Route((), (), exported=torch.where(lang_ids < 0, len(self.config.languages), lang_ids))
         return plan_route(
             lang_ids, rows=rows, length=length, languages=list(self.config.languages), keep_order=keep_order
         )
@@ -111,11 +115,7 @@ class XmodModel(XmodPreTrainedModel):
         spared the others. ``skip_padding``: states at padding are zero, and not computed where there is much of it.
         ``matrices``: as in :meth:`XmodEmbeddings.forward`.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise UserError("give exactly one of input_ids and inputs_embeds")
-        rows, length = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
-        if rows == 0:
-            raise UserError("the batch has no rows; give at least one sequence")
+        rows, length = shape_of(input_ids, inputs_embeds, ("rows", "sequence"))
         cache = self._cache(past_key_values, use_cache, crosses=encoder_hidden_states is not None)
         past = 0 if cache is None else cache.get_seq_length()
         route = self.plan(lang_ids, rows, length, keep_order=cache is not None)
@@ -131,6 +131,7 @@ class XmodModel(XmodPreTrainedModel):
         states = self._wanted(output_hidden_states, "output_hidden_states")
         attentions = self._wanted(output_attentions, "output_attentions")
         trace = Trace() if states or attentions else None
+        self._check_backend(attention_mask, attentions)
         mask, source = route.enter(attention_mask), route.enter(encoder_hidden_states)
         whole = trace is not None or source is not None or cache is not None or self.compiled or route.per_token
         whole = whole or route.exported is not None
@@ -153,6 +154,15 @@ class XmodModel(XmodPreTrainedModel):
 
     def _wanted(self, asked: bool | None, name: str) -> bool:
         return getattr(self.config, name) if asked is None else asked
+
+    def _check_backend(self, mask: Tensor | None, attentions: bool) -> None:
+        """Raises UserError for what flash attention has no way to do."""
+        backend = self.config._attn_implementation or ""
+        wanted = "attentions are to be returned" if attentions else "attention_mask is ready-made"
+        if "flash" in backend and (attentions or (mask is not None and mask.dim() > 2)):
+            raise UserError(f"{wanted}, but the attention backend is {backend}, which knows masks (rows, sequence) alone and "
+                            "keeps no weights; call set_attn_implementation('sdpa'). Of training rows, task or data, "
+                            "data.attention=row needs no ready-made mask")  # fmt: skip
 
     def _cache(self, given: Cache | None, use_cache: bool | None, *, crosses: bool) -> Cache | None:
         """The key-value cache of a decoder: the given one, or a new one when it is to be used."""
@@ -235,6 +245,19 @@ class XmodModel(XmodPreTrainedModel):
             cross_attentions=out.crossed,
             **out.extras,
         )
+
+
+def shape_of(input_ids: Tensor | None, inputs_embeds: Tensor | None, sizes: tuple[str, ...]) -> list[int]:
+    """``sizes`` of a batch, by either. Raises UserError for both or none, another number of sizes, or an empty batch."""
+    if (input_ids is None) == (inputs_embeds is None):
+        raise UserError("give exactly one of input_ids and inputs_embeds")
+    name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+    wanted = sizes if inputs_embeds is None else (*sizes, "hidden size")
+    if given.dim() != len(wanted) or 0 in given.shape:
+        raise UserError(
+            f"{name} has shape {tuple(given.shape)}; allowed is ({', '.join(wanted)}), of each at least one"
+        )
+    return list(given.shape[: len(sizes)])
 
 
 def _real(mask: Tensor | None, rows: int, length: int) -> Places | None:

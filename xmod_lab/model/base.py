@@ -136,8 +136,9 @@ class XmodPreTrainedModel(PreTrainedModel):
         if len(self.config.languages) == 1:
             raise UserError(f"'{code}' is the only language of this model, which cannot be without one")
         if self._is_default(code):
-            raise UserError(f"'{code}' is the default language; call set_default_language() with another one first, or, of a "
-                            "folder, change default_language in its config.json")  # fmt: skip
+            others = ", ".join(known for known in self.languages if known != code)
+            raise UserError(f"'{code}' is the default language; call set_default_language() with another one first ({others}), "
+                            "or, of a folder, change default_language in its config.json")  # fmt: skip
         for layer in self.base_model.encoder.layer:
             del layer.output.adapter_modules[code]
         self.config.languages = [kept for kept in self.config.languages if kept != code]

@@ -4,6 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import XmodConfig as ReferenceConfig
 
 from xmod_lab.codes import meaning, resolve
+from xmod_lab.errors import UnknownLanguageError
 
 OURS = ("vocabularies", "aliases", "added")
 
@@ -23,6 +24,7 @@ class XmodConfig(ReferenceConfig):
             the mean of all slots leaves them out, so that the order of adding is of no consequence.
     """
 
+    adapter_reduction_factor: int | float = 2  # as documented; in transformers' own class only int
     vocabularies: dict[str, int] | None = None
     aliases: dict[str, str] | None = None
     added: list[str] | None = None
@@ -42,6 +44,10 @@ class XmodConfig(ReferenceConfig):
     def resolve(self, code: str) -> str:
         """``code`` as this model spells it: itself where it is known, else the only code that means the same language
         (:mod:`xmod_lab.codes`). Raises as :meth:`slot`."""
+        if not isinstance(code, str):
+            raise UnknownLanguageError(
+                f"{code!r} is no language code; this model knows: {', '.join(self.known_codes())}"
+            )
         if code in self.languages or code in (self.aliases or {}):
             return code
         return resolve(code, self.known_codes())

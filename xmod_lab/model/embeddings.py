@@ -90,9 +90,23 @@ class XmodEmbeddings(nn.Module):
         if token_type_ids is None:
             segment = self.token_type_embeddings.weight[0]  # (D,): one segment unless told otherwise
         else:
-            segment = self.token_type_embeddings(token_type_ids)
-        x = inputs_embeds + segment + self.position_embeddings(position_ids)
+            segment = self._chosen(self.token_type_embeddings, token_type_ids, "token_type_ids", "leave them out")
+        position = self._chosen(self.position_embeddings, position_ids, "position_ids", "truncate the sequences")
+        x = inputs_embeds + segment + position
         return self.dropout(self.LayerNorm(x))
+
+    def _chosen(self, table: nn.Embedding, ids: Tensor, name: str, remedy: str) -> Tensor:
+        """Rows of a small table, which the caller has numbered."""
+        try:
+            return table(ids)
+        except IndexError as error:  # a GPU stops with an assertion of its own instead
+            raise UserError(f"{name} go from {int(ids.min())} to {int(ids.max())}; allowed are 0 to "
+                            f"{table.num_embeddings - 1}; {remedy}") from error  # fmt: skip
+
+    @property
+    def longest(self) -> int:
+        """Pieces of the longest sequence that has positions."""
+        return self.position_embeddings.num_embeddings - self.padding_idx - 1
 
     def look_up(self, input_ids: Tensor, route: Route, matrices: Matrices | None = None) -> Tensor:
         """Piece vectors (B, S, D), each run of rows from the table of its language."""
@@ -145,10 +159,9 @@ class XmodEmbeddings(nn.Module):
     def default_positions(self, input_ids: Tensor | None, inputs_embeds: Tensor, past: int = 0) -> Tensor:
         """Positions count from ``padding_idx + 1``; padding keeps ``padding_idx`` (RoBERTa). (B or 1, S)."""
         length = inputs_embeds.shape[1]
-        if past + length + self.padding_idx >= self.position_embeddings.num_embeddings:
+        if past + length > self.longest:
             raise UserError(
-                f"a sequence of {past + length} tokens is longer than the model's "
-                f"{self.position_embeddings.num_embeddings - self.padding_idx - 1} positions; truncate it"
+                f"a sequence of {past + length} tokens is longer than the model's {self.longest} positions; truncate it"
             )
         if input_ids is None:
             return torch.arange(length, device=inputs_embeds.device)[None] + past + self.padding_idx + 1

@@ -38,12 +38,16 @@ def export_onnx(model: XmodPreTrainedModel, path: Path) -> None:
     """Write ``model`` to ``path`` (.onnx; weights of more than 2 GB go to a file beside it).
 
     Inputs: ``input_ids`` and ``attention_mask`` (B, S), of multiple choice (B, C, S); ``lang_ids`` (B,), numbers as
-    :meth:`XmodPreTrainedModel.lang_id` gives them. B, C and S are free. A number out of range is an error of the runtime, not
-    a skipped slot. Needs ``pip install xmod_lab[export]``.
+    :meth:`XmodPreTrainedModel.lang_id` gives them. B, C and S are free. A number out of range, also a negative one, is an error
+    of the runtime, not a skipped slot. Needs ``pip install xmod_lab[export]``.
 
     Raises:
-        UserError: the model has vocabularies of added languages, whose ids would mean other pieces.
+        UserError: the model has vocabularies of added languages, whose ids would mean other pieces, or is in bfloat16.
     """
+    if model.dtype == torch.bfloat16:
+        raise UserError(
+            "the model is in bfloat16, in which onnxruntime does not compute on CPUs; call float() or half() first"
+        )
     if model.config.vocabularies:
         own = ", ".join(model.config.vocabularies)
         raise UserError(f"{own} have vocabularies of their own, and an ONNX file has the base's alone; remove these "

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, linear, pad
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -105,7 +105,17 @@ class XmodLanguageModel(XmodPreTrainedModel):
 
 
 class XmodForMaskedLM(XmodLanguageModel):
-    """X-MOD with a masked-language-modelling head."""
+    """X-MOD with a masked-language-modelling head.
+
+    Raises:
+        UserError: the configuration has ``is_decoder=True``, with which no piece would see what comes after it.
+    """
+
+    def __init__(self, config: XmodConfig):
+        if config.is_decoder:
+            raise UserError("XmodForMaskedLM needs is_decoder=False in its configuration: with True no piece would see what "
+                            "comes after it; a causal model is an XmodForCausalLM")  # fmt: skip
+        super().__init__(config)
 
     @can_return_tuple
     def forward(
@@ -236,6 +246,14 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             given = inputs if inputs is not None else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
             kwargs["lang_ids"] = to_ids(lang_ids, self.config, 1 if given is None else len(given))
         return super().generate(inputs, *args, **kwargs)
+
+    def _validate_generated_length(self, generation_config: GenerationConfig, input_ids_length: int, *args) -> None:
+        """Before anything is generated. The last piece is not read again, and needs no position."""
+        longest, wanted = self.roberta.embeddings.longest, generation_config.max_length
+        if max(wanted - 1, input_ids_length) > longest:
+            raise UserError(f"{input_ids_length} pieces are to be continued to {wanted}, and the model has {longest} positions; "
+                            f"allowed is max_new_tokens up to {longest + 1 - input_ids_length}, or truncate the input")  # fmt: skip
+        super()._validate_generated_length(generation_config, input_ids_length, *args)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
         """Positions count from ``pad_token_id + 1``, as in :meth:`forward`; transformers lets ``generate`` count from 0."""

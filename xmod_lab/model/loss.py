@@ -79,8 +79,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale: Tensor):
-        if ctx.gradients is None:
-            raise RuntimeError("the chunked cross-entropy gives its gradients once; compute the loss again")
+        if ctx.gradients is None or torch.is_grad_enabled():  # that is, with create_graph=True
+            raise RuntimeError("the chunked cross-entropy is differentiated once, and not twice: compute the loss again, or "
+                               "with full_logits=True, which has no such limit")  # fmt: skip
         gradients, ctx.gradients = ctx.gradients, None  # with no reference left, autograd adds to them in place
         scale = scale * ctx.rest
         one = scale.device.type == "cpu" and scale.item() == 1.0

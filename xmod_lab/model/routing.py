@@ -102,11 +102,11 @@ def to_ids(lang_ids: Tensor | str | Sequence[str], config: XmodConfig, rows: int
     """
     if isinstance(lang_ids, Tensor):
         return lang_ids
-    codes = [lang_ids] * rows if isinstance(lang_ids, str) else list(lang_ids)
-    if not all(isinstance(code, str) for code in codes):
-        raise UserError(f"lang_ids is a {type(lang_ids).__name__} of {type(codes[0]).__name__}; allowed are a tensor of "
-                        "integers, a code such as 'en_XX', or a list of codes")  # fmt: skip
-    return torch.tensor([config.slot(code) for code in codes])
+    codes = [lang_ids] * rows if isinstance(lang_ids, str) else lang_ids
+    if not isinstance(codes, (list, tuple)) or not all(isinstance(code, str) for code in codes):
+        raise UserError(f"lang_ids is {lang_ids!r}; allowed are a tensor of integers, a code such as 'en_XX', or a list of "
+                        "codes, one a sequence; a list of numbers goes into torch.tensor()")  # fmt: skip
+    return torch.tensor([config.slot(code) for code in codes], dtype=torch.long)
 
 
 def plan_route(lang_ids: Tensor, *, rows: int, length: int, languages: list[str], keep_order: bool = False) -> Route:
@@ -120,7 +120,7 @@ def plan_route(lang_ids: Tensor, *, rows: int, length: int, languages: list[str]
         UserError: ``lang_ids`` has another shape or is not an integer tensor.
         UnknownLanguageError: an index outside ``[0, len(languages))``.
     """
-    if lang_ids.is_floating_point() or lang_ids.dtype == torch.bool:
+    if lang_ids.is_floating_point() or lang_ids.is_complex() or lang_ids.dtype == torch.bool:
         raise UserError(f"lang_ids must be integers, not {lang_ids.dtype}; e.g. torch.tensor([model.lang_id('en_XX')])")
     if lang_ids.shape not in ((rows,), (rows, length)):
         raise UserError(
@@ -131,7 +131,8 @@ def plan_route(lang_ids: Tensor, *, rows: int, length: int, languages: list[str]
     wrong = sorted({i for i in ids if not 0 <= i < len(languages)})
     if wrong:
         known = ", ".join(f"{i}={code}" for i, code in enumerate(languages))
-        raise UnknownLanguageError(f"language ids {wrong} are out of range; this model has: {known}")
+        raise UnknownLanguageError(f"language ids {wrong} are out of range; this model has: {known}. lang_id() gives the "
+                                   "number of a code")  # fmt: skip
     per_token = lang_ids.dim() == 2 and any(len(set(row)) > 1 for row in lang_ids.tolist())
     if lang_ids.dim() == 2 and not per_token:
         ids = ids[::length]

@@ -12,7 +12,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from xmod_lab.errors import UserError
-from xmod_lab.model.backbone import XmodModel
+from xmod_lab.model.backbone import XmodModel, shape_of
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.dropout import Dropout
@@ -24,6 +24,12 @@ from xmod_lab.model.routing import Languages, to_ids
 def _head_dropout(config: XmodConfig) -> Dropout:
     chosen = config.classifier_dropout
     return Dropout(config.hidden_dropout_prob if chosen is None else chosen)
+
+
+def _check_first_token(config: XmodConfig) -> None:
+    if config.is_decoder:
+        raise UserError("this head reads the first token, which with is_decoder=True in the configuration sees no other; "
+                        "allowed is is_decoder=False: a model that was pre-trained as a masked one")  # fmt: skip
 
 
 class XmodClassificationHead(nn.Module):
@@ -42,9 +48,10 @@ class XmodClassificationHead(nn.Module):
 
 
 class XmodForSequenceClassification(XmodPreTrainedModel):
-    """Classification of sequences: one label, several labels, or a number."""
+    """Classification of sequences: one label, several labels, or a number. Raises UserError for a causal configuration."""
 
     def __init__(self, config: XmodConfig):
+        _check_first_token(config)
         super().__init__(config)
         self.roberta = XmodModel(config, add_pooling_layer=False)
         self.classifier = XmodClassificationHead(config)
@@ -95,9 +102,10 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
 
 
 class XmodForMultipleChoice(XmodPreTrainedModel):
-    """One of several sequences that go together."""
+    """One of several sequences that go together. Raises UserError for a causal configuration."""
 
     def __init__(self, config: XmodConfig):
+        _check_first_token(config)
         super().__init__(config)
         self.roberta = XmodModel(config)
         self.dropout = Dropout(config.hidden_dropout_prob)
@@ -121,7 +129,7 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
 
         ``lang_ids``: (B,), one language for all choices of a question; (B, C); or (B, C, S); or codes of the B questions.
         """
-        rows, choices = (input_ids if inputs_embeds is None else inputs_embeds).shape[:2]
+        rows, choices, _ = shape_of(input_ids, inputs_embeds, ("rows", "choices", "sequence"))
         flat = lambda x: None if x is None else x.flatten(0, 1)  # noqa: E731
         if lang_ids is not None:
             lang_ids = to_ids(lang_ids, self.config, rows)
