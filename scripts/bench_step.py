@@ -1,15 +1,32 @@
 """How fast a training step is: ours against transformers, and against what this machine can do.
 
-    python scripts/bench_step.py [--size tiny small base] [--only step extension slots inference memory] [--json FILE]
+    python scripts/bench_step.py [--size tiny small base] [--only step extension slots order inference memory] [--json FILE]
 
 Both models hold the same weights and see the same batches; steps alternate (A B A B) in one process, and ratios are quoted,
-since single times on a shared machine mean little. Precision: the faster of float32 and bfloat16 autocast for each, where it
-works (transformers' X-MOD fails under autocast). Optimiser: the same fused AdamW, the same clipping. Both profit from
-``keep_memory``, which our training switches on.
+since single times on a shared machine mean little. Both have the same fused AdamW, the same clipping, and ``keep_memory``,
+which our training switches on. GPUs: the code runs there, it was not run.
 
-The limit is what the step cannot do without: its matrix products (counted, masked positions only in the head) over the rate
-of the model's own largest product, measured in the same run and precision, plus the bytes that AdamW has to move (read weight,
-gradient and two moments, write three) over the measured bandwidth of a copy. GPUs: the code runs there, it was not run.
+Precision: the faster of float32 and bfloat16 autocast for each side, where it works (transformers' X-MOD fails under
+autocast). bfloat16 throughout is no candidate, as it is another training: weights have eight bits, and a change of less than
+half the last one, 0.2 to 0.4 % of the weight, is lost. It is measured all the same, on a line of its own: transformers so
+against ours in bf16-mixed, with the share of weights that one step leaves as they were. Who keeps float32 copies of all
+weights beside such a model trains soundly, and has this time and that of the copies.
+
+Adding a language, both sides without dropout, as our extension trains, everything else frozen:
+    own          both have 4,096 pieces, transformers' in place of the base's; slot, table and output bias are trained
+    keep         both have the base's pieces, as with ``vocabulary=keep``; the slot alone is trained
+    whole_table  ours as ``own``; transformers with the base's pieces, and all of that table is trained: what its user has
+                 without cutting anything. Not like with like: the sides differ in pieces and in what is trained
+
+The limit is what the step that trains everything cannot do without, in seconds: FLOPs over a rate, plus bytes over a bandwidth.
+    FLOPs      of matrix products alone, two for a multiplication with its addition, forward and, twice as many, backward;
+               of states that are read: in the last layer queries and all that follows them, and the head, at predicted
+               positions alone. Not counted: lookups, norms, softmax, activations, dropout, casts
+    rate       FLOP/s in the step's precision: the higher of two, each the best of seven, of the largest product of a layer
+               (feed-forward) and the largest of all (the head's: predicted positions x pieces)
+    bytes      of AdamW, on the parameters that have a gradient: weight, gradient, two moments are read, three written,
+               float32. Not counted: clipping, which reads all gradients once more, and the casts of weights
+    bandwidth  bytes/s read and written by a copy of 128 MB, the best of seven
 """
 
 import argparse
@@ -26,41 +43,55 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from torch.utils.flop_counter import FlopCounterMode
 
+from xmod_lab.config import LangConfig
 from xmod_lab.model import XmodConfig, XmodForMaskedLM
+from xmod_lab.training.extension import trainable_names
 from xmod_lab.training.memory import keep_memory
 from xmod_lab.training.module import clip_gradients
 
 LENGTH, MASKED = 128, 38  # tokens of a row, of which 30 % are predicted
 LANGUAGES = [f"l{i}" for i in range(8)]
+OWN = 4_096  # pieces that an added language brings
 SIZES = {  # hidden size, layers, heads, pieces, rows
+    "toy": (32, 2, 2, 300, 8),  # of tests
     "tiny": (128, 4, 2, 8_192, 16),
     "small": (384, 6, 6, 32_000, 16),
     "base": (768, 12, 12, 250_002, 8),
 }
 GOALS = {"tiny": 3.0, "small": 4.0, "base": 6.0}
+EXTENSIONS = {
+    "own": f"both have {OWN:,} own pieces: slot, table and output bias are trained",
+    "keep": "both have the base's pieces: the slot alone is trained",
+    "whole_table": f"not the same training: {OWN:,} own pieces against slot and whole table of the base in transformers",
+}
+LEFT_OUT = {("slots", "base"): "500 slots at base are 15 GB of weights; ask for it with --only slots"}
+PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-true"}  # without autocast
+
+Row = dict[str, float | str | None]  # figures of one comparison
+Batch = dict[str, torch.Tensor]
 
 
-def config(size: str, languages: list[str] = LANGUAGES) -> XmodConfig:
-    hidden, layers, heads, pieces, _ = SIZES[size]
+def config(size: str, languages: list[str] = LANGUAGES, pieces: int | None = None) -> XmodConfig:
+    """``pieces``: in place of the size's own."""
+    hidden, layers, heads, usual, _ = SIZES[size]
     return XmodConfig(
-        vocab_size=pieces, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        vocab_size=pieces or usual, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
         intermediate_size=4 * hidden, max_position_embeddings=LENGTH + 2, type_vocab_size=1, layer_norm_eps=1e-5,
         languages=languages, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
     )  # fmt: skip
 
 
-def batch(size: str, languages: int = len(LANGUAGES), mixed: bool = False) -> dict[str, torch.Tensor]:
-    """Full rows, each language in turn; ``mixed``: in any order, else sorted."""
-    _, _, _, pieces, rows = SIZES[size]
+def batch(size: str, *, only: int | None = None, pieces: int | None = None, mixed: bool = False) -> Batch:
+    """Full rows of language ``only``, or each language in turn; ``mixed``: in any order, else sorted."""
+    _, _, _, usual, rows = SIZES[size]
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, pieces, (rows, LENGTH), generator=generator)
+    ids = torch.randint(5, pieces or usual, (rows, LENGTH), generator=generator)
     labels = torch.full_like(ids, -100)
     for row in range(rows):
         chosen = torch.randperm(LENGTH, generator=generator)[:MASKED]
         labels[row, chosen] = ids[row, chosen]
-    lang_ids = torch.arange(rows) % languages
+    lang_ids = torch.arange(rows) % len(LANGUAGES) if only is None else torch.full((rows,), only)
     lang_ids = lang_ids[torch.randperm(rows, generator=generator)] if mixed else lang_ids.sort().values
     return {"input_ids": ids, "labels": labels, "lang_ids": lang_ids}
 
@@ -70,12 +101,37 @@ def ours(size: str, languages: list[str] = LANGUAGES) -> XmodForMaskedLM:
     return XmodForMaskedLM(config(size, languages)).train()
 
 
-def theirs(size: str, weights: dict[str, torch.Tensor] | None = None) -> transformers.XmodForMaskedLM:
-    settings = {k: v for k, v in config(size).to_dict().items() if k not in ("vocabularies", "aliases")}
+def theirs(like: XmodConfig, weights: Batch | None = None) -> transformers.XmodForMaskedLM:
+    settings = {k: v for k, v in like.to_dict().items() if k not in ("vocabularies", "aliases", "added")}
     model = transformers.XmodForMaskedLM(transformers.XmodConfig(**settings)).train()
     if weights is not None:
         model.load_state_dict(weights)
     return model
+
+
+def extended(size: str, vocabulary: str) -> XmodForMaskedLM:
+    """Ours with one language more, ready to be trained as ``lang.new.vocabulary=own`` or ``keep`` trains it."""
+    model = ours(size).eval()  # no dropout in frozen layers
+    model.add_language("new", pieces=OWN if vocabulary == "own" else None)
+    trained = trainable_names(model, LangConfig(code="new", vocabulary=vocabulary))
+    for name, p in model.named_parameters():
+        p.requires_grad_(name in trained)
+    return model
+
+
+def their_extended(size: str, model: XmodForMaskedLM, what: str) -> transformers.XmodForMaskedLM:
+    """transformers with the weights of ``model``, of :func:`extended`; ``what`` as in the head of this file."""
+    weights = model.state_dict()
+    own = {n: weights.pop(n) for n in list(weights) if ".vocabularies.new." in n}
+    if what == "own":
+        table, bias = (own[f"roberta.embeddings.vocabularies.new.{n}"] for n in ("word_embeddings.weight", "bias"))
+        weights |= {"roberta.embeddings.word_embeddings.weight": table, "lm_head.decoder.weight": table}
+        weights |= {"lm_head.bias": bias, "lm_head.decoder.bias": bias}
+    other = theirs(config(size, list(model.config.languages), OWN if what == "own" else None), weights).eval()
+    for name, p in other.named_parameters():
+        of_table = name in ("roberta.embeddings.word_embeddings.weight", "lm_head.bias")
+        p.requires_grad_(".adapter_modules.new." in name or (what != "keep" and of_table))
+    return other
 
 
 @dataclass
@@ -83,11 +139,15 @@ class Step:
     """One training step of a model, as a function without arguments."""
 
     model: torch.nn.Module
-    inputs: dict[str, torch.Tensor]
+    inputs: Batch
     autocast: bool
+    failed: str | None = None  # what else was tried, and why it does not work
 
     def __post_init__(self) -> None:
         self.moving = [p for p in self.model.parameters() if p.requires_grad]
+        self.parameters = sum(p.numel() for p in self.moving)
+        self.kind = torch.bfloat16 if self.autocast else self.moving[0].dtype  # of products
+        self.precision = "bf16-mixed" if self.autocast else PRECISIONS[self.kind]
         self.optimizer = torch.optim.AdamW(self.moving, lr=1e-4, weight_decay=0.01, fused=True)
 
     def __call__(self) -> None:
@@ -99,118 +159,156 @@ class Step:
         self.optimizer.zero_grad()
 
 
-def seconds(work: Callable[[], None]) -> float:
+def seconds(work: Callable[[], object]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def alternate(a: Callable[[], None], b: Callable[[], None], rounds: int) -> tuple[list[float], list[float]]:
-    """Times of ``a`` and ``b``, called in turn; one round before does not count."""
+    """Times of ``a`` and ``b``, seconds, called in turn; one round before does not count."""
     times = [(seconds(a), seconds(b)) for _ in range(rounds + 1)][1:]
     return [t for t, _ in times], [t for _, t in times]
 
 
-def faster(make: Callable[[bool], Step]) -> Step:
-    """The step in the precision that is faster here; the other one is dropped."""
-    took = {}
+def faster(model: torch.nn.Module, inputs: Batch) -> Step:
+    """The step in float32 or under autocast, whichever is faster here; the other one is dropped."""
+    took, failed = {}, None
     for autocast in (False, True):
-        step = make(autocast)
+        step = Step(model, inputs, autocast)
         try:
             step()
             took[autocast] = min(seconds(step) for _ in range(2))
-        except RuntimeError:  # transformers under autocast
-            continue
+        except RuntimeError as error:
+            if isinstance(model, XmodForMaskedLM) or not autocast:
+                raise
+            failed = f"{step.precision}: {str(error).splitlines()[0]}"
         finally:
             del step
-    return make(min(took, key=took.get))
+    return Step(model, inputs, min(took, key=took.get), failed)
 
 
-def ratio(slow: list[float], fast: list[float]) -> dict[str, float]:
+def ratio(slow: list[float], fast: list[float]) -> Row:
     """Median and quartiles of the ratios of paired times."""
     ratios = [s / f for s, f in zip(slow, fast, strict=True)]
     low, _, high = quantiles(ratios, n=4) if len(ratios) > 1 else (ratios[0],) * 3
     return {"ratio": median(ratios), "low": low, "high": high}
 
 
-def limit(step: Step, size: str) -> float:
-    """Seconds that the step cannot do without, on this machine, now."""
-    hidden, _, _, _, rows = SIZES[size]
-    with FlopCounterMode(display=False) as counter:
-        step.model(**step.inputs).loss.backward()
-    step.optimizer.zero_grad()
-    flops = counter.get_total_flops()
-    kind = torch.bfloat16 if step.autocast else torch.float32
-    x, w = torch.randn(rows * LENGTH, hidden, dtype=kind), torch.randn(4 * hidden, hidden, dtype=kind)
-    product = lambda: torch.nn.functional.linear(x, w)  # noqa: E731
-    repeats = max(1, int(2e9 / (2 * x.numel() * len(w))))
-    rate = max(
-        repeats * 2 * x.numel() * len(w) / seconds(lambda: [product() for _ in range(repeats)]) for _ in range(7)
-    )
+def compare(a: Step, b: Step, rounds: int) -> Row:
+    """Ours (``a``) against transformers: how many times faster, and both sides' time, throughput and trained parameters."""
+    fast, slow = alternate(a, b, rounds)
+    found = ratio(slow, fast)
+    for who, step, times in (("", a, fast), ("their_", b, slow)):
+        found[f"{who}precision"] = step.precision
+        found[f"{who}milliseconds"] = 1e3 * median(times)
+        found[f"{who}tokens_per_second"] = step.inputs["input_ids"].numel() / median(times)
+        found[f"{who}parameters"] = step.parameters
+    return found | ({} if b.failed is None else {"their_failure": b.failed})
+
+
+def useful_flops(size: str) -> int:
+    """Of a step that trains everything, as the head of this file counts them."""
+    hidden, layers, _, pieces, rows = SIZES[size]
+    square, tokens, predicted = 2 * hidden**2, rows * LENGTH, rows * MASKED  # square: FLOPs of a token through D x D
+
+    def layer(read: int) -> int:
+        """Of a layer whose output is read at so many positions."""
+        keys_and_values = 2 * tokens * square
+        scores_and_sums = 2 * read * 2 * LENGTH * hidden
+        queries, output, feed_forward, slot = 1, 1, 8, 2 / config(size).adapter_reduction_factor  # in squares
+        return keys_and_values + scores_and_sums + int(read * square * (queries + output + feed_forward + slot))
+
+    head = predicted * (square + 2 * hidden * pieces)
+    return 3 * ((layers - 1) * layer(tokens) + layer(predicted) + head)
+
+
+def rate(size: str, product: str, kind: torch.dtype) -> float:
+    """FLOP/s of the ``head``'s product, or of the ``feed_forward``'s, in ``kind``: the best of seven."""
+    hidden, _, _, pieces, rows = SIZES[size]
+    m, n = (rows * MASKED, -(-pieces // 64) * 64) if product == "head" else (rows * LENGTH, 4 * hidden)
+    x, w, out = torch.randn(m, hidden, dtype=kind), torch.randn(n, hidden, dtype=kind), torch.empty(m, n, dtype=kind)
+    flops = 2 * m * n * hidden
+    repeats = max(1, int(2e9 / flops))
+    work = lambda: [torch.mm(x, w.t(), out=out) for _ in range(repeats)]  # noqa: E731
+    return max(repeats * flops / seconds(work) for _ in range(7))
+
+
+def limit(step: Step, size: str) -> Row:
+    """What the step, which was taken before, cannot do without on this machine, now; see the head of this file."""
+    rates = {product: rate(size, product, step.kind) for product in ("feed_forward", "head")}
     source, target = torch.ones(2, 32_000_000)
     bandwidth = max(2 * 4 * source.numel() / seconds(lambda: target.copy_(source)) for _ in range(7))
-    present = sum(p.numel() for p in step.moving if p.grad is not None or p.requires_grad)
-    return flops / rate + 7 * 4 * present / bandwidth
+    moved = sum(p.numel() for p in step.moving if p in step.optimizer.state)  # state comes with the first gradient
+    needed = useful_flops(size) / max(rates.values()) + 7 * 4 * moved / bandwidth
+    found = {"limit_milliseconds": 1e3 * needed, "gigaflops": useful_flops(size) / 1e9}
+    found |= {f"{product}_gigaflops_per_second": value / 1e9 for product, value in rates.items()}
+    return found | {"gigabytes_per_second": bandwidth / 1e9}
 
 
-def bench_step(size: str, rounds: int) -> dict:
-    """Training everything: ours, theirs, and the limit."""
-    model = ours(size)
-    other = theirs(size, model.state_dict())
-    inputs = batch(size)
-    a = faster(lambda autocast: Step(model, inputs, autocast))
-    b = faster(lambda autocast: Step(other, inputs, autocast))
-    fast, slow = alternate(a, b, rounds)
-    tokens = inputs["input_ids"].numel()
-    return {
-        **ratio(slow, fast), "precision": "bf16" if a.autocast else "fp32", "theirs": "bf16" if b.autocast else "fp32",
-        "milliseconds": 1e3 * median(fast), "tokens_per_second": tokens / median(fast),
-        "share_of_limit": limit(a, size) / median(fast), "goal": GOALS[size],
-    }  # fmt: skip
+def unmoved(step: Step) -> float:
+    """Share of all weights that a step leaves as they are."""
+    before = [p.detach().clone() for p in step.moving]
+    step()
+    same = sum(int((p == old).sum()) for p, old in zip(step.moving, before, strict=True))
+    return same / step.parameters
 
 
-def bench_extension(size: str, rounds: int) -> dict:
-    """One new language with its own 4,096 pieces, ours; theirs: its slot and the whole table, all else frozen."""
-    model, other = ours(size), theirs(size)
-    model.add_language("new", pieces=4096)
-    trained = set(model.language_parameters("new"))
-    for name, p in model.named_parameters():
-        p.requires_grad_(name in trained)
-    for name, p in other.named_parameters():
-        p.requires_grad_(".adapter_modules.l0." in name or "word_embeddings" in name or name == "lm_head.bias")
-    inputs = batch(size, languages=1)
-    small = {**inputs, "input_ids": inputs["input_ids"] % 4000 + 5, "lang_ids": inputs["lang_ids"] + len(LANGUAGES)}
-    small["labels"] = torch.where(inputs["labels"] >= 0, small["input_ids"], -100)
-    model.eval(), other.eval()  # no dropout in frozen layers
-    a = faster(lambda autocast: Step(model, small, autocast))
-    b = faster(lambda autocast: Step(other, inputs, autocast))
-    fast, slow = alternate(a, b, rounds)
-    return {**ratio(slow, fast), "milliseconds": 1e3 * median(fast), "goal": 6.0 if size == "base" else None}
+def bench_step(size: str, rounds: int) -> dict[str, Row]:
+    """Training everything: ours, theirs, the limit; and theirs in bfloat16 throughout."""
+    model, inputs = ours(size), batch(size)
+    other = theirs(model.config, model.state_dict())
+    a, b = faster(model, inputs), faster(other, inputs)
+    found = {"compares": "all is trained, each side in its faster precision", **compare(a, b, rounds)}
+    found |= limit(a, size) | {"goal": GOALS.get(size)}
+    found["share_of_limit"] = found["limit_milliseconds"] / found["milliseconds"]
+    del a, b  # their moments, in float32
+    mixed, rounded = Step(model, inputs, True), Step(other.to(torch.bfloat16), inputs, False)
+    note = "not the same training: transformers in bf16-true, where small changes are lost, against ours in bf16-mixed"
+    other_training = {"compares": note, **compare(mixed, rounded, rounds)}
+    other_training |= {"unmoved_share": unmoved(mixed), "their_unmoved_share": unmoved(rounded)}
+    return {"best": found, "their_bf16": other_training}
 
 
-def bench_slots(size: str, rounds: int) -> dict:
+def bench_extension(size: str, rounds: int) -> dict[str, Row]:
+    """Adding a language, in the three ways of the head of this file."""
+    found = {}
+    for what, name in EXTENSIONS.items():
+        model = extended(size, "keep" if what == "keep" else "own")
+        other = their_extended(size, model, what)
+        read = [what != "keep", what == "own"]  # whether ours, theirs, reads own pieces
+        inputs, their_inputs = (batch(size, only=len(LANGUAGES), pieces=OWN if own else None) for own in read)
+        a, b = faster(model, inputs), faster(other, their_inputs)
+        assert what == "whole_table" or a.parameters == b.parameters, (what, a.parameters, b.parameters)
+        found[what] = {"compares": name, **compare(a, b, rounds), "goal": 6.0 if size == "base" else None}
+    return found
+
+
+def bench_slots(size: str, rounds: int) -> dict[str, Row]:
     """Step time with many stored slots against one, a batch of one language."""
-    found, inputs = {}, batch(size, languages=1)
+    found, inputs = {}, batch(size, only=0)
     one = Step(ours(size, ["l0"]), inputs, True)
     for count in (81, 500):
         many = Step(ours(size, [f"l{i}" for i in range(count)]), inputs, True)
         slow, fast = alternate(many, one, rounds)
-        found[str(count)] = ratio(slow, fast)
-    return {**found, "goal": 1.03}
+        name = f"time of a step of ours with {count} stored slots over that with one"
+        found[str(count)] = {"compares": name, **ratio(slow, fast), "precision": one.precision, "goal": 1.03}
+    return found
 
 
-def bench_order(size: str, rounds: int) -> dict:
+def bench_order(size: str, rounds: int) -> dict[str, Row]:
     """Languages in any order against sorted ones, the same model."""
     model = ours(size)
     a, b = Step(model, batch(size), True), Step(model, batch(size, mixed=True), True)
     fast, slow = alternate(a, b, rounds)
-    return ratio(slow, fast)
+    name = "time of a step of ours with languages in any order over that with sorted ones"
+    return {"mixed": {"compares": name, **ratio(slow, fast), "precision": a.precision}}
 
 
-def bench_inference(size: str, rounds: int) -> dict:
+def bench_inference(size: str, rounds: int) -> dict[str, Row]:
     """States of 64 sequences of 8 to 128 tokens in eight languages, padded to the longest; each in its faster precision."""
     model = ours(size).eval()
-    other = theirs(size, model.state_dict()).eval()
+    other = theirs(model.config, model.state_dict()).eval()
     lengths = torch.randint(8, LENGTH + 1, (64,), generator=torch.Generator().manual_seed(1))
     ids = torch.randint(5, SIZES[size][3], (64, LENGTH), generator=torch.Generator().manual_seed(2))
     mask = (torch.arange(LENGTH)[None] < lengths[:, None]).long()
@@ -224,83 +322,84 @@ def bench_inference(size: str, rounds: int) -> dict:
         return work
 
     chosen = {}
-    for name, encoder in (("ours", model.roberta), ("theirs", other.roberta)):
+    for name, encoder in (("precision", model.roberta), ("their_precision", other.roberta)):
         took = {}
         for kind in (torch.float32, torch.bfloat16):
             work = states(encoder.to(kind))
             work()
             took[kind] = min(seconds(work) for _ in range(2))
-        chosen[name] = min(took, key=took.get)
-        encoder.to(chosen[name])
+        encoder.to(min(took, key=took.get))
+        chosen[name] = PRECISIONS[encoder.dtype]
     fast, slow = alternate(states(model.roberta), states(other.roberta), rounds)
-    precisions = {k: str(v).removeprefix("torch.") for k, v in chosen.items()}
-    return {**ratio(slow, fast), **precisions, "real_tokens": float(mask.float().mean()), "goal": 2.0}
+    figures = {"milliseconds": 1e3 * median(fast), "their_milliseconds": 1e3 * median(slow)}
+    figures |= {"real_share": float(mask.float().mean()), "goal": 2.0}
+    name = "states of padded text of mixed lengths, each side in its faster precision"
+    return {"padded": {"compares": name, **ratio(slow, fast), **figures, **chosen}}
 
 
 def memory_of(which: str, size: str) -> float:
-    """Peak resident memory, GB, of a process of its own that takes two steps. Linux."""
-    model = ours(size) if which == "ours" else theirs(size)
+    """Peak resident memory, GB, of a process of its own that takes two steps, ours under autocast. Linux."""
+    model = ours(size) if which == "ours" else theirs(config(size))
     step = Step(model, batch(size), which == "ours")
     step(), step()
     status = Path("/proc/self/status").read_text()  # of this program alone; getrusage() remembers its parent's
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
 
 
-def bench_memory(size: str, rounds: int) -> dict:
+def bench_memory(size: str, rounds: int) -> dict[str, Row]:
+    """Peak memory of theirs over that of ours."""
     peaks = {}
     for which in ("ours", "theirs"):
         command = [sys.executable, __file__, "--memory-of", which, "--size", size]
         peaks[which] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    return {"ratio": peaks["theirs"] / peaks["ours"], **{f"{k}_gb": v for k, v in peaks.items()}, "goal": 2.0}
+    figures = {"ratio": peaks["theirs"] / peaks["ours"], "gigabytes": peaks["ours"], "their_gigabytes": peaks["theirs"]}
+    return {"peak": {"compares": "peak memory of training everything, times smaller", **figures, "goal": 2.0}}
 
 
 BENCHES = {"step": bench_step, "extension": bench_extension, "slots": bench_slots, "order": bench_order,
            "inference": bench_inference, "memory": bench_memory}  # fmt: skip
 
 
-def show(results: dict) -> None:
+def show(results: dict[tuple[str, str], dict[str, Row]]) -> None:
     """One table of all that was measured."""
-    table = Table(title="xmod_lab against transformers (ratio of times, median and quartiles)")
-    for name in ("what", "size", "ratio", "quartiles", "goal", "more"):
-        table.add_column(name)
-    for (what, size), found in results.items():
-        rows = {k: v for k, v in found.items() if isinstance(v, dict)} or {"": found}
-        for label, row in rows.items():
-            spread = f"{row['low']:.2f} – {row['high']:.2f}" if "low" in row else ""
-            known = ("ratio", "low", "high", "goal")
-            more = ", ".join(
-                f"{k} {v:,.2f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items() if k not in known
-            )
-            table.add_row(
-                f"{what} {label}".strip(), size, f"{row['ratio']:.2f}", spread, str(found.get("goal") or ""), more
-            )
+    table = Table("what", "size", "ratio", "quartiles", "goal", "more", show_lines=True)
+    table.title = "xmod_lab against transformers (median and quartiles of the ratios of paired times)"
+    for (what, size), rows in results.items():
+        for key, row in rows.items():
+            shown = {float: "{:,.2f}", int: "{:,}"}
+            figures = {k: shown.get(type(v), "{}").format(v) for k, v in row.items() if v is not None}
+            first = [f"{what} {key}\n{figures.pop('compares')}", size, figures.pop("ratio", "not run")]
+            low, high, goal = (figures.pop(k, "") for k in ("low", "high", "goal"))
+            more = "\n".join(f"{k.replace('_', ' ')}: {v}" for k, v in figures.items())
+            table.add_row(*first, f"{low} – {high}" if low else "", goal, more)
     Console(width=150).print(table)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["tiny", "small"])
-    parser.add_argument("--only", nargs="+", choices=BENCHES, default=list(BENCHES))
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", nargs="+", choices=BENCHES, help="default: all, but for stored slots at base")
+    parser.add_argument("--rounds", type=int, default=7, help="pairs of steps that are timed")
+    parser.add_argument("--json", type=Path, help="the file to write")
     parser.add_argument("--memory-of", choices=["ours", "theirs"], help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.memory_of:
         print(memory_of(args.memory_of, args.size[0]))
         return
     keep_memory()  # for both
     results = {}
     for size in args.size:
-        for what in args.only:
-            results[what, size] = BENCHES[what](size, args.rounds)
+        for what in args.only or BENCHES:
+            left_out = None if args.only else LEFT_OUT.get((what, size))
+            results[what, size] = {"": {"compares": left_out}} if left_out else BENCHES[what](size, args.rounds)
             show({(what, size): results[what, size]})
     show(results)
     if args.json:
-        flat = {f"{what}/{size}": found for (what, size), found in results.items()}
-        args.json.write_text(
-            json.dumps({"threads": torch.get_num_threads(), "torch": torch.__version__, **flat}, indent=1)
-        )
+        setting = {"rounds": args.rounds, "threads": torch.get_num_threads()}
+        setting |= {"torch": torch.__version__, "transformers": transformers.__version__}
+        figures = {f"{what}/{size}": rows for (what, size), rows in results.items()}
+        args.json.write_text(json.dumps(setting | figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":
