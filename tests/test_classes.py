@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import warnings
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.testing import assert_close
 
 import xmod_lab.model
 from tests.conftest import tiny_batch, tiny_config, tiny_model
-from tests.test_parity import HEADS, LANGUAGES, RELEASES, B, batch
+from tests.test_parity import HEADS, LANGUAGES, RELEASES, ROWS, B, batch
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM, XmodForMultipleChoice
@@ -86,7 +87,7 @@ def distance(found, exact) -> float:
 def test_half_precision_by_autocast_and_throughout(head, dtype, flags):
     """Outputs and gradients. transformers' routing fails under autocast."""
     exact, auto, pure = make(head, **flags), make(head, **flags), make(head, **flags).to(dtype)
-    for languages, rows_are in itertools.product(LANGUAGES, ("full", "padded", "packed")):
+    for languages, rows_are in itertools.product(LANGUAGES, ROWS):
         inputs, labels = batch(head, LANGUAGES[languages], rows_are)
         with torch.no_grad():
             wanted, halves = first(exact(**inputs)), first(pure(**inputs))
@@ -124,7 +125,7 @@ def test_masks_of_flash_attention(head, flash):
     """The kernel itself needs a GPU; here is what surrounds it."""
     ours, other = make(head), make(head)
     other.config._attn_implementation = flash  # set_attn_implementation() would look for the kernel
-    for languages, rows_are in itertools.product(LANGUAGES, ("full", "padded")):
+    for languages, rows_are in itertools.product(LANGUAGES, ("full", "padded", "left")):
         inputs, _ = batch(head, LANGUAGES[languages], rows_are)
         a, b = first(ours(**inputs)), first(other(**inputs))
         real = inputs["input_ids"] != 1 if a.shape[:2] == inputs["input_ids"].shape else slice(None)
@@ -209,6 +210,8 @@ def test_generate_names_a_length_that_the_model_has_no_positions_for():
         UserError, match="6 pieces are to be continued to 40, .* 38 positions; allowed is max_new_tokens up to 33"
     ):
         model.generate(ids, max_new_tokens=34, **settings)
+    with pytest.raises(UserError, match=r"shape \(1, 6\); what is generated has one language a sequence: \(1,\)"):
+        model.generate(ids, **{**settings, "lang_ids": torch.zeros_like(ids)})
     with pytest.raises(UserError, match="50 pieces .*truncate"):
         model.generate(torch.full((1, 50), 6), max_new_tokens=1, **settings)
 
@@ -292,8 +295,126 @@ def test_other_bad_input_is_named():
     model.set_default_language("de_DE")
     with pytest.raises(UserError, match=r"'de_DE' is the default language; .* another one first \(en_XX, fr_XX\)"):
         model.remove_language("de_DE")
-    with pytest.raises(UserError, match="multiple of num_attention_heads"):
-        tiny_model(num_attention_heads=3)
+    with pytest.raises(UserError, match="labels go from 50 to 50; allowed are pieces of the row's vocabulary, 0 to 49"):
+        model(torch.full((1, 5), 6), labels=torch.full((1, 5), 50), lang_ids="en_XX")
+    for mask in (torch.ones(1, 3), torch.ones(2, 4), torch.ones(4, 4, 4), torch.ones(3, 1, 4, 4)):
+        with pytest.raises(
+            UserError, match=rf"attention_mask has shape {re.escape(str(tuple(mask.shape)))}; allowed are \(4, 4\)"
+        ):
+            model(torch.full((4, 4), 6), attention_mask=mask, lang_ids="en_XX")
+    classifier = make("ForSequenceClassification", num_labels=2)
+    classifier.config.problem_type = "regression"
+    with pytest.raises(UserError, match=r"labels have shape \(2, 3\); allowed is \(3, 2\)"):
+        classifier(torch.full((3, 5), 6), labels=torch.rand(2, 3), lang_ids="en_XX")
+    classifier.config.problem_type = "guess"
+    with pytest.raises(UserError, match="problem_type is 'guess'; allowed are single_label_classification, regression"):
+        classifier(torch.full((3, 5), 6), labels=torch.rand(3, 2), lang_ids="en_XX")
+    with pytest.raises(UserError, match="cannot be used; allowed are letters"):
+        model.add_language(3)
+    with pytest.raises(UserError, match="pieces is 0; allowed are numbers above 1"):
+        model.add_language("el_GR", pieces=0)
+    assert model.languages == ["en_XX", "de_DE", "fr_XX"]
+
+
+def test_all_faults_of_a_configuration_are_named_at_once():
+    with pytest.raises(UserError) as caught:
+        tiny_model(num_attention_heads=3, languages=["en_XX", "en_XX", "keys"], adapter_reduction_factor=0, hidden_act="foo",
+                   aliases={"de_CH": "de_DE"}, vocabularies={"el_GR": 70})  # fmt: skip
+    for part in ("method of torch's containers", "each once", "not a multiple of num_attention_heads 3", "reduction_factor is 0",
+                 "hidden_act is 'foo'; allowed are", "name de_DE, el_GR; allowed are languages: en_XX"):  # fmt: skip
+        assert part in str(caught.value)
+    with pytest.raises(UserError, match="languages are \\[\\]"):
+        tiny_model(languages=[])
+
+
+@pytest.mark.parametrize("factor", [3.2, 2.0, 4])
+def test_a_reduction_factor_may_be_any_number(factor, tmp_path):
+    """As documented; transformers takes whole ones alone."""
+    model = tiny_model(adapter_reduction_factor=factor)
+    assert model.roberta.encoder.layer[0].output.adapter_modules["en_XX"].dense1.out_features == round(16 / factor)
+    model.save_pretrained(tmp_path)
+    assert tensor_digests(XmodForMaskedLM.from_pretrained(tmp_path)) == tensor_digests(model)
+
+
+def test_a_configuration_that_is_not_the_models_is_found_out():
+    """The number of a language would be that of another slot."""
+    config = tiny_config()
+    kept, changed = XmodForMaskedLM(config), XmodForMaskedLM(config)
+    changed.remove_language("de_DE")  # of both configurations, which are one
+    with pytest.raises(UserError, match=r"languages \['en_XX', 'fr_XX'\], the model the slots .*copy.deepcopy"):
+        kept(**tiny_batch(), lang_ids="fr_XX")
+    changed(**tiny_batch(), lang_ids="fr_XX")
+    changed.config.languages = ["fr_XX", "en_XX"]
+    with pytest.raises(UserError, match="the model the slots"):
+        changed(**tiny_batch(), lang_ids="fr_XX")
+
+
+@pytest.mark.parametrize("pieces", [50, 60])
+def test_an_untied_output_bias_survives_resizing_and_saving(pieces, tmp_path):
+    model = tiny_model(tie_word_embeddings=False)
+    model.resize_token_embeddings(pieces)
+    model.save_pretrained(tmp_path)
+    inputs = {"input_ids": tiny_batch()["input_ids"], "lang_ids": "de_DE"}
+    assert torch.equal(XmodForMaskedLM.from_pretrained(tmp_path)(**inputs).logits, model(**inputs).logits)
+
+
+class _Wrapped(torch.nn.Module):
+    """A layer with a correction beside it, like LoRA's."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.weight, self.bias = inner, inner.weight, inner.bias
+        self.beside = torch.nn.Linear(inner.in_features, inner.out_features, bias=False)
+
+    def forward(self, x):
+        return self.inner(x) + self.beside(x)
+
+
+@pytest.mark.parametrize("change", ["wrap", "hook"])
+def test_a_decoder_that_is_not_as_it_was_made_is_called(change):
+    model, batch = tiny_model(), tiny_batch()
+    expected = model(**batch, lang_ids="de_DE", full_logits=True)
+    if change == "wrap":
+        model.lm_head.decoder = _Wrapped(model.lm_head.decoder)
+    else:
+        model.lm_head.decoder.register_forward_hook(lambda *args: args[-1] + torch.arange(50.0))
+    found, loss = model(**batch, lang_ids="de_DE", full_logits=True), model(**batch, lang_ids="de_DE").loss
+    assert_close(found.loss, loss)
+    assert not torch.allclose(found.logits, expected.logits, atol=1e-3)
+    loss.backward()
+    assert change == "hook" or model.lm_head.decoder.beside.weight.grad.any()
+
+
+def test_a_ready_mask_of_integers_is_one_of_booleans():
+    """Also where attention is written out, and would add them to the scores."""
+    model, ids = make("Model"), torch.randint(5, 50, (2, 6), generator=torch.Generator().manual_seed(0))
+    mask = torch.eye(6, dtype=torch.long).expand(2, 1, 6, 6)
+    for more in ({}, {"output_attentions": True}):
+        found, expected = (
+            model(ids, lang_ids="en_XX", attention_mask=m, **more).last_hidden_state for m in (mask, mask.bool())
+        )
+        assert torch.equal(found, expected)
+
+
+def test_a_traced_model_has_the_language_as_an_input():
+    class Traced(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = make("Model")
+
+        def forward(self, ids, mask, lang_ids):
+            return self.model(ids, attention_mask=mask, lang_ids=lang_ids).last_hidden_state
+
+    whole = Traced()
+    ids = torch.randint(5, 50, (3, 8), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sizes are fixed, as ever in a trace
+        traced = torch.jit.trace(whole, (ids, mask, torch.tensor([0, 0, 0])))
+    mask[:, 5:] = 0
+    for lang_ids in (torch.tensor([2, 0, 1]), torch.tensor([1, 1, 1])):
+        real = mask.bool()
+        assert_close(traced(ids, mask, lang_ids)[real], whole(ids, mask, lang_ids)[real], atol=1e-5, rtol=0)
 
 
 def test_multiple_choice_takes_one_language_a_question():

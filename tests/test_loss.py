@@ -49,6 +49,16 @@ def test_what_the_vectors_of_all_pieces_share_cancels_in_bfloat16():
     assert (found - exact).norm() < 0.02 * exact.norm()
 
 
+def test_the_loss_of_a_model_in_float64_is_in_float64():
+    model = tiny_model().double()
+    loss = model(**tiny_batch(), lang_ids="de_DE").loss
+    expected = torch.nn.functional.cross_entropy(
+        model(tiny_batch()["input_ids"], lang_ids="de_DE").logits.flatten(0, 1), tiny_batch()["labels"].flatten()
+    )
+    assert loss.dtype == torch.float64
+    torch.testing.assert_close(loss, expected, atol=1e-12, rtol=0)
+
+
 def test_rare_pieces_have_their_gradient_under_float16_and_its_scaler():
     """Probabilities of 1e-6, whose mean gradients float16 rounds to zero unless the scaler's factor is in them."""
     generator = torch.Generator().manual_seed(0)

@@ -225,10 +225,24 @@ def test_padding_is_not_computed_and_its_states_are_zero():
     )
     short = model.roberta(ids, lang_ids=lang_ids, attention_mask=mask).last_hidden_state
     whole = model.roberta.encode(ids, lang_ids, attention_mask=mask, skip_padding=False).states
-    assert seen == [21, 48]
+    assert seen == [22, 48]
+    mask[2, 0] = 1  # the first of every row, which heads read
     torch.testing.assert_close(short, whole * mask[..., None], atol=1e-6, rtol=0)
     asked = model.roberta(ids, lang_ids=lang_ids, attention_mask=mask, output_hidden_states=True)
     assert asked.last_hidden_state[0, -1].any()  # all states were asked for
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_who_attends_to_nothing_gets_nothing_from_every_backend(dtype):
+    model, ids = tiny_model().roberta, tiny_batch(rows=3)["input_ids"]
+    mask = torch.ones(3, 1, 12, 12, dtype=torch.bool).tril()
+    mask[1, :, :4], mask[2, :, 5] = False, False
+    expected = model(ids, lang_ids="de_DE", attention_mask=mask)  # by torch's kernel
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        written_out = model(ids, lang_ids="de_DE", attention_mask=mask, output_attentions=True)
+    close = {"atol": 1e-6, "rtol": 0} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.1}
+    torch.testing.assert_close(written_out.last_hidden_state, expected.last_hidden_state, **close)
+    assert not written_out.attentions[0][1, :, :4].any() and not written_out.attentions[1][2, :, 5].any()
 
 
 @pytest.mark.parametrize("head", [XmodForMaskedLM, XmodForCausalLM])

@@ -6,8 +6,11 @@ Known differences, all of them on purpose (``test_known_differences...`` here, u
 - ``labels`` alone give a loss without logits here (``full_logits=True`` gives both), in float32 whatever the model's type is;
   this loss is differentiated once: a second ``backward`` or a second order is an error here;
 - ``labels`` that predict nothing are an error here, a loss of nan there;
-- states at padding are zero here where there is much of it, and are not computed; but for question answering, whose softmax is
-  over padding too;
+- states at padding are zero here where there is much of it, and are not computed, but for those that heads and labels read;
+- ``past_key_values`` given to a model that is no decoder are an error here, read there;
+- what may attend to nothing, as padding on the left of a causal model, gets nothing here, there the mean of all, padding and
+  future included, by eager attention alone (``test_who_attends_to_nothing...`` in test_model);
+- labels of a regression have the shape of the logits here, what broadcasts there;
 - ``generate`` counts positions as the forward pass does here, from zero there, and its length is checked before it starts;
 - ``XmodForCausalLM`` with ``is_decoder=False``, and ``XmodForMaskedLM`` with ``True``, are errors here, warnings there; so are heads on
   the first token of a causal model, which are nothing there;
@@ -29,6 +32,7 @@ from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.text.batches import Layout
 
 B, S, C, PIECES = 4, 9, 3, 50
+ROWS = ("full", "padded", "left", "packed")  # left: padded on the left
 HEADS = ["Model", "ForMaskedLM", "ForCausalLM", "ForSequenceClassification", "ForMultipleChoice",
          "ForTokenClassification", "ForQuestionAnswering"]  # fmt: skip
 FLAGS = ["pre_norm", "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter"]
@@ -65,8 +69,8 @@ def pair(head: str, folder, **changes):
 
 
 def batch(head: str, languages: torch.Tensor, rows_are: str) -> tuple[dict, dict]:
-    """Inputs, and labels as the head wants them. ``rows_are`` full, padded, or packed as batches of training are."""
-    assert rows_are in ("full", "padded", "packed")
+    """Inputs, and labels as the head wants them. ``rows_are`` of ROWS; packed as batches of training are."""
+    assert rows_are in ROWS
     generator = torch.Generator().manual_seed(1)
     draw = lambda high, *shape: torch.randint(0, high, shape, generator=generator)  # noqa: E731
     rows = (B, C) if head == "ForMultipleChoice" else (B,)
@@ -74,11 +78,12 @@ def batch(head: str, languages: torch.Tensor, rows_are: str) -> tuple[dict, dict
     inputs = {"input_ids": ids, "lang_ids": languages}
     if head == "ForMultipleChoice" and languages.dim() == 2:
         inputs["lang_ids"] = languages[:, None].expand(B, C, S)
-    if rows_are == "padded":
+    if rows_are in ("padded", "left"):
         inputs["attention_mask"] = torch.ones_like(ids)
         for row, length in ((1, 4), (2, 6)):  # much padding, so that it is left out
-            inputs["attention_mask"][row, ..., length:] = 0
-            ids[row, ..., length:] = 1
+            empty = slice(length, None) if rows_are == "padded" else slice(0, S - length)
+            inputs["attention_mask"][row, ..., empty] = 0
+            ids[row, ..., empty] = 1
     if rows_are == "packed":  # two passages in every row: neither attends to the other, each has its own positions
         ids[..., 4] = 2
         layout = Layout("document", pad_id=1, eos_id=2, causal=head == "ForCausalLM")
@@ -162,7 +167,7 @@ def assert_same(ours, theirs, head: str, languages: torch.Tensor, rows_are: str,
 def test_outputs_and_gradients_are_those_of_transformers(tmp_path, head, flags):
     ours, theirs = pair(head, tmp_path, **flags)
     for languages in LANGUAGES.values():
-        for rows_are in ("full", "padded", "packed"):
+        for rows_are in ROWS:
             assert_same(ours, theirs, head, languages, rows_are)
     theirs.save_pretrained(tmp_path / "theirs")
     again, info = type(ours).from_pretrained(tmp_path / "theirs", output_loading_info=True)
@@ -174,11 +179,12 @@ def test_outputs_and_gradients_are_those_of_transformers(tmp_path, head, flags):
 @pytest.mark.parametrize("head", HEADS)
 def test_eager_attention_too(tmp_path, head, flags):
     """Which trains on CPUs, in 16 bits and with dropout."""
+    rows = [r for r in ROWS if (head, r) != ("ForCausalLM", "left")]  # which reads what attends to nothing, see above
     ours, theirs = pair(head, tmp_path, **flags)
     for model in (ours, theirs):
         model.set_attn_implementation("eager")
     for languages in LANGUAGES.values():
-        for rows_are in ("full", "padded", "packed"):
+        for rows_are in rows:
             assert_same(ours, theirs, head, languages, rows_are)
 
 
@@ -239,7 +245,7 @@ def test_cross_attention(tmp_path, flags):
     more = {"encoder_hidden_states": source, "encoder_attention_mask": mask}
     real = inputs["attention_mask"].bool()
     for languages in LANGUAGES.values():
-        for rows_are in ("full", "padded", "packed"):
+        for rows_are in ROWS:
             assert_same(ours, theirs, "ForCausalLM", languages, rows_are, more=more)
     for model in (ours, theirs):
         model.set_attn_implementation("eager")
@@ -261,6 +267,75 @@ def test_cross_attention(tmp_path, flags):
     assert not torch.equal(grown, other)
     with pytest.raises(UserError, match="add_cross_attention=True"):
         pair("ForCausalLM", tmp_path)[0](**inputs, **more)
+
+
+@pytest.mark.parametrize("head", ["ForTokenClassification", "ForCausalLM", "ForMaskedLM"])
+@pytest.mark.parametrize("rows_are", ["padded", "left"])
+def test_labels_at_padding_count_as_there(tmp_path, head, rows_are):
+    ours, theirs = pair(head, tmp_path)
+    inputs, _ = batch(head, LANGUAGES["mixed"], rows_are)
+    labels = inputs["input_ids"] % 2 if head == "ForTokenClassification" else inputs["input_ids"]
+    expected = theirs(**inputs, labels=labels).loss
+    for more in ({},) if head == "ForTokenClassification" else ({}, {"full_logits": True}):
+        assert_close(ours(**inputs, labels=labels, **more).loss, expected, atol=1e-5, rtol=0)
+
+
+def test_a_given_cache_is_read_whatever_is_to_be_returned(tmp_path):
+    ours, theirs = pair("ForCausalLM", tmp_path)
+    ids, lang_ids = torch.randint(5, 50, (2, 9), generator=torch.Generator().manual_seed(0)), torch.tensor([1, 0])
+    for more in ({}, {"use_cache": False}, {"labels": ids[:, 6:], "full_logits": True}, {"labels": ids[:, 6:]}):
+        a, b = (model(ids[:, :6], lang_ids=lang_ids).past_key_values for model in (ours, theirs))
+        found = ours(ids[:, 6:], lang_ids=lang_ids, past_key_values=a, **more)
+        expected = theirs(
+            ids[:, 6:], lang_ids=lang_ids, past_key_values=b, **{k: v for k, v in more.items() if k != "full_logits"}
+        )
+        if found.logits is not None:
+            assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
+        if "labels" in more:
+            assert_close(found.loss, expected.loss, atol=1e-5, rtol=0)
+        if more == {"use_cache": False}:
+            assert found.past_key_values is None and expected.past_key_values is None
+    ours.train().activation_checkpointing_enable()
+    with pytest.raises(UserError, match="past_key_values.*without checkpointing"):
+        ours(ids, lang_ids=lang_ids, past_key_values=a)
+    with pytest.raises(UserError, match="past_key_values.*is_decoder=True"):
+        xmod_lab.model.XmodModel(tiny_config()).encode(ids, lang_ids, past_key_values=a)
+
+
+def test_positions_and_segments_may_be_one_row_for_all(tmp_path):
+    """As many rows as positions, in another order than their languages'."""
+    ours, theirs = pair("Model", tmp_path, type_vocab_size=2)
+    ids, lang_ids = torch.randint(5, 50, (4, 4), generator=torch.Generator().manual_seed(0)), torch.tensor([2, 0, 1, 0])
+    more = {"position_ids": torch.arange(2, 6), "token_type_ids": torch.tensor([0, 1, 1, 0])}
+    a, b = (model(ids, lang_ids=lang_ids, **more).last_hidden_state for model in (ours, theirs))
+    assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_a_model_without_layers(tmp_path):
+    ours, theirs = pair("ForMaskedLM", tmp_path, num_hidden_layers=0)
+    inputs, labels = batch("ForMaskedLM", LANGUAGES["mixed"], "full")
+    assert_close(ours(**inputs, **labels).loss, theirs(**inputs, **labels).loss, atol=1e-5, rtol=0)
+
+
+def test_a_loss_over_several_batches_of_a_step(tmp_path):
+    """As the Trainer of transformers asks for it."""
+    ours, theirs = pair("ForCausalLM", tmp_path)
+    inputs, labels = batch("ForCausalLM", LANGUAGES["mixed"], "padded")
+    assert ours.accepts_loss_kwargs
+    for more in ({}, {"full_logits": True}):
+        found = ours(**inputs, **labels, num_items_in_batch=torch.tensor(40), **more).loss
+        assert_close(found, theirs(**inputs, **labels, num_items_in_batch=torch.tensor(40)).loss, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_configuration_of_transformers_makes_our_model(tmp_path, head):
+    ours, theirs = pair(head, tmp_path)
+    made = type(ours)(theirs.config)
+    assert type(made.config) is xmod_lab.model.XmodConfig and made.state_dict().keys() == ours.state_dict().keys()
+    read = type(ours).from_pretrained(tmp_path, config=theirs.config, attn_implementation="eager")
+    assert tensor_digests(read) == tensor_digests(ours) and read.config._attn_implementation == "eager"
+    with pytest.raises(UserError, match="BertConfig; allowed is an XmodConfig"):
+        xmod_lab.model.XmodModel(transformers.BertConfig())
 
 
 def test_known_differences_of_losses_and_arguments(tmp_path):

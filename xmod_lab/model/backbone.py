@@ -14,7 +14,7 @@ from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import Matrices, XmodEmbeddings
 from xmod_lab.model.encoder import Surroundings, Trace, XmodEncoder
-from xmod_lab.model.routing import Languages, Places, Route, plan_route, to_ids
+from xmod_lab.model.routing import Languages, Places, Route, check_labels, plan_route, to_ids
 
 # B batch rows, S sequence, T sequence of an encoder, D model
 
@@ -45,9 +45,9 @@ class XmodModel(XmodPreTrainedModel):
 
     def __init__(self, config: XmodConfig, add_pooling_layer: bool = True):
         super().__init__(config)
-        self.embeddings = XmodEmbeddings(config)
-        self.encoder = XmodEncoder(config)
-        self.pooler = XmodPooler(config) if add_pooling_layer else None
+        self.embeddings = XmodEmbeddings(self.config)
+        self.encoder = XmodEncoder(self.config)
+        self.pooler = XmodPooler(self.config) if add_pooling_layer else None
         self.compiled = False
         self.post_init()
 
@@ -76,6 +76,11 @@ class XmodModel(XmodPreTrainedModel):
         Raises:
             UserError: no language, a wrong shape or dtype. UnknownLanguageError: a code or number the model lacks.
         """
+        slots = self.encoder.slots
+        if slots is not None and slots != list(self.config.languages):
+            raise UserError(f"the configuration has the languages {list(self.config.languages)}, the model the slots {slots}; "
+                            "they change by add_language() and remove_language() alone, and each model needs a configuration "
+                            "of its own: copy.deepcopy(config)")  # fmt: skip
         if lang_ids is None:
             default = self.config.default_language
             if default is None:
@@ -84,11 +89,21 @@ class XmodModel(XmodPreTrainedModel):
                 )
             return Route((self.config.slot(default),), (rows,))
         lang_ids = to_ids(lang_ids, self.config, rows)
-        if torch.compiler.is_exporting():  # a runtime would count negative numbers from the end
-            return Route((), (), exported=torch.where(lang_ids < 0, len(self.config.languages), lang_ids))
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            return self._exported(lang_ids)
         return plan_route(
             lang_ids, rows=rows, length=length, languages=list(self.config.languages), keep_order=keep_order
         )
+
+    def _exported(self, lang_ids: Tensor) -> Route:
+        """Of a model whose graph is being written down: it must hold for all languages."""
+        if lang_ids.dim() != 1 or self.config.vocabularies:
+            raise UserError(f"lang_ids has shape {tuple(lang_ids.shape)}, vocabularies of their own: "
+                            f"{list(self.config.vocabularies or [])}; a model is exported with lang_ids of shape (rows,), one a "
+                            "sequence, and the base's vocabulary alone")  # fmt: skip
+        return Route(
+            (), (), exported=torch.where(lang_ids < 0, len(self.config.languages), lang_ids)
+        )  # -1 is not the last
 
     def encode(
         self,
@@ -107,23 +122,28 @@ class XmodModel(XmodPreTrainedModel):
         output_attentions: bool | None = None,
         labels: Tensor | None = None,
         skip_padding: bool = True,
+        read: Tensor | None = None,
         matrices: Matrices | None = None,
     ) -> Encoded:
         """What :meth:`forward` returns, before it is brought back into the caller's order; the same arguments.
 
         ``labels`` (B, S): the caller needs states at the labelled positions alone; where these are few, the last layer is
-        spared the others. ``skip_padding``: states at padding are zero, and not computed where there is much of it.
-        ``matrices``: as in :meth:`XmodEmbeddings.forward`.
+        spared the others. ``skip_padding``: states at padding are zero, and not computed, where there is much of it; but for
+        the first of each row, and what is true in ``read`` (B, S). ``matrices``: as in :meth:`XmodEmbeddings.forward`.
         """
         rows, length = shape_of(input_ids, inputs_embeds, ("rows", "sequence"))
-        cache = self._cache(past_key_values, use_cache, crosses=encoder_hidden_states is not None)
+        if read is not None:
+            check_labels(read, (rows, length))
+        wanted = self._wants_cache(use_cache)
+        cache = self._cache(past_key_values, wanted, crosses=encoder_hidden_states is not None)
         past = 0 if cache is None else cache.get_seq_length()
+        attention_mask = check_mask(attention_mask, rows, None if self.config.is_decoder else length)
         route = self.plan(lang_ids, rows, length, keep_order=cache is not None)
         x = self.embeddings(
             route.enter(input_ids),
             route,
-            token_type_ids=route.enter(token_type_ids),
-            position_ids=route.enter(position_ids),
+            token_type_ids=route.enter(_of_rows(token_type_ids)),
+            position_ids=route.enter(_of_rows(position_ids)),
             inputs_embeds=route.enter(inputs_embeds),
             past=past,
             matrices=matrices,
@@ -134,13 +154,15 @@ class XmodModel(XmodPreTrainedModel):
         self._check_backend(attention_mask, attentions)
         mask, source = route.enter(attention_mask), route.enter(encoder_hidden_states)
         whole = trace is not None or source is not None or cache is not None or self.compiled or route.per_token
-        whole = whole or route.exported is not None
+        whole = whole or route.exported is not None or torch.jit.is_tracing() or not self.encoder.layer
         around = Surroundings(
             self._mask(x, mask, cache),
             cache,
             *self._source(x, source, route.enter(encoder_attention_mask)),
             want_weights=attentions,
-            real=_real(mask, rows, length) if skip_padding and labels is None and not whole else None,
+            real=_real(mask, route.enter(read), rows, length)
+            if skip_padding and labels is None and not whole
+            else None,
         )
         predicted = None if labels is None or whole else _predicted(Places.labelled(labels, route, x.shape[:2]))
         way = self.encoder.grouped(route, length, x.device) if self.compiled else route
@@ -150,7 +172,7 @@ class XmodModel(XmodPreTrainedModel):
         if trace is not None:
             extras = {"hidden_states": left(trace.states, states), "attentions": left(trace.attentions, attentions)}
         crossed = left(trace.crossed, attentions) if trace is not None and around.source is not None else None
-        return Encoded(x, route, extras, crossed, cache, predicted)
+        return Encoded(x, route, extras, crossed, cache if wanted else None, predicted)
 
     def _wanted(self, asked: bool | None, name: str) -> bool:
         return getattr(self.config, name) if asked is None else asked
@@ -164,13 +186,24 @@ class XmodModel(XmodPreTrainedModel):
                             "keeps no weights; call set_attn_implementation('sdpa'). Of training rows, task or data, "
                             "data.attention=row needs no ready-made mask")  # fmt: skip
 
-    def _cache(self, given: Cache | None, use_cache: bool | None, *, crosses: bool) -> Cache | None:
-        """The key-value cache of a decoder: the given one, or a new one when it is to be used."""
-        wanted = self.config.use_cache if use_cache is None else use_cache
-        if not self.config.is_decoder or not wanted or (self.training and self.is_gradient_checkpointing):
-            return None
+    def _wants_cache(self, asked: bool | None) -> bool:
+        wanted = self.config.use_cache if asked is None else asked
+        return self.config.is_decoder and wanted and not self._recomputes()
+
+    def _recomputes(self) -> bool:
+        """Layers are computed again on the way back: gradient checkpointing."""
+        return self.training and any(layer.gradient_checkpointing for layer in self.encoder.layer)
+
+    def _cache(self, given: Cache | None, wanted: bool, *, crosses: bool) -> Cache | None:
+        """The key-value cache of a decoder: the given one, or a new one when it is wanted."""
         if given is not None:
+            if not self.config.is_decoder or self._recomputes():
+                raise UserError("past_key_values are given, but the model is no decoder, or computes its layers twice "
+                                "(gradient checkpointing in training); allowed are they with is_decoder=True and without "
+                                "checkpointing")  # fmt: skip
             return given
+        if not wanted:
+            return None
         new = DynamicCache(config=self.config)
         return EncoderDecoderCache(new, DynamicCache(config=self.config)) if crosses else new
 
@@ -260,12 +293,31 @@ def shape_of(input_ids: Tensor | None, inputs_embeds: Tensor | None, sizes: tupl
     return list(given.shape[: len(sizes)])
 
 
-def _real(mask: Tensor | None, rows: int, length: int) -> Places | None:
-    """The tokens that are no padding, where these are nine tenths of all or less; of a mask (B, S) alone."""
+def check_mask(mask: Tensor | None, rows: int, length: int | None) -> Tensor | None:
+    """``mask``, integers of a ready one as booleans. Raises UserError for another shape than (rows, ``length``), where that
+    is known, or a ready (rows or 1, heads or 1, queries, keys)."""
+    if not isinstance(mask, Tensor):
+        return mask
+    flat = mask.dim() == 2 and mask.shape[0] == rows and length in (None, mask.shape[1])
+    if not flat and (mask.dim() != 4 or mask.shape[0] not in (1, rows)):
+        raise UserError(f"attention_mask has shape {tuple(mask.shape)}; allowed are ({rows}, {length or 'cached and new'}), one a "
+                        f"token, and a ready mask ({rows}, 1, queries, keys)")  # fmt: skip
+    return mask if flat or mask.is_floating_point() else mask.bool()
+
+
+def _of_rows(numbers: Tensor | None) -> Tensor | None:
+    """(S,) for all rows alike -> (1, S)."""
+    return numbers[None] if numbers is not None and numbers.dim() == 1 else numbers
+
+
+def _real(mask: Tensor | None, read: Tensor | None, rows: int, length: int) -> Places | None:
+    """The tokens that are no padding, the first of each row and those that are ``read``, where these are nine tenths of all
+    or less; of a mask (B, S) alone."""
     if mask is None or mask.shape != (rows, length) or torch.compiler.is_compiling():
         return None
-    real = Places.where(mask.bool())
-    return real if 0 < real.share <= 0.9 else None
+    kept = mask.bool() | (torch.arange(length, device=mask.device) == 0)
+    real = Places.where(kept if read is None else kept | read)
+    return real if real.share <= 0.9 else None
 
 
 def _predicted(labelled: Places) -> Places | None:

@@ -8,15 +8,26 @@ from huggingface_hub import CommitInfo, HfApi
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import XmodConfig as ReferenceConfig
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 from transformers.utils.hub import cached_file
 
 from xmod_lab.codes import clashing
 from xmod_lab.errors import UnknownLanguageError, UserError
-from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.configuration import XmodConfig, as_ours
 from xmod_lab.model.embeddings import Vocabulary
 from xmod_lab.model.encoder import XmodLayer
-from xmod_lab.model.slots import NEAREST, SLOT_INITS, allocate_slot, code_fault, donors_of, fill_slot, random_value
+from xmod_lab.model.slots import (
+    NEAREST,
+    SLOT_INITS,
+    allocate_slot,
+    code_fault,
+    donors_of,
+    fill_slot,
+    random_value,
+    slot_fault,
+)
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "subfolder")
 VOCABULARY_FILE = "vocabulary.safetensors"  # under languages/<code>/ of a saved model, beside its tokenizer
@@ -37,6 +48,13 @@ class XmodPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_attention_backend = True
     _keys_to_ignore_on_load_missing = [r"\.vocabularies\."]
+
+    def __init__(self, config: ReferenceConfig, *args, **kwargs):
+        """``config``: also one of transformers' own. Raises UserError for values that make no model, all at once."""
+        config = as_ours(config)
+        if faults := _faults(config):
+            raise UserError("the configuration cannot be used:\n  " + "\n  ".join(faults))
+        super().__init__(config, *args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -84,6 +102,10 @@ class XmodPreTrainedModel(PreTrainedModel):
         fault = code_fault(code)
         if fault:
             raise UserError(fault)
+        if pieces is not None and pieces <= self.config.pad_token_id:
+            raise UserError(
+                f"pieces is {pieces}; allowed are numbers above {self.config.pad_token_id}, that of the padding"
+            )
         if there := clashing(code, [*self.languages, *self.config.languages]):
             raise UserError(f"language '{code}' exists in this model already as '{there[0]}' ({', '.join(self.languages)}); "
                             "choose a code with another region or script, or a base without it")  # fmt: skip
@@ -255,6 +277,27 @@ def sort_modules(modules: nn.ModuleDict, names: list[str]) -> None:
     found = dict(modules.items())
     modules.clear()
     modules.update((name, found[name]) for name in names)
+
+
+def _faults(config: XmodConfig) -> list[str]:
+    codes, heads, factor = list(config.languages), config.num_attention_heads, config.adapter_reduction_factor
+    faults = [fault for fault in map(slot_fault, codes) if fault]
+    if not codes or len(set(codes)) < len(codes):
+        faults.append(f"languages are {codes}; allowed are one or more, each once")
+    if heads < 1 or config.hidden_size % heads:
+        faults.append(
+            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}; allowed are its divisors"
+        )
+    if not 0 < factor <= config.hidden_size:
+        faults.append(
+            f"adapter_reduction_factor is {factor}; allowed are numbers above 0 up to hidden_size {config.hidden_size}"
+        )
+    if isinstance(config.hidden_act, str) and config.hidden_act not in ACT2FN:
+        faults.append(f"hidden_act is '{config.hidden_act}'; allowed are {', '.join(ACT2FN)}")
+    strangers = sorted({*(config.vocabularies or {})} - {*codes} | {*(config.aliases or {}).values()} - {*codes})
+    if strangers:
+        faults.append(f"vocabularies or aliases name {', '.join(strangers)}; allowed are languages: {', '.join(codes)}")
+    return faults
 
 
 def _check_slot_init(init: str, config: XmodConfig) -> None:

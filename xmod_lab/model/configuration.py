@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import XmodConfig as ReferenceConfig
 
 from xmod_lab.codes import meaning, resolve
-from xmod_lab.errors import UnknownLanguageError
+from xmod_lab.errors import UnknownLanguageError, UserError
 
 OURS = ("vocabularies", "aliases", "added")
 
@@ -59,3 +59,14 @@ class XmodConfig(ReferenceConfig):
             sharing.setdefault(slot, []).append(code)
         own = {slot for slot in self.languages if slot not in sharing or meaning(slot)}
         return [code for slot in self.languages for code in ([slot] if slot in own else []) + sharing.get(slot, [])]
+
+
+def as_ours(config: ReferenceConfig) -> XmodConfig:
+    """``config`` itself, or one of transformers as ours. Raises UserError for that of another model."""
+    if isinstance(config, XmodConfig):
+        return config
+    if not isinstance(config, ReferenceConfig):
+        raise UserError(f"the configuration is a {type(config).__name__}; allowed is an XmodConfig")
+    ours = XmodConfig.from_dict(config.to_dict())
+    ours._attn_implementation = config._attn_implementation  # which is not in the dict
+    return ours

@@ -172,8 +172,14 @@ class XmodEmbeddings(nn.Module):
 def _passes_gradients(table: nn.Embedding) -> bool:
     """Whether ``_TiedLookup`` can stand for a call of ``table``: on a CPU (on a GPU the addition in place would not be
     deterministic), where there is a gradient, and nobody changes the call or listens to it."""
-    hooks = (table._forward_hooks, table._forward_pre_hooks, table._backward_hooks, table._backward_pre_hooks)
-    watched = any(hooks) or nn.modules.module._has_any_global_hook() or "forward" in vars(table)
-    plain = type(table) is nn.Embedding and not (table.max_norm or table.sparse or table.scale_grad_by_freq)
+    plain = as_made(table, nn.Embedding) and not (table.max_norm or table.sparse or table.scale_grad_by_freq)
     moves = torch.is_grad_enabled() and table.weight.requires_grad and table.weight.device.type == "cpu"
-    return plain and moves and not watched and not torch.compiler.is_compiling()
+    return plain and moves and not torch.compiler.is_compiling()
+
+
+def as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether arithmetic on the weights of ``module`` can stand for a call of it: it is torch's ``kind``, unwrapped, and nobody
+    changes the call or listens to it."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    watched = any(hooks) or nn.modules.module._has_any_global_hook() or "forward" in vars(module)
+    return type(module) is kind and not watched

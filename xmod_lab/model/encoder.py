@@ -64,7 +64,12 @@ def eager_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Te
         mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    weights = dropout(scores.softmax(-1), kwargs["dropout"], module.training)
+    weights = scores.softmax(-1)
+    if mask is not None and mask.dtype == torch.bool:  # who may attend to nothing gets nothing, as from torch's kernels
+        some = mask.any(-1, keepdim=True)
+        if torch.compiler.is_compiling() or not some.all():
+            weights = weights.masked_fill(~some, 0.0)
+    weights = dropout(weights, kwargs["dropout"], module.training)
     return (weights @ v).transpose(1, 2), weights
 
 
@@ -74,11 +79,6 @@ class XmodSelfAttention(nn.Module):
 
     def __init__(self, config: XmodConfig, number: int, *, crosses: bool):
         super().__init__()
-        if config.hidden_size % config.num_attention_heads:
-            raise UserError(
-                f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
-                f"{config.num_attention_heads}; allowed are its divisors"
-            )
         self.config, self.number, self.crosses = config, number, crosses
         self.is_causal = config.is_decoder and not crosses
         self.head_dim = config.hidden_size // config.num_attention_heads
@@ -221,6 +221,11 @@ class XmodEncoder(nn.Module):
         super().__init__()
         self.layer = nn.ModuleList(XmodLayer(config, number) for number in range(config.num_hidden_layers))
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_norm else None
+
+    @property
+    def slots(self) -> list[str] | None:
+        """Codes of the slots that there are, in their order; without layers, there is none to tell."""
+        return list(self.layer[0].output.adapter_modules) if len(self.layer) else None
 
     def forward(
         self,

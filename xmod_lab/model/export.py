@@ -58,6 +58,7 @@ def export_onnx(model: XmodPreTrainedModel, path: Path) -> None:
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=model.config.max_position_embeddings - 2)
     free = {0: batch, 1: torch.export.Dim("choices"), 2: length} if choices else {0: batch, 1: length}
     lang_ids = torch.arange(3) % len(model.config.languages)
+    training = model.training
     torch.onnx.export(
         _Positional(model).eval(),
         (ids, torch.ones_like(ids), lang_ids),
@@ -68,3 +69,4 @@ def export_onnx(model: XmodPreTrainedModel, path: Path) -> None:
         dynamo=True,
         verbose=False,
     )
+    model.train(training)

@@ -12,7 +12,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.model.backbone import Encoded, XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.embeddings import Matrices
+from xmod_lab.model.embeddings import Matrices, as_made
 from xmod_lab.model.loss import chunked_cross_entropy
 from xmod_lab.model.routing import IGNORE, Languages, Places, to_ids
 
@@ -48,8 +48,8 @@ class XmodLanguageModel(XmodPreTrainedModel):
 
     def __init__(self, config: XmodConfig):
         super().__init__(config)
-        self.roberta = XmodModel(config, add_pooling_layer=False)
-        self.lm_head = XmodLMHead(config)
+        self.roberta = XmodModel(self.config, add_pooling_layer=False)
+        self.lm_head = XmodLMHead(self.config)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:
@@ -57,8 +57,9 @@ class XmodLanguageModel(XmodPreTrainedModel):
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head.decoder = value
-        if value.bias is not None:  # the tied one follows a change of size
-            self.lm_head.bias = value.bias
+        if value.bias is not None:  # it follows a change of size: tied, or, untied, as the memory that nobody reads
+            tied = self.config.tie_word_embeddings
+            self.lm_head.bias = value.bias if tied else nn.Parameter(value.bias.detach().clone())
 
     def output_matrix(self, table: nn.Embedding) -> tuple[Tensor, Tensor]:
         """The output matrix (V, D), tied to ``table``, and its bias (V,)."""
@@ -72,12 +73,20 @@ class XmodLanguageModel(XmodPreTrainedModel):
         whose vocabulary is smaller has -inf where it has no piece: probability zero."""
         tables = self.roberta.embeddings.tables(out.route)
         if len(tables) == 1:
-            return linear(self.lm_head.transform(out.states[:, positions]), *self.output_matrix(tables[0][0]))
+            return self._over(tables[0][0], self.lm_head.transform(out.states[:, positions]))
         states = self.lm_head.transform(out.x[:, positions]).split([size for _, size in tables])
-        parts = [linear(x, *self.output_matrix(table)) for x, (table, _) in zip(states, tables, strict=True)]
+        parts = [self._over(table, x) for x, (table, _) in zip(states, tables, strict=True)]
         pieces = max(part.shape[-1] for part in parts)
         parts = [pad(part, (0, pieces - part.shape[-1]), value=-torch.inf) for part in parts]
         return out.route.leave(torch.cat(parts))
+
+    def _calls(self, table: nn.Embedding) -> bool:
+        """Whether logits over ``table`` come from a call of the head's decoder: it was wrapped, say, for LoRA."""
+        return table is self.get_input_embeddings() and not as_made(self.lm_head.decoder, nn.Linear)
+
+    def _over(self, table: nn.Embedding, x: Tensor) -> Tensor:
+        """Logits (..., V) of states (..., D) that the head has transformed."""
+        return self.lm_head.decoder(x) if self._calls(table) else linear(x, *self.output_matrix(table))
 
     def labelled_loss(self, out: Encoded, labels: Tensor, matrices: Matrices) -> Tensor:
         """Mean cross-entropy at the labelled positions, nats, float32; ``labels`` (B, S) in the caller's order,
@@ -96,7 +105,9 @@ class XmodLanguageModel(XmodPreTrainedModel):
         counts = [int(part.sum()) for part in torch.tensor(places.counts).split(sizes)]
         total = out.x.new_zeros((), dtype=torch.float32)
         for (table, _), part, target in zip(tables, states.split(counts), targets.split(counts), strict=True):
-            if len(part):
+            if len(part) and self._calls(table):
+                total = total + cross_entropy(self._over(table, part).float(), target, reduction="sum") / len(states)
+            elif len(part):
                 matrix, bias = self.output_matrix(table)
                 if matrix is table.weight:
                     matrix = matrices.get(table, matrix)
@@ -160,6 +171,7 @@ class XmodForMaskedLM(XmodLanguageModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             labels=None if full_logits else labels,
+            read=None if labels is None else labels != IGNORE,
             matrices=matrices,
         )
         logits, loss = None, None
@@ -178,6 +190,8 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
     Raises:
         UserError: the configuration has ``is_decoder=False``, with which every piece would see the next one.
     """
+
+    accepts_loss_kwargs = True  # for transformers' Trainer: num_items_in_batch
 
     def __init__(self, config: XmodConfig):
         if not config.is_decoder:
@@ -201,6 +215,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         full_logits: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> CausalLMOutputWithCrossAttentions:
@@ -210,10 +225,15 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             labels: (B, S) int64, the pieces themselves (they are shifted here), -100 where nothing is predicted.
             logits_to_keep: the last so many positions (0: all), or their indices.
             full_logits: as in :meth:`XmodForMaskedLM.forward`.
+            num_items_in_batch: what the sum over labelled pieces is divided by, where a step has several batches; as in
+                transformers, whose Trainer gives it. Default: their number here.
         Returns:
             ``loss``: mean negative log-likelihood of the labelled pieces, nats, in float32.
         """
-        matrices: Matrices | None = None if labels is None else {}
+        matrices: Matrices | None = None if full_logits or labels is None else {}
+        after = None
+        if labels is not None:
+            after = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORE)], dim=1)
         out = self.roberta.encode(
             input_ids,
             lang_ids,
@@ -227,15 +247,21 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             use_cache=False if labels is not None else use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            read=None if after is None else after != IGNORE,
             matrices=matrices,
         )
         logits, loss = None, None
-        if labels is not None:
-            after = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORE)], dim=1)
+        last = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
+        if matrices is not None:
             loss = self.labelled_loss(out, after, matrices)
-        if full_logits or labels is None:
-            last = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
+        elif labels is not None:
+            whole = self.logits(out)
+            loss = cross_entropy(whole.flatten(0, -2).float(), after.flatten(), ignore_index=IGNORE)
+            logits = whole[:, last]
+        else:
             logits = self.logits(out, last)
+        if loss is not None and num_items_in_batch is not None:
+            loss = loss * (after != IGNORE).sum() / num_items_in_batch
         return CausalLMOutputWithCrossAttentions(
             loss=loss, logits=logits, past_key_values=out.cache, cross_attentions=out.crossed, **out.extras
         )
@@ -244,7 +270,11 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         """As in transformers; ``lang_ids`` as in :meth:`forward`, one language a sequence."""
         if lang_ids is not None:
             given = inputs if inputs is not None else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
-            kwargs["lang_ids"] = to_ids(lang_ids, self.config, 1 if given is None else len(given))
+            rows = 1 if given is None else len(given)
+            kwargs["lang_ids"] = to_ids(lang_ids, self.config, rows)
+            if kwargs["lang_ids"].shape != (rows,):
+                raise UserError(f"lang_ids has shape {tuple(kwargs['lang_ids'].shape)}; what is generated has one language a "
+                                f"sequence: ({rows},)")  # fmt: skip
         return super().generate(inputs, *args, **kwargs)
 
     def _validate_generated_length(self, generation_config: GenerationConfig, input_ids_length: int, *args) -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from xmod_lab.errors import UserError
 from xmod_lab.model.precision import product_type
 
 # M labelled positions, D model, V vocabulary
@@ -45,15 +46,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             room = 2.0**14 / largest.float().clamp(min=1.0)
             share, ctx.rest = 1.0, 1 / (divisor * room)
         x_low, weight_low = x.to(dtype), weight.to(dtype)
-        total = x.new_zeros((), dtype=torch.float32)
+        exact = torch.promote_types(dtype, torch.float32)
+        total = x.new_zeros((), dtype=exact)
         grad_x = torch.empty_like(x_low) if needs_x else None
-        grad_weight, grad_bias = None, torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        grad_weight, grad_bias = None, torch.zeros_like(bias, dtype=exact) if needs_bias else None
         for start in range(0, len(labels), chunk):
             part, label = x_low[start : start + chunk], labels[start : start + chunk, None]
             logits = _logits(part, weight_low)  # (chunk, V)
             step = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else chunk
             for block, answer in zip(logits.split(step), label.split(step), strict=True):
-                scores = block.float().add_(bias)
+                scores = block.to(exact).add_(bias)
                 probs = scores.softmax(1)
                 total += _negative_logs(scores, probs, answer).sum()
                 if not any(ctx.needs_input_grad):
@@ -98,7 +100,12 @@ def chunked_cross_entropy(
 
     Args:
         x: (M, D) states; weight: (V, D) output matrix; bias: (V,); labels: (M,) int64 in [0, V).
+    Raises:
+        UserError: other labels. (A GPU stops with an assertion of its own instead.)
     """
+    if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < len(weight):
+        raise UserError(f"labels go from {int(labels.min())} to {int(labels.max())}; allowed are pieces of the row's vocabulary, 0 "
+                        f"to {len(weight) - 1}, and -100 where nothing is to be predicted")  # fmt: skip
     dtype = product_type(weight)
     with torch.autocast(x.device.type, enabled=False):
         return _ChunkedCrossEntropy.apply(x, weight, bias, labels, chunk, divisor, dtype)

@@ -69,9 +69,7 @@ class Places:
     @classmethod
     def labelled(cls, labels: Tensor, route: Route, shape: torch.Size) -> "Places":
         """Those that ``labels`` of ``shape`` (B, S), in the caller's order, predict. Raises UserError for another shape."""
-        if labels.shape != shape:
-            raise UserError(f"labels have shape {tuple(labels.shape)}; allowed is {tuple(shape)}, one for each position of the "
-                            f"input, {IGNORE} where nothing is to be predicted")  # fmt: skip
+        check_labels(labels, shape)
         return cls.where(route.enter(labels) != IGNORE)
 
     @property
@@ -94,6 +92,13 @@ class Places:
         return Route(route.slots, tuple(int(part.sum()) for part in tokens), per_token=True)
 
 
+def check_labels(labels: Tensor, shape: Sequence[int]) -> None:
+    """Raises UserError unless ``labels`` have ``shape``."""
+    if tuple(labels.shape) != tuple(shape):
+        raise UserError(f"labels have shape {tuple(labels.shape)}; allowed is {tuple(shape)}, one for each position of the "
+                        f"input, {IGNORE} where nothing is to be predicted")  # fmt: skip
+
+
 def to_ids(lang_ids: Tensor | str | Sequence[str], config: XmodConfig, rows: int) -> Tensor:
     """Numbers of slots, from numbers or from codes: one for all rows, or one for each row.
 
@@ -101,6 +106,10 @@ def to_ids(lang_ids: Tensor | str | Sequence[str], config: XmodConfig, rows: int
         UserError: neither. UnknownLanguageError: a code that the model does not have.
     """
     if isinstance(lang_ids, Tensor):
+        if lang_ids.is_floating_point() or lang_ids.is_complex() or lang_ids.dtype == torch.bool:
+            raise UserError(
+                f"lang_ids must be integers, not {lang_ids.dtype}; e.g. torch.tensor([model.lang_id('en_XX')])"
+            )
         return lang_ids
     codes = [lang_ids] * rows if isinstance(lang_ids, str) else lang_ids
     if not isinstance(codes, (list, tuple)) or not all(isinstance(code, str) for code in codes):
@@ -117,11 +126,9 @@ def plan_route(lang_ids: Tensor, *, rows: int, length: int, languages: list[str]
         keep_order: leave the rows where they are and reorder inside the slots, for a key-value cache, whose rows have to
             stay the caller's.
     Raises:
-        UserError: ``lang_ids`` has another shape or is not an integer tensor.
+        UserError: ``lang_ids`` has another shape.
         UnknownLanguageError: an index outside ``[0, len(languages))``.
     """
-    if lang_ids.is_floating_point() or lang_ids.is_complex() or lang_ids.dtype == torch.bool:
-        raise UserError(f"lang_ids must be integers, not {lang_ids.dtype}; e.g. torch.tensor([model.lang_id('en_XX')])")
     if lang_ids.shape not in ((rows,), (rows, length)):
         raise UserError(
             f"lang_ids has shape {tuple(lang_ids.shape)}; allowed are ({rows},), one per sequence, "

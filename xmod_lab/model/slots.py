@@ -34,7 +34,11 @@ def code_fault(code: str) -> str | None:
 
 def slot_fault(code: str) -> str | None:
     """Why ``code`` cannot name a slot, or ``None``: it is a part of parameter names and of paths."""
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", code) or code in ("True", "False", "None"):
+    if (
+        not isinstance(code, str)
+        or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", code)
+        or code in ("True", "False", "None")
+    ):
         return (f"language code '{code}' cannot be used; allowed are letters, digits, _ and -, beginning with a letter, e.g. "
                 "el_GR (YAML reads no, on and the like as values: quote them)")  # fmt: skip
     if hasattr(nn.ModuleDict, code):

@@ -16,7 +16,7 @@ from xmod_lab.model.backbone import XmodModel, shape_of
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.dropout import Dropout
-from xmod_lab.model.routing import Languages, to_ids
+from xmod_lab.model.routing import IGNORE, Languages, to_ids
 
 # B batch rows, S sequence, C choices, K labels, D model
 
@@ -53,8 +53,8 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
     def __init__(self, config: XmodConfig):
         _check_first_token(config)
         super().__init__(config)
-        self.roberta = XmodModel(config, add_pooling_layer=False)
-        self.classifier = XmodClassificationHead(config)
+        self.roberta = XmodModel(self.config, add_pooling_layer=False)
+        self.classifier = XmodClassificationHead(self.config)
         self.post_init()
 
     @can_return_tuple
@@ -94,11 +94,15 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
             kind = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
             kind = "regression" if self.config.num_labels == 1 else kind
             self.config.problem_type = kind  # as in transformers: the first batch decides, and it is saved
-        if kind == "regression":
-            return mse_loss(logits, labels.view_as(logits))
         if kind == "single_label_classification":
             return cross_entropy(logits, labels.view(-1))
-        return binary_cross_entropy_with_logits(logits, labels)
+        losses = {"regression": mse_loss, "multi_label_classification": binary_cross_entropy_with_logits}
+        if kind not in losses:
+            raise UserError(f"problem_type is '{kind}'; allowed are single_label_classification, {', '.join(losses)}")
+        if labels.shape != logits.shape and (logits.shape[1] > 1 or labels.shape != logits.shape[:1]):
+            one = f" and {tuple(logits.shape[:1])}" if logits.shape[1] == 1 else ""
+            raise UserError(f"labels have shape {tuple(labels.shape)}; allowed is {tuple(logits.shape)}{one} ({kind})")
+        return losses[kind](logits, labels.view_as(logits))
 
 
 class XmodForMultipleChoice(XmodPreTrainedModel):
@@ -107,9 +111,9 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
     def __init__(self, config: XmodConfig):
         _check_first_token(config)
         super().__init__(config)
-        self.roberta = XmodModel(config)
-        self.dropout = Dropout(config.hidden_dropout_prob)
-        self.classifier = nn.Linear(config.hidden_size, 1)
+        self.roberta = XmodModel(self.config)
+        self.dropout = Dropout(self.config.hidden_dropout_prob)
+        self.classifier = nn.Linear(self.config.hidden_size, 1)
         self.post_init()
 
     @can_return_tuple
@@ -158,9 +162,9 @@ class XmodForTokenClassification(XmodPreTrainedModel):
 
     def __init__(self, config: XmodConfig):
         super().__init__(config)
-        self.roberta = XmodModel(config, add_pooling_layer=False)
-        self.dropout = _head_dropout(config)
-        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.roberta = XmodModel(self.config, add_pooling_layer=False)
+        self.dropout = _head_dropout(self.config)
+        self.classifier = nn.Linear(self.config.hidden_size, self.config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -186,6 +190,7 @@ class XmodForTokenClassification(XmodPreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            read=None if labels is None else labels != IGNORE,
         )
         logits = self.classifier(self.dropout(out.states))
         loss = None if labels is None else cross_entropy(logits.flatten(0, 1), labels.flatten())
@@ -197,8 +202,8 @@ class XmodForQuestionAnswering(XmodPreTrainedModel):
 
     def __init__(self, config: XmodConfig):
         super().__init__(config)
-        self.roberta = XmodModel(config, add_pooling_layer=False)
-        self.qa_outputs = nn.Linear(config.hidden_size, config.num_labels)
+        self.roberta = XmodModel(self.config, add_pooling_layer=False)
+        self.qa_outputs = nn.Linear(self.config.hidden_size, self.config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -215,7 +220,8 @@ class XmodForQuestionAnswering(XmodPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
     ) -> QuestionAnsweringModelOutput:
-        """``start_logits`` and ``end_logits`` (B, S); positions (B,) int64, those outside of the sequence are ignored."""
+        """``start_logits`` and ``end_logits`` (B, S); positions (B,) int64, those behind the sequence are ignored, and those
+        before it are its first, as in transformers."""
         out = self.roberta.encode(
             input_ids,
             lang_ids,
