@@ -15,25 +15,26 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import passages, tiny_config, tiny_model
 from xmod_lab.errors import ProofError, UnknownLanguageError, UserError
 from xmod_lab.languages import folders, packs
+from xmod_lab.languages.cards import base_card, export_card
 from xmod_lab.languages.differences import settings_that_differ, tensors_that_differ
 from xmod_lab.languages.folders import export, install, remove
 from xmod_lab.languages.inventory import inventory
 from xmod_lab.languages.packs import install_pack, read_pack, write_pack
 from xmod_lab.languages.proof import fingerprint, tensor_digests
 from xmod_lab.languages.verify import verify
-from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM, load_language_model
+from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM, language_model, load_language_model
 from xmod_lab.text.corpus import digest_of_files
 from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
 
 CODES = ("el_GR", "sw_KE", "ca_ES")  # the last one keeps the base's vocabulary
 
 
-def details(code: str) -> dict:
+def details(code: str, task: str = "mlm") -> dict:
     """What a manifest says beside, as short as can be."""
     return {
         "scores": {f"val/loss/{code}": 2.5, f"val/bpb/{code}": 0.75, f"before/val/bpb/{code}": 1.5},
         "data": {"digest": "d", "statistics": {"train": {"bytes": 2_000_000}}},
-        "training": {"steps": 7, "recipe": {"peak_lr": 0.002}},
+        "training": {"task": task, "steps": 7, "recipe": {"peak_lr": 0.002}},
     }
 
 
@@ -413,8 +414,8 @@ def test_what_there_is_is_listed(place, tmp_path):
     lines = {line[0]: line[1:] for line in inventory(tmp_path / "model")}
     assert list(lines) == ["en_XX", "de_DE", "fr_XX", "ca_ES", "el_GR", "sw_KE"]
     own = read_pack(place / "sw_KE")[0]
-    assert lines["sw_KE"] == ("300", "0.02", own["base_fingerprint"][:12], "2.00", "2.5000", "0.7500")
-    assert lines["en_XX"] == ("the base's", "0.00", "–", "–", "–", "–")
+    assert lines["sw_KE"] == ("300", "0.02", own["base_fingerprint"][:12], "2.00", "2.5000", "0.7500", "pseudo")
+    assert lines["en_XX"] == ("the base's", "0.00", "–", "–", "–", "–", "–")
     assert inventory(place / "sw_KE")[0][0] == "sw_KE" and inventory(place / "sw_KE")[0][2:] != lines["en_XX"]
     with pytest.raises(UserError, match="neither a pack"):
         inventory(tmp_path / "nowhere")
@@ -446,3 +447,25 @@ def test_cards_are_those_of_the_hub_and_keep_what_the_base_says(place, tmp_path)
     install(tmp_path / "base", [place / "sw_KE"], tmp_path / "model")
     card = (tmp_path / "model" / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\nlanguage: [en]\n---\n# Mine\n") and "### sw_KE" in card
+
+
+@pytest.mark.parametrize(("task", "kind", "other"), [("mlm", "pseudo-", "exact "), ("clm", "exact ", "pseudo-")])
+def test_cards_and_lists_say_which_kind_of_likelihoods_their_scores_are(tmp_path, task, kind, other):
+    model = language_model(tiny_config(is_decoder=task == "clm"))
+    model.save_pretrained(tmp_path / "base")
+    model.add_language("ca_ES", "random")
+    manifest = write_pack(model, "ca_ES", tmp_path / "ca_ES", tokenizer_folder=None, details=details("ca_ES", task))
+    install(tmp_path / "base", [tmp_path / "ca_ES"], tmp_path / "model")
+    record = {"scores": {"val/loss/en_XX": 2.5, "val/bpb/en_XX": 0.75}}
+    cards = {
+        "pack": (tmp_path / "ca_ES" / "README.md").read_text(),
+        "base": base_card(model.config, record, "0123"),
+        "exported": export_card("ca_ES", model.config, manifest, None),
+        "model": (tmp_path / "model" / "README.md").read_text(),
+    }
+    for name, card in cards.items():
+        assert f"| {kind}likelihoods of held-out text, " in card and f"{other}likelihoods" not in card, name
+        results = huggingface_hub.ModelCard(card).data.eval_results or []
+        assert [r.metric_name for r in results] == [f"bits per byte, {kind}likelihoods"] * (name != "model")
+    for folder in ("ca_ES", "model"):
+        assert {line[0]: line[-1] for line in inventory(tmp_path / folder)}["ca_ES"] == kind[:-1]

@@ -5,6 +5,8 @@ import io
 import json
 import re
 import shutil
+from dataclasses import asdict
+from html import escape
 
 import numpy as np
 import pandas
@@ -245,3 +247,61 @@ def test_runs_of_several_commands_stand_in_parts_of_their_own(tmp_path):
     page, files = render(find_runs([tmp_path]))
     assert page.index(">Pre-training<") < page.index(">Adding languages<")
     assert {"pretrain_results_bpb.csv", "extension_results_bpb.csv", "extension_price.tex", "runs.csv"} <= files.keys()
+
+
+SAYS = {kind: f"They are {kind}" for kind in ("pseudo-likelihoods", "exact likelihoods")}
+
+
+def likelihoods_in(file):
+    """What each group's lines of a CSV file say."""
+    return {(row["group"], row["likelihood"]) for row in csv.DictReader(io.StringIO(file))}
+
+
+@pytest.mark.parametrize(
+    ("task", "kind", "other"),
+    [("mlm", "pseudo-likelihoods", "exact likelihoods"), ("clm", "exact likelihoods", "pseudo-likelihoods")],
+)
+def test_a_page_says_what_kind_of_likelihoods_it_shows(tmp_path, task, kind, other):
+    page, files = render(find_runs([make_run(tmp_path / "run", f"task={task}")]))
+    word = re.split("[- ]", kind)[0]
+    assert SAYS[kind] in page and other not in page and "<b>" not in page
+    assert f"<caption>Bits per byte ({kind})<" in page and f"<caption>Held-out text ({kind})<" in page
+    assert f'aria-label="held-out bits per byte ({word}) by step"' in page and f"frequency. These are {kind}." in page
+    assert f"% Bits per byte ({kind})" in files["results_bpb.tex"]
+    for name in ("results_bpb", "price", "figures"):
+        assert likelihoods_in(files[f"{name}.csv"]) == {("run", word)}
+    assert f",bpb,{word},5.0625,5.0625" in files["base_languages.csv"]
+
+
+def test_a_page_with_both_kinds_of_likelihoods_says_which_groups_have_which(tmp_path):
+    for name, task in (("left", "clm"), ("both sides & more", "mlm"), ("again", "mlm")):
+        make_run(tmp_path / name, f"task={task}", f"lang.new_lang.slot_init={'mean' if name == 'again' else 'random'}")
+    page, files = render(find_runs([tmp_path]))
+    groups = {group.runs[0].path.name: group.name for group in groups_of(find_runs([tmp_path]).runs)[0]}
+    left, both, again = (escape(groups[name]) for name in ("left", "both sides & more", "again"))
+    assert f"<b>{left}.</b> Losses are of held-out text, every piece" in page
+    assert f"<b>{again}, {both}.</b> Losses are of held-out text with a fixed 15 %" in page
+    said = f"pseudo-likelihoods: {again}, {both}"
+    assert f"<caption>Bits per byte (exact likelihoods: {left}; {said})<" in page
+    assert page.count(f"These are exact likelihoods: {left}; {said}.") == 2  # of the curves, and of the price
+    assert "held-out bits per byte (exact or pseudo) by step" in page
+    for name in ("results_bpb", "price", "figures"):
+        assert likelihoods_in(files[f"{name}.csv"]) == {
+            (groups[name], "exact" if name == "left" else "pseudo") for name in groups
+        }
+
+
+def test_what_an_evaluation_scored_is_said_by_its_model_and_not_by_its_settings(tmp_path):
+    make_run(tmp_path / "masked")
+    figures = {"val/exact": 1, "val/loss/en_XX": 3.0, "val/bpb/en_XX": 1.0}
+    config = OmegaConf.merge(OmegaConf.create(asdict(composed())), {"evaluate": {"pll": False}})  # whose task is mlm
+    for name in ("done", "undone"):
+        (tmp_path / name).mkdir()
+        OmegaConf.save(config, tmp_path / name / "config.yaml")
+    (tmp_path / "done" / "metrics.json").write_text(json.dumps(figures))
+    page, files = render(find_runs([tmp_path / "masked", tmp_path / "done"]))
+    assert "<b>adding languages: masked.</b> Losses are of held-out text with a fixed 15 %" in page
+    assert "<b>evaluation: done.</b> Losses are of held-out text, every piece" in page
+    assert "These are exact likelihoods. Perplexity is per piece" in page
+    assert likelihoods_in(files["evaluate_languages.csv"]) == {("done", "exact")}
+    assert "likelihoods" not in page_of(tmp_path / "undone")

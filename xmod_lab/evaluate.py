@@ -26,6 +26,7 @@ from xmod_lab.reports.evaluation import (
     slot_map,
 )
 from xmod_lab.reports.figures import png
+from xmod_lab.text.likelihoods import in_a_word
 from xmod_lab.text.parallel import read_parallel
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.scoring import on_device
@@ -56,10 +57,9 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | 
 def _tables(run: RunDir, found: Evaluation) -> None:
     """slots.csv, recognition.csv and retrieval.csv: what metrics.json has, a figure a row."""
     figures = found.figures
-    rows = [
-        (t, s, loss, figures.get(f"slots/bpb/{t}/{s}")) for t, row in found.matrix.items() for s, loss in row.items()
-    ]
-    _write_csv(run, "slots.csv", ("text", "slot", "loss", "bpb"), rows)
+    rows = [(t, s, loss, figures.get(f"slots/bpb/{t}/{s}"), in_a_word(bool(figures["val/exact"])))
+            for t, row in found.matrix.items() for s, loss in row.items()]  # fmt: skip
+    _write_csv(run, "slots.csv", ("text", "slot", "loss", "bpb", "likelihood"), rows)
     counts = [(w, t, s, n) for w, c in found.recognised.items() for t, row in c.items() for s, n in row.items()]
     _write_csv(run, "recognition.csv", ("of", "text", "slot", "count"), counts)
     pairs = [{"set": name, **asdict(result)} for name, results in found.retrieved.items() for result in results]

@@ -64,9 +64,9 @@ def _write(run: RunDir, base: str, seed: int, ranking: Ranking) -> None:
     name = f"ranking_{ranking.code}"
     run.write_json(f"{name}.json", {"base": base, "seed": seed, **asdict(ranking)})
     table = io.StringIO()
-    writer = csv.DictWriter(table, [f.name for f in fields(Combination)], lineterminator="\n")
+    writer = csv.DictWriter(table, [*(f.name for f in fields(Combination)), "likelihood"], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(asdict(combination) for combination in ranking.combinations)
+    writer.writerows({**asdict(c), "likelihood": ranking.likelihood} for c in ranking.combinations)
     run.write_text(f"{name}.csv", table.getvalue())
     values = {}
     for c in sorted(ranking.combinations, key=lambda c: c.slot_init):

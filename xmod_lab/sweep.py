@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from xmod_lab.jobs import JOB, Job, read_job
 from xmod_lab.settings import NO_PART_IN_RESULT, is_under
+from xmod_lab.text.likelihoods import in_a_word, is_exact
 from xmod_lab.training.distributed import rank
 from xmod_lab.training.rundir import RunDir, write_whole
 from xmod_lab.training.tables import show
@@ -109,10 +110,12 @@ def _report(folder: Path, jobs: list[tuple[Job, Path]]) -> None:
     for job, place in jobs:
         own = [override for override in job.overrides if override not in common]
         figures = main_figures(RunDir(place))
-        shown = "\n".join(f"{name} {value:.4f}" for name, value in figures.items())
+        likelihood = _likelihood(RunDir(place)) if figures else ""
+        shown = "\n".join(f"{name} {value:.4f}{likelihood and f' ({likelihood})'}" for name, value in figures.items())
         rows.append((str(job.number), " ".join(own), job.outcome, shown or "–", place.name))
         swept = {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in own)}
-        records.append({**asdict(job), "folder": str(place.resolve()), "swept": swept, "figures": figures})
+        records.append({**asdict(job), "folder": str(place.resolve()), "swept": swept, "figures": figures,
+                        "likelihood": likelihood})  # fmt: skip
     outcomes = [job.outcome.partition(" ")[0].strip(":") for job, _ in jobs]
     count = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(outcomes))
     title = f"sweep in {folder}: {len(jobs)} job{'s' * (len(jobs) > 1)}, {count}"
@@ -126,8 +129,8 @@ def _report(folder: Path, jobs: list[tuple[Job, Path]]) -> None:
 
 def _csv(records: list[dict]) -> str:
     """A line for each job, a column for each key that is swept and for each figure."""
-    plain = [{"job": r["number"], **r["swept"], "outcome": r["outcome"], "status": r["status"], "folder": r["folder"], **r["figures"]}
-             for r in records]  # fmt: skip
+    plain = [{"job": r["number"], **r["swept"], "outcome": r["outcome"], "status": r["status"], "folder": r["folder"], **r["figures"],
+              "likelihood": r["likelihood"]} for r in records]  # fmt: skip
     table = io.StringIO()
     writer = csv.DictWriter(table, list(dict.fromkeys(name for row in plain for name in row)), lineterminator="\n")
     writer.writeheader()
@@ -150,6 +153,12 @@ def main_figures(run: RunDir) -> dict[str, float]:
     if added:
         return {name: metrics[name] for name in added if name in metrics}
     return _mean(metrics, "val/bpb", [f"val/bpb/{code}" for code in _codes(metrics, "val/bpb", "")])
+
+
+def _likelihood(run: RunDir) -> str:
+    """Exact or pseudo, of a finished run; nothing of a task."""
+    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    return in_a_word(is_exact(config, json.loads((run / "metrics.json").read_text())))
 
 
 def _codes(metrics: dict[str, float], before: str, after: str) -> list[str]:

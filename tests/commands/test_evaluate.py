@@ -91,7 +91,9 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
         key = f"ten/top1/{pair['query']}/{pair['candidates']}/{pair['state']}{end}"
         assert metrics[f"retrieval/{key}"] == float(pair["top1"])
     with (run / "slots.csv").open(newline="") as stream:
-        cells = {(row["text"], row["slot"]): float(row["loss"]) for row in csv.DictReader(stream)}
+        rows = list(csv.DictReader(stream))
+    cells = {(row["text"], row["slot"]): float(row["loss"]) for row in rows}
+    assert {row["likelihood"] for row in rows} == {"pseudo"} and "others were added and now: pseudo-likelihoods" in out
     assert len(cells) == 16 and all(metrics[f"slots/loss/{t}/{s}"] == loss for (t, s), loss in cells.items())
     names = ("slots", "recognition_rows", "recognition_sentences", "retrieval_ten", "retrieval_ten_layers")
     assert all((run / f"{name}.png").stat().st_size > 5000 for name in names)

@@ -1,5 +1,6 @@
 """Multirun, and W&B as it works without a key and without a network."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -41,8 +42,11 @@ def test_a_sweep_over_languages_runs_each_once_with_one_tracked_run_each(workpla
 
 
 def test_a_sweep_over_seeds_keeps_the_runs_apart(workplace, tmp_path):
-    status, _, err = workplace.call("-m", "seed=1,2", "trainer.max_steps=2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    status, out, err = workplace.call("-m", "seed=1,2", "trainer.max_steps=2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert status == 0, err
+    assert out.count("pseudo-likelihoods of held-out text, 15 % of its pieces hidden") == 2
+    with (tmp_path / "sweep" / "sweep.csv").open(newline="") as stream:
+        assert [row["likelihood"] for row in csv.DictReader(stream)] == ["pseudo"] * 2
     jobs = folders(tmp_path / "sweep")
     seeds = [OmegaConf.load(job / "config.yaml").seed for job in jobs]
     weights = [(job / "model" / "model.safetensors").read_bytes() for job in jobs]

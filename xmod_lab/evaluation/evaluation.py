@@ -13,6 +13,7 @@ from xmod_lab.evaluation.retrieval import Retrieval, retrieval_figures, retrieve
 from xmod_lab.evaluation.slots import Matrix, slot_figures, slot_matrix
 from xmod_lab.evaluation.subjects import readers, slots_of
 from xmod_lab.evaluation.tables import before_table, language_table, recognition_table, retrieval_tables, slot_table
+from xmod_lab.text.likelihoods import likelihoods, scored_text
 from xmod_lab.text.parallel import Parallel
 from xmod_lab.training.scoring import Score
 
@@ -45,10 +46,7 @@ def evaluate(opened: Opened, parallels: list[Parallel], *, pll: bool) -> Evaluat
             figures |= _scores("pll", subject.code, pseudo_likelihood(model, subject.scorer, subject.tokenizer))
     if pll and exact:
         log.info("evaluate.pll is for masked models: the likelihoods of this one are exact already")
-    kind = (
-        "exact likelihoods of every piece, left to right" if exact else "pseudo-likelihoods, 15 % of the pieces hidden"
-    )
-    language_table(figures, codes, f"held-out text: {kind}")
+    language_table(figures, codes, scored_text(exact))
     figures |= _before(opened, figures)
 
     recognised = {}
@@ -101,6 +99,6 @@ def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:
     if not added or not old:
         return {}
     before = {f"before/{name}": recorded[f"before/{name}"] for name in scored if name.split("/")[-1] in old}
-    same = before_table(before, figures, old)
+    same = before_table(before, figures, old, likelihoods(bool(figures["val/exact"])))
     log.info("figures of the base's languages before and now: %s", "equal to the last bit" if same else "NOT ALL EQUAL")
     return before

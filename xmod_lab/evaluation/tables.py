@@ -78,8 +78,8 @@ def best_state(name: str, figures: Figures, states: list[str]) -> str:
     return max(states, key=lambda state: figures[f"retrieval/{name}/top1/{state}"])
 
 
-def before_table(before: Figures, figures: Figures, codes: list[str]) -> bool:
-    """Old languages before and after others were added; returns whether all are equal to the last bit."""
+def before_table(before: Figures, figures: Figures, codes: list[str], kind: str) -> bool:
+    """Old languages before and after others were added; returns whether all are equal to the last bit. ``kind``: of likelihoods."""
     rows: Rows = []
     same = {}
     for code in codes:
@@ -88,5 +88,5 @@ def before_table(before: Figures, figures: Figures, codes: list[str]) -> bool:
         said = "equal to the last bit" if same[code] else f"differs by {max(abs(a - b) for a, b in pairs):.1e}"
         rows.append((code, *(f"{value:.4f}" for pair in pairs for value in pair), said))
     header = ("language", "nats/piece, before", "now", "bits/byte, before", "now", "")
-    show("languages of the base, before others were added and now", header, rows)
+    show(f"languages of the base, before others were added and now: {kind}", header, rows)
     return all(same.values())

@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from xmod_lab.model import XmodConfig
 from xmod_lab.settings import flatten
+from xmod_lab.text.likelihoods import likelihoods, scored_text
 
 CARD = "README.md"
 _ADDED = "<!-- added languages -->"  # all of a card from here on is about them, and is written anew when they change
@@ -17,8 +18,8 @@ _TAG = "xmod_lab"
 _TABLES = (("Data", "data"), ("Beginning", "slot"), ("Vocabulary", "vocabulary"), ("Training", "training"))
 
 
-def pack_card(manifest: dict) -> str:
-    """The card of a language pack."""
+def pack_card(manifest: dict, *, exact: bool) -> str:
+    """The card of a language pack; ``exact``: whether its model is causal, and its scores so exact likelihoods."""
     code = manifest["code"]
     body = f"""# {code}: a language pack for X-MOD
 
@@ -27,8 +28,8 @@ The slot{"" if manifest["pieces"] is None else " and vocabulary"} of one languag
 
     python -m xmod_lab.packs install BASE {code} --out MODEL
 
-{language_facts(manifest, level="##")}"""
-    return _card([code], body, manifest.get("scores", {}))
+{language_facts(manifest, level="##", exact=exact)}"""
+    return _card([code], body, manifest.get("scores", {}), exact=exact)
 
 
 def base_card(config: XmodConfig, record: dict, fingerprint: str) -> str:
@@ -39,9 +40,9 @@ A modular multilingual language model (Pfeiffer et al., NAACL 2022): each langua
 layer. `transformers` loads this folder as it is; every input needs its language, `lang_ids` or `set_default_language()`.
 Languages: {", ".join(config.known_codes())}. Fingerprint of the base: `{fingerprint}`.
 
-{_scores_table(record["scores"])}
+{_scores_table(record["scores"], config.is_decoder)}
 {_tables(record, level="##")}"""
-    return _card(config.known_codes(), body, record["scores"], task=_task(config))
+    return _card(config.known_codes(), body, record["scores"], task=_task(config), exact=config.is_decoder)
 
 
 def export_card(code: str, config: XmodConfig, manifest: dict | None, whole: str | None) -> str:
@@ -52,7 +53,8 @@ def export_card(code: str, config: XmodConfig, manifest: dict | None, whole: str
     """
     facts = ""
     if manifest is not None:
-        facts = f"It came as a pack for the base `{manifest['base_fingerprint']}`.\n\n{language_facts(manifest, level='##')}"
+        facts = f"It came as a pack for the base `{manifest['base_fingerprint']}`.\n\n"
+        facts += language_facts(manifest, level="##", exact=config.is_decoder)
     if whole is not None:
         base = whole.partition(_ADDED)[0]
         facts += (
@@ -64,7 +66,7 @@ One language of a modular multilingual model, with a vocabulary of {config.vocab
 `transformers` loads model and tokenizer as they are, and `{code}` is the default language.
 
 {facts}"""
-    return _card([code], body, (manifest or {}).get("scores", {}), task=_task(config))
+    return _card([code], body, (manifest or {}).get("scores", {}), task=_task(config), exact=config.is_decoder)
 
 
 def task_card(config: XmodConfig, record: dict, scores: dict[str, tuple[float, float | None]], *, pipeline: str) -> str:
@@ -111,24 +113,26 @@ def with_added(card: str | None, config: XmodConfig, manifests: dict[str, dict])
         return None if head.endswith(_WITHOUT) else head
     parts = [head, f"{_ADDED}\n## Added languages\n"]
     for code in config.added:
-        facts = language_facts(manifests[code], level="####") if code in manifests else "No manifest is known.\n"
+        facts = "No manifest is known.\n"
+        if code in manifests:
+            facts = language_facts(manifests[code], level="####", exact=config.is_decoder)
         parts.append(f"### {code}\n\n{facts}")
     return "\n".join(parts)
 
 
-def language_facts(manifest: dict, *, level: str) -> str:
-    """Scores, data, settings and digests of one added language; ``level``: of the headings."""
+def language_facts(manifest: dict, *, level: str, exact: bool) -> str:
+    """Scores, data, settings and digests of one added language; ``level``: of the headings; ``exact``: as of :func:`pack_card`."""
     digests = "\n".join(f"    {d}  {name}" for name, d in sorted(manifest["tensors"].items()))
-    return (f"{_scores_table(manifest.get('scores', {}))}\n{_tables(manifest, level=level)}\n"
+    return (f"{_scores_table(manifest.get('scores', {}), exact)}\n{_tables(manifest, level=level)}\n"
             f"{level} Digests\n\nsha256 of each tensor (type, shape and bytes):\n\n{digests}\n")  # fmt: skip
 
 
-def _scores_table(scores: dict[str, float]) -> str:
+def _scores_table(scores: dict[str, float], exact: bool) -> str:
     """Held-out loss and bits per byte of each language in ``scores``."""
     codes = list(dict.fromkeys(name.rpartition("/")[2] for name in scores if name.startswith("val/")))
     columns = {"unigram": "unigram", "before": "before/val", "after": "val"}
     head = " | ".join(f"{unit}, {title}" for title in columns for unit in ("nats/piece", "bits/byte"))
-    lines = [f"| held-out text | {head} |", "|---|" + "---:|" * 6]
+    lines = [f"| {scored_text(exact)} | {head} |", "|---|" + "---:|" * 6]
     for code in codes:
         cells = [scores.get(f"{p}/{unit}/{code}") for p in columns.values() for unit in ("loss", "bpb")]
         lines.append(f"| {code} | " + " | ".join("–" if c is None else f"{c:.4f}" for c in cells) + " |")
@@ -158,8 +162,10 @@ def _iso(codes: list[str]) -> list[str]:
     return list(dict.fromkeys(part for part in parts if 2 <= len(part) <= 3))
 
 
-def _card(codes: list[str], body: str, scores: dict[str, float], *, task: str | None = None) -> str:
-    """``task``: what ``pipeline`` does with the model; ``None``: it is no model by itself."""
+def _card(
+    codes: list[str], body: str, scores: dict[str, float], *, task: str | None = None, exact: bool = False
+) -> str:
+    """``task``: what ``pipeline`` does with the model; ``None``: it is no model by itself; ``exact``: what ``scores`` are."""
     results = [
         EvalResult(
             task or "language-modeling",
@@ -168,6 +174,7 @@ def _card(codes: list[str], body: str, scores: dict[str, float], *, task: str | 
             "bits_per_byte",
             value,
             dataset_config=name.rpartition("/")[2],
+            metric_name=f"bits per byte, {likelihoods(exact)}",
         )
         for name, value in scores.items()
         if name.startswith("val/bpb/")

@@ -9,9 +9,10 @@ from xmod_lab.languages.folders import manifests_in, model_folder, pack_folders,
 from xmod_lab.languages.packs import MANIFEST, TENSORS, read_manifest
 from xmod_lab.model import XmodConfig, language_model
 from xmod_lab.settings import flatten
+from xmod_lab.text.likelihoods import in_a_word
 
 FIGURES = "metrics.json"  # of a run: scores of the base's languages
-HEADER = ("language", "pieces", "tensors, MB", "base", "text, MB", "nats/piece", "bits/byte")
+HEADER = ("language", "pieces", "tensors, MB", "base", "text, MB", "nats/piece", "bits/byte", "likelihood")
 
 
 def inventory(path: Path) -> list[tuple[str, ...]]:
@@ -21,7 +22,7 @@ def inventory(path: Path) -> list[tuple[str, ...]]:
         for pack, _ in packs:
             if not (pack / TENSORS).is_file():
                 raise UserError(f"pack {pack}: {TENSORS} is missing; copy the pack again")
-        return [_line(m["code"], m["pieces"], (pack / TENSORS).stat().st_size, m) for pack, m in packs]
+        return [_line(m["code"], m["pieces"], (pack / TENSORS).stat().st_size, m, _exact(m)) for pack, m in packs]
     folder = model_folder(path)
     try:
         config = XmodConfig.from_pretrained(folder)
@@ -34,13 +35,19 @@ def inventory(path: Path) -> list[tuple[str, ...]]:
     figures = read_json(path / FIGURES) if (path / FIGURES).is_file() else {}
     size = {code: sum(p.numel() for p in model.language_parameters(code).values()) for code in config.known_codes()}
     each = (config.dtype or torch.float32).itemsize
+    own, exact = config.vocabularies or {}, config.is_decoder
     return [
-        _line(c, (config.vocabularies or {}).get(c), size[c] * each, manifests.get(c, {"scores": figures}))
-        for c in config.known_codes()
+        _line(c, own.get(c), size[c] * each, manifests.get(c, {"scores": figures}), exact) for c in config.known_codes()
     ]
 
 
-def _line(code: str, pieces: int | None, size: int, manifest: dict) -> tuple[str, ...]:
+def _exact(manifest: dict) -> bool | None:
+    """Whether the scores of a pack are exact likelihoods, else pseudo-likelihoods; ``None``: it does not say."""
+    task = manifest.get("training", {}).get("task")
+    return None if task is None else task == "clm"
+
+
+def _line(code: str, pieces: int | None, size: int, manifest: dict, exact: bool | None) -> tuple[str, ...]:
     scores = [manifest.get("scores", {}).get(f"val/{unit}/{code}") for unit in ("loss", "bpb")]
     text = flatten(manifest).get("data.statistics.train.bytes")
     return (
@@ -50,4 +57,5 @@ def _line(code: str, pieces: int | None, size: int, manifest: dict) -> tuple[str
         manifest.get("base_fingerprint", "–")[:12],  # whole in the manifest
         "–" if not isinstance(text, int) else f"{text / 1e6:,.2f}",
         *("–" if score is None else f"{score:.4f}" for score in scores),
+        "–" if None in scores else in_a_word(exact) or "–",
     )

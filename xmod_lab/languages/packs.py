@@ -67,7 +67,7 @@ def write_pack(
         "unpacked": unpacked,
         **details,
     }
-    (folder / CARD).write_text(pack_card(manifest), encoding="utf-8")
+    (folder / CARD).write_text(pack_card(manifest, exact=model.config.is_decoder), encoding="utf-8")
     manifest["files"] = {p.name: digest_of_files([p]) for p in sorted(folder.iterdir()) if p.name != MANIFEST}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
     return manifest

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from xmod_lab.reports.figures import HALF, WIDE, bars, dots, scatter, svg
-from xmod_lab.reports.groups import Group, Sample
+from xmod_lab.reports.groups import Group, Sample, kind_on_axis, kinds_of
 from xmod_lab.reports.runs import Run
 from xmod_lab.reports.scores import languages
 from xmod_lab.reports.tables import Part, Record, Table, number, panels
+from xmod_lab.text.likelihoods import in_a_word
 
 
 def seconds(run: Run, code: str = "") -> float | None:
@@ -64,10 +65,11 @@ def price(groups: list[Group]) -> list[Part]:
     header = ["language", *(["group"] if len(groups) > 1 else []), "tokens", "seconds", "bytes of the pack",
               "bits/byte saved since before", "against the unigram"]  # fmt: skip
     note = ("Seconds of training alone, all starts of a run together; of runs that did not record them, tokens over tokens per second. "
-            "Saved: bits per byte of held-out text less than before training, and than guessing each piece by its frequency.")  # fmt: skip
+            "Saved: bits per byte of held-out text less than before training, and than guessing each piece by its frequency. "
+            f"These are {kinds_of(groups)}.")  # fmt: skip
     return [
         "<h2>The price of a language</h2>",
-        *_price_plots(gains),
+        *_price_plots(gains, f"bits/byte ({kind_on_axis(groups)}) below unigram"),
         Table("price", header, rows, records, note=note),
     ]
 
@@ -79,24 +81,25 @@ def _gain(prefix: str, code: str) -> Callable[[Run], float | None]:
 
 def _price_record(group: Group, code: str, cost: dict, name: str, sample: Sample) -> Record:
     costs = {key.replace(" ", "_"): value for key, value in cost.items()}
-    return {"group": group.name, **group.settings, "language": code, **costs, "saved_since": name, **sample.record()}
+    return {"group": group.name, **group.settings, "language": code, **costs, "saved_since": name,
+            "likelihood": in_a_word(group.exact), **sample.record()}  # fmt: skip
 
 
 Gains = dict[str, tuple[float | None, Sample]]  # name -> tokens, bits per byte saved against the unigram
 
 
-def _price_plots(gains: dict[str, Gains]) -> list[str]:
+def _price_plots(gains: dict[str, Gains], what: str) -> list[str]:
     """A figure for each language, in which groups are compared; where each has but one group, a figure of all languages."""
     if all(len(of) == 1 for of in gains.values()):
-        plot = _price_plot({code: next(iter(of.values())) for code, of in gains.items()}, "", WIDE)
+        plot = _price_plot({code: next(iter(of.values())) for code, of in gains.items()}, what, "", WIDE)
         return [plot] if plot else []
-    drawn = [_price_plot(of, code, HALF if len(gains) > 1 else WIDE) for code, of in gains.items()]
+    drawn = [_price_plot(of, what, code, HALF if len(gains) > 1 else WIDE) for code, of in gains.items()]
     return [panels([figure for figure in drawn if figure])] if any(drawn) else []
 
 
-def _price_plot(gains: Gains, title: str, width: float) -> str:
-    """Points by tokens where these differ, else bars; nothing for less than two."""
-    what, tokens = "bits/byte saved against the unigram", {tokens for tokens, _ in gains.values()}
+def _price_plot(gains: Gains, what: str, title: str, width: float) -> str:
+    """``what`` (saved): points by tokens where these differ, else bars; nothing for less than two."""
+    tokens = {tokens for tokens, _ in gains.values()}
     if len(gains) < 2:
         return ""
     if len(tokens) > 1 and None not in tokens:

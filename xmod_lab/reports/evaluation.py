@@ -5,9 +5,10 @@ import re
 from matplotlib.figure import Figure
 
 from xmod_lab.reports.figures import curves, heat_map, svg
-from xmod_lab.reports.groups import Figures, Group
+from xmod_lab.reports.groups import Figures, Group, kinds_of
 from xmod_lab.reports.scores import over_seeds, spread_cells, spread_header
 from xmod_lab.reports.tables import Part, Table, number
+from xmod_lab.text.likelihoods import in_a_word
 
 Cells = dict[str, dict[str, float]]
 RECOGNISED = ("rows", "sentences")
@@ -110,7 +111,7 @@ def _likelihoods(groups: list[Group]) -> Table:
     codes = dict.fromkeys(n.removeprefix("val/loss/") for g in groups for n in g.figures if n.startswith("val/loss/"))
     return _table("languages", groups, {code: [f"{p}/{u}/{code}" for p, u in columns] for code in codes}, "language",
                   [f"{units[u]}, {titles[p]}" for p, u in columns],
-                  note="Perplexity is per piece: only models with one vocabulary compare by it.")  # fmt: skip
+                  note=f"These are {kinds_of(groups)}. Perplexity is per piece: only models with one vocabulary compare by it.")  # fmt: skip
 
 
 def _wrong_slots(figures: Figures) -> dict[str, list[str]]:
@@ -143,7 +144,8 @@ def _table(
                 number(s and s.mean, 1 if "perplexity" in f else 4) for f, s in zip(figures, samples, strict=True)
             ]
             cells.append([row, *([group.name] if several else []), *values, *spread])
-            records += [{"group": group.name, **group.settings, first.replace(" ", "_"): row, "figure": figure, **sample.record()}
+            records += [{"group": group.name, **group.settings, first.replace(" ", "_"): row, "figure": figure,
+                         "likelihood": in_a_word(group.exact), **sample.record()}
                         for figure, sample in zip(figures, samples, strict=True) if sample]  # fmt: skip
     spread = [f"{header[told]}, {word}" for word in spread_header(most)]
     note = f"{note} {over_seeds(most)}".strip()

@@ -12,6 +12,7 @@ from xmod_lab.reports.figures import Span
 from xmod_lab.reports.runs import Run
 from xmod_lab.settings import NO_PART_IN_RESULT, is_under
 from xmod_lab.tasks.statistics import LEVEL
+from xmod_lab.text.likelihoods import in_a_word, likelihoods
 
 # say nothing about what was trained
 _SAME = (*NO_PART_IN_RESULT, "seed", "trainer.log_every")
@@ -77,6 +78,11 @@ class Group:
         return None if sample is None else sample.mean
 
     @property
+    def exact(self) -> bool | None:
+        """As of its runs."""
+        return next((run.exact for run in self.runs if run.exact is not None), None)
+
+    @property
     def figures(self) -> Figures:
         """The mean over the seeds of every figure that all finished runs have."""
         if not self.finished:
@@ -107,6 +113,18 @@ def groups_of(runs: list[Run]) -> tuple[list[Group], dict[Path, str]]:
         differing = ["base", *(key for key in differing if key != "base")]
     told = [_settings(part[0], differing) for part in parts]
     return [Group(*group) for group in zip(_names(parts, told), parts, told, strict=True)], repeats
+
+
+def kinds_of(groups: list[Group]) -> str:
+    """What the likelihoods of ``groups`` are; of groups that differ, which are which."""
+    names = {likelihoods(exact): [g.name for g in groups if g.exact is exact] for exact in (True, False)}
+    names = {kind: told for kind, told in names.items() if told}
+    return "; ".join(f"{kind}: {', '.join(told)}" if len(names) > 1 else kind for kind, told in names.items())
+
+
+def kind_on_axis(groups: list[Group]) -> str:
+    """The same without names."""
+    return " or ".join(in_a_word(exact) for exact in (True, False) if any(group.exact is exact for group in groups))
 
 
 def _settings(run: Run, keys: list[str]) -> dict[str, str]:

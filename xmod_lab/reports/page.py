@@ -10,10 +10,11 @@ from xmod_lab.reports.evaluation import evaluation_sections
 from xmod_lab.reports.groups import Group, groups_of
 from xmod_lab.reports.overview import differences, overview, settings, states, title, unfinished
 from xmod_lab.reports.proofs import frozen, packs, proof
-from xmod_lab.reports.runs import KINDS, Found, Run
+from xmod_lab.reports.runs import KINDS, Found
 from xmod_lab.reports.scores import learning_curves, old_languages, results
 from xmod_lab.reports.tables import Part, Record, Table, records_csv
 from xmod_lab.reports.transfer import transfer_sections
+from xmod_lab.text.likelihoods import in_a_word
 
 _STYLE = """
 :root{color-scheme:light}body{font:16px/1.5 system-ui,sans-serif;color:#1d1d1f;background:#fff;max-width:1000px;margin:2rem auto;padding:0 1rem}
@@ -32,10 +33,10 @@ p.note{color:#555;font-size:.86rem;margin-top:.2rem;max-width:50rem}.good{color:
 thead{display:table-header-group}table{font-size:9px}th,td{padding:.15rem .35rem;white-space:normal}p.note{font-size:10px}
 .panels{grid-template-columns:1fr 1fr}}
 """
-_LIKELIHOODS = {  # by task.name
-    "mlm": "Losses are of held-out text with a fixed 15 % of the pieces hidden behind [MASK], in float32. They are "
+_LIKELIHOODS = {  # by whether they are exact
+    False: "Losses are of held-out text with a fixed 15 % of the pieces hidden behind [MASK], in float32. They are "
     "pseudo-likelihoods: each piece is predicted from both sides.",
-    "clm": "Losses are of held-out text, every piece and the end of every passage predicted from the pieces before it, in "
+    True: "Losses are of held-out text, every piece and the end of every passage predicted from the pieces before it, in "
     "float32. They are exact likelihoods: bits per byte are the length of the text coded with this model.",
 }
 _SECTIONS = {
@@ -66,7 +67,7 @@ def render(found: Found) -> tuple[str, dict[str, str]]:
         parts += [_renamed(part, kind) for part in own] if len(grouped) > 1 else own
     if several:
         parts += overview(found, {kind: groups for kind, (groups, _) in grouped.items()}, repeats)
-    parts += _reading(found.runs)
+    parts += _reading({kind: groups for kind, (groups, _) in grouped.items()})
     body = "".join(part.html() if isinstance(part, Table) else _framed(part) for part in parts)
     tables = [part for part in parts if isinstance(part, Table)]
     files = {
@@ -105,20 +106,27 @@ def _renamed(part: Part, kind: str) -> Part:
 
 def _figures(grouped: dict[str, tuple[list[Group], dict]]) -> list[Record]:
     """All of metrics.json of all runs."""
-    return [{"kind": kind, "group": group.name, "run": str(run.path), "seed": run.config["seed"], "figure": name, "value": value}
+    return [{"kind": kind, "group": group.name, "run": str(run.path), "seed": run.config["seed"],
+             "likelihood": in_a_word(run.exact), "figure": name, "value": value}
             for kind, (groups, _) in grouped.items() for group in groups for run in group.finished
             for name, value in run.metrics.items()]  # fmt: skip
 
 
-def _reading(runs: list[Run]) -> list[Part]:
-    """How to read likelihoods, where there are any."""
-    tasks = dict.fromkeys(
-        "clm" if run.metrics.get("val/exact") else run.config["task"]["name"] for run in runs if run.kind != "finetune"
-    )
-    if not tasks:
+def _reading(grouped: dict[str, list[Group]]) -> list[Part]:
+    """How to read likelihoods, where there are any; of a page with both kinds, which groups have which."""
+    told: dict[bool, dict[str, list[str]]] = {}
+    for kind, groups in grouped.items():
+        for group in groups:
+            if group.exact is not None:
+                told.setdefault(group.exact, {}).setdefault(KINDS[kind], []).append(group.name)
+    if not told:
         return []
-    said = " ".join(_LIKELIHOODS[task] for task in tasks)
-    return [f"<h2>How to read the figures</h2><p>{said} Bits per byte = loss in bits × pieces / "
+    said = ""
+    for exact, names in told.items():
+        whose = "; ".join((f"{kind}: " if len(grouped) > 1 else "") + ", ".join(of) for kind, of in names.items())
+        whose = f"<b>{escape(whose)}.</b> " if len(told) > 1 else ""
+        said += f"<p>{whose}{_LIKELIHOODS[exact]}</p>"
+    return [f"<h2>How to read the figures</h2>{said}<p>Bits per byte = loss in bits × pieces / "
             "UTF-8 bytes of the same text, so that vocabularies of different size can be compared; bytes that a vocabulary cannot "
             "spell (&lt;unk&gt;) cost 8 bits each. The unigram figure is the same "
             "text guessed by piece frequency alone.</p>"]  # fmt: skip

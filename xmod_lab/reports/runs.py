@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xmod_lab.errors import UserError
 from xmod_lab.settings import flatten
+from xmod_lab.text.likelihoods import is_exact
 
 KINDS = {
     "pretrain": "pre-training",
@@ -46,6 +47,11 @@ class Run:
     @property
     def finished(self) -> bool:
         return bool(self.metrics)
+
+    @property
+    def exact(self) -> bool | None:
+        """Whether its likelihoods are exact, else pseudo-likelihoods; ``None``: see :func:`is_exact`."""
+        return is_exact(self.config, self.metrics)
 
     @property
     def added(self) -> list[str]:

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 
 from xmod_lab.reports.figures import HALF, WIDE, Lines, curves, svg
-from xmod_lab.reports.groups import AT_LEAST, Group, Sample
+from xmod_lab.reports.groups import AT_LEAST, Group, Sample, kind_on_axis, kinds_of
 from xmod_lab.reports.runs import Run
 from xmod_lab.reports.tables import Part, Table, number, panels
 from xmod_lab.tasks.statistics import LEVEL
+from xmod_lab.text.likelihoods import in_a_word
 
 _UNITS = {"bpb": "bits per byte", "loss": "nats per predicted piece"}
 _COLUMNS = {"unigram": "unigram", "before/val": "before", "val": "after"}  # by prefix in metrics.json
@@ -45,13 +46,12 @@ def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
             row = [code, *([group.name] if several else []), *([str(len(after.values))] if most > 1 else [])]
             row += [number(sample and sample.mean) for sample in samples.values()]
             rows.append(row + spread_cells(after, most))
-            records += [{"group": group.name, **group.settings, "language": code, "unit": unit, "figure": name, **sample.record()}
+            records += [{"group": group.name, **group.settings, "language": code, "unit": unit,
+                         "likelihood": in_a_word(group.exact), "figure": name, **sample.record()}
                         for name, sample in samples.items() if sample]  # fmt: skip
     header = ["language", *(["group"] if several else []), *(["seeds"] if most > 1 else []), *_COLUMNS.values()]
-    note = over_seeds(most)
-    return Table(
-        f"results_{unit}", header + spread_header(most), rows, records, title=_UNITS[unit].capitalize(), note=note
-    )
+    title = f"{_UNITS[unit].capitalize()} ({kinds_of(groups)})"
+    return Table(f"results_{unit}", header + spread_header(most), rows, records, title=title, note=over_seeds(most))
 
 
 def over_seeds(most: int) -> str:
@@ -98,9 +98,11 @@ def old_languages(groups: list[Group]) -> list[Part]:
         pairs = {u: (m.get(f"before/val/{u}/{code}"), m[f"val/{u}/{code}"]) for u in ("loss", "bpb")}
         equal = "equal to the last bit" if all(a == b for a, b in pairs.values()) else "differs"
         rows.append([code, *(number(value) for pair in pairs.values() for value in pair), equal])
-        records += [{"language": code, "unit": u, "before": a, "after": b} for u, (a, b) in pairs.items()]
+        records += [{"language": code, "unit": u, "likelihood": in_a_word(run.exact), "before": a, "after": b}
+                    for u, (a, b) in pairs.items()]  # fmt: skip
     header = ["language", "nats/piece, before", "after", "bits/byte, before", "after", ""]
-    return ["<h2>The languages of the base</h2>", Table("base_languages", header, rows, records)] if rows else []
+    table = Table("base_languages", header, rows, records, title=f"Held-out text ({kinds_of(groups)})")
+    return ["<h2>The languages of the base</h2>", table] if rows else []
 
 
 _CURVES = (  # prefix of the figures, the y axis, what is said below
@@ -122,6 +124,8 @@ def learning_curves(groups: list[Group]) -> list[Part]:
         codes = list(dict.fromkeys(code for series in found.values() for code in series))
         if not codes or (len(groups) > 1 and prefix == "val/loss/"):  # which has the shape of bits per byte
             continue
+        if prefix == "val/bpb/":
+            y, note = f"{y} ({kind_on_axis(groups)})", f"{note} These are {kinds_of(groups)}."
         if len(groups) == 1:
             levels = _unigram(groups, prefix, codes[0]) if len(codes) == 1 else {}
             parts.append(svg(curves(found[groups[0].name], x="step", y=y, levels=levels), f"{y} by step"))

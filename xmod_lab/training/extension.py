@@ -16,6 +16,7 @@ from xmod_lab.languages.folders import manifests_in, model_folder, save_model
 from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack, write_pack
 from xmod_lab.languages.proof import Snapshot, compare, probe_pieces, require, snapshot, whole_digest
 from xmod_lab.model import XmodLanguageModel
+from xmod_lab.text.likelihoods import scored_text
 from xmod_lab.text.rows import build_folder
 from xmod_lab.training.bases import Base, added_before, agree
 from xmod_lab.training.beginning import begin_language
@@ -25,7 +26,7 @@ from xmod_lab.training.fit import fit
 from xmod_lab.training.pretraining import TRAINING_FIGURES
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.scoring import score_all, unigram_all
-from xmod_lab.training.tables import corpus_table, score_table, scored_text, training_table
+from xmod_lab.training.tables import corpus_table, score_table, training_table
 from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -203,8 +204,9 @@ def _assemble(
 
 def _show(cfg: PretrainConfig, proof: dict, metrics: dict[str, float], added: list[str], others: list[str]) -> None:
     prefixes = {"unigram": "unigram", "before/val": "before", "val": "after"}
-    score_table(metrics, added, prefixes, f"added languages: {scored_text(cfg)}")
-    score_table(metrics, others, {"before/val": "before", "val": "after"}, "languages of the base")
+    how = scored_text(cfg.objective.causal)
+    score_table(metrics, added, prefixes, f"added languages: {how}")
+    score_table(metrics, others, {"before/val": "before", "val": "after"}, f"languages of the base: {how}")
     moved = [code for code in others if any(metrics[f"before/val/{u}/{code}"] != metrics[f"val/{u}/{code}"] for u in ("loss", "bpb"))]  # fmt: skip
     log.info("figures of the base's languages before and after: %s", f"differ for {moved}" if moved else "equal to the last bit")  # fmt: skip
     equal = sum(entry["equal"] for entry in proof["logits"].values())

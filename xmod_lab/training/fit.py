@@ -15,6 +15,7 @@ from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.model import XmodLanguageModel, XmodPreTrainedModel
+from xmod_lab.text.likelihoods import likelihoods
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.training.callbacks import Checkpoints, Interruption, LearningCurve, ProgressLine, Validate, WholeFiles
 from xmod_lab.training.data import Prepared, batches
@@ -75,7 +76,7 @@ def fit(
 
     curve = LearningCurve(
         tracking,
-        _held_out(prepared.scorers(cfg.objective)),
+        _held_out(prepared.scorers(cfg.objective), likelihoods(cfg.objective.causal)),
         units_per_step=cfg.tokens_per_step,
         log_every=cfg.trainer.log_every,
         validate_every=cfg.trainer.validate_every,
@@ -85,15 +86,15 @@ def fit(
     return train(cfg, run, model, loader, curve, seed=seed, trainable=trainable, part=code)
 
 
-def _held_out(scorers: dict[str, Scorer]) -> Validate:
-    """Every language's score on its held-out text; several processes share the languages out."""
+def _held_out(scorers: dict[str, Scorer], kind: str) -> Validate:
+    """Every language's score on its held-out text; several processes share the languages out. ``kind``: of likelihoods."""
 
     def validate(model: nn.Module, step: int) -> dict[str, float]:
         mine = list(scorers)[rank() :: process_count()]
         figures = gather(score_all(model, {code: scorers[code] for code in mine}))
         figures = {name: figures[name] for code in scorers for name in (f"val/loss/{code}", f"val/bpb/{code}")}
         mean = sum(v for n, v in figures.items() if n.startswith("val/bpb/")) / len(scorers)
-        log.info("step %d: %.4f bits per byte (mean of %d languages)", step, mean, len(scorers))
+        log.info("step %d: %.4f bits per byte (%s, mean of %d languages)", step, mean, kind, len(scorers))
         return figures
 
     return validate

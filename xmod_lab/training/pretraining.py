@@ -8,6 +8,7 @@ from xmod_lab.config import PretrainConfig
 from xmod_lab.languages.cards import CARD, base_card
 from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.languages.proof import fingerprint
+from xmod_lab.text.likelihoods import scored_text
 from xmod_lab.training.bases import new_model
 from xmod_lab.training.data import (
     Prepared,
@@ -21,7 +22,7 @@ from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
 from xmod_lab.training.rundir import RunDir, write_whole
 from xmod_lab.training.scoring import unigram_all
-from xmod_lab.training.tables import corpus_table, match_table, score_table, scored_text, training_table
+from xmod_lab.training.tables import corpus_table, match_table, score_table, training_table
 from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
             run.write_json("metrics.json", metrics)
         tracking.summarise(metrics, [])
     barrier()
-    score_table(metrics, codes, {"unigram": "unigram", "val": "model"}, scored_text(cfg))
+    score_table(metrics, codes, {"unigram": "unigram", "val": "model"}, scored_text(cfg.objective.causal))
     if fitted.per_second is not None:
         log.info("trained at %s tokens/s", f"{fitted.per_second:,.0f}")
     log.info("model in %s", run / "model")

@@ -22,6 +22,7 @@ from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.languages.focus import focus_fault
 from xmod_lab.languages.initialisers import EMBEDDING_INITS, WORD_START, ordinary_pieces
 from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
+from xmod_lab.text.likelihoods import in_a_word
 from xmod_lab.training.beginning import allocate_language, begin_vocabulary
 from xmod_lab.training.data import Prepared
 from xmod_lab.training.donors import sampled_targets
@@ -49,13 +50,14 @@ class Combination:
 class Ranking:
     """``combinations``: best first; ``vocabularies``: by embedding_init, what its table is like; ``unigram``: loss of
     guessing by frequency on the same training rows, and on the held-out text; ``nearest``: by embedding_init, the donor
-    that ``slot_init=nearest`` would choose."""
+    that ``slot_init=nearest`` would choose; ``likelihood``: exact or pseudo, as of the model."""
 
     code: str
     combinations: list[Combination]
     vocabularies: dict[str, dict]
     nearest: dict[str, str]
     unigram: dict[str, float]
+    likelihood: str
 
 
 def rank_beginnings(
@@ -96,7 +98,7 @@ def rank_beginnings(
                 found.append(Combination(method, slot, loss, *((score.loss, score.bpb) if score else ())))
     found.sort(key=lambda c: c.loss)  # stable: of equals the one that was tried first
     unigram = {"loss": targets.unigram_loss(scorer.counts), "val": scorer.unigram().loss, "bpb": scorer.unigram().bpb}
-    return Ranking(code, found, vocabularies, nearest, unigram)
+    return Ranking(code, found, vocabularies, nearest, unigram, in_a_word(cfg.objective.causal))
 
 
 def _slots(donors: list[str], lang: LangConfig) -> list[str]:
@@ -166,7 +168,13 @@ def ranking_tables(ranking: Ranking) -> None:
         if c.val is not None
     ]
     rows.append(("unigram", "", *(f"{ranking.unigram[name]:.4f}" for name in ("loss", "val", "bpb"))))
-    header = ("embedding_init", "slot_init", "nats/piece, training text", "held-out text", "bits/byte")
+    header = (
+        "embedding_init",
+        "slot_init",
+        "nats/piece, training text",
+        "held-out text",
+        f"bits/byte ({ranking.likelihood})",
+    )
     show(f"{ranking.code}: the best slot of each table, and what is configured", header, rows)
     tables = list(ranking.vocabularies.values())
     if tables:

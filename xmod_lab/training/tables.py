@@ -77,11 +77,6 @@ def donor_table(ranking: list[tuple[str, float]], code: str) -> None:
     show(f"donors for {code}", ("slot of", "nats/piece before training"), rows)
 
 
-def scored_text(cfg: PretrainConfig) -> str:
-    """What a table of scores shows."""
-    return "held-out text, " + ("every piece, left to right" if cfg.objective.causal else "15 % hidden")
-
-
 def match_table(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """SHARED against modular at this size: what one language costs must be equal (X-MOD section 4)."""
     modular = cfg.model_config(len(tokenizer))

@@ -1,0 +1,24 @@
+"""What losses and bits per byte of held-out text are: exact likelihoods of a causal model, pseudo-likelihoods of a masked one."""
+
+
+def likelihoods(exact: bool) -> str:
+    """Their name."""
+    return "exact likelihoods" if exact else "pseudo-likelihoods"
+
+
+def in_a_word(exact: bool | None) -> str:
+    """For columns and axes; nothing for ``None``."""
+    return "" if exact is None else "exact" if exact else "pseudo"
+
+
+def scored_text(exact: bool) -> str:
+    """What a table of scores shows."""
+    return f"{likelihoods(exact)} of held-out text, {'every piece, left to right' if exact else '15 % of its pieces hidden'}"
+
+
+def is_exact(config: dict, metrics: dict[str, float]) -> bool | None:
+    """Which of both a run has, by its config.yaml and metrics.json; ``None``: neither, or an evaluation that is not finished,
+    since what it scores is said by the model that it opens."""
+    if "evaluate" in config:
+        return bool(metrics["val/exact"]) if "val/exact" in metrics else None
+    return None if "kind" in config["task"] else config["task"]["name"] == "clm"
