@@ -15,32 +15,57 @@ from xmod_lab.reports.page import render
 from xmod_lab.reports.runs import find_runs
 
 
-def test_causal_base_and_extension(workplace, tmp_path):
-    base, run = tmp_path / "base", tmp_path / "greek"
-    status, out, err = workplace.call("task=clm", "trainer.max_steps=30", "data.attention=row", run=base)
-    assert status == 0, err
-    assert "left to right" in out and "exact likelihoods" in render(find_runs([base]))[0]
-    metrics = workplace.metrics(base)
-    assert metrics["val/loss/en_XX"] < metrics["before/val/loss/en_XX"]
-
+def bits_per_byte(workplace, base, *, attention: str) -> float:
+    """Of English, by transformers' own model, which reads whole rows, or each passage of a row alone; the first piece of a
+    passage is then predicted from the end of the one before."""
     theirs, info = transformers.XmodForCausalLM.from_pretrained(base / "model", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     prepared = next((workplace.folder / "runs" / "prepared").glob("en_XX-*/validation"))
     rows = torch.from_numpy(
         np.stack(datasets.load_from_disk(prepared).with_format("numpy")["input_ids"]).astype(np.int64)
     )
-    with torch.no_grad():  # every piece of the held-out text, the ends of passages too, and nothing else
-        logits = theirs.eval()(rows, attention_mask=(rows != 1).long(), lang_ids=torch.zeros(len(rows)).long()).logits
-        labels = torch.where(rows == 1, -100, rows)[:, 1:]
-        nats = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), reduction="sum")
+    ends = [[0, *((row == 2).nonzero().flatten() + 1).tolist(), len(row)] for row in rows]
+    parts = [[len(row)] if attention == "row" else np.diff(e).tolist() for row, e in zip(rows, ends, strict=True)]
+    with torch.no_grad():
+        logits = [theirs.eval()(part[None], attention_mask=(part[None] != 1).long(), lang_ids=torch.zeros(1).long()).logits[0]
+                  for row, lengths in zip(rows, parts, strict=True) for part in row.split(lengths) if len(part)]  # fmt: skip
+    logits = torch.cat(logits).view(*rows.shape, -1)
+    labels = torch.where(rows == 1, -100, rows)[:, 1:]  # every piece, the ends of passages too, and nothing else
+    nats = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), reduction="sum")
     size = sum(datasets.load_from_disk(prepared)["bytes"])
     unspelt = json.loads((prepared.parent / "manifest.json").read_text())["statistics"]["validation"]["unknown_bytes"]
-    assert math.isclose(metrics["val/bpb/en_XX"], (nats / math.log(2) + 8 * unspelt) / size, rel_tol=1e-4)
+    return (float(nats) / math.log(2) + 8 * unspelt) / size
+
+
+def test_attention_across_a_row_is_that_of_transformers(workplace, tmp_path):
+    status, _, err = workplace.call("task=clm", "trainer.max_steps=4", "data.attention=row", run=tmp_path / "base")
+    assert status == 0, err
+    own = workplace.metrics(tmp_path / "base")["val/bpb/en_XX"]
+    assert math.isclose(own, bits_per_byte(workplace, tmp_path / "base", attention="row"), rel_tol=1e-5)
+
+
+def test_causal_base_and_extension(workplace, tmp_path):
+    base, run = tmp_path / "base", tmp_path / "greek"
+    status, out, err = workplace.call("task=clm", "trainer.max_steps=30", run=base)
+    assert status == 0, err
+    assert "exact likelihoods of held-out text, every piece, left to right" in out
+    assert "bits per byte (exact likelihoods, mean of 2 languages)" in out + err
+    page = render(find_runs([base]))[0]
+    assert "They are exact likelihoods" in page and "pseudo" not in page + out + err
+    metrics = workplace.metrics(base)
+    assert metrics["val/loss/en_XX"] < metrics["before/val/loss/en_XX"]
+    theirs = bits_per_byte(workplace, base, attention="document")  # the default
+    assert math.isclose(metrics["val/bpb/en_XX"], theirs, rel_tol=1e-5)
+    assert not math.isclose(theirs, bits_per_byte(workplace, base, attention="row"), rel_tol=1e-5)
 
     status, _, err = workplace.call("+lang=greek", f"base={base}", *EXTENSION, run=tmp_path / "wrong")
     assert status == 2 and "set task=clm" in err
-    status, _, err = workplace.call("task=clm", "+lang=greek", f"base={base}", *EXTENSION, run=run)
+    status, out, err = workplace.call("task=clm", "+lang=greek", f"base={base}", *EXTENSION, run=run)
     assert status == 0, err
+    assert (
+        "languages of the base: exact likelihoods" in out
+        and "| exact likelihoods of" in (run / "pack" / "el_GR" / "README.md").read_text()
+    )
     metrics = workplace.metrics(run)
     assert metrics["val/bpb/en_XX"] == metrics["before/val/bpb/en_XX"]
     assert metrics["val/loss/el_GR"] < metrics["before/val/loss/el_GR"]
