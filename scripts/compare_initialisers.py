@@ -20,9 +20,10 @@ from matplotlib.figure import Figure
 from xmod_lab.errors import UserError
 from xmod_lab.jobs import current_runs
 from xmod_lab.reports.runs import read_run
+from xmod_lab.text.likelihoods import in_a_word
 
 FIGURES = {"unigram": "unigram/loss", "before": "before/val/loss", "after": "val/loss", "bpb": "val/bpb"}
-COLUMNS = ("code", "embedding_init", "seed", "steps", *FIGURES, "copied", "derived", "coverage")
+COLUMNS = ("code", "embedding_init", "seed", "steps", *FIGURES, "copied", "derived", "coverage", "likelihood")
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 Record = dict[str, str | int | float]
@@ -40,7 +41,7 @@ def collect(folder: Path) -> tuple[list[Record], int]:
             records.append({
                 "code": code, "embedding_init": lang["embedding_init"], "seed": run.config["seed"],
                 "steps": run.packs[code]["training"]["steps"], **figures,
-                **{name: vocabulary[name] for name in ("copied", "derived", "coverage")},
+                **{name: vocabulary[name] for name in ("copied", "derived", "coverage")}, "likelihood": in_a_word(run.exact),
             })  # fmt: skip
     if not records:
         raise UserError(
@@ -71,7 +72,8 @@ def table(records: list[Record]) -> str:
         first = next(iter(by_method.values()))[0]
         parts.append(f"{code}, {first['steps']} steps; unigram entropy {first['unigram']:.3f} nats/piece:\n")
         parts.append(
-            "| embedding_init | seeds | rows copied, derived | text covered | before | after | bits/byte after |"
+            "| embedding_init | seeds | rows copied, derived | text covered | before | after | "
+            f"bits/byte ({first['likelihood']}) after |"
         )
         parts.append("|---|---:|---:|---:|---:|---:|---:|")
         for method, rs in by_method.items():

@@ -122,6 +122,7 @@ def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, rank, n
     assert status == 0, err
     ranking = json.loads((tmp_path / "rank" / "ranking_el_GR.json").read_text())
     combinations = {(c["embedding_init"], c["slot_init"]): c for c in ranking["combinations"]}
+    assert ranking["likelihood"] == "pseudo" and "bits/byte (pseudo)" in out
     assert len(combinations) == len(EMBEDDING_INITS) * 5  # random, zero_output, mean and two donors
     donor = ranking["nearest"]["focus"]
     trained = workplace.metrics(nearest)
@@ -220,7 +221,7 @@ def test_the_experiment_changes_both_languages_at_once_and_its_table_has_the_run
     )
     with (tmp_path / "out" / "results.csv").open(newline="") as stream:
         rows = {(r["code"], r["embedding_init"]): r for r in csv.DictReader(stream)}
-    assert rows.keys() == {("el_GR", "focus"), ("sw_KE", "overlap")}
+    assert rows.keys() == {("el_GR", "focus"), ("sw_KE", "overlap")} and "bits/byte (pseudo) after" in text
     for (code, method), row in rows.items():
         assert float(row["before"]) == metrics[f"before/val/loss/{code}"]
         assert float(row["after"]) == metrics[f"val/loss/{code}"]
