@@ -4,7 +4,7 @@
 
 Both models hold the same weights and see the same batches; steps alternate (A B A B) in one process, and ratios are quoted,
 since single times on a shared machine mean little. Both have the same fused AdamW, the same clipping, and ``keep_memory``,
-which our training switches on. GPUs: the code runs there, it was not run.
+which our training switches on. On CPUs alone.
 
 Precision: the faster of float32 and bfloat16 autocast for each side, where it works (transformers' X-MOD fails under
 autocast). bfloat16 throughout is no candidate, as it is another training: weights have eight bits, and a change of less than

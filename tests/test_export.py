@@ -63,6 +63,25 @@ def test_a_vocabulary_of_its_own_is_not_exported_in_silence(tmp_path):
         export_onnx(model, tmp_path / "model.onnx")
 
 
+def test_what_no_exported_graph_can_hold_is_refused():
+    model, ids = tiny_model(), torch.full((3, 7), 6)
+    with pytest.raises(UserError, match=r"shape \(3, 7\); a model is exported with \(rows,\)"):
+        torch.export.export(model, (ids,), {"lang_ids": torch.zeros_like(ids)}, strict=False)
+    model.add_language("el_GR", pieces=70)
+    with pytest.raises(UserError, match="el_GR have vocabularies of their own.*remove_language"):
+        torch.export.export(model, (ids,), {"lang_ids": torch.zeros(3).long()}, strict=False)
+
+
+def test_a_model_is_as_it_was_when_it_could_not_be_written(tmp_path):
+    model = tiny_model().train()
+    model.lm_head.eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(Exception, match="missing|No such file"):
+            export_onnx(model, tmp_path / "missing" / "model.onnx")
+    assert model.training and model.roberta.training and not model.lm_head.training
+
+
 def test_a_type_that_the_runtime_has_not_is_not_exported(tmp_path):
     with pytest.raises(UserError, match=r"bfloat16.*float\(\)"):
         export_onnx(tiny_model().bfloat16(), tmp_path / "model.onnx")

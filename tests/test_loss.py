@@ -76,6 +76,15 @@ def test_rare_pieces_have_their_gradient_under_float16_and_its_scaler():
         assert ((a - e).norm(dim=1) / e.norm(dim=1)).median() < 0.01
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_no_labels_have_no_loss(dtype):
+    x, w = torch.zeros(0, 4, requires_grad=True), torch.ones(5, 4, requires_grad=True)
+    with torch.autocast("cpu", dtype):
+        loss = chunked_cross_entropy(x, w, torch.zeros(5), torch.zeros(0, dtype=torch.long))
+    loss.backward()
+    assert loss == 0 and not w.grad.any()
+
+
 def test_float16_holds_the_gradient_of_a_model_that_is_wrong_everywhere():
     x, w = torch.full((1_100, 4), 90.0, requires_grad=True), torch.zeros(5, 4, requires_grad=True)
     bias, target = torch.tensor([20.0, 0, 0, 0, 0]), torch.ones(1_100, dtype=torch.long)

@@ -97,13 +97,15 @@ class XmodModel(XmodPreTrainedModel):
 
     def _exported(self, lang_ids: Tensor) -> Route:
         """Of a model whose graph is being written down: it must hold for all languages."""
-        if lang_ids.dim() != 1 or self.config.vocabularies:
-            raise UserError(f"lang_ids has shape {tuple(lang_ids.shape)}, vocabularies of their own: "
-                            f"{list(self.config.vocabularies or [])}; a model is exported with lang_ids of shape (rows,), one a "
-                            "sequence, and the base's vocabulary alone")  # fmt: skip
-        return Route(
-            (), (), exported=torch.where(lang_ids < 0, len(self.config.languages), lang_ids)
-        )  # -1 is not the last
+        if lang_ids.dim() != 1:
+            raise UserError(
+                f"lang_ids has shape {tuple(lang_ids.shape)}; a model is exported with (rows,), one a sequence"
+            )
+        if self.config.vocabularies:
+            raise UserError(f"{', '.join(self.config.vocabularies)} have vocabularies of their own; a model is exported with the "
+                            "base's alone: remove these languages with remove_language()")  # fmt: skip
+        minus_one_is_not_the_last = torch.where(lang_ids < 0, len(self.config.languages), lang_ids)
+        return Route((), (), exported=minus_one_is_not_the_last)
 
     def encode(
         self,
@@ -137,7 +139,7 @@ class XmodModel(XmodPreTrainedModel):
         wanted = self._wants_cache(use_cache)
         cache = self._cache(past_key_values, wanted, crosses=encoder_hidden_states is not None)
         past = 0 if cache is None else cache.get_seq_length()
-        attention_mask = check_mask(attention_mask, rows, None if self.config.is_decoder else length)
+        attention_mask = check_mask(attention_mask, rows, length, past)
         route = self.plan(lang_ids, rows, length, keep_order=cache is not None)
         x = self.embeddings(
             route.enter(input_ids),
@@ -155,14 +157,13 @@ class XmodModel(XmodPreTrainedModel):
         mask, source = route.enter(attention_mask), route.enter(encoder_hidden_states)
         whole = trace is not None or source is not None or cache is not None or self.compiled or route.per_token
         whole = whole or route.exported is not None or torch.jit.is_tracing() or not self.encoder.layer
+        skips = skip_padding and labels is None and not whole
         around = Surroundings(
             self._mask(x, mask, cache),
             cache,
             *self._source(x, source, route.enter(encoder_attention_mask)),
             want_weights=attentions,
-            real=_real(mask, route.enter(read), rows, length)
-            if skip_padding and labels is None and not whole
-            else None,
+            real=_real(mask, route.enter(read), rows, length) if skips else None,
         )
         predicted = None if labels is None or whole else _predicted(Places.labelled(labels, route, x.shape[:2]))
         way = self.encoder.grouped(route, length, x.device) if self.compiled else route
@@ -198,9 +199,9 @@ class XmodModel(XmodPreTrainedModel):
         """The key-value cache of a decoder: the given one, or a new one when it is wanted."""
         if given is not None:
             if not self.config.is_decoder or self._recomputes():
-                raise UserError("past_key_values are given, but the model is no decoder, or computes its layers twice "
-                                "(gradient checkpointing in training); allowed are they with is_decoder=True and without "
-                                "checkpointing")  # fmt: skip
+                raise UserError("past_key_values are given (generate makes them), but the model is no decoder, or computes its "
+                                "layers twice (gradient checkpointing in training); allowed are they with is_decoder=True and "
+                                "without checkpointing: call eval(), or generate(use_cache=False)")  # fmt: skip
             return given
         if not wanted:
             return None
@@ -219,8 +220,8 @@ class XmodModel(XmodPreTrainedModel):
             return None, None
         if not self.config.add_cross_attention:
             raise UserError(
-                "encoder_hidden_states need a model with cross-attention; set is_decoder=True and "
-                "add_cross_attention=True in its configuration"
+                "encoder_hidden_states need a decoder with cross-attention: an XmodModel or XmodForCausalLM with "
+                "is_decoder=True and add_cross_attention=True in its configuration"
             )
         if mask is not None:
             mask = create_bidirectional_mask(self.config, x, mask, encoder_hidden_states=states)
@@ -293,15 +294,15 @@ def shape_of(input_ids: Tensor | None, inputs_embeds: Tensor | None, sizes: tupl
     return list(given.shape[: len(sizes)])
 
 
-def check_mask(mask: Tensor | None, rows: int, length: int | None) -> Tensor | None:
-    """``mask``, integers of a ready one as booleans. Raises UserError for another shape than (rows, ``length``), where that
-    is known, or a ready (rows or 1, heads or 1, queries, keys)."""
+def check_mask(mask: Tensor | None, rows: int, length: int, past: int) -> Tensor | None:
+    """``mask``, integers of a ready one as booleans. Raises UserError for another shape than (rows, ``past + length``) or a
+    ready (rows or 1, heads or 1, ``length``, keys)."""
     if not isinstance(mask, Tensor):
         return mask
-    flat = mask.dim() == 2 and mask.shape[0] == rows and length in (None, mask.shape[1])
-    if not flat and (mask.dim() != 4 or mask.shape[0] not in (1, rows)):
-        raise UserError(f"attention_mask has shape {tuple(mask.shape)}; allowed are ({rows}, {length or 'cached and new'}), one a "
-                        f"token, and a ready mask ({rows}, 1, queries, keys)")  # fmt: skip
+    flat = mask.dim() == 2 and mask.shape[0] == rows and mask.shape[1] == past + length
+    if not flat and (mask.dim() != 4 or mask.shape[0] not in (1, rows) or mask.shape[2] != length):
+        raise UserError(f"attention_mask has shape {tuple(mask.shape)}; allowed are ({rows}, {past + length}), one a token, "
+                        f"cached ones too, and a ready mask ({rows}, 1, {length}, keys)")  # fmt: skip
     return mask if flat or mask.is_floating_point() else mask.bool()
 
 

@@ -36,7 +36,8 @@ VOCABULARY_FILE = "vocabulary.safetensors"  # under languages/<code>/ of a saved
 class XmodPreTrainedModel(PreTrainedModel):
     """Languages of a model, and how it is saved.
 
-    A saved folder is an ordinary Hugging Face X-MOD folder: base vocabulary and all slots in ``model.safetensors``.
+    A saved folder is an ordinary Hugging Face X-MOD folder: base vocabulary and all slots in ``model.safetensors``. (Where
+    ``adapter_reduction_factor`` is no whole number, transformers refuses its configuration.)
     Vocabularies of added languages lie beside it, in ``languages/<code>/``, where transformers does not look.
     """
 
@@ -49,12 +50,21 @@ class XmodPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _keys_to_ignore_on_load_missing = [r"\.vocabularies\."]
 
-    def __init__(self, config: ReferenceConfig, *args, **kwargs):
+    causal: bool | None = None  # whether the configuration has to be a decoder's; None: either
+
+    def __init__(self, config: ReferenceConfig):
         """``config``: also one of transformers' own. Raises UserError for values that make no model, all at once."""
         config = as_ours(config)
-        if faults := _faults(config):
+        faults = _faults(config)
+        if self.causal and not config.is_decoder:
+            faults.append(f"{type(self).__name__} needs is_decoder=True: without it every piece would see the one that it is to "
+                          "predict")  # fmt: skip
+        if self.causal is False and config.is_decoder:
+            faults.append(f"{type(self).__name__} needs is_decoder=False: with True no token sees what comes after it, and the "
+                          "first sees itself alone; a causal language model is an XmodForCausalLM")  # fmt: skip
+        if faults:
             raise UserError("the configuration cannot be used:\n  " + "\n  ".join(faults))
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -294,6 +304,9 @@ def _faults(config: XmodConfig) -> list[str]:
         )
     if isinstance(config.hidden_act, str) and config.hidden_act not in ACT2FN:
         faults.append(f"hidden_act is '{config.hidden_act}'; allowed are {', '.join(ACT2FN)}")
+    sizes = {"vocab_size": config.vocab_size, **(config.vocabularies or {})}
+    faults += [f"{name} has {pieces} pieces; allowed are numbers above pad_token_id, {config.pad_token_id}"
+               for name, pieces in sizes.items() if pieces <= config.pad_token_id]  # fmt: skip
     strangers = sorted({*(config.vocabularies or {})} - {*codes} | {*(config.aliases or {}).values()} - {*codes})
     if strangers:
         faults.append(f"vocabularies or aliases name {', '.join(strangers)}; allowed are languages: {', '.join(codes)}")

@@ -24,13 +24,17 @@ class XmodConfig(ReferenceConfig):
             the mean of all slots leaves them out, so that the order of adding is of no consequence.
     """
 
-    adapter_reduction_factor: int | float = 2  # as documented; in transformers' own class only int
+    adapter_reduction_factor: int | float = 2  # as documented; transformers itself takes int alone
     vocabularies: dict[str, int] | None = None
     aliases: dict[str, str] | None = None
     added: list[str] | None = None
 
     def to_dict(self) -> dict:
-        return {k: v for k, v in super().to_dict().items() if k not in OURS or v is not None}
+        kept = {k: v for k, v in super().to_dict().items() if k not in OURS or v is not None}
+        factor = kept.get("adapter_reduction_factor")
+        if isinstance(factor, float) and factor.is_integer():
+            kept["adapter_reduction_factor"] = int(factor)  # as transformers wants it
+        return kept
 
     def slot(self, code: str) -> int:
         """Number of the slot that ``code`` routes through: an index into ``languages``.

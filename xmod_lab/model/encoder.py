@@ -67,7 +67,10 @@ def eager_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Te
     weights = scores.softmax(-1)
     if mask is not None and mask.dtype == torch.bool:  # who may attend to nothing gets nothing, as from torch's kernels
         some = mask.any(-1, keepdim=True)
-        if torch.compiler.is_compiling() or not some.all():
+        unread = (
+            q.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing()
+        )  # must not be waited for
+        if unread or not some.all():
             weights = weights.masked_fill(~some, 0.0)
     weights = dropout(weights, kwargs["dropout"], module.training)
     return (weights @ v).transpose(1, 2), weights

@@ -58,15 +58,18 @@ def export_onnx(model: XmodPreTrainedModel, path: Path) -> None:
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=model.config.max_position_embeddings - 2)
     free = {0: batch, 1: torch.export.Dim("choices"), 2: length} if choices else {0: batch, 1: length}
     lang_ids = torch.arange(3) % len(model.config.languages)
-    training = model.training
-    torch.onnx.export(
-        _Positional(model).eval(),
-        (ids, torch.ones_like(ids), lang_ids),
-        str(path),
-        input_names=["input_ids", "attention_mask", "lang_ids"],
-        output_names=OUTPUTS[type(model).__name__],
-        dynamic_shapes=(free, free, {0: batch}),
-        dynamo=True,
-        verbose=False,
-    )
-    model.train(training)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        torch.onnx.export(
+            _Positional(model).eval(),
+            (ids, torch.ones_like(ids), lang_ids),
+            str(path),
+            input_names=["input_ids", "attention_mask", "lang_ids"],
+            output_names=OUTPUTS[type(model).__name__],
+            dynamic_shapes=(free, free, {0: batch}),
+            dynamo=True,
+            verbose=False,
+        )
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, linear, pad
 from transformers.cache_utils import Cache
-from transformers.generation import GenerationConfig, GenerationMixin
+from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
 from transformers.utils.generic import can_return_tuple
 
@@ -14,6 +14,7 @@ from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import Matrices, as_made
 from xmod_lab.model.loss import chunked_cross_entropy
+from xmod_lab.model.precision import in_float32
 from xmod_lab.model.routing import IGNORE, Languages, Places, to_ids
 
 # B batch rows, S sequence, D model, V vocabulary, M labelled positions
@@ -89,7 +90,7 @@ class XmodLanguageModel(XmodPreTrainedModel):
         return self.lm_head.decoder(x) if self._calls(table) else linear(x, *self.output_matrix(table))
 
     def labelled_loss(self, out: Encoded, labels: Tensor, matrices: Matrices) -> Tensor:
-        """Mean cross-entropy at the labelled positions, nats, float32; ``labels`` (B, S) in the caller's order,
+        """Mean cross-entropy at the labelled positions, nats; ``labels`` (B, S) in the caller's order,
         ``matrices`` as the encoder filled them.
 
         Raises UserError where there is no label at all.
@@ -106,7 +107,9 @@ class XmodLanguageModel(XmodPreTrainedModel):
         total = out.x.new_zeros((), dtype=torch.float32)
         for (table, _), part, target in zip(tables, states.split(counts), targets.split(counts), strict=True):
             if len(part) and self._calls(table):
-                total = total + cross_entropy(self._over(table, part).float(), target, reduction="sum") / len(states)
+                total = total + cross_entropy(in_float32(self._over(table, part)), target, reduction="sum") / len(
+                    states
+                )
             elif len(part):
                 matrix, bias = self.output_matrix(table)
                 if matrix is table.weight:
@@ -122,11 +125,7 @@ class XmodForMaskedLM(XmodLanguageModel):
         UserError: the configuration has ``is_decoder=True``, with which no piece would see what comes after it.
     """
 
-    def __init__(self, config: XmodConfig):
-        if config.is_decoder:
-            raise UserError("XmodForMaskedLM needs is_decoder=False in its configuration: with True no piece would see what "
-                            "comes after it; a causal model is an XmodForCausalLM")  # fmt: skip
-        super().__init__(config)
+    causal = False
 
     @can_return_tuple
     def forward(
@@ -153,7 +152,7 @@ class XmodForMaskedLM(XmodLanguageModel):
                 a chunk at a time, and ``logits`` are ``None``. A 250k vocabulary makes this the largest saving of the
                 training step.
         Returns:
-            ``loss``: mean negative log-likelihood over the labelled positions, nats, in float32.
+            ``loss``: mean negative log-likelihood over the labelled positions, nats, in float32 or float64.
         Raises:
             UserError: labels without any piece to predict; and as :meth:`XmodModel.forward`.
         """
@@ -171,7 +170,7 @@ class XmodForMaskedLM(XmodLanguageModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             labels=None if full_logits else labels,
-            read=None if labels is None else labels != IGNORE,
+            read=labels != IGNORE if full_logits and labels is not None else None,
             matrices=matrices,
         )
         logits, loss = None, None
@@ -180,7 +179,7 @@ class XmodForMaskedLM(XmodLanguageModel):
         else:
             logits = self.logits(out)
             if labels is not None:
-                loss = cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=IGNORE)
+                loss = cross_entropy(in_float32(logits.flatten(0, -2)), labels.flatten(), ignore_index=IGNORE)
         return MaskedLMOutput(loss=loss, logits=logits, **out.extras)
 
 
@@ -191,13 +190,8 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         UserError: the configuration has ``is_decoder=False``, with which every piece would see the next one.
     """
 
+    causal = True
     accepts_loss_kwargs = True  # for transformers' Trainer: num_items_in_batch
-
-    def __init__(self, config: XmodConfig):
-        if not config.is_decoder:
-            raise UserError("XmodForCausalLM needs is_decoder=True in its configuration: without it every piece would "
-                            "see the one that it is to predict")  # fmt: skip
-        super().__init__(config)
 
     @can_return_tuple
     def forward(
@@ -228,7 +222,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             num_items_in_batch: what the sum over labelled pieces is divided by, where a step has several batches; as in
                 transformers, whose Trainer gives it. Default: their number here.
         Returns:
-            ``loss``: mean negative log-likelihood of the labelled pieces, nats, in float32.
+            ``loss``: mean negative log-likelihood of the labelled pieces, nats, in float32 or float64.
         """
         matrices: Matrices | None = None if full_logits or labels is None else {}
         after = None
@@ -256,7 +250,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             loss = self.labelled_loss(out, after, matrices)
         elif labels is not None:
             whole = self.logits(out)
-            loss = cross_entropy(whole.flatten(0, -2).float(), after.flatten(), ignore_index=IGNORE)
+            loss = cross_entropy(in_float32(whole.flatten(0, -2)), after.flatten(), ignore_index=IGNORE)
             logits = whole[:, last]
         else:
             logits = self.logits(out, last)
@@ -269,21 +263,25 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
     def generate(self, inputs: Tensor | None = None, *args, lang_ids: Languages = None, **kwargs):
         """As in transformers; ``lang_ids`` as in :meth:`forward`, one language a sequence."""
         if lang_ids is not None:
-            given = inputs if inputs is not None else kwargs.get("input_ids", kwargs.get("inputs_embeds"))
-            rows = 1 if given is None else len(given)
+            given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
+            rows = next((len(tensor) for tensor in given if tensor is not None), 1)
             kwargs["lang_ids"] = to_ids(lang_ids, self.config, rows)
             if kwargs["lang_ids"].shape != (rows,):
                 raise UserError(f"lang_ids has shape {tuple(kwargs['lang_ids'].shape)}; what is generated has one language a "
                                 f"sequence: ({rows},)")  # fmt: skip
         return super().generate(inputs, *args, **kwargs)
 
-    def _validate_generated_length(self, generation_config: GenerationConfig, input_ids_length: int, *args) -> None:
-        """Before anything is generated. The last piece is not read again, and needs no position."""
-        longest, wanted = self.roberta.embeddings.longest, generation_config.max_length
-        if max(wanted - 1, input_ids_length) > longest:
-            raise UserError(f"{input_ids_length} pieces are to be continued to {wanted}, and the model has {longest} positions; "
-                            f"allowed is max_new_tokens up to {longest + 1 - input_ids_length}, or truncate the input")  # fmt: skip
-        super()._validate_generated_length(generation_config, input_ids_length, *args)
+    def _prepare_cache_for_generation(
+        self, config: GenerationConfig, inputs: dict, mode: GenerationMode, rows: int, longest: int
+    ) -> bool:
+        """Refuses what there are no positions for, before anything is generated: ``longest``, the number of pieces that will
+        have been read in the end (the last one is not), less the padding of the row that has the least."""
+        mask, positions = inputs.get("attention_mask"), self.roberta.embeddings.longest
+        padding = int((mask == 0).sum(1).min()) if mask is not None and mask.dim() == 2 else 0
+        if longest - padding > positions:
+            raise UserError(f"{longest - padding} pieces would be read in the end, and the model has {positions} positions; "
+                            "lower max_new_tokens (or max_length), or truncate the input")  # fmt: skip
+        return super()._prepare_cache_for_generation(config, inputs, mode, rows, longest)
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
         """Positions count from ``pad_token_id + 1``, as in :meth:`forward`; transformers lets ``generate`` count from 0."""

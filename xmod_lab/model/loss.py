@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from xmod_lab.errors import UserError
-from xmod_lab.model.precision import product_type
+from xmod_lab.model.precision import in_float32, product_type
 
 # M labelled positions, D model, V vocabulary
 
@@ -27,7 +27,7 @@ def _negative_logs(scores: Tensor, probs: Tensor, answer: Tensor) -> Tensor:
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum over M of -log softmax(x W^T + b)[label], over ``divisor``. The forward pass also computes the gradients, since
-    the logits are at hand only there. Products run in ``dtype``, the softmax in float32, some rows at a time, each of which
+    the logits are at hand only there. Products run in ``dtype``, the softmax in float32 or float64, some rows at a time, each of which
     its gradient replaces in the logits' memory; the gradient of the output matrix, the largest tensor of the step, is
     written once, divided already. Under autocast to float16 quotients would round to zero: gradients are made as large as it
     can hold, and divided with the scaler's factor in them."""
@@ -37,7 +37,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         ctx, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, chunk: int, divisor: int, dtype: torch.dtype
     ):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        enlarged = dtype == torch.float16 and weight.dtype != dtype
+        enlarged = dtype == torch.float16 and weight.dtype != dtype and len(labels) > 0
         share, ctx.rest = 1 / divisor, 1.0
         if enlarged:
             largest = torch.maximum(
@@ -55,7 +55,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             logits = _logits(part, weight_low)  # (chunk, V)
             step = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else chunk
             for block, answer in zip(logits.split(step), label.split(step), strict=True):
-                scores = block.to(exact).add_(bias)
+                scores = in_float32(block).add_(bias)
                 probs = scores.softmax(1)
                 total += _negative_logs(scores, probs, answer).sum()
                 if not any(ctx.needs_input_grad):
@@ -93,7 +93,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def chunked_cross_entropy(
     x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, divisor: int = 1, chunk: int = 512
 ) -> Tensor:
-    """Sum of the cross-entropies at all positions over ``divisor``, float32 scalar, nats.
+    """Sum of the cross-entropies at all positions over ``divisor``, scalar, nats.
 
     Peak memory is one chunk of logits, (chunk, V), instead of three tensors of (M, V). Under autocast the products run
     in the autocast type, the softmax in float32. Differentiable once.

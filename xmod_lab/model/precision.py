@@ -1,4 +1,4 @@
-"""The type that matrix products run in."""
+"""The types that matrix products and losses run in."""
 
 import torch
 from torch import Tensor
@@ -10,3 +10,8 @@ def product_type(x: Tensor) -> torch.dtype:
     if x.dtype == torch.float64 or not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
         return x.dtype
     return torch.get_autocast_dtype(kind)
+
+
+def in_float32(x: Tensor) -> Tensor:
+    """``x``, in float32 unless it is in float64: as losses are computed."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -4,6 +4,7 @@ Rows are brought into runs of one language at the encoder's entry and put back a
 on contiguous slices, one call per slot present. Slots that are absent are never touched: no call, no gradient.
 """
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -113,7 +114,7 @@ def to_ids(lang_ids: Tensor | str | Sequence[str], config: XmodConfig, rows: int
         return lang_ids
     codes = [lang_ids] * rows if isinstance(lang_ids, str) else lang_ids
     if not isinstance(codes, (list, tuple)) or not all(isinstance(code, str) for code in codes):
-        raise UserError(f"lang_ids is {lang_ids!r}; allowed are a tensor of integers, a code such as 'en_XX', or a list of "
+        raise UserError(f"lang_ids is {reprlib.repr(lang_ids)}; allowed are a tensor of integers, a code such as 'en_XX', or a list of "
                         "codes, one a sequence; a list of numbers goes into torch.tensor()")  # fmt: skip
     return torch.tensor([config.slot(code) for code in codes], dtype=torch.long)
 

@@ -26,12 +26,6 @@ def _head_dropout(config: XmodConfig) -> Dropout:
     return Dropout(config.hidden_dropout_prob if chosen is None else chosen)
 
 
-def _check_first_token(config: XmodConfig) -> None:
-    if config.is_decoder:
-        raise UserError("this head reads the first token, which with is_decoder=True in the configuration sees no other; "
-                        "allowed is is_decoder=False: a model that was pre-trained as a masked one")  # fmt: skip
-
-
 class XmodClassificationHead(nn.Module):
     """First token -> dropout, dense, tanh, dropout, projection."""
 
@@ -50,8 +44,9 @@ class XmodClassificationHead(nn.Module):
 class XmodForSequenceClassification(XmodPreTrainedModel):
     """Classification of sequences: one label, several labels, or a number. Raises UserError for a causal configuration."""
 
+    causal = False  # the first token is read, which has to see the others
+
     def __init__(self, config: XmodConfig):
-        _check_first_token(config)
         super().__init__(config)
         self.roberta = XmodModel(self.config, add_pooling_layer=False)
         self.classifier = XmodClassificationHead(self.config)
@@ -108,8 +103,9 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
 class XmodForMultipleChoice(XmodPreTrainedModel):
     """One of several sequences that go together. Raises UserError for a causal configuration."""
 
+    causal = False  # the first token is read, which has to see the others
+
     def __init__(self, config: XmodConfig):
-        _check_first_token(config)
         super().__init__(config)
         self.roberta = XmodModel(self.config)
         self.dropout = Dropout(self.config.hidden_dropout_prob)
