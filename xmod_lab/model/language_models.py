@@ -107,9 +107,8 @@ class XmodLanguageModel(XmodPreTrainedModel):
         total = out.x.new_zeros((), dtype=torch.float32)
         for (table, _), part, target in zip(tables, states.split(counts), targets.split(counts), strict=True):
             if len(part) and self._calls(table):
-                total = total + cross_entropy(in_float32(self._over(table, part)), target, reduction="sum") / len(
-                    states
-                )
+                loss = cross_entropy(in_float32(self._over(table, part)), target, reduction="sum")
+                total = total + loss / len(states)
             elif len(part):
                 matrix, bias = self.output_matrix(table)
                 if matrix is table.weight:

@@ -27,10 +27,10 @@ def _negative_logs(scores: Tensor, probs: Tensor, answer: Tensor) -> Tensor:
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum over M of -log softmax(x W^T + b)[label], over ``divisor``. The forward pass also computes the gradients, since
-    the logits are at hand only there. Products run in ``dtype``, the softmax in float32 or float64, some rows at a time, each of which
-    its gradient replaces in the logits' memory; the gradient of the output matrix, the largest tensor of the step, is
-    written once, divided already. Under autocast to float16 quotients would round to zero: gradients are made as large as it
-    can hold, and divided with the scaler's factor in them."""
+    the logits are at hand only there. Products run in ``dtype``, the softmax in float32 or float64, some rows at a time, each
+    of which its gradient replaces in the logits' memory; the gradient of the output matrix, the largest tensor of the step,
+    is written once, divided already. Under autocast to float16 quotients would round to zero: gradients are made as large as
+    it can hold, and divided with the scaler's factor in them."""
 
     @staticmethod
     def forward(
@@ -40,10 +40,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         enlarged = dtype == torch.float16 and weight.dtype != dtype and len(labels) > 0
         share, ctx.rest = 1 / divisor, 1.0
         if enlarged:
-            largest = torch.maximum(
-                x.abs().amax() * min(chunk, len(labels)), weight.abs().amax() * 2
-            )  # of the sums below
-            room = 2.0**14 / largest.float().clamp(min=1.0)
+            sums = x.abs().amax() * min(chunk, len(labels)), weight.abs().amax() * 2  # that gradients are, at most
+            room = 2.0**14 / torch.maximum(*sums).float().clamp(min=1.0)
             share, ctx.rest = 1.0, 1 / (divisor * room)
         x_low, weight_low = x.to(dtype), weight.to(dtype)
         exact = torch.promote_types(dtype, torch.float32)
@@ -96,7 +94,7 @@ def chunked_cross_entropy(
     """Sum of the cross-entropies at all positions over ``divisor``, scalar, nats.
 
     Peak memory is one chunk of logits, (chunk, V), instead of three tensors of (M, V). Under autocast the products run
-    in the autocast type, the softmax in float32. Differentiable once.
+    in the autocast type, the softmax in float32 (of a model in float64, in that). Differentiable once.
 
     Args:
         x: (M, D) states; weight: (V, D) output matrix; bias: (V,); labels: (M,) int64 in [0, V).
