@@ -1,6 +1,6 @@
 """How fast a training step is: ours against transformers, and against what this machine can do.
 
-    python scripts/bench_step.py [--size tiny small base] [--only step extension slots order inference memory] [--json FILE]
+    python scripts/bench_step.py [--size tiny small base] [--only memory step extension slots order inference] [--json FILE]
 
 Both models hold the same weights and see the same batches; steps alternate (A B A B) in one process, and ratios are quoted,
 since single times on a shared machine mean little. Both have the same fused AdamW, the same clipping, and ``keep_memory``,
@@ -356,8 +356,9 @@ def bench_memory(size: str, rounds: int) -> dict[str, Row]:
     return {"peak": {"compares": "peak memory of training everything, times smaller", **figures, "goal": 2.0}}
 
 
-BENCHES = {"step": bench_step, "extension": bench_extension, "slots": bench_slots, "order": bench_order,
-           "inference": bench_inference, "memory": bench_memory}  # fmt: skip
+# memory first: what this process has had, it keeps, and with it a process beside it may not fit
+BENCHES = {"memory": bench_memory, "step": bench_step, "extension": bench_extension, "slots": bench_slots,
+           "order": bench_order, "inference": bench_inference}  # fmt: skip
 
 
 def show(results: dict[tuple[str, str], dict[str, Row]]) -> None:
@@ -394,12 +395,12 @@ def main(arguments: list[str] | None = None) -> None:
             left_out = None if args.only else LEFT_OUT.get((what, size))
             results[what, size] = {"": {"compares": left_out}} if left_out else BENCHES[what](size, args.rounds)
             show({(what, size): results[what, size]})
+            if args.json:  # after each, should a later one not fit
+                setting = {"rounds": args.rounds, "threads": torch.get_num_threads()}
+                setting |= {"torch": torch.__version__, "transformers": transformers.__version__}
+                figures = {f"{done}/{of}": rows for (done, of), rows in results.items()}
+                args.json.write_text(json.dumps(setting | figures, indent=1) + "\n")
     show(results)
-    if args.json:
-        setting = {"rounds": args.rounds, "threads": torch.get_num_threads()}
-        setting |= {"torch": torch.__version__, "transformers": transformers.__version__}
-        figures = {f"{what}/{size}": rows for (what, size), rows in results.items()}
-        args.json.write_text(json.dumps(setting | figures, indent=1) + "\n")
 
 
 if __name__ == "__main__":

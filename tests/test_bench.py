@@ -15,7 +15,8 @@ RATIO = {"compares", "ratio", "low", "high"}
 LIMIT = {"limit_milliseconds", "gigaflops", "feed_forward_gigaflops_per_second", "head_gigaflops_per_second",
          "gigabytes_per_second", "share_of_limit"}  # fmt: skip
 EXTENSION = RATIO | SIDES | {"their_failure", "goal"}
-KEYS = {
+KEYS = {  # in the order of the measurements
+    "memory": {"peak": {"compares", "ratio", "gigabytes", "their_gigabytes", "goal"}},
     "step": {"best": EXTENSION | LIMIT, "their_bf16": RATIO | SIDES | {"unmoved_share", "their_unmoved_share"}},
     "extension": dict.fromkeys(bench.EXTENSIONS, EXTENSION),
     "slots": dict.fromkeys(("81", "500"), RATIO | {"precision", "goal"}),
@@ -23,7 +24,6 @@ KEYS = {
     "inference": {
         "padded": RATIO | {"precision", "their_precision", "milliseconds", "their_milliseconds", "real_share", "goal"}
     },
-    "memory": {"peak": {"compares", "ratio", "gigabytes", "their_gigabytes", "goal"}},
 }
 
 
