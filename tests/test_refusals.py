@@ -24,6 +24,7 @@ from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM
         (torch.zeros(4, dtype=torch.complex64), "must be integers, not torch.complex64"),
         ([0, 1, 2, 0], r"lang_ids is \[0, 1, 2, 0\]; allowed .* a list of codes, .*torch.tensor"),
         (0, "lang_ids is 0; allowed"),
+        ({"en_XX", "de_DE"}, "lang_ids is {.*}; allowed"),  # which has no order
         (list(range(3_000)), r"lang_ids is \[0, 1, 2, 3, 4, 5, ...\]; allowed"),
         ([], r"shape \(0,\); allowed are \(4,\)"),
     ],
