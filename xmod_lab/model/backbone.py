@@ -101,9 +101,7 @@ class XmodModel(XmodPreTrainedModel):
             raise UserError(
                 f"lang_ids has shape {tuple(lang_ids.shape)}; a model is exported with (rows,), one a sequence"
             )
-        if self.config.vocabularies:
-            raise UserError(f"{', '.join(self.config.vocabularies)} have vocabularies of their own; a model is exported with the "
-                            "base's alone: remove these languages with remove_language()")  # fmt: skip
+        check_vocabularies(self.config)
         minus_one_is_not_the_last = torch.where(lang_ids < 0, len(self.config.languages), lang_ids)
         return Route((), (), exported=minus_one_is_not_the_last)
 
@@ -292,6 +290,14 @@ def shape_of(input_ids: Tensor | None, inputs_embeds: Tensor | None, sizes: tupl
             f"{name} has shape {tuple(given.shape)}; allowed is ({', '.join(wanted)}), of each at least one"
         )
     return list(given.shape[: len(sizes)])
+
+
+def check_vocabularies(config: XmodConfig) -> None:
+    """Raises UserError for vocabularies of added languages: in a graph of one table their ids would mean other pieces."""
+    if config.vocabularies:
+        own = ", ".join(config.vocabularies)
+        raise UserError(f"{own} have vocabularies of their own, and an exported model has the base's alone; remove these "
+                        "languages with remove_language(), and make each a model of its own: python -m xmod_lab.packs export")  # fmt: skip
 
 
 def check_mask(mask: Tensor | None, rows: int, length: int, past: int) -> Tensor | None:

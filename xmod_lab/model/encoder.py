@@ -67,9 +67,8 @@ def eager_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Te
     weights = scores.softmax(-1)
     if mask is not None and mask.dtype == torch.bool:  # who may attend to nothing gets nothing, as from torch's kernels
         some = mask.any(-1, keepdim=True)
-        unread = (
-            q.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing()
-        )  # must not be waited for
+        # only on a CPU, and not while a graph is written down, may a tensor be looked at
+        unread = q.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing()
         if unread or not some.all():
             weights = weights.masked_fill(~some, 0.0)
     weights = dropout(weights, kwargs["dropout"], module.training)

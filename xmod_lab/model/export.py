@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from xmod_lab.errors import UserError
+from xmod_lab.model.backbone import check_vocabularies
 from xmod_lab.model.base import XmodPreTrainedModel
 
 # B batch rows, S sequence, C choices
@@ -48,10 +49,7 @@ def export_onnx(model: XmodPreTrainedModel, path: Path) -> None:
         raise UserError(
             "the model is in bfloat16, in which onnxruntime does not compute on CPUs; call float() or half() first"
         )
-    if model.config.vocabularies:
-        own = ", ".join(model.config.vocabularies)
-        raise UserError(f"{own} have vocabularies of their own, and an ONNX file has the base's alone; remove these "
-                        "languages with remove_language(), and make each a model of its own: python -m xmod_lab.packs export")  # fmt: skip
+    check_vocabularies(model.config)
     choices = type(model).__name__ == "XmodForMultipleChoice"
     shape = (3, 2, 7) if choices else (3, 7)
     ids = torch.full(shape, model.config.pad_token_id + 4)

@@ -106,10 +106,12 @@ class XmodLanguageModel(XmodPreTrainedModel):
         counts = [int(part.sum()) for part in torch.tensor(places.counts).split(sizes)]
         total = out.x.new_zeros((), dtype=torch.float32)
         for (table, _), part, target in zip(tables, states.split(counts), targets.split(counts), strict=True):
-            if len(part) and self._calls(table):
-                loss = cross_entropy(in_float32(self._over(table, part)), target, reduction="sum")
+            if not len(part):
+                continue
+            if self._calls(table):
+                loss = cross_entropy(in_float32(self.lm_head.decoder(part)), target, reduction="sum")
                 total = total + loss / len(states)
-            elif len(part):
+            else:
                 matrix, bias = self.output_matrix(table)
                 if matrix is table.weight:
                     matrix = matrices.get(table, matrix)
