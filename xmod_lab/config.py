@@ -143,13 +143,15 @@ class DataConfig:
 @dataclass
 class TrainerConfig:
     """The machinery. ``max_steps`` and ``max_tokens`` replace the recipe's steps; ``rows_per_step`` is the global
-    batch, over all processes and micro-batches."""
+    batch, over all processes and micro-batches. ``precision: auto`` and ``threads: null`` become what suits the machine, see
+    :mod:`xmod_lab.machine`; ``threads`` are those of each process."""
 
     max_steps: int | None = None
     max_tokens: int | None = None
     rows_per_step: int = 16
     accumulate: int = 1
-    precision: str = "bf16-mixed"
+    precision: str = "auto"
+    threads: int | None = None
     accelerator: str = "auto"
     devices: int = 1
     nodes: int = 1

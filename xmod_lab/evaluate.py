@@ -41,9 +41,10 @@ def main() -> None:
 
 def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
     parallels = [read_parallel(source) for source in cfg.evaluate.parallel]
+    run = RunDir(folder)
+    cfg = run.fit_to_machine(cfg, trains=False)
     base = settle_model(cfg, asked)
     opened = open_model(base, cfg, asked)
-    run = RunDir(folder)
     if not run.begin(replace(cfg, base=base.name)):  # writes; so all that can be refused was refused before
         return
     with on_device(opened.model, cfg.trainer.accelerator):

@@ -43,6 +43,7 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
         )
     run = RunDir(folder)
     cfg, base = settle_base(cfg, run, asked)
+    cfg = run.fit_to_machine(cfg, trains=False)
     model, old, _ = open_base(base)
     agree(base, model, cfg, asked)
     texts = [

@@ -10,6 +10,7 @@ from xmod_lab.config import EvaluateConfig, LangConfig, PretrainConfig, RecipeCo
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.languages.focus import focus_fault
 from xmod_lab.languages.initialisers import EMBEDDING_INITS
+from xmod_lab.machine import ACCELERATORS, PRECISIONS, cores, device_kind, precision_fault
 from xmod_lab.model import code_fault, donors_of, slot_fault
 from xmod_lab.text.batches import ATTENTION
 from xmod_lab.text.corpus import check_source
@@ -18,7 +19,6 @@ from xmod_lab.text.objective import OBJECTIVES
 from xmod_lab.text.parallel import check_parallel
 from xmod_lab.text.tokenizer import NORMALIZATIONS
 
-PRECISIONS = ("bf16-mixed", "32-true", "16-mixed")
 SCHEDULES = ("linear", "cosine", "constant")
 VOCABULARIES = ("own", "keep")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -70,7 +70,7 @@ def run_choices(cfg: RunConfig) -> list[Choice]:
     """The choices that every run that trains has."""
     return [
         ("trainer.precision", cfg.trainer.precision, PRECISIONS),
-        ("trainer.accelerator", cfg.trainer.accelerator, ("auto", "cpu", "gpu")),
+        ("trainer.accelerator", cfg.trainer.accelerator, ACCELERATORS),
         ("logger.wandb", cfg.logger.wandb, WANDB_MODES),
         ("resume", cfg.resume, ("auto", "never")),
     ]
@@ -95,7 +95,7 @@ def _check_choices(cfg: PretrainConfig) -> list[str]:
 def trainer_ranges(t: TrainerConfig) -> Iterator[Range]:
     """The counts of ``trainer``."""
     for name in ("rows_per_step", "accumulate", "devices", "nodes", "log_every", "checkpoint_every", "keep_checkpoints",
-                 "validate_every", "max_steps", "max_tokens"):  # fmt: skip
+                 "validate_every", "max_steps", "max_tokens", "threads"):  # fmt: skip
         value = getattr(t, name)
         yield f"trainer.{name}", value, value is None or value >= 1, "1 or more"
 
@@ -109,8 +109,24 @@ def trainer_faults(t: TrainerConfig) -> list[str]:
                       f"= {units}; e.g. trainer.rows_per_step={max(units, t.rows_per_step // units * units)}")  # fmt: skip
     if t.max_steps is not None and t.max_tokens is not None:
         faults.append("trainer.max_steps and trainer.max_tokens are both set; leave one of them null")
-    if t.accelerator == "gpu" and not torch.cuda.is_available():
+    return faults + _machine_faults(t)
+
+
+def _machine_faults(t: TrainerConfig) -> list[str]:
+    """What this machine does not have: a device, a precision, cores."""
+    faults, kind, have = [], device_kind(t.accelerator), cores()
+    if t.accelerator == "gpu" and kind == "cpu":
         faults.append("trainer.accelerator is 'gpu', but torch sees none here; set trainer.accelerator=cpu or auto")
+    elif t.precision in PRECISIONS and (fault := precision_fault(t.precision, kind)):
+        faults.append(f"trainer.precision is '{t.precision}', but {fault}")
+    devices = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind)
+    if devices is not None and t.devices > devices:
+        faults.append(f"trainer.devices is {t.devices}, but torch sees {devices} here ({kind}); allowed is 1 to {devices}, or "
+                      "trainer.accelerator=cpu")  # fmt: skip
+    if t.threads is not None and t.threads * t.devices > have:
+        each = f" in each of {t.devices} processes" if t.devices > 1 else ""
+        faults.append(f"trainer.threads is {t.threads}{each}, but this process may use {have} cores; allowed is 1 to "
+                      f"{max(1, have // t.devices)}, or null")  # fmt: skip
     return faults
 
 
@@ -149,7 +165,7 @@ def _ranges(cfg: PretrainConfig) -> Iterator[Range]:
     for key, value in counts.items():
         yield key, value, value is None or value >= 1, "1 or more"
     yield "data.row_length", d.row_length, d.row_length >= 8, "8 or more"
-    yield "data.workers", d.workers, d.workers >= 0, "0 or more"
+    yield "data.workers", d.workers, 0 <= d.workers <= cores(), f"0 to {cores()}, the cores that this process may use"
     yield "seed", cfg.seed, 0 <= cfg.seed < 2**32, "0 to 4294967295"
     yield "data.alpha", d.alpha, d.alpha >= 0, "0 (every language alike) or more; 1 is proportional to size"
     yield "data.max_passes", d.max_passes, d.max_passes is None or d.max_passes > 0, "more than 0, or null"

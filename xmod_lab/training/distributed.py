@@ -70,8 +70,6 @@ def _worker(local_rank: int, work: Callable[..., int], arguments: tuple, process
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": str(processes),
         "RANK": str(local_rank), "LOCAL_RANK": str(local_rank),
     }  # fmt: skip
-    if not torch.cuda.is_available():  # share the cores instead of fighting for them
-        torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     logging.basicConfig(level=logging.WARNING if local_rank else logging.INFO, format="%(message)s")
     said = io.StringIO()
     with contextlib.redirect_stderr(said if local_rank else sys.stderr):
@@ -94,6 +92,15 @@ def gather(part: dict) -> dict:
     parts: list[dict | None] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, part)
     return {key: value for each in parts for key, value in each.items()}
+
+
+def of_first(make: Callable[[], object]) -> object:
+    """What ``make`` returns in the first process, in all of them."""
+    if not dist.is_initialized():
+        return make()
+    box = [make() if rank() == 0 else None]
+    dist.broadcast_object_list(box)
+    return box[0]
 
 
 def barrier() -> None:

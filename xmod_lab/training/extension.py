@@ -40,6 +40,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
     Raises:
         UserError: bad text, a base that does not fit, a damaged checkpoint. ProofError: something else moved.
     """
+    cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
     model, old, older = open_base(base)
     agree(base, model, cfg, asked)
     if base.model is not None:

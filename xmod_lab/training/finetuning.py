@@ -52,7 +52,7 @@ def finetune(
         UserError: a base or data that cannot be used. ProofError: something frozen moved.
     """
     keep_memory()
-    cfg = _with_base(cfg, run)
+    cfg = run.fit_to_machine(_with_base(cfg, run))
     folder = model_folder(cfg.base)
     setting = open_task(cfg, folder)
     if not run.begin(cfg):  # writes; so all that can be refused was refused before

@@ -42,6 +42,7 @@ def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
     Raises:
         UserError: whatever the run itself would refuse before its first step.
     """
+    cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
     plan: dict[str, dict] = {}
     warnings: list[str] = []
     if not cfg.lang:

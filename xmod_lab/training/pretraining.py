@@ -35,6 +35,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
     Raises:
         UserError: bad text, a damaged checkpoint, or a run dir that holds another run.
     """
+    cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
     prepared = prepare_base(cfg)
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
     if not run.begin(cfg):  # writes; so all that can be refused was refused before

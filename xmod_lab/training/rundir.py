@@ -8,21 +8,24 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TextIO
+from typing import TextIO, TypeVar
 
+import torch
 from omegaconf import OmegaConf
 
-from xmod_lab.config import PretrainConfig
+from xmod_lab.config import RunConfig
 from xmod_lab.errors import UserError
+from xmod_lab.machine import cores, device_kind, fastest_precision, fastest_threads, precision_fault, slow_precision
 from xmod_lab.settings import NO_PART_IN_RESULT, flatten, is_under
-from xmod_lab.training.distributed import barrier, rank
+from xmod_lab.training.distributed import barrier, of_first, rank
 
 log = logging.getLogger(__name__)
 
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
 _MAY_CHANGE = (*NO_PART_IN_RESULT, "base", "trainer.devices", "trainer.nodes")  # with other settings a run cannot go on
+Run = TypeVar("Run", bound=RunConfig)
 _LOCKS: dict[Path, TextIO] = {}  # by run dir; the system lets go of them when this process ends
 
 
@@ -40,7 +43,26 @@ class RunDir:
         """metrics.json is the last file that a run writes."""
         return (self / "metrics.json").is_file()
 
-    def begin(self, cfg: PretrainConfig) -> bool:
+    def fit_to_machine(self, cfg: Run, *, workers: int = 0, trains: bool = True) -> Run:
+        """``cfg`` with the precision and the threads of this run, which torch then uses: those that are asked for, else those
+        that the run began with, else what this machine does fast. All processes have the first one's.
+
+        Args:
+            workers: loader processes that want a core as well.
+            trains: ``False`` where nothing is trained: the precision stays as it is.
+        Raises:
+            UserError: the run began in a precision that this device does not have.
+        """
+        stored = {}
+        if cfg.resume == "auto" and (self / "config.yaml").is_file():
+            stored = dict(OmegaConf.load(self / "config.yaml").get("trainer") or {})
+        precision, threads = of_first(
+            lambda: (_precision(cfg, stored) if trains else cfg.trainer.precision, _threads(cfg, stored, workers))
+        )
+        torch.set_num_threads(threads)
+        return replace(cfg, trainer=replace(cfg.trainer, precision=precision, threads=threads))
+
+    def begin(self, cfg: RunConfig) -> bool:
         """Make the folder and write config.yaml; or, where a run began before, see that it was the same run.
 
         Returns:
@@ -55,7 +77,7 @@ class RunDir:
             log.info("the run in %s is finished; nothing to do (resume=never starts it over)", self.path)
         return not self.finished
 
-    def _begin(self, cfg: PretrainConfig) -> None:
+    def _begin(self, cfg: RunConfig) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             probe = self / ".write-test"
@@ -160,6 +182,33 @@ class RunDir:
                 f"checkpoint {latest} is damaged ({fault}); delete it ({last}), or resume=never to start over"
             )
         return latest
+
+
+def _precision(cfg: RunConfig, stored: dict) -> str:
+    """The precision of a run; ``stored``: what its config.yaml says of ``trainer``, if it has one."""
+    asked, kind = cfg.trainer.precision, device_kind(cfg.trainer.accelerator)
+    kept = stored.get("precision", "auto")
+    if asked == kept == "auto":
+        precision, why = fastest_precision(kind)
+        log.info("precision: %s (%s)", precision, why)
+        return precision
+    precision = kept if asked == "auto" else asked
+    if fault := precision_fault(precision, kind):
+        raise UserError(f"the run began with trainer.precision={precision}, but {fault}; continue it where it began, or start "
+                        "it over with resume=never")  # fmt: skip
+    if slow := slow_precision(precision, kind):
+        log.warning("warning: trainer.precision is %s, and %s", precision, slow)
+    return precision
+
+
+def _threads(cfg: RunConfig, stored: dict, workers: int) -> int:
+    """The threads of each process of a run; ``stored`` as above."""
+    if known := cfg.trainer.threads or min(stored.get("threads") or 0, cores()):
+        return known
+    kind = device_kind(cfg.trainer.accelerator)
+    threads, why = fastest_threads(kind, workers=workers, processes=cfg.trainer.devices)
+    log.info("threads: %d (%s)", threads, why)
+    return threads
 
 
 def checkpoints_in(folder: Path) -> list[Path]:

@@ -1,0 +1,159 @@
+"""What this machine does fast: in which precision, and by how many threads, a run goes best here.
+
+Both are decided once, when a run begins, written into its config.yaml and kept when it is resumed.
+
+Precision (``trainer.precision=auto``), by the kind of device:
+    CPU    bf16-mixed where a product in bf16 is at least 1.5 times as fast as one in float32, measured here; else 32-true.
+           A CPU without bf16 instructions (AVX2 alone) multiplies it hundreds of times slower
+    CUDA   bf16-mixed where the device has it (Ampere and later), 16-mixed where it has fast float16 (Volta, Turing), else
+           32-true; the device says so itself
+    MPS    32-true
+
+Threads (``trainer.threads=null``), on a CPU: the cores that this process may use, less those that other programs keep busy
+just now, less one for the loader's workers where there are four or more. A thread that waits for another one spins; where
+both share a core with another program, most of the time is lost in that (measured at the tiny size on two cores beside one
+busy process: 2,900 tokens a second with two threads, 6,600 with one; alone 11,300 and 6,700). Other programs are seen on
+Linux alone.
+
+CUDA and MPS were not run: no such device was at hand. Their branches are tested with stand-ins.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import torch
+
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+ACCELERATORS = ("auto", "cpu", "gpu")
+_WORTH = 1.5  # times as fast as float32: below that, the casts of a step eat up what products gain
+_LOOK = 0.25  # seconds in which the other programs are watched
+_STAT = Path("/proc/stat")
+_TORCH_THREADS = torch.get_num_threads()  # before a run sets its own; a core with two threads of its own counts once
+_QUOTAS = (("/sys/fs/cgroup/cpu.max",), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
+
+
+def device_kind(accelerator: str) -> str:
+    """``cpu``, ``cuda`` or ``mps``: what ``trainer.accelerator`` means here."""
+    if accelerator == "cpu":
+        return "cpu"
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def fastest_precision(kind: str) -> tuple[str, str]:
+    """The precision that suits a kind of device, and why."""
+    if kind == "cuda":
+        name = torch.cuda.get_device_name()
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16-mixed", f"{name} has bf16"
+        if torch.cuda.get_device_capability() >= (7, 0):
+            return "16-mixed", f"{name} has fast float16 and no bf16"
+        return "32-true", f"{name} has neither bf16 nor fast float16"
+    if kind == "mps":
+        return "32-true", "mixed precision has not been tried on MPS"
+    speed = bf16_speed()
+    return (
+        "bf16-mixed" if speed >= _WORTH else "32-true",
+        f"bf16 products run at {speed:.2g} × float32's speed on this CPU",
+    )
+
+
+def precision_fault(precision: str, kind: str) -> str | None:
+    """Why a device cannot train in ``precision``, and what works instead; ``None`` if it can."""
+    if precision == "16-mixed" and kind != "cuda":
+        where = "a CPU" if kind == "cpu" else "MPS"
+        return f"{where} cannot train in it; allowed here are auto, 32-true, bf16-mixed"
+    if precision == "bf16-mixed" and kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return f"{torch.cuda.get_device_name()} has no bf16; allowed here are auto, 32-true, 16-mixed"
+    if precision == "bf16-mixed" and kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+        return "MPS has bf16 from macOS 14 on; allowed here are auto, 32-true"
+    return None
+
+
+def slow_precision(precision: str, kind: str) -> str | None:
+    """A warning, if ``precision`` is slower than float32 here; with the ratio as measured."""
+    if kind != "cpu" or precision != "bf16-mixed" or bf16_speed() >= 1:
+        return None
+    return (f"products in bf16 run at {bf16_speed():.2g} × float32's speed on this CPU; trainer.precision=32-true, or auto, "
+            "is faster here")  # fmt: skip
+
+
+@cache
+def bf16_speed() -> float:
+    """Rate of matrix products in bf16 over that in float32 on one core of this CPU; a tenth of a second, once a process.
+
+    A small product first: where it is hopeless, a larger one would take seconds.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # two would wait for each other while another program has one of the cores
+    try:
+        for size in (128, 512):
+            took = {torch.float32: math.inf, torch.bfloat16: math.inf}
+            for kind in [*took] * 4:
+                took[kind] = min(took[kind], _product_seconds(size, kind))
+            speed = took[torch.float32] / took[torch.bfloat16]
+            if speed < 0.25:
+                break
+    finally:
+        torch.set_num_threads(threads)
+    return speed
+
+
+def _product_seconds(size: int, kind: torch.dtype) -> float:
+    x = torch.ones(size, size, dtype=kind)
+    start = time.perf_counter()
+    x @ x
+    return time.perf_counter() - start
+
+
+def cores() -> int:
+    """Cores that this process may use: by its affinity, and by the quota of its container."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min([count, *(math.ceil(quota) for quota in _quotas())]))
+
+
+def _quotas() -> Iterator[float]:
+    """Cores that a container grants: cgroup version 2 (``max 100000``, ``150000 100000``), or 1, in two files (-1: all)."""
+    for files in _QUOTAS:
+        try:
+            quota, period = " ".join(Path(file).read_text() for file in files).split()[:2]
+            if quota not in ("max", "-1"):
+                yield int(quota) / int(period)
+        except (OSError, ValueError):
+            continue
+
+
+def fastest_threads(kind: str, *, workers: int, processes: int) -> tuple[int, str]:
+    """Threads for each of ``processes`` on this machine, beside the loader's ``workers``, and why.
+
+    ``OMP_NUM_THREADS`` is obeyed.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return _TORCH_THREADS, "OMP_NUM_THREADS says so"
+    own = min(cores(), _TORCH_THREADS)
+    if kind != "cpu":
+        return max(1, own // processes), f"{own} cores"
+    busy = busy_cores()
+    free = max(1, own - round(busy))
+    room = 1 if workers and free >= 4 else 0
+    return max(1, (free - room) // processes), f"{own} cores, of which others keep {busy:.1f} busy"
+
+
+def busy_cores() -> float:
+    """Cores that other programs keep busy now: 0.0 where the system does not say (all but Linux)."""
+    try:
+        before, own, start = _busy_seconds(), time.process_time(), time.perf_counter()
+        time.sleep(_LOOK)
+        others = _busy_seconds() - before - (time.process_time() - own)
+    except (OSError, ValueError):
+        return 0.0
+    return max(0.0, others / (time.perf_counter() - start))
+
+
+def _busy_seconds() -> float:
+    """Of all cores since the system started: neither idle nor waiting for a disk."""
+    user, nice, system, _, _, *more = map(int, _STAT.read_text().split("\n", 1)[0].split()[1:])
+    return (user + nice + system + sum(more[:3])) / os.sysconf("SC_CLK_TCK")  # more: interrupts twice, stolen time
