@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import pickle
 
 import datasets
 import numpy as np
@@ -223,6 +224,36 @@ def test_masks_are_exact_keyed_and_never_on_special_pieces():
     assert np.array_equal(masker.mask(row, [1, 2, 3])[0], inputs) and not np.array_equal(
         masker.mask(row, [1, 2, 4])[0], inputs
     )
+
+
+@pytest.mark.parametrize("pieces", [60, 8_192, 250_002])
+def test_masks_are_those_of_a_walk_through_the_vocabulary(pieces):
+    """Written out: to draw from a list of all pieces that are not special."""
+    specials = (0, 1, 2, 3, pieces - 1)
+    masker = Masker(0.3, "80-10-10", pieces - 1, pieces, specials)
+    ordinary = np.setdiff1d(np.arange(pieces), specials)
+    rows = np.random.default_rng(0).integers(0, pieces, (40, 128)).astype(np.int32)
+    drawn = []
+    for number, row in enumerate(rows):
+        random = np.random.default_rng([7, 1, number])
+        chosen = random.permutation(np.flatnonzero(~np.isin(row, specials)))[:38]
+        expected, fate = row.astype(np.int64), random.random(len(chosen))
+        expected[chosen[fate < 0.8]] = pieces - 1
+        swapped = chosen[fate >= 0.9]
+        expected[swapped] = random.choice(ordinary, size=len(swapped))
+        drawn += expected[swapped].tolist()
+        inputs, labels = masker.mask(row, [7, 1, number])
+        assert np.array_equal(inputs, expected) and np.flatnonzero(labels != -100).tolist() == sorted(chosen)
+    assert len(drawn) > 100 and not np.isin(drawn, specials).any()
+
+
+def test_rows_are_those_that_arrow_gives_and_a_corpus_travels_without_them(prepared):
+    for corpus in prepared[2].values():
+        for split in ("train", "validation"):
+            part = getattr(corpus, split)
+            picked = np.random.default_rng(1).permutation(len(part))
+            assert np.array_equal(corpus.rows(split, picked), np.stack(part[picked]["input_ids"]))
+        assert corpus._views and not pickle.loads(pickle.dumps(corpus))._views
 
 
 @pytest.mark.parametrize("attention", ["row", "document"])

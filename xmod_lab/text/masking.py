@@ -1,6 +1,7 @@
 """Which pieces are hidden from the model, and behind what."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -42,7 +43,7 @@ class Masker:
             pieces than ``count`` hides all it has.
         """
         random = np.random.default_rng(key)
-        candidates = np.flatnonzero(~np.isin(row, self.specials))
+        candidates = np.flatnonzero(self._ordinary[row])
         count = self.count(len(row)) if count is None else count
         chosen = random.permutation(candidates)[:count]
         inputs = row.astype(np.int64)
@@ -58,5 +59,19 @@ class Masker:
         return inputs, labels
 
     def _random_pieces(self, random: np.random.Generator, count: int) -> np.ndarray:
-        ordinary = np.setdiff1d(np.arange(self.pieces), self.specials)
-        return random.choice(ordinary, size=count)
+        """Draw from all pieces that are not special, without walking through them: the n-th of these is n plus the number of
+        special ones before it."""
+        drawn = random.integers(0, self.pieces - len(self.specials), size=count)
+        return drawn + np.searchsorted(self._special_ranks, drawn, side="right")
+
+    @cached_property
+    def _ordinary(self) -> np.ndarray:
+        """(V,) bool: whether a piece may be hidden."""
+        ordinary = np.ones(self.pieces, dtype=bool)
+        ordinary[list(self.specials)] = False
+        return ordinary
+
+    @cached_property
+    def _special_ranks(self) -> np.ndarray:
+        """How many ordinary pieces come before each special one, ascending."""
+        return np.array(self.specials, dtype=np.int64) - np.arange(len(self.specials))

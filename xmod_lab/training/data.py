@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
@@ -19,6 +20,7 @@ from xmod_lab.text.vocabulary import load_tokenizer, own_tokenizer
 from xmod_lab.training.scoring import Scorer, held_out
 
 log = logging.getLogger(__name__)
+_SMALL = 2**20  # bytes
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def batches(
     rank: int,
     processes: int,
 ) -> DataLoader:
-    """Micro-batches from ``first_step`` on; entries before it are never read."""
+    """Micro-batches from ``first_step`` on; entries before it are never read. Small tensors come as arrays that
+    ``torch.as_tensor`` takes as they are."""
     tokenizer = prepared.tokenizer
     stream = BatchStream(
         prepared.corpora,
@@ -154,9 +157,16 @@ def batches(
         stream,
         batch_size=None,
         sampler=From(first_step * cfg.trainer.accumulate, len(stream)),
+        collate_fn=_by_value,
         num_workers=cfg.data.workers,
         persistent_workers=False,
     )
+
+
+def _by_value(batch: dict[str, Tensor]) -> dict[str, np.ndarray | Tensor]:
+    """What is small leaves the loader's worker as an array: a tensor is put into shared memory, and the handshakes of that take
+    longer than to copy a megabyte. The training module makes tensors of them again, which share their memory."""
+    return {name: value if value.nbytes > _SMALL else value.numpy() for name, value in batch.items()}
 
 
 class From(Sampler):

@@ -97,8 +97,9 @@ class LanguageModeling(pl.LightningModule):
             state.setdefault(f"model.{name}", state[f"model.{source}"])
 
     def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> dict:
-        """Everything but the language ids, which the host plans the route by."""
-        return {k: v if k == "lang_ids" else v.to(device, non_blocking=True) for k, v in batch.items()}
+        """Tensors of what the loader gives; all on the device but the language ids, by which the host plans the route."""
+        tensors = {k: torch.as_tensor(v) for k, v in batch.items()}
+        return {k: v if k == "lang_ids" else v.to(device, non_blocking=True) for k, v in tensors.items()}
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
