@@ -1,6 +1,6 @@
 """How fast a training step is: ours against transformers, and against what this machine can do.
 
-    python scripts/bench_step.py [--size tiny small base] [--only memory step extension slots order inference] [--json FILE]
+    python scripts/bench_step.py [--size tiny small base] [--only loader memory step extension ...] [--json FILE]
 
 Both models hold the same weights and see the same batches; steps alternate (A B A B) in one process, and ratios are quoted,
 since single times on a shared machine mean little. Both have the same fused AdamW, the same clipping, and ``keep_memory``,
@@ -10,7 +10,12 @@ Precision: the faster of float32 and bfloat16 autocast for each side, where it w
 autocast). bfloat16 throughout is no candidate, as it is another training: weights have eight bits, and a change of less than
 half the last one, 0.2 to 0.4 % of the weight, is lost. It is measured all the same, on a line of its own: transformers so
 against ours in bf16-mixed, with the share of weights that one step leaves as they were. Who keeps float32 copies of all
-weights beside such a model trains soundly, and has this time and that of the copies.
+weights beside such a model trains soundly, and has this time and that of the copies. Where products in bfloat16 are slower
+than half of float32's rate (a CPU without such instructions), nothing is measured in it.
+
+The dense peer is transformers' XLM-R of the same size, without any slot: what modularity costs.
+
+The loader: rows a second that one worker gives, reading, hiding and masks of attention included, beside what the step takes.
 
 Adding a language, both sides without dropout, as our extension trains, everything else frozen:
     own          both have 4,096 pieces, transformers' in place of the base's; slot, table and output bias are trained
@@ -22,11 +27,12 @@ The limit is what the step that trains everything cannot do without, in seconds:
     FLOPs      of matrix products alone, two for a multiplication with its addition, forward and, twice as many, backward;
                of states that are read: in the last layer queries and all that follows them, and the head, at predicted
                positions alone. Not counted: lookups, norms, softmax, activations, dropout, casts
-    rate       FLOP/s in the step's precision: the higher of two, each the best of seven, of the largest product of a layer
+    rate       FLOP/s in the step's precision: the higher of two, each the best of three, of the largest product of a layer
                (feed-forward) and the largest of all (the head's: predicted positions x pieces)
     bytes      of AdamW, on the parameters that have a gradient: weight, gradient, two moments are read, three written,
                float32. Not counted: clipping, which reads all gradients once more, and the casts of weights
-    bandwidth  bytes/s read and written by a copy of 128 MB, the best of seven
+    bandwidth  bytes/s read and written by a copy of 128 MB, the best of three
+Limit and step are measured in turn as well: the share is the median of their ratios.
 """
 
 import argparse
@@ -39,13 +45,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median, quantiles
 
+import numpy as np
 import torch
 import transformers
+from datasets import Dataset, Features, List, Value
 from rich.console import Console
 from rich.table import Table
+from torch.utils.data import DataLoader
 
-from xmod_lab.config import LangConfig
+from xmod_lab.config import DataConfig, LangConfig, PretrainConfig, TaskConfig
+from xmod_lab.machine import bf16_speed
 from xmod_lab.model import XmodConfig, XmodForMaskedLM
+from xmod_lab.text.mixture import Mixture
+from xmod_lab.text.rows import Corpus
+from xmod_lab.training.data import Prepared, batches
 from xmod_lab.training.extension import trainable_names
 from xmod_lab.training.memory import keep_memory
 from xmod_lab.training.module import clip_gradients
@@ -109,6 +122,15 @@ def theirs(like: XmodConfig, weights: Batch | None = None) -> transformers.XmodF
     return model
 
 
+def dense(size: str) -> transformers.XLMRobertaForMaskedLM:
+    """transformers' XLM-R of that size, random weights."""
+    settings = config(size).to_dict()
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps",
+             "max_position_embeddings", "type_vocab_size", "hidden_dropout_prob", "attention_probs_dropout_prob")  # fmt: skip
+    torch.manual_seed(0)
+    return transformers.XLMRobertaForMaskedLM(transformers.XLMRobertaConfig(**{n: settings[n] for n in names})).train()
+
+
 def extended(size: str, vocabulary: str) -> XmodForMaskedLM:
     """Ours with one language more, ready to be trained as ``lang.new.vocabulary=own`` or ``keep`` trains it."""
     model = ours(size).eval()  # no dropout in frozen layers
@@ -165,6 +187,11 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def has_bf16() -> bool:
+    """Whether anything is worth measuring in bfloat16 here."""
+    return bf16_speed() >= 0.5
+
+
 def alternate(a: Callable[[], None], b: Callable[[], None], rounds: int) -> tuple[list[float], list[float]]:
     """Times of ``a`` and ``b``, seconds, called in turn; one round before does not count."""
     times = [(seconds(a), seconds(b)) for _ in range(rounds + 1)][1:]
@@ -173,8 +200,8 @@ def alternate(a: Callable[[], None], b: Callable[[], None], rounds: int) -> tupl
 
 def faster(model: torch.nn.Module, inputs: Batch) -> Step:
     """The step in float32 or under autocast, whichever is faster here; the other one is dropped."""
-    took, failed = {}, None
-    for autocast in (False, True):
+    took, failed = {}, None if has_bf16() else f"bf16-mixed: products at {bf16_speed():.2g} of float32's rate"
+    for autocast in (False, True) if has_bf16() else (False,):
         step = Step(model, inputs, autocast)
         try:
             step()
@@ -224,21 +251,21 @@ def useful_flops(size: str) -> int:
 
 
 def rate(size: str, product: str, kind: torch.dtype) -> float:
-    """FLOP/s of the ``head``'s product, or of the ``feed_forward``'s, in ``kind``: the best of seven."""
+    """FLOP/s of the ``head``'s product, or of the ``feed_forward``'s, in ``kind``: the best of three."""
     hidden, _, _, pieces, rows = SIZES[size]
     m, n = (rows * MASKED, -(-pieces // 64) * 64) if product == "head" else (rows * LENGTH, 4 * hidden)
     x, w, out = torch.randn(m, hidden, dtype=kind), torch.randn(n, hidden, dtype=kind), torch.empty(m, n, dtype=kind)
     flops = 2 * m * n * hidden
     repeats = max(1, int(2e9 / flops))
     work = lambda: [torch.mm(x, w.t(), out=out) for _ in range(repeats)]  # noqa: E731
-    return max(repeats * flops / seconds(work) for _ in range(7))
+    return max(repeats * flops / seconds(work) for _ in range(3))
 
 
 def limit(step: Step, size: str) -> Row:
     """What the step, which was taken before, cannot do without on this machine, now; see the head of this file."""
     rates = {product: rate(size, product, step.kind) for product in ("feed_forward", "head")}
     source, target = torch.ones(2, 32_000_000)
-    bandwidth = max(2 * 4 * source.numel() / seconds(lambda: target.copy_(source)) for _ in range(7))
+    bandwidth = max(2 * 4 * source.numel() / seconds(lambda: target.copy_(source)) for _ in range(3))
     moved = sum(p.numel() for p in step.moving if p in step.optimizer.state)  # state comes with the first gradient
     needed = useful_flops(size) / max(rates.values()) + 7 * 4 * moved / bandwidth
     found = {"limit_milliseconds": 1e3 * needed, "gigaflops": useful_flops(size) / 1e9}
@@ -255,19 +282,29 @@ def unmoved(step: Step) -> float:
 
 
 def bench_step(size: str, rounds: int) -> dict[str, Row]:
-    """Training everything: ours, theirs, the limit; and theirs in bfloat16 throughout."""
+    """Training everything: ours, theirs, the limit; the dense peer; and theirs in bfloat16 throughout, where it is not slower."""
     model, inputs = ours(size), batch(size)
     other = theirs(model.config, model.state_dict())
     a, b = faster(model, inputs), faster(other, inputs)
     found = {"compares": "all is trained, each side in its faster precision", **compare(a, b, rounds)}
-    found |= limit(a, size) | {"goal": GOALS.get(size)}
-    found["share_of_limit"] = found["limit_milliseconds"] / found["milliseconds"]
-    del a, b  # their moments, in float32
+    limits, times = zip(*((limit(a, size), 1e3 * seconds(a)) for _ in range(rounds)), strict=True)
+    found |= {key: median(row[key] for row in limits) for key in limits[0]} | {"goal": GOALS.get(size)}
+    found["share_of_limit"] = median(row["limit_milliseconds"] / t for row, t in zip(limits, times, strict=True))
+    del b  # its moments, in float32
+    peer = faster(dense(size), {k: v for k, v in inputs.items() if k != "lang_ids"})
+    against = {
+        "compares": "all is trained; against the dense XLM-R of that size",
+        **compare(a, peer, rounds),
+        "goal": 2.0,
+    }
+    del a, peer
+    if not has_bf16():
+        return {"best": found, "dense": against}
     mixed, rounded = Step(model, inputs, True), Step(other.to(torch.bfloat16), inputs, False)
     note = "not the same training: transformers in bf16-true, where small changes are lost, against ours in bf16-mixed"
     other_training = {"compares": note, **compare(mixed, rounded, rounds)}
     other_training |= {"unmoved_share": unmoved(mixed), "their_unmoved_share": unmoved(rounded)}
-    return {"best": found, "their_bf16": other_training}
+    return {"best": found, "dense": against, "their_bf16": other_training}
 
 
 def bench_extension(size: str, rounds: int) -> dict[str, Row]:
@@ -287,9 +324,9 @@ def bench_extension(size: str, rounds: int) -> dict[str, Row]:
 def bench_slots(size: str, rounds: int) -> dict[str, Row]:
     """Step time with many stored slots against one, a batch of one language."""
     found, inputs = {}, batch(size, only=0)
-    one = Step(ours(size, ["l0"]), inputs, True)
+    one = Step(ours(size, ["l0"]), inputs, has_bf16())
     for count in (81, 500):
-        many = Step(ours(size, [f"l{i}" for i in range(count)]), inputs, True)
+        many = Step(ours(size, [f"l{i}" for i in range(count)]), inputs, has_bf16())
         slow, fast = alternate(many, one, rounds)
         name = f"time of a step of ours with {count} stored slots over that with one"
         found[str(count)] = {"compares": name, **ratio(slow, fast), "precision": one.precision, "goal": 1.03}
@@ -299,7 +336,7 @@ def bench_slots(size: str, rounds: int) -> dict[str, Row]:
 def bench_order(size: str, rounds: int) -> dict[str, Row]:
     """Languages in any order against sorted ones, the same model."""
     model = ours(size)
-    a, b = Step(model, batch(size), True), Step(model, batch(size, mixed=True), True)
+    a, b = Step(model, batch(size), has_bf16()), Step(model, batch(size, mixed=True), has_bf16())
     fast, slow = alternate(a, b, rounds)
     name = "time of a step of ours with languages in any order over that with sorted ones"
     return {"mixed": {"compares": name, **ratio(slow, fast), "precision": a.precision}}
@@ -324,7 +361,7 @@ def bench_inference(size: str, rounds: int) -> dict[str, Row]:
     chosen = {}
     for name, encoder in (("precision", model.roberta), ("their_precision", other.roberta)):
         took = {}
-        for kind in (torch.float32, torch.bfloat16):
+        for kind in PRECISIONS if has_bf16() else (torch.float32,):
             work = states(encoder.to(kind))
             work()
             took[kind] = min(seconds(work) for _ in range(2))
@@ -338,9 +375,9 @@ def bench_inference(size: str, rounds: int) -> dict[str, Row]:
 
 
 def memory_of(which: str, size: str) -> float:
-    """Peak resident memory, GB, of a process of its own that takes two steps, ours under autocast. Linux."""
+    """Peak resident memory, GB, of a process of its own that takes two steps, ours under autocast where bf16 is fast. Linux."""
     model = ours(size) if which == "ours" else theirs(config(size))
-    step = Step(model, batch(size), which == "ours")
+    step = Step(model, batch(size), which == "ours" and has_bf16())
     step(), step()
     status = Path("/proc/self/status").read_text()  # of this program alone; getrusage() remembers its parent's
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
@@ -356,8 +393,45 @@ def bench_memory(size: str, rounds: int) -> dict[str, Row]:
     return {"peak": {"compares": "peak memory of training everything, times smaller", **figures, "goal": 2.0}}
 
 
+def loader(size: str) -> DataLoader:
+    """The loader of a run: eight languages with 2,000 rows of random pieces each, in passages of some sixteen; one worker."""
+    _, _, _, pieces, rows = SIZES[size]
+    special = {"pad_token_id": 1, "eos_token_id": 2, "unk_token_id": 3, "mask_token_id": pieces - 1}
+    tokenizer = Pieces(range(pieces))
+    vars(tokenizer).update(special, all_special_ids=[0, *special.values()])
+    random = np.random.default_rng(0)
+    corpora = {}
+    for code in LANGUAGES:
+        ids = random.integers(4, pieces - 1, (2_000, LENGTH))
+        ids[random.random(ids.shape) < 1 / 16], ids[:, 0] = 2, 0
+        features = Features({"input_ids": List(Value("int32"), length=LENGTH)})
+        split = Dataset.from_dict({"input_ids": ids.tolist()}, features=features)
+        corpora[code] = Corpus(code, "", split, split, np.zeros(pieces), {"settings": {"length": LENGTH}})
+    cfg = PretrainConfig(task=TaskConfig(name="mlm"), data=DataConfig(folder=""))
+    mixture = Mixture(dict.fromkeys(LANGUAGES, 2_000), dict.fromkeys(LANGUAGES, 1 / 8), rows_per_step=rows, seed=1)
+    lang_ids = {code: number for number, code in enumerate(LANGUAGES)}
+    prepared = Prepared(tokenizer, "", corpora)
+    return batches(cfg, prepared, mixture, lang_ids, seed=1, steps=1_000_000, first_step=0, rank=0, processes=1)
+
+
+class Pieces(list):
+    """As much of a tokenizer as hiding pieces takes: its length, and its special ids."""
+
+
+def bench_loader(size: str, rounds: int) -> dict[str, Row]:
+    """Rows a second of the loader alone, and how many steps it could feed for each that is taken."""
+    steps, stream = 40, iter(loader(size))
+    step = Step(ours(size), batch(size), has_bf16())
+    read = lambda: [next(stream) for _ in range(steps)]  # noqa: E731
+    slow, fast = alternate(lambda: [step() for _ in range(2)], read, rounds)
+    found = ratio([t * steps / 2 for t in slow], fast)
+    rows = steps * SIZES[size][4] / median(fast)
+    name = "time of a step of ours over that in which one worker of the loader gives the rows of a step"
+    return {"rows": {"compares": name, **found, "rows_per_second": rows, "goal": 1.0}}
+
+
 # memory first: what this process has had, it keeps, and with it a process beside it may not fit
-BENCHES = {"memory": bench_memory, "step": bench_step, "extension": bench_extension, "slots": bench_slots,
+BENCHES = {"memory": bench_memory, "loader": bench_loader, "step": bench_step, "extension": bench_extension, "slots": bench_slots,
            "order": bench_order, "inference": bench_inference}  # fmt: skip
 
 
@@ -398,6 +472,7 @@ def main(arguments: list[str] | None = None) -> None:
             if args.json:  # after each, should a later one not fit
                 setting = {"rounds": args.rounds, "threads": torch.get_num_threads()}
                 setting |= {"torch": torch.__version__, "transformers": transformers.__version__}
+                setting |= {"instructions": torch.backends.cpu.get_cpu_capability(), "bf16_speed": bf16_speed()}
                 figures = {f"{done}/{of}": rows for (done, of), rows in results.items()}
                 args.json.write_text(json.dumps(setting | figures, indent=1) + "\n")
     show(results)

@@ -17,7 +17,12 @@ LIMIT = {"limit_milliseconds", "gigaflops", "feed_forward_gigaflops_per_second",
 EXTENSION = RATIO | SIDES | {"their_failure", "goal"}
 KEYS = {  # in the order of the measurements
     "memory": {"peak": {"compares", "ratio", "gigabytes", "their_gigabytes", "goal"}},
-    "step": {"best": EXTENSION | LIMIT, "their_bf16": RATIO | SIDES | {"unmoved_share", "their_unmoved_share"}},
+    "loader": {"rows": RATIO | {"rows_per_second", "goal"}},
+    "step": {
+        "best": EXTENSION | LIMIT,
+        "dense": RATIO | SIDES | {"goal"},
+        "their_bf16": RATIO | SIDES | {"unmoved_share", "their_unmoved_share"},
+    },
     "extension": dict.fromkeys(bench.EXTENSIONS, EXTENSION),
     "slots": dict.fromkeys(("81", "500"), RATIO | {"precision", "goal"}),
     "order": {"mixed": RATIO | {"precision"}},
@@ -27,11 +32,19 @@ KEYS = {  # in the order of the measurements
 }
 
 
-def test_every_measurement_runs_and_is_in_table_and_json(tmp_path, capsys):
+def test_every_measurement_runs_and_is_in_table_and_json(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench, "bf16_speed", lambda: 2.0)  # at this size it matters little
     bench.main(["--size", "toy", "--rounds", "1", "--json", str(tmp_path / "bench.json")])
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "bench.json").read_text())
-    assert {name for name in found if "/" not in name} == {"rounds", "threads", "torch", "transformers"}
+    assert {name for name in found if "/" not in name} == {
+        "rounds",
+        "threads",
+        "torch",
+        "transformers",
+        "instructions",
+        "bf16_speed",
+    }
     assert list(bench.BENCHES) == list(KEYS)
     for what, rows in KEYS.items():
         measured = found[f"{what}/toy"]
@@ -40,12 +53,31 @@ def test_every_measurement_runs_and_is_in_table_and_json(tmp_path, capsys):
             assert f"{what} {key}" in printed
             figures = [v for k, v in row.items() if isinstance(v, int | float) and not k.endswith("unmoved_share")]
             assert all(math.isfinite(v) and v > 0 for v in figures), (what, key, row)
-    best, rounded = found["step/toy"].values()
+    best, dense, rounded = found["step/toy"].values()
     assert best["gigaflops"] == bench.useful_flops("toy") / 1e9
     assert best["their_failure"].startswith("bf16-mixed: ") and best["their_precision"] == "32-true"
     assert (rounded["precision"], rounded["their_precision"]) == ("bf16-mixed", "bf16-true")
     assert rounded["unmoved_share"] < rounded["their_unmoved_share"]
     assert "tokens per second" in printed
+
+
+def test_where_bf16_is_slow_nothing_is_measured_in_it(monkeypatch):
+    monkeypatch.setattr(bench, "bf16_speed", lambda: 0.004)
+    rows = [*bench.bench_step("toy", 1).values(), *bench.bench_inference("toy", 1).values()]
+    assert [row["precision"] for row in rows] == [row["their_precision"] for row in rows] == ["32-true"] * 3
+    assert rows[0]["their_failure"] == "bf16-mixed: products at 0.004 of float32's rate"
+
+
+def test_the_dense_peer_is_ours_without_slots():
+    model, peer = bench.ours("toy"), bench.dense("toy")
+    slots = sum(p.numel() for n, p in model.named_parameters() if "adapter" in n)
+    assert sum(p.numel() for p in peer.parameters()) == sum(p.numel() for p in model.parameters()) - slots
+
+
+def test_the_loader_is_that_of_a_run():
+    rows = next(iter(bench.loader("toy")))
+    assert rows["input_ids"].shape == (8, 128) and (rows["labels"] != -100).sum() == 8 * 38
+    assert rows["attention_mask"].shape == (8, 1, 128, 128)
 
 
 def test_at_base_stored_slots_are_left_out_and_that_is_said(monkeypatch, tmp_path, capsys):
