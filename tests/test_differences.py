@@ -2,9 +2,13 @@
 
 - slots that are absent from a batch have no gradient here, a zero gradient there (``test_absent_slots...`` in test_model);
 - unknown languages are errors here, skipped there; ``XmodForMultipleChoice`` takes ``lang_ids`` here, fails there (test_classes);
-- ``labels`` alone give a loss without logits here (``full_logits=True`` gives both), in float32 where the model is in 16 bits;
-  this loss is differentiated once: a second ``backward`` or a second order is an error here;
-- ``labels`` that predict nothing are an error here, a loss of nan there;
+- ``labels`` alone give a loss without logits here where gradients are enabled (``full_logits=True`` gives both, and so does
+  ``torch.no_grad()``), in float32 where the model is in 16 bits; this loss is differentiated once: a second ``backward`` or a
+  second order is an error here;
+- ``labels`` that predict nothing are an error here where the loss alone is computed; with logits it is nan, as there;
+- ``num_items_in_batch`` is what the loss's sum is divided by in every class with ``labels`` here, in ``XmodForCausalLM`` alone there:
+  batches that the Trainer accumulates are one large batch here, there their means are added up (test_trainer);
+- ``shift_labels`` without ``labels`` give a loss here, none there (test_trainer);
 - states at padding are zero here where there is much of it, and are not computed, but for those that heads and labels read;
 - ``past_key_values`` given to a model that is no decoder are an error here, read there;
 - what may attend to nothing, as padding on the left of a causal model, gets nothing here, there the mean of all, padding and
@@ -103,13 +107,17 @@ def test_known_differences_of_losses_and_arguments(tmp_path):
     inputs, labels = batch("ForMaskedLM", LANGUAGES["mixed"], "full")
     out = ours(**inputs, **labels)
     assert out.logits is None and theirs(**inputs, **labels).logits is not None
+    with torch.no_grad():
+        assert ours(**inputs, **labels).logits is not None
     out.loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="differentiated once"):
         out.loss.backward()
     nothing = torch.full_like(labels["labels"], -100)
     with pytest.raises(UserError, match="all are -100"):
         ours(**inputs, labels=nothing)
-    assert theirs(**inputs, labels=nothing).loss.isnan()
+    assert (
+        ours(**inputs, labels=nothing, full_logits=True).loss.isnan() and theirs(**inputs, labels=nothing).loss.isnan()
+    )
     with pytest.raises(TypeError, match="unheard_of"):
         ours(**inputs, unheard_of=1)
     theirs(**inputs, unheard_of=1)

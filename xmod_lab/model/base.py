@@ -1,5 +1,6 @@
 """What all X-MOD classes share: languages, default language, freezing, adding and removing a language, saving."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from xmod_lab.model.slots import (
 )
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "subfolder")
+_CHECKPOINT = re.compile(r"checkpoint-\d+")  # a folder that transformers' Trainer may resume from
 VOCABULARY_FILE = "vocabulary.safetensors"  # under languages/<code>/ of a saved model, beside its tokenizer
 
 
@@ -38,7 +40,9 @@ class XmodPreTrainedModel(PreTrainedModel):
 
     A saved folder is an ordinary Hugging Face X-MOD folder: base vocabulary and all slots in ``model.safetensors``. (Where
     ``adapter_reduction_factor`` is no whole number, transformers refuses its configuration.)
-    Vocabularies of added languages lie beside it, in ``languages/<code>/``, where transformers does not look.
+    Vocabularies of added languages lie beside it, in ``languages/<code>/``, where transformers does not look. In a folder
+    that is called as the Trainer of transformers calls its checkpoints, ``checkpoint-<step>``, they are in
+    ``model.safetensors`` as well, the only file that it reads when it resumes.
     """
 
     config_class = XmodConfig
@@ -229,8 +233,9 @@ class XmodPreTrainedModel(PreTrainedModel):
                             "then call push_to_hub(), or send the whole folder: hf upload REPO FOLDER")  # fmt: skip
         state = self.state_dict() if state_dict is None else state_dict
         own = {name for name in state if ".vocabularies." in f".{name}"}
-        shared = {name: tensor for name, tensor in state.items() if name not in own}
-        super().save_pretrained(save_directory, state_dict=shared, **kwargs)
+        resumed = _CHECKPOINT.fullmatch(Path(save_directory).name)
+        main = {name: tensor for name, tensor in state.items() if resumed or name not in own}
+        super().save_pretrained(save_directory, state_dict=main, **kwargs)
         for code in self.config.vocabularies or {}:
             folder = Path(save_directory) / "languages" / code
             folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """Language models on top of the encoder: masked and causal. The loss needs logits at the labelled positions only."""
 
+from typing import TypedDict, Unpack
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, gelu, linear, pad
@@ -13,7 +15,7 @@ from xmod_lab.model.backbone import Encoded, XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import Matrices, as_made
-from xmod_lab.model.loss import chunked_cross_entropy
+from xmod_lab.model.loss import chunked_cross_entropy, labelled_cross_entropy, share_of_step
 from xmod_lab.model.precision import in_float32
 from xmod_lab.model.routing import IGNORE, Languages, Places, to_ids
 
@@ -42,6 +44,7 @@ class XmodLMHead(nn.Module):
 class XmodLanguageModel(XmodPreTrainedModel):
     """Encoder and head of a language model; one output matrix for each vocabulary."""
 
+    accepts_loss_kwargs = True  # of transformers' Trainer: num_items_in_batch
     _tied_weights_keys = {
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
@@ -71,7 +74,8 @@ class XmodLanguageModel(XmodPreTrainedModel):
 
     def logits(self, out: Encoded, positions: slice | Tensor = slice(None)) -> Tensor:
         """(B, S, V) in the caller's order, at ``positions``. V is the size of the largest vocabulary of the batch; a row
-        whose vocabulary is smaller has -inf where it has no piece: probability zero."""
+        whose vocabulary is smaller has -inf where it has no piece: probability zero. (So logits of two batches may differ in
+        V, and smoothed labels cost infinitely much where vocabularies are mixed.)"""
         tables = self.roberta.embeddings.tables(out.route)
         if len(tables) == 1:
             return self._over(tables[0][0], self.lm_head.transform(out.states[:, positions]))
@@ -89,16 +93,28 @@ class XmodLanguageModel(XmodPreTrainedModel):
         """Logits (..., V) of states (..., D) that the head has transformed."""
         return self.lm_head.decoder(x) if self._calls(table) else linear(x, *self.output_matrix(table))
 
-    def labelled_loss(self, out: Encoded, labels: Tensor, matrices: Matrices) -> Tensor:
-        """Mean cross-entropy at the labelled positions, nats; ``labels`` (B, S) in the caller's order,
-        ``matrices`` as the encoder filled them.
+    def _wants_logits(self, asked: bool | None, labels: Tensor | None) -> bool:
+        """Whether logits are made: ``full_logits``, see :meth:`XmodForMaskedLM.forward`."""
+        if labels is None or asked is not None:
+            return labels is None or asked
+        ignored = getattr(self.config, "keys_to_ignore_at_inference", ())
+        return not torch.is_grad_enabled() and "logits" not in ignored
 
-        Raises UserError where there is no label at all.
+    def labelled_loss(
+        self, out: Encoded, labels: Tensor, matrices: Matrices, items: int | Tensor | None = None
+    ) -> Tensor:
+        """Mean cross-entropy at the labelled positions, nats; ``labels`` (B, S) in the caller's order,
+        ``matrices`` as the encoder filled them. ``items``: see :func:`share_of_step`; with them a batch without labels
+        adds zero.
+
+        Raises UserError where there is no label at all, in no batch of the step.
         """
         places = out.predicted or Places.labelled(labels, out.route, out.x.shape[:2])
         labels = out.route.enter(labels)
         if not len(places.flat):
-            raise UserError("labels predict nothing: all are -100; give the true piece at one position or more")
+            if not items:
+                raise UserError("labels predict nothing: all are -100; give the true piece at one position or more")
+            return in_float32(places.take(out.x)).sum()  # of nothing: zero, and so are its gradients
         states = self.lm_head.transform(places.take(out.x) if out.predicted is None else out.x)[0]  # (M, D)
         targets = labels.flatten().index_select(0, places.flat)
         tables = self.roberta.embeddings.tables(out.route)
@@ -116,7 +132,11 @@ class XmodLanguageModel(XmodPreTrainedModel):
                 if matrix is table.weight:
                     matrix = matrices.get(table, matrix)
                 total = total + chunked_cross_entropy(part, matrix, bias, target, divisor=len(states))
-        return total
+        return share_of_step(total, labels, items)
+
+    def _loss_of(self, logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
+        """As :meth:`labelled_loss`, of logits (B, S, V) and labels (B, S) in the caller's order; nan without labels."""
+        return labelled_cross_entropy(in_float32(logits.flatten(0, -2)), labels.flatten(), items)
 
 
 class XmodForMaskedLM(XmodLanguageModel):
@@ -143,21 +163,28 @@ class XmodForMaskedLM(XmodLanguageModel):
         full_logits: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
     ) -> MaskedLMOutput:
         """Predict masked pieces.
 
         Args:
             labels: (B, S) int64, the true piece where it is to be predicted, -100 elsewhere.
-            full_logits: logits at every position (B, S, V), see :meth:`logits` for a batch of several vocabularies.
-                Default: only when there are no labels; with labels the loss is computed at the labelled positions alone,
-                a chunk at a time, and ``logits`` are ``None``. A 250k vocabulary makes this the largest saving of the
-                training step.
+            full_logits: with labels, logits at every position (B, S, V) too, see :meth:`logits` for a batch of several
+                vocabularies. False: the loss is computed at the labelled positions alone, a chunk at a time, and
+                ``logits`` are ``None``; a 250k vocabulary makes this the largest saving of the training step. Default:
+                False where gradients are enabled, in either mode; True under ``torch.no_grad()``, where metrics are
+                computed, unless ``config.keys_to_ignore_at_inference`` has "logits". Without labels there always are
+                logits.
+            num_items_in_batch: the number of labelled positions in all batches of an optimiser step, which the sum over
+                those of this batch is divided by; transformers' Trainer gives it. Default: the number in this batch.
         Returns:
             ``loss``: mean negative log-likelihood over the labelled positions, nats, in float32 or float64.
         Raises:
-            UserError: labels without any piece to predict; and as :meth:`XmodModel.forward`.
+            UserError: labels without any piece to predict, where they are not one batch of several (with logits the loss
+                is nan instead, as in transformers); and as :meth:`XmodModel.forward`.
         """
-        matrices: Matrices | None = None if full_logits or labels is None else {}
+        whole = self._wants_logits(full_logits, labels)
+        matrices: Matrices | None = None if whole else {}
         out = self.roberta.encode(
             input_ids,
             lang_ids,
@@ -170,18 +197,25 @@ class XmodForMaskedLM(XmodLanguageModel):
             use_cache=False,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
-            labels=None if full_logits else labels,
-            read=labels != IGNORE if full_logits and labels is not None else None,
+            labels=None if whole else labels,
+            read=labels != IGNORE if whole and labels is not None else None,
             matrices=matrices,
         )
         logits, loss = None, None
         if matrices is not None:
-            loss = self.labelled_loss(out, labels, matrices)
+            loss = self.labelled_loss(out, labels, matrices, num_items_in_batch)
         else:
             logits = self.logits(out)
             if labels is not None:
-                loss = cross_entropy(in_float32(logits.flatten(0, -2)), labels.flatten(), ignore_index=IGNORE)
+                loss = self._loss_of(logits, labels, num_items_in_batch)
         return MaskedLMOutput(loss=loss, logits=logits, **out.extras)
+
+
+class Shifted(TypedDict, total=False):
+    """What :meth:`XmodForCausalLM.forward` takes by name alone. Parameters of its signature with "label" in their names are
+    what the Trainer of transformers awaits in every batch that it evaluates."""
+
+    shift_labels: Tensor | None
 
 
 class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
@@ -192,7 +226,6 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
     """
 
     causal = True
-    accepts_loss_kwargs = True  # for transformers' Trainer: num_items_in_batch
 
     @can_return_tuple
     def forward(
@@ -213,22 +246,25 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         num_items_in_batch: int | Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        **shifted: Unpack[Shifted],
     ) -> CausalLMOutputWithCrossAttentions:
         """Predict every next piece.
 
         Args:
             labels: (B, S) int64, the pieces themselves (they are shifted here), -100 where nothing is predicted.
             logits_to_keep: the last so many positions (0: all), or their indices.
-            full_logits: as in :meth:`XmodForMaskedLM.forward`.
-            num_items_in_batch: what the sum over labelled pieces is divided by, where a step has several batches; as in
-                transformers, whose Trainer gives it. Default: their number here.
+            full_logits: as in :meth:`XmodForMaskedLM.forward`; ``num_items_in_batch`` too, which counts what is predicted:
+                the first piece of a row is not.
+            shift_labels: (B, S) int64, what each position is to predict, -100 for nothing: labels that are shifted
+                already, as where a row is one part of a sequence. They stand in place of ``labels``, if these are given.
         Returns:
-            ``loss``: mean negative log-likelihood of the labelled pieces, nats, in float32 or float64.
+            ``loss``: mean negative log-likelihood of the predicted pieces, nats, in float32 or float64.
+        Raises:
+            UserError: as :meth:`XmodForMaskedLM.forward`. TypeError: an argument that there is not.
         """
-        matrices: Matrices | None = None if full_logits or labels is None else {}
-        after = None
-        if labels is not None:
-            after = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORE)], dim=1)
+        after = _next_pieces(labels, shifted)
+        with_logits = self._wants_logits(full_logits, after)
+        matrices: Matrices | None = None if with_logits else {}
         out = self.roberta.encode(
             input_ids,
             lang_ids,
@@ -239,7 +275,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             encoder_hidden_states=encoder_hidden_states,
             encoder_attention_mask=encoder_attention_mask,
             past_key_values=past_key_values,
-            use_cache=False if labels is not None else use_cache,
+            use_cache=False if after is not None else use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             read=None if after is None else after != IGNORE,
@@ -248,15 +284,13 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         logits, loss = None, None
         last = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
         if matrices is not None:
-            loss = self.labelled_loss(out, after, matrices)
-        elif labels is not None:
+            loss = self.labelled_loss(out, after, matrices, num_items_in_batch)
+        elif after is not None:
             whole = self.logits(out)
-            loss = cross_entropy(in_float32(whole.flatten(0, -2)), after.flatten(), ignore_index=IGNORE)
+            loss = self._loss_of(whole, after, num_items_in_batch)
             logits = whole[:, last]
         else:
             logits = self.logits(out, last)
-        if loss is not None and num_items_in_batch is not None:
-            loss = loss * (after != IGNORE).sum() / num_items_in_batch
         return CausalLMOutputWithCrossAttentions(
             loss=loss, logits=logits, past_key_values=out.cache, cross_attentions=out.crossed, **out.extras
         )
@@ -288,6 +322,17 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         """Positions count from ``pad_token_id + 1``, as in :meth:`forward`; transformers lets ``generate`` count from 0."""
         first = self.config.pad_token_id + 1
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs) + first
+
+
+def _next_pieces(labels: Tensor | None, shifted: Shifted) -> Tensor | None:
+    """(B, S) what each position is to predict. Raises TypeError for other keys of ``shifted``."""
+    unknown = shifted.keys() - Shifted.__annotations__.keys()
+    if unknown:
+        raise TypeError(f"XmodForCausalLM.forward() got an unexpected keyword argument '{min(unknown)}'")
+    given = shifted.get("shift_labels")
+    if given is not None or labels is None:
+        return given
+    return torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORE)], dim=1)
 
 
 def language_model_class(config: XmodConfig) -> type[XmodLanguageModel]:

@@ -2,9 +2,11 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from xmod_lab.errors import UserError
 from xmod_lab.model.precision import in_float32, product_type
+from xmod_lab.model.routing import IGNORE
 
 # M labelled positions, D model, V vocabulary
 
@@ -107,3 +109,28 @@ def chunked_cross_entropy(
     dtype = product_type(weight)
     with torch.autocast(x.device.type, enabled=False):
         return _ChunkedCrossEntropy.apply(x, weight, bias, labels, chunk, divisor, dtype)
+
+
+def labelled_cross_entropy(scores: Tensor, labels: Tensor, items: int | Tensor | None = None) -> Tensor:
+    """Cross-entropy at the labels that are not -100, scalar, nats: their mean, or their sum over ``items``.
+
+    Args:
+        scores: (N, V) logits; labels: (N,) int64 in [0, V), or -100; items: as in :func:`share_of_step`.
+    """
+    if items is None:
+        return cross_entropy(scores, labels, ignore_index=IGNORE)
+    return cross_entropy(scores, labels, ignore_index=IGNORE, reduction="sum") / _beside(items, scores)
+
+
+def share_of_step(mean: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
+    """What the ``mean`` over these ``labels`` adds to the mean over all batches of an optimiser step.
+
+    Args:
+        items: the number of labels that are not -100 in all batches of the step; ``None``: there is this batch alone.
+    """
+    return mean if items is None else mean * (labels != IGNORE).sum() / _beside(items, mean)
+
+
+def _beside(items: int | Tensor, x: Tensor) -> int | Tensor:
+    """``items`` on the device of ``x``."""
+    return items.to(x.device) if isinstance(items, Tensor) else items

@@ -16,6 +16,7 @@ from xmod_lab.model.backbone import XmodModel, shape_of
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.dropout import Dropout
+from xmod_lab.model.loss import labelled_cross_entropy, share_of_step
 from xmod_lab.model.routing import IGNORE, Languages, to_ids
 
 # B batch rows, S sequence, C choices, K labels, D model
@@ -45,6 +46,7 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
     """Classification of sequences: one label, several labels, or a number. Raises UserError for a causal configuration."""
 
     causal = False  # the first token is read, which has to see the others
+    accepts_loss_kwargs = True  # of transformers' Trainer: num_items_in_batch
 
     def __init__(self, config: XmodConfig):
         super().__init__(config)
@@ -64,11 +66,13 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """``logits`` (B, K), and ``loss`` by ``config.problem_type``: cross-entropy of ``labels`` (B,) int64
         (single_label_classification), binary cross-entropy of (B, K) float (multi_label_classification), or mean squared
         error of (B,) or (B, K) float (regression). Where it is not set, one label means regression, integers mean a
-        single label, floats several."""
+        single label, floats several. ``num_items_in_batch``: the number of labels in all batches of an optimiser step,
+        which the sum over those of this batch is divided by; transformers' Trainer gives it."""
         out = self.roberta.encode(
             input_ids,
             lang_ids,
@@ -80,30 +84,31 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
             output_attentions=output_attentions,
         )
         logits = self.classifier(out.states)
-        loss = None if labels is None else self._loss(logits, labels)
+        loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
         return SequenceClassifierOutput(loss=loss, logits=logits, **out.extras)
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+    def _loss(self, logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
         kind = self.config.problem_type
         if kind is None:
             kind = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
             kind = "regression" if self.config.num_labels == 1 else kind
             self.config.problem_type = kind  # as in transformers: the first batch decides, and it is saved
         if kind == "single_label_classification":
-            return cross_entropy(logits, labels.view(-1))
+            return labelled_cross_entropy(logits, labels.view(-1), items)
         losses = {"regression": mse_loss, "multi_label_classification": binary_cross_entropy_with_logits}
         if kind not in losses:
             raise UserError(f"problem_type is '{kind}'; allowed are single_label_classification, {', '.join(losses)}")
         if labels.shape != logits.shape and (logits.shape[1] > 1 or labels.shape != logits.shape[:1]):
             one = f" and {tuple(logits.shape[:1])}" if logits.shape[1] == 1 else ""
             raise UserError(f"labels have shape {tuple(labels.shape)}; allowed is {tuple(logits.shape)}{one} ({kind})")
-        return losses[kind](logits, labels.view_as(logits))
+        return share_of_step(losses[kind](logits, labels.view_as(logits)), labels, items)
 
 
 class XmodForMultipleChoice(XmodPreTrainedModel):
     """One of several sequences that go together. Raises UserError for a causal configuration."""
 
     causal = False  # the first token is read, which has to see the others
+    accepts_loss_kwargs = True  # of transformers' Trainer: num_items_in_batch
 
     def __init__(self, config: XmodConfig):
         super().__init__(config)
@@ -124,10 +129,13 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
     ) -> MultipleChoiceModelOutput:
         """Tensors (B, C, S) -> ``logits`` (B, C); ``labels`` (B,) int64: the right choice.
 
-        ``lang_ids``: (B,), one language for all choices of a question; (B, C); or (B, C, S); or codes of the B questions.
+        ``lang_ids``: (B,), one language for all choices of a question; (B, C) or (B, C, 1); or (B, C, S); or codes of the B
+        questions.
+        ``num_items_in_batch``: as in :meth:`XmodForSequenceClassification.forward`.
         """
         rows, choices, _ = shape_of(input_ids, inputs_embeds, ("rows", "choices", "sequence"))
         flat = lambda x: None if x is None else x.flatten(0, 1)  # noqa: E731
@@ -138,6 +146,8 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
                                 f"and ({rows}, {choices}, sequence)")  # fmt: skip
             per_choice = lang_ids[:, None].expand(rows, choices) if lang_ids.dim() == 1 else lang_ids
             lang_ids = per_choice.flatten(0, 1)
+            if lang_ids.dim() == 2 and lang_ids.shape[1] == 1:  # one a choice, as transformers' collator writes it
+                lang_ids = lang_ids[:, 0]
         out = self.roberta.encode(
             flat(input_ids),
             lang_ids,
@@ -149,12 +159,14 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
             output_attentions=output_attentions,
         )
         logits = self.classifier(self.dropout(self.roberta.pooler(out.states))).view(rows, choices)
-        loss = None if labels is None else cross_entropy(logits, labels)
+        loss = None if labels is None else labelled_cross_entropy(logits, labels, num_items_in_batch)
         return MultipleChoiceModelOutput(loss=loss, logits=logits, **out.extras)
 
 
 class XmodForTokenClassification(XmodPreTrainedModel):
     """A label for every token."""
+
+    accepts_loss_kwargs = True  # of transformers' Trainer: num_items_in_batch
 
     def __init__(self, config: XmodConfig):
         super().__init__(config)
@@ -175,8 +187,10 @@ class XmodForTokenClassification(XmodPreTrainedModel):
         labels: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
     ) -> TokenClassifierOutput:
-        """``logits`` (B, S, K); ``labels`` (B, S) int64, -100 where there is none."""
+        """``logits`` (B, S, K); ``labels`` (B, S) int64, -100 where there is none; ``num_items_in_batch``: as in
+        :meth:`XmodForSequenceClassification.forward`."""
         out = self.roberta.encode(
             input_ids,
             lang_ids,
@@ -189,7 +203,9 @@ class XmodForTokenClassification(XmodPreTrainedModel):
             read=None if labels is None else labels != IGNORE,
         )
         logits = self.classifier(self.dropout(out.states))
-        loss = None if labels is None else cross_entropy(logits.flatten(0, 1), labels.flatten())
+        loss = None
+        if labels is not None:
+            loss = labelled_cross_entropy(logits.flatten(0, 1), labels.flatten(), num_items_in_batch)
         return TokenClassifierOutput(loss=loss, logits=logits, **out.extras)
 
 

@@ -84,7 +84,7 @@ class Targets:
         with torch.autocast(model.device.type, enabled=False):
             for _, batch in self.batches(model):
                 labelled = int((batch["labels"] != IGNORE).sum())
-                total += float(model(**batch).loss) * labelled
+                total += float(model(**batch, full_logits=False).loss) * labelled
                 count += labelled
         model.train(was_training)
         return total / count
