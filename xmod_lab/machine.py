@@ -131,7 +131,7 @@ def fastest_threads(kind: str, *, workers: int, processes: int) -> tuple[int, st
 
     ``OMP_NUM_THREADS`` is obeyed.
     """
-    if "OMP_NUM_THREADS" in os.environ:
+    if os.environ.get("OMP_NUM_THREADS"):
         return _TORCH_THREADS, "OMP_NUM_THREADS says so"
     own = min(cores(), _TORCH_THREADS)
     if kind != "cpu":

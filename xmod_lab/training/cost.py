@@ -10,6 +10,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from xmod_lab.config import PretrainConfig
@@ -21,11 +22,13 @@ from xmod_lab.training.module import LanguageModeling
 
 log = logging.getLogger(__name__)
 _WARM_UP, _TIMED = 2, 5  # steps; the first one has its FLOPs counted, the middle of the timed ones is taken
+_READ = 40  # micro-batches by which the loader is timed
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a run: parameters, bytes, FLOPs of the matrix products of a step (forward and backward), seconds of a step."""
+    """Of a run: parameters, bytes, FLOPs of the matrix products of a step (forward and backward), seconds of a step, and rows
+    that the loader alone gives in a second."""
 
     trainable: int
     frozen: int
@@ -35,6 +38,7 @@ class Cost:
     flops_per_step: int
     seconds_per_step: float
     seconds: float  # of all steps; scoring and saving come on top
+    loader_rows_per_second: float
 
 
 def measure(
@@ -53,12 +57,15 @@ def measure(
         model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable, fused=cfg.trainer.precision != "16-mixed"
     )
     lang_ids = {code: model.lang_id(code) for code in prepared.corpora}
-    loader = batches(
-        cfg, prepared, mixture, lang_ids, seed=seed, steps=steps, first_step=0, rank=0, processes=processes
-    )
+
+    def loader(steps: int) -> DataLoader:
+        return batches(
+            cfg, prepared, mixture, lang_ids, seed=seed, steps=steps, first_step=0, rank=0, processes=processes
+        )
+
     alone = replace(cfg, trainer=replace(cfg.trainer, devices=1, nodes=1, max_steps=steps, max_tokens=None))
     meter = _Meter()
-    make_trainer(alone, [meter], meter.size).fit(module, loader)
+    make_trainer(alone, [meter], meter.size).fit(module, loader(steps))
     if processes > 1:
         log.info(
             "timed in one process on its share of the batch: what %d processes tell each other comes on top", processes
@@ -76,7 +83,20 @@ def measure(
         flops_per_step=meter.flops * processes,
         seconds_per_step=middle,
         seconds=middle * cfg.steps,
+        loader_rows_per_second=_rows_per_second(loader(_READ)),
     )
+
+
+def _rows_per_second(loader: DataLoader) -> float:
+    """Of the loader alone, once its workers run and what they had ready is taken."""
+    ahead = (loader.prefetch_factor or 0) * loader.num_workers + 1
+    rows = 0
+    for number, batch in enumerate(loader):
+        if number == ahead:
+            began = time.perf_counter()
+        elif number > ahead:
+            rows += len(batch["input_ids"])
+    return rows / (time.perf_counter() - began)
 
 
 class _Size(TorchCheckpointIO):

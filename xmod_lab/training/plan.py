@@ -185,6 +185,7 @@ def _pack_bytes(model: XmodLanguageModel, code: str, tokenizer_folder: Path | No
 
 def _cost_table(cfg: PretrainConfig, cost: Cost, files: list[tuple[str, int]]) -> None:
     speed = cfg.tokens_per_step / cost.seconds_per_step
+    rows_read = cfg.trainer.rows_per_step / cost.seconds_per_step / (cfg.trainer.devices * cfg.trainer.nodes)
     rows = [
         ("trainable parameters", f"{cost.trainable:,}"),
         ("frozen parameters", f"{cost.frozen:,}"),
@@ -195,6 +196,10 @@ def _cost_table(cfg: PretrainConfig, cost: Cost, files: list[tuple[str, int]]) -
         (f"FLOPs of {cfg.steps:,} steps", f"{cost.flops_per_step * cfg.steps:.3g}"),
         ("a step on this machine", f"{1000 * cost.seconds_per_step:.0f} ms, {speed:,.0f} tokens/s"),
         (f"{cfg.steps:,} steps", _duration(cost.seconds)),
+        (
+            "the loader alone",
+            f"{cost.loader_rows_per_second:,.0f} rows/s, {cost.loader_rows_per_second / rows_read:,.1f} × what the steps read",
+        ),
     ]
     show("cost", ("", ""), rows)
 
