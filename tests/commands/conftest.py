@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.commands import forked
 from xmod_lab.text.corpus import EMBEDDED
 
 SMALL = [
@@ -69,7 +70,9 @@ class Workplace:
         )
 
     def call(self, *overrides: str, run: Path | str | None = None, **options) -> tuple[int, str, str]:
-        """Exit status, stdout and stderr of the command."""
+        """Exit status, stdout and stderr of the command; with ``options`` of Popen in a process that is started anew."""
+        if not options:
+            return forked.call("pretrain", self.arguments(*overrides, run=run), self.folder)
         process = self.start(*overrides, run=run, **options)
         out, err = process.communicate(timeout=300)
         return process.returncode, out, err

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from tests.commands import forked
 from tests.commands.conftest import EXTENSION
 from xmod_lab.languages.packs import install_pack, unpack
 from xmod_lab.languages.proof import tensor_digests
@@ -116,9 +117,9 @@ def test_what_an_experiment_sets_is_asked_for_like_the_command_line(workplace, t
         arguments = workplace.arguments(
             "+lang=swahili", f"base={workplace.base}", "trainer.max_steps=2", *overrides, run=run
         )
-        process = workplace.run([a for a in arguments if not a.startswith("data.row_length")])
-        out, err = process.communicate(timeout=300)
-        assert process.returncode == 0, err
+        arguments = [a for a in arguments if not a.startswith("data.row_length")]
+        status, _, err = forked.call("pretrain", arguments, workplace.folder)
+        assert status == 0, err
         assert OmegaConf.load(run / "config.yaml").data.row_length == length
 
 

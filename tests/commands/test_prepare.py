@@ -1,12 +1,11 @@
 """The prepare command in a process of its own: shown, written, reused, refused when altered, made again."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.commands import forked
 from tests.commands.conftest import make_workplace
 
 LANGUAGES = ("en_XX", "de_DE", "el_GR")
@@ -14,12 +13,9 @@ LANGUAGES = ("en_XX", "de_DE", "el_GR")
 
 def prepare(folder: Path, *overrides: str) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of the command on two languages and one to add."""
-    command = [
-        sys.executable, "-m", "xmod_lab.prepare", "--config-dir", "conf", "langset=two", "+lang=greek",
-        "data.folder=prepared", "data.row_length=32", "hydra.run.dir=out", *overrides,
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
-    return done.returncode, done.stdout, done.stderr
+    arguments = ["--config-dir", "conf", "langset=two", "+lang=greek", "data.folder=prepared", "data.row_length=32",
+                 "hydra.run.dir=out", *overrides]  # fmt: skip
+    return forked.call("prepare", arguments, folder)
 
 
 def state(folder: Path) -> dict[str, tuple[int, str, dict]]:

@@ -1,0 +1,40 @@
+"""Commands in processes that are forked from one in which everything is imported already: what a test waits for is the
+command, and not ten seconds of imports. What has to be a process of its own (signals, another environment) starts one.
+"""
+
+import importlib
+import multiprocessing
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+_COMMANDS = ("pretrain", "finetune", "evaluate", "rank", "prepare", "packs", "report")
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload([f"xmod_lab.{name}" for name in _COMMANDS])
+
+
+def call(command: str, arguments: list[str], folder: Path, *, timeout: float = 300) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of ``python -m xmod_lab.<command> <arguments>`` in ``folder``."""
+    with tempfile.TemporaryDirectory() as said:
+        files = [Path(said) / name for name in ("out", "err")]
+        environment = {**os.environ, "WANDB_SILENT": "true"}
+        process = _FORKS.Process(target=_main, args=(command, arguments, folder, files, environment))
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        out, err = (file.read_text() if file.exists() else "" for file in files)
+    assert process.exitcode >= 0, f"{command} did not end within {timeout} seconds, or was killed: {err[-2000:]}"
+    return process.exitcode, out, err
+
+
+def _main(command: str, arguments: list[str], folder: Path, files: list[Path], environment: dict[str, str]) -> None:
+    for number, file in enumerate(files, start=1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    sys.argv = [command, *arguments]
+    importlib.import_module(f"xmod_lab.{command}").main()
