@@ -13,8 +13,8 @@ from xmod_lab.model.loss import chunked_cross_entropy
 def test_chunked_cross_entropy_is_cross_entropy(monkeypatch, pieces):
     monkeypatch.setattr(module, "_PIECES", pieces)
     generator = torch.Generator().manual_seed(0)
-    x, w, b = (torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((700, 8), (33, 8), (33,)))
-    target = torch.randint(0, 33, (700,), generator=generator)
+    x, w, b = (torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((1_700, 8), (33, 8), (33,)))
+    target = torch.randint(0, 33, (1_700,), generator=generator)
     ours = chunked_cross_entropy(x, w, b, target)
     grads = torch.autograd.grad(ours, (x, w, b))
     theirs = torch.nn.functional.cross_entropy(x @ w.T + b, target, reduction="sum")

@@ -10,6 +10,7 @@ from xmod_lab.model.routing import IGNORE
 
 # M labelled positions, D model, V vocabulary
 
+_HELD = 2**27, 1_024  # logits, and rows of them, that are in memory at a time
 _CACHED = 2**20  # float32 logits that a CPU's caches hold from one pass over them to the next
 _PIECES = 8_192  # rows of the output matrix whose gradient is made, and brought to the matrix's type, at a time
 
@@ -91,11 +92,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def chunked_cross_entropy(
-    x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, divisor: int = 1, chunk: int = 512
+    x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, divisor: int = 1, chunk: int | None = None
 ) -> Tensor:
     """Sum of the cross-entropies at all positions over ``divisor``, scalar, nats.
 
-    Peak memory is one chunk of logits, (chunk, V), instead of three tensors of (M, V). Under autocast the products run
+    Peak memory is one chunk of logits, (chunk, V), instead of three tensors of (M, V); chunks are as alike as can be, of 1,024
+    rows and 2^27 logits at most. Under autocast the products run
     in the autocast type, the softmax in float32 (of a model in float64, in that). Differentiable once.
 
     Args:
@@ -106,6 +108,9 @@ def chunked_cross_entropy(
     if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < len(weight):
         raise UserError(f"labels go from {int(labels.min())} to {int(labels.max())}; allowed are pieces of the row's vocabulary, 0 "
                         f"to {len(weight) - 1}, and -100 where nothing is to be predicted")  # fmt: skip
+    if chunk is None:
+        most = max(1, min(_HELD[0] // len(weight), _HELD[1]))
+        chunk = -(-len(labels) // max(1, -(-len(labels) // most))) or 1
     dtype = product_type(weight)
     with torch.autocast(x.device.type, enabled=False):
         return _ChunkedCrossEntropy.apply(x, weight, bias, labels, chunk, divisor, dtype)
