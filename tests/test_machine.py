@@ -3,13 +3,14 @@
 import logging
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
 from tests.test_project import composed
 from xmod_lab import machine
 from xmod_lab.errors import UserError
-from xmod_lab.training import rundir
+from xmod_lab.training import callbacks, rundir
 from xmod_lab.training.bases import base_to_make, newest_matching
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.validation import validate
@@ -188,25 +189,40 @@ def test_a_containers_quota_counts(monkeypatch, tmp_path, files, quotas):
 
 
 def test_other_programs_are_seen_and_oneself_is_not(monkeypatch, tmp_path):
-    """``/proc/stat`` of a machine on which one core was busy for a fifth of a second, of which half was this process."""
-    stat = tmp_path / "stat"
-    ticks = machine.os.sysconf("SC_CLK_TCK")
+    """``/proc/stat`` of a machine on which a core was busy for 0.2 seconds, of which half was this process."""
+    stat, ticks = tmp_path / "stat", machine.os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(machine, "_STAT", stat)
-    stat.write_text(f"cpu  {100 * ticks} 0 {ticks} 900 10 0 0 0 0 0\ncpu0 ...\n")
+    looks = iter(((100, 5.0, 0.0), (100.2, 5.1, 0.2)))
 
-    def work(seconds: float) -> None:
-        stat.write_text(f"cpu  {100 * ticks + ticks // 5} 0 {ticks} 900 10 0 0 0 0 0\ncpu0 ...\n")
+    def look() -> None:
+        busy, own, now = next(looks)
+        stat.write_text(f"cpu  {round(busy * ticks)} 0 {ticks} 900 10 0 0 0 0 0\ncpu0 ...\n")
+        monkeypatch.setattr(machine.time, "process_time", lambda: own)
+        monkeypatch.setattr(machine.time, "perf_counter", lambda: now)
 
-    clocks = {"process_time": iter((5.0, 5.1)), "perf_counter": iter((0.0, 0.2)), "sleep": None}
-    fake = type(
-        "time",
-        (),
-        {"sleep": staticmethod(work), **{n: staticmethod(lambda c=c: next(c)) for n, c in clocks.items() if c}},
-    )
-    monkeypatch.setattr(machine, "time", fake)
-    assert machine.busy_cores() == pytest.approx(0.5)
-    stat.unlink()
-    assert machine.busy_cores() == 0.0  # not Linux
+    look()
+    others = machine.OtherPrograms()
+    look()
+    assert others.cores() == pytest.approx(0.5)
+
+
+def test_a_system_that_does_not_say_has_no_other_programs(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "_STAT", tmp_path / "none")
+    monkeypatch.setattr(machine, "_LOOK", 0.01)
+    assert machine.busy_cores() == 0.0
+
+
+@pytest.mark.parametrize(("busy", "told"), [((0.1, 0.2, 0.1, 0.0, 0.3), 0), ((1.0, 1.0, 0.1, 1.0, 1.0), 0), ((0.9, 1.0, 1.0, 1.0, 1.0), 1)])  # fmt: skip
+def test_a_run_says_once_that_its_cores_were_taken(monkeypatch, caplog, busy, told, threads):
+    torch.set_num_threads(2)
+    monkeypatch.setattr(callbacks, "cores", lambda: 2)
+    clock = iter(range(0, 1000, 11))
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    neighbours, seen = callbacks.Neighbours(), iter(busy)
+    monkeypatch.setattr(neighbours.others, "cores", lambda: next(seen))
+    for _ in busy:
+        neighbours.on_train_batch_end(None, pl.LightningModule(), None, None, 0)
+    assert caplog.text.count("trainer.threads=1") == told
 
 
 def test_all_processes_take_what_the_first_one_decided(monkeypatch, tmp_path, threads):

@@ -144,13 +144,31 @@ def fastest_threads(kind: str, *, workers: int, processes: int) -> tuple[int, st
 
 def busy_cores() -> float:
     """Cores that other programs keep busy now: 0.0 where the system does not say (all but Linux)."""
-    try:
-        before, own, start = _busy_seconds(), time.process_time(), time.perf_counter()
-        time.sleep(_LOOK)
-        others = _busy_seconds() - before - (time.process_time() - own)
-    except (OSError, ValueError):
-        return 0.0
-    return max(0.0, others / (time.perf_counter() - start))
+    others = OtherPrograms()
+    time.sleep(_LOOK)
+    return others.cores()
+
+
+class OtherPrograms:
+    """The cores that they keep busy from one look to the next, the first of which is now."""
+
+    def __init__(self) -> None:
+        self._seen = self._look()
+
+    def cores(self) -> float:
+        """On average since the last look; 0.0 where the system does not say."""
+        before, self._seen = self._seen, self._look()
+        all_of_them, own, wall = (now - then for now, then in zip(self._seen, before, strict=True))
+        return max(0.0, (all_of_them - own) / wall)
+
+    @staticmethod
+    def _look() -> tuple[float, float, float]:
+        """Seconds: of all busy cores, of this process on any, and by the clock."""
+        try:
+            busy = _busy_seconds()
+        except (OSError, ValueError):
+            busy = 0.0
+        return busy, time.process_time(), time.perf_counter()
 
 
 def _busy_seconds() -> float:

@@ -17,7 +17,15 @@ from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.model import XmodLanguageModel, XmodPreTrainedModel
 from xmod_lab.text.likelihoods import likelihoods
 from xmod_lab.text.mixture import Mixture
-from xmod_lab.training.callbacks import Checkpoints, Interruption, LearningCurve, ProgressLine, Validate, WholeFiles
+from xmod_lab.training.callbacks import (
+    Checkpoints,
+    Interruption,
+    LearningCurve,
+    Neighbours,
+    ProgressLine,
+    Validate,
+    WholeFiles,
+)
 from xmod_lab.training.data import Prepared, batches
 from xmod_lab.training.distributed import gather, process_count, rank
 from xmod_lab.training.module import LanguageModeling
@@ -134,6 +142,8 @@ def train(
         run.path / "checkpoints" / (part or ""), every=cfg.trainer.checkpoint_every, keep=cfg.trainer.keep_checkpoints
     )  # after the others: it saves their state
     callbacks = [curve, ProgressLine(part or "base", cfg.steps, curve), *also, saver, Interruption()]
+    if process_count() == 1:  # else the others are the run itself
+        callbacks.append(Neighbours())
     trainer = make_trainer(cfg, callbacks, WholeFiles())
     try:
         with warnings.catch_warnings():
