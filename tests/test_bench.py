@@ -17,7 +17,7 @@ LIMIT = {"limit_milliseconds", "gigaflops", "feed_forward_gigaflops_per_second",
 EXTENSION = RATIO | SIDES | {"their_failure", "goal"}
 KEYS = {  # in the order of the measurements
     "memory": {"peak": {"compares", "ratio", "gigabytes", "their_gigabytes", "goal"}},
-    "loader": {"rows": RATIO | {"rows_per_second", "goal"}},
+    "loader": {"rows": RATIO | {"rows_per_second", "precision", "goal"}},
     "step": {
         "best": EXTENSION | LIMIT,
         "dense": RATIO | SIDES | {"goal"},

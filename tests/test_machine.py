@@ -1,6 +1,7 @@
 """What fits a machine: precision, threads, and what is refused. Devices that are not here have stand-ins."""
 
 import logging
+import math
 
 import pytest
 import pytorch_lightning as pl
@@ -46,7 +47,7 @@ def gpu(monkeypatch):
     return make
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def threads():
     """Torch's number of threads, put back."""
     before = torch.get_num_threads()
@@ -80,11 +81,10 @@ def test_apples_gpu_trains_in_float32(cpu, monkeypatch):
 
 
 def test_the_measured_speed_is_that_of_products():
-    """Of this very machine: the rate of larger products in either type agrees with what is found, in order of magnitude."""
-    speed = machine.bf16_speed()
-    took = {k: min(machine._product_seconds(256, k) for _ in range(3)) for k in (torch.float32, torch.bfloat16)}
-    assert speed > 0
-    assert (speed > 1) == (took[torch.float32] > took[torch.bfloat16]) or 0.5 < speed < 2
+    """Of this very machine, whatever it has: products of another size agree within a factor of ten."""
+    torch.set_num_threads(1)
+    took = {k: min(machine._product_seconds(256, k) for _ in range(5)) for k in (torch.float32, torch.bfloat16)}
+    assert 0.1 < machine.bf16_speed() / (took[torch.float32] / took[torch.bfloat16]) < 10
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_more_workers_than_cores_are_a_fault():
         validate(composed("data.workers=1000"))
 
 
-def test_what_a_run_became_is_written_down_and_kept(cpu, tmp_path, caplog, threads):
+def test_what_a_run_became_is_written_down_and_kept(cpu, tmp_path, caplog):
     cpu(0.01)
     run, cfg = RunDir(tmp_path), composed("trainer.threads=1")
     assert cfg.trainer.precision == "auto"
@@ -123,7 +123,7 @@ def test_what_a_run_became_is_written_down_and_kept(cpu, tmp_path, caplog, threa
     assert run.fit_to_machine(composed("resume=never")).trainer.precision == "bf16-mixed"
 
 
-def test_a_run_goes_on_with_other_threads_but_in_no_other_precision(cpu, tmp_path, threads, caplog):
+def test_a_run_goes_on_with_other_threads_but_in_no_other_precision(cpu, tmp_path, caplog):
     cpu(0.01)
     run = RunDir(tmp_path)
     run.begin(run.fit_to_machine(composed("trainer.threads=1")))
@@ -143,7 +143,7 @@ def test_a_run_that_began_in_a_precision_that_is_not_here_says_so(cpu, gpu, tmp_
         run.fit_to_machine(composed())
 
 
-def test_the_machine_is_no_part_of_what_makes_a_base_match(cpu, tmp_path, threads):
+def test_the_machine_is_no_part_of_what_makes_a_base_match(cpu, tmp_path):
     cpu(0.01)
     cfg = composed(f"runs={tmp_path}", "trainer.threads=1")
     own, place = base_to_make(cfg)
@@ -164,7 +164,7 @@ def test_the_machine_is_no_part_of_what_makes_a_base_match(cpu, tmp_path, thread
 )  # fmt: skip
 def test_threads_are_the_cores_that_are_free(monkeypatch, cores, busy, workers, processes, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(machine, "cores", lambda: cores)
+    monkeypatch.setattr(machine, "_places", lambda: set(range(cores)))
     monkeypatch.setattr(machine, "_TORCH_THREADS", cores)
     monkeypatch.setattr(machine, "busy_cores", lambda: busy)
     assert machine.fastest_threads("cpu", workers=workers, processes=processes)[0] == expected
@@ -183,20 +183,23 @@ def test_a_containers_quota_counts(monkeypatch, tmp_path, files, quotas):
     names = (("cpu.max",), ("cfs_quota", "cfs_period"))
     monkeypatch.setattr(machine, "_QUOTAS", tuple(tuple(tmp_path / name for name in group) for group in names))
     assert list(machine._quotas()) == quotas
-    if quotas and hasattr(machine.os, "sched_getaffinity"):
-        monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _: range(64))
-        assert machine.cores() == -(-quotas[0] // 1)
+    monkeypatch.setattr(machine, "_places", lambda: set(range(64)))
+    assert machine.cores() == (math.ceil(quotas[0]) if quotas else 64)
 
 
-def test_other_programs_are_seen_and_oneself_is_not(monkeypatch, tmp_path):
-    """``/proc/stat`` of a machine on which a core was busy for 0.2 seconds, of which half was this process."""
+def test_other_programs_are_seen_and_neither_oneself_nor_cores_that_are_not_ones_own(monkeypatch, tmp_path):
+    """``/proc/stat`` of a machine on which the one core that may be used was busy for 0.2 seconds, of which half was this process."""
     stat, ticks = tmp_path / "stat", machine.os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(machine, "_STAT", stat)
+    monkeypatch.setattr(machine, "_places", lambda: {1})
     looks = iter(((100, 5.0, 0.0), (100.2, 5.1, 0.2)))
 
     def look() -> None:
         busy, own, now = next(looks)
-        stat.write_text(f"cpu  {round(busy * ticks)} 0 {ticks} 900 10 0 0 0 0 0\ncpu0 ...\n")
+        lines = [
+            f"cpu{number} {count} 0 {ticks} 900 10 0 0 0 0 0" for number, count in enumerate((now * 1e6, busy * ticks))
+        ]
+        stat.write_text("\n".join(["cpu  1 2 3 4 5 6 7 8 9 0", *lines, "intr 5"]).replace(".0 ", " "))
         monkeypatch.setattr(machine.time, "process_time", lambda: own)
         monkeypatch.setattr(machine.time, "perf_counter", lambda: now)
 
@@ -206,6 +209,23 @@ def test_other_programs_are_seen_and_oneself_is_not(monkeypatch, tmp_path):
     assert others.cores() == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    ("looks", "busy"), [((0.1,), 0.1), ((1.0, 1.0, 0.2), 0.2), ((1.0,) * 8, 1.0), ((2.0, 1.0, *(1.5,) * 6), 1.0)]
+)
+def test_a_program_that_is_about_to_end_does_not_count(monkeypatch, looks, busy):
+    seen = iter(looks)
+    monkeypatch.setattr(machine.OtherPrograms, "cores", lambda self: next(seen))
+    monkeypatch.setattr(machine, "_LOOK", 0.0)
+    assert machine.busy_cores() == busy and not list(seen)
+
+
+def test_under_a_quota_other_programs_may_have_the_rest(monkeypatch):
+    """8 of 128 cores by a container's quota, and 40 of all are busy: 8 are free."""
+    monkeypatch.setattr(machine, "_places", lambda: set(range(128)))
+    monkeypatch.setattr(machine, "_quotas", lambda: iter([8.0]))
+    assert (machine.cores(), machine.free_cores(40.0), machine.free_cores(125.0)) == (8, 8, 3)
+
+
 def test_a_system_that_does_not_say_has_no_other_programs(monkeypatch, tmp_path):
     monkeypatch.setattr(machine, "_STAT", tmp_path / "none")
     monkeypatch.setattr(machine, "_LOOK", 0.01)
@@ -213,9 +233,10 @@ def test_a_system_that_does_not_say_has_no_other_programs(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(("busy", "told"), [((0.1, 0.2, 0.1, 0.0, 0.3), 0), ((1.0, 1.0, 0.1, 1.0, 1.0), 0), ((0.9, 1.0, 1.0, 1.0, 1.0), 1)])  # fmt: skip
-def test_a_run_says_once_that_its_cores_were_taken(monkeypatch, caplog, busy, told, threads):
+def test_a_run_says_once_that_its_cores_were_taken(monkeypatch, caplog, busy, told):
     torch.set_num_threads(2)
     monkeypatch.setattr(callbacks, "cores", lambda: 2)
+    monkeypatch.setattr(callbacks, "free_cores", lambda busy: 2 - busy)
     clock = iter(range(0, 1000, 11))
     monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
     neighbours, seen = callbacks.Neighbours(), iter(busy)
@@ -225,6 +246,21 @@ def test_a_run_says_once_that_its_cores_were_taken(monkeypatch, caplog, busy, to
     assert caplog.text.count("trainer.threads=1") == told
 
 
-def test_all_processes_take_what_the_first_one_decided(monkeypatch, tmp_path, threads):
-    monkeypatch.setattr(rundir, "of_first", lambda make: ("bf16-mixed", 1))
-    assert RunDir(tmp_path).fit_to_machine(composed()).trainer.precision == "bf16-mixed"
+def test_a_finished_run_is_finished_on_any_machine_and_an_evaluation_of_before_goes_on(cpu, gpu, tmp_path):
+    gpu(7, 5)
+    run = RunDir(tmp_path)
+    run.begin(run.fit_to_machine(composed("trainer.threads=1")))
+    run.write_json("metrics.json", {})
+    cpu(0.01)
+    assert run.fit_to_machine(composed()).trainer.precision == "16-mixed"  # of which nothing is left to do
+    (tmp_path / "metrics.json").unlink()
+    assert run.fit_to_machine(composed(), trains=False).trainer.precision == "16-mixed"
+    assert RunDir(tmp_path / "new").fit_to_machine(composed(), trains=False).trainer.precision == "auto"
+
+
+def test_a_run_that_goes_on_in_more_processes_shares_the_cores_out(cpu, tmp_path, monkeypatch):
+    cpu(0.01)
+    monkeypatch.setattr(rundir, "cores", lambda: 8)
+    run = RunDir(tmp_path)
+    run.begin(run.fit_to_machine(composed("trainer.threads=8")))
+    assert run.fit_to_machine(composed("trainer.devices=2")).trainer.threads == 4

@@ -1,5 +1,6 @@
 """Text to batches: what is read, packed, mixed and hidden."""
 
+import dataclasses
 import gzip
 import json
 import pickle
@@ -254,6 +255,16 @@ def test_rows_are_those_that_arrow_gives_and_a_corpus_travels_without_them(prepa
             picked = np.random.default_rng(1).permutation(len(part))
             assert np.array_equal(corpus.rows(split, picked), np.stack(part[picked]["input_ids"]))
         assert corpus._views and not pickle.loads(pickle.dumps(corpus))._views
+
+
+def test_rows_of_many_blocks_are_those_that_arrow_gives(prepared):
+    """As a file of some gigabytes has them, an empty one among them."""
+    whole = prepared[2]["en"].train
+    blocks = [whole.data.slice(0, 7), whole.data.slice(7, 0), whole.data.slice(7, 5), whole.data.slice(12)]
+    part = datasets.Dataset(datasets.table.concat_tables(blocks)).with_format("numpy")
+    corpus = dataclasses.replace(prepared[2]["en"], train=part)
+    assert len(part.data.column("input_ids").chunks) >= 3
+    assert np.array_equal(corpus.rows("train", np.arange(len(whole))), np.stack(whole[:]["input_ids"]))
 
 
 @pytest.mark.parametrize("attention", ["row", "document"])

@@ -10,10 +10,11 @@ Precision (``trainer.precision=auto``), by the kind of device:
     MPS    32-true
 
 Threads (``trainer.threads=null``), on a CPU: the cores that this process may use, less those that other programs keep busy
-just now, less one for the loader's workers where there are four or more. A thread that waits for another one spins; where
-both share a core with another program, most of the time is lost in that (measured at the tiny size on two cores beside one
-busy process: 2,900 tokens a second with two threads, 6,600 with one; alone 11,300 and 6,700). Other programs are seen on
-Linux alone.
+when the run begins, less one for the loader's workers where four or more are free. Threads that wait for one another spin. If
+one of them shares its core with another program, most of the time is lost in waiting. (``scripts/bench_step.py``'s step at
+tiny, float32, two cores of an AMD EPYC with AVX2: beside one busy process 2,900 tokens a second with two threads and 6,600
+with one; alone 11,300 and 6,700.) Other programs are seen on Linux alone. Sums are rounded otherwise with another number of
+threads: two runs are equal to the bit if their precision and threads are.
 
 CUDA and MPS were not run: no such device was at hand. Their branches are tested with stand-ins.
 """
@@ -29,10 +30,10 @@ import torch
 
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
-_WORTH = 1.5  # times as fast as float32: below that, the casts of a step eat up what products gain
+_WORTHWHILE = 1.5  # times as fast as float32: below it the casts of a step cost more than its products save
 _LOOK = 0.25  # seconds in which the other programs are watched
 _STAT = Path("/proc/stat")
-_TORCH_THREADS = torch.get_num_threads()  # before a run sets its own; a core with two threads of its own counts once
+_TORCH_THREADS = torch.get_num_threads()  # before a run sets its own; hyper-threads count once
 _QUOTAS = (("/sys/fs/cgroup/cpu.max",), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
 
 
@@ -56,7 +57,7 @@ def fastest_precision(kind: str) -> tuple[str, str]:
         return "32-true", "mixed precision has not been tried on MPS"
     speed = bf16_speed()
     return (
-        "bf16-mixed" if speed >= _WORTH else "32-true",
+        "bf16-mixed" if speed >= _WORTHWHILE else "32-true",
         f"bf16 products run at {speed:.2g} × float32's speed on this CPU",
     )
 
@@ -74,7 +75,7 @@ def precision_fault(precision: str, kind: str) -> str | None:
 
 
 def slow_precision(precision: str, kind: str) -> str | None:
-    """A warning, if ``precision`` is slower than float32 here; with the ratio as measured."""
+    """A warning, if ``precision`` is slower than float32 on this CPU; with the ratio as measured."""
     if kind != "cpu" or precision != "bf16-mixed" or bf16_speed() >= 1:
         return None
     return (f"products in bf16 run at {bf16_speed():.2g} × float32's speed on this CPU; trainer.precision=32-true, or auto, "
@@ -111,8 +112,12 @@ def _product_seconds(size: int, kind: torch.dtype) -> float:
 
 def cores() -> int:
     """Cores that this process may use: by its affinity, and by the quota of its container."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([count, *(math.ceil(quota) for quota in _quotas())]))
+    return max(1, min([len(_places()), *(math.ceil(quota) for quota in _quotas())]))
+
+
+def _places() -> set[int]:
+    """Numbers of the cores that this process may run on."""
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
 
 
 def _quotas() -> Iterator[float]:
@@ -129,24 +134,34 @@ def _quotas() -> Iterator[float]:
 def fastest_threads(kind: str, *, workers: int, processes: int) -> tuple[int, str]:
     """Threads for each of ``processes`` on this machine, beside the loader's ``workers``, and why.
 
-    ``OMP_NUM_THREADS`` is obeyed.
+    ``OMP_NUM_THREADS`` is obeyed; torchrun sets it to 1 for several processes, where nobody else has.
     """
     if os.environ.get("OMP_NUM_THREADS"):
-        return _TORCH_THREADS, "OMP_NUM_THREADS says so"
+        return _TORCH_THREADS, f"OMP_NUM_THREADS is {os.environ['OMP_NUM_THREADS']}"
     own = min(cores(), _TORCH_THREADS)
     if kind != "cpu":
         return max(1, own // processes), f"{own} cores"
     busy = busy_cores()
-    free = max(1, own - round(busy))
+    free = max(1, min(own, round(free_cores(busy))))
     room = 1 if workers and free >= 4 else 0
-    return max(1, (free - room) // processes), f"{own} cores, of which others keep {busy:.1f} busy"
+    return max(1, (free - room) // processes), f"{own} cores, other programs keep {busy:.1f} busy"
+
+
+def free_cores(busy: float) -> float:
+    """Cores that this process may use while other programs keep ``busy`` of those that it may run on."""
+    return min(cores(), len(_places()) - busy)
 
 
 def busy_cores() -> float:
-    """Cores that other programs keep busy now: 0.0 where the system does not say (all but Linux)."""
-    others = OtherPrograms()
-    time.sleep(_LOOK)
-    return others.cores()
+    """Cores that other programs keep busy, of those that this process may run on; 0.0 where the system does not say (all but
+    Linux). A quarter of a second; where some are busy up to two, so that what is about to end does not count."""
+    others, least = OtherPrograms(), math.inf
+    for _ in range(8):
+        time.sleep(_LOOK)
+        least = min(least, others.cores())
+        if least < 0.5:
+            break
+    return least
 
 
 class OtherPrograms:
@@ -172,6 +187,11 @@ class OtherPrograms:
 
 
 def _busy_seconds() -> float:
-    """Of all cores since the system started: neither idle nor waiting for a disk."""
-    user, nice, system, _, _, *more = map(int, _STAT.read_text().split("\n", 1)[0].split()[1:])
-    return (user + nice + system + sum(more[:3])) / os.sysconf("SC_CLK_TCK")  # more: interrupts twice, stolen time
+    """Of the cores that this process may run on, since the system started: neither idle nor waiting for a disk."""
+    ticks, names = 0, {f"cpu{number}" for number in _places()}
+    for line in _STAT.read_text().splitlines():
+        name, *counts = line.split()
+        if name in names:
+            user, nice, system, _, _, *more = map(int, counts)
+            ticks += user + nice + system + sum(more[:3])  # more: interrupts twice, stolen time
+    return ticks / os.sysconf("SC_CLK_TCK")

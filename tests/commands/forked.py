@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 _COMMANDS = ("pretrain", "finetune", "evaluate", "rank", "prepare", "packs", "report")
-_FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload([f"xmod_lab.{name}" for name in _COMMANDS])
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload([f"xmod_lab.{name}" for name in _COMMANDS])
 
 
 def call(command: str, arguments: list[str], folder: Path, *, timeout: float = 300) -> tuple[int, str, str]:
@@ -19,7 +19,7 @@ def call(command: str, arguments: list[str], folder: Path, *, timeout: float = 3
     with tempfile.TemporaryDirectory() as said:
         files = [Path(said) / name for name in ("out", "err")]
         environment = {**os.environ, "WANDB_SILENT": "true"}
-        process = _FORKS.Process(target=_main, args=(command, arguments, folder, files, environment))
+        process = FORKS.Process(target=_main, args=(command, arguments, folder, files, environment))
         process.start()
         process.join(timeout)
         if process.exitcode is None:

@@ -78,7 +78,9 @@ def test_auto_uses_the_newest_base_that_matches_and_makes_one_when_there_is_none
         f"runs={tmp_path / 'runs'}",
         f"data.folder={workplace.folder / 'runs' / 'prepared'}",
         "task.pretrain.steps=2",
+        "trainer.precision=auto",
     ]
+    _, planned, _ = workplace.call("+lang=swahili", "plan=true", *runs, run=tmp_path / "plan")
     for number in (1, 2):
         status, out, err = workplace.call(
             "+lang=swahili", "trainer.max_steps=2", *runs, run=tmp_path / f"extension{number}"
@@ -88,4 +90,5 @@ def test_auto_uses_the_newest_base_that_matches_and_makes_one_when_there_is_none
         assert made == (number == 1)
     bases = list((tmp_path / "runs" / "pretrain").iterdir())
     assert len(bases) == 1 and bases[0].name.startswith("base-")
+    assert str(bases[0]) in planned
     assert Path(OmegaConf.load(tmp_path / "extension2" / "config.yaml").base) == bases[0].resolve()

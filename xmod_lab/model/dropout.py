@@ -26,8 +26,7 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     dropped = min(round(p * 2**_LANE), 2**_LANE - 1)  # where p is nearly one, something is left to scale
     draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     lanes = draws.view(torch.int16)[: x.numel()].view(x.shape)
-    kept = torch.empty_like(
-        x, requires_grad=False
-    )  # in the type of x: a product with a bool casts it, here and again backwards
+    # A product with a bool would cast it each time, forward and backward; this mask takes more memory until then.
+    kept = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     torch.ge(lanes, dropped - 2 ** (_LANE - 1), out=kept)
     return x * kept.mul_(2**_LANE / (2**_LANE - dropped))

@@ -95,8 +95,10 @@ class XmodLanguageModel(XmodPreTrainedModel):
 
     def _wants_logits(self, asked: bool | None, labels: Tensor | None) -> bool:
         """Whether logits are made: ``full_logits``, see :meth:`XmodForMaskedLM.forward`."""
-        if labels is None or asked is not None:
-            return labels is None or asked
+        if labels is None:
+            return True
+        if asked is not None:
+            return asked
         ignored = getattr(self.config, "keys_to_ignore_at_inference", ())
         return not torch.is_grad_enabled() and "logits" not in ignored
 

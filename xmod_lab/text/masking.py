@@ -17,7 +17,7 @@ class Masker:
     Args:
         rate: share of the row's positions that is to be predicted; special pieces never are.
         policy: ``80-10-10``: [MASK], a random piece, the piece itself (BERT); ``all-mask``: always [MASK].
-        specials: ids that are neither hidden nor drawn.
+        specials: ids below ``pieces``, ascending, each once, that are neither hidden nor drawn.
     """
 
     rate: float
@@ -28,7 +28,8 @@ class Masker:
 
     @classmethod
     def for_tokenizer(cls, tokenizer: PreTrainedTokenizerBase, rate: float, policy: str) -> "Masker":
-        return cls(rate, policy, tokenizer.mask_token_id, len(tokenizer), tuple(sorted(tokenizer.all_special_ids)))
+        specials = sorted({i for i in tokenizer.all_special_ids if i < len(tokenizer)})
+        return cls(rate, policy, tokenizer.mask_token_id, len(tokenizer), tuple(specials))
 
     def count(self, length: int) -> int:
         """Pieces hidden in a full row of ``length`` positions: the same for every row, so that means over rows,

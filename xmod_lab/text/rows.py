@@ -48,12 +48,14 @@ class Corpus:
     validation: Dataset
     piece_counts: np.ndarray
     manifest: dict
-    _views: dict = field(default_factory=dict, repr=False, compare=False)  # split -> its rows, as they lie in memory
+    _views: dict = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # split -> its rows, as they lie in memory
 
     def rows(self, split: str, indices: np.ndarray) -> np.ndarray:
         """(len(indices), T) int64 piece ids."""
         if split not in self._views:
-            self._views[split] = _memory_of(getattr(self, split))
+            self._views[split] = _memory_of(getattr(self, split), self.manifest["settings"]["length"])
         starts, blocks = self._views[split]
         found = np.empty((len(indices), self.manifest["settings"]["length"]), dtype=np.int64)
         for row, index in zip(found, np.asarray(indices), strict=True):
@@ -71,12 +73,13 @@ class Corpus:
         return self.rows("train", np.arange(min(size, count)) * size // min(size, count))
 
 
-def _memory_of(part: Dataset) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Where each block of a split begins, and the blocks, (rows, T) int32: views of the mapped file, nothing is read.
+def _memory_of(part: Dataset, length: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Where each block of a split begins, and the blocks, (rows, ``length``) int32: views of the mapped file, nothing is read.
 
     ``part[i]`` gives the same by way of Arrow's types, which takes longer than to hide the row's pieces.
     """
-    blocks = [chunk.flatten().to_numpy().reshape(len(chunk), -1) for chunk in part.data.column("input_ids").chunks]
+    assert part._indices is None, "a selection of rows lies elsewhere"
+    blocks = [chunk.flatten().to_numpy().reshape(len(chunk), length) for chunk in part.data.column("input_ids").chunks]
     return np.cumsum([0, *map(len, blocks[:-1])]), blocks
 
 

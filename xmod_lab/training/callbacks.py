@@ -16,7 +16,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from xmod_lab.machine import OtherPrograms, cores
+from xmod_lab.machine import OtherPrograms, cores, free_cores
 from xmod_lab.training.distributed import gather, process_count, rank
 from xmod_lab.training.rundir import checkpoints_in, write_whole
 from xmod_lab.training.tracking import Tracking
@@ -234,23 +234,29 @@ class Interruption(pl.Callback):
 
 
 class Neighbours(pl.Callback):
-    """Says once when other programs have taken cores that the run counts on: it decided on its threads when it began."""
+    """Says once when other programs have taken cores that the run counts on: its threads were chosen when it began."""
 
     def __init__(self) -> None:
-        self.others, self.looked, self.crowded = OtherPrograms(), time.monotonic(), 0
+        self.others, self.looked, self.looks_in_a_row = OtherPrograms(), time.monotonic(), 0
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_idx: int
     ) -> None:
         threads, now = torch.get_num_threads(), time.monotonic()
-        if now - self.looked < 10 or self.crowded == 3 or threads == 1 or module.device.type != "cpu":
+        if (
+            now - self.looked < 10
+            or self.looks_in_a_row == 3
+            or not 1 < threads <= cores()
+            or module.device.type != "cpu"
+        ):
             return
         busy, self.looked = self.others.cores(), now
-        self.crowded = self.crowded + 1 if cores() - busy < threads - 0.5 else 0
-        if self.crowded == 3:  # for half a minute: no passing visitor
-            log.warning("warning: other programs keep %.1f of %d cores busy, and %d threads wait for one another then. Stopped "
-                        "with Ctrl-C, the run goes on faster by the same command with its hydra.run.dir and trainer.threads=%d",
-                        busy, cores(), threads, max(1, cores() - round(busy)))  # fmt: skip
+        self.looks_in_a_row = self.looks_in_a_row + 1 if free_cores(busy) < threads - 0.5 else 0
+        if self.looks_in_a_row == 3:  # half a minute, so that a short job does not count
+            log.warning("warning: other programs keep %.1f of the cores busy that %d threads count on; threads that wait for one "
+                        "another are slow then. To go on with fewer: Ctrl-C, then the same command with its hydra.run.dir and "
+                        "trainer.threads=%d (sums are then rounded otherwise)",
+                        busy, threads, max(1, round(free_cores(busy))))  # fmt: skip
 
 
 class ProgressLine(pl.Callback):

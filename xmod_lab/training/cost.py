@@ -22,7 +22,7 @@ from xmod_lab.training.module import LanguageModeling
 
 log = logging.getLogger(__name__)
 _WARM_UP, _TIMED = 2, 5  # steps; the first one has its FLOPs counted, the middle of the timed ones is taken
-_READ = 40  # micro-batches by which the loader is timed
+_READ = 40  # steps by whose micro-batches the loader is timed
 
 
 @dataclass(frozen=True)
@@ -83,20 +83,18 @@ def measure(
         flops_per_step=meter.flops * processes,
         seconds_per_step=middle,
         seconds=middle * cfg.steps,
-        loader_rows_per_second=_rows_per_second(loader(_READ)),
+        loader_rows_per_second=_rows_per_second(loader(_READ + 2 * cfg.data.workers + 1)),
     )
 
 
 def _rows_per_second(loader: DataLoader) -> float:
     """Of the loader alone, once its workers run and what they had ready is taken."""
-    ahead = (loader.prefetch_factor or 0) * loader.num_workers + 1
-    rows = 0
-    for number, batch in enumerate(loader):
-        if number == ahead:
-            began = time.perf_counter()
-        elif number > ahead:
-            rows += len(batch["input_ids"])
-    return rows / (time.perf_counter() - began)
+    ready = (loader.prefetch_factor or 0) * loader.num_workers + 1
+    rows, times = [], []
+    for batch in loader:
+        rows.append(len(batch["input_ids"]))
+        times.append(time.perf_counter())
+    return sum(rows[ready:]) / (times[-1] - times[ready - 1])
 
 
 class _Size(TorchCheckpointIO):

@@ -35,13 +35,12 @@ def launched() -> bool:
     return "LOCAL_RANK" in os.environ
 
 
-def join() -> None:
-    """Meet the other processes, where there are any. NCCL was not run here (no GPU); gloo was."""
+def join(kind: str) -> None:
+    """Meet the other processes, where there are any, on devices of that ``kind``. NCCL was not run here (no GPU); gloo was."""
     if launched() and not dist.is_initialized():
-        gpu = torch.cuda.is_available()
-        if gpu:
+        if kind == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if gpu else "gloo")
+        dist.init_process_group("nccl" if kind == "cuda" else "gloo")
 
 
 def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:

@@ -42,14 +42,14 @@ def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
     Raises:
         UserError: whatever the run itself would refuse before its first step.
     """
-    cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
+    written, cfg = cfg, run.fit_to_machine(cfg, workers=cfg.data.workers)
     plan: dict[str, dict] = {}
     warnings: list[str] = []
     if not cfg.lang:
         plan["base"] = _plan_base(cfg, warnings)
     else:
         if cfg.base == "auto" and newest_matching(cfg) is None:
-            own, place = base_to_make(cfg)
+            (own, _), (_, place) = base_to_make(cfg), base_to_make(written)  # whose folder is named by what is written
             log.info(
                 "no finished base under '%s' matches: the run would first pre-train one in %s", cfg.runs, place.path
             )

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from xmod_lab.config import PretrainConfig
+from xmod_lab.machine import device_kind
 from xmod_lab.training.bases import Base, inherit, load_config, resolve
 from xmod_lab.training.data import prepare_language
 from xmod_lab.training.distributed import join
@@ -20,7 +21,7 @@ def run_training(cfg: PretrainConfig, run: RunDir, asked: list[str], *, group: s
         asked: keys that were set on the command line.
         group: name that the jobs of a sweep share in W&B.
     """
-    join()
+    join(device_kind(cfg.trainer.accelerator))
     keep_memory()
     if cfg.plan:
         plan_run(_begun(cfg, run), run, asked)

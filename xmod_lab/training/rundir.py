@@ -44,21 +44,20 @@ class RunDir:
         return (self / "metrics.json").is_file()
 
     def fit_to_machine(self, cfg: Run, *, workers: int = 0, trains: bool = True) -> Run:
-        """``cfg`` with the precision and the threads of this run, which torch then uses: those that are asked for, else those
-        that the run began with, else what this machine does fast. All processes have the first one's.
+        """``cfg`` with the precision and the threads of this run, and torch set to these threads: what is asked for, else what
+        the run began with, else what this machine does fast. All processes have the first one's.
 
         Args:
             workers: loader processes that want a core as well.
-            trains: ``False`` where nothing is trained: the precision stays as it is.
+            trains: ``False`` where nothing is trained: then the machine has no say in the precision.
         Raises:
             UserError: the run began in a precision that this device does not have.
         """
         stored = {}
         if cfg.resume == "auto" and (self / "config.yaml").is_file():
             stored = dict(OmegaConf.load(self / "config.yaml").get("trainer") or {})
-        precision, threads = of_first(
-            lambda: (_precision(cfg, stored) if trains else cfg.trainer.precision, _threads(cfg, stored, workers))
-        )
+        choose = _precision if trains and not self.finished else _precision_on_paper
+        precision, threads = of_first(lambda: (choose(cfg, stored), _threads(cfg, stored, workers)))
         torch.set_num_threads(threads)
         return replace(cfg, trainer=replace(cfg.trainer, precision=precision, threads=threads))
 
@@ -201,9 +200,15 @@ def _precision(cfg: RunConfig, stored: dict) -> str:
     return precision
 
 
+def _precision_on_paper(cfg: RunConfig, stored: dict) -> str:
+    """The precision where nothing is trained any more, whatever this machine has; ``stored`` as above."""
+    return stored.get("precision", "auto") if cfg.trainer.precision == "auto" else cfg.trainer.precision
+
+
 def _threads(cfg: RunConfig, stored: dict, workers: int) -> int:
     """The threads of each process of a run; ``stored`` as above."""
-    if known := cfg.trainer.threads or min(stored.get("threads") or 0, cores()):
+    share = max(1, cores() // cfg.trainer.devices)
+    if known := cfg.trainer.threads or min(stored.get("threads") or 0, share):
         return known
     kind = device_kind(cfg.trainer.accelerator)
     threads, why = fastest_threads(kind, workers=workers, processes=cfg.trainer.devices)
