@@ -4,7 +4,7 @@ A job's folder is named after three digests, ``<settings>-<code>-<data>``, so th
 number, which shifts as values are added to a sweep:
 
     settings  the command and its configuration with all interpolations resolved, but for NO_PART_IN_RESULT: places, logger,
-              loader workers, checkpoints
+              loader workers, threads, checkpoints
     code      the Python sources of this package, as the parser sees them (no comments, docstrings, layout), but for reports/.
               Neither the commit nor the libraries count
     data      every byte of the texts or labelled files that the configuration names, and of a base or tokenizer that is a folder;

@@ -1,4 +1,4 @@
-"""Settings by their dotted keys, and those that no result depends on."""
+"""Settings by their dotted keys, and those that no result depends on (on threads by its roundings alone)."""
 
 from collections.abc import Iterable
 

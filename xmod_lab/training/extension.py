@@ -1,7 +1,7 @@
 """Adding languages to a base: each is trained alone on the untouched base, then all are put together and proved.
 
 Whatever else is added in the same run, a language meets the same base, the same seeds and the same batches: so its pack
-is the same to the bit, and the order of adding is of no consequence.
+is the same to the bit (in one precision and with one number of threads), and the order of adding is of no consequence.
 """
 
 import hashlib
