@@ -43,9 +43,10 @@ class Layout:
         if self.attention == "row":
             return {"attention_mask": torch.from_numpy(~padded).long()} if padded.any() else {}
         ends = rows == self.eos_id
-        passage = np.cumsum(ends, axis=1) - ends  # (B, T): the closing </s> belongs to its passage
-        same = passage[:, :, None] == passage[:, None, :]
-        allowed = (same & ~padded[:, None, :]) | np.eye(rows.shape[1], dtype=bool)
+        passage = np.cumsum(ends, axis=1, dtype=np.int32) - ends  # (B, T): the closing </s> belongs to its passage
+        allowed = passage[:, :, None] == passage[:, None, :]
+        if padded.any():
+            allowed = (allowed & ~padded[:, None, :]) | np.eye(rows.shape[1], dtype=bool)
         if self.causal:
             allowed = np.tril(allowed)
         starts = np.maximum.accumulate(np.where(np.diff(passage, prepend=0) > 0, np.arange(rows.shape[1]), 0), axis=1)

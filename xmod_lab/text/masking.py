@@ -37,18 +37,18 @@ class Masker:
         return max(1, round(self.rate * length))
 
     def mask(self, row: np.ndarray, key: list[int], *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Hide pieces of ``row`` (T,). The outcome depends on ``key`` and the row alone.
+        """Hide pieces of ``row`` (T,). The outcome depends on ``key``, numbers below 2^32, and the row alone.
 
         Returns:
             (inputs, labels), both (T,) int64; labels are -100 where nothing is predicted. A row with fewer ordinary
             pieces than ``count`` hides all it has.
         """
-        random = np.random.default_rng(key)
+        random = np.random.default_rng(np.array(key, dtype=np.uint32))  # a list gives the same, and takes longer
         candidates = np.flatnonzero(self._ordinary[row])
         count = self.count(len(row)) if count is None else count
         chosen = random.permutation(candidates)[:count]
         inputs = row.astype(np.int64)
-        labels = np.full_like(inputs, IGNORE)
+        labels = np.full(len(row), IGNORE)
         labels[chosen] = inputs[chosen]
         if self.policy == "all-mask":
             inputs[chosen] = self.mask_id
