@@ -13,9 +13,11 @@ import torch
 from tests.conftest import tiny_batch, tiny_model
 from tests.test_project import composed
 from xmod_lab.config import RecipeConfig
-from xmod_lab.errors import UserError
-from xmod_lab.training.callbacks import Checkpoints, Interruption, LearningCurve, WholeFiles
-from xmod_lab.training.distributed import launch
+from xmod_lab.errors import Stopped, UserError
+from xmod_lab.training import interruption
+from xmod_lab.training.callbacks import Checkpoints, LearningCurve, WholeFiles
+from xmod_lab.training.distributed import STOPS, launch
+from xmod_lab.training.interruption import Interruption
 from xmod_lab.training.module import LanguageModeling, clip_gradients
 from xmod_lab.training.rundir import RunDir
 
@@ -206,14 +208,34 @@ def test_a_fault_of_one_process_or_of_all_is_told_once(how, status, message, tmp
     assert err.count("error: ") == 1 and message in err
 
 
-def test_ctrl_c_ends_training_after_the_step_and_a_second_one_at_once():
+def test_ctrl_c_ends_training_after_the_step_and_a_second_one_at_once(monkeypatch):
     """Nothing is raised where the signal arrives: there it could be lost, as in a destructor."""
-    callback, usual = Interruption(), signal.getsignal(signal.SIGINT)
-    callback.on_train_start(None, None)
-    os.kill(os.getpid(), signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        callback.on_train_batch_end(None, None, None, None, 0)
-    with pytest.raises(KeyboardInterrupt):
+    saved, usual = [], {number: signal.getsignal(number) for number in STOPS}
+    callback = Interruption(SimpleNamespace(save=saved.append))
+    trainer = SimpleNamespace(accumulate_grad_batches=2)
+    callback.on_train_start(trainer, None)
+    for _ in range(2):  # to the process, and to its group
+        os.kill(os.getpid(), signal.SIGINT)
+    callback.on_train_batch_end(trainer, None, None, None, 0)  # half a step
+    with pytest.raises(Stopped):
+        callback.on_train_batch_end(trainer, None, None, None, 1)
+    assert saved == [trainer]
+    monkeypatch.setattr(interruption, "_ONCE", 0.0)
+    with pytest.raises(Stopped):
         os.kill(os.getpid(), signal.SIGINT)
     callback.on_exception(None, None, KeyboardInterrupt())
-    assert signal.getsignal(signal.SIGINT) is usual
+    assert {number: signal.getsignal(number) for number in STOPS} == usual
+
+
+def test_what_is_ignored_stays_ignored():
+    """``nohup`` has SIGHUP ignored."""
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        callback = Interruption(None)
+        callback.on_train_start(None, None)
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert not callback.asked
+        callback.on_train_end(None, None)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, usual)

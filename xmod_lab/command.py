@@ -1,12 +1,13 @@
 """What all commands share: Hydra around a function, one clear message for a bad input, and the exit status.
 
-Exit status: 0 done; 1 a proof that does not hold, or a bug, with its traceback; 2 bad input; 130 interrupted.
+Exit status: 0 done; 1 a proof that does not hold, or a bug, with its traceback; 2 bad input; 130 interrupted, 143 by SIGTERM.
 """
 
 import errno
 import logging
 import os
 import select
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -24,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, register_schemas
-from xmod_lab.errors import ProofError, UserError
-from xmod_lab.jobs import INTERRUPTED, Job
+from xmod_lab.errors import ProofError, Stopped, UserError
+from xmod_lab.jobs import INTERRUPTED, TERMINATED, Job
 from xmod_lab.settings import flatten
 from xmod_lab.sweep import finish_sweep, start_of
 from xmod_lab.validation import validate
@@ -61,14 +62,14 @@ def run_command(
             statuses.append(_job_of_sweep(run, fresh=composed.resume == "never"))
         else:
             statuses.append(guarded(run))
-        if statuses[-1] == INTERRUPTED:
+        if statuses[-1] in (INTERRUPTED, TERMINATED):
             raise KeyboardInterrupt
 
     try:
         statuses.append(guarded(job))
     finally:
         swept = finish_sweep()
-    if INTERRUPTED in statuses:
+    if {INTERRUPTED, TERMINATED} & set(statuses):
         same = "the same command" if swept is not None else "the same command with hydra.run.dir=<its folder>"
         print(f"interrupted; {same} goes on from the newest checkpoint", file=sys.stderr)
     sys.exit(max(*statuses, swept or 0))
@@ -153,10 +154,15 @@ def guarded(job: Callable[[], int | None], heard: Callable[[str], None] = lambda
             if not isinstance(error.__cause__, PermissionError):  # of Hydra, which opens a log file in the run dir
                 raise
             return say(_denied(error.__cause__), 2)
-        except KeyboardInterrupt:
-            return INTERRUPTED
+        except KeyboardInterrupt as error:
+            return _status_of(error)
         except SystemExit as stop:  # Lightning ends with 1 after Ctrl-C, argparse with 0 or 2
-            return stop.code if stop.code in (0, 2) else INTERRUPTED
+            return stop.code if stop.code in (0, 2) else _status_of(stop.__context__)
+
+
+def _status_of(stop: BaseException | None) -> int:
+    """Exit status of a command that was asked to stop."""
+    return TERMINATED if isinstance(stop, Stopped) and stop.number == signal.SIGTERM else INTERRUPTED
 
 
 def _unread() -> bool:

@@ -16,6 +16,14 @@ class ProofError(RuntimeError):
     """A tensor or a logit that had to stay as it was has moved. Commands exit with status 1."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A run was asked to stop by the signal ``number``, and did so in order."""
+
+    def __init__(self, number: int):
+        super().__init__()
+        self.number = number
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """``" Did you mean 'de_DE'?"``, or nothing when no known name comes close."""
     known = list(known)

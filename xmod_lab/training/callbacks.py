@@ -2,9 +2,7 @@
 
 import io
 import logging
-import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -173,12 +171,19 @@ class Checkpoints(pl.Callback):
 
     def __init__(self, folder: Path, *, every: int, keep: int):
         self.folder, self.every, self.keep = folder, every, keep
+        self.newest: Path | None = None  # of those that this process saved
 
     def on_train_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int) -> None:
-        step = trainer.global_step
-        if (batch_idx + 1) % trainer.accumulate_grad_batches or step % self.every:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step % self.every == 0:
+            self.save(trainer)
+
+    def save(self, trainer: pl.Trainer) -> None:
+        """The checkpoint of the step that was just taken, unless it is there; all processes call this after the same step."""
+        path = self.folder / f"step{trainer.global_step:06d}.ckpt"
+        if path == self.newest:
             return
-        trainer.save_checkpoint(self.folder / f"step{step:06d}.ckpt")
+        trainer.save_checkpoint(path)
+        self.newest = path
         if rank() == 0:
             for old in checkpoints_in(self.folder)[: -self.keep]:
                 old.unlink(missing_ok=True)
@@ -196,41 +201,6 @@ class WholeFiles(TorchCheckpointIO):
         content = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
         torch.save(checkpoint, content)
         write_whole(path, content.getbuffer())
-
-
-class Interruption(pl.Callback):
-    """Ctrl-C ends training after the step at hand, a second one at once.
-
-    Python raises KeyboardInterrupt wherever it is, which may be inside a destructor, where exceptions are dropped: then
-    training would go on as if nobody had asked.
-    """
-
-    def __init__(self) -> None:
-        self.asked, self.previous = False, None
-
-    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self.previous = signal.signal(signal.SIGINT, self._note)
-
-    def _note(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-
-    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self._restore()
-
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGINT, self.previous)
-            self.previous = None
 
 
 class Neighbours(pl.Callback):

@@ -17,6 +17,7 @@ from xmod_lab.text.mixture import Mixture, proportions
 from xmod_lab.text.objective import Objective
 from xmod_lab.text.rows import Corpus, prepare_corpus
 from xmod_lab.text.vocabulary import load_tokenizer, own_tokenizer
+from xmod_lab.training.interruption import leave_signals_to_the_run
 from xmod_lab.training.scoring import Scorer, held_out
 
 log = logging.getLogger(__name__)
@@ -159,6 +160,7 @@ def batches(
         sampler=From(first_step * cfg.trainer.accumulate, len(stream)),
         collate_fn=_by_value,
         num_workers=cfg.data.workers,
+        worker_init_fn=leave_signals_to_the_run,
         persistent_workers=False,
     )
 

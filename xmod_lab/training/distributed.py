@@ -8,15 +8,17 @@ import contextlib
 import io
 import logging
 import os
+import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 _PATIENCE = 3.0  # seconds in which the first process, if it found the same fault, tells it and ends the others
 
 
@@ -54,7 +56,12 @@ def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     try:
-        mp.start_processes(_worker, (work, arguments, processes, port), nprocs=processes, start_method="spawn")
+        started = mp.start_processes(
+            _worker, (work, arguments, processes, port), nprocs=processes, join=False, start_method="spawn"
+        )
+        with _passed_on(started.pids()):
+            while not started.join():
+                pass
     except mp.ProcessExitedException as error:
         if error.exit_code > 0:
             return error.exit_code
@@ -62,6 +69,25 @@ def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:
               "of memory); the same command with hydra.run.dir=<its folder> goes on from the newest checkpoint", file=sys.stderr)  # fmt: skip
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _passed_on(processes: list[int]) -> Iterator[None]:
+    """Signals that ask for an end go to ``processes``, which end in order; where a terminal has sent them theirs already, the
+    second one is no other."""
+
+    def tell(number: int, frame: object) -> None:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, number)
+
+    numbers = [n for n in STOPS if signal.getsignal(n) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, tell) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _worker(local_rank: int, work: Callable[..., int], arguments: tuple, processes: int, port: int) -> None:

@@ -19,7 +19,6 @@ from xmod_lab.text.likelihoods import likelihoods
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.training.callbacks import (
     Checkpoints,
-    Interruption,
     LearningCurve,
     Neighbours,
     ProgressLine,
@@ -28,6 +27,7 @@ from xmod_lab.training.callbacks import (
 )
 from xmod_lab.training.data import Prepared, batches
 from xmod_lab.training.distributed import gather, process_count, rank
+from xmod_lab.training.interruption import Interruption
 from xmod_lab.training.module import LanguageModeling
 from xmod_lab.training.rundir import RunDir, step_of
 from xmod_lab.training.scoring import Scorer, score_all
@@ -141,7 +141,7 @@ def train(
     saver = Checkpoints(
         run.path / "checkpoints" / (part or ""), every=cfg.trainer.checkpoint_every, keep=cfg.trainer.keep_checkpoints
     )  # after the others: it saves their state
-    callbacks = [curve, ProgressLine(part or "base", cfg.steps, curve), *also, saver, Interruption()]
+    callbacks = [curve, ProgressLine(part or "base", cfg.steps, curve), *also, saver, Interruption(saver)]
     if process_count() == 1:  # else the others are the run itself
         callbacks.append(Neighbours())
     trainer = make_trainer(cfg, callbacks, WholeFiles())

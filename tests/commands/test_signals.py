@@ -1,0 +1,57 @@
+"""A run that is asked to stop, as terminals and schedulers ask: all of its processes at once, or the first one alone."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+LONG = ["trainer.max_steps=200", "trainer.checkpoint_every=1000", "trainer.validate_every=1000", "trainer.log_every=1"]
+
+
+@pytest.fixture(scope="module")
+def whole(workplace, tmp_path_factory) -> Path:
+    """The run that nobody stops."""
+    run = tmp_path_factory.mktemp("whole")
+    status, _, err = workplace.call(*LONG, run=run)
+    assert status == 0, err
+    return run
+
+
+def stopped(workplace, run: Path, number: int, *overrides: str, everyone: bool) -> tuple[int, str]:
+    """Exit status, and what was said, of a run that is sent the signal ``number`` after its first steps."""
+    process = workplace.start(*LONG, *overrides, run=run, start_new_session=True)
+    curve, deadline = run / "metrics.csv", time.monotonic() + 120
+    while not curve.exists() or len(curve.read_text().splitlines()) < 4:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.01)
+    (os.killpg if everyone else os.kill)(process.pid, number)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out + err
+
+
+@pytest.mark.parametrize(
+    ("number", "everyone", "status"),
+    [(signal.SIGINT, True, 130), (signal.SIGTERM, True, 143), (signal.SIGUSR1, False, 130)],
+    ids=["ctrl-c", "scheduler", "slurm's warning"],
+)
+def test_a_run_that_is_asked_to_stop_saves_a_checkpoint_and_goes_on_to_the_same_bits(
+    workplace, whole, tmp_path, number, everyone, status
+):
+    run = tmp_path / "run"
+    found, said = stopped(workplace, run, number, "data.workers=1", everyone=everyone)
+    assert found == status and "Traceback" not in said and "goes on from the newest checkpoint" in said, said
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert not (run / "metrics.json").exists()
+    again, out, err = workplace.call(*LONG, run=run)
+    assert again == 0 and f"resuming from {checkpoint}" in out + err, err
+    assert (run / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+
+
+def test_two_processes_stop_after_the_same_step(workplace, tmp_path):
+    """The first of them, which started the others, is told alone."""
+    run = tmp_path / "run"
+    status, said = stopped(workplace, run, signal.SIGTERM, "trainer.devices=2", everyone=False)
+    assert status == 143 and "Traceback" not in said, said
+    assert len(list((run / "checkpoints").iterdir())) == 1

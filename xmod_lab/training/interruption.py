@@ -1,0 +1,95 @@
+"""A run that is asked to stop: it takes the step at hand, saves a checkpoint and ends; the same command goes on from there.
+
+Asked by Ctrl-C, SIGTERM (``kill``, ``timeout``, a scheduler), SIGHUP (a terminal that closes) or SIGUSR1 (SLURM's ``--signal``,
+before the time is up). Terminals and schedulers send a signal to all processes of a run, loader workers included: these go on
+until the run no longer needs them.
+"""
+
+import os
+import signal
+import threading
+import time
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+
+from xmod_lab.errors import Stopped
+from xmod_lab.training.callbacks import Checkpoints
+from xmod_lab.training.distributed import STOPS, process_count
+
+_ONCE = 1.0  # seconds in which a second Ctrl-C is the first one, by another way
+
+
+class Interruption(pl.Callback):
+    """Ends training after the step at hand, with a checkpoint; a second Ctrl-C ends it at once, without.
+
+    Python raises KeyboardInterrupt wherever it is, which may be inside a destructor, where exceptions are dropped: then
+    training would go on as if nobody had asked. So signals are only noted, and obeyed between two steps. Several processes
+    obey after the same step.
+    """
+
+    def __init__(self, saver: Checkpoints):
+        self.saver = saver
+        self.asked, self.since = 0, 0.0  # number of the signal
+        self.previous: dict[int, object] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.group = dist.new_group(backend="gloo") if process_count() > 1 else None
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for number in STOPS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it of SIGHUP
+                self.previous[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        if number == signal.SIGINT and self.asked and time.monotonic() - self.since > _ONCE:
+            raise Stopped(number)
+        if not self.asked:
+            self.asked, self.since = number, time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: pl.LightningModule, outputs, batch, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if asked := self._asked_of_any():
+            self.saver.save(trainer)
+            raise Stopped(asked)
+
+    def _asked_of_any(self) -> int:
+        """The signal that one of the processes was sent, 0 if none was."""
+        if self.group is None:
+            return self.asked
+        asked = torch.tensor(self.asked)
+        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.group)
+        return int(asked)
+
+    def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+        self.previous = {}
+
+
+def leave_signals_to_the_run(worker: int) -> None:
+    """For ``DataLoader(worker_init_fn=...)``: what all processes of a run are sent is for the run to obey, which needs its
+    workers up to the last step. A worker ends by a SIGTERM of its own process alone, or when that is gone. (Without
+    ``sigwaitinfo``, on macOS, by any SIGTERM.)"""
+    for number in STOPS:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
