@@ -201,3 +201,10 @@ def test_text_that_changed_since_the_run_began(refused, workplace, tmp_path):
     state = (run / "state.json").read_text()
     (run / "state.json").write_text(state.replace('"data": "', '"data": "0'))
     assert "has changed since" in refused("trainer.max_steps=6", run=run)
+
+
+def test_a_training_that_diverges_ends_with_its_step_and_is_no_finished_run(refused, tmp_path):
+    run = tmp_path / "kept"
+    message = refused("trainer.max_steps=40", "task.pretrain.peak_lr=1e30", run=run)
+    assert "the loss is nan at step" in message and "lower peak_lr (it is 1e+30)" in message
+    assert not (run / "metrics.json").exists() and not (run / "model").exists()

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from lightning_fabric.plugins import TorchCheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from xmod_lab.errors import UserError
 from xmod_lab.machine import OtherPrograms, cores, free_cores
 from xmod_lab.training.distributed import gather, process_count, rank
 from xmod_lab.training.rundir import checkpoints_in, write_whole
@@ -27,7 +29,7 @@ Validate = Callable[[nn.Module, int], dict[str, float]]  # model, step -> figure
 
 class LearningCurve(pl.Callback):
     """Writes a line every ``log_every`` steps, and calls ``validate`` at the start, every ``validate_every`` steps and at
-    the end.
+    the end. A loss that is not finite ends the run with a UserError.
 
     Args:
         unit: what a step reads ``units_per_step`` of: tokens, or examples.
@@ -94,7 +96,12 @@ class LearningCurve(pl.Callback):
         self._began = time.perf_counter()
 
     def on_train_batch_end(self, trainer, module, outputs: dict[str, Tensor], batch: dict, batch_idx: int) -> None:
-        self.loss_sum += float(outputs["loss"]) * trainer.accumulate_grad_batches  # Lightning has divided it
+        loss = float(outputs["loss"]) * trainer.accumulate_grad_batches  # Lightning has divided it
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} at step {trainer.global_step} of {self.last_step}: training has diverged. Start over, "
+                            f"with resume=never, with a lower peak_lr (it is {module.recipe.peak_lr:g}) or a larger warmup_share "
+                            f"(it is {module.recipe.warmup_share:g}); checkpoints of before may be damaged already")  # fmt: skip
+        self.loss_sum += loss
         self.losses += 1
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
