@@ -101,6 +101,13 @@ def test_what_the_machine_does_not_have_is_a_fault_that_says_what_works(cpu, gpu
     assert allowed in str(caught.value)
 
 
+def test_all_that_the_machine_does_not_have_is_told_at_once(cpu):
+    cpu(0.01)
+    with pytest.raises(UserError, match="has 3 faults") as caught:
+        validate(composed("trainer.accelerator=gpu", "trainer.threads=1000", "data.workers=1000"))
+    assert all(key in str(caught.value) for key in ("trainer.accelerator", "trainer.threads", "data.workers"))
+
+
 def test_more_workers_than_cores_are_a_fault():
     with pytest.raises(UserError, match=f"data.workers is 1000; allowed is 0 to {machine.cores()}"):
         validate(composed("data.workers=1000"))

@@ -8,6 +8,7 @@ from xmod_lab.tasks.reading import LabelledSource
 from xmod_lab.validation import (
     SCHEDULES,
     base_faults,
+    machine_faults,
     raise_faults,
     recipe_ranges,
     run_choices,
@@ -82,7 +83,7 @@ def validate_finetune(cfg: FinetuneConfig) -> None:
         *recipe_ranges("task.recipe", task.recipe),
         *trainer_ranges(cfg.trainer),
     ])  # fmt: skip
-    faults += numbers or trainer_faults(cfg.trainer)
+    faults += [*(numbers or trainer_faults(cfg.trainer)), *machine_faults(cfg.trainer)]
     if cfg.trainer.max_tokens is not None:
         faults.append("trainer.max_tokens is set, but fine-tuning counts examples; set trainer.max_steps instead")
     if cfg.trainer.devices * cfg.trainer.nodes > 1:

@@ -30,7 +30,8 @@ Choice = tuple[str, str, tuple[str, ...]]  # key, value, what is allowed
 
 def validate(cfg: PretrainConfig) -> None:
     """Check everything that can be checked before any work. Raises one UserError that lists every fault."""
-    faults = [*_check_choices(cfg), *_check_numbers(cfg), *_check_languages(cfg), *_check_base(cfg)]
+    faults = [*_check_choices(cfg), *_check_numbers(cfg), *machine_faults(cfg.trainer)]
+    faults += [*_check_languages(cfg), *_check_base(cfg)]
     if isinstance(cfg, EvaluateConfig):
         faults += check_parallel(cfg.evaluate.parallel, "evaluate.parallel")
         if cfg.lang:
@@ -101,7 +102,7 @@ def trainer_ranges(t: TrainerConfig) -> Iterator[Range]:
 
 
 def trainer_faults(t: TrainerConfig) -> list[str]:
-    """What settings of ``trainer``, each in its range, do to each other and on this machine."""
+    """What settings of ``trainer``, each in its range, do to each other."""
     faults = []
     units = t.devices * t.nodes * t.accumulate
     if t.rows_per_step % units:
@@ -109,10 +110,10 @@ def trainer_faults(t: TrainerConfig) -> list[str]:
                       f"= {units}; e.g. trainer.rows_per_step={max(units, t.rows_per_step // units * units)}")  # fmt: skip
     if t.max_steps is not None and t.max_tokens is not None:
         faults.append("trainer.max_steps and trainer.max_tokens are both set; leave one of them null")
-    return faults + _machine_faults(t)
+    return faults
 
 
-def _machine_faults(t: TrainerConfig) -> list[str]:
+def machine_faults(t: TrainerConfig) -> list[str]:
     """What this machine does not have: a device, a precision, cores."""
     faults, kind, have = [], device_kind(t.accelerator), cores()
     if t.accelerator == "gpu" and kind == "cpu":
@@ -126,7 +127,7 @@ def _machine_faults(t: TrainerConfig) -> list[str]:
     if t.threads is not None and t.threads * t.devices > have:
         each = f" in each of {t.devices} processes" if t.devices > 1 else ""
         faults.append(f"trainer.threads is {t.threads}{each}, but this process may use {have} cores; allowed is 1 to "
-                      f"{max(1, have // t.devices)}, or null")  # fmt: skip
+                      f"{max(1, have // max(1, t.devices))}, or null")  # fmt: skip
     return faults
 
 
