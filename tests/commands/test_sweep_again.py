@@ -245,7 +245,7 @@ def test_other_code_is_another_job_but_comments_and_pictures_are_not(tmp_path):
         return code_digest(copy)
 
     assert edited("jobs.py", '"""What a job', '"""Again: what a job') == same
-    assert edited("jobs.py", "  # exit status after Ctrl-C", "") == same
+    assert edited("jobs.py", "  # exit status of a run that was asked to stop, the second by SIGTERM", "") == same
     assert edited("reports/page.py", "The unigram figure", "The figure") == same
     assert edited("text/corpus.py", "digest_size=8", "digest_size=16") != same
 
