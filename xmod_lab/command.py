@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, register_schemas
 from xmod_lab.errors import ProofError, Stopped, UserError
-from xmod_lab.jobs import INTERRUPTED, TERMINATED, Job
+from xmod_lab.jobs import INTERRUPTED, STOPPED, TERMINATED, Job
 from xmod_lab.settings import flatten
 from xmod_lab.sweep import finish_sweep, start_of
 from xmod_lab.validation import validate
@@ -62,14 +62,14 @@ def run_command(
             statuses.append(_job_of_sweep(run, fresh=composed.resume == "never"))
         else:
             statuses.append(guarded(run))
-        if statuses[-1] in (INTERRUPTED, TERMINATED):
+        if statuses[-1] in STOPPED:
             raise KeyboardInterrupt
 
     try:
         statuses.append(guarded(job))
     finally:
         swept = finish_sweep()
-    if {INTERRUPTED, TERMINATED} & set(statuses):
+    if set(STOPPED) & set(statuses):
         same = "the same command" if swept is not None else "the same command with hydra.run.dir=<its folder>"
         print(f"interrupted; {same} goes on from the newest checkpoint", file=sys.stderr)
     sys.exit(max(*statuses, swept or 0))

@@ -44,6 +44,7 @@ from xmod_lab.training.rundir import RunDir, step_of
 log = logging.getLogger(__name__)
 JOB = "job.json"
 INTERRUPTED, TERMINATED = 130, 143  # exit status of a run that was asked to stop, the second by SIGTERM
+STOPPED = (INTERRUPTED, TERMINATED)
 _NAME = re.compile(r"(?P<settings>[0-9a-f]{8})-(?P<code>[0-9a-f]{6})-(?P<data>[0-9a-f]{6}|unread)")
 _TAKEN_OVER = ("model", "data", "langset", "task")  # a base's own are used, but for what is named on the command line
 
@@ -147,7 +148,7 @@ class Job:
 
     @property
     def failed(self) -> bool:
-        return self.status not in (0, None, INTERRUPTED, TERMINATED)
+        return self.status not in (0, None, *STOPPED)
 
     def begin(self, folder: Path, *, fresh: bool) -> bool:
         """Say what will be done with the job, by what is in its folder; ``fresh``: that is not used.
@@ -163,7 +164,7 @@ class Job:
     def end(self, folder: Path, status: int, reason: str) -> None:
         """Keep how it ended; ``reason``: of a failure, in words."""
         self.status = status
-        if status in (INTERRUPTED, TERMINATED):
+        if status in STOPPED:
             self.outcome = "interrupted" + _newest_step(folder, "after")
         elif status:
             self.outcome = f"failed: {' '.join(reason.split()) or f'exit status {status}; its processes said why'}"

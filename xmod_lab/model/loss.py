@@ -1,5 +1,7 @@
 """Cross-entropy over a large vocabulary without ever holding all logits: chunk by chunk, gradient made on the way."""
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -91,9 +93,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return *(g if g is None or one else g.mul_(scale) for g in gradients), None, None, None, None
 
 
-def chunked_cross_entropy(
-    x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, divisor: int = 1, chunk: int | None = None
-) -> Tensor:
+def chunked_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, divisor: int = 1) -> Tensor:
     """Sum of the cross-entropies at all positions over ``divisor``, scalar, nats.
 
     Peak memory is one chunk of logits, (chunk, V), instead of three tensors of (M, V); chunks are as alike as can be, of 1,024
@@ -108,9 +108,9 @@ def chunked_cross_entropy(
     if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < len(weight):
         raise UserError(f"labels go from {int(labels.min())} to {int(labels.max())}; allowed are pieces of the row's vocabulary, 0 "
                         f"to {len(weight) - 1}, and -100 where nothing is to be predicted")  # fmt: skip
-    if chunk is None:
-        most = max(1, min(_HELD[0] // len(weight), _HELD[1]))
-        chunk = -(-len(labels) // max(1, -(-len(labels) // most))) or 1
+    most = max(1, min(_HELD[0] // len(weight), _HELD[1]))
+    chunks = max(1, math.ceil(len(labels) / most))
+    chunk = max(1, math.ceil(len(labels) / chunks))
     dtype = product_type(weight)
     with torch.autocast(x.device.type, enabled=False):
         return _ChunkedCrossEntropy.apply(x, weight, bias, labels, chunk, divisor, dtype)

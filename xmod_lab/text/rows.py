@@ -48,9 +48,8 @@ class Corpus:
     validation: Dataset
     piece_counts: np.ndarray
     manifest: dict
-    _views: dict = field(
-        default_factory=dict, init=False, repr=False, compare=False
-    )  # split -> its rows, as they lie in memory
+    # split -> its rows, as they lie in memory
+    _views: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, split: str, indices: np.ndarray) -> np.ndarray:
         """(len(indices), T) int64 piece ids."""

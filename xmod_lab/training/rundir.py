@@ -185,13 +185,11 @@ class RunDir:
 
 def _precision(cfg: RunConfig, stored: dict) -> str:
     """The precision of a run; ``stored``: what its config.yaml says of ``trainer``, if it has one."""
-    asked, kind = cfg.trainer.precision, device_kind(cfg.trainer.accelerator)
-    kept = stored.get("precision", "auto")
-    if asked == kept == "auto":
+    precision, kind = _precision_on_paper(cfg, stored), device_kind(cfg.trainer.accelerator)
+    if precision == "auto":
         precision, why = fastest_precision(kind)
         log.info("precision: %s (%s)", precision, why)
         return precision
-    precision = kept if asked == "auto" else asked
     if fault := precision_fault(precision, kind):
         raise UserError(f"the run began with trainer.precision={precision}, but {fault}; continue it where it began, or start "
                         "it over with resume=never")  # fmt: skip
@@ -201,7 +199,7 @@ def _precision(cfg: RunConfig, stored: dict) -> str:
 
 
 def _precision_on_paper(cfg: RunConfig, stored: dict) -> str:
-    """The precision where nothing is trained any more, whatever this machine has; ``stored`` as above."""
+    """What is asked for, else what the run began with, else ``auto``; ``stored`` as above."""
     return stored.get("precision", "auto") if cfg.trainer.precision == "auto" else cfg.trainer.precision
 
 
