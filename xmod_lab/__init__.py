@@ -11,4 +11,5 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> type:
     if not name.startswith("Xmod"):  # nothing else is loaded by name: commands start without torch
         raise AttributeError(f"module 'xmod_lab' has no attribute '{name}'")
-    return getattr(importlib.import_module("xmod_lab.model"), name)
+    module = "xmod_lab.languages.collator" if name == "XmodCollator" else "xmod_lab.model"
+    return getattr(importlib.import_module(module), name)
