@@ -8,6 +8,7 @@ import torch
 from xmod_lab.codes import clashing
 from xmod_lab.config import EvaluateConfig, LangConfig, PretrainConfig, RecipeConfig, RunConfig, TrainerConfig
 from xmod_lab.errors import UserError, nearest
+from xmod_lab.hub import hub_fault
 from xmod_lab.languages.focus import focus_fault
 from xmod_lab.languages.initialisers import EMBEDDING_INITS
 from xmod_lab.machine import ACCELERATORS, PRECISIONS, cores, device_kind, precision_fault
@@ -264,7 +265,6 @@ def base_faults(base: str) -> list[str]:
             return []
         return [f"base '{base}' is neither a run folder (with model/) nor a model folder (with config.json); "
                 "give one, a hub id, or base=auto"]  # fmt: skip
-    if base.count("/") != 1 or base.startswith((".", "/", "~")):
-        return [f"base '{base}' does not exist; give a run folder, a model folder, a hub id such as "
-                "facebook/xmod-base, or base=auto"]  # fmt: skip
-    return []
+    give = "a run folder, a model folder, a hub id such as facebook/xmod-base, or base=auto"
+    fault = hub_fault(base, give) if base.count("/") == 1 else f"'{base}' does not exist; give {give}"
+    return [f"base {fault}"] if fault else []

@@ -14,6 +14,7 @@ import transformers
 from huggingface_hub import snapshot_download
 
 from xmod_lab.errors import UserError
+from xmod_lab.hub import hub_fault
 from xmod_lab.languages.cards import CARD, export_card, with_added
 from xmod_lab.languages.packs import MANIFEST, TENSORS, install_pack, read_manifest, unpack
 from xmod_lab.model import XmodLanguageModel, language_model, load_language_model
@@ -33,9 +34,11 @@ def model_folder(source: str | Path) -> Path:
     for folder in (Path(source) / "model", Path(source)):
         if (folder / "config.json").is_file():
             return folder
-    if Path(source).exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+    if Path(source).exists() or str(source).count("/") != 1:
         raise UserError(f"'{source}' is neither a run dir (with model/), nor a model folder (with config.json), nor a hub id; "
                         "give one")  # fmt: skip
+    if fault := hub_fault(str(source), "a run dir, a model folder or a hub id"):
+        raise UserError(fault)
     try:
         return Path(snapshot_download(str(source)))
     except Exception as error:  # offline, missing, private: all end the same way for the user

@@ -8,11 +8,12 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
+from xmod_lab.hub import hub_fault
 from xmod_lab.text.corpus import Source, digest_of_files
 from xmod_lab.text.rows import build_folder
 from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
 
-FORMAT = 3  # raise when the same settings would give another tokenizer
+FORMAT = 4  # raise when the same settings would give another tokenizer
 _MAX_BYTES = 200_000_000  # SentencePiece holds its training text in memory, several times over
 
 
@@ -22,6 +23,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     Truncation and padding that were saved with it are switched off: rows hold the whole text. A hub id needs the
     network; tried on local folders only.
     """
+    if not Path(name).exists() and (fault := hub_fault(str(name), "a folder that save_pretrained wrote, or a hub id")):
+        raise UserError(f"data.tokenizer: {fault}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(name))
     except Exception as error:  # transformers raises whatever its readers and the network raise
