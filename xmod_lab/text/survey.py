@@ -19,6 +19,7 @@ except ImportError:
     LanguageIdentifier = None
 
 _SAMPLE = 2000  # passages at most that are split into pieces and identified: shares are then within 3 points
+NO_LANGUAGE = "no language"
 _WITHOUT_SPACES = ("Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Qaag")  # no words between spaces to count
 
 
@@ -106,8 +107,9 @@ def unknown_letters(found: Survey, tokenizer: PreTrainedTokenizerBase) -> float:
 
 
 def looks_like(found: Survey) -> list[tuple[str, float]] | str:
-    """Languages that the sample's passages look like, with their shares, the most frequent first; or, as a string, why that
-    cannot be told: py3langid is not installed, or does not know the language in this script."""
+    """Languages that the sample's passages look like, with their shares, the most frequent first (``NO_LANGUAGE`` is that of
+    passages without letters, for which py3langid guesses); or, as a string, why that cannot be told: py3langid is not
+    installed, or does not know the language in this script."""
     if LanguageIdentifier is None:
         return "not checked: pip install 'xmod_lab[langid]'"
     identifier, own = _identifier(), meaning(found.code)
@@ -115,7 +117,8 @@ def looks_like(found: Survey) -> list[tuple[str, float]] | str:
         (m.language, m.likely[0]) for m in map(meaning, identifier.labels) if m
     }:
         return f"not checked: py3langid does not know {found.code}"
-    counts = Counter(identifier.classify(passage)[0] for passage in found.sample)
+    guesses = (identifier.classify(p)[0] if any(map(str.isalpha, p)) else NO_LANGUAGE for p in found.sample)
+    counts = Counter(guess if meaning(guess) else NO_LANGUAGE for guess in guesses)
     return [(code, n / len(found.sample)) for code, n in counts.most_common()]
 
 
