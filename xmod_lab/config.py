@@ -49,8 +49,8 @@ class ModelConfig:
 class TextConfig:
     """Where one language's text comes from; see :class:`xmod_lab.text.corpus.Source`."""
 
-    text: str = MISSING
-    validation: str | None = None
+    text: Any = MISSING  # a string or a list of them
+    validation: Any = None
     column: str = "text"
     dataset_config: str | None = None
 
@@ -222,6 +222,8 @@ class PretrainConfig(RunConfig):
 
     def source(self, text: TextConfig) -> Source:
         """The text of one language, with the settings of ``data``."""
+        places = {f"langset.languages.{code}": one for code, one in self.langset.languages.items()}
+        places |= {f"lang.{name}": one for name, one in self.lang.items()}
         return Source(
             text=text.text,
             validation=text.validation,
@@ -229,6 +231,7 @@ class PretrainConfig(RunConfig):
             dataset_config=text.dataset_config,
             validation_share=self.data.validation_share,
             drop_duplicates=self.data.drop_duplicates,
+            key=next((place for place, one in places.items() if one is text), "lang.NAME"),
         )
 
     def model_config(self, pieces: int) -> XmodConfig:

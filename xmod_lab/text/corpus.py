@@ -1,200 +1,350 @@
-"""Reading text. A source is a file, a folder, a ``datasets`` id or ``embedded:<language>``; out come clean passages."""
+"""Reading text. A source is files, folders, a ``datasets`` id or ``embedded:<language>``; out come clean passages.
 
-import gzip
+What is left out on the way is counted in a :class:`Tally` or named there.
+"""
+
 import hashlib
 import json
-import zlib
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
+import pyarrow
+from pyarrow import parquet
 
 from xmod_lab.errors import UserError, nearest
+from xmod_lab.text.files import decoded_lines, file_fault, json_rows, lines_in
+from xmod_lab.text.listing import FILE_TYPES, Part, is_text_file, names_in, parts_of, shown
 
 EMBEDDED = Path(__file__).parent / "embedded"
-FILE_TYPES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
+ODD_SHARE = 0.005  # of the characters; text that was decoded rightly has fewer control and replacement characters
+_ODD = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
+_CHECK_EVERY = 10_000  # passages
+_TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
 
 
 @dataclass(frozen=True)
 class Source:
     """Where one language's text comes from.
 
+    A passage is a line of a .txt file, or a row of jsonl, parquet or a dataset, as :func:`xmod_lab.text.files.one_line`
+    gives it: line breaks inside a row become spaces. Bytes in a column are read as UTF-8, null is counted, any other type
+    is refused.
+
+    A folder is read thus:
+
+    - one that ``save_to_disk`` wrote as what it is; of several splits ``train``;
+    - one whose README.md has a list of configurations (``configs:``, as repositories of the hub have), or for which
+      ``dataset_config`` is given, by ``datasets``, split ``train``;
+    - of any other every file of a known type, at any depth, in the order of their paths, but for hidden ones and those of another
+      split: called ``test``, ``dev``, ``validation`` … or ``test-00000-of-00001``, or in a folder of such a name.
+
     Args:
-        text: path of a .txt, .txt.gz, .jsonl, .jsonl.gz or .parquet file (one passage a line or row), a folder that
-            ``datasets`` wrote or can read, a ``datasets`` hub id, or ``embedded:<language>``.
+        text: path of a .txt, .txt.gz, .jsonl, .jsonl.gz or .parquet file or of a folder; a pattern of paths
+            (``texts/*.txt``, ``texts/**/*.txt``); a ``datasets`` hub id; a list of all these; or ``embedded:<language>``.
         validation: the same for held-out text; ``None`` holds out ``validation_share`` of ``text``, by a digest of
             each passage, so that equal passages never end up on both sides.
         column: field of jsonl, parquet and dataset rows that holds the text.
         dataset_config: configuration name of a hub id (``20231101.oc``), where it has several.
+        key: what the configuration calls this source, for messages.
     """
 
-    text: str
-    validation: str | None = None
+    text: str | list[str]
+    validation: str | list[str] | None = None
     column: str = "text"
     dataset_config: str | None = None
     validation_share: float = 0.04
     drop_duplicates: bool = True
+    key: str = "lang.NAME"
 
     def digest(self) -> str:
-        """Digest of the settings and of every byte that the source reads."""
-        content = [content_digest(t, self.dataset_config) for t in (self.text, self.validation) if t]
+        """Digest of the settings, of every byte that the source reads, and of the names of what it leaves out."""
+        content = [self._content(text) for text in (self.text, self.validation) if text is not None]
         settings = [
             self.column,
-            self.validation_share if not self._has_validation else None,
+            self.validation_share if not self.has_validation else None,
             self.drop_duplicates,
         ]
         return hashlib.sha256(json.dumps([content, settings]).encode()).hexdigest()
 
+    def _content(self, text: str | list[str]) -> list:
+        found = []
+        for name in names_in(text):
+            parts, left_out = parts_of(name, self.dataset_config)
+            found.append([[content_digest(part.name, self.dataset_config) for part in parts], left_out])
+        return found
+
     @property
-    def _has_validation(self) -> bool:
-        return self.validation is not None or self.text.startswith("embedded:")
+    def has_validation(self) -> bool:
+        """Whether held-out text is given, and is no share of the text."""
+        return self.validation is not None or str(self.text).startswith("embedded:")
 
-    def passages(self, split: str, tally: "Tally | None" = None) -> Iterator[str]:
-        """Passages of ``split`` (train or validation): stripped, not empty, each once when ``drop_duplicates``.
+    def passages(self, split: str, tally: "Tally | None" = None, known: Collection[bytes] = ()) -> Iterator[str]:
+        """Passages of ``split`` (train or validation): one line each, not empty, each once when ``drop_duplicates``.
 
+        Args:
+            tally: counts what is read and what is left out.
+            known: ``seen`` of another tally; passages that are in it are counted in ``known``.
         Raises:
-            UserError: the source is missing, empty, not UTF-8, or lacks the column; it names file and line.
+            UserError: the source is missing, empty, not UTF-8, lacks the column or has no text in it; it names file and line.
         """
         tally = tally or Tally()
-        seen: set[bytes] = set()
-        name = self.validation if split == "validation" and self.validation else self.text
-        for passage in _read(name, split, self.column, self.dataset_config):
+        own = self.validation is not None and split == "validation"
+        text = self.validation if own else self.text
+        # what is held out by share is in the same rows, and these are counted once
+        counts = tally if split == "train" or self.has_validation else Tally()
+        for passage in self._read(text, split, counts):
             key = hashlib.blake2b(passage.encode(), digest_size=8).digest()
             held_out = int.from_bytes(key, "little") < self.validation_share * 2**64
-            if not self._has_validation and held_out != (split == "validation"):
+            if not self.has_validation and held_out != (split == "validation"):
                 continue
-            if self.drop_duplicates and key in seen:
+            if self.drop_duplicates and key in tally.seen:
                 tally.duplicates += 1
                 continue
-            if self.drop_duplicates:
-                seen.add(key)
-            tally.passages += 1
-            tally.bytes += len(passage.encode())
+            if self.drop_duplicates or self.has_validation:
+                tally.seen.add(key)
+            tally.known += key in known
+            tally.add(passage)
+            if tally.passages % _CHECK_EVERY == 0:
+                tally.refuse_noise(text)
             yield passage
+        tally.refuse_noise(text)
         if tally.passages == 0:
-            share = "" if self._has_validation else f" (validation_share={self.validation_share})"
-            raise UserError(f"{name}: no text for {split}{share}; expected passages, one a line or row. "
-                            "Give a file with text, or name one under validation")  # fmt: skip
+            raise UserError(self._why_none(text, split))
+
+    def _why_none(self, text: str | list[str], split: str) -> str:
+        """The message where there is no passage for ``split``."""
+        tally = Tally()
+        keys = [hashlib.blake2b(p.encode(), digest_size=8).digest() for p in self._read(text, split, tally)]
+        if not keys:
+            rows = f" ({tally.empty:,} empty lines or rows, {tally.null:,} null)" if tally.empty or tally.null else ""
+            return (
+                f"{shown(text)}: no text for {split}{rows}; expected passages, one a line or row. Give a file with text"
+            )
+        equal = len(keys) - len(set(keys))
+        copies = f", {equal:,} of them duplicates of others, which are left out (data.drop_duplicates)" if equal else ""
+        side = "is held out" if split == "validation" else "is left to train on"
+        return (f"{shown(text)}: no text for {split}: it has {len(keys):,} passages{copies}; of {len(set(keys)):,} different ones none "
+                f"{side} at data.validation_share={self.validation_share}. Give more text, or held-out text as {self.key}.validation")  # fmt: skip
+
+    def _read(self, text: str | list[str], split: str, tally: "Tally") -> Iterator[str]:
+        """Passages, not empty, of all that ``text`` names, and in ``tally`` what is not read."""
+        for name in names_in(text):
+            parts, left_out = parts_of(name, self.dataset_config)
+            tally.left_out += left_out
+            values = (found for part in parts for found in self._values(part, split, tally))
+            for value, where in values:
+                if value is None:
+                    tally.null += 1
+                    continue
+                lines = lines_in(self._plain(value, where))
+                if not lines:
+                    tally.empty += 1
+                    continue
+                tally.line_breaks += len(lines) > 1
+                yield " ".join(lines)
+
+    def _plain(self, value: object, where: str) -> str:
+        """``value`` as text. Raises UserError where that is not certain."""
+        if isinstance(value, str):
+            return value
+        if isinstance(value, bytes):
+            try:
+                return value.decode()
+            except UnicodeDecodeError as error:
+                raise UserError(f"{where}: column '{self.column}' holds bytes that are not UTF-8 ({error.reason}, "
+                                f"0x{value[error.start]:02x}); write it as text, or {self._other_column}") from error  # fmt: skip
+        kinds = {list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
+        kind = kinds.get(type(value), type(value).__name__)
+        raise UserError(f"{where}: column '{self.column}' holds {kind} ({str(value)[:40]}), where text is expected; write it as text "
+                        f"(null for none), or {self._other_column}")  # fmt: skip
+
+    @property
+    def _other_column(self) -> str:
+        return f"set {self.key}.column to the one that has the text"
+
+    def _lacks(self, where: str, columns: list[str]) -> UserError:
+        return UserError(f"{where}: no column '{self.column}'; it has {', '.join(map(str, columns))}. Set "
+                         f"{self.key}.column=<one of them>")  # fmt: skip
+
+    def _values(self, part: Part, split: str, tally: "Tally") -> Iterator[tuple[object, str]]:
+        """What each line or row of a part has as text, and where that is."""
+        kind, name = part
+        if kind == "embedded":
+            end = "val" if split == "validation" else "train"
+            yield from (
+                (line, name) for line in decoded_lines(EMBEDDED / f"{name.removeprefix('embedded:')}.{end}.txt.gz")
+            )
+        elif kind == "saved":
+            table = _saved(name)
+            self._check_column(table.schema, name)
+            yield from _arrow_values(table.column(self.column).chunks, name)
+        elif kind == "loaded":
+            for number, row in enumerate(_loaded(name, self.dataset_config, tally), start=1):
+                where = f"{name}, row {number}"
+                if self.column not in row:
+                    raise self._lacks(where, list(row))
+                yield row[self.column], where
+        elif name.lower().endswith((".txt", ".txt.gz")):
+            yield from ((line, name) for line in decoded_lines(Path(name)))
+        elif name.lower().endswith(".parquet"):
+            yield from self._parquet(name)
+        else:
+            for where, row in json_rows(Path(name)):
+                if self.column not in row:
+                    raise self._lacks(where, list(row))
+                yield row[self.column], where
+
+    def _parquet(self, name: str) -> Iterator[tuple[object, str]]:
+        if fault := file_fault(name):
+            raise UserError(fault)
+        try:
+            with parquet.ParquetFile(name, page_checksum_verification=True) as file:
+                self._check_column(file.schema_arrow, name)
+                batches = (batch.column(0) for batch in file.iter_batches(columns=[self.column]))
+                yield from _arrow_values(batches, name)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"'{name}' cannot be read as parquet ({str(error).splitlines()[0]}); it may be damaged. Copy it again "
+                            f"from where it came, or give a file of another type ({', '.join(FILE_TYPES)})") from error  # fmt: skip
+
+    def _check_column(self, schema: pyarrow.Schema, name: str) -> None:
+        if self.column not in schema.names:
+            raise self._lacks(name, schema.names)
+        kind = schema.types[schema.names.index(self.column)]
+        inner = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        if str(inner) not in _TEXT_TYPES:
+            raise UserError(f"{name}: column '{self.column}' is of type {kind}, where text is expected; write it as text, or "
+                            f"{self._other_column} (columns: {', '.join(schema.names)})")  # fmt: skip
 
 
 @dataclass
 class Tally:
-    """What reading a split found. ``bytes`` are UTF-8 bytes of the passages, without line ends."""
+    """What reading a split found. ``bytes`` are UTF-8 bytes of the passages, without line ends.
+
+    Args:
+        null: rows without a value; ``empty``: lines and rows with nothing but white space. Where a share of the text is held out,
+            those of both splits are counted under train.
+        line_breaks: rows and lines with line breaks inside, which became spaces; counted likewise.
+        odd: control characters, and U+FFFD, which stands for what could not be decoded.
+        known: passages that are also in the text that was read before.
+        left_out: names of files that are beside those that are read, and why they are not.
+        seen: digests of the passages.
+    """
 
     passages: int = 0
     duplicates: int = 0
     bytes: int = 0
+    null: int = 0
+    empty: int = 0
+    line_breaks: int = 0
+    characters: int = 0
+    odd: int = 0
+    known: int = 0
+    left_out: list[str] = field(default_factory=list)
+    seen: set[bytes] = field(default_factory=set, repr=False)
     extra: dict = field(default_factory=dict)
+
+    def add(self, passage: str) -> None:
+        """Count a passage."""
+        self.passages += 1
+        self.bytes += len(passage.encode())
+        self.characters += len(passage)
+        if not passage.isprintable() or "\ufffd" in passage:
+            self.odd += len(_ODD.findall(passage))
+
+    def refuse_noise(self, text: str | list[str]) -> None:
+        """Raises UserError where too many of the characters are none: ``ODD_SHARE`` of them, and more than ten."""
+        if self.odd > max(10, ODD_SHARE * self.characters):
+            share = 100 * self.odd / self.characters
+            raise UserError(f"{shown(text)}: {share:.1f} % of its characters are control characters or U+FFFD, which stands for what could "
+                            f"not be decoded (allowed: {100 * ODD_SHARE} %): it was read or written in a wrong encoding. Make it anew from "
+                            "where it came, as UTF-8")  # fmt: skip
+
+
+def _arrow_values(chunks: Iterator[pyarrow.Array], name: str) -> Iterator[tuple[bytes | None, str]]:
+    """Bytes or null of each row: strings too, since a damaged file may hold strings that are not UTF-8."""
+    number = 0
+    for chunk in chunks:
+        if pyarrow.types.is_dictionary(chunk.type):
+            chunk = chunk.dictionary_decode()
+        if not pyarrow.types.is_null(chunk.type):
+            chunk = chunk.cast(pyarrow.large_binary())
+        for value in chunk.to_pylist():
+            number += 1
+            yield value, f"{name}, row {number}"
 
 
 def check_source(source: Source, where: str) -> list[str]:
     """Faults that can be seen without reading the text, each with its remedy. ``where`` is the config key."""
     faults = []
     for key, text in (("text", source.text), ("validation", source.validation)):
-        if text is None:
+        if text is None and key == "validation":
             continue
-        if text.startswith("embedded:"):
-            known = sorted(p.name.split(".")[0] for p in EMBEDDED.glob("*.train.txt.gz"))
-            code = text.removeprefix("embedded:")
-            if code not in known:
-                faults.append(f"{where}.{key}: no embedded corpus '{code}'; allowed are {', '.join(known)}."
-                              f"{nearest(code, known)}")  # fmt: skip
-        elif _is_file_name(text) and not Path(text).is_file():
-            faults.append(f"{where}.{key}: file '{text}' does not exist; give the path of an existing text file")
-        elif Path(text).is_file() and not _is_file_name(text):
-            faults.append(f"{where}.{key}: '{text}' is of no known type; allowed are {', '.join(FILE_TYPES)}")
-        elif Path(text).is_file() and Path(text).stat().st_size == 0:
-            faults.append(f"{where}.{key}: file '{text}' is empty; give a file with text, one passage a line")
+        try:
+            found = [
+                _name_fault(name, len(names), source.dataset_config) for names in [names_in(text)] for name in names
+            ]
+        except UserError as error:
+            found = [str(error)]
+        faults += [f"{where}.{key}: {fault}" for fault in found if fault]
     return faults
 
 
-def _is_file_name(name: str) -> bool:
-    return name.endswith(FILE_TYPES)
-
-
-def _read(name: str, split: str, column: str, config: str | None) -> Iterator[str]:
-    """Stripped, non-empty passages of one source."""
-    for text in _raw(name, split, column, config):
-        text = text.strip()
-        if text:
-            yield text
-
-
-def _raw(name: str, split: str, column: str, config: str | None) -> Iterator[str]:
+def _name_fault(name: str, names: int, config: str | None) -> str | None:
     if name.startswith("embedded:"):
-        part = "val" if split == "validation" else "train"
-        yield from decoded_lines(EMBEDDED / f"{name.removeprefix('embedded:')}.{part}.txt.gz")
-    elif name.endswith((".txt", ".txt.gz")):
-        yield from decoded_lines(Path(name))
-    else:
-        jsonl = name.endswith((".jsonl", ".jsonl.gz"))
-        for where, row in json_rows(Path(name)) if jsonl else ((name, row) for row in _rows(name, config)):
-            if column not in row:
-                raise UserError(f"{where}: no column '{column}'; it has {', '.join(row)}. Set column=<one of them>")
-            yield from str(row[column] or "").splitlines()
+        known = sorted(p.name.split(".")[0] for p in EMBEDDED.glob("*.train.txt.gz"))
+        code = name.removeprefix("embedded:")
+        if code not in known:
+            return f"no embedded corpus '{code}'; allowed are {', '.join(known)}.{nearest(code, known)}"
+        return (
+            f"'{name}' has held-out text of its own, and stands alone; leave it out of the list" if names > 1 else None
+        )
+    try:
+        parts, _ = parts_of(name, config)
+    except UserError as error:
+        return str(error)
+    if parts == [Part("file", name)] and Path(name).stat().st_size == 0:
+        return f"file '{name}' is empty; give a file with text, one passage a line"
+    return None
 
 
-def decoded_lines(path: Path) -> Iterator[str]:
-    """Lines of a plain or gzipped text file, decoded strictly."""
-    if not path.is_file():
-        raise UserError(f"file '{path}' does not exist; give the path of an existing text file")
-    opened = gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
-    with opened as stream:
-        number = 0
-        try:
-            for line in stream:
-                number += 1
-                yield line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start}); convert the "
-                            "file, e.g. iconv -f ISO-8859-1 -t UTF-8") from error  # fmt: skip
-        except (OSError, EOFError, zlib.error) as error:
-            raise UserError(
-                f"{path}, after line {number}: cannot be read ({error}); the file may be damaged"
-            ) from error
+def _saved(name: str) -> pyarrow.Table:
+    """The table of a folder that ``save_to_disk`` wrote."""
+    try:
+        return datasets.load_from_disk(name).data.table
+    except Exception as error:  # datasets raises whatever its readers raise
+        raise _unreadable(name, error) from error
 
 
-def json_rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """The object on each line of a jsonl file, and where that is; blank lines are left out."""
-    for number, line in enumerate(decoded_lines(path), start=1):
-        where = f"{path}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON ({error}); expected one object a line. The file may be truncated; repair "
-                            "that line or leave it out") from error  # fmt: skip
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: {line.strip()[:40]!r} is no object; expected one a line, such as "
-                            '{"text": "a passage"}')  # fmt: skip
-        yield where, row
-
-
-def _rows(name: str, config: str | None) -> Iterator[dict]:
-    """Rows of a parquet file, of a dataset folder, or of a hub id (streamed).
+def _loaded(name: str, config: str | None, tally: Tally) -> Iterator[dict]:
+    """Rows of the split train of a hub id, streamed, or of a folder in its layout.
 
     Hub ids need the network, and were tried on local folders in the same layout only.
     """
     try:
-        yield from _dataset(name, config)
+        splits = datasets.load_dataset(name, config, streaming=True)
+        if "train" not in splits:
+            raise UserError(f"dataset '{name}' has no split train; it has {', '.join(splits)}. Write one of them into a file: "
+                            f"datasets.load_dataset({name!r}, {config!r}, split={next(iter(splits))!r}).to_parquet('text.parquet')")  # fmt: skip
+        tally.left_out += [f"split {split}" for split in splits if split != "train"]
+        yield from splits["train"]
+    except UserError:
+        raise
     except Exception as error:  # datasets raises whatever its readers and the network raise, while it iterates too
-        cause = error
-        while cause.__cause__ is not None:  # the reader's own words, behind "an error occurred"
-            cause = cause.__cause__
-        raise UserError(f"'{name}' cannot be read as a dataset ({cause}); it may be damaged. Give a file "
-                        f"({', '.join(FILE_TYPES)}), a dataset folder, or a hub id that exists") from error  # fmt: skip
+        raise _unreadable(name, error) from error
 
 
-def _dataset(name: str, config: str | None) -> Iterable[dict]:
-    path = Path(name)
-    if _is_file_name(name):
-        return datasets.load_dataset("parquet", data_files=name, split="train", streaming=True)
-    if path.is_dir() and any(path.glob("**/dataset_info.json")):
-        loaded = datasets.load_from_disk(name)
-        return loaded["train"] if isinstance(loaded, datasets.DatasetDict) else loaded
-    return datasets.load_dataset(name, config, split="train", streaming=True)
+def _unreadable(name: str, error: Exception) -> UserError:
+    cause = error
+    while cause.__cause__ is not None:  # the reader's own words, behind "an error occurred"
+        cause = cause.__cause__
+    if isinstance(cause, OSError) and str(cause.filename).startswith(str(datasets.config.HF_CACHE_HOME)):
+        return UserError(f"'{name}' cannot be read as a dataset, since {cause.filename} cannot be written ({cause.strerror}); set HF_HOME to "
+                         "a folder that you can write to")  # fmt: skip
+    return UserError(f"'{name}' cannot be read as a dataset ({cause}); it may be damaged. Give a file ({', '.join(FILE_TYPES)}), "
+                     "a dataset folder, or a hub id that exists")  # fmt: skip
 
 
 def content_digest(name: str, config: str | None) -> str:
@@ -205,8 +355,8 @@ def content_digest(name: str, config: str | None) -> str:
         files = sorted(p for p in Path(name).rglob("*") if p.is_file())
     elif Path(name).is_file():
         files = [Path(name)]
-    elif _is_file_name(name):
-        raise UserError(f"file '{name}' does not exist; give the path of an existing text file")
+    elif is_text_file(name):
+        raise UserError(file_fault(name))
     else:
         return f"{name}/{config}@{_hub_revision(name)}"
     return digest_of_files(files)

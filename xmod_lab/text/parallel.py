@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from xmod_lab.errors import UserError, nearest
-from xmod_lab.text.corpus import EMBEDDED, decoded_lines
+from xmod_lab.text.corpus import EMBEDDED
+from xmod_lab.text.files import decoded_lines, file_fault, one_line
 
 FILE_TYPES = (".tsv", ".tsv.gz")
 
@@ -40,8 +41,8 @@ def check_parallel(sources: list[str], where: str) -> list[str]:
             faults.append(
                 f"{where}: '{source}' is of no known type; allowed are {', '.join(FILE_TYPES)} files with a header"
             )
-        elif not _path(source).is_file():
-            faults.append(f"{where}: file '{source}' does not exist; give the path of an existing .tsv file")
+        elif fault := file_fault(_path(source)):
+            faults.append(f"{where}: {fault}")
     names = [parallel_name(source) for source in sources]
     for name in sorted({name for name in names if names.count(name) > 1}):
         faults.append(f"{where}: two files are called '{name}', and figures go by that name; rename one")
@@ -54,8 +55,8 @@ def read_parallel(source: str) -> Parallel:
     Raises:
         UserError: no header with two languages or more, a language twice, a row with more or fewer cells; it names the line.
     """
-    lines = (line.rstrip("\r\n") for line in decoded_lines(_path(source)))
-    header = next(lines, "").removeprefix("\ufeff").split("\t")
+    lines = (line.removesuffix("\n") for line in decoded_lines(_path(source)))
+    header = next(lines, "").split("\t")
     languages = header[1:]
     if len(languages) < 2 or not all(languages) or len(set(languages)) < len(languages):
         raise UserError(f"{source}, line 1: the header is {header}; expected id and then two languages or more, each once, with "
@@ -69,7 +70,7 @@ def read_parallel(source: str) -> Parallel:
             raise UserError(f"{source}, line {number}: {len(cells)} cells, but the header has {len(header)}; give every row as "
                             "many, an empty one where a language lacks the sentence")  # fmt: skip
         for column, cell in zip(columns, cells[1:], strict=True):
-            column.append(cell.strip())
+            column.append(one_line(cell))
     if not columns[0]:
         raise UserError(f"{source}: a header and no rows; give a sentence and its translations a row")
     return Parallel(parallel_name(source), dict(zip(languages, columns, strict=True)))

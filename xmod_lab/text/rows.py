@@ -9,7 +9,9 @@ run over into the next row. Training keeps full rows only; validation pads its l
         manifest.json          digest, settings, statistics, digests of the files; written last
 
 Statistics of a split, among others: ``tokens``, pieces of the text; ``unknown``, how many of them are <unk>;
-``unknown_bytes``, the UTF-8 bytes of the text that these stand for.
+``unknown_bytes``, the UTF-8 bytes of the text that these stand for; what was left out or replaced when the text was read (see
+:class:`xmod_lab.text.corpus.Tally`); of held-out text that is given, ``in_training``, how many of its passages are training text too.
+The manifest's ``left_out`` names the files of each split that were not read.
 """
 
 import hashlib
@@ -34,7 +36,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.errors import UserError
 from xmod_lab.text.corpus import Source, Tally, digest_of_files
 
-FORMAT = 3  # raise when the same settings would give other rows
+FORMAT = 4  # raise when the same settings would give other rows
 SPLITS = ("train", "validation")
 
 
@@ -61,6 +63,30 @@ class Corpus:
             block = np.searchsorted(starts, index, side="right") - 1
             row[:] = blocks[block][index - starts[block]]
         return found
+
+    def remarks(self) -> list[str]:
+        """What was odd about the text when it was read, for the user."""
+        found = []
+        for split, which in (("train", "text"), ("validation", "held-out text")):
+            counts, beside = self.manifest["statistics"][split], self.manifest["left_out"][split]
+            if counts["null"]:
+                found.append(f"{counts['null']:,} rows of its {which} are null, and left out")
+            if counts["line_breaks"]:
+                found.append(
+                    f"{counts['line_breaks']:,} rows or lines of its {which} have line breaks inside, read as spaces"
+                )
+            if counts["odd"]:
+                found.append(f"{counts['odd']:,} characters of its {which} are control characters or U+FFFD; see whether it was "
+                             "decoded rightly")  # fmt: skip
+            if beside:
+                more = f" and {len(beside) - 8} more" if len(beside) > 8 else ""
+                found.append(f"not read of its {which}: {', '.join(beside[:8])}{more}")
+        held_out = self.manifest["statistics"]["validation"]
+        if shared := held_out.get("in_training"):
+            share = 100 * shared / held_out["passages"]
+            found.append(f"{shared:,} of the {held_out['passages']:,} held-out passages ({share:.0f} %) are training text as well: scores on "
+                         "them are too good; give other text as validation, or leave validation out")  # fmt: skip
+        return [f"{self.code}: {remark}" for remark in found]
 
     def __getstate__(self) -> dict:
         """For a loader's worker that is not forked: without the views, which would be copied."""
@@ -163,31 +189,45 @@ def _write(
     settings: dict,
 ) -> None:
     counts = np.zeros(len(tokenizer), dtype=np.int64)
-    statistics = {}
+    statistics, left_out, known = {}, {}, set()
     features = Features({"input_ids": List(Value("int32"), length=length), "bytes": Value("int64")})
     for split in SPLITS:
         tally = Tally()
         stream = scratch / f"{split}.arrow"
-        packed = _pack(source, split, tokenizer, length, tally, counts if split == "train" else None)
+        packed = _pack(source, split, tokenizer, length, tally, counts if split == "train" else None, known)
         with ArrowWriter(path=str(stream), features=features) as writer:
             for row, size in tqdm(packed, desc=f"packing {code}, {split}", unit=" rows", leave=False, disable=None):
                 writer.write({"input_ids": row, "bytes": size})
             rows, _ = writer.finalize()
-        Dataset.from_file(str(stream)).save_to_disk(scratch / split)
+        if split == "train" and (rows == 0 or tally.extra["tokens"] == 0):
+            copies = f", after {tally.duplicates:,} duplicates were left out" if tally.duplicates else ""
+            raise UserError(f"the text of {code} is shorter than a row: {tally.extra['tokens']:,} pieces in {tally.passages:,} passages"
+                            f"{copies}, while a row has {length} (data.row_length); give more text, or set a smaller data.row_length")  # fmt: skip
+        fingerprint = hashlib.sha256(f"{digest} {split}".encode()).hexdigest()[:16]  # else a random one is written
+        Dataset(Dataset.from_file(str(stream)).data, fingerprint=fingerprint).save_to_disk(scratch / split)
         stream.unlink()
         statistics[split] = {
             "passages": tally.passages,
             "duplicates_dropped": tally.duplicates,
+            "null": tally.null,
+            "empty": tally.empty,
+            "line_breaks": tally.line_breaks,
+            "odd": tally.odd,
             "bytes": tally.bytes,
             "rows": rows,
             **tally.extra,
         }
+        left_out[split] = tally.left_out
+        known = tally.seen
+    if source.has_validation:
+        statistics["validation"]["in_training"] = tally.known
     np.save(scratch / "pieces.npy", counts)
     files = sorted(p for p in scratch.rglob("*") if p.is_file())
     manifest = {
         "digest": digest,
         "settings": settings,
         "statistics": statistics,
+        "left_out": left_out,
         "files": {str(p.relative_to(scratch)): digest_of_files([p]) for p in files},
     }
     (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -200,12 +240,14 @@ def _pack(
     length: int,
     tally: Tally,
     counts: np.ndarray | None,
+    known: set[bytes],
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Rows of one split with their bytes. Fills ``tally`` and adds the pieces seen to ``counts``."""
+    """Rows of one split with their bytes. Fills ``tally`` and adds the pieces seen to ``counts``. ``known``: digests of the
+    passages of the split before."""
     stream: list[int] = []
     ends: list[tuple[int, int]] = []  # (tokens still before a passage's end, its bytes)
     tokens = unknown = unknown_bytes = 0
-    for ids, size, not_spelt in encode(source.passages(split, tally), tokenizer):
+    for ids, size, not_spelt in encode(source.passages(split, tally, known), tokenizer):
         tokens += len(ids)
         unknown += ids.count(tokenizer.unk_token_id)
         unknown_bytes += not_spelt

@@ -17,7 +17,7 @@ from xmod_lab.config import LangConfig, PretrainConfig, TextConfig
 from xmod_lab.languages.embeddings import shared_pieces, special_pairs
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.model import XmodLanguageModel
-from xmod_lab.text.survey import Spelling, Survey, looks_like, spelling, survey, unknown_letters
+from xmod_lab.text.survey import NO_LANGUAGE, Spelling, Survey, looks_like, spelling, survey, unknown_letters
 from xmod_lab.training.bases import Base, agree, base_to_make, inherit, new_model, newest_matching, resolve
 from xmod_lab.training.beginning import allocate_language
 from xmod_lab.training.cost import Cost, measure
@@ -80,11 +80,13 @@ def _plan_base(cfg: PretrainConfig, warnings: list[str]) -> dict:
     for code, text in cfg.langset.languages.items():
         found, spelt = _survey(cfg, code, text, prepared)
         looks = looks_like(found)
-        warnings += [*_about_text(found, looks), *_about_passes(cfg, code, read)]
-        table.append((code, f"{len(prepared.corpora[code].train):,}", f"{100 * read[f'train/rows/{code}'] / rows:.1f} %",
+        warnings += [*prepared.corpora[code].remarks(), *_about_text(found, looks), *_about_passes(cfg, code, read)]
+        table.append((code, f"{len(prepared.corpora[code].train):,}", f"{sum(_left_out(prepared, code)):,}",
+                      f"{100 * read[f'train/rows/{code}'] / rows:.1f} %",
                       f"{read[f'train/rows/{code}']:,}", f"{read[f'train/passes/{code}']:.2f}", _per_word(spelt),
                       f"{100 * spelt.unknown:.2f} %", f"{100 * found.near_copy_share:.1f} %", _looks(looks)))  # fmt: skip
-    header = ("language", "rows", "share", "rows read", "passes", "pieces/word", "unknown", "near-copies", "looks like")
+    header = ("language", "rows", "left out", "share", "rows read", "passes", "pieces/word", "unknown",
+              "near-copies", "looks like")  # fmt: skip
     show(f"plan: {cfg.steps:,} steps, {cfg.steps * cfg.tokens_per_step:,} tokens", header, table)
     model = new_model(cfg, len(prepared.tokenizer))
     training_table(model, {name for name, _ in model.named_parameters()}, "base")
@@ -102,7 +104,7 @@ def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangCon
     found, spelt = _survey(cfg, code, lang, prepared)
     looks, by_base = looks_like(found), spelling(found, old.tokenizer)
     strange = unknown_letters(found, old.tokenizer)
-    warnings += [*_about_text(found, looks), *_about_passes(cfg, code, read)]
+    warnings += [*prepared.corpora[code].remarks(), *_about_text(found, looks), *_about_passes(cfg, code, read)]
     if strange > UNKNOWN_SCRIPT:
         remedy = "its table begins nearly from nothing" if own else "set vocabulary=own, or it is read as <unk>"
         warnings.append(
@@ -120,6 +122,7 @@ def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangCon
         ("rows of its text", f"{len(prepared.corpora[code].train):,}"),
         ("rows read", f"{read[f'train/rows/{code}']:,}"),
         ("passes over its text", f"{read[f'train/passes/{code}']:.2f}"),
+        ("duplicates, empty and null rows, left out", ", ".join(f"{n:,}" for n in _left_out(prepared, code))),
         ("letters that no piece of the base has", f"{100 * strange:.1f} %"),
         ("near-copies among its passages", f"{100 * found.near_copy_share:.1f} %"),
         ("looks like", _looks(looks)),
@@ -144,6 +147,12 @@ def _survey(cfg: PretrainConfig, code: str, text: TextConfig, prepared: Prepared
     return found, spelling(found, prepared.tokenizer)
 
 
+def _left_out(prepared: Prepared, code: str) -> list[int]:
+    """How many duplicates, empty and null rows of the training text are not read."""
+    counts = prepared.corpora[code].manifest["statistics"]["train"]
+    return [counts[name] for name in ("duplicates_dropped", "empty", "null")]
+
+
 def _overlap(cfg: PretrainConfig, old: PreTrainedTokenizerBase, prepared: Prepared, code: str) -> dict[str, float]:
     """How many new pieces the base has as well, special ones too, and which share of the text's pieces they are: what
     ``embedding_init=overlap`` copies."""
@@ -160,7 +169,10 @@ def _about_text(found: Survey, looks: list[tuple[str, float]] | str) -> list[str
     if isinstance(looks, str):
         return [*warnings, f"whether a text is in its language was {looks}"]
     likeliest, share = looks[0]
-    if share > OTHER_LANGUAGE and meaning(likeliest).language != meaning(found.code).language:
+    if share > OTHER_LANGUAGE and likeliest == NO_LANGUAGE:
+        warnings.append(f"{found.code}: {100 * share:.0f} % of the passages look like no language: numbers, signs, single letters; see what the "
+                        "text is")  # fmt: skip
+    elif share > OTHER_LANGUAGE and meaning(likeliest).language != meaning(found.code).language:
         warnings.append(f"{found.code}: {100 * share:.0f} % of the passages look like '{likeliest}'; see that text and code "
                         "belong together")  # fmt: skip
     return warnings

@@ -1,5 +1,7 @@
 """What a run says before it starts and after it ends, as tables on the terminal."""
 
+import logging
+
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +14,7 @@ from xmod_lab.training.data import Prepared
 from xmod_lab.training.distributed import rank
 from xmod_lab.training.module import parameter_groups
 
+log = logging.getLogger(__name__)
 Rows = list[tuple[str, ...]]
 
 
@@ -31,7 +34,7 @@ def show(title: str, header: tuple[str, ...], rows: Rows, *, words: int = 1) -> 
 
 
 def corpus_table(prepared: Prepared, title: str) -> None:
-    """What is in the prepared text of each language."""
+    """What is in the prepared text of each language, what was left out, and what was odd about it."""
     rows: Rows = []
     for code, corpus in prepared.corpora.items():
         train, scored_text = (corpus.manifest["statistics"][split] for split in ("train", "validation"))
@@ -39,6 +42,7 @@ def corpus_table(prepared: Prepared, title: str) -> None:
             code,
             f"{train['passages']:,}",
             f"{train['duplicates_dropped']:,}",
+            f"{train['null'] + train['empty']:,}",
             f"{train['bytes']:,}",
             f"{train['tokens']:,}",
             f"{train['bytes'] / train['tokens']:.2f}",
@@ -46,8 +50,12 @@ def corpus_table(prepared: Prepared, title: str) -> None:
             f"{train['rows']:,}",
             f"{scored_text['rows']:,}",
         ))  # fmt: skip
-    header = ("language", "passages", "duplicates", "bytes", "pieces", "bytes/piece", "unknown", "rows", "held out")
+    header = ("language", "passages", "duplicates", "empty", "bytes", "pieces", "bytes/piece", "unknown",
+              "rows", "held out")  # fmt: skip
     show(title, header, rows)
+    for corpus in prepared.corpora.values() if not rank() else ():
+        for remark in corpus.remarks():
+            log.warning("warning: %s", remark)
 
 
 def training_table(model: XmodLanguageModel, trainable: set[str], title: str) -> None:

@@ -1,0 +1,436 @@
+"""Texts as people have them: every type and layout gives the same passages, or one message that says what is wrong and helps."""
+
+import gzip
+import json
+import os
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import datasets
+import pyarrow
+import pytest
+from pyarrow import parquet
+from transformers import AutoTokenizer
+
+from tests.conftest import passages
+from xmod_lab.config import LangConfig, PretrainConfig
+from xmod_lab.errors import UserError
+from xmod_lab.hub import hub_fault
+from xmod_lab.text.corpus import Source, Tally, check_source
+from xmod_lab.text.files import decoded_lines, json_rows
+from xmod_lab.text.parallel import read_parallel
+from xmod_lab.text.rows import prepare_corpus
+
+KINDS = ("txt", "txt.gz", "jsonl", "parquet", "saved", "folder")
+ODD = ["\ufeffone", "  two\u2028 half ", "three\x0c3\x0b3", "four\x85x", "fa\tst", "\u200bsix", "se\u00a0ven\ufeff"]
+READ = ["one", "two  half", "three 3 3", "four x", "fa\tst", "\u200bsix", "se\u00a0ven"]
+
+
+def _write(folder: Path, kind: str, rows: list, name: str = "text") -> str:
+    path = folder / f"{name}.{kind}"
+    if kind in ("txt", "txt.gz"):
+        content = "".join(f"{row}\n" for row in rows).encode()
+        path.write_bytes(gzip.compress(content) if kind == "txt.gz" else content)
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+    elif kind == "parquet":
+        parquet.write_table(pyarrow.table({"text": rows}), path)
+    elif kind == "saved":
+        datasets.Dataset.from_dict({"text": rows}).save_to_disk(path)
+    else:
+        path.mkdir()
+        _write(path, "jsonl", rows)
+    return str(path)
+
+
+def _read(text, **settings) -> list[str]:
+    return list(Source(text, validation=text, drop_duplicates=False, **settings).passages("train"))
+
+
+def _refusal(text, **settings) -> str:
+    with pytest.raises(UserError) as caught:
+        _read(text, **settings)
+    return str(caught.value)
+
+
+# --- where a passage ends -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_odd_line_breaks_and_marks_give_the_same_passages_in_every_type(tmp_path, kind):
+    assert _read(_write(tmp_path, kind, ODD)) == READ
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
+def test_a_row_is_one_passage_and_its_line_breaks_are_counted(tmp_path, kind):
+    text, tally = _write(tmp_path, kind, ["a\nb\r\nc\rd", "e"]), Tally()
+    assert list(Source(text, validation=text).passages("train", tally)) == ["a b c d", "e"]
+    assert tally.line_breaks == 1
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\r\r\n"])
+def test_lines_end_as_on_any_system(tmp_path, end):
+    (tmp_path / "x.txt").write_bytes(end.join(["\ufeffone", "two", "three", ""]).encode())
+    assert list(decoded_lines(tmp_path / "x.txt")) == ["one\n", "two\n", "three\n"]
+    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + end.join(['{"text": 1}', '{"text": 2}']).encode())
+    assert [row["text"] for _, row in json_rows(tmp_path / "x.jsonl")] == [1, 2]
+
+
+def test_a_mark_and_odd_line_ends_are_no_part_of_parallel_text(tmp_path):
+    (tmp_path / "x.tsv").write_bytes("\ufeffid\ten\tde\r\n1\ta\x85b\tc\r\n2\td\te".encode())
+    assert read_parallel(str(tmp_path / "x.tsv")).sentences == {"en": ["a b", "d"], "de": ["c", "e"]}
+
+
+# --- what stands in the column ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
+def test_nulls_and_empty_rows_are_counted(tmp_path, kind):
+    text, tally = _write(tmp_path, kind, ["a", None, " \n", "", "b", None]), Tally()
+    assert list(Source(text, validation=text).passages("train", tally)) == ["a", "b"]
+    assert (tally.null, tally.empty) == (2, 2)
+
+
+def test_of_a_text_that_is_held_out_by_share_they_are_counted_once(tmp_path):
+    source = Source(_write(tmp_path, "jsonl", ["a", None, "b", "c", "", *"defgh"]), validation_share=0.5)
+    tallies = Tally(), Tally()
+    read = [list(source.passages(split, t)) for split, t in zip(("train", "validation"), tallies, strict=True)]
+    assert sorted(read[0] + read[1]) == list("abcdefgh")
+    assert [(t.null, t.empty) for t in tallies] == [(1, 1), (0, 0)]
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "large_string", "string_view", "dictionary"])
+@pytest.mark.parametrize("saved", [False, True])
+def test_text_in_columns_of_other_types_is_read_as_text(tmp_path, kind, saved):
+    if kind == "dictionary":
+        column = pyarrow.array(["naïve", "ok", "ok"]).dictionary_encode()
+    else:
+        column = pyarrow.array(["naïve".encode(), b"ok", b"ok"]).cast(getattr(pyarrow, kind)())
+    table, text = pyarrow.table({"text": column}), str(tmp_path / "x.parquet")
+    if saved and kind in ("binary", "large_string"):
+        text = str(tmp_path / "saved")
+        datasets.Dataset(datasets.table.InMemoryTable(table)).save_to_disk(text)
+    else:
+        parquet.write_table(table, text)
+    assert _read(text) == ["naïve", "ok", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "type_", "kind"),
+    [([["a", "b"], ["c"]], "list<", "a list"), ([{"de": "a"}, {"de": "b"}], "struct<", "an object"),
+     ([1, 0], "int64", "a number"), ([1.5, 0.0], "double", "a number"), ([True, False], "bool", "true or false")],
+)  # fmt: skip
+def test_what_is_no_text_is_refused_with_its_type_and_the_key_to_set(tmp_path, rows, type_, kind):
+    for place in ("parquet", "saved"):
+        message = _refusal(_write(tmp_path, place, rows), key="lang.oc")
+        assert f"column 'text' is of type {type_}" in message and "lang.oc.column" in message
+    message = _refusal(_write(tmp_path, "jsonl", ["fine", *rows]), key="lang.oc")
+    assert "line 2: column 'text' holds " + kind in message and "lang.oc.column" in message
+
+
+def test_bytes_that_are_no_text_are_refused_with_their_row(tmp_path):
+    parquet.write_table(pyarrow.table({"text": [b"fine", b"\xff\xfe"]}), tmp_path / "x.parquet")
+    assert "x.parquet, row 2: column 'text' holds bytes that are not UTF-8" in _refusal(str(tmp_path / "x.parquet"))
+
+
+def test_half_a_character_in_json_is_refused_with_its_line(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "\\ud83d\\ude42"}\n{"text": "cut \\ud83d"}\n')
+    assert "x.jsonl, line 2: \\ud83d is half of a character" in _refusal(str(tmp_path / "x.jsonl"))
+    (tmp_path / "x.jsonl").write_text('{"text": "\\\\ud83d"}\n')  # a backslash, and no character
+    assert _read(str(tmp_path / "x.jsonl")) == ["\\ud83d"]
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, '{"text": ' + "9" * 5000 + "}"])
+def test_absurd_json_is_refused(tmp_path, content):
+    (tmp_path / "x.jsonl").write_text('{"text": "fine"}\n' + content)
+    assert "x.jsonl, line 2: " in _refusal(str(tmp_path / "x.jsonl"))
+
+
+def test_the_key_to_set_is_that_of_the_configuration(tmp_path):
+    cfg = PretrainConfig(
+        lang={"mine": LangConfig(text=_write(tmp_path, "parquet", ["a"]), column="body", code="oc_FR")}
+    )
+    with pytest.raises(UserError, match="no column 'body'; it has text. Set lang.mine.column=<one of them>"):
+        list(cfg.source(cfg.lang["mine"]).passages("train"))
+
+
+# --- folders, lists and patterns ----------------------------------------------------------------------------------------
+
+
+def _mixed(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "deep" / ".git").mkdir(parents=True)
+    for name in ("b.txt", "old-test.txt", "deep/a.txt", "test.txt", ".hidden.txt", "deep/.git/c.txt"):
+        (folder / name).write_text(f"from {name}\n")
+    _write(folder, "jsonl", ["from jsonl"], "a")
+    _write(folder, "parquet", ["from parquet"], "z")
+    (folder / "README.md").write_text("about it")
+    (folder / "more.csv").write_text("text\nfrom csv\n")
+    (folder / "link").symlink_to(folder, target_is_directory=True)
+    return folder
+
+
+def test_all_files_of_a_folder_are_read_or_named(tmp_path):
+    folder, tally = _mixed(tmp_path / "texts"), Tally()
+    read = list(Source(str(folder), validation=str(folder)).passages("train", tally))
+    assert read == ["from jsonl", "from b.txt", "from deep/a.txt", "from old-test.txt", "from parquet"]
+    assert sorted(tally.left_out) == [
+        ".hidden.txt (hidden)", "README.md (of no known type)", "deep/.git/c.txt (hidden)", "more.csv (of no known type)",
+        "test.txt (of another split)",
+    ]  # fmt: skip
+
+
+def test_the_layout_of_the_hub_is_read_by_its_names(tmp_path):
+    for name in ("data/train-00000-of-00002", "data/train-00001-of-00002", "data/test-00000-of-00001", "validation/0"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        parquet.write_table(pyarrow.table({"text": [f"from {name}"]}), tmp_path / f"{name}.parquet")
+    assert _read(str(tmp_path)) == ["from data/train-00000-of-00002", "from data/train-00001-of-00002"]
+
+
+def test_a_repository_with_configurations_is_read_by_datasets(tmp_path):
+    for name in ("oc", "eu"):
+        for split in ("train", "test"):
+            (tmp_path / f"{name}-{split}.jsonl").write_text(json.dumps({"text": f"{name} {split}"}))
+    configs = "".join(
+        f"- config_name: {name}\n  data_files:\n" + "".join(f"  - split: {s}\n    path: {name}-{s}.jsonl\n" for s in ("train", "test"))
+        for name in ("oc", "eu")
+    )  # fmt: skip
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n# Mine\n")
+    tally = Tally()
+    source = Source(str(tmp_path), validation=str(tmp_path), dataset_config="oc")
+    assert list(source.passages("train", tally)) == ["oc train"] and tally.left_out == ["split test"]
+    assert "eu" in _refusal(str(tmp_path))  # the configurations that there are
+
+
+def test_a_dataset_of_several_splits_says_which_there_are(tmp_path):
+    part = datasets.Dataset.from_dict({"text": ["a"]})
+    datasets.DatasetDict({"test": part}).save_to_disk(tmp_path / "one")
+    message = _refusal(str(tmp_path / "one"))
+    assert "no split train; it has test" in message and str(tmp_path / "one" / "test") in message
+    assert _read(str(tmp_path / "one" / "test")) == ["a"]
+    datasets.DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "two")
+    tally = Tally()
+    assert list(Source(str(tmp_path / "two"), validation="x").passages("train", tally)) == ["a"]
+    assert tally.left_out == ["split test"]
+
+
+def test_a_folder_without_text_is_refused_with_what_is_in_it(tmp_path):
+    (tmp_path / "x.csv").write_text("text\n")
+    fault, = check_source(Source(str(tmp_path)), "lang.oc")  # fmt: skip
+    assert fault.startswith("lang.oc.text: folder") and "x.csv (of no known type)" in fault and ".jsonl" in fault
+
+
+def test_lists_and_patterns_of_files(tmp_path):
+    folder = _mixed(tmp_path / "texts [1]")
+    names = [str(folder / "b.txt"), str(folder / "z.parquet")]
+    assert _read(names) == ["from b.txt", "from parquet"]
+    assert _read(f"{glob_of(folder)}/*.txt") == ["from b.txt", "from old-test.txt", "from test.txt"]
+    assert "from deep/a.txt" in _read(f"{glob_of(folder)}/**/*.txt")
+    assert _read(str(folder / "b.txt")) == ["from b.txt"]  # a path with brackets is a path first
+    cfg = PretrainConfig(lang={"oc": LangConfig(text=names, code="oc_FR")})
+    assert check_source(cfg.source(cfg.lang["oc"]), "lang.oc") == []
+    for text, words in (([], "neither a path nor a list"), (None, "neither a path nor a list"), ([names], "neither a path"),
+                        ([*names, "no.txt"], "'no.txt' does not exist"), (["embedded:de", *names], "stands alone"),
+                        ("no*.txt", "no file of type")):  # fmt: skip
+        fault, = check_source(Source(text), "lang.oc")  # fmt: skip
+        assert fault.startswith("lang.oc.text: ") and words in fault
+
+
+def glob_of(folder: Path) -> str:
+    return str(folder).replace("[", "[[]")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_that_was_replaced_gives_its_new_content_whatever_its_time(tmp_path, kind):
+    source, digests = Source(_write(tmp_path, kind, ["before"])), set()
+    file = next(p for p in (Path(source.text), *Path(source.text).rglob("*")) if p.is_file() and p.suffix != ".json")
+    for content in ("before", "after!"):
+        if content == "after!":
+            (tmp_path / "new").mkdir()
+            new = _write(tmp_path / "new", kind, [content])
+            times = os.stat(file)
+            os.replace(next(p for p in (Path(new), *Path(new).rglob("*")) if p.name == file.name), file)
+            os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+        digests.add(source.digest())
+        assert _read(source.text) == [content]
+    assert len(digests) == 2
+
+
+# --- encodings, and what is no text -------------------------------------------------------------------------------------
+
+RUSSIAN = "Привет, мир! Это текст на русском языке.\n" * 20
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("Grüße\n".encode("utf-16"), "is UTF-16; convert it: iconv -f UTF-16 -t UTF-8"),
+     (RUSSIAN.encode("utf-16-le"), "UTF-16 without a byte order mark; convert it: iconv -f UTF-16LE"),
+     ("plain words\n".encode("utf-16-be"), "UTF-16 without a byte order mark; convert it: iconv -f UTF-16BE"),
+     ("Grüße\n".encode("utf-32"), "is UTF-32"), (gzip.compress(b"text"), "compressed by gzip; give it a name that ends in .gz"),
+     (b"\x28\xb5\x2f\xfd\x04\x00", "compressed by zstd"), (b"PK\x03\x04\x00", "zip archive or an office document"),
+     (b"%PDF-1.5\n%\xbf\xf7", "PDF"), (b"PAR1\x15\x04", "a parquet file"), (bytes(range(256)) * 20, "no text")],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.txt.gz"])
+def test_a_file_of_another_kind_is_told(tmp_path, content, says, name):
+    if name == "x.txt.gz":
+        content = gzip.compress(content)
+    (tmp_path / name).write_bytes(content)
+    message = _refusal(str(tmp_path / name))
+    assert says in message and name in message and "\n" not in message
+
+
+def test_the_remedy_for_utf16_helps(tmp_path):
+    (tmp_path / "x.txt").write_bytes(RUSSIAN.encode("utf-16"))
+    command = _refusal(str(tmp_path / "x.txt")).partition("convert it: ")[2]
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert set(_read(str(tmp_path / "NEW.txt"))) == {RUSSIAN.splitlines()[0]}
+
+
+def test_what_is_called_gz_and_is_none_is_told(tmp_path):
+    (tmp_path / "x.txt.gz").write_text("text\n")
+    assert "no gzip file, although its name ends in .gz; call it x.txt" in _refusal(str(tmp_path / "x.txt.gz"))
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("windows-1251", "Привет, мир"), ("windows-1252", "Grüße"), ("gb18030", "你好世界"),
+                                                ("windows-1253", "Καλημέρα")])  # fmt: skip
+def test_text_in_another_encoding_is_shown_in_several_for_the_reader_to_choose(tmp_path, encoding, text):
+    (tmp_path / "x.txt").write_bytes(f"plain\n{text}\n".encode(encoding))
+    message = _refusal(str(tmp_path / "x.txt"))
+    assert (
+        message.startswith(f"{tmp_path / 'x.txt'}, line 2: not UTF-8")
+        and "iconv -f ENCODING" in message.splitlines()[0]
+    )
+    line, = (line for line in message.splitlines() if line.endswith(f": {text}"))  # fmt: skip
+    assert encoding in line and len(message.splitlines()) < 13
+
+
+def test_a_damaged_line_in_utf8_is_not_called_another_encoding(tmp_path):
+    (tmp_path / "x.txt").write_bytes("Grüße\n".encode() + b"Gr\xfc\n")
+    message = _refusal(str(tmp_path / "x.txt"))
+    assert "line 2: not UTF-8" in message and "may be damaged" in message and "iconv" not in message
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+@pytest.mark.parametrize("line", ["caf\ufffd au lait", "\x01\x02 and words", "two words\x00"])
+def test_text_full_of_characters_that_are_none_is_refused_and_a_few_are_counted(tmp_path, kind, line):
+    rows = [f"{line} {i}" for i in range(30)]
+    message = _refusal(_write(tmp_path, kind, rows))
+    assert "% of its characters are control characters or U+FFFD" in message and "allowed: 0.5 %" in message
+    text, tally = _write(tmp_path, kind, rows[:3] + passages("en", 100), "more"), Tally()
+    list(Source(text, validation=text).passages("train", tally))
+    assert 3 <= tally.odd <= 6
+
+
+@pytest.mark.parametrize("name", ["pipe.txt", "pipe.jsonl", "pipe.parquet", "pipe.tsv"])
+def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    path, start = str(tmp_path / name), time.perf_counter()
+    if name == "pipe.tsv":
+        with pytest.raises(UserError, match="a pipe or a device"):
+            read_parallel(path)
+    else:
+        assert "a pipe or a device" in _refusal(path)
+        assert "a pipe or a device" in check_source(Source(path), "lang.oc")[0]
+        folder = f"folder '{tmp_path}' has no text that is read: {name} (no file, or a broken link)"
+        assert folder in _refusal(str(tmp_path))
+    assert time.perf_counter() - start < 5
+    assert "is a folder" in str(_caught(lambda: list(decoded_lines(tmp_path))))
+
+
+def _caught(call) -> UserError:
+    with pytest.raises(UserError) as caught:
+        call()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("x.csv", 'text,n\n"a ""b"", c",1\n'), ("x.tsv", 'text\tn\na "b", c\t1\n'), ("x.json", '[{"text": "a \\"b\\", c"}]'),
+     ("x.jsonl", '[\n {"text": "a \\"b\\", c"}\n]')],
+)  # fmt: skip
+def test_tables_and_arrays_are_refused_with_a_command_that_makes_jsonl_of_them(tmp_path, name, content):
+    (tmp_path / name).write_text(content)
+    source = Source(str(tmp_path / name))
+    message = _refusal(source.text) if name == "x.jsonl" else check_source(source, "lang.oc")[0]
+    command = message[message.index("python -c") :]
+    subprocess.run(command, shell=True, check=True)
+    assert _read(shlex.split(command)[-1]) == ['a "b", c']
+
+
+# --- what a text must be ------------------------------------------------------------------------------------------------
+
+
+def test_a_text_of_equal_lines_says_so(tmp_path):
+    text = _write(tmp_path, "txt", ["the same"] * 300)
+    with pytest.raises(UserError) as caught:
+        for split in ("train", "validation"):
+            list(Source(text, key="lang.oc").passages(split))
+    message = str(caught.value)
+    assert "300 passages, 299 of them duplicates" in message and "lang.oc.validation" in message
+
+
+@pytest.mark.parametrize("lines", [["a short text"], ["a short text"] * 50])
+def test_a_text_shorter_than_a_row_is_refused_and_leaves_nothing(tmp_path, tokenizer_folder, lines):
+    text = _write(tmp_path, "txt", lines)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    with pytest.raises(
+        UserError, match="the text of oc is shorter than a row.*while a row has 32.*data.row_length"
+    ) as caught:
+        prepare_corpus("oc", Source(text, validation=text), tokenizer, length=32, folder=tmp_path / "prepared")
+    assert ("49 duplicates" in str(caught.value)) == (len(lines) > 1)
+    assert not list((tmp_path / "prepared").iterdir())
+
+
+@pytest.mark.parametrize("duplicates", [True, False])
+def test_held_out_text_that_is_training_text_is_told_with_its_share(tmp_path, tokenizer_folder, duplicates):
+    tokenizer, lines = AutoTokenizer.from_pretrained(tokenizer_folder), list(dict.fromkeys(passages("en", 120)))
+    make = lambda source: prepare_corpus("oc", source, tokenizer, length=32, folder=tmp_path)  # noqa: E731
+    text, held_out = (_write(tmp_path, "txt", part, name) for part, name in ((lines[:90], "a"), (lines[80:100], "b")))
+    corpus = make(Source(text, validation=held_out, drop_duplicates=duplicates))
+    assert corpus.manifest["statistics"]["validation"]["in_training"] == 10
+    remark, = corpus.remarks()  # fmt: skip
+    assert remark.startswith("oc: 10 of the 20 held-out passages (50 %) are training text as well")
+    assert make(Source(text, drop_duplicates=duplicates)).remarks() == []
+
+
+def test_what_was_odd_is_in_the_manifest_and_told(tmp_path, tokenizer_folder):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    _write(folder, "jsonl", [*passages("en", 200), None, "", "two\nlines", "a \ufffd"])
+    (folder / "notes.md").write_text("x")
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    corpus = prepare_corpus("oc", Source(str(folder)), tokenizer, length=32, folder=tmp_path)
+    counts = corpus.manifest["statistics"]["train"]
+    assert [counts[name] for name in ("null", "empty", "line_breaks")] == [1, 1, 1]
+    assert corpus.manifest["left_out"] == {"train": ["notes.md (of no known type)"], "validation": []}
+    told = "\n".join(corpus.remarks())
+    assert all(
+        words in told
+        for words in ("1 rows of its text are null", "line breaks inside", "not read of its text: notes.md")
+    )
+
+
+def test_the_same_text_gives_the_same_bytes(tmp_path, tokenizer_folder):
+    tokenizer, text = AutoTokenizer.from_pretrained(tokenizer_folder), _write(tmp_path, "txt", passages("en", 200))
+    made = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        prepare_corpus("oc", Source(text), tokenizer, length=32, folder=folder)
+        made.append({str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()})
+    assert made[0] == made[1] and len(made[0]) > 6
+
+
+# --- the cache and the hub ----------------------------------------------------------------------------------------------
+
+
+def test_a_path_with_a_slip_is_not_asked_for_at_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "real").mkdir(parents=True)
+    assert hub_fault("facebook/xmod-base", "x") is None and hub_fault("wikitext", "x") is None
+    for name in ("runs/reel", "./reel", "/nowhere", "~/x", "a/b/c", "x" * 300):
+        assert "does not exist" in hub_fault(name, "a run") and "give a run" in hub_fault(name, "a run")
+    assert "there is a folder 'runs' here" in hub_fault("runs/reel", "x") and "Did you mean 'real'" in hub_fault(
+        "runs/reel", "x"
+    )
+    assert "does not exist" in check_source(Source("runs/reel"), "lang.oc")[0]

@@ -1,0 +1,188 @@
+"""Files of text: their lines, decoded strictly, and the objects of jsonl; and what a file is that cannot be read so."""
+
+import codecs
+import gzip
+import json
+import os
+import re
+import shlex
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from xmod_lab.errors import UserError
+
+_CONVERT = "convert it: iconv -f {0} -t UTF-8 FILE > NEW.txt"
+_KINDS = (  # how a file begins that is no UTF-8, what it is, and what to do
+    (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", _CONVERT.format("UTF-32")),
+    (rb"\xff\xfe|\xfe\xff", "UTF-16", _CONVERT.format("UTF-16")),
+    (rb"\x1f\x8b", "compressed by gzip", "give it a name that ends in .gz (what is compressed twice: gunzip it once)"),
+    (rb"BZh\d1AY&SY", "compressed by bzip2", "decompress it: bunzip2 -k FILE"),
+    (rb"\xfd7zXZ\0", "compressed by xz", "decompress it: unxz -k FILE"),
+    (rb"\x28\xb5\x2f\xfd", "compressed by zstd", "decompress it: unzstd FILE"),
+    (rb"PK\x03\x04", "a zip archive or an office document", "unpack it, or save the document as plain text in UTF-8"),
+    (rb"%PDF-", "a PDF document", "make text of it: pdftotext -enc UTF-8 FILE NEW.txt"),
+    (rb"PAR1", "a parquet file", "give it a name that ends in .parquet"),
+)
+_ENCODINGS = ("windows-1252", "windows-1251", "windows-1250", "windows-1253", "windows-1254", "windows-1256", "koi8-r",
+              "gb18030", "shift_jis", "big5", "euc-kr")  # fmt: skip
+_HEAD = 4096  # bytes by which a file is judged
+_CONTROL = bytes(set(range(32)) - set(b"\t\n\r"))
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def file_fault(path: str | Path) -> str | None:
+    """What is wrong with a file that is to be read, as far as can be seen without opening it: a pipe would be waited for."""
+    if os.path.isfile(path):
+        return None
+    if os.path.isdir(path):
+        return f"'{path}' is a folder, where a file is expected"
+    if os.path.exists(path):
+        return f"'{path}' is a pipe or a device, and text is read more than once; write it into a file, and give that"
+    return f"file '{path}' does not exist; give the path of an existing text file"
+
+
+def decoded_lines(path: Path) -> Iterator[str]:
+    """Lines of a plain or gzipped (.gz) text file, each with ``\\n`` at its end; a byte order mark is no part of the first.
+
+    A line ends in a line feed, a carriage return or both, and nowhere else.
+
+    Raises:
+        UserError: it is no file, or not UTF-8; the error says what it is instead, as far as that can be told.
+    """
+    if fault := file_fault(path):
+        raise UserError(fault)
+    number, beyond_ascii = 0, False
+    try:
+        with _opened(path) as stream:
+            if kind := _kind(stream.peek(_HEAD)[:_HEAD], path):
+                raise UserError(f"{path}: it is {kind}")
+            for line in stream:
+                number += 1
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                beyond_ascii = beyond_ascii or not line.isascii()
+                body = text.rstrip("\r\n")
+                if "\r" not in body:
+                    yield body + "\n"
+                    continue
+                parts = body.split("\r")
+                number += len(parts) - 1
+                yield from (f"{part}\n" for part in parts)
+    except UnicodeDecodeError as error:
+        raise UserError(_not_utf8(path, number, error, beyond_ascii)) from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}, after line {number}: cannot be read ({error}); the file may be damaged") from error
+
+
+def _opened(path: Path) -> gzip.GzipFile:
+    with path.open("rb") as stream:
+        head = stream.read(_HEAD)
+    if path.suffix.lower() != ".gz":
+        return path.open("rb")
+    if head and not head.startswith(b"\x1f\x8b"):
+        kind = _kind(head, path) or f"no gzip file, although its name ends in .gz; call it {path.with_suffix('').name}"
+        raise UserError(f"{path}: it is {kind}")
+    return gzip.open(path, "rb")
+
+
+def _kind(head: bytes, path: Path) -> str | None:
+    """What a file is that begins with ``head`` and is no UTF-8 text, and what to do; ``None`` where it may be such text."""
+    if not re.search(rb"[\0-\x08\x80-\xff]", head):
+        return None
+    for mark, kind, remedy in _KINDS:
+        if re.match(mark, head):
+            return f"{kind}; {remedy.replace('FILE', shlex.quote(str(path)))}"
+    halves = [head[start::2] for start in (0, 1)]
+    control = [1 - len(half.translate(None, _CONTROL)) / max(1, len(half)) for half in halves]
+    if abs(control[0] - control[1]) > 0.3:  # half of each character is the same low number
+        remedy = _CONVERT.format("UTF-16BE" if control[0] > control[1] else "UTF-16LE")
+        return f"UTF-16 without a byte order mark; {remedy.replace('FILE', shlex.quote(str(path)))}"
+    if max(control) > 0.05 and _reading(head, "utf-8") is None:
+        return "no text: many of its bytes are control characters; give a text file in UTF-8"
+    return None
+
+
+def _reading(start: bytes, encoding: str) -> str | None:
+    """The beginning of a text in that encoding; ``None`` where it is none. The last character may be cut."""
+    try:
+        return codecs.getincrementaldecoder(encoding)().decode(start)
+    except UnicodeDecodeError:
+        return None
+
+
+def _not_utf8(path: Path, number: int, error: UnicodeDecodeError, beyond_ascii: bool) -> str:
+    """The message for a line that cannot be decoded. ``beyond_ascii``: lines before it could, and were not ASCII alone."""
+    line, start = error.object, error.start
+    wrong = f"{path}, line {number}: not UTF-8 ({error.reason}, 0x{line[start]:02x}, at byte {start + 1})"
+    if beyond_ascii:
+        return (f"{wrong}, while lines before it are; it may be damaged, or put together from files in several encodings: repair "
+                "that line or leave it out")  # fmt: skip
+    readings: dict[str, list[str]] = {}
+    for encoding in _ENCODINGS:
+        text = (_reading(line[: start + 40], encoding) or "\0")[-60:].strip()
+        if text.replace("\t", " ").isprintable():
+            readings.setdefault(text, []).append(encoding)
+    convert = f"{wrong}; convert it by iconv -f ENCODING -t UTF-8 {shlex.quote(str(path))} > NEW.txt"
+    shown = [f"  {', '.join(encodings)}: {text}" for text, encodings in readings.items()]
+    return "\n".join([f"{convert}, with the ENCODING in which this reads well:", *shown]) if shown else convert
+
+
+def json_value(text: str, where: str) -> object:
+    """What a JSON text says. ``where`` it stands is for messages.
+
+    Raises:
+        UserError: it is no JSON, is nested too deep, or holds half of a character.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise UserError(f"{where}: its JSON is nested too deep to be data; leave it out") from None
+    except ValueError as error:
+        raise UserError(f"{where}: not JSON ({error}); expected one object a line. The file may be truncated; repair "
+                        "that line or leave it out") from error  # fmt: skip
+    if _SURROGATE.search(text):
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise UserError(f"{where}: {half} is half of a character, whose other half is missing (the text was cut in the middle of "
+                            "it); repair that line or leave it out") from error  # fmt: skip
+    return value
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, dict]]:
+    """The object on each line of a jsonl file, and where that is; blank lines are left out."""
+    for number, line in enumerate(decoded_lines(path), start=1):
+        where = f"{path}, line {number}"
+        if not line.strip():
+            continue
+        if number == 1 and line.lstrip().startswith("["):
+            raise UserError(
+                f"{where}: it is one array in JSON, where an object a line is expected; make that of it: {as_jsonl(path)}"
+            )
+        row = json_value(line, where)
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: {line.strip()[:40]!r} is no object; expected one a line, such as "
+                            '{"text": "a passage"}')  # fmt: skip
+        yield where, row
+
+
+def as_jsonl(path: str | Path) -> str:
+    """The command that makes .jsonl of a table or of an array in JSON."""
+    path = Path(path)
+    tabs = ", delimiter='\\t', quoting=csv.QUOTE_NONE" if path.suffix == ".tsv" else ""
+    table = path.suffix in (".csv", ".tsv")
+    rows = f"csv.DictReader(open({str(path)!r}, newline=''){tabs})" if table else f"json.load(open({str(path)!r}))"
+    out = path.with_suffix(".lines.jsonl" if path.suffix == ".jsonl" else ".jsonl")
+    return f'python -c "import csv, json; [print(json.dumps(row)) for row in {rows}]" > {shlex.quote(str(out))}'
+
+
+def lines_in(text: str) -> list[str]:
+    """Lines of ``text``, without white space and byte order marks around it. A line ends in a line feed, carriage return, vertical
+    tab, form feed, U+001C to U+001E, U+0085, U+2028 or U+2029."""
+    return text.strip().strip("\ufeff").strip().splitlines()
+
+
+def one_line(text: str) -> str:
+    """``text`` as a passage: its :func:`lines_in` with spaces between them."""
+    return " ".join(lines_in(text))
