@@ -172,7 +172,7 @@ def test_the_machine_is_no_part_of_what_makes_a_base_match(cpu, tmp_path):
 def test_threads_are_the_cores_that_are_free(monkeypatch, cores, busy, workers, processes, expected):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(machine, "_places", lambda: set(range(cores)))
-    monkeypatch.setattr(machine, "_TORCH_THREADS", cores)
+    monkeypatch.setattr(machine, "torch_threads", lambda: cores)
     monkeypatch.setattr(machine, "busy_cores", lambda: busy)
     assert machine.fastest_threads("cpu", workers=workers, processes=processes)[0] == expected
     monkeypatch.setenv("OMP_NUM_THREADS", "5")

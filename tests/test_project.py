@@ -14,10 +14,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
+from xmod_lab.choices import EMBEDDING_INITS, METRICS
+from xmod_lab.codes import slot_fault
 from xmod_lab.config import CONF_DIR, explain, from_hydra, register_schemas
 from xmod_lab.errors import UserError
 from xmod_lab.finetune_config import FinetuneConfig, validate_finetune
+from xmod_lab.languages.initialisers import METHODS
 from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.validation import validate
 
 PACKAGE = Path(__file__).parent.parent / "xmod_lab"
@@ -173,8 +177,13 @@ def test_the_model_needs_torch_transformers_and_what_they_bring():
         "langcodes",
         "xmod_lab",
     }
-    ours = ("xmod_lab.model", "xmod_lab.codes", "xmod_lab.errors")
-    for path in (*(PACKAGE / "model").glob("*.py"), PACKAGE / "codes.py", PACKAGE / "errors.py"):
+    ours = ("xmod_lab.model", "xmod_lab.choices", "xmod_lab.codes", "xmod_lab.errors")
+    for path in (
+        *(PACKAGE / "model").glob("*.py"),
+        PACKAGE / "choices.py",
+        PACKAGE / "codes.py",
+        PACKAGE / "errors.py",
+    ):
         found = _imports(path)
         assert {name.split(".")[0] for name in found} <= allowed, path.name
         assert all(name.startswith(ours) for name in found if name.startswith("xmod_lab")), path.name
@@ -228,3 +237,29 @@ def test_language_sets_are_those_of_the_released_code_in_the_order_of_their_slot
     assert list(found) == (RELEASED_SLOTS.split() if size == 81 else nested) and len(found) == size
     assert all(text.text == "wikimedia/wikipedia" for text in found.values())
     assert {code: text.dataset_config for code, text in found.items()} == {c: f"20231101.{c[:2]}" for c in found}
+
+
+def test_commands_judge_a_configuration_before_anything_heavy_is_imported():
+    """Else a refusal would wait for ten seconds of imports."""
+    light = ["hydra", "xmod_lab.validation", "xmod_lab.finetune_config", *(f"xmod_lab.{name}" for name in COMMANDS)]
+    heavy = {
+        "torch",
+        "transformers",
+        "datasets",
+        "pytorch_lightning",
+        "sentencepiece",
+        "matplotlib",
+        "scipy",
+        "pandas",
+        "rich",
+    }
+    code = f"import sys, {', '.join(light)}; print(*sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    assert not done.stdout.strip()
+
+
+def test_names_of_settings_are_those_of_what_they_name():
+    assert tuple(METHODS) == EMBEDDING_INITS
+    assert {kind: made.metrics for kind, made in KINDS.items()} == METRICS
+    for name in dir(torch.nn.ModuleDict()):
+        assert name.startswith("_") or slot_fault(name), f"add {name} to xmod_lab.codes"

@@ -5,6 +5,7 @@ and regions), so that ``de`` finds ``de_DE`` where that is the only German, and 
 stands for no single language, such as those of families (``sla``) and ``mul``, is none.
 """
 
+import re
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,6 +18,16 @@ from xmod_lab.errors import UnknownLanguageError, nearest
 _NO_REGION = "XX"  # en_XX: English of no country
 _SCRIPT_OF_SUFFIX = {"rom": "Latn", "zaw": "Qaag"}  # hi_IN_rom, my_MM_zaw of CC-100: romanised; Zawgyi (CLDR's code)
 _RELATED = 25  # the distance up to which langcodes, too, takes one language for a match of another
+# What torch.nn.ModuleDict has itself, which cannot be a key of one; written down, since torch takes seconds to ask
+_METHODS = frozenset(
+    "T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches eval "
+    "extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys load_state_dict modules "
+    "mtia named_buffers named_children named_modules named_parameters parameters pop register_backward_hook register_buffer "
+    "register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook "
+    "register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter "
+    "register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory "
+    "state_dict to to_empty train training type update values xpu zero_grad".split()
+)
 
 
 class Meaning(NamedTuple):
@@ -74,6 +85,35 @@ def collective_fault(code: str) -> str | None:
         return (f"language code '{code}' stands for no single language ({name}); write the code of one, or, where it has none, "
                 "one of qaa to qtz, which are free for private use")  # fmt: skip
     return None
+
+
+def code_fault(code: str) -> str | None:
+    """Why ``code`` cannot name a language, or ``None``."""
+    return slot_fault(code) or collective_fault(code)
+
+
+def slot_fault(code: str) -> str | None:
+    """Why ``code`` cannot name a slot, or ``None``: it is a part of parameter names and of paths."""
+    if (
+        not isinstance(code, str)
+        or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", code)
+        or code in ("True", "False", "None")
+    ):
+        return (f"language code '{code}' cannot be used; allowed are letters, digits, _ and -, beginning with a letter, e.g. "
+                "el_GR (YAML reads no, on and the like as values: quote them)")  # fmt: skip
+    if code in _METHODS:
+        return f"language code '{code}' is the name of a method of torch's containers; write e.g. '{code}_XX'"
+    return None
+
+
+def known_codes(slots: list[str], aliases: dict[str, str]) -> list[str]:
+    """Every language of a model, in the order of its ``slots``; ``aliases``: code -> slot, of those that go through a slot of
+    another name. A slot that others share is a language itself if its name is a language's."""
+    sharing: dict[str, list[str]] = {}
+    for code, slot in aliases.items():
+        sharing.setdefault(slot, []).append(code)
+    own = {slot for slot in slots if slot not in sharing or meaning(slot)}
+    return [code for slot in slots for code in ([slot] if slot in own else []) + sharing.get(slot, [])]
 
 
 def resolve(code: str, known: list[str]) -> str:

@@ -1,6 +1,9 @@
 """What all commands share: Hydra around a function, one clear message for a bad input, and the exit status.
 
 Exit status: 0 done; 1 a proof that does not hold, or a bug, with its traceback; 2 bad input; 130 interrupted, 143 by SIGTERM.
+
+A configuration is composed and judged before torch and the like are imported, which takes seconds: this module and what it imports
+import them inside of functions, and so do the commands.
 """
 
 import errno
@@ -14,26 +17,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
 import hydra
-import transformers
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, register_schemas
-from xmod_lab.errors import ProofError, Stopped, UserError
-from xmod_lab.jobs import INTERRUPTED, STOPPED, TERMINATED, Job
+from xmod_lab.errors import INTERRUPTED, STOPPED, TERMINATED, ProofError, Stopped, UserError
 from xmod_lab.settings import flatten
-from xmod_lab.sweep import finish_sweep, start_of
 from xmod_lab.validation import validate
 
 log = logging.getLogger(__name__)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Work = Callable[[Any, Path, list[str], str | None], int | None]
+_sweeps: list[Path] = []  # the folder of the sweep that this process leads
 
 
 def run_command(
@@ -68,11 +69,40 @@ def run_command(
     try:
         statuses.append(guarded(job))
     finally:
-        swept = finish_sweep()
+        swept = _finish_sweep()
     if set(STOPPED) & set(statuses):
         same = "the same command" if swept is not None else "the same command with hydra.run.dir=<its folder>"
         print(f"interrupted; {same} goes on from the newest checkpoint", file=sys.stderr)
     sys.exit(max(*statuses, swept or 0))
+
+
+class Hooks(Callback):
+    """Hydra calls it (conf/hydra names it)."""
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Before the first job, in the process that leads the sweep."""
+        from xmod_lab.sweep import begin_sweep
+
+        _sweeps.append(begin_sweep(config))
+
+
+def _job_folder(*, _root_: DictConfig) -> str:
+    from xmod_lab.jobs import job_folder
+
+    return job_folder(_root_=_root_)
+
+
+# Here, because launchers that run jobs in other processes do no more there than to import what the job needs
+OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
+
+
+def _finish_sweep() -> int | None:
+    """The highest exit status of the jobs of the sweep that this process led; ``None`` where it led none."""
+    if not _sweeps:
+        return None
+    from xmod_lab.sweep import finish_sweep
+
+    return finish_sweep(_sweeps.pop())
 
 
 def _job_of_sweep(work: Callable[[], int | None], *, fresh: bool) -> int:
@@ -81,6 +111,9 @@ def _job_of_sweep(work: Callable[[], int | None], *, fresh: bool) -> int:
     Args:
         fresh: the job starts over, whatever is there.
     """
+    from xmod_lab.jobs import Job
+    from xmod_lab.sweep import start_of
+
     hydra_cfg = HydraConfig.get()
     job = Job(start_of(Path(hydra_cfg.sweep.dir)), hydra_cfg.job.num, list(hydra_cfg.overrides.task))
     folder, reasons = Path(hydra_cfg.runtime.output_dir), []
@@ -103,7 +136,17 @@ def _work(composed: DictConfig, work: Work, check: Callable[[Any], None]) -> int
     before, now = flatten(OmegaConf.to_container(usual)), flatten(OmegaConf.to_container(composed))
     asked += [key for key, value in now.items() if before.get(key) != value]  # by an experiment, say
     sweep = Path(hydra_cfg.sweep.dir).name if hydra_cfg.mode == RunMode.MULTIRUN else None
+    hide_bars()
     return work(cfg, Path(hydra_cfg.runtime.output_dir), asked, sweep)
+
+
+def hide_bars() -> None:
+    """No progress bars for saving small files; the long work has bars of its own."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _check_lang_files(overrides: list[str], found: list[str]) -> None:
@@ -124,8 +167,6 @@ def guarded(job: Callable[[], int | None], heard: Callable[[str], None] = lambda
         heard(message)
         return status
 
-    datasets.disable_progress_bars()  # of saving small files; the long work has bars of its own
-    transformers.utils.logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch")
         try:

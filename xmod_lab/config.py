@@ -7,15 +7,17 @@ A typo or a wrong type fails when Hydra composes the configuration, against thes
 import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
 from xmod_lab.errors import UserError, nearest
-from xmod_lab.model import XmodConfig
 from xmod_lab.text.corpus import Source
-from xmod_lab.text.objective import Objective
+
+if TYPE_CHECKING:
+    from xmod_lab.model import XmodConfig
+    from xmod_lab.text.objective import Objective
 
 _HERE = Path(__file__).resolve().parent
 CONF_DIR = str(next((d for d in (_HERE / "conf", _HERE.parent / "conf") if (d / "pretrain.yaml").is_file()), ""))
@@ -70,9 +72,11 @@ class LangsetConfig:
     languages: dict[str, LangsetText] = field(default_factory=dict)
     vocabulary_size: int = MISSING
 
-    def slots(self, *, shared: bool = False) -> dict[str, str]:
-        """Code -> name of its slot; with ``shared`` the same one for all."""
-        return {code: SHARED_SLOT if shared else text.slot or code for code, text in self.languages.items()}
+    def slots(self, *, shared: bool = False) -> tuple[list[str], dict[str, str]]:
+        """The slots in order; and, by the code of each language that goes through a slot of another name, that name. With
+        ``shared`` all go through one."""
+        slots = {code: SHARED_SLOT if shared else text.slot or code for code, text in self.languages.items()}
+        return list(dict.fromkeys(slots.values())), {code: slot for code, slot in slots.items() if code != slot}
 
 
 @dataclass
@@ -211,8 +215,10 @@ class PretrainConfig(RunConfig):
         return self.recipe.steps
 
     @property
-    def objective(self) -> Objective:
+    def objective(self) -> "Objective":
         """What is predicted, and what may be attended to."""
+        from xmod_lab.text.objective import Objective  # here, as below: settings are read and judged without torch
+
         return Objective(self.task.name, self.task.mask_rate, self.task.mask_policy, self.data.attention)
 
     @property
@@ -234,17 +240,19 @@ class PretrainConfig(RunConfig):
             key=next((place for place, one in places.items() if one is text), "lang.NAME"),
         )
 
-    def model_config(self, pieces: int) -> XmodConfig:
+    def model_config(self, pieces: int) -> "XmodConfig":
         """Configuration of a base model for this run's languages, with a vocabulary of ``pieces``."""
+        from xmod_lab.model import XmodConfig
+
         flags = {k: v for k, v in asdict(self.model).items() if k != "shared_slot"}
-        slots = self.langset.slots(shared=self.model.shared_slot)
+        slots, aliases = self.langset.slots(shared=self.model.shared_slot)
         return XmodConfig(
             **flags,
             vocab_size=pieces,
             type_vocab_size=1,
             is_decoder=self.objective.causal,
-            languages=list(dict.fromkeys(slots.values())),
-            aliases={code: slot for code, slot in slots.items() if code != slot} or None,
+            languages=slots,
+            aliases=aliases or None,
         )
 
 

@@ -3,6 +3,9 @@
 import difflib
 from collections.abc import Iterable
 
+INTERRUPTED, TERMINATED = 130, 143  # exit status of a run that was asked to stop, the second by SIGTERM
+STOPPED = (INTERRUPTED, TERMINATED)
+
 
 class UserError(ValueError):
     """Input that cannot be used. Commands print its text alone, without a traceback, and exit with status 2."""

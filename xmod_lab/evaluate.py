@@ -12,24 +12,14 @@ import logging
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xmod_lab.command import run_command
 from xmod_lab.config import EvaluateConfig
-from xmod_lab.evaluation.evaluation import Evaluation, evaluate
-from xmod_lab.evaluation.opening import open_model, settle_model
-from xmod_lab.reports.evaluation import (
-    RECOGNISED,
-    recognition_map,
-    retrieval_curves,
-    retrieval_map,
-    retrieval_sets,
-    slot_map,
-)
-from xmod_lab.reports.figures import png
-from xmod_lab.text.likelihoods import in_a_word
-from xmod_lab.text.parallel import read_parallel
-from xmod_lab.training.rundir import RunDir
-from xmod_lab.training.scoring import on_device
+
+if TYPE_CHECKING:
+    from xmod_lab.evaluation.evaluation import Evaluation
+    from xmod_lab.training.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +30,12 @@ def main() -> None:
 
 
 def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
+    from xmod_lab.evaluation.evaluation import evaluate  # here: no refusal waits for torch
+    from xmod_lab.evaluation.opening import open_model, settle_model
+    from xmod_lab.text.parallel import read_parallel
+    from xmod_lab.training.rundir import RunDir
+    from xmod_lab.training.scoring import on_device
+
     parallels = [read_parallel(source) for source in cfg.evaluate.parallel]
     run = RunDir(folder)
     cfg = run.fit_to_machine(cfg, trains=False)
@@ -55,8 +51,10 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | 
     log.info("figures, tables and plots in %s", run.path)
 
 
-def _tables(run: RunDir, found: Evaluation) -> None:
+def _tables(run: "RunDir", found: "Evaluation") -> None:
     """slots.csv, recognition.csv and retrieval.csv: what metrics.json has, a figure a row."""
+    from xmod_lab.text.likelihoods import in_a_word
+
     figures = found.figures
     rows = [(t, s, loss, figures.get(f"slots/bpb/{t}/{s}"), in_a_word(bool(figures["val/exact"])))
             for t, row in found.matrix.items() for s, loss in row.items()]  # fmt: skip
@@ -68,7 +66,7 @@ def _tables(run: RunDir, found: Evaluation) -> None:
         _write_csv(run, "retrieval.csv", tuple(pairs[0]), (pair.values() for pair in pairs))
 
 
-def _write_csv(run: RunDir, name: str, header: tuple[str, ...], rows: Iterable[Iterable]) -> None:
+def _write_csv(run: "RunDir", name: str, header: tuple[str, ...], rows: Iterable[Iterable]) -> None:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(header)
@@ -76,8 +74,18 @@ def _write_csv(run: RunDir, name: str, header: tuple[str, ...], rows: Iterable[I
     run.write_text(name, table.getvalue())
 
 
-def _plots(run: RunDir, figures: dict[str, float]) -> None:
+def _plots(run: "RunDir", figures: dict[str, float]) -> None:
     """slots.png, recognition_<of>.png, retrieval_<set>.png and retrieval_<set>_layers.png."""
+    from xmod_lab.reports.evaluation import (
+        RECOGNISED,
+        recognition_map,
+        retrieval_curves,
+        retrieval_map,
+        retrieval_sets,
+        slot_map,
+    )
+    from xmod_lab.reports.figures import png
+
     drawn = {f"recognition_{what}": recognition_map(figures, what) for what in RECOGNISED}
     drawn["slots"] = slot_map(figures)
     for name in retrieval_sets(figures):

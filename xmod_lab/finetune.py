@@ -7,14 +7,13 @@ python -m xmod_lab.finetune -m task.recipe.peak_lr=1e-4,3e-4,5e-4
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xmod_lab.command import run_command
 from xmod_lab.finetune_config import FinetuneConfig, validate_finetune
-from xmod_lab.reports.figures import png
-from xmod_lab.reports.transfer import transfer_bars
-from xmod_lab.training.finetuning import finetune
-from xmod_lab.training.rundir import RunDir
-from xmod_lab.training.transfer_table import Transfer
+
+if TYPE_CHECKING:
+    from xmod_lab.training.transfer_table import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -25,11 +24,17 @@ def main() -> None:
 
 
 def _start(cfg: FinetuneConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
+    from xmod_lab.training.finetuning import finetune  # here: no refusal waits for torch
+    from xmod_lab.training.rundir import RunDir
+
     run = RunDir(folder)
     finetune(cfg, run, group=sweep, draw=lambda transfer: _draw(transfer, run / "transfer.png"))
 
 
-def _draw(transfer: Transfer, path: Path) -> None:
+def _draw(transfer: "Transfer", path: Path) -> None:
+    from xmod_lab.reports.figures import png
+    from xmod_lab.reports.transfer import transfer_bars
+
     title = f"{transfer.task}, fine-tuned on {transfer.source} alone"
     codes = [language.code for language in transfer.languages]
     png(transfer_bars(transfer.metrics(), transfer.metric, title, codes), path)

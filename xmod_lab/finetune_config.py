@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from xmod_lab.choices import METRICS, SCHEDULES
 from xmod_lab.config import RecipeConfig, RunConfig
-from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.tasks.reading import LabelledSource
 from xmod_lab.validation import (
-    SCHEDULES,
     base_faults,
     machine_faults,
     raise_faults,
@@ -73,9 +72,9 @@ class FinetuneConfig(RunConfig):
 def validate_finetune(cfg: FinetuneConfig) -> None:
     """Check everything that can be checked before any work. Raises one UserError that lists every fault."""
     task = cfg.task
-    choices = [*run_choices(cfg), ("task.kind", task.kind, tuple(KINDS))]
-    if task.kind in KINDS:
-        choices.append(("task.metric", task.metric, tuple(KINDS[task.kind].metrics)))
+    choices = [*run_choices(cfg), ("task.kind", task.kind, tuple(METRICS))]
+    if task.kind in METRICS:
+        choices.append(("task.metric", task.metric, METRICS[task.kind]))
     faults = wrong_choices([*choices, ("task.recipe.schedule", task.recipe.schedule, SCHEDULES)])
     numbers = wrong_numbers([
         ("task.seeds", task.seeds, task.seeds >= 1, "1 or more"),

@@ -26,7 +26,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from xmod_lab.config import EvaluateConfig, PretrainConfig, from_hydra
-from xmod_lab.errors import UserError
+from xmod_lab.errors import STOPPED, UserError
 from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.languages.folders import model_folder
 from xmod_lab.settings import NO_PART_IN_RESULT, flatten, is_under
@@ -43,14 +43,12 @@ from xmod_lab.training.rundir import RunDir, step_of
 
 log = logging.getLogger(__name__)
 JOB = "job.json"
-INTERRUPTED, TERMINATED = 130, 143  # exit status of a run that was asked to stop, the second by SIGTERM
-STOPPED = (INTERRUPTED, TERMINATED)
 _NAME = re.compile(r"(?P<settings>[0-9a-f]{8})-(?P<code>[0-9a-f]{6})-(?P<data>[0-9a-f]{6}|unread)")
 _TAKEN_OVER = ("model", "data", "langset", "task")  # a base's own are used, but for what is named on the command line
 
 
 def job_folder(*, _root_: DictConfig) -> str:
-    """The name of a job's folder; the resolver ``${job_folder:}`` of conf/hydra. Of data that cannot be read it says
+    """The name of a job's folder; what ``${job_folder:}`` of conf/hydra means. Of data that cannot be read it says
     ``unread``: the job itself then says why."""
     composed = copy.deepcopy(_root_)
     with read_write(composed), open_dict(composed):
@@ -64,10 +62,6 @@ def job_folder(*, _root_: DictConfig) -> str:
     except (UserError, OSError):
         data = "unread"
     return f"{_digest([_root_.hydra.job.config_name, settings, named])[:8]}-{code_digest()[:6]}-{data}"
-
-
-# Here, because launchers that run jobs in other processes do no more there than to import what the job needs
-OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 
 
 @cache

@@ -25,15 +25,14 @@ import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
-ACCELERATORS = ("auto", "cpu", "gpu")
 _WORTHWHILE = 1.5  # times as fast as float32: below it the casts of a step cost more than its products save
 _LOOK = 0.25  # seconds in which the other programs are watched
 _STAT = Path("/proc/stat")
-_TORCH_THREADS = torch.get_num_threads()  # before a run sets its own; hyper-threads count once
 _QUOTAS = (("/sys/fs/cgroup/cpu.max",), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
 
 
@@ -41,12 +40,25 @@ def device_kind(accelerator: str) -> str:
     """``cpu``, ``cuda`` or ``mps``: what ``trainer.accelerator`` means here."""
     if accelerator == "cpu":
         return "cpu"
+    import torch  # here and below: a configuration that names no device is judged without it
+
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def device_count(kind: str) -> int | None:
+    """Devices of a kind that torch sees; ``None`` of CPUs, on which any number of processes may run."""
+    if kind == "cuda":
+        import torch
+
+        return torch.cuda.device_count()
+    return 1 if kind == "mps" else None
 
 
 def fastest_precision(kind: str) -> tuple[str, str]:
     """The precision that suits a kind of device, and why."""
     if kind == "cuda":
+        import torch
+
         name = torch.cuda.get_device_name()
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16-mixed", f"{name} has bf16"
@@ -67,9 +79,13 @@ def precision_fault(precision: str, kind: str) -> str | None:
     if precision == "16-mixed" and kind != "cuda":
         where = "a CPU" if kind == "cpu" else "MPS"
         return f"{where} cannot train in it; allowed here are auto, 32-true, bf16-mixed"
-    if precision == "bf16-mixed" and kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if precision != "bf16-mixed" or kind == "cpu":
+        return None
+    import torch
+
+    if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return f"{torch.cuda.get_device_name()} has no bf16; allowed here are auto, 32-true, 16-mixed"
-    if precision == "bf16-mixed" and kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
+    if kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
         return "MPS has bf16 from macOS 14 on; allowed here are auto, 32-true"
     return None
 
@@ -88,6 +104,8 @@ def bf16_speed() -> float:
 
     A small product first: where it is hopeless, a larger one would take seconds.
     """
+    import torch
+
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # two would wait for each other while another program has one of the cores
     try:
@@ -103,7 +121,9 @@ def bf16_speed() -> float:
     return speed
 
 
-def _product_seconds(size: int, kind: torch.dtype) -> float:
+def _product_seconds(size: int, kind: "torch.dtype") -> float:
+    import torch
+
     x = torch.ones(size, size, dtype=kind)
     start = time.perf_counter()
     x @ x
@@ -137,14 +157,22 @@ def fastest_threads(kind: str, *, workers: int, processes: int) -> tuple[int, st
     ``OMP_NUM_THREADS`` is obeyed; torchrun sets it to 1 for several processes, where nobody else has.
     """
     if os.environ.get("OMP_NUM_THREADS"):
-        return _TORCH_THREADS, f"OMP_NUM_THREADS is {os.environ['OMP_NUM_THREADS']}"
-    own = min(cores(), _TORCH_THREADS)
+        return torch_threads(), f"OMP_NUM_THREADS is {os.environ['OMP_NUM_THREADS']}"
+    own = min(cores(), torch_threads())
     if kind != "cpu":
         return max(1, own // processes), f"{own} cores"
     busy = busy_cores()
     free = max(1, min(own, round(free_cores(busy))))
     room = 1 if workers and free >= 4 else 0
     return max(1, (free - room) // processes), f"{own} cores, other programs keep {busy:.1f} busy"
+
+
+@cache
+def torch_threads() -> int:
+    """Threads that torch takes by itself, as it says when it is asked first, before a run sets its own; hyper-threads count once."""
+    import torch
+
+    return torch.get_num_threads()
 
 
 def free_cores(busy: float) -> float:

@@ -12,14 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from xmod_lab.command import guarded
-from xmod_lab.languages.differences import settings_that_differ, tensors_that_differ
-from xmod_lab.languages.folders import export, install, pack_folders, remove
-from xmod_lab.languages.inventory import HEADER, inventory
-from xmod_lab.languages.verify import verify
-from xmod_lab.training.bases import load_config
-from xmod_lab.training.rundir import RunDir
-from xmod_lab.training.tables import show
+from xmod_lab.command import guarded, hide_bars
 
 
 def main() -> None:
@@ -64,31 +57,45 @@ def main() -> None:
     different.set_defaults(work=_diff)
 
     arguments = parser.parse_args()
-    sys.exit(guarded(lambda: arguments.work(arguments)))
+    sys.exit(guarded(lambda: hide_bars() or arguments.work(arguments)))
 
 
 def _install(arguments: argparse.Namespace) -> None:
+    from xmod_lab.languages.folders import install, pack_folders  # here, and below: no usage waits for torch
+
     packs = [pack for path in arguments.packs for pack in pack_folders(path)]
     codes = install(arguments.base, packs, arguments.out)
     print(f"{arguments.out}: {arguments.base} with {', '.join(codes)}")
 
 
 def _remove(arguments: argparse.Namespace) -> None:
+    from xmod_lab.languages.folders import remove
+
     remove(arguments.model, arguments.codes, arguments.out)
     print(f"{arguments.out}: {arguments.model} without {', '.join(arguments.codes)}")
 
 
 def _export(arguments: argparse.Namespace) -> None:
+    from xmod_lab.languages.folders import export
+
     export(arguments.model, arguments.code, arguments.out)
     print(f"{arguments.out}: {arguments.code} alone, for transformers")
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from xmod_lab.languages.inventory import HEADER, inventory
+    from xmod_lab.training.tables import show
+
     for path in arguments.paths:
         show(str(path), HEADER, inventory(path))
 
 
 def _verify(arguments: argparse.Namespace) -> None:
+    from xmod_lab.languages.verify import verify
+    from xmod_lab.training.bases import load_config
+    from xmod_lab.training.rundir import RunDir
+    from xmod_lab.training.tables import show
+
     base = arguments.base
     if base is None and (arguments.path / "config.yaml").is_file():
         base = load_config(RunDir(arguments.path)).base
@@ -97,6 +104,8 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _diff(arguments: argparse.Namespace) -> None:
+    from xmod_lab.languages.differences import settings_that_differ, tensors_that_differ
+
     differences = [f"{key}: {_value(x)} | {_value(y)}" for key, x, y in settings_that_differ(arguments.a, arguments.b)]
     differences += [f"{name}: {how}" for name, how in tensors_that_differ(arguments.a, arguments.b)]
     print("\n".join(differences) or "no difference in settings, data, scores and tensors")

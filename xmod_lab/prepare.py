@@ -9,8 +9,6 @@ from pathlib import Path
 
 from xmod_lab.command import run_command
 from xmod_lab.config import PretrainConfig
-from xmod_lab.training.data import prepare_base, prepare_language
-from xmod_lab.training.tables import corpus_table
 
 
 def main() -> None:
@@ -19,6 +17,9 @@ def main() -> None:
 
 
 def _prepare(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
+    from xmod_lab.training.data import prepare_base, prepare_language  # here: no refusal waits for torch
+    from xmod_lab.training.tables import corpus_table
+
     base = prepare_base(cfg)
     corpus_table(base, f"{cfg.data.folder}: text of the language set; tokenizer {base.folder}")
     for lang in cfg.lang.values():

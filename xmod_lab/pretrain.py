@@ -9,12 +9,9 @@ python -m xmod_lab.pretrain -m +lang=new_lang,sw seed=1,2
 
 from pathlib import Path
 
-from xmod_lab.command import guarded, run_command
+from xmod_lab.command import guarded, hide_bars, run_command
 from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.training.distributed import launch, launched, process_count
-from xmod_lab.training.run import run_training
-from xmod_lab.training.rundir import RunDir
 
 
 def main() -> None:
@@ -23,6 +20,8 @@ def main() -> None:
 
 
 def _start(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:
+    from xmod_lab.training.distributed import launch, launched, process_count  # here: no refusal waits for torch
+
     devices, nodes = cfg.trainer.devices, cfg.trainer.nodes
     if launched() and cfg.plan:
         raise UserError(
@@ -33,8 +32,7 @@ def _start(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | Non
                         f"{devices * nodes}; set trainer.devices to torchrun's --nproc_per_node and trainer.nodes to its "
                         "--nnodes")  # fmt: skip
     if devices * nodes == 1 or launched() or cfg.plan:
-        run_training(cfg, RunDir(folder), asked, group=sweep)
-        return 0
+        return _train(cfg, folder, asked, sweep)
     if nodes > 1:
         raise UserError(f"trainer.nodes is {nodes}: start several machines with torchrun, and name the run "
                         "dir with hydra.run.dir=PATH")  # fmt: skip
@@ -42,7 +40,15 @@ def _start(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | Non
 
 
 def _in_process(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:
-    return guarded(lambda: run_training(cfg, RunDir(folder), asked, group=sweep))
+    return guarded(lambda: hide_bars() or _train(cfg, folder, asked, sweep))
+
+
+def _train(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:
+    from xmod_lab.training.run import run_training
+    from xmod_lab.training.rundir import RunDir
+
+    run_training(cfg, RunDir(folder), asked, group=sweep)
+    return 0
 
 
 if __name__ == "__main__":

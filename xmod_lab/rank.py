@@ -11,18 +11,15 @@ import io
 import logging
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from xmod_lab.command import run_command
 from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.reports.figures import heat_map, png
-from xmod_lab.training.bases import agree
-from xmod_lab.training.data import prepare_language
-from xmod_lab.training.distributed import launched
-from xmod_lab.training.extension import open_base
-from xmod_lab.training.ranking import Combination, Ranking, rank_beginnings, ranking_tables
-from xmod_lab.training.run import settle_base
-from xmod_lab.training.rundir import RunDir
+
+if TYPE_CHECKING:
+    from xmod_lab.training.ranking import Ranking
+    from xmod_lab.training.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -37,10 +34,19 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
         raise UserError("rank compares beginnings of a language to add; name one: +lang=NAME, e.g. +lang=new_lang")
     if cfg.plan:
         raise UserError("plan=true is for pretrain: rank trains nothing but a base, where there is none; leave it out")
+    from xmod_lab.training.distributed import launched  # here: no refusal waits for torch
+
     if launched() or cfg.trainer.devices * cfg.trainer.nodes > 1:
         raise UserError(
             "rank works in one process; set trainer.devices=1 trainer.nodes=1, and start it without torchrun"
         )
+    from xmod_lab.training.bases import agree
+    from xmod_lab.training.data import prepare_language
+    from xmod_lab.training.extension import open_base
+    from xmod_lab.training.ranking import rank_beginnings, ranking_tables
+    from xmod_lab.training.run import settle_base
+    from xmod_lab.training.rundir import RunDir
+
     run = RunDir(folder)
     cfg, base = settle_base(cfg, run, asked)
     cfg = run.fit_to_machine(cfg, trains=False)
@@ -61,7 +67,10 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
     run.write_json("metrics.json", figures)
 
 
-def _write(run: RunDir, base: str, seed: int, ranking: Ranking) -> None:
+def _write(run: "RunDir", base: str, seed: int, ranking: "Ranking") -> None:
+    from xmod_lab.reports.figures import heat_map, png
+    from xmod_lab.training.ranking import Combination
+
     name = f"ranking_{ranking.code}"
     run.write_json(f"{name}.json", {"base": base, "seed": seed, **asdict(ranking)})
     table = io.StringIO()

@@ -12,8 +12,6 @@ from pathlib import Path
 
 from xmod_lab.command import guarded
 from xmod_lab.errors import UserError
-from xmod_lab.reports.page import render, write
-from xmod_lab.reports.runs import find_runs
 
 
 def main() -> None:
@@ -41,6 +39,9 @@ def _report(paths: list[Path], out: Path | None) -> None:
     place = out or (paths[0] if len(paths) == 1 else Path("report")) / "report.html"
     if place.suffix != ".html":
         raise UserError(f"--out {place} is no name of a page; let it end in .html")
+    from xmod_lab.reports.page import render, write  # here: no usage waits for matplotlib
+    from xmod_lab.reports.runs import find_runs
+
     found = find_runs(paths)
     place.parent.mkdir(parents=True, exist_ok=True)
     page, files = render(found)

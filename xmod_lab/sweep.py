@@ -19,7 +19,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from xmod_lab.jobs import JOB, Job, read_job
@@ -33,31 +32,28 @@ log = logging.getLogger(__name__)
 AUTO = "auto"  # last part of hydra.sweep.dir where the name is made here
 START = ".start"  # in the sweep's folder: a mark of the last start, which its jobs bear
 _LONGEST = 80  # of a folder's name
-_under_way: list[Path] = []  # the folder of the sweep that this process leads
 
 
-class Remembering(Callback):
-    """Hydra calls it before the first job, in the process that leads the sweep."""
-
-    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
-        """Settle the folder, for the jobs too, and mark the start."""
-        folder = Path(config.hydra.sweep.dir)
-        if folder.name == AUTO:
-            folder = folder.with_name(sweep_name(config))
-            with read_write(config.hydra):
-                config.hydra.sweep.dir = str(folder)
-                quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-                config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")  # jobs are composed from these
-        _under_way.append(folder)
-        if rank():
-            return
-        try:
-            again = folder.is_dir()
-            folder.mkdir(parents=True, exist_ok=True)
-            write_whole(folder / START, uuid.uuid4().hex.encode())
-            log.info("sweep %s in %s", "goes on" if again else "begins", folder)
-        except OSError:
-            pass  # Hydra writes there next, and says so
+def begin_sweep(config: DictConfig) -> Path:
+    """Settle the folder of a sweep, for its jobs too, and mark the start, before the first job, in the process that leads the
+    sweep. Returns the folder."""
+    folder = Path(config.hydra.sweep.dir)
+    if folder.name == AUTO:
+        folder = folder.with_name(sweep_name(config))
+        with read_write(config.hydra):
+            config.hydra.sweep.dir = str(folder)
+            quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")  # jobs are composed from these
+    if rank():
+        return folder
+    try:
+        again = folder.is_dir()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / START, uuid.uuid4().hex.encode())
+        log.info("sweep %s in %s", "goes on" if again else "begins", folder)
+    except OSError:
+        pass  # Hydra writes there next, and says so
+    return folder
 
 
 def sweep_name(config: DictConfig) -> str:
@@ -84,15 +80,9 @@ def start_of(folder: Path) -> str:
         return ""
 
 
-def finish_sweep() -> int | None:
-    """Print the table of the sweep that this process led, and write it to sweep.csv and sweep.json.
-
-    Returns:
-        The highest exit status of its jobs; ``None`` where this process led no sweep.
-    """
-    if not _under_way:
-        return None
-    folder = _under_way.pop()
+def finish_sweep(folder: Path) -> int:
+    """Print the table of the sweep that this process led, and write it to sweep.csv and sweep.json. Returns the highest exit status
+    of its jobs."""
     start = start_of(folder)
     known = [(read_job(file.parent), file.parent) for file in folder.glob(f"*/{JOB}")]
     jobs = sorted((pair for pair in known if pair[0] and pair[0].start == start), key=lambda pair: pair[0].number)

@@ -3,27 +3,28 @@
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
-
-from xmod_lab.codes import clashing
+from xmod_lab.choices import (
+    ACCELERATORS,
+    ATTENTION,
+    EMBEDDING_INITS,
+    NORMALIZATIONS,
+    OBJECTIVES,
+    POLICIES,
+    PRECISIONS,
+    RESUME,
+    SCHEDULES,
+    VOCABULARIES,
+    WANDB_MODES,
+    focus_fault,
+    read_slot_init,
+)
+from xmod_lab.codes import clashing, code_fault, known_codes, resolve, slot_fault
 from xmod_lab.config import EvaluateConfig, LangConfig, PretrainConfig, RecipeConfig, RunConfig, TrainerConfig
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.hub import hub_fault
-from xmod_lab.languages.focus import focus_fault
-from xmod_lab.languages.initialisers import EMBEDDING_INITS
-from xmod_lab.machine import ACCELERATORS, PRECISIONS, cores, device_kind, precision_fault
-from xmod_lab.model import code_fault, donors_of, slot_fault
-from xmod_lab.text.batches import ATTENTION
+from xmod_lab.machine import cores, device_count, device_kind, precision_fault
 from xmod_lab.text.corpus import check_source
-from xmod_lab.text.masking import POLICIES
-from xmod_lab.text.objective import OBJECTIVES
 from xmod_lab.text.parallel import check_parallel
-from xmod_lab.text.tokenizer import NORMALIZATIONS
-
-SCHEDULES = ("linear", "cosine", "constant")
-VOCABULARIES = ("own", "keep")
-WANDB_MODES = ("auto", "online", "offline", "disabled")
-
 
 Range = tuple[str, float | None, bool, str]  # key, value, whether it holds, what is allowed
 Choice = tuple[str, str, tuple[str, ...]]  # key, value, what is allowed
@@ -74,7 +75,7 @@ def run_choices(cfg: RunConfig) -> list[Choice]:
         ("trainer.precision", cfg.trainer.precision, PRECISIONS),
         ("trainer.accelerator", cfg.trainer.accelerator, ACCELERATORS),
         ("logger.wandb", cfg.logger.wandb, WANDB_MODES),
-        ("resume", cfg.resume, ("auto", "never")),
+        ("resume", cfg.resume, RESUME),
     ]
 
 
@@ -116,12 +117,14 @@ def trainer_faults(t: TrainerConfig) -> list[str]:
 
 def machine_faults(t: TrainerConfig) -> list[str]:
     """What this machine does not have: a device, a precision, cores."""
-    faults, kind, have = [], device_kind(t.accelerator), cores()
+    faults, kind, have = [], "cpu", cores()
+    if t.accelerator == "gpu" or t.precision in ("bf16-mixed", "16-mixed") or t.devices > 1:  # else torch is not asked
+        kind = device_kind(t.accelerator)
     if t.accelerator == "gpu" and kind == "cpu":
         faults.append("trainer.accelerator is 'gpu', but torch sees none here; set trainer.accelerator=cpu or auto")
     elif t.precision in PRECISIONS and (fault := precision_fault(t.precision, kind)):
         faults.append(f"trainer.precision is '{t.precision}', but {fault}")
-    devices = {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind)
+    devices = device_count(kind)
     if devices is not None and t.devices > devices:
         faults.append(f"trainer.devices is {t.devices}, but torch sees {devices} here ({kind}); allowed is 1 to {devices}, or "
                       "trainer.accelerator=cpu")  # fmt: skip
@@ -245,8 +248,11 @@ def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> 
     if there := clashing(lang.code, known):
         faults.append(f"lang.{name}.code '{lang.code}' exists in the base already as '{there[0]}' ({', '.join(known)}); "
                       "choose a code with another region or script, or a language set without it")  # fmt: skip
+    slots, aliases = cfg.langset.slots(shared=cfg.model.shared_slot)
     try:
-        donors_of(lang.slot_init, cfg.model_config(10))
+        for code in read_slot_init(lang.slot_init)[1]:
+            if code not in slots and code not in aliases:
+                resolve(code, known_codes(slots, aliases))
     except UserError as error:
         faults.append(f"lang.{name}.slot_init: {error}")
     return faults

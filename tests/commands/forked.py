@@ -9,9 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
-_COMMANDS = ("pretrain", "finetune", "evaluate", "rank", "prepare", "packs", "report")
+_PRELOADED = (  # the commands, and what they import when they begin to work
+    "command pretrain finetune evaluate rank prepare packs report jobs sweep training.run training.finetuning training.ranking "
+    "evaluation.evaluation evaluation.opening reports.evaluation reports.transfer reports.page languages.inventory languages.verify "
+    "languages.differences"
+)
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([f"xmod_lab.{name}" for name in _COMMANDS])
+FORKS.set_forkserver_preload([f"xmod_lab.{name}" for name in _PRELOADED.split()])
 
 
 def call(command: str, arguments: list[str], folder: Path, *, timeout: float = 300) -> tuple[int, str, str]:

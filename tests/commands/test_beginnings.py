@@ -12,7 +12,7 @@ import torch
 from scripts import compare_initialisers
 from tests.commands.conftest import EXTENSION
 from tests.test_project import composed
-from xmod_lab.languages.initialisers import EMBEDDING_INITS
+from xmod_lab.choices import EMBEDDING_INITS
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.rank import main
 from xmod_lab.training.bases import load_config, resolve

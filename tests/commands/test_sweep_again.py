@@ -20,7 +20,7 @@ from xmod_lab.command import run_command
 from xmod_lab.config import CONF_DIR, LangConfig, register_schemas
 from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.jobs import Job, code_digest, current_runs, data_digests, job_folder
-from xmod_lab.sweep import Remembering, finish_sweep, main_figures, start_of, sweep_name
+from xmod_lab.sweep import begin_sweep, finish_sweep, main_figures, start_of, sweep_name
 from xmod_lab.training.bases import load_config
 from xmod_lab.training.rundir import RunDir
 
@@ -245,7 +245,7 @@ def test_other_code_is_another_job_but_comments_and_pictures_are_not(tmp_path):
         return code_digest(copy)
 
     assert edited("jobs.py", '"""What a job', '"""Again: what a job') == same
-    assert edited("jobs.py", "  # exit status of a run that was asked to stop, the second by SIGTERM", "") == same
+    assert edited("errors.py", "  # exit status of a run that was asked to stop, the second by SIGTERM", "") == same
     assert edited("reports/page.py", "The unigram figure", "The figure") == same
     assert edited("text/corpus.py", "digest_size=8", "digest_size=16") != same
 
@@ -270,12 +270,12 @@ def test_a_sweep_is_what_is_swept_and_what_is_set_beside_it():
 
 def test_a_job_whose_process_was_killed_has_failed(tmp_path):
     """As a launcher's own process may be."""
-    Remembering().on_multirun_start(composed_sweep("seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"))
+    folder = begin_sweep(composed_sweep("seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"))
     for number in range(2):
         job = Job(start_of(tmp_path / "sweep"), number, [f"seed={number}"])
         (tmp_path / "sweep" / str(number)).mkdir()
         assert job.begin(tmp_path / "sweep" / str(number), fresh=False)
     job.end(tmp_path / "sweep" / "1", 0, "")
-    assert finish_sweep() == 1 and finish_sweep() is None
+    assert finish_sweep(folder) == 1
     killed, ran = outcomes(tmp_path / "sweep")
     assert killed.startswith("failed: ended without a word") and ran == "ran"

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from xmod_lab.choices import EMBEDDING_INITS
 from xmod_lab.errors import UserError, nearest
-from xmod_lab.languages.initialisers import EMBEDDING_INITS, KEEP_SHARED, METHODS, Material, ordinary_pieces
+from xmod_lab.languages.initialisers import KEEP_SHARED, METHODS, Material, ordinary_pieces
 from xmod_lab.model import XmodLanguageModel, seeded_generator
 
 _SPECIALS = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")

@@ -6,7 +6,6 @@ space. A piece that is not shared gets the convex combination of the shared piec
 the cosines between its vector and theirs (section 3 of the paper).
 """
 
-import importlib.util
 import logging
 import zlib
 
@@ -23,13 +22,6 @@ _BUCKETS = 2**17  # of letter groups; the usual 2 million are for words, and wou
 _AT_ONCE = 1024  # new pieces, so that memory is bounded by _AT_ONCE × shared pieces
 
 # R rows of T pieces, N new pieces, K shared pieces, D model
-
-
-def focus_fault() -> str | None:
-    """Why the method cannot be used here, with the remedy; or ``None``."""
-    if importlib.util.find_spec("gensim"):
-        return None
-    return "'focus' needs gensim, which is not installed; pip install 'xmod_lab[focus]', or choose another method"
 
 
 def auxiliary_vectors(rows: np.ndarray, names: dict[int, str], *, seed: int) -> dict[int, np.ndarray]:

@@ -172,5 +172,4 @@ METHODS: dict[str, Callable[[Material], Rows]] = {
     "focus": focus,
     "script_mean": script_mean,
 }
-EMBEDDING_INITS = tuple(METHODS)
 KEEP_SHARED = tuple(name for name in METHODS if name not in ("random", "mean"))

@@ -6,6 +6,8 @@ alone still gets those of transformers.
 
 import transformers
 
+from xmod_lab.choices import NEAREST, SLOT_INITS
+from xmod_lab.codes import code_fault, slot_fault
 from xmod_lab.model.backbone import XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
@@ -18,7 +20,7 @@ from xmod_lab.model.language_models import (
     language_model_class,
     load_language_model,
 )
-from xmod_lab.model.slots import NEAREST, SLOT_INITS, code_fault, donors_of, seeded_generator, slot_fault
+from xmod_lab.model.slots import donors_of, seeded_generator
 from xmod_lab.model.task_heads import (
     XmodForMultipleChoice,
     XmodForQuestionAnswering,

@@ -14,21 +14,13 @@ from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.utils.hub import cached_file
 
-from xmod_lab.codes import clashing
+from xmod_lab.choices import NEAREST, SLOT_INITS
+from xmod_lab.codes import clashing, code_fault, slot_fault
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.model.configuration import XmodConfig, as_ours
 from xmod_lab.model.embeddings import Vocabulary
 from xmod_lab.model.encoder import XmodLayer
-from xmod_lab.model.slots import (
-    NEAREST,
-    SLOT_INITS,
-    allocate_slot,
-    code_fault,
-    donors_of,
-    fill_slot,
-    random_value,
-    slot_fault,
-)
+from xmod_lab.model.slots import allocate_slot, donors_of, fill_slot, random_value
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "subfolder")
 _CHECKPOINT = re.compile(r"checkpoint-\d+")  # a folder that transformers' Trainer may resume from

@@ -3,7 +3,7 @@
 from huggingface_hub.dataclasses import strict
 from transformers import XmodConfig as ReferenceConfig
 
-from xmod_lab.codes import meaning, resolve
+from xmod_lab.codes import known_codes, resolve
 from xmod_lab.errors import UnknownLanguageError, UserError
 
 OURS = ("vocabularies", "aliases", "added")
@@ -57,12 +57,8 @@ class XmodConfig(ReferenceConfig):
         return resolve(code, self.known_codes())
 
     def known_codes(self) -> list[str]:
-        """Every language, in the order of the slots. A slot that others share is one itself if its name is a language's."""
-        sharing: dict[str, list[str]] = {}
-        for code, slot in (self.aliases or {}).items():
-            sharing.setdefault(slot, []).append(code)
-        own = {slot for slot in self.languages if slot not in sharing or meaning(slot)}
-        return [code for slot in self.languages for code in ([slot] if slot in own else []) + sharing.get(slot, [])]
+        """See :func:`xmod_lab.codes.known_codes`."""
+        return known_codes(list(self.languages), self.aliases or {})
 
 
 def as_ours(config: ReferenceConfig) -> XmodConfig:

@@ -6,19 +6,14 @@ consequence.
 """
 
 import hashlib
-import re
 
 import torch
 from torch import Tensor, nn
 
-from xmod_lab.codes import collective_fault
-from xmod_lab.errors import UserError
+from xmod_lab.choices import read_slot_init
 from xmod_lab.model.adapters import XmodAdapter
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.encoder import XmodLayer
-
-SLOT_INITS = "random | zero_output | mean | mean:<code>,<code>,... | copy:<code> | nearest"
-NEAREST = "nearest"  # the donor whose slot suits the language's text best; found by xmod_lab.training.donors
 
 
 def seeded_generator(*key: object) -> torch.Generator:
@@ -27,40 +22,18 @@ def seeded_generator(*key: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def code_fault(code: str) -> str | None:
-    """Why ``code`` cannot name a language, or ``None``."""
-    return slot_fault(code) or collective_fault(code)
-
-
-def slot_fault(code: str) -> str | None:
-    """Why ``code`` cannot name a slot, or ``None``: it is a part of parameter names and of paths."""
-    if (
-        not isinstance(code, str)
-        or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", code)
-        or code in ("True", "False", "None")
-    ):
-        return (f"language code '{code}' cannot be used; allowed are letters, digits, _ and -, beginning with a letter, e.g. "
-                "el_GR (YAML reads no, on and the like as values: quote them)")  # fmt: skip
-    if hasattr(nn.ModuleDict, code):
-        return f"language code '{code}' is the name of a method of torch's containers; write e.g. '{code}_XX'"
-    return None
-
-
 def donors_of(init: str, config: XmodConfig) -> list[str]:
     """The slots that ``init`` reads; none for ``random`` and ``zero_output``. ``nearest`` chooses among all of them.
 
     Raises:
         UserError: ``init`` is none of SLOT_INITS. UnknownLanguageError: a donor that the model does not have.
     """
-    method, _, names = init.partition(":")
-    codes = [name.strip() for name in names.split(",") if name.strip()]
-    if method in ("random", "zero_output") and not codes:
+    method, codes = read_slot_init(init)
+    if method in ("random", "zero_output"):
         return []
-    if method in ("mean", NEAREST) and not codes:
+    if not codes:
         return [code for code in config.languages if code not in (config.added or [])]
-    if (method == "copy" and len(codes) == 1) or (method == "mean" and codes):
-        return [config.languages[config.slot(code)] for code in codes]
-    raise UserError(f"slot_init is '{init}'; allowed are {SLOT_INITS}")
+    return [config.languages[config.slot(code)] for code in codes]
 
 
 def allocate_slot(layers: nn.ModuleList, code: str, config: XmodConfig) -> None:

@@ -4,11 +4,13 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-
-import datasets
+from typing import TYPE_CHECKING
 
 from xmod_lab.errors import UserError
 from xmod_lab.text.corpus import decoded_lines, json_rows
+
+if TYPE_CHECKING:
+    import datasets
 
 Rows = Iterator[tuple[str, dict]]
 _CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
@@ -75,6 +77,8 @@ def squad_rows(path: Path) -> Rows:
 
 def parquet_rows(path: Path) -> Rows:
     """Rows of a parquet file; numbers of classes become their names, if the file has them."""
+    import datasets  # here, since a configuration is judged without it
+
     try:
         table = datasets.Dataset.from_parquet(str(path))
     except Exception as error:  # datasets raises whatever its readers raise
@@ -84,7 +88,7 @@ def parquet_rows(path: Path) -> Rows:
     yield from named_rows(table, str(path))
 
 
-def named_rows(table: datasets.Dataset, name: str) -> Rows:
+def named_rows(table: "datasets.Dataset", name: str) -> Rows:
     """Rows of a dataset, with the names of classes in place of their numbers (-1, no label, stays)."""
     namers = {column: _namer(feature) for column, feature in table.features.items()}
     for number, row in enumerate(table):
@@ -92,6 +96,8 @@ def named_rows(table: datasets.Dataset, name: str) -> Rows:
 
 
 def _namer(feature: object) -> Callable:
+    import datasets
+
     if isinstance(feature, datasets.ClassLabel):
         return lambda value: value if value is None or value < 0 else feature.int2str(value)
     inner = getattr(feature, "feature", None)  # of a list

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
-
 from xmod_lab.codes import resolve
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.tasks.readers import READERS, Rows, named_rows
@@ -87,6 +85,8 @@ class LabelledSource:
         return str(EMBEDDED / f"{name}.jsonl.gz")
 
     def _dataset_parts(self) -> Iterator[Part]:
+        import datasets  # here, since a configuration is judged without it
+
         path = Path(self.path)
         hub_id = re.fullmatch(r"[\w-]+|[\w.-]+/[\w.-]+", self.path) and not self.path.startswith(".")
         if not path.is_dir() and (path.is_file() or not hub_id):
@@ -114,6 +114,8 @@ class LabelledSource:
         if self.config is None:
             yield None, {}
             return
+        import datasets
+
         for name in datasets.get_dataset_config_names(self.path):
             said = _said(self.config, name)
             if said is not None:

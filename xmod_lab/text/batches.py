@@ -17,8 +17,6 @@ from torch.utils.data import Dataset
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.rows import Corpus
 
-ATTENTION = ("row", "document")
-
 
 class Hider(Protocol):
     """What turns a row into inputs and labels: a masker, or the next piece; see :mod:`xmod_lab.text.objective`."""

@@ -10,7 +10,6 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import datasets
 import pyarrow
 from pyarrow import parquet
 
@@ -312,6 +311,8 @@ def _name_fault(name: str, names: int, config: str | None) -> str | None:
 
 def _saved(name: str) -> pyarrow.Table:
     """The table of a folder that ``save_to_disk`` wrote."""
+    import datasets  # here, as below: a configuration is judged without it
+
     try:
         return datasets.load_from_disk(name).data.table
     except Exception as error:  # datasets raises whatever its readers raise
@@ -323,6 +324,8 @@ def _loaded(name: str, config: str | None, tally: Tally) -> Iterator[dict]:
 
     Hub ids need the network, and were tried on local folders in the same layout only.
     """
+    import datasets
+
     try:
         splits = datasets.load_dataset(name, config, streaming=True)
         if "train" not in splits:
@@ -337,6 +340,8 @@ def _loaded(name: str, config: str | None, tally: Tally) -> Iterator[dict]:
 
 
 def _unreadable(name: str, error: Exception) -> UserError:
+    import datasets
+
     cause = error
     while cause.__cause__ is not None:  # the reader's own words, behind "an error occurred"
         cause = cause.__cause__

@@ -7,7 +7,6 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 IGNORE = -100
-POLICIES = ("80-10-10", "all-mask")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from xmod_lab.text.batches import Layout
 from xmod_lab.text.masking import IGNORE, Masker
 from xmod_lab.text.rows import Corpus
 
-OBJECTIVES = ("mlm", "clm")
 EVALUATION_RATE = 0.15
 
 

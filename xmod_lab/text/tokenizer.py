@@ -13,12 +13,12 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from xmod_lab.choices import NORMALIZATIONS
 from xmod_lab.errors import UserError, nearest
 
 BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 SPM_FILE = "spm.model"
-NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 _NAMES = Regex("<(?=(?:/?s|pad|unk|mask|0x[0-9A-F]{2})>)")  # cut there: a name inside a text is never read as its piece
 _THREADS = 4  # fixed: the learned scores depend on it, and must not depend on the machine
 

@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from xmod_lab.choices import EMBEDDING_INITS, focus_fault
 from xmod_lab.config import LangConfig, PretrainConfig
-from xmod_lab.languages.focus import focus_fault
-from xmod_lab.languages.initialisers import EMBEDDING_INITS, WORD_START, ordinary_pieces
+from xmod_lab.languages.initialisers import WORD_START, ordinary_pieces
 from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
 from xmod_lab.text.likelihoods import in_a_word
 from xmod_lab.training.beginning import allocate_language, begin_vocabulary

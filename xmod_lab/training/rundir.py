@@ -17,7 +17,15 @@ from omegaconf import OmegaConf
 
 from xmod_lab.config import RunConfig
 from xmod_lab.errors import UserError
-from xmod_lab.machine import cores, device_kind, fastest_precision, fastest_threads, precision_fault, slow_precision
+from xmod_lab.machine import (
+    cores,
+    device_kind,
+    fastest_precision,
+    fastest_threads,
+    precision_fault,
+    slow_precision,
+    torch_threads,
+)
 from xmod_lab.settings import NO_PART_IN_RESULT, flatten, is_under
 from xmod_lab.training.distributed import barrier, of_first, rank
 
@@ -205,6 +213,7 @@ def _precision_on_paper(cfg: RunConfig, stored: dict) -> str:
 
 def _threads(cfg: RunConfig, stored: dict, workers: int) -> int:
     """The threads of each process of a run; ``stored`` as above."""
+    torch_threads()  # asked before a run sets its own
     share = max(1, cores() // cfg.trainer.devices)
     if known := cfg.trainer.threads or min(stored.get("threads") or 0, share):
         return known

@@ -1,0 +1,50 @@
+"""The names that settings may have.
+
+What they name is elsewhere, in modules that need torch; these names alone judge a configuration before torch is imported.
+"""
+
+import importlib.util
+
+from xmod_lab.errors import UserError
+
+OBJECTIVES = ("mlm", "clm")
+POLICIES = ("80-10-10", "all-mask")
+ATTENTION = ("row", "document")
+NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
+SCHEDULES = ("linear", "cosine", "constant")
+VOCABULARIES = ("own", "keep")
+EMBEDDING_INITS = ("random", "mean", "overlap", "overlap_fuzzy", "subword_mean", "focus", "script_mean")
+SLOT_INITS = "random | zero_output | mean | mean:<code>,<code>,... | copy:<code> | nearest"
+NEAREST = "nearest"  # the donor whose slot suits the language's text best; found by xmod_lab.training.donors
+PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
+ACCELERATORS = ("auto", "cpu", "gpu")
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+RESUME = ("auto", "never")
+METRICS = {  # of each kind of labelled task
+    "classification": ("accuracy", "macro_f1"),
+    "nli": ("accuracy", "macro_f1"),
+    "tagging": ("accuracy", "span_f1"),
+    "qa": ("exact_match", "f1"),
+    "choice": ("accuracy",),
+}
+
+
+def read_slot_init(init: str) -> tuple[str, list[str]]:
+    """The method of a ``slot_init``, and the codes of the donors that it names.
+
+    Raises:
+        UserError: it is none of SLOT_INITS.
+    """
+    method, _, names = init.partition(":")
+    codes = [name.strip() for name in names.split(",") if name.strip()]
+    fits = {"random": not codes, "zero_output": not codes, NEAREST: not codes, "mean": True, "copy": len(codes) == 1}
+    if not fits.get(method, False):
+        raise UserError(f"slot_init is '{init}'; allowed are {SLOT_INITS}")
+    return method, codes
+
+
+def focus_fault() -> str | None:
+    """Why ``embedding_init=focus`` cannot be used here, with the remedy; or ``None``."""
+    if importlib.util.find_spec("gensim"):
+        return None
+    return "'focus' needs gensim, which is not installed; pip install 'xmod_lab[focus]', or choose another method"
