@@ -2,6 +2,9 @@
 
 import gzip
 import os
+import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -57,3 +60,22 @@ def tokenizer_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(train_sentencepiece(passages("en", 500) + passages("de", 500), pieces=400), folder)
     return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """``small_disk(kilobytes)``: the folder of a file system of that size, or one that is given, which must be empty."""
+    mounted = []
+
+    def mount(kilobytes: int, folder: Path | None = None) -> Path:
+        folder = folder or tmp_path / f"disk{len(mounted)}"
+        folder.mkdir(exist_ok=True)
+        command = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "tmpfs", str(folder)]
+        if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("only root may mount a small disk")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

@@ -6,7 +6,6 @@ A configuration is composed and judged before torch and the like are imported, w
 import them inside of functions, and so do the commands.
 """
 
-import errno
 import logging
 import os
 import select
@@ -28,11 +27,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, register_schemas
 from xmod_lab.errors import INTERRUPTED, STOPPED, TERMINATED, ProofError, Stopped, UserError
+from xmod_lab.files import is_full
 from xmod_lab.settings import flatten
 from xmod_lab.validation import validate
 
 log = logging.getLogger(__name__)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 Work = Callable[[Any, Path, list[str], str | None], int | None]
 _sweeps: list[Path] = []  # the folder of the sweep that this process leads
 
@@ -167,6 +166,7 @@ def guarded(job: Callable[[], int | None], heard: Callable[[str], None] = lambda
         heard(message)
         return status
 
+    logging.raiseExceptions = False  # a line that the log file has no room for is no traceback
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch")
         try:
@@ -179,26 +179,21 @@ def guarded(job: Callable[[], int | None], heard: Callable[[str], None] = lambda
             return say(explain(error), 2)
         except ProofError as error:
             return say(str(error), 1)
-        except (FileExistsError, NotADirectoryError, PermissionError) as error:
-            return say(_denied(error), 2)
         except BrokenPipeError:
             if not _unread():
                 raise
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
             return 1
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            return say(f"cannot write {error.filename or 'a file'} ({error.strerror}): the disk is full. What was saved "
-                       "is whole; free some space, and the same command with hydra.run.dir=<its folder> goes on", 2)  # fmt: skip
-        except ValueError as error:
-            if not isinstance(error.__cause__, PermissionError):  # of Hydra, which opens a log file in the run dir
-                raise
-            return say(_denied(error.__cause__), 2)
         except KeyboardInterrupt as error:
             return _status_of(error)
         except SystemExit as stop:  # Lightning ends with 1 after Ctrl-C, argparse with 0 or 2
             return stop.code if stop.code in (0, 2) else _status_of(stop.__context__)
+        except Exception as error:
+            if is_full(error):
+                return say(_full(error), 2)
+            if (denied := _of_the_system(error)) is None:
+                raise
+            return say(_denied(denied), 2)
 
 
 def _status_of(stop: BaseException | None) -> int:
@@ -211,6 +206,23 @@ def _unread() -> bool:
     stdout = select.poll()
     stdout.register(sys.stdout, select.POLLOUT)
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in stdout.poll(0))
+
+
+def _of_the_system(error: BaseException) -> OSError | None:
+    """What the system said of a file, where that is behind ``error``: Hydra tells of a log file that it cannot open so."""
+    error = error if isinstance(error, OSError) else error.__cause__
+    return error if isinstance(error, OSError) and error.filename is not None else None
+
+
+def _full(error: BaseException) -> str:
+    """Of a full disk; libraries that are not written in Python do not name the file."""
+    cause = error
+    while not isinstance(cause, OSError) and (cause.__cause__ or cause.__context__):
+        cause = cause.__cause__ or cause.__context__
+    name = getattr(cause, "filename", None) or "a file"
+    why = getattr(cause, "strerror", None) or str(error).splitlines()[0]
+    return (f"cannot write {name} ({why}): the disk is full. What was saved is whole; free some space, and give the same command "
+            "again: a run goes on with hydra.run.dir=<its folder>")  # fmt: skip
 
 
 def _denied(error: OSError) -> str:

@@ -148,7 +148,8 @@ class DataConfig:
 class TrainerConfig:
     """The machinery. ``max_steps`` and ``max_tokens`` replace the recipe's steps; ``rows_per_step`` is the global
     batch, over all processes and micro-batches. ``precision: auto`` and ``threads: null`` become what suits the machine, see
-    :mod:`xmod_lab.machine`; ``threads`` are those of each process."""
+    :mod:`xmod_lab.machine`; ``threads`` are those of each process. A checkpoint is saved every
+    ``checkpoint_every`` steps, and after the step at which ``checkpoint_minutes`` have passed since the last."""
 
     max_steps: int | None = None
     max_tokens: int | None = None
@@ -160,6 +161,7 @@ class TrainerConfig:
     devices: int = 1
     nodes: int = 1
     checkpoint_every: int = 400
+    checkpoint_minutes: float | None = 10
     keep_checkpoints: int = 2
     validate_every: int = 200
     log_every: int = 20

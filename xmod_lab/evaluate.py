@@ -47,7 +47,7 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | 
         found = evaluate(opened, parallels, pll=cfg.evaluate.pll)
     _tables(run, found)
     _plots(run, found.figures)
-    run.write_json("metrics.json", found.figures)
+    run.finish(found.figures)
     log.info("figures, tables and plots in %s", run.path)
 
 

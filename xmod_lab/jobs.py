@@ -27,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from xmod_lab.config import EvaluateConfig, PretrainConfig, from_hydra
 from xmod_lab.errors import STOPPED, UserError
+from xmod_lab.files import hidden
 from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.languages.folders import model_folder
 from xmod_lab.settings import NO_PART_IN_RESULT, flatten, is_under
@@ -39,7 +40,7 @@ from xmod_lab.training.bases import (
     newest_matching,
     newest_that_knows,
 )
-from xmod_lab.training.rundir import RunDir, step_of
+from xmod_lab.training.rundir import RunDir, read_json, step_of
 
 log = logging.getLogger(__name__)
 JOB = "job.json"
@@ -174,16 +175,19 @@ class Job:
 def read_job(folder: Path) -> Job | None:
     """The job that ``folder`` was last used for; ``None`` where that is not known."""
     try:
-        return Job(**json.loads((folder / JOB).read_text()))
-    except (OSError, ValueError, TypeError):
+        job = Job(**read_json(folder / JOB, dict))
+    except (UserError, TypeError):
         return None
+    types = ((job.start, str), (job.number, int), (job.overrides, list), (job.status, int | None), (job.outcome, str))
+    return job if all(isinstance(value, kind) for value, kind in types) else None
 
 
 def current_runs(sweep: Path) -> list[Path]:
     """The run dirs in the folder of a sweep, by name; of those with the same settings the one that was started last, since the
     others are of other code or data. Runs under names of another kind are all taken."""
     found = {}
-    for file in sorted(sweep.glob("*/config.yaml"), key=lambda file: _last_start(file.parent)):
+    there = (file for file in sweep.glob("*/config.yaml") if not hidden(file, sweep))
+    for file in sorted(there, key=lambda file: _last_start(file.parent)):
         name = _NAME.fullmatch(file.parent.name)
         found[name["settings"] if name else file.parent.name] = file.parent
     return sorted(found.values())

@@ -64,7 +64,7 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
         ranking_tables(ranking)
         _write(run, base.name, cfg.seed, ranking)
         figures |= {f"rank/loss/{lang.code}/{c.embedding_init}/{c.slot_init}": c.loss for c in ranking.combinations}
-    run.write_json("metrics.json", figures)
+    run.finish(figures)
 
 
 def _write(run: "RunDir", base: str, seed: int, ranking: "Ranking") -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 NO_PART_IN_RESULT = ("resume", "rebuild", "plan", "logger", "runs", "data.workers", "data.folder", "trainer.checkpoint_every",
-                     "trainer.keep_checkpoints", "trainer.threads")  # fmt: skip
+                     "trainer.checkpoint_minutes", "trainer.keep_checkpoints", "trainer.threads")  # fmt: skip
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, object]:

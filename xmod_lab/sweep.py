@@ -21,11 +21,13 @@ from pathlib import Path
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from xmod_lab.errors import UserError
+from xmod_lab.files import hidden, write_whole
 from xmod_lab.jobs import JOB, Job, read_job
 from xmod_lab.settings import NO_PART_IN_RESULT, is_under
 from xmod_lab.text.likelihoods import in_a_word, is_exact
 from xmod_lab.training.distributed import rank
-from xmod_lab.training.rundir import RunDir, write_whole
+from xmod_lab.training.rundir import RunDir, read_json
 from xmod_lab.training.tables import show
 
 log = logging.getLogger(__name__)
@@ -48,7 +50,6 @@ def begin_sweep(config: DictConfig) -> Path:
         return folder
     try:
         again = folder.is_dir()
-        folder.mkdir(parents=True, exist_ok=True)
         write_whole(folder / START, uuid.uuid4().hex.encode())
         log.info("sweep %s in %s", "goes on" if again else "begins", folder)
     except OSError:
@@ -84,7 +85,7 @@ def finish_sweep(folder: Path) -> int:
     """Print the table of the sweep that this process led, and write it to sweep.csv and sweep.json. Returns the highest exit status
     of its jobs."""
     start = start_of(folder)
-    known = [(read_job(file.parent), file.parent) for file in folder.glob(f"*/{JOB}")]
+    known = [(read_job(file.parent), file.parent) for file in folder.glob(f"*/{JOB}") if not hidden(file, folder)]
     jobs = sorted((pair for pair in known if pair[0] and pair[0].start == start), key=lambda pair: pair[0].number)
     for job, _ in jobs:
         if job.status is None:
@@ -131,10 +132,10 @@ def _csv(records: list[dict]) -> str:
 def main_figures(run: RunDir) -> dict[str, float]:
     """Of a finished run: ``val/bpb/<code>`` of each added language, else the mean over all; of a task the mean test score of
     the languages that it was not trained on, through their own slots."""
-    if not run.finished:
-        return {}
-    metrics = json.loads((run / "metrics.json").read_text())
-    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    try:
+        metrics, config = read_json(run / "metrics.json", dict), run.stored()
+    except UserError:
+        return {}  # not finished, or damaged
     if "kind" in config["task"]:
         metric = f"test/{config['task']['metric']}"
         others = _codes(metrics, metric, "/source") or _codes(metrics, metric, "/target")
@@ -147,8 +148,7 @@ def main_figures(run: RunDir) -> dict[str, float]:
 
 def _likelihood(run: RunDir) -> str:
     """Exact or pseudo, of a finished run; nothing of a task."""
-    config = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    return in_a_word(is_exact(config, json.loads((run / "metrics.json").read_text())))
+    return in_a_word(is_exact(run.stored(), read_json(run / "metrics.json", dict)))
 
 
 def _codes(metrics: dict[str, float], before: str, after: str) -> list[str]:

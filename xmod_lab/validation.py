@@ -101,6 +101,8 @@ def trainer_ranges(t: TrainerConfig) -> Iterator[Range]:
                  "validate_every", "max_steps", "max_tokens", "threads"):  # fmt: skip
         value = getattr(t, name)
         yield f"trainer.{name}", value, value is None or value >= 1, "1 or more"
+    minutes = t.checkpoint_minutes
+    yield "trainer.checkpoint_minutes", minutes, minutes is None or minutes > 0, "more than 0, or null for steps alone"
 
 
 def trainer_faults(t: TrainerConfig) -> list[str]:

@@ -42,7 +42,9 @@ def test_a_killed_run_resumes_to_the_same_bits(workplace, tmp_path, kind):
     status, _, err = workplace.call(*overrides, run=whole)
     assert status == 0, err
     part = "" if kind == "base" else "el_GR"
-    process = workplace.start(*overrides, "trainer.keep_checkpoints=9", run=killed)
+    process = workplace.start(
+        *overrides, "trainer.keep_checkpoints=99", "trainer.checkpoint_minutes=0.0001", run=killed
+    )
     _kill_during(process, killed / "checkpoints" / part, 2 * random.randint(1, 2), random.random() * 0.05)
     assert not (killed / "metrics.json").exists()
     status, out, err = workplace.call(*overrides, run=killed)
@@ -113,7 +115,7 @@ def test_a_full_disk_ends_the_run_with_a_message_and_loses_nothing(workplace, tm
     status, _, err = workplace.call("trainer.max_steps=2", run=run, preexec_fn=limit)
     assert status == 2 and "the disk is full" in err and "Traceback" not in err
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["step000001.ckpt"]
-    (run / "checkpoints" / ".step000001.ckpt.tmp").write_text("half")  # as a kill leaves it
+    (run / "checkpoints" / ".step000001.ckpt.0123abcd.part").write_text("half")  # as a kill leaves it
     status, out, err = workplace.call("trainer.max_steps=2", run=run)
     assert status == 0 and "resuming from" in out + err, err
     assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["step000001.ckpt", "step000002.ckpt"]

@@ -14,12 +14,12 @@ import transformers
 from huggingface_hub import snapshot_download
 
 from xmod_lab.errors import UserError
+from xmod_lab.files import Busy, build_folder, hidden
 from xmod_lab.hub import hub_fault
 from xmod_lab.languages.cards import CARD, export_card, with_added
 from xmod_lab.languages.packs import MANIFEST, TENSORS, install_pack, read_manifest, unpack
 from xmod_lab.model import XmodLanguageModel, language_model, load_language_model
 from xmod_lab.model.configuration import OURS
-from xmod_lab.text.rows import build_folder
 
 _WRITTEN_ANEW = ("config.json", "generation_config.json", CARD)
 _WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".index.json")
@@ -50,7 +50,12 @@ def pack_folders(source: Path) -> list[Path]:
     """A pack folder itself, or the packs in a folder of packs or in a run dir. Raises UserError when there is none."""
     if any((source / name).is_file() for name in (MANIFEST, TENSORS)):
         return [source]
-    found = sorted(path.parent for part in ("pack", ".") for path in (source / part).glob(f"*/{MANIFEST}"))
+    found = sorted(
+        path.parent
+        for part in ("pack", ".")
+        for path in (source / part).glob(f"*/{MANIFEST}")
+        if not hidden(path, source)
+    )
     if not found:
         raise UserError(f"'{source}' is neither a pack (with {MANIFEST}), nor a folder of packs, nor a run dir with packs in pack/; "
                         "give one that +lang=NAME wrote")  # fmt: skip
@@ -176,6 +181,8 @@ def _single(model: XmodLanguageModel, code: str) -> XmodLanguageModel:
 
 def new_folder(out: Path, write: Callable[[Path], None]) -> None:
     """Let ``write(scratch)`` make a folder and give it the name ``out``. Raises UserError when something is there already."""
-    if out.exists() or out.is_symlink():
-        raise UserError(f"'{out}' exists already; choose a new folder: nothing is overwritten")
-    build_folder(out.absolute(), write)
+    try:
+        if out.is_symlink() or not build_folder(out.absolute(), write, wait=False):
+            raise UserError(f"'{out}' exists already; choose a new folder: nothing is overwritten")
+    except Busy as error:
+        raise UserError(f"another process is writing '{out}' now; wait for it, or choose another folder") from error

@@ -17,6 +17,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from xmod_lab.files import write_whole
+
 Points = list[tuple[float, float]]
 Lines = dict[str, list[Points]]  # name -> a line for each seed
 Span = tuple[float, float | None, float | None]  # a value and the ends of its interval
@@ -47,7 +49,9 @@ def svg(figure: Figure, what: str) -> str:
 
 def png(figure: Figure, path: Path) -> None:
     """Write ``figure`` to ``path``."""
-    FigureCanvasAgg(figure).print_png(path, metadata={"Software": None})
+    image = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(image, metadata={"Software": None})
+    write_whole(path, image.getbuffer())
 
 
 def curves(

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from xmod_lab.errors import UserError
+from xmod_lab.files import hidden
 from xmod_lab.settings import flatten
 from xmod_lab.text.likelihoods import is_exact
 
@@ -22,7 +24,17 @@ KINDS = {
 }
 DEPTH = 4  # folders down to which runs are looked for: from the project, runs/sweeps/<time>/<job>
 _BASES = 5  # a run, its base, the base of that: so far settings are followed
-_FAULTS = (OSError, ValueError, TypeError, AttributeError, KeyError, OmegaConfBaseException, csv.Error)
+_FAULTS = (
+    OSError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    KeyError,
+    RecursionError,
+    YAMLError,
+    OmegaConfBaseException,
+    csv.Error,
+)
 
 
 @dataclass(frozen=True)
@@ -160,7 +172,9 @@ def _read(path: Path) -> Run:
         else "extension" if config["lang"] else "pretrain"
     )  # fmt: skip
     metrics, proof = (_json(path / name) for name in ("metrics.json", "proof.json"))
-    packs = {file.parent.name: _json(file) for file in sorted(path.glob("pack/*/manifest.json"))}
+    packs = {
+        file.parent.name: _json(file) for file in sorted(path.glob("pack/*/manifest.json")) if not hidden(file, path)
+    }
     roles = {row["language"]: (row["role"], int(row["examples"])) for row in _csv(path / "transfer.csv")}
     return Run(
         path,

@@ -15,12 +15,10 @@ The manifest's ``left_out`` names the files of each split that were not read.
 """
 
 import hashlib
+import io
 import json
-import os
-import shutil
 import unicodedata
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -34,6 +32,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
+from xmod_lab.files import build_folder
 from xmod_lab.text.corpus import Source, Tally, digest_of_files
 
 FORMAT = 4  # raise when the same settings would give other rows
@@ -126,10 +125,11 @@ def prepare_corpus(
                 "length": length}  # fmt: skip
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     target = folder / f"{code}-{digest[:16]}"
-    if rebuild and target.exists():
-        shutil.rmtree(target)
-    if not target.exists():
-        build_folder(target, lambda scratch: _write(scratch, code, source, tokenizer, length, digest, settings))
+
+    def write(scratch: Path) -> None:
+        _write(scratch, code, source, tokenizer, length, digest, settings)
+
+    build_folder(target, write, rebuild=rebuild)
     return open_corpus(target, expected=digest)
 
 
@@ -155,28 +155,6 @@ def open_corpus(target: Path, *, expected: str) -> Corpus:
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Digest of everything that decides how text becomes ids."""
     return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
-
-
-def build_folder(target: Path, write: Callable[[Path], None], *, rebuild: bool = False) -> None:
-    """Unless ``target`` exists, call ``write(scratch)`` and move ``scratch`` there when done: never half a folder."""
-    if rebuild and target.exists():
-        shutil.rmtree(target)
-    if target.exists():
-        return
-    scratch = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        scratch.mkdir(parents=True)
-    except OSError as error:
-        raise UserError(f"cannot write {target.name} to {target.parent} ({error.strerror}); choose a folder that you can "
-                        "write to (prepared data: data.folder)") from error  # fmt: skip
-    try:
-        write(scratch)
-        os.replace(scratch, target)
-    except OSError:
-        if not target.exists():  # otherwise another process was first with the same content
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _write(
@@ -221,7 +199,9 @@ def _write(
         known = tally.seen
     if source.has_validation:
         statistics["validation"]["in_training"] = tally.known
-    np.save(scratch / "pieces.npy", counts)
+    array = io.BytesIO()
+    np.save(array, counts)  # NumPy's own writer turns a full disk into an error without a number
+    (scratch / "pieces.npy").write_bytes(array.getbuffer())
     files = sorted(p for p in scratch.rglob("*") if p.is_file())
     manifest = {
         "digest": digest,

@@ -8,9 +8,9 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
+from xmod_lab.files import build_folder
 from xmod_lab.hub import hub_fault
 from xmod_lab.text.corpus import Source, digest_of_files
-from xmod_lab.text.rows import build_folder
 from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
 
 FORMAT = 4  # raise when the same settings would give another tokenizer

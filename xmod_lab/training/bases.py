@@ -1,11 +1,13 @@
 """Which model languages are added to: the one that is named, else the newest base that matches, else a new one."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -14,8 +16,9 @@ from omegaconf.errors import OmegaConfBaseException
 from xmod_lab.codes import clashing
 from xmod_lab.config import SHARED_SLOT, LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
+from xmod_lab.files import hidden
 from xmod_lab.model import XmodConfig, XmodLanguageModel, donors_of, language_model, load_language_model
-from xmod_lab.training.rundir import RunDir
+from xmod_lab.training.rundir import RunDir, read_json, read_yaml
 
 log = logging.getLogger(__name__)
 _PLACES = ("folder", "workers")  # settings of data that say where and how, not what
@@ -145,41 +148,61 @@ def newest_matching(cfg: PretrainConfig) -> RunDir | None:
 
 def newest_finished(runs: str, fits: Callable[[PretrainConfig], bool] = lambda _: True) -> RunDir | None:
     """The newest finished run with a model under ``runs`` whose configuration ``fits``."""
-    found = []
-    for file in Path(runs).glob("**/metrics.json"):
-        run = RunDir(file.parent)
-        if (run / "config.yaml").is_file() and (run / "model" / "config.json").is_file():
-            try:
-                other = load_config(run)
-            except UserError:
-                continue  # of another version: not for us
-            if fits(other):
-                found.append((file.stat().st_mtime, run))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+    found = [run for run, cfg in _finished_runs(runs) if (run / "model" / "config.json").is_file() and fits(cfg)]
+    return max(found, key=_time, default=None)
 
 
 def newest_that_knows(runs: str, code: str) -> RunDir | None:
     """The newest finished run under ``runs``, extensions included, whose model is masked and knows the language ``code``."""
     found = []
-    for file in Path(runs).glob("**/metrics.json"):
-        run = RunDir(file.parent)
+    for run, _ in _finished_runs(runs):  # a fine-tuned model is no base
         try:
-            load_config(run)  # of pre-training; a fine-tuned model is no base
             config = XmodConfig.from_pretrained(run / "model")
-            config.resolve(code)
-        except (UserError, OSError):
+        except Exception as error:  # transformers raises whatever its readers raise
+            if (run / "model" / "config.json").exists():
+                _pass_over(f"{run / 'model'} is no model ({str(error).splitlines()[0]})")
             continue
-        if not config.is_decoder:
-            found.append((file.stat().st_mtime, run))
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+        with contextlib.suppress(UserError):
+            config.resolve(code)
+            if not config.is_decoder:
+                found.append(run)
+    return max(found, key=_time, default=None)
+
+
+def _finished_runs(runs: str) -> Iterator[tuple[RunDir, PretrainConfig]]:
+    """Finished runs of pre-training and of extension under ``runs``; those of other commands and versions are not for us. What
+    cannot be read is named, so that one bad neighbour does not end the search."""
+    for file in sorted(Path(runs).glob("**/metrics.json")):
+        run = RunDir(file.parent)
+        if hidden(file, Path(runs)) or not (run / "config.yaml").exists():
+            continue
+        try:
+            run.stored(), read_json(file, dict)
+        except UserError as error:
+            _pass_over(str(error))
+            continue
+        with contextlib.suppress(UserError):
+            yield run, load_config(run)
+
+
+def _time(run: RunDir) -> float:
+    return (run / "metrics.json").stat().st_mtime
+
+
+@cache
+def _pass_over(why: str) -> None:
+    """Told once."""
+    log.warning("warning: a run is passed over in the search for a base: %s", why)
 
 
 def load_config(run: RunDir) -> PretrainConfig:
     """The configuration that a run wrote down. Raises UserError when it cannot be read."""
     try:
-        stored = OmegaConf.load(run / "config.yaml")
+        stored = read_yaml(run / "config.yaml")
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PretrainConfig), stored))
-    except (OSError, OmegaConfBaseException) as error:
+    except (TypeError, ValueError, AttributeError, OmegaConfBaseException) as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"{run / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}); it may be of another "
                         "version: give the model folder as base") from error  # fmt: skip
 

@@ -16,13 +16,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from xmod_lab.errors import UserError
+from xmod_lab.files import write_whole
 from xmod_lab.machine import OtherPrograms, cores, free_cores
-from xmod_lab.training.distributed import gather, process_count, rank
-from xmod_lab.training.rundir import checkpoints_in, write_whole
+from xmod_lab.settings import flatten
+from xmod_lab.training.distributed import Agreement, gather, process_count, rank
+from xmod_lab.training.rundir import checkpoints_in, step_of
 from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
-
+_PARTS = {"global_step": int, "pytorch-lightning_version": str, "state_dict": dict, "loops": dict, "callbacks": dict,
+          "optimizer_states": list, "lr_schedulers": list}  # fmt: skip
 
 Validate = Callable[[nn.Module, int], dict[str, float]]  # model, step -> figures, which are logged
 
@@ -64,6 +67,10 @@ class LearningCurve(pl.Callback):
         self._began = 0.0
         self.line = ""  # the newest figures, for the person
         self.started = False  # false while the checkpoint is being loaded
+        self.first_step = 0  # that of the checkpoint
+
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
+        checkpoint["callbacks"][self.state_key]  # else a KeyError, where Lightning would go on without
 
     def state_dict(self) -> dict:
         """Called in all processes when a checkpoint is saved, of which the first writes the file."""
@@ -74,6 +81,9 @@ class LearningCurve(pl.Callback):
     def load_state_dict(self, state: dict) -> None:
         """Each process takes its own sum; where the number of processes has changed, each takes the mean."""
         sums, self.losses = state["loss_sums"], state["losses"]
+        numbers = [self.losses, state["seconds"], *sums.values(), *state["first"].values(), *state["final"].values()]
+        if not all(isinstance(number, int | float) for number in numbers):
+            raise TypeError("the curve's state has something else than numbers")
         same = len(sums) == process_count()
         self.loss_sum = sums[rank()] if same else sum(sums.values()) / len(sums)
         self.first, self.final, self.earlier = state["first"], state["final"], state["seconds"]
@@ -90,6 +100,8 @@ class LearningCurve(pl.Callback):
         return self.steps_timed * self.units_per_step / self.seconds if self.steps_timed else None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.global_step != self.first_step:
+            raise ValueError(f"its loops stand at step {trainer.global_step}")
         self.started = True
         if trainer.global_step == 0:
             self.first = self._validate(trainer, module)
@@ -149,6 +161,13 @@ class BestWeights(pl.Callback):
         self.step, self.scores = 0, {}
         self.weights: dict[str, Tensor] = {}
 
+    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
+        weights = checkpoint["callbacks"][self.state_key]["weights"]
+        if weights and {n: w.shape for n, w in weights.items()} != {
+            name: module.model.get_parameter(name).shape for name in module.trainable
+        }:
+            raise ValueError("the best weights in it are of another model")
+
     def state_dict(self) -> dict:
         return {"step": self.step, "scores": self.scores, "weights": self.weights}
 
@@ -174,15 +193,28 @@ class BestWeights(pl.Callback):
 
 
 class Checkpoints(pl.Callback):
-    """``step<number>.ckpt`` every ``every`` steps; the newest ``keep`` stay."""
+    """``step<number>.ckpt`` every ``every`` steps, and after the step at which ``minutes`` have passed since the last one; the
+    newest ``keep`` stay."""
 
-    def __init__(self, folder: Path, *, every: int, keep: int):
-        self.folder, self.every, self.keep = folder, every, keep
+    def __init__(self, folder: Path, *, every: int, keep: int, minutes: float | None = None):
+        self.folder, self.every, self.keep, self.minutes = folder, every, keep, minutes
         self.newest: Path | None = None  # of those that this process saved
 
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        self.saved_at = time.monotonic()
+        self.clocks = Agreement()
+
     def on_train_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0 and trainer.global_step % self.every == 0:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if trainer.global_step % self.every == 0 or self._is_time():
             self.save(trainer)
+
+    def _is_time(self) -> bool:
+        """By the clock of any of the processes."""
+        return self.minutes is not None and bool(
+            self.clocks.largest(time.monotonic() - self.saved_at >= 60 * self.minutes)
+        )
 
     def save(self, trainer: pl.Trainer) -> None:
         """The checkpoint of the step that was just taken, unless it is there; all processes call this after the same step."""
@@ -190,7 +222,7 @@ class Checkpoints(pl.Callback):
         if path == self.newest:
             return
         trainer.save_checkpoint(path)
-        self.newest = path
+        self.newest, self.saved_at = path, time.monotonic()
         if rank() == 0:
             for old in checkpoints_in(self.folder)[: -self.keep]:
                 old.unlink(missing_ok=True)
@@ -198,16 +230,35 @@ class Checkpoints(pl.Callback):
 
 class WholeFiles(TorchCheckpointIO):
     """A checkpoint appears whole or not at all. Lightning's own way writes in the system's folder for temporary files,
-    and a move from there to another file system is a copy, which a kill leaves half done."""
+    and a move from there to another file system is a copy, which a kill leaves half done. What is read is judged first.
+
+    Args:
+        before: called before one is written; it brings to the disk what the run will not write again.
+    """
+
+    def __init__(self, before: Callable[[], None] = lambda: None):
+        self.before = before
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(".step*.ckpt.tmp"):  # by a process that was killed while it wrote
-            left.unlink(missing_ok=True)
         content = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
         torch.save(checkpoint, content)
-        write_whole(path, content.getbuffer())
+        self.before()
+        write_whole(Path(path), content.getbuffer())
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Raises ValueError for what is no checkpoint of that step. Nothing in it is executed."""
+        checkpoint = super().load_checkpoint(path, *args, **{**kwargs, "weights_only": True})
+        for key, kind in _PARTS.items():
+            if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
+                raise ValueError(f"it has no {key}, or one of another type")
+        if checkpoint["global_step"] != step_of(Path(path)):
+            raise ValueError(f"it is of step {checkpoint['global_step']}")
+        if not all(
+            isinstance(value, int | float | None) or value in ({}, [])
+            for value in flatten(checkpoint["loops"]).values()
+        ):
+            raise ValueError("its loops have something else than numbers")
+        return checkpoint
 
 
 class Neighbours(pl.Callback):

@@ -12,12 +12,12 @@ import torch
 
 from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
+from xmod_lab.files import build_folder
 from xmod_lab.languages.folders import manifests_in, model_folder, save_model
 from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack, write_pack
 from xmod_lab.languages.proof import Snapshot, compare, probe_pieces, require, snapshot, whole_digest
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.text.likelihoods import scored_text
-from xmod_lab.text.rows import build_folder
 from xmod_lab.training.bases import Base, added_before, agree
 from xmod_lab.training.beginning import begin_language
 from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_language, training_settings
@@ -74,7 +74,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
             run.write_json("proof.json", proof)
             _show(cfg, proof, metrics, list(languages), list(scorers))
             require(proof)
-            run.write_json("metrics.json", metrics)
+            run.finish(metrics)
         tracking.summarise(metrics, packs)
     barrier()
     log.info("model in %s; packs: %s", run / "model", ", ".join(str(p) for p in packs))

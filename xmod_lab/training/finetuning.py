@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from omegaconf import OmegaConf
 from safetensors.torch import load_file, save
 from torch.utils.data import DataLoader
 
 from xmod_lab.errors import UserError
+from xmod_lab.files import build_folder, write_whole
 from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.languages.cards import CARD, task_card
 from xmod_lab.languages.folders import model_folder, save_model
@@ -22,14 +22,13 @@ from xmod_lab.languages.proof import compare_frozen, require_frozen, tensor_dige
 from xmod_lab.model import XmodPreTrainedModel
 from xmod_lab.tasks.examples import Encoded, ExampleStream
 from xmod_lab.text.corpus import content_digest
-from xmod_lab.text.rows import build_folder
 from xmod_lab.training.bases import newest_that_knows
 from xmod_lab.training.callbacks import BestWeights, LearningCurve
 from xmod_lab.training.data import From
 from xmod_lab.training.fit import train
 from xmod_lab.training.labelled import Setting, open_task, task_model
 from xmod_lab.training.memory import keep_memory
-from xmod_lab.training.rundir import RunDir, write_whole
+from xmod_lab.training.rundir import RunDir, read_json
 from xmod_lab.training.scoring import on_device
 from xmod_lab.training.tables import training_table
 from xmod_lab.training.tracking import Tracking
@@ -77,7 +76,7 @@ def finetune(
         if draw is not None:
             draw(transfer)
         figures = transfer.metrics()
-        run.write_json("metrics.json", figures)
+        run.finish(figures)
         tracking.summarise(figures, [])
     transfer.show()
     log.info(
@@ -90,8 +89,8 @@ def _with_base(cfg: FinetuneConfig, run: RunDir) -> FinetuneConfig:
     """``cfg`` with the base that ``run`` began with, else the one that ``auto`` means now."""
     if cfg.base != "auto":
         return cfg
-    if cfg.resume == "auto" and (run / "config.yaml").is_file():
-        return replace(cfg, base=str(OmegaConf.load(run / "config.yaml").get("base", cfg.base)))
+    if cfg.resume == "auto" and (stored := run.stored()):
+        return replace(cfg, base=str(stored.get("base", cfg.base)))
     found = newest_that_knows(cfg.runs, cfg.task.source)
     if found is None:
         raise UserError(f"no finished run under '{cfg.runs}' has a masked language model that knows '{cfg.task.source}'; make one "
@@ -119,9 +118,9 @@ def _rank(result: Result) -> tuple[float, float]:
 def _train_once(cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setting: Setting, code: str, seed: int) -> Result:
     """Fine-tune on ``code``, prove what was frozen, and answer the tests: of the source all, of another language its own."""
     part = _part(code, seed)
-    kept = run / "predictions" / f"{part}.json"
-    if kept.is_file():
-        return Result(**json.loads(kept.read_text()))
+    kept, best_weights = run / "predictions" / f"{part}.json", run / "checkpoints" / part / "best.safetensors"
+    if kept.is_file() and best_weights.is_file():
+        return Result(**read_json(kept, dict))
     model = task_model(setting.folder, setting.kind, seed)
     before = tensor_digests(model)
     model.freeze_embeddings_and_language_adapters()
@@ -147,15 +146,12 @@ def _train_once(cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setting: S
     proof = compare_frozen(before, tensor_digests(model), trainable)
     require_frozen(proof, part)
     weights = {n: model.get_parameter(n).detach().cpu().contiguous() for n in sorted(trainable)}
-    place = run / "checkpoints" / part / "best.safetensors"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(place, save(weights))
+    write_whole(best_weights, save(weights))
     tests = setting.tests if code == setting.source else {code: setting.tests[code]}
     with on_device(model, cfg.trainer.accelerator):
         found = transfer_answers(model, setting.kind, tests, code, part)
     scores = best.scores
     result = Result(scores[name], scores[loss], best.step, fitted.per_second, fitted.seconds, proof, found)
-    kept.parent.mkdir(parents=True, exist_ok=True)
     run.write_text(f"predictions/{part}.json", json.dumps(vars(result)))
     return result
 

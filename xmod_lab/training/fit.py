@@ -134,24 +134,29 @@ def train(
     first_step = step_of(checkpoint) if checkpoint else 0
     if checkpoint:
         log.info("resuming from %s", checkpoint)
+    curve.first_step = first_step
     if rank() == 0:
         curve.tracking.curve.start_at(first_step, part)
     fused = cfg.trainer.precision != "16-mixed"
     module = LanguageModeling(model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable, fused=fused)
     saver = Checkpoints(
-        run.path / "checkpoints" / (part or ""), every=cfg.trainer.checkpoint_every, keep=cfg.trainer.keep_checkpoints
+        run.path / "checkpoints" / (part or ""),
+        every=cfg.trainer.checkpoint_every,
+        keep=cfg.trainer.keep_checkpoints,
+        minutes=cfg.trainer.checkpoint_minutes,
     )  # after the others: it saves their state
     callbacks = [curve, ProgressLine(part or "base", cfg.steps, curve), *also, saver, Interruption(saver)]
     if process_count() == 1:  # else the others are the run itself
         callbacks.append(Neighbours())
-    trainer = make_trainer(cfg, callbacks, WholeFiles())
+    trainer = make_trainer(cfg, callbacks, WholeFiles(curve.tracking.curve.sync))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
             trainer.fit(module, loader(first_step), ckpt_path=checkpoint, weights_only=True)
-    except (RuntimeError, KeyError) as error:
-        if checkpoint and not curve.started:
-            raise UserError(f"checkpoint {checkpoint} does not fit this model ({str(error).splitlines()[0]}); delete it, "
+    except Exception as error:
+        if checkpoint and not curve.started and not isinstance(error, UserError | OSError):
+            why = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+            raise UserError(f"checkpoint {checkpoint} does not fit this model, or is damaged ({why}); delete it, "
                             "use another hydra.run.dir, or resume=never to start over") from error  # fmt: skip
         raise
     model.requires_grad_(True)

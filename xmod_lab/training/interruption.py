@@ -11,12 +11,10 @@ import threading
 import time
 
 import pytorch_lightning as pl
-import torch
-import torch.distributed as dist
 
 from xmod_lab.errors import Stopped
 from xmod_lab.training.callbacks import Checkpoints
-from xmod_lab.training.distributed import STOPS, process_count
+from xmod_lab.training.distributed import STOPS, Agreement
 
 _ONCE = 1.0  # seconds in which a second Ctrl-C is the first one, by another way
 
@@ -35,7 +33,7 @@ class Interruption(pl.Callback):
         self.previous: dict[int, object] = {}
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        self.group = dist.new_group(backend="gloo") if process_count() > 1 else None
+        self.processes = Agreement()
         if threading.current_thread() is not threading.main_thread():
             return
         for number in STOPS:
@@ -53,17 +51,9 @@ class Interruption(pl.Callback):
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if asked := self._asked_of_any():
+        if asked := self.processes.largest(self.asked):  # the signal that one of them was sent, 0 if none was
             self.saver.save(trainer)
             raise Stopped(asked)
-
-    def _asked_of_any(self) -> int:
-        """The signal that one of the processes was sent, 0 if none was."""
-        if self.group is None:
-            return self.asked
-        asked = torch.tensor(self.asked)
-        dist.all_reduce(asked, dist.ReduceOp.MAX, group=self.group)
-        return int(asked)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._restore()

@@ -90,9 +90,11 @@ class LanguageModeling(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Tied parameters are stored once, under their first name; give the others theirs again."""
+        state = checkpoint["state_dict"]
+        if missing := [name for name in sorted(self.trainable) if f"model.{name}" not in state]:
+            raise KeyError(f"{missing[0]} is not in it")
         if self.extends:
             return
-        state = checkpoint["state_dict"]
         for name, source in (self.model._tied_weights_keys or {}).items():
             state.setdefault(f"model.{name}", state[f"model.{source}"])
 

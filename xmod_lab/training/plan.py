@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.codes import meaning
 from xmod_lab.config import LangConfig, PretrainConfig, TextConfig
+from xmod_lab.files import write_whole
 from xmod_lab.languages.embeddings import shared_pieces, special_pairs
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.model import XmodLanguageModel
@@ -23,7 +24,7 @@ from xmod_lab.training.beginning import allocate_language
 from xmod_lab.training.cost import Cost, measure
 from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_language
 from xmod_lab.training.extension import open_base, seed_of, trainable_names
-from xmod_lab.training.rundir import RunDir, write_whole
+from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.tables import show, training_table
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,6 @@ def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
         log.warning("warning: %s", warning)
     log.info("nothing was trained; %s in all for the steps, scoring and saving apart",
              _duration(sum(part["seconds"] for part in plan.values())))  # fmt: skip
-    run.path.mkdir(parents=True, exist_ok=True)
     write_whole(run / PLAN, json.dumps({**plan, "warnings": warnings}, indent=1).encode())
 
 

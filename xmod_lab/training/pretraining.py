@@ -1,10 +1,12 @@
 """Pre-training a base: all languages of the set, every parameter, from random weights."""
 
 import logging
+from pathlib import Path
 
 import torch
 
 from xmod_lab.config import PretrainConfig
+from xmod_lab.files import build_folder
 from xmod_lab.languages.cards import CARD, base_card
 from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.languages.proof import fingerprint
@@ -20,7 +22,7 @@ from xmod_lab.training.data import (
 )
 from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
-from xmod_lab.training.rundir import RunDir, write_whole
+from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.scoring import unigram_all
 from xmod_lab.training.tables import corpus_table, match_table, score_table, training_table
 from xmod_lab.training.tracking import Tracking
@@ -66,11 +68,15 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
         if fitted.per_second is not None:
             metrics["train/tokens_per_second"] = fitted.per_second
         if rank() == 0:
-            model.save_pretrained(run / "model")
-            prepared.tokenizer.save_pretrained(run / "model")
-            record = _record(cfg, prepared, metrics)
-            write_whole(run / "model" / CARD, base_card(model.config, record, fingerprint(model)).encode())
-            run.write_json("metrics.json", metrics)
+            card = base_card(model.config, _record(cfg, prepared, metrics), fingerprint(model))
+
+            def write(out: Path) -> None:
+                model.save_pretrained(out)
+                prepared.tokenizer.save_pretrained(out)
+                (out / CARD).write_text(card, encoding="utf-8")
+
+            build_folder(run / "model", write, rebuild=True)
+            run.finish(metrics)
         tracking.summarise(metrics, [])
     barrier()
     score_table(metrics, codes, {"unigram": "unigram", "val": "model"}, scored_text(cfg.objective.causal))

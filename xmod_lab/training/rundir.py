@@ -1,22 +1,24 @@
-"""What a run keeps on disk, and whether it may be continued. Every file appears whole or not at all."""
+"""What a run keeps on disk, and whether it may be continued. Every file appears whole or not at all; metrics.json, the mark of a
+finished run, when all others are on the disk."""
 
-import fcntl
 import json
 import logging
-import os
 import re
-import shutil
 import zipfile
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TextIO, TypeVar
+from typing import TypeVar
 
 import torch
+import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from xmod_lab.config import RunConfig
 from xmod_lab.errors import UserError
+from xmod_lab.files import Busy, Lock, clear_scratch, is_full, lock, make_folder, remove, sync, sync_tree, write_whole
 from xmod_lab.machine import (
     cores,
     device_kind,
@@ -28,13 +30,24 @@ from xmod_lab.machine import (
 )
 from xmod_lab.settings import NO_PART_IN_RESULT, flatten, is_under
 from xmod_lab.training.distributed import barrier, of_first, rank
+from xmod_lab.training.environment import environment
 
 log = logging.getLogger(__name__)
 
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
+ENVIRONMENT = "environment.json"  # by what each start of the run was made; nothing depends on it
 _MAY_CHANGE = (*NO_PART_IN_RESULT, "base", "trainer.devices", "trainer.nodes")  # with other settings a run cannot go on
 Run = TypeVar("Run", bound=RunConfig)
-_LOCKS: dict[Path, TextIO] = {}  # by run dir; the system lets go of them when this process ends
+_LOCKS: dict[Path, Lock] = {}  # by run dir; the system lets go of them when this process ends
+_FINISHED = "metrics.json"
+_FOLDERS = ("predictions", "pack", "model", "checkpoints")
+_FILES = (_FINISHED, "config.yaml", "metrics.csv", "proof.json", STATE)
+# all that the commands write, in the order in which it is deleted: the mark of a finished run first, and config.yaml, which says
+# that the rest is of a run, last
+_WRITTEN = (_FINISHED, *_FOLDERS, "report_files", "report.html", "metrics.csv", "proof.json", "plan.json", ENVIRONMENT,
+            *(f"{table}.{suffix}" for table in ("transfer", "ranking_*", "slots", "recognition*", "retrieval*")
+              for suffix in ("json", "csv", "png")), STATE, "config.yaml")  # fmt: skip
+_UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
 
 
 class RunDir:
@@ -48,8 +61,15 @@ class RunDir:
 
     @property
     def finished(self) -> bool:
-        """metrics.json is the last file that a run writes."""
-        return (self / "metrics.json").is_file()
+        """metrics.json is the last file that a run writes. A damaged one is none."""
+        try:
+            return (self / _FINISHED).is_file() and isinstance(read_json(self / _FINISHED), dict)
+        except UserError:
+            return False
+
+    def stored(self) -> dict:
+        """config.yaml as it is; empty where there is none. Raises UserError when it is no configuration."""
+        return read_yaml(self / "config.yaml") if (self / "config.yaml").is_file() else {}
 
     def fit_to_machine(self, cfg: Run, *, workers: int = 0, trains: bool = True) -> Run:
         """``cfg`` with the precision and the threads of this run, and torch set to these threads: what is asked for, else what
@@ -62,8 +82,8 @@ class RunDir:
             UserError: the run began in a precision that this device does not have.
         """
         stored = {}
-        if cfg.resume == "auto" and (self / "config.yaml").is_file():
-            stored = dict(OmegaConf.load(self / "config.yaml").get("trainer") or {})
+        if cfg.resume == "auto":
+            stored = self.stored().get("trainer") or {}
         choose = _precision if trains and not self.finished else _precision_on_paper
         precision, threads = of_first(lambda: (choose(cfg, stored), _threads(cfg, stored, workers)))
         torch.set_num_threads(threads)
@@ -85,27 +105,32 @@ class RunDir:
         return not self.finished
 
     def _begin(self, cfg: RunConfig) -> None:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            probe = self / ".write-test"
-            probe.write_text("")
-            probe.unlink()
-        except OSError as error:
-            raise UserError(f"the run dir {self.path} cannot be written ({error.strerror}); set hydra.run.dir to a "
-                            "folder that you can write to") from error  # fmt: skip
+        self._refuse_strange()
         if cfg.resume == "never" or not self.finished:
             self.lock()  # before anything is removed that another process needs
+            clear_scratch(self.path)
+            for folder in (self.path, *self.path.parents):  # made by Hydra, or a moment ago
+                sync(folder)
         if cfg.resume == "never":
             self._clear()
-        config = self / "config.yaml"
-        if not config.is_file():
+        stored = self.stored()
+        if not stored:
             self.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(cfg))))
-            return
-        differing = _differences(OmegaConf.to_container(OmegaConf.load(config)), asdict(cfg))
+        differing = _differences(stored or asdict(cfg), asdict(cfg))
         if differing:
             raise UserError(f"the run dir {self.path} holds a run with other settings:\n"
                             + "\n".join(f"  {key}: {old} there, {new} now" for key, old, new in differing)
                             + "\nuse another hydra.run.dir, the old settings, or resume=never to start it over")  # fmt: skip
+        if not self.finished:
+            self._record_start()
+
+    def _record_start(self) -> None:
+        """Add to environment.json by what this start of the run was made."""
+        try:
+            starts = read_json(self / ENVIRONMENT, dict)["starts"] if (self / ENVIRONMENT).is_file() else []
+        except (UserError, KeyError):
+            starts = []  # nothing depends on it
+        self.write_json(ENVIRONMENT, {"starts": [*starts, environment()]})
 
     def lock(self) -> None:
         """Keep other processes from training in this folder, until this process ends, however it ends.
@@ -115,25 +140,38 @@ class RunDir:
         """
         if rank() or self.path in _LOCKS:
             return
-        stream = (self / ".lock").open("a")
         try:
-            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not flock: forked loader workers would share it
-        except (BlockingIOError, PermissionError) as error:
-            stream.close()
+            make_folder(self.path)
+            _LOCKS[self.path] = lock(self / ".lock", wait=False)
+        except Busy as error:
             raise UserError(f"another process is training in {self.path}; wait for it, or use another hydra.run.dir"
                             ) from error  # fmt: skip
         except OSError as error:
-            log.warning("%s cannot be locked (%s): see that no other process trains there", self.path, error.strerror)
-        _LOCKS[self.path] = stream
+            if is_full(error):
+                raise
+            raise UserError(f"the run dir {self.path} cannot be written ({error.strerror}); set hydra.run.dir to a "
+                            "folder that you can write to") from error  # fmt: skip
+
+    def _refuse_strange(self) -> None:
+        """Raises UserError where something is in the place of a run's files that no run wrote: it is neither used nor deleted."""
+        for names, fits, kind in (
+            (_FOLDERS, Path.is_dir, "folder"),
+            ((*_FILES, ".lock"), Path.is_file, "regular file"),
+        ):
+            for place in (self / name for name in names):
+                if (place.exists() or place.is_symlink()) and not fits(place):
+                    raise UserError(f"{place} is no {kind}; move it away, or use another hydra.run.dir")
+        if is_run(self.stored()):
+            return
+        there = [name for name in (*_FOLDERS, *_FILES) if (self / name).exists()]
+        if there:
+            raise UserError(f"{self.path} holds {', '.join(there)}, but no config.yaml of a run: this is of something else, and "
+                            "nothing there is overwritten or deleted. Use another hydra.run.dir, or move it away")  # fmt: skip
 
     def _clear(self) -> None:
-        for name in ("checkpoints", "model", "pack", "predictions", "report_files"):
-            shutil.rmtree(self / name, ignore_errors=True)
-        names = ["config.yaml", "metrics.json", "metrics.csv", "proof.json", "plan.json", "report.html", STATE]
-        tables = ("transfer", "ranking_*", "slots", "recognition*", "retrieval*")
-        names += [f"{table}.{suffix}" for table in tables for suffix in ("json", "csv", "png")]
-        for file in (file for name in names for file in self.path.glob(name)):
-            file.unlink()
+        for name in _WRITTEN:
+            for place in self.path.glob(name):
+                remove(place)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the run, whole or not at all. The first process writes."""
@@ -143,6 +181,12 @@ class RunDir:
 
     def write_json(self, name: str, content: dict) -> None:
         self.write_text(name, json.dumps(content, indent=1, sort_keys=True))
+
+    def finish(self, metrics: dict[str, float]) -> None:
+        """Write metrics.json, when all other files of the run are on the disk. The first process writes."""
+        if rank() == 0:
+            sync_tree(self.path)
+            self.write_json(_FINISHED, metrics)
 
     def remember(self, **facts: object) -> None:
         """Keep facts about the run in state.json; where one is kept already it must be the same.
@@ -170,7 +214,7 @@ class RunDir:
         return state[key]
 
     def _state(self) -> dict:
-        return json.loads((self / STATE).read_text()) if (self / STATE).is_file() else {}
+        return read_json(self / STATE, dict) if (self / STATE).is_file() else {}
 
     def latest_checkpoint(self, part: str = "") -> Path | None:
         """The checkpoint with the highest step, after a check of every byte in it.
@@ -223,6 +267,38 @@ def _threads(cfg: RunConfig, stored: dict, workers: int) -> int:
     return threads
 
 
+def read_json(file: Path, kind: type = object) -> object:
+    """What is in a file of a run. Raises UserError when it is no JSON, or of another type than ``kind``."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except _UNREADABLE as error:
+        raise _damaged(file, error) from error
+    if not isinstance(found, kind):
+        raise _damaged(file, f"it holds a {type(found).__name__}")
+    return found
+
+
+def read_yaml(file: Path) -> dict:
+    """The configuration in ``file``. Raises UserError when it is none."""
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else None
+    except _UNREADABLE as error:
+        raise _damaged(file, error) from error
+    if not isinstance(found, dict):
+        raise _damaged(file, "no mapping" if file.is_file() else "no regular file")
+    return found
+
+
+def _damaged(file: Path, why: object) -> UserError:
+    why = "nested too deep" if isinstance(why, RecursionError) else (str(why).splitlines() or [type(why).__name__])[0]
+    return UserError(f"{file} cannot be read ({why[:200]}); put the right one back, or use another run")
+
+
+def is_run(config: dict) -> bool:
+    """Whether ``config`` is what a run has in its config.yaml, of this version or another."""
+    return {"seed", "base", "trainer", "task"} <= config.keys() and isinstance(config["trainer"], dict)
+
+
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, by step; none when there is no such folder."""
     found = [file for file in folder.glob("step*.ckpt") if re.fullmatch(r"step\d+\.ckpt", file.name)]
@@ -236,31 +312,14 @@ def step_of(checkpoint: Path) -> int:
 
 def _zip_fault(path: Path) -> str | None:
     """What is wrong with a torch checkpoint, judged by the CRC of every record."""
+    if not path.is_file():
+        return "it is no regular file"
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError) as error:
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, zlib.error, RuntimeError) as error:
         return f"not a whole file: {error}"
     return None if bad is None else f"record {bad} is altered"
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write ``path`` by way of ``.<name>.tmp`` in the same folder: it appears whole or not at all.
-
-    Raises:
-        OSError: naming ``path``, e.g. of a full disk; nothing is left behind.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:

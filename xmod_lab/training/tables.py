@@ -1,5 +1,6 @@
-"""What a run says before it starts and after it ends, as tables on the terminal."""
+"""What a run says before it starts and after it ends, as tables on the terminal and in the log file."""
 
+import io
 import logging
 
 import torch
@@ -31,6 +32,16 @@ def show(title: str, header: tuple[str, ...], rows: Rows, *, words: int = 1) -> 
     if not console.is_terminal:
         console = Console(width=110)
     console.print(table)
+    _into_log(table)
+
+
+def _into_log(table: Table) -> None:
+    """The table into the log file of the run, where there is one."""
+    text = io.StringIO()
+    Console(file=text, width=110).print(table)
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, "\n%s", (text.getvalue(),), None))
 
 
 def corpus_table(prepared: Prepared, title: str) -> None:

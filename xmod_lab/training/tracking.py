@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import io
 import logging
 import os
 import uuid
@@ -13,6 +14,7 @@ from typing import Any
 import wandb
 
 from xmod_lab.config import PretrainConfig
+from xmod_lab.files import sync, write_whole
 from xmod_lab.training.distributed import rank
 from xmod_lab.training.rundir import RunDir
 
@@ -22,7 +24,7 @@ log = logging.getLogger(__name__)
 class Curve:
     """metrics.csv: one line for every time something was measured; ``step`` first, a column for every figure.
 
-    Each line is on disk as it is written. A resumed run drops the lines after the step it resumes from, so that the
+    Each line is with the system as it is written. A resumed run drops the lines after the step it resumes from, so that the
     file is the one that an uninterrupted run would have written (times apart).
     """
 
@@ -31,16 +33,19 @@ class Curve:
 
     def start_at(self, step: int, code: str | None = None) -> None:
         """Forget the lines after ``step``, all of them when it is 0; with ``code``, those of that language only."""
-        kept = []
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1].splitlines()  # a full disk may have cut off the last line
+        kept = [row for row in csv.DictReader(whole) if _stays(row, step, code)]
+        table = io.StringIO()
+        writer = csv.DictWriter(table, self.columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_whole(self.path, table.getvalue().encode())
+
+    def sync(self) -> None:
+        """Bring the lines to the disk, before a checkpoint that does not write them again."""
         if self.path.is_file():
-            with self.path.open(newline="") as stream:
-                kept = [row for row in csv.DictReader(stream) if _stays(row, step, code)]
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        with temporary.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, self.columns, extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(kept)
-        os.replace(temporary, self.path)
+            sync(self.path)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Append a line. Every name must be a column."""
@@ -52,7 +57,7 @@ class Curve:
 
 def _stays(row: dict[str, str], step: int, code: str | None) -> bool:
     concerned = code is None or any(value and name.endswith(f"/{code}") for name, value in row.items())
-    return not concerned or (step > 0 and row["step"].isdigit() and int(row["step"]) <= step)
+    return not concerned or (step > 0 and (row["step"] or "").isdigit() and int(row["step"]) <= step)
 
 
 class Tracking:

@@ -1,0 +1,167 @@
+"""What a run keeps on disk: whose files it uses, which it deletes and in which order, and what damaged ones do."""
+
+import json
+import os
+
+import pytest
+import torch
+
+from tests.conftest import tiny_model
+from tests.test_project import composed
+from xmod_lab.errors import UserError
+from xmod_lab.jobs import read_job
+from xmod_lab.training import rundir
+from xmod_lab.training.bases import newest_finished, newest_that_knows
+from xmod_lab.training.callbacks import WholeFiles
+from xmod_lab.training.environment import environment
+from xmod_lab.training.rundir import RunDir
+
+
+@pytest.fixture
+def run(tmp_path) -> RunDir:
+    """A finished run, as far as its files go."""
+    run = RunDir(tmp_path / "runs" / "run")
+    run.begin(composed())
+    tiny_model().save_pretrained(run / "model")
+    (run / "checkpoints").mkdir()
+    run.finish({"train/steps": 1})
+    return run
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize("name", ["model/weights", "checkpoints/mine.ckpt", "config.yaml", "metrics.json"])
+def test_nothing_is_deleted_or_replaced_in_a_folder_that_is_no_run(tmp_path, name, resume):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("of: another program")
+    with pytest.raises(UserError, match=f"{name.split('/')[0]}.*no config.yaml of a run.*Use another hydra.run.dir"):
+        RunDir(tmp_path).begin(composed(f"resume={resume}"))
+    assert [p.name for p in tmp_path.iterdir()] == [name.split("/")[0]] and (tmp_path / name).is_file()
+
+
+def test_whatever_is_left_of_a_run_that_is_half_cleared_does_not_count_as_finished(run, monkeypatch):
+    """And config.yaml, which says that the rest is of a run, goes last. Stopped at every deletion."""
+    (run / "notes.txt").write_text("mine")
+    there = len(list(run.path.glob("[!.]*")))
+
+    def stop_after(number: int):
+        removed = []
+
+        def remove(path) -> None:
+            if len(removed) == number:
+                raise KeyboardInterrupt
+            removed.append(path)
+            real(path)
+
+        return remove
+
+    real = rundir.remove
+    for number in range(1, there):
+        monkeypatch.setattr(rundir, "remove", stop_after(number))
+        try:
+            run.begin(composed("resume=never"))
+        except KeyboardInterrupt:
+            assert not run.finished and (run / "config.yaml").is_file()
+    assert {p.name for p in run.path.glob("[!.]*")} == {"config.yaml", "environment.json", "notes.txt"}
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"a": ', "\0" * 100, "[" * 100_000])
+def test_a_damaged_metrics_json_is_no_mark_of_a_finished_run(run, content):
+    (run / "metrics.json").write_text(content)
+    assert not run.finished and run.begin(composed())
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "state.json"])
+@pytest.mark.parametrize("content", ["{a: [", "- a\n- b", "\0", "[" * 1_200])
+def test_a_damaged_file_of_a_run_is_named(run, name, content):
+    (run / name).write_text(content)
+    (run / "metrics.json").unlink()
+    with pytest.raises(UserError, match=f"{name} cannot be read.*put the right one back"):
+        run.begin(composed())
+        run.remember(data="x")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", ".lock", "checkpoints", "model"])
+def test_what_is_neither_file_nor_folder_is_refused_and_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is no (regular file|folder)"):
+        RunDir(tmp_path).begin(composed())
+
+
+def test_one_bad_neighbour_is_passed_over_and_named(run, caplog):
+    runs = run.path.parent
+    for name, config in {
+        "broken": "{a: [",
+        "nested": "[" * 1_200,
+        "other": "seed: 1\nevaluate: {}",
+        ".hidden": "{",
+    }.items():
+        (runs / name).mkdir()
+        (runs / name / "config.yaml").write_text(config)
+        (runs / name / "metrics.json").write_text("{}")
+    (runs / "half").mkdir()
+    (runs / "half" / "config.yaml").write_text((run / "config.yaml").read_text())
+    (runs / "half" / "metrics.json").write_text("{")
+    for _ in range(2):
+        assert newest_finished(str(runs)).path == newest_that_knows(str(runs), "de").path == run.path
+    named = [record.getMessage().split("/runs/")[1].split(" ")[0] for record in caplog.records]
+    assert sorted(named) == ["broken/config.yaml", "half/metrics.json", "nested/config.yaml"]
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[]", '{"start": 1}', '{"start": "", "number": "0", "overrides": [], "status": 0}']
+)
+def test_a_damaged_job_is_not_known(tmp_path, content):
+    (tmp_path / "job.json").write_text(content)
+    assert read_job(tmp_path) is None
+
+
+def test_every_start_of_a_run_says_by_what_it_was_made(run):
+    (run / "metrics.json").unlink()
+    run.begin(composed())
+    first, second = json.loads((run / "environment.json").read_text())["starts"]
+    assert first["command"] and first["libraries"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert {**first, "time": 0} == {**second, "time": 0}
+
+
+def test_a_commit_is_named_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert environment()["commit"]["folder"] is None
+
+
+def _checkpoint(**changes) -> dict:
+    parts = {"global_step": 2, "pytorch-lightning_version": "2.5", "state_dict": {}, "loops": {"fit_loop": {"x": 1}}, "callbacks": {},
+             "optimizer_states": [], "lr_schedulers": []}  # fmt: skip
+    return {**parts, **changes}
+
+
+@pytest.mark.parametrize(
+    "checkpoint",
+    [[], _checkpoint(state_dict=[]), _checkpoint(loops="x"), _checkpoint(loops={"fit_loop": {"x": "y"}}), _checkpoint(callbacks=1),
+     _checkpoint(global_step=3), _checkpoint(global_step="2"), {}],
+)  # fmt: skip
+def test_what_is_no_checkpoint_of_that_step_is_refused(tmp_path, checkpoint):
+    path = tmp_path / "step000002.ckpt"
+    torch.save(_checkpoint(), path)
+    assert WholeFiles().load_checkpoint(path)["global_step"] == 2
+    torch.save(checkpoint, path)
+    with pytest.raises(ValueError, match="it (has no|is of)|its loops"):
+        WholeFiles().load_checkpoint(path)
+
+
+class _Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.save(_checkpoint(callbacks={"x": _Bomb()}), tmp_path / "step000002.ckpt")
+    with pytest.raises(Exception, match="mkdir"):
+        WholeFiles().load_checkpoint(tmp_path / "step000002.ckpt", weights_only=False)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_checkpoint_that_is_no_regular_file_is_not_waited_for(run):
+    os.mkfifo(run / "checkpoints" / "step000002.ckpt")
+    with pytest.raises(UserError, match="step000002.ckpt is damaged .it is no regular file"):
+        run.latest_checkpoint()
