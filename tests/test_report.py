@@ -201,6 +201,9 @@ def test_where_the_page_is_written(tmp_path, call, monkeypatch):
     runs = [make_run(tmp_path / "sweep" / str(job), seed=job) for job in range(2)]
     (tmp_path / "sweep" / "report_files").mkdir()
     (tmp_path / "sweep" / "report_files" / "slots.csv").write_text("of an earlier report")
+    (tmp_path / "sweep" / "report_files" / ".written.json").write_text('["slots.csv", "../kept.csv"]')
+    (tmp_path / "sweep" / "kept.csv").write_text("mine")
+    (tmp_path / "sweep" / "report_files" / "mine.csv").write_text("mine")
     for arguments, place in (
         (runs[:1], runs[0] / "report.html"),
         ([tmp_path / "sweep"], tmp_path / "sweep" / "report.html"),
@@ -215,6 +218,17 @@ def test_where_the_page_is_written(tmp_path, call, monkeypatch):
             and "slots.csv" not in files
         )
     assert call(*runs, "--out", "my.pdf")[0] == 2
+    assert (tmp_path / "sweep" / "kept.csv").exists() and (tmp_path / "sweep" / "report_files" / "mine.csv").exists()
+
+
+@pytest.mark.parametrize("mine", ["data.html", "data_files/results_bpb.csv"])
+def test_what_no_report_wrote_is_not_replaced(tmp_path, call, mine):
+    run = make_run(tmp_path / "run")
+    (tmp_path / "data_files").mkdir()
+    (tmp_path / mine).write_text("mine")
+    status, err = call(run, "--out", tmp_path / "data.html")
+    assert status == 2 and str(tmp_path / mine) in err and "no report wrote it" in err
+    assert (tmp_path / mine).read_text() == "mine" and not (tmp_path / "data_files" / "figures.csv").exists()
 
 
 def test_every_figure_of_every_run_is_in_one_long_file_to_the_last_bit(tmp_path):

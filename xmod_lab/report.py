@@ -43,7 +43,6 @@ def _report(paths: list[Path], out: Path | None) -> None:
     from xmod_lab.reports.runs import find_runs
 
     found = find_runs(paths)
-    place.parent.mkdir(parents=True, exist_ok=True)
     page, files = render(found)
     print(place)
     print(write(page, files, place))

@@ -1,10 +1,12 @@
 """The report: one page for one run or many, of whatever commands, and its tables as files."""
 
-import os
+import json
 from dataclasses import replace
 from html import escape
 from pathlib import Path
 
+from xmod_lab.errors import UserError
+from xmod_lab.files import remove, write_whole
 from xmod_lab.reports.costs import mixture, price
 from xmod_lab.reports.evaluation import evaluation_sections
 from xmod_lab.reports.groups import Group, groups_of
@@ -33,6 +35,7 @@ p.note{color:#555;font-size:.86rem;margin-top:.2rem;max-width:50rem}.good{color:
 thead{display:table-header-group}table{font-size:9px}th,td{padding:.15rem .35rem;white-space:normal}p.note{font-size:10px}
 .panels{grid-template-columns:1fr 1fr}}
 """
+_LIST = ".written.json"  # in the folder of the tables
 _LIKELIHOODS = {  # by whether they are exact
     False: "Losses are of held-out text with a fixed 15 % of the pieces hidden behind [MASK], in float32. They are "
     "pseudo-likelihoods: each piece is predicted from both sides.",
@@ -81,18 +84,47 @@ def render(found: Found) -> tuple[str, dict[str, str]]:
 
 
 def write(page: str, files: dict[str, str], place: Path) -> Path:
-    """Write the page to ``place`` and the files into ``<its name>_files`` beside it, in which tables of an earlier report are
-    removed; returns that folder."""
+    """Write the files into ``<name of the page>_files`` beside the page, and last the page to ``place``; returns that folder.
+
+    The folder's ``.written.json`` names the files that are of a report: those of an earlier one are removed.
+
+    Raises:
+        UserError: a page or a file is there that no report wrote; nothing is changed.
+    """
     folder = place.with_name(f"{place.stem}_files")
-    folder.mkdir(parents=True, exist_ok=True)
-    for old in (*folder.glob("*.tex"), *folder.glob("*.csv")):
-        old.unlink()
+    listed = folder / _LIST
+    earlier = _names_in(listed)
+    strange = [path for path in (folder / name for name in files) if path.exists() and path.name not in earlier]
+    if place.exists() and not _is_page(place):
+        strange.insert(0, place)
+    if strange:
+        raise UserError(f"{strange[0]} is there already, and no report wrote it: it is not replaced. Choose another page with --out, "
+                        "or move it away")  # fmt: skip
+    write_whole(listed, json.dumps(sorted(earlier | files.keys())).encode())
     for name, content in files.items():
-        (folder / name).write_text(content, encoding="utf-8")
-    temporary = place.with_name(f".{place.name}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, place)
+        write_whole(folder / name, content.encode())
+    for name in earlier - files.keys():
+        remove(folder / name)
+    write_whole(listed, json.dumps(sorted(files)).encode())
+    write_whole(place, page.encode())
     return folder
+
+
+def _names_in(listed: Path) -> set[str]:
+    """The names in a report's list; a damaged list, and what is no plain name of a table in it, are of no report."""
+    try:
+        found = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []
+    except (OSError, ValueError, RecursionError):
+        found = []
+    names = found if isinstance(found, list) else []
+    return {n for n in names if isinstance(n, str) and Path(n).name == n and n.endswith((".tex", ".csv"))}
+
+
+def _is_page(place: Path) -> bool:
+    if not place.is_file():
+        return False
+    with place.open("rb") as stream:
+        return b"<title>xmod_lab: " in stream.read(1000)
 
 
 def _framed(part: str) -> str:
