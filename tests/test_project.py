@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ RELEASED_SLOTS = (  # of the 81 languages of the released base and large checkpo
     "sq_AL sr_RS kk_KZ ka_GE tl_XX ur_PK is_IS hy_AM ml_IN mk_MK be_BY la_VA te_IN eu_ES gl_ES mn_MN kn_IN ne_NP sw_KE si_LK mr_IN "
     "af_ZA gu_IN cy_GB eo_EO km_KH ky_KG uz_UZ ps_AF pa_IN ga_IE ha_NG am_ET lo_LA ku_TR so_SO my_MM or_IN sa_IN"
 )
-OF_FINETUNE = [p.stem for p in Path(CONF_DIR).glob("task/*.yaml") if "kind:" in p.read_text()] + ["finetune"]
+OF_FINETUNE = [p.stem for p in Path(CONF_DIR).glob("task/*.yaml") if "kind:" in p.read_text()]
 
 
 def composed(*overrides: str, command: str = "pretrain"):
@@ -62,6 +63,14 @@ def test_every_configuration_composes_and_is_valid(path):
         validate_finetune(composed(f"{group}={path.stem}", *overrides, command="finetune"))
     else:
         validate(composed(f"{plus}{group}={path.stem}"))
+
+
+@pytest.mark.parametrize("command", ["pretrain", "rank", "finetune"])
+@pytest.mark.parametrize(("name", "key", "value"), [("fp32", "precision", "32-true"), ("ddp", "devices", 2)])
+def test_a_file_of_the_trainer_group_sets_one_key_and_leaves_the_command_s_own_settings(command, name, key, value):
+    usual, changed = (asdict(composed(*o, command=command).trainer) for o in ([], [f"trainer={name}"]))
+    assert changed == {**usual, key: value} and usual[key] != value
+    assert usual["rows_per_step"] == (32 if command == "finetune" else 16)
 
 
 def test_two_languages_at_once():

@@ -39,6 +39,9 @@ def validate(cfg: PretrainConfig) -> None:
         if cfg.lang:
             faults.append(f"+lang={','.join(cfg.lang)} adds a language, and evaluate adds none; give the run that added it: "
                           "base=RUN")  # fmt: skip
+        faults += [f"trainer.{key} is {getattr(cfg.trainer, key)}, but evaluate trains nothing: it scores in float32, in one process; "
+                   "leave that out" for key, usual in (("precision", "auto"), ("devices", 1), ("nodes", 1))
+                   if getattr(cfg.trainer, key) != usual]  # fmt: skip
         if cfg.plan:
             faults.append("plan=true is for pretrain: evaluate trains nothing; leave it out")
     raise_faults(faults)

@@ -102,7 +102,8 @@ def settings(group: Group) -> list[Part]:
         rows["steps"] = f"{run.steps:,} of {trainer['rows_per_step']} rows{pieces}"
         rows["peak learning rate"] = f"{recipe['peak_lr']:g}"
     seeds = [run.config["seed"] + i for run in group.runs for i in range(run.config["task"].get("seeds", 1))]
-    rows["precision, seed"] = f"{trainer['precision']}, {', '.join(map(str, seeds))}"
+    precision = "32-true" if run.kind == "evaluate" else trainer["precision"]  # in which every score is computed
+    rows["precision, seed"] = f"{precision}, {', '.join(map(str, seeds))}"
     costs = (("tokens per second", "train/tokens_per_second", 0), ("training seconds", "train/seconds", 1))
     for name, prefix, digits in costs if len(group.runs) == 1 else ():
         values = [number(value, digits) for figure, value in run.metrics.items() if figure.startswith(prefix)]
