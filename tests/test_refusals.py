@@ -22,10 +22,14 @@ from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM
         (torch.zeros(4).bool(), "must be integers, not torch.bool"),
         (["en_XX", "de_DE"], r"shape \(2,\)"),
         (torch.zeros(4, dtype=torch.complex64), "must be integers, not torch.complex64"),
-        ([0, 1, 2, 0], r"lang_ids is \[0, 1, 2, 0\]; allowed .* a list of codes, .*torch.tensor"),
+        ([0, 1, 2.0, 0], r"lang_ids is \[0, 1, 2.0, 0\]; allowed .* a list of codes or of numbers, one a sequence"),
+        ([True, False, True, True], r"lang_ids is \[True, False, True, True\]; allowed"),
+        ([0, "en_XX", 1, 0], r"lang_ids is \[0, 'en_XX', 1, 0\]; allowed"),
+        ([0, 10**30, 1, 0], r"lang_ids is \[0, 10+, 1, 0\]; allowed"),
+        ([0, 1], r"shape \(2,\)"),
         (0, "lang_ids is 0; allowed"),
         ({"en_XX", "de_DE"}, "lang_ids is {.*}; allowed"),  # which has no order
-        (list(range(3_000)), r"lang_ids is \[0, 1, 2, 3, 4, 5, ...\]; allowed"),
+        ([0.5] * 3_000, r"lang_ids is \[0.5, 0.5, 0.5, 0.5, 0.5, 0.5, ...\]; allowed"),
         ([], r"shape \(0,\); allowed are \(4,\)"),
     ],
 )
@@ -36,6 +40,15 @@ def test_bad_languages_are_named(lang_ids, message):
         UserError, match=message.replace(r"allowed are \(4,\)", r"allowed are \(4,\), \(4, 2\) and \(4, 2, sequence\)")
     ):
         make("ForMultipleChoice")(torch.ones(B, 2, 5).long(), lang_ids=lang_ids)
+
+
+def test_lists_of_numbers_are_languages_too_one_a_sequence_or_one_a_token():
+    model, batch = tiny_model(), {"input_ids": tiny_batch(rows=2, length=4)["input_ids"]}
+    for given in ([0, 1], [[0, 0, 1, 1], [2, 2, 2, 2]]):
+        assert torch.equal(model(**batch, lang_ids=given).logits, model(**batch, lang_ids=torch.tensor(given)).logits)
+    choices = make("ForMultipleChoice")
+    ids = torch.randint(5, 40, (2, 3, 4), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(choices(ids, lang_ids=[1, 0]).logits, choices(ids, lang_ids=torch.tensor([1, 0])).logits)
 
 
 @pytest.mark.parametrize("lang_ids", [["en_XX", "xx_XX", "en_XX", "en_XX"], "xx_XX", torch.tensor([0, 7, 0, 0])])

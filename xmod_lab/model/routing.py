@@ -14,7 +14,9 @@ from torch import Tensor
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.model.configuration import XmodConfig
 
-Languages = Tensor | str | Sequence[str] | None  # how a caller may name the languages of a batch
+Languages = (
+    Tensor | str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | None
+)  # how a caller may name the languages of a batch
 
 # B batch rows, S sequence, D model, N tokens of the whole batch (B * S)
 
@@ -100,8 +102,8 @@ def check_labels(labels: Tensor, shape: Sequence[int]) -> None:
                         f"input, {IGNORE} where nothing is to be predicted")  # fmt: skip
 
 
-def to_ids(lang_ids: Tensor | str | Sequence[str], config: XmodConfig, rows: int) -> Tensor:
-    """Numbers of slots, from numbers or from codes: one for all rows, or one for each row.
+def to_ids(lang_ids: Languages, config: XmodConfig, rows: int) -> Tensor:
+    """Numbers of slots, from numbers (a tensor, or lists of the same shape) or from codes: one for all rows, or one for each row.
 
     Raises:
         UserError: neither. UnknownLanguageError: a code that the model does not have.
@@ -112,11 +114,24 @@ def to_ids(lang_ids: Tensor | str | Sequence[str], config: XmodConfig, rows: int
                 f"lang_ids must be integers, not {lang_ids.dtype}; e.g. torch.tensor([model.lang_id('en_XX')])"
             )
         return lang_ids
+    if (numbers := _as_numbers(lang_ids)) is not None:
+        return numbers
     codes = [lang_ids] * rows if isinstance(lang_ids, str) else lang_ids
     if not isinstance(codes, (list, tuple)) or not all(isinstance(code, str) for code in codes):
         raise UserError(f"lang_ids is {reprlib.repr(lang_ids)}; allowed are a tensor of integers, a code such as 'en_XX', or a list of "
-                        "codes, one a sequence; a list of numbers goes into torch.tensor()")  # fmt: skip
+                        "codes or of numbers, one a sequence; of numbers also a list of lists, one a token")  # fmt: skip
     return torch.tensor([config.slot(code) for code in codes], dtype=torch.long)
+
+
+def _as_numbers(value: object) -> Tensor | None:
+    """A list of integers, or of such lists, as a tensor; ``None`` where it is none."""
+    if not isinstance(value, (list, tuple)) or not value or not isinstance(value[0], (int, list, tuple)):
+        return None
+    try:
+        numbers = torch.tensor(value)
+    except (TypeError, ValueError, RuntimeError):  # rows of several lengths, other things among them, more than 64 bits
+        return None
+    return numbers if numbers.dtype == torch.int64 else None
 
 
 def plan_route(lang_ids: Tensor, *, rows: int, length: int, languages: list[str], keep_order: bool = False) -> Route:
