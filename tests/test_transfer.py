@@ -1,5 +1,7 @@
 """Fine-tuned models: what is frozen, where the head begins, and the arms of a transfer."""
 
+import logging
+
 import pytest
 import torch
 
@@ -10,8 +12,10 @@ from xmod_lab.model.slots import fill_slot
 from xmod_lab.tasks.classification import Classification
 from xmod_lab.tasks.examples import Encoded
 from xmod_lab.tasks.reading import Row
+from xmod_lab.tasks.statistics import Estimate
 from xmod_lab.training.labelled import task_model
 from xmod_lab.training.transfer import NO_SLOT, answers, slots_of
+from xmod_lab.training.transfer_table import Language, Transfer
 
 KIND = Classification([Row({"text": "", "label": label}, "") for label in "abcd"])
 TEXTS = Encoded(
@@ -107,3 +111,28 @@ def test_a_frozen_tensor_that_moved_is_named_and_fails_the_proof(folder):
     assert proof["changed"] == ["roberta.embeddings.LayerNorm.bias"] and proof["trainable_moved"] == 1
     with pytest.raises(ProofError, match="en_XX/seed1: .*LayerNorm.bias"):
         require_frozen(proof, "en_XX/seed1")
+
+
+def _tested(code: str, role: str, low: float, chance: float | None = 0.5) -> Language:
+    arms = {"target": Estimate(0.6, low, 0.7), "none": Estimate(0.4, 0.3, 0.5)}
+    arms |= {} if chance is None else {"majority": Estimate(chance, 0.4, 0.6)}
+    return Language(
+        code, role, 9, "2 of 2", True, {"accuracy": arms}, {"accuracy": {"none": Estimate(0.2, 0.1, 0.3, 0.01)}}
+    )
+
+
+@pytest.mark.parametrize(
+    ("lows", "chance", "marks", "said"),
+    [((0.55, 0.51), 0.5, 2, False), ((0.55, 0.5), 0.5, 1, True), ((0.4, 0.4), 0.5, 0, True), ((0.55, 0.55), None, 0, False),
+     ((0.55, 0.55), 0.0, 0, False)],
+)  # fmt: skip
+def test_the_table_marks_what_lies_above_one_answer_to_all_and_says_where_no_language_does(
+    capsys, caplog, lows, chance, marks, said
+):
+    languages = [
+        _tested(c, r, low, chance) for c, r, low in zip(("en_XX", "de_DE"), ("source", "added"), lows, strict=True)
+    ]
+    with caplog.at_level(logging.INFO, "xmod_lab"):
+        Transfer("intents", "accuracy", "en_XX", [1], languages, {}).show()
+    assert capsys.readouterr().out.count("0.600*") == marks
+    assert ("of 1 other languages, none has its target slot's whole interval above one answer" in caplog.text) is said

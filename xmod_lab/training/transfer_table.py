@@ -2,6 +2,7 @@
 
 import csv
 import io
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +10,8 @@ import numpy as np
 from xmod_lab.tasks.statistics import AGAINST, ARMS, LEVEL, Estimate, difference, estimate
 from xmod_lab.training.tables import show
 from xmod_lab.training.transfer import counted
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,11 @@ class Language:
         """What one answer to all scores; ``None`` where there is none such, or it is 0 by definition (no tag but O, no span)."""
         found = self.arms[metric].get("majority")
         return None if found is None or found.mean == 0 else found.mean
+
+    def beats_chance(self, metric: str, arm: str) -> bool:
+        """Whether all of an arm's interval lies above what one answer to all scores."""
+        low, chance = self.arms[metric][arm].low, self.chance(metric)
+        return low is not None and chance is not None and low > chance
 
 
 @dataclass(frozen=True)
@@ -94,10 +102,8 @@ class Transfer:
         rows = []
         for language in self.languages:
             found = language.arms[self.metric]
-            cells = (f"{found[arm].mean:.3f}" if arm in found else "–" for arm in arms[1:])
-            rows.append(
-                (self._title(language), language.labels, f"{found['target'].mean:.3f}", _ends(found["target"]), *cells)
-            )
+            target, *cells = (self._score(language, arm) if arm in found else "–" for arm in arms)
+            rows.append((self._title(language), language.labels, target, _ends(found["target"]), *cells))
         others = [language for language in self.languages if language.comparable and language.role != "source"]
         if others:
             means = {
@@ -108,11 +114,18 @@ class Transfer:
         seeds = f"{len(self.seeds)} seed" + "s" * (len(self.seeds) > 1)
         title = (f"{self.task}: test {self.metric}, fine-tuned on {self.source} alone, {seeds}; intervals ({LEVEL:.0%}) are over "
                  "examples × seeds; the mean is of other languages whose test has half of the labels or more")  # fmt: skip
-        if "majority" in arms and not any(language.chance(self.metric) for language in self.languages):
+        measured = [language for language in self.languages if language.chance(self.metric)]
+        if measured:
+            title += "; *: all of its interval lies above one answer to all (majority)"
+        elif "majority" in arms:
             title += (
                 "; one answer to all (majority) is O, which names no span: 0 by definition, and no measure of chance"
             )
         show(title, ("language", "labels", "target", "interval", *arms[1:]), rows)
+        elsewhere = [language for language in measured if language.role != "source"]
+        if elsewhere and not any(language.beats_chance(self.metric, "target") for language in elsewhere):
+            log.info("no transfer is shown: of %d other languages, none has its target slot's whole interval above one answer to all",
+                     len(elsewhere))  # fmt: skip
         against = [arm for arm in AGAINST if any(arm in language.against[self.metric] for language in self.languages)]
         rows = []
         for language in self.languages:
@@ -121,6 +134,10 @@ class Transfer:
         header = (part for arm in against for part in (f"− {arm}", "interval", "p"))
         title = "target slot minus others; p of a paired test over examples, given these seeds, not corrected for many languages"
         show(title, ("language", *header), rows)
+
+    def _score(self, language: Language, arm: str) -> str:
+        mark = "*" if arm != "majority" and language.beats_chance(self.metric, arm) else ""
+        return f"{language.arms[self.metric][arm].mean:.3f}{mark}"
 
     @staticmethod
     def _title(language: Language) -> str:
