@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 
 from scripts.score_spans import scores
 from tests.test_project import composed
@@ -116,6 +117,25 @@ def test_what_was_frozen_is_the_base_to_the_bit_and_the_rest_has_moved(extended,
         and "fine-tuned on intents" in (tuned / "model/README.md").read_text()
     )
     model(model.tokenizer_for("el_GR")("φως", return_tensors="pt").input_ids, lang_ids="el_GR")
+
+
+def test_a_fine_tuned_model_is_ready_for_a_pipeline_and_its_card_says_how_it_is_used(tuned):
+    found = transformers.pipeline("text-classification", model=str(tuned / "model"), device="cpu")("turn on the light")
+    model = XmodForSequenceClassification.from_pretrained(tuned / "model")
+    labels = list(model.config.id2label.values())
+    assert found[0]["label"] in labels and model.config.default_language == "en_XX"
+    card = (tuned / "model/README.md").read_text()
+    for words in ("xmod_lab.XmodForSequenceClassification.from_pretrained", 'tokenizer_for("de_DE")', "## Labels\n\n13: `HassCancelTimer`, ",
+                  "| sources | embedded:intents |", "| train | 483 |", "| test.el_GR | 161 |", "Inputs without `lang_ids` are in en_XX"):  # fmt: skip
+        assert words in card
+    scope = {"FOLDER": str(tuned / "model"), "transformers": transformers}
+    code = [
+        line.strip()
+        for line in card.partition("## Use")[2].partition("## Labels")[0].splitlines()
+        if line.startswith("    ")
+    ]
+    exec("\n".join(code).replace('"FOLDER"', "FOLDER"), scope)
+    assert scope["model"].config.default_language == "de_DE"
 
 
 def test_weights_are_those_of_the_step_that_the_source_s_development_split_likes_best(tuned):
@@ -258,5 +278,13 @@ def test_all_faults_of_a_configuration_are_listed_at_once():
         word in str(caught.value)
         for word in ("task.kind", "classification", "task.seeds", "fp8", "examples", "nowhere")
     )
+    for override, words in (
+        (f"task.seeds={10**30}", "allowed is 1 to 1,000"), (f"seed={2**32}", "allowed is 0 to 4294966295"),
+        ("++task.data.columns.txt=x", "task.data.columns.txt names nothing; allowed are text, label, language, split. Did you mean 'text'"),
+        ("++task.data.splits.validation=dev", "task.data.splits.validation names nothing; allowed are train, dev, test"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match="1 fault") as caught:
+            validate_finetune(composed(override, command="finetune"))
+        assert words in str(caught.value)
     with pytest.raises(UserError, match="task.metric is 'bleu'; allowed are accuracy, macro_f1"):
         validate_finetune(composed("task.metric=bleu", command="finetune"))

@@ -73,7 +73,7 @@ def task_card(config: XmodConfig, record: dict, scores: dict[str, tuple[float, f
     """The card of a model that was fine-tuned on a task.
 
     Args:
-        record: ``task``, ``source``, ``metric``, and the ``training``.
+        record: ``task``, ``source``, ``metric``, ``class`` (of the model), ``labels``, ``data`` and ``training``.
         scores: language -> score through its own slot, and of one answer to all.
     """
     rows = "\n".join(
@@ -89,8 +89,31 @@ text in another language is read by that language's tokenizer, with its `lang_id
 |---|---:|---:|
 {rows}
 
+{_task_use(record, list(scores), pipeline)}
 {_tables(record, level="##")}"""
     return _card(config.known_codes(), body, {}, task=pipeline)
+
+
+def _task_use(record: dict, codes: list[str], pipeline: str) -> str:
+    """How a fine-tuned model is called, in the language of its source and in another one of ``codes``, and what it says."""
+    other = next((code for code in codes if code != record["source"]), record["source"])
+    use = f"""## Use
+
+    import xmod_lab
+
+    model = xmod_lab.{record["class"]}.from_pretrained("FOLDER")
+    tokenizer = model.tokenizer_for("{other}")
+    model(**tokenizer("…", return_tensors="pt"), lang_ids="{other}")
+
+Inputs without `lang_ids` are in {record["source"]}, the default language.
+"""
+    if pipeline in ("text-classification", "token-classification"):
+        use += f"""
+    model.set_default_language("{other}")
+    transformers.pipeline("{pipeline}", model=model, tokenizer=tokenizer)("…")
+"""
+    labels = ", ".join(f"`{label}`" for label in record["labels"])
+    return use + (f"\n## Labels\n\n{len(record['labels'])}: {labels}\n" if labels else "")
 
 
 def with_added(card: str | None, config: XmodConfig, manifests: dict[str, dict]) -> str | None:

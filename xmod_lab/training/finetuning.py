@@ -21,6 +21,7 @@ from xmod_lab.languages.folders import model_folder, save_model
 from xmod_lab.languages.proof import compare_frozen, require_frozen, tensor_digests
 from xmod_lab.model import XmodPreTrainedModel
 from xmod_lab.tasks.examples import Encoded, ExampleStream
+from xmod_lab.tasks.reading import LabelledSource
 from xmod_lab.text.corpus import content_digest
 from xmod_lab.training.bases import newest_that_knows
 from xmod_lab.training.callbacks import BestWeights, LearningCurve
@@ -57,7 +58,8 @@ def finetune(
     if not run.begin(cfg):  # writes; so all that can be refused was refused before
         return None
     base = content_digest(str(folder), None)
-    run.remember(base=base, data=[source.digest() for source in cfg.sources])
+    data = [source.digest() for source in cfg.sources]
+    run.remember(base=base, data=data)
     parts = [(setting.source, seed) for seed in cfg.seeds]
     if cfg.task.upper:
         parts += [(code, seed) for code in _own_trainings(setting) for seed in cfg.seeds]
@@ -67,7 +69,7 @@ def finetune(
         proof = {_part(*part): result.proof for part, result in results.items()}
         best = max(cfg.seeds, key=lambda seed: _rank(results[setting.source, seed]))
         transfer = score_transfer(cfg, setting, results)
-        proof["model"] = _save(cfg, run, setting, transfer, best)
+        proof["model"] = _save(cfg, run, setting, transfer, best, data)
         run.write_json("proof.json", {"holds": all(p["holds"] for p in proof.values()), **proof})
         require_frozen(proof["model"], "model/")
         log.info("proof: all %d frozen tensors are bit-identical to the base's, in %d trainings and in model/ as read back "
@@ -187,16 +189,33 @@ def _loader(cfg: FinetuneConfig, kind, encoded: Encoded, lang_id: int, seed: int
     return loader
 
 
-def _save(cfg: FinetuneConfig, run: RunDir, setting: Setting, transfer: Transfer, seed: int) -> dict:
+def _data_record(cfg: FinetuneConfig, setting: Setting, digests: list[str]) -> dict:
+    """What a model was fine-tuned and tested on: names without their folders, digests, numbers of examples."""
+    sources = [", ".join(filter(None, (_name(source), source.config))) for source in cfg.sources]
+    own = setting.examples[setting.source]
+    return {"sources": sources, "sha256": digests, "train": len(own["train"]), "dev": len(own["dev"]),
+            "test": {code: len(test) for code, test in setting.tests.items()}}  # fmt: skip
+
+
+def _name(source: LabelledSource) -> str:
+    """Of an embedded task or a hub id its name; of a file or folder the last part of its path."""
+    return Path(source.path).name if Path(source.path).is_dir() or Path(source.path).suffix else source.path
+
+
+def _save(
+    cfg: FinetuneConfig, run: RunDir, setting: Setting, transfer: Transfer, seed: int, digests: list[str]
+) -> dict:
     """Write the model of one seed to model/, with the tokenizers of all languages and a card, and compare it, read back from
     the disk, with the base."""
     model = task_model(setting.folder, setting.kind, seed)
     before = tensor_digests(model)
     weights = load_file(run / "checkpoints" / _part(setting.source, seed) / "best.safetensors")
     model.load_state_dict(weights, strict=False)
+    model.set_default_language(setting.source)  # of pipelines, which know no lang_ids
     training = {"recipe": vars(cfg.recipe), "steps": cfg.steps, "rows_per_step": cfg.trainer.rows_per_step,
                 "precision": cfg.trainer.precision, "seed": seed}  # fmt: skip
-    record = {"task": cfg.task.name, "source": setting.source, "metric": transfer.metric, "training": training}
+    record = {"task": cfg.task.name, "source": setting.source, "metric": transfer.metric, "training": training,
+              "class": type(model).__name__, "labels": setting.kind.labels, "data": _data_record(cfg, setting, digests)}  # fmt: skip
     metric = transfer.metric
     scores = {lang.code: (lang.arms[metric]["target"].mean, lang.chance(metric)) for lang in transfer.languages}
     card = task_card(model.config, record, scores, pipeline=setting.kind.pipeline)
