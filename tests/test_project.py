@@ -15,7 +15,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
-from xmod_lab.choices import EMBEDDING_INITS, METRICS
+from xmod_lab.choices import EMBEDDING_INITS, METRICS, ROLES
 from xmod_lab.codes import slot_fault
 from xmod_lab.config import CONF_DIR, explain, from_hydra, register_schemas
 from xmod_lab.errors import UserError
@@ -270,5 +270,6 @@ def test_commands_judge_a_configuration_before_anything_heavy_is_imported():
 def test_names_of_settings_are_those_of_what_they_name():
     assert tuple(METHODS) == EMBEDDING_INITS
     assert {kind: made.metrics for kind, made in KINDS.items()} == METRICS
+    assert {kind: made.roles for kind, made in KINDS.items()} == ROLES
     for name in dir(torch.nn.ModuleDict()):
         assert name.startswith("_") or slot_fault(name), f"add {name} to xmod_lab.codes"

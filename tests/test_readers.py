@@ -1,6 +1,7 @@
 """Files and datasets in the layouts that labelled data comes in, and tagging."""
 
 import json
+import logging
 from types import SimpleNamespace
 
 import datasets
@@ -43,7 +44,7 @@ def test_tables_with_quotes_as_their_type_has_them(tmp_path):
     (tmp_path / "x.tsv").write_text('text\tlabel\nan "open quote\ta\n')
     assert _rows(tmp_path / "x.tsv") == [{"text": 'an "open quote', "label": "a"}]
     (tmp_path / "x.tsv").write_text("text\tlabel\na\tb\nc\n")
-    with pytest.raises(UserError, match="x.tsv, line 3: it has fewer fields than the 2 columns"):
+    with pytest.raises(UserError, match="x.tsv, line 3: 1 cells, but the header has 2"):
         _rows(tmp_path / "x.tsv")
 
 
@@ -63,15 +64,91 @@ def test_conll_and_conllu(tmp_path):
         _rows(tmp_path / "x.conll")
 
 
-def test_squad_files(tmp_path):
+COMMENTS = [  # a sentence with its comment, and the words that are left
+    ("# id 5f-aa\tdomain=en\nAda _ _ B-PER\n# _ _ O\n", ["Ada", "#"]),  # MultiCoNER
+    ("#\tn-tv.de vom 26.02.2005 [2005-02-26]\n1\tAda\tB-PER\tO\n", ["1"]),  # GermEval
+    ("#\tn-tv.de vom 26.02.2005\nAda\tB-PER\n# 5\tO\n", ["Ada", "# 5"]),
+    ("# id 5f-aa\tdomain=en\nAda\tB-PER\n", ["Ada"]),
+    ("# sent1\n# part2\nAda B-PER\n", ["Ada"]),
+    ("#begin document (x); part 000\nAda B-PER\n", ["Ada"]),
+    ("# O\nAda B-PER\nsleeps O\n", ["#", "Ada", "sleeps"]),  # a word
+    ("#\tO\n#love\tO\nAda\tO\n", ["#", "#love", "Ada"]),
+    ("#love O\nAda O\n", ["#love", "Ada"]),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), COMMENTS)
+def test_a_line_with_a_hash_is_a_comment_unless_it_reads_like_a_word(tmp_path, caplog, content, words):
+    (tmp_path / "x.conll").write_text(content)
+    with caplog.at_level(logging.INFO, "xmod_lab"):
+        assert [word for row in _rows(tmp_path / "x.conll") for word in row["words"]] == words
+    left = content.count("\n") - len(words)
+    assert f"{left} lines that begin with # are left out" in caplog.text if left else not caplog.text
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["\ufeffAda\tB-PER\nsleeps\tO\n\nYes\tO\n", "Ada\tB-PER\t\nsleeps\tO\t\t\n\t\nYes\tO\t\n",
+     "Ada\t\tB-PER\nsleeps\tO\n \t \nYes\t\t\tO", "Ada   B-PER \nsleeps O\n   \n\n\nYes   O\n",
+     "-DOCSTART- -X- O\nAda B-PER\nsleeps O\n-DOCSTART- -X- O\nYes O\n", "Ada B-PER\t\nsleeps O\n\nYes O"],
+)  # fmt: skip
+def test_separators_at_the_end_doubled_or_alone_on_a_line_hold_nothing(tmp_path, content):
+    (tmp_path / "x.conll").write_text(content)
+    assert _rows(tmp_path / "x.conll") == [
+        {"words": ["Ada", "sleeps"], "tags": ["B-PER", "O"]}, {"words": ["Yes"], "tags": ["O"]},
+    ]  # fmt: skip
+    (tmp_path / "x.conllu").write_text(CONLLU.replace("\t_\n\n1", "\t_\t\n\t\n1"))
+    assert [row["form"] for row in _rows(tmp_path / "x.conllu")] == [["Dogs", "do", "n't"], ["Yes"]]
+
+
+def test_other_spaces_are_part_of_a_word(tmp_path):
+    (tmp_path / "x.conll").write_text("10\u00a0000 O\nL\u2009Z B-ORG\n")
+    assert _rows(tmp_path / "x.conll")[0]["words"] == ["10\u00a0000", "L\u2009Z"]
+    (tmp_path / "x.conll").write_text("10 000\tO\n\u00a0\tO\n")
+    assert _rows(tmp_path / "x.conll")[0]["words"] == ["10 000", "\u00a0"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("Ada NNP B-PER\nsleeps VB O\nwell UH\n", "line 3: 2 columns, where 3"), ("Ada\tN\tB-PER\n\n\nsleeps\tV\t\n", "line 4: 2 columns, where 3"),
+     ("Ada O\nsleeps O\n# a b\n", "line 3: 3 columns, where 2"), ("1\tAda\tO\n2\tsleeps\tO\n\n1\tYes\tO\n", "line 1: the first column counts the words")],
+)  # fmt: skip
+def test_words_that_are_not_in_the_columns_where_they_are_read_are_an_error(tmp_path, content, message):
+    (tmp_path / "x.conll").write_text(content)
+    with pytest.raises(UserError, match=f"x.conll, {message}"):
+        _rows(tmp_path / "x.conll")
+
+
+def test_squad_files(tmp_path, caplog):
     question = {"id": "q1", "question": "Who?", "answers": [{"text": "Ada", "answer_start": 0}]}
     (tmp_path / "x.json").write_text(json.dumps({"data": [{"paragraphs": [{"context": "Ada.", "qas": [question]}]}]}))
     assert _rows(tmp_path / "x.json") == [
         {"id": "q1", "context": "Ada.", "question": "Who?", "answers": {"text": ["Ada"], "answer_start": [0]}}
     ]
+    paragraph = {"context": "Ada.", "qas": [question, question]}
+    (tmp_path / "x.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
+    assert len(_rows(tmp_path / "x.json")) == 2 and "1 ids stand at several questions, 'q1'" in caplog.text
     (tmp_path / "x.json").write_text('{"data": [{"title": "x"}]}')
     with pytest.raises(UserError, match="not in SQuAD's layout .*paragraphs"):
         _rows(tmp_path / "x.json")
+
+
+def test_arrays_and_lines_of_objects_in_a_json_file_are_rows(tmp_path):
+    rows = [{"text": f"bane {i}", "label": "a"} for i in range(3)]
+    for content in (json.dumps(rows), "\n".join(map(json.dumps, rows))):
+        (tmp_path / "x.json").write_text(content)
+        assert _rows(tmp_path / "x.json") == rows
+    for content, message in (
+        ('[{"text": "a"}, "b"]', 'x.json, entry 2: "b" is no object'),
+        ('[{"text": "a"}', "x.json: not JSON"),
+        ("[" * 100_000, "x.json: its JSON is nested too deep"),
+        ('[{"text": "\\ud83d"}]', r"x.json: .ud83d is half of a character"),
+        ('{"text": "a"}\n{"text"', "x.json, line 2: not JSON"),
+        ("3", "not in SQuAD's layout .*or an array of objects"),
+    ):
+        (tmp_path / "x.json").write_text(content)
+        with pytest.raises(UserError, match=message):
+            _rows(tmp_path / "x.json")
 
 
 def _hub_folder(folder, tables: dict[tuple[str, str], dict], features: datasets.Features):

@@ -27,6 +27,13 @@ METRICS = {  # of each kind of labelled task
     "qa": ("exact_match", "f1"),
     "choice": ("accuracy",),
 }
+ROLES = {  # what every example of such a task has
+    "classification": ("text", "label"),
+    "nli": ("premise", "hypothesis", "label"),
+    "tagging": ("words", "tags"),
+    "qa": ("question", "context", "answers"),
+    "choice": ("text", "choices", "label"),
+}
 
 
 def read_slot_init(init: str) -> tuple[str, list[str]]:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from xmod_lab.choices import METRICS, SCHEDULES
+from xmod_lab.choices import METRICS, ROLES, SCHEDULES
 from xmod_lab.config import RecipeConfig, RunConfig
-from xmod_lab.tasks.reading import LabelledSource
+from xmod_lab.errors import nearest
+from xmod_lab.tasks.reading import PLACES, SPLITS, LabelledSource
 from xmod_lab.validation import (
     base_faults,
     machine_faults,
@@ -16,6 +17,8 @@ from xmod_lab.validation import (
     wrong_choices,
     wrong_numbers,
 )
+
+_MOST_SEEDS = 1_000
 
 
 @dataclass
@@ -76,9 +79,10 @@ def validate_finetune(cfg: FinetuneConfig) -> None:
     if task.kind in METRICS:
         choices.append(("task.metric", task.metric, METRICS[task.kind]))
     faults = wrong_choices([*choices, ("task.recipe.schedule", task.recipe.schedule, SCHEDULES)])
+    faults += _wrong_names(cfg)
     numbers = wrong_numbers([
-        ("task.seeds", task.seeds, task.seeds >= 1, "1 or more"),
-        ("seed", cfg.seed, 0 <= cfg.seed < 2**32 - task.seeds, "0 up to 4294967295, less task.seeds"),
+        ("task.seeds", task.seeds, 1 <= task.seeds <= _MOST_SEEDS, f"1 to {_MOST_SEEDS:,}"),
+        ("seed", cfg.seed, 0 <= cfg.seed < 2**32 - _MOST_SEEDS, f"0 to {2**32 - _MOST_SEEDS - 1}"),
         *recipe_ranges("task.recipe", task.recipe),
         *trainer_ranges(cfg.trainer),
     ])  # fmt: skip
@@ -89,3 +93,14 @@ def validate_finetune(cfg: FinetuneConfig) -> None:
         faults.append(f"trainer.devices × trainer.nodes is {cfg.trainer.devices * cfg.trainer.nodes}; allowed is 1: a task is "
                       "fine-tuned in one process. Start several runs with other seeds, or a sweep")  # fmt: skip
     raise_faults([*faults, *base_faults(cfg.base)])
+
+
+def _wrong_names(cfg: FinetuneConfig) -> list[str]:
+    """Roles and splits that a source renames, and no task of this kind has."""
+    roles = (*ROLES.get(cfg.task.kind, ()), *PLACES)
+    faults = []
+    for key, source in zip(("task.data", "task.tests"), cfg.sources, strict=False):
+        for name, allowed, given in (("columns", roles, source.columns), ("splits", SPLITS, source.splits)):
+            faults += [f"{key}.{name}.{role} names nothing; allowed are {', '.join(allowed)}.{nearest(role, allowed)}"
+                       for role in given if role not in allowed]  # fmt: skip
+    return faults

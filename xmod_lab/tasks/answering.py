@@ -43,6 +43,11 @@ class Answering:
     def __init__(self, train: Sequence[Row]):
         self.gold(train)
 
+    @classmethod
+    def is_labelled(cls, row: Row) -> bool:
+        """Every question: one without an answer is refused."""
+        return True
+
     def gold(self, rows: Sequence[Row]) -> list[list[str]]:
         """The answers of each question. Raises UserError where one is not in the context at the place that is given."""
         found = []
@@ -53,23 +58,32 @@ class Answering:
                                 "Leave it out")  # fmt: skip
             for text, start in zip(texts, starts, strict=True):
                 if not text or row.values["context"][start : start + len(text)] != text:
+                    context = row.values["context"]
+                    place = context.find(text) if text else -1
+                    elsewhere = f" (it is at {place})" if place >= 0 else ""
                     raise UserError(f"{row.where}: the answer '{text}' is not in its context at character {start}, where "
-                                    f"'{row.values['context'][start : start + len(text)]}' is; repair it, or leave it out")  # fmt: skip
+                                    f"'{context[start : start + len(text)]}' is{elsewhere}; repair it, or leave it out")  # fmt: skip
             found.append(list(texts))
         return found
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int) -> Encoded:
-        """Windows of at most ``positions`` pieces: the question, then a part of the context. Nothing is lost."""
+        """Windows of at most ``positions`` pieces: the question, then a part of the context. Nothing is lost; ``truncated``
+        counts the questions whose answer stands whole in no window, so that nothing points to it."""
         gold = self.gold(rows)
-        questions, contexts = ([str(row.values[role]) for row in rows] for role in ("question", "context"))
+        questions, contexts = ([row.values[role] for row in rows] for role in ("question", "context"))
         lengths = [len(ids) for ids in tokenizer(questions)["input_ids"]]
         for row, length in zip(rows, lengths, strict=True):
             if length > positions // 2:
                 raise UserError(f"{row.where}: the question has {length} pieces, more than half of the model's {positions} "
                                 "positions; shorten it, or leave it out")  # fmt: skip
+        dropped = _dropped(tokenizer, contexts)
+        kept = [_kept(context, dropped) for context in contexts]
         encoded = tokenizer(
             questions,
-            contexts,
+            [
+                context if len(places) == len(context) else "".join(context[i] for i in places)
+                for context, places in zip(contexts, kept, strict=True)
+            ],
             truncation="only_second",
             max_length=positions,
             stride=positions // 2 // _OVERLAP,
@@ -80,7 +94,8 @@ class Answering:
         windows = []
         for encoding, owner in zip(encoded.encodings, encoded["overflow_to_sample_mapping"], strict=True):
             offsets = [
-                span if part == 1 else None for span, part in zip(encoding.offsets, encoding.sequence_ids, strict=True)
+                _in_context(span, kept[owner], contexts[owner]) if part == 1 else None
+                for span, part in zip(encoding.offsets, encoding.sequence_ids, strict=True)
             ]
             answers = rows[owner].values["answers"]
             begin = answers["answer_start"][0]
@@ -88,7 +103,8 @@ class Answering:
             windows.append(Window(owner, contexts[owner], offsets, *inside))
         pieces = sum(map(len, encoded["input_ids"]))
         unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"])
-        return Encoded(encoded["input_ids"], gold, tokenizer.pad_token_id, 0, unknown / pieces, windows)
+        cut = len(rows) - len({window.owner for window in windows if window.end})
+        return Encoded(encoded["input_ids"], gold, tokenizer.pad_token_id, cut, unknown / pieces, windows)
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         """(B, S) tensors of these windows, and ``start_positions``, ``end_positions`` (B,)."""
@@ -149,6 +165,26 @@ class Answering:
     def configuration(self) -> dict:
         """Two outputs a piece: start and end."""
         return {"num_labels": 2}
+
+
+def _dropped(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> set[str]:
+    """Characters of ``texts`` of which nothing is left in the vocabulary's pieces (control characters, say). The tokenizer's own
+    offsets are wrong behind them."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    if normalizer is None:
+        return set()
+    return {c for c in set().union(*texts) if normalizer.normalize_str(f"a{c}a") == normalizer.normalize_str("aa")}
+
+
+def _kept(text: str, dropped: set[str]) -> Sequence[int]:
+    """The places in ``text`` of what is not dropped."""
+    return range(len(text)) if dropped.isdisjoint(text) else [i for i, c in enumerate(text) if c not in dropped]
+
+
+def _in_context(span: tuple[int, int], places: Sequence[int], context: str) -> tuple[int, int]:
+    """A span of the characters at ``places`` as one of ``context``."""
+    begin = places[span[0]] if span[0] < len(places) else len(context)
+    return begin, places[span[1] - 1] + 1 if span[1] > span[0] else begin
 
 
 def _pieces_of(offsets: list[tuple[int, int] | None], begin: int, end: int) -> tuple[int, int]:

@@ -12,6 +12,7 @@ from xmod_lab.model import XmodForMultipleChoice
 from xmod_lab.tasks.examples import Encoded, encode_texts, pad
 from xmod_lab.tasks.metrics import Metric, accuracy
 from xmod_lab.tasks.reading import Row
+from xmod_lab.tasks.values import NO_LABEL
 
 
 class Choice:
@@ -29,6 +30,11 @@ class Choice:
         self.labels = [str(i) for i in range(self.number)]
         self.gold(train)
 
+    @classmethod
+    def is_labelled(cls, row: Row) -> bool:
+        """Whether a row says which choice is right; -1 says that it does not."""
+        return row.values["label"] not in (NO_LABEL, "-1")
+
     def gold(self, rows: Sequence[Row]) -> list[int]:
         """Numbers of the right choices. Raises UserError for a row with another number of choices, or without that one."""
         found = []
@@ -45,11 +51,11 @@ class Choice:
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int) -> Encoded:
         """The pieces of every pair of text and choice, at most ``positions`` each; ``ids`` has a list for each choice."""
-        pairs = [[str(row.values["text"]), str(choice)] for row in rows for choice in row.values["choices"]]
+        pairs = [[row.values["text"], choice] for row in rows for choice in row.values["choices"]]
         gold = self.gold(rows)
         flat = encode_texts(pairs, [0] * len(pairs), tokenizer, positions)
         ids = [flat.ids[i : i + self.number] for i in range(0, len(pairs), self.number)]
-        return Encoded(ids, gold, flat.pad_id, flat.truncated, flat.unknown)
+        return Encoded(ids, gold, flat.pad_id, flat.truncated, flat.unknown, empty=flat.empty)
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         """(B, C, S) tensors of these rows, and ``labels`` (B,)."""

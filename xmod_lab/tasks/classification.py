@@ -10,8 +10,10 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.model import XmodForSequenceClassification
 from xmod_lab.tasks.examples import Encoded, encode_texts, pad
+from xmod_lab.tasks.labels import classes
 from xmod_lab.tasks.metrics import Metric, accuracy, macro_f1
 from xmod_lab.tasks.reading import Row
+from xmod_lab.tasks.values import NO_LABEL
 
 
 class Classification:
@@ -22,20 +24,26 @@ class Classification:
     texts: tuple[str, ...] = ("text",)
     metrics = ("accuracy", "macro_f1")
     pipeline = "text-classification"
+    without_label: tuple[object, ...] = (NO_LABEL,)
 
     def __init__(self, train: Sequence[Row]):
-        """Raises UserError where all rows have the same label."""
-        self.labels = sorted({str(row.values["label"]) for row in train})
+        """Raises UserError where all rows have the same label, or as :func:`classes`."""
+        self.labels = classes((row.values["label"], row.where) for row in train)
         if len(self.labels) < 2:
             raise UserError(f"{train[0].where} and the rows after it have one label, '{self.labels[0]}'; a task needs two or "
                             "more")  # fmt: skip
+
+    @classmethod
+    def is_labelled(cls, row: Row) -> bool:
+        """Whether a row has a label, and not one of the marks that say that there is none."""
+        return row.values["label"] not in cls.without_label
 
     def gold(self, rows: Sequence[Row]) -> list[int]:
         """Numbers of the rows' labels. Raises UserError for a label that the training split does not have."""
         known = {label: i for i, label in enumerate(self.labels)}
         found = []
         for row in rows:
-            label = str(row.values["label"])
+            label = row.values["label"]
             if label not in known:
                 raise UserError(f"{row.where}: label '{label}' is not in the source's training split; allowed are "
                                 f"{', '.join(self.labels)}.{nearest(label, self.labels)} Rename it, or leave those rows out")  # fmt: skip
@@ -45,7 +53,7 @@ class Classification:
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int) -> Encoded:
         """Pieces of every row, at most ``positions`` of them, and the gold labels."""
         return encode_texts(
-            [[str(row.values[role]) for role in self.texts] for row in rows], self.gold(rows), tokenizer, positions
+            [[row.values[role] for role in self.texts] for row in rows], self.gold(rows), tokenizer, positions
         )
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -93,3 +101,4 @@ class Inference(Classification):
 
     roles = ("premise", "hypothesis", "label")
     texts = ("premise", "hypothesis")
+    without_label = (NO_LABEL, "-", "-1")  # of SNLI and MNLI, where annotators did not agree

@@ -19,7 +19,7 @@ class Encoded:
     """``ids``: the pieces of each example, or of each window of it, special ones included; ``gold``: of each example;
     ``truncated``: how many examples were cut to the model's
     positions; ``unknown``: share of the pieces that the vocabulary does not have; ``extra``: what else a kind of task needs
-    of each row of ``ids``."""
+    of each row of ``ids``; ``empty``: how many examples have a text, or a word, without any piece."""
 
     ids: list[list[int]]
     gold: list
@@ -27,6 +27,7 @@ class Encoded:
     truncated: int
     unknown: float
     extra: list = field(default_factory=list)
+    empty: int = 0
 
     def __len__(self) -> int:
         return len(self.gold)
@@ -42,7 +43,8 @@ def encode_texts(
     truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
     pieces = sum(len(ids) for ids in encoded["input_ids"])
     unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"])
-    return Encoded(encoded["input_ids"], gold, tokenizer.pad_token_id, truncated, unknown / pieces)
+    empty = sum(not set(range(len(columns))) <= set(encoding.sequence_ids) for encoding in encoded.encodings)
+    return Encoded(encoded["input_ids"], gold, tokenizer.pad_token_id, truncated, unknown / pieces, empty=empty)
 
 
 def pad(rows: Sequence[list[int]], pad_id: int) -> dict[str, Tensor]:

@@ -1,7 +1,10 @@
 """Labelled examples as rows, by language and split, from the files or datasets that a task names."""
 
+import glob
 import hashlib
+import logging
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,15 +12,19 @@ from pathlib import Path
 from xmod_lab.codes import resolve
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.tasks.readers import READERS, Rows, named_rows
+from xmod_lab.tasks.values import read_value
 from xmod_lab.text.corpus import EMBEDDED, content_digest
 
+log = logging.getLogger(__name__)
 SPLITS = ("train", "dev", "test")
+PLACES = ("language", "split")  # columns that every kind of task may have
 EMBEDDED_TASKS = ("intents", "utterance_slots")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One example as it stands in its file: role (``text``, ``label``, …) -> value, and file and line for messages."""
+    """One example: role (``text``, ``label``, …) -> value, of the type that :func:`read_value` gives it, and file and line for
+    messages."""
 
     values: dict[str, object]
     where: str
@@ -48,28 +55,28 @@ class LabelledSource:
     columns: dict[str, str] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
 
-    def parts(self) -> Iterator[Part]:
-        """Every file, or split of a configuration.
+    def parts(self, key: str = "task.data") -> Iterator[Part]:
+        """Every file, or split of a configuration; ``key``: of the source, for messages.
 
         Raises:
-            UserError: there is none, or it cannot be read.
+            UserError: there is none, it cannot be read, a file has no rows.
         """
         if _suffix(self._pattern) is None:
-            yield from self._dataset_parts()
+            yield from self._dataset_parts(key)
         else:
-            for path, said in self.files():
-                yield said, READERS[_suffix(path.name)](path)
+            for path, said in self.files(key):
+                yield said, _some(READERS[_suffix(path.name)](path), path)
 
-    def files(self) -> list[tuple[Path, dict[str, str]]]:
+    def files(self, key: str = "task.data") -> list[tuple[Path, dict[str, str]]]:
         """Every file with what its path says. Raises UserError when there is none."""
         pattern = str(Path(self._pattern).absolute())
         first = min((pattern.find(mark) for mark in ("@language", "@split") if mark in pattern), default=len(pattern))
         anchor = Path(pattern[:first]).parent if first < len(pattern) else Path(pattern).parent
-        wildcard = str(Path(pattern).relative_to(anchor)).replace("@language", "*").replace("@split", "*")
+        wildcard = glob.escape(str(Path(pattern).relative_to(anchor))).replace("@language", "*").replace("@split", "*")
         found = [(path, _said(pattern, str(path))) for path in sorted(anchor.glob(wildcard)) if path.is_file()]
         found = [(path, said) for path, said in found if said is not None]
         if not found:
-            raise UserError(f"task.data.path: no file is named like '{self.path}'; give the path of an existing file, with "
+            raise UserError(f"{key}.path: no file is named like '{self.path}'; give the path of an existing file, with "
                             "@language and @split where the names of languages and splits stand")  # fmt: skip
         return found
 
@@ -84,31 +91,35 @@ class LabelledSource:
             )
         return str(EMBEDDED / f"{name}.jsonl.gz")
 
-    def _dataset_parts(self) -> Iterator[Part]:
+    def _dataset_parts(self, key: str) -> Iterator[Part]:
         import datasets  # here, since a configuration is judged without it
 
         path = Path(self.path)
         hub_id = re.fullmatch(r"[\w-]+|[\w.-]+/[\w.-]+", self.path) and not self.path.startswith(".")
         if not path.is_dir() and (path.is_file() or not hub_id):
-            raise UserError(f"task.data.path '{self.path}' is neither a folder nor a file of a known type "
+            raise UserError(f"{key}.path '{self.path}' is neither a folder nor a file of a known type "
                             f"({', '.join(READERS)}) nor a hub id; give one of these")  # fmt: skip
         found = False
         try:
             for config, said in self._configurations():
-                if any(path.glob("dataset_*.json")):
-                    loaded = datasets.load_from_disk(self.path)
-                else:
-                    loaded = datasets.load_dataset(self.path, config)
-                for split, table in loaded.items():
-                    found = True
-                    yield {"split": split, **said}, named_rows(table, f"{self.path}, {config or 'default'}, {split}")
+                with tempfile.TemporaryDirectory() as scratch:  # the cache goes by times: a file may have been replaced
+                    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+                        loaded = datasets.load_from_disk(self.path)
+                    else:
+                        loaded = datasets.load_dataset(self.path, config, cache_dir=scratch if path.is_dir() else None)
+                    tables = loaded.items() if isinstance(loaded, dict) else [(None, loaded)]
+                    for split, table in tables:
+                        found = True
+                        of_split = {} if split is None else {"split": split}
+                        name = ", ".join([self.path, config or "default", *of_split.values()])
+                        yield of_split | said, named_rows(table, name)
         except UserError:
             raise
         except Exception as error:  # datasets raises whatever its readers and the network raise
-            raise UserError(f"task.data.path: '{self.path}' cannot be read as a dataset ({str(error).splitlines()[0]}); give a folder "
+            raise UserError(f"{key}.path: '{self.path}' cannot be read as a dataset ({str(error).splitlines()[0]}); give a folder "
                             "in a layout of the hub, or a hub id that can be reached") from error  # fmt: skip
         if not found:
-            raise UserError(f"task.data.config: no configuration of '{self.path}' is named like '{self.config}'")
+            raise UserError(f"{key}.config: no configuration of '{self.path}' is named like '{self.config}'")
 
     def _configurations(self) -> Iterator[tuple[str | None, dict[str, str]]]:
         if self.config is None:
@@ -128,14 +139,23 @@ class LabelledSource:
         parts = [content_digest(str(path), None) for path, _ in self.files()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def value(self, role: str, values: dict, where: str) -> object:
-        """What a row has for ``role``. Raises UserError when it has nothing."""
+    def value(self, role: str, values: dict, where: str, key: str = "task.data") -> object:
+        """What a row has for ``role``. Raises UserError when it has no such column, null, or what the role cannot be."""
         column = self.columns.get(role, role)
-        found = values.get(column, values.get(role))
-        if found is None:
-            raise UserError(f"{where}: no column '{column}'; it has {', '.join(map(str, values))}. Name it with "
-                            f"++task.data.columns.{role}=<column>")  # fmt: skip
-        return found
+        column = column if column in values else role
+        if column not in values:
+            raise UserError(f"{where}: no column '{self.columns.get(role, role)}'; it has {', '.join(map(str, values))}. Name it with "
+                            f"++{key}.columns.{role}=<column>")  # fmt: skip
+        return read_value(role, values[column], f"{where}, column '{column}'")
+
+
+def _some(rows: Rows, path: Path) -> Rows:
+    """``rows``. Raises UserError behind them when there was none."""
+    row = None
+    for row in rows:
+        yield row
+    if row is None:
+        raise UserError(f"{path}: it has no rows; give it some, or take the file away")
 
 
 def _suffix(name: str) -> str | None:
@@ -146,7 +166,7 @@ def _suffix(name: str) -> str | None:
 def _said(pattern: str, name: str) -> dict[str, str] | None:
     """What ``name`` has in the places of ``pattern``, the same in each; ``None`` where it is not named like that."""
     expression = re.escape(pattern)
-    for place in ("language", "split"):
+    for place in PLACES:
         mark = f"@{place}"
         expression = expression.replace(mark, f"(?P<{place}>[^/]+?)", 1).replace(mark, f"(?P={place})")
     match = re.fullmatch(expression, name)
@@ -156,36 +176,47 @@ def _said(pattern: str, name: str) -> dict[str, str] | None:
 def read_examples(
     sources: list[LabelledSource], roles: tuple[str, ...], known: list[str]
 ) -> tuple[Labelled, dict[str, str]]:
-    """Rows by language, as ``known`` spells it, and split.
+    """Rows by language, as ``known`` spells it, and split. Splits of other names than the source's are left out, and named.
 
     Args:
+        sources: of ``task.data`` and, where there are any, of ``task.tests``.
         roles: what every row must have.
     Returns:
         The rows; and for every language of the data that is none of ``known``, why.
     Raises:
-        UserError: a file cannot be read, a row lacks a role, two names mean one language.
+        UserError: a file cannot be read, a row lacks a role or has what it cannot be, two names mean one language.
     """
     found: Labelled = {}
     unknown: dict[str, str] = {}
-    for source in sources:
+    for key, source in zip(("task.data", "task.tests"), sources, strict=False):
         names: dict[str, str] = {}  # code -> its name in this source
         splits = {split: split for split in SPLITS} | {name: split for split, name in source.splits.items()}
-        for said, rows in source.parts():
-            if said.get("split", next(iter(splits))) not in splits or said.get("language") in unknown:
+        others: dict[str, None] = {}
+        for said, rows in source.parts(key):
+            if said.get("split", next(iter(splits))) not in splits:
+                others[said["split"]] = None
+                continue
+            if said.get("language") in unknown:
                 continue
             for where, values in rows:
-                language = said.get("language") or source.language or source.value("language", values, where)
-                split = said.get("split") or source.value("split", values, where)
-                if split not in splits or language in unknown:
+                language = said.get("language") or source.language or source.value("language", values, where, key)
+                split = said.get("split") or source.value("split", values, where, key)
+                if split not in splits:
+                    others[split] = None
                     continue
-                row = {role: source.value(role, values, where) for role in roles}
+                if language in unknown:
+                    continue
                 try:
                     code = resolve(language, known)
                 except UnknownLanguageError as error:
                     unknown[language] = str(error)
                     continue
+                row = {role: source.value(role, values, where, key) for role in roles}
                 if names.setdefault(code, language) != language:
                     raise UserError(f"{where}: languages '{names[code]}' and '{language}' are both {code} of this model; "
                                     "give them one name, or leave one out")  # fmt: skip
                 found.setdefault(code, {}).setdefault(splits[split], []).append(Row(row, where))
+        if others:
+            log.info("%s: what is named %s is in no split that is read; a split is named with ++%s.splits.dev=<name>",
+                     source.path, ", ".join(others), key)  # fmt: skip
     return {code: found[code] for code in known if code in found}, unknown

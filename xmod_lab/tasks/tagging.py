@@ -11,8 +11,10 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.model import IGNORE, XmodForTokenClassification
 from xmod_lab.tasks.examples import Encoded, pad
+from xmod_lab.tasks.labels import classes
 from xmod_lab.tasks.metrics import Metric, share, span_f1, span_fault
 from xmod_lab.tasks.reading import Row
+from xmod_lab.tasks.values import NO_LABEL
 
 _CUT = -1  # in place of a position: the word lies behind the last piece, or has none
 
@@ -29,7 +31,8 @@ class Tagging:
 
     def __init__(self, train: Sequence[Row]):
         counts = Counter(tag for row in train for tag in self._tags(row))
-        self.labels = sorted(counts.keys() | {f"I-{tag[2:]}" for tag in counts if tag.startswith("B-")})
+        named = classes((tag, row.where) for row in train for tag in row.values["tags"])
+        self.labels = sorted(set(named) | {f"I-{tag[2:]}" for tag in counts if tag.startswith("B-")})
         if len(counts) < 2:
             raise UserError(
                 f"{train[0].where} and the rows after it have one tag, {list(counts)}; a task needs two or more"
@@ -41,6 +44,11 @@ class Tagging:
         elif fault := span_fault():
             raise UserError(fault)
 
+    @classmethod
+    def is_labelled(cls, row: Row) -> bool:
+        """Whether every word of a row has a tag; -1 and -100 are none."""
+        return not {NO_LABEL, "-1", "-100"} & set(row.values["tags"])
+
     @staticmethod
     def _tags(row: Row) -> list[str]:
         words, tags = row.values["words"], row.values["tags"]
@@ -49,7 +57,7 @@ class Tagging:
             raise UserError(
                 f"{row.where}: words and tags must be lists of equal length, here they are {sizes}; repair that row"
             )
-        return [str(tag) for tag in tags]
+        return tags
 
     def gold(self, rows: Sequence[Row]) -> list[list[int]]:
         """Numbers of the tags of each row. Raises UserError for a tag that the training split does not have."""
@@ -66,7 +74,7 @@ class Tagging:
 
     def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int) -> Encoded:
         """Pieces of every row, at most ``positions``; ``extra``: of each word the position of its first piece."""
-        words = [[str(word) for word in row.values["words"]] for row in rows]
+        words = [row.values["words"] for row in rows]
         gold = self.gold(rows)
         encoded = tokenizer(
             words, is_split_into_words=True, truncation=True, max_length=positions, split_special_tokens=True
@@ -78,10 +86,11 @@ class Tagging:
                 if word is not None:
                     first.setdefault(word, position)
             places.append([first.get(word, _CUT) for word in range(len(row))])
-        truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
+        cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
+        empty = sum(_CUT in words and not was_cut for words, was_cut in zip(places, cut, strict=True))
         pieces = sum(map(len, encoded["input_ids"]))
         unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"])
-        return Encoded(encoded["input_ids"], gold, tokenizer.pad_token_id, truncated, unknown / pieces, places)
+        return Encoded(encoded["input_ids"], gold, tokenizer.pad_token_id, sum(cut), unknown / pieces, places, empty)
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         """(B, S) tensors of these rows, and ``labels`` (B, S), -100 where no word begins."""

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.text.corpus import EMBEDDED
-from xmod_lab.text.files import decoded_lines, file_fault, one_line
+from xmod_lab.text.files import file_fault, one_line
+from xmod_lab.text.tables import table_cells
 
 FILE_TYPES = (".tsv", ".tsv.gz")
 
@@ -55,20 +56,14 @@ def read_parallel(source: str) -> Parallel:
     Raises:
         UserError: no header with two languages or more, a language twice, a row with more or fewer cells; it names the line.
     """
-    lines = (line.removesuffix("\n") for line in decoded_lines(_path(source)))
-    header = next(lines, "").split("\t")
+    rows = table_cells(_path(source))
+    _, header = next(rows, (1, [""]))
     languages = header[1:]
     if len(languages) < 2 or not all(languages) or len(set(languages)) < len(languages):
         raise UserError(f"{source}, line 1: the header is {header}; expected id and then two languages or more, each once, with "
                         "tabs between them")  # fmt: skip
     columns: list[list[str]] = [[] for _ in languages]
-    for number, line in enumerate(lines, start=2):
-        cells = line.split("\t")
-        if len(cells) != len(header):
-            if not line.strip():
-                continue
-            raise UserError(f"{source}, line {number}: {len(cells)} cells, but the header has {len(header)}; give every row as "
-                            "many, an empty one where a language lacks the sentence")  # fmt: skip
+    for _, cells in rows:
         for column, cell in zip(columns, cells[1:], strict=True):
             column.append(one_line(cell))
     if not columns[0]:

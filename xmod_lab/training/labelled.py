@@ -1,6 +1,7 @@
 """A task as a run meets it: the base with a head, and the examples of all languages in the pieces of their vocabularies."""
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from xmod_lab.model import XmodConfig, XmodPreTrainedModel
 from xmod_lab.model.slots import random_value
 from xmod_lab.tasks.examples import Encoded
 from xmod_lab.tasks.kinds import KINDS
-from xmod_lab.tasks.reading import read_examples
+from xmod_lab.tasks.labels import DOUBTFUL
+from xmod_lab.tasks.reading import SPLITS, Labelled, read_examples
 from xmod_lab.training.tables import show
 
 log = logging.getLogger(__name__)
@@ -52,15 +54,23 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
     manifests_in(folder, config.added or [])  # all must be readable when the model is saved
     source, kind_class = config.resolve(cfg.task.source), KINDS[cfg.task.kind]
     rows, unknown = read_examples(cfg.sources, kind_class.roles, config.known_codes())
+    rows, unlabelled = _labelled(rows, kind_class)
     for language, why in unknown.items():
         log.warning("examples in '%s' are left out: the base has no slot for it. %s", language, why)
-    for split in ("train", "dev", "test"):
+    for split in SPLITS:
         if not rows.get(source, {}).get(split):
-            there = {code: [s for s in splits if splits[s]] for code, splits in rows.items()}
-            raise UserError(f"{cfg.task.data.path}: the {split} split of the source language {source} is empty; there are "
+            there = {code: list(splits) for code, splits in rows.items()}
+            without = unlabelled[source, split]
+            lost = f" ({without:,} examples say that they have no label)" if without else ""
+            raise UserError(f"{cfg.task.data.path}: the {split} split of the source language {source} is empty{lost}; there are "
                             f"{there or 'no examples at all'}. Name the splits with ++task.data.splits.{split}=<name>, or choose "
                             "another task.source")  # fmt: skip
     kind = kind_class(rows[source]["train"])
+    for label in sorted(DOUBTFUL & set(kind.labels)):
+        log.warning(
+            "warning: '%s' is a class like any other here; where it says that there is no label, take those rows out",
+            label,
+        )
     if cfg.task.metric not in kind.metrics:
         raise UserError(f"task.metric is '{cfg.task.metric}', but the labels of the data ({', '.join(kind.labels[:5])}, …) allow "
                         f"{', '.join(kind.metrics)} alone: they name no spans")  # fmt: skip
@@ -78,22 +88,48 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
     setting = Setting(
         folder, source, config.added or [], kind, {code: splits for code, splits in examples.items() if splits}
     )
-    _data_table(
-        cfg, setting, {code: {s: len(r) for s, r in splits.items()} for code, splits in rows.items()}, positions
-    )
+    sizes = {code: {s: len(r) for s, r in splits.items()} for code, splits in rows.items()}
+    _data_table(cfg, setting, sizes, unlabelled, positions)
     return setting
 
 
-def _data_table(cfg: FinetuneConfig, setting: Setting, sizes: dict[str, dict[str, int]], positions: int) -> None:
+def _labelled(rows: Labelled, kind) -> tuple[Labelled, Counter[tuple[str, str]]]:
+    """The rows that have a label, and how many have none, by language and split."""
+    kept: Labelled = {}
+    without: Counter[tuple[str, str]] = Counter()
+    for code, splits in rows.items():
+        for split, examples in splits.items():
+            labelled = [row for row in examples if kind.is_labelled(row)]
+            without[code, split] = len(examples) - len(labelled)
+            if labelled:
+                kept.setdefault(code, {})[split] = labelled
+            else:
+                log.warning("warning: the %s split of %s is left out: its %d examples say that they have no label",
+                            split, code, len(examples))  # fmt: skip
+    return kept, without
+
+
+def _data_table(
+    cfg: FinetuneConfig,
+    setting: Setting,
+    sizes: dict[str, dict[str, int]],
+    unlabelled: Counter[tuple[str, str]],
+    positions: int,
+) -> None:
+    """Examples of every language, and how many of them were left out, cut or have nothing to read."""
     rows = []
     for code, splits in setting.examples.items():
         test = splits.get("test")
         counts = (f"{sizes[code].get(split, 0):,}" for split in ("train", "dev", "test"))
         classes = "–" if test is None else setting.kind.described(test.gold)
         unknown = "–" if test is None else f"{100 * test.unknown:.1f} %"
-        rows.append((code, *counts, classes, unknown, f"{sum(part.truncated for part in splits.values()):,}"))
-    title = f"{cfg.task.name}: fine-tuned on {setting.source}; examples, and how many are cut to {positions} pieces"
-    show(title, ("language", "train", "dev", "test", "labels in test", "unknown pieces", "cut"), rows)
+        odd = (sum(unlabelled[code, split] for split in SPLITS), sum(part.truncated for part in splits.values()),
+               sum(part.empty for part in splits.values()))  # fmt: skip
+        rows.append((code, *counts, classes, unknown, *(f"{count:,}" for count in odd)))
+    title = (f"{cfg.task.name}: fine-tuned on {setting.source}; examples; how many had no label and were left out, are cut to "
+             f"{positions} pieces, have a text or word without any piece")  # fmt: skip
+    header = ("language", "train", "dev", "test", "labels in test", "unknown pieces", "no label", "cut", "empty")
+    show(title, header, rows)
 
 
 def task_model(folder: Path, kind, seed: int) -> XmodPreTrainedModel:
