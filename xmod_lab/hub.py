@@ -16,5 +16,8 @@ def hub_fault(name: str, give: str) -> str | None:
     except HFValidationError:
         return f"'{name}' does not exist; give {give}"
     if rest and os.path.isdir(owner):
-        return f"'{name}' does not exist, while there is a folder '{owner}' here; give {give}.{nearest(rest, os.listdir(owner))}"
+        near = nearest(rest, os.listdir(owner))
+        return (
+            f"'{name}' does not exist, while there is a folder '{owner}' here; give {give}{'.' + near if near else ''}"
+        )
     return None

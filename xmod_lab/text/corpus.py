@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import pyarrow
@@ -90,22 +91,22 @@ class Source:
             UserError: the source is missing, empty, not UTF-8, lacks the column or has no text in it; it names file and line.
         """
         tally = tally or Tally()
-        own = self.validation is not None and split == "validation"
-        text = self.validation if own else self.text
+        given, held_out_below = self.has_validation, self.validation_share * 2**64
+        text = self.validation if split == "validation" and self.validation is not None else self.text
         # what is held out by share is in the same rows, and these are counted once
-        counts = tally if split == "train" or self.has_validation else Tally()
+        counts = tally if split == "train" or given else Tally()
         for passage in self._read(text, split, counts):
-            key = hashlib.blake2b(passage.encode(), digest_size=8).digest()
-            held_out = int.from_bytes(key, "little") < self.validation_share * 2**64
-            if not self.has_validation and held_out != (split == "validation"):
+            content = passage.encode()
+            key = hashlib.blake2b(content, digest_size=8).digest()
+            if not given and (int.from_bytes(key, "little") < held_out_below) != (split == "validation"):
                 continue
             if self.drop_duplicates and key in tally.seen:
                 tally.duplicates += 1
                 continue
-            if self.drop_duplicates or self.has_validation:
+            if self.drop_duplicates or given:
                 tally.seen.add(key)
             tally.known += key in known
-            tally.add(passage)
+            tally.add(passage, len(content))
             if tally.passages % _CHECK_EVERY == 0:
                 tally.refuse_noise(text)
             yield passage
@@ -133,22 +134,19 @@ class Source:
         for name in names_in(text):
             parts, left_out = parts_of(name, self.dataset_config)
             tally.left_out += left_out
-            values = (found for part in parts for found in self._values(part, split, tally))
-            for value, where in values:
+            for value, where in chain.from_iterable(self._values(part, split, tally) for part in parts):
                 if value is None:
                     tally.null += 1
                     continue
-                lines = lines_in(self._plain(value, where))
+                lines = lines_in(value if isinstance(value, str) else self._decoded(value, where))
                 if not lines:
                     tally.empty += 1
                     continue
                 tally.line_breaks += len(lines) > 1
                 yield " ".join(lines)
 
-    def _plain(self, value: object, where: str) -> str:
-        """``value`` as text. Raises UserError where that is not certain."""
-        if isinstance(value, str):
-            return value
+    def _decoded(self, value: object, where: str) -> str:
+        """The text of bytes. Raises UserError where ``value`` is something else, or its bytes are no text."""
         if isinstance(value, bytes):
             try:
                 return value.decode()
@@ -245,10 +243,10 @@ class Tally:
     seen: set[bytes] = field(default_factory=set, repr=False)
     extra: dict = field(default_factory=dict)
 
-    def add(self, passage: str) -> None:
-        """Count a passage."""
+    def add(self, passage: str, size: int) -> None:
+        """Count a passage of ``size`` bytes."""
         self.passages += 1
-        self.bytes += len(passage.encode())
+        self.bytes += size
         self.characters += len(passage)
         if not passage.isprintable() or "\ufffd" in passage:
             self.odd += len(_ODD.findall(passage))
@@ -348,8 +346,9 @@ def _unreadable(name: str, error: Exception) -> UserError:
     if isinstance(cause, OSError) and str(cause.filename).startswith(str(datasets.config.HF_CACHE_HOME)):
         return UserError(f"'{name}' cannot be read as a dataset, since {cause.filename} cannot be written ({cause.strerror}); set HF_HOME to "
                          "a folder that you can write to")  # fmt: skip
-    return UserError(f"'{name}' cannot be read as a dataset ({cause}); it may be damaged. Give a file ({', '.join(FILE_TYPES)}), "
-                     "a dataset folder, or a hub id that exists")  # fmt: skip
+    why = "it may be damaged" if Path(name).exists() else "check the name, or the network"
+    return UserError(f"'{name}' cannot be read as a dataset ({cause}); {why}. Give a file ({', '.join(FILE_TYPES)}), a dataset folder, or "
+                     "a hub id that exists")  # fmt: skip
 
 
 def content_digest(name: str, config: str | None) -> str:

@@ -16,6 +16,11 @@ _CONVERT = "convert it: iconv -f {0} -t UTF-8 FILE > NEW.txt"
 _KINDS = (  # how a file begins that is no UTF-8, what it is, and what to do
     (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", _CONVERT.format("UTF-32")),
     (rb"\xff\xfe|\xfe\xff", "UTF-16", _CONVERT.format("UTF-16")),
+    (
+        rb"\xc3\xbf\xc3\xbe|\xc3\xbe\xc3\xbf",
+        "UTF-16 that was converted as if it were ISO-8859-1",
+        "make it anew from where it came: iconv -f UTF-16 -t UTF-8 ORIGINAL > NEW.txt",
+    ),
     (rb"\x1f\x8b", "compressed by gzip", "give it a name that ends in .gz (what is compressed twice: gunzip it once)"),
     (rb"BZh\d1AY&SY", "compressed by bzip2", "decompress it: bunzip2 -k FILE"),
     (rb"\xfd7zXZ\0", "compressed by xz", "decompress it: unxz -k FILE"),
@@ -59,13 +64,12 @@ def decoded_lines(path: Path) -> Iterator[str]:
                 raise UserError(f"{path}: it is {kind}")
             for line in stream:
                 number += 1
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                beyond_ascii = beyond_ascii or not line.isascii()
-                body = text.rstrip("\r\n")
-                if "\r" not in body:
-                    yield body + "\n"
+                text = line.decode() if number > 1 else line.decode("utf-8-sig")
+                beyond_ascii = beyond_ascii or not text.isascii()
+                if "\r" not in text and text.endswith("\n"):
+                    yield text
                     continue
-                parts = body.split("\r")
+                parts = text.rstrip("\r\n").split("\r")
                 number += len(parts) - 1
                 yield from (f"{part}\n" for part in parts)
     except UnicodeDecodeError as error:
@@ -180,7 +184,10 @@ def as_jsonl(path: str | Path) -> str:
 def lines_in(text: str) -> list[str]:
     """Lines of ``text``, without white space and byte order marks around it. A line ends in a line feed, carriage return, vertical
     tab, form feed, U+001C to U+001E, U+0085, U+2028 or U+2029."""
-    return text.strip().strip("\ufeff").strip().splitlines()
+    text = text.strip()
+    if text.startswith("\ufeff") or text.endswith("\ufeff"):
+        text = text.strip("\ufeff").strip()
+    return text.splitlines()
 
 
 def one_line(text: str) -> str:

@@ -179,7 +179,7 @@ def _write(
             rows, _ = writer.finalize()
         if split == "train" and (rows == 0 or tally.extra["tokens"] == 0):
             copies = f", after {tally.duplicates:,} duplicates were left out" if tally.duplicates else ""
-            raise UserError(f"the text of {code} is shorter than a row: {tally.extra['tokens']:,} pieces in {tally.passages:,} passages"
+            raise UserError(f"the text of {code} is shorter than a row: {tally.extra['tokens']:,} pieces in {tally.passages:,} passage(s)"
                             f"{copies}, while a row has {length} (data.row_length); give more text, or set a smaller data.row_length")  # fmt: skip
         fingerprint = hashlib.sha256(f"{digest} {split}".encode()).hexdigest()[:16]  # else a random one is written
         Dataset(Dataset.from_file(str(stream)).data, fingerprint=fingerprint).save_to_disk(scratch / split)
