@@ -2,14 +2,14 @@
 
 import os
 
-from huggingface_hub.utils import HFValidationError, validate_repo_id
-
 from xmod_lab.errors import nearest
 
 
 def hub_fault(name: str, give: str) -> str | None:
     """Why ``name``, which is nothing on this machine, can be no id on the hub either, and what to ``give``; ``None`` where it may be
     one."""
+    from huggingface_hub.utils import HFValidationError, validate_repo_id  # here: it takes half a second
+
     owner, _, rest = name.partition("/")
     try:
         validate_repo_id(name)

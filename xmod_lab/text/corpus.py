@@ -10,13 +10,14 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-
-import pyarrow
-from pyarrow import parquet
+from typing import TYPE_CHECKING
 
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.text.files import decoded_lines, file_fault, json_rows, lines_in
 from xmod_lab.text.listing import FILE_TYPES, Part, is_text_file, names_in, parts_of, shown
+
+if TYPE_CHECKING:
+    import pyarrow
 
 EMBEDDED = Path(__file__).parent / "embedded"
 ODD_SHARE = 0.005  # of the characters; text that was decoded rightly has fewer control and replacement characters
@@ -195,6 +196,9 @@ class Source:
                 yield row[self.column], where
 
     def _parquet(self, name: str) -> Iterator[tuple[object, str]]:
+        import pyarrow  # here, and datasets below: a configuration is judged without them
+        from pyarrow import parquet
+
         if fault := file_fault(name):
             raise UserError(fault)
         try:
@@ -206,11 +210,11 @@ class Source:
             raise UserError(f"'{name}' cannot be read as parquet ({str(error).splitlines()[0]}); it may be damaged. Copy it again "
                             f"from where it came, or give a file of another type ({', '.join(FILE_TYPES)})") from error  # fmt: skip
 
-    def _check_column(self, schema: pyarrow.Schema, name: str) -> None:
+    def _check_column(self, schema: "pyarrow.Schema", name: str) -> None:
         if self.column not in schema.names:
             raise self._lacks(name, schema.names)
         kind = schema.types[schema.names.index(self.column)]
-        inner = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+        inner = kind.value_type if str(kind).startswith("dictionary") else kind
         if str(inner) not in _TEXT_TYPES:
             raise UserError(f"{name}: column '{self.column}' is of type {kind}, where text is expected; write it as text, or "
                             f"{self._other_column} (columns: {', '.join(schema.names)})")  # fmt: skip
@@ -260,14 +264,14 @@ class Tally:
                             "where it came, as UTF-8")  # fmt: skip
 
 
-def _arrow_values(chunks: Iterator[pyarrow.Array], name: str) -> Iterator[tuple[bytes | None, str]]:
+def _arrow_values(chunks: Iterator["pyarrow.Array"], name: str) -> Iterator[tuple[bytes | None, str]]:
     """Bytes or null of each row: strings too, since a damaged file may hold strings that are not UTF-8."""
     number = 0
     for chunk in chunks:
-        if pyarrow.types.is_dictionary(chunk.type):
+        if str(chunk.type).startswith("dictionary"):
             chunk = chunk.dictionary_decode()
-        if not pyarrow.types.is_null(chunk.type):
-            chunk = chunk.cast(pyarrow.large_binary())
+        if str(chunk.type) != "null":
+            chunk = chunk.cast("large_binary")
         for value in chunk.to_pylist():
             number += 1
             yield value, f"{name}, row {number}"
@@ -307,9 +311,9 @@ def _name_fault(name: str, names: int, config: str | None) -> str | None:
     return None
 
 
-def _saved(name: str) -> pyarrow.Table:
+def _saved(name: str) -> "pyarrow.Table":
     """The table of a folder that ``save_to_disk`` wrote."""
-    import datasets  # here, as below: a configuration is judged without it
+    import datasets
 
     try:
         return datasets.load_from_disk(name).data.table
