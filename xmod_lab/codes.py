@@ -18,14 +18,14 @@ from xmod_lab.errors import UnknownLanguageError, nearest
 _NO_REGION = "XX"  # en_XX: English of no country
 _SCRIPT_OF_SUFFIX = {"rom": "Latn", "zaw": "Qaag"}  # hi_IN_rom, my_MM_zaw of CC-100: romanised; Zawgyi (CLDR's code)
 _RELATED = 25  # the distance up to which langcodes, too, takes one language for a match of another
-# What torch.nn.ModuleDict has itself, which cannot be a key of one; written down, since torch takes seconds to ask
+# What torch.nn.ModuleDict has itself (smart_apply is added by transformers), which cannot be a key of one; written down, since torch takes seconds to ask
 _METHODS = frozenset(
     "T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches eval "
     "extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys load_state_dict modules "
     "mtia named_buffers named_children named_modules named_parameters parameters pop register_backward_hook register_buffer "
     "register_forward_hook register_forward_pre_hook register_full_backward_hook register_full_backward_pre_hook "
     "register_load_state_dict_post_hook register_load_state_dict_pre_hook register_module register_parameter "
-    "register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory "
+    "register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state set_submodule share_memory smart_apply "
     "state_dict to to_empty train training type update values xpu zero_grad".split()
 )
 
