@@ -29,6 +29,7 @@ from sentencepiece import sentencepiece_model_pb2 as spm
 from torch import Tensor
 
 from xmod_lab.errors import UserError
+from xmod_lab.foreign import open_tokenizer
 from xmod_lab.model import XmodConfig, XmodForMaskedLM
 from xmod_lab.text.tokenizer import BOS, EOS, PAD, SPM_FILE, UNK, to_hugging_face
 
@@ -255,7 +256,7 @@ def import_checkpoint(source: Path, out: Path) -> None:
             tokenizer.model_max_length = config.max_position_embeddings - PAD - 1
             tokenizer.save_pretrained(folder)
             (folder / SPM_FILE).write_bytes(ordered)
-            saved = transformers.AutoTokenizer.from_pretrained(folder)
+            saved = open_tokenizer(folder)
             assert saved.convert_ids_to_tokens(range(len(symbols))) == symbols
         os.replace(folder, out)
     layout = "pre-norm" if config.pre_norm else "post-norm"

@@ -16,7 +16,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodConfig
+from xmod_lab.model import read_config
 from xmod_lab.tasks.metrics import span_f1
 from xmod_lab.tasks.reading import LabelledSource, Row, read_examples
 from xmod_lab.tasks.tagging import Tagging
@@ -47,7 +47,7 @@ def scores(run: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     settings = OmegaConf.load(run / "config.yaml") if (run / "metrics.json").is_file() else OmegaConf.create()
     if OmegaConf.select(settings, "task.kind") != "tagging":
         raise UserError(f"{run} is no finished run of a tagging task; make one: python -m xmod_lab.finetune task=slots")
-    task, config = settings.task, XmodConfig.from_pretrained(run / "model")
+    task, config = settings.task, read_config(run / "model")
     sources = [LabelledSource(**OmegaConf.to_object(data)) for data in (task.data, task.tests) if data is not None]
     data, _ = read_examples(sources, Tagging.roles, config.known_codes())
     source = config.resolve(task.source)

@@ -186,13 +186,8 @@ def test_the_model_needs_torch_transformers_and_what_they_bring():
         "langcodes",
         "xmod_lab",
     }
-    ours = ("xmod_lab.model", "xmod_lab.choices", "xmod_lab.codes", "xmod_lab.errors")
-    for path in (
-        *(PACKAGE / "model").glob("*.py"),
-        PACKAGE / "choices.py",
-        PACKAGE / "codes.py",
-        PACKAGE / "errors.py",
-    ):
+    ours = tuple(f"xmod_lab.{name}" for name in ("model", "choices", "codes", "errors", "foreign", "hub"))
+    for path in (*(PACKAGE / "model").glob("*.py"), *(PACKAGE / f"{name.partition('.')[2]}.py" for name in ours[1:])):
         found = _imports(path)
         assert {name.split(".")[0] for name in found} <= allowed, path.name
         assert all(name.startswith(ours) for name in found if name.startswith("xmod_lab")), path.name

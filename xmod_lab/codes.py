@@ -13,10 +13,11 @@ from typing import NamedTuple
 from langcodes import Language, tag_distance
 from langcodes.registry_parser import parse_registry
 
-from xmod_lab.errors import UnknownLanguageError, nearest
+from xmod_lab.errors import UnknownLanguageError, nearest, shown
 
 _NO_REGION = "XX"  # en_XX: English of no country
 _SCRIPT_OF_SUFFIX = {"rom": "Latn", "zaw": "Qaag"}  # hi_IN_rom, my_MM_zaw of CC-100: romanised; Zawgyi (CLDR's code)
+_LONGEST = 64  # letters of a code: it is a part of file names, and of parameter names
 _RELATED = 25  # the distance up to which langcodes, too, takes one language for a match of another
 # What torch.nn.ModuleDict has itself (smart_apply is added by transformers), which cannot be a key of one; written down, since torch takes seconds to ask
 _METHODS = frozenset(
@@ -92,15 +93,12 @@ def code_fault(code: str) -> str | None:
     return slot_fault(code) or collective_fault(code)
 
 
-def slot_fault(code: str) -> str | None:
+def slot_fault(code: object) -> str | None:
     """Why ``code`` cannot name a slot, or ``None``: it is a part of parameter names and of paths."""
-    if (
-        not isinstance(code, str)
-        or not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", code)
-        or code in ("True", "False", "None")
-    ):
-        return (f"language code '{code}' cannot be used; allowed are letters, digits, _ and -, beginning with a letter, e.g. "
-                "el_GR (YAML reads no, on and the like as values: quote them)")  # fmt: skip
+    plain = isinstance(code, str) and re.fullmatch(rf"[A-Za-z][A-Za-z0-9_-]{{0,{_LONGEST - 1}}}", code)
+    if not plain or code in ("True", "False", "None"):
+        return (f"language code {shown(code)} cannot be used; allowed are letters, digits, _ and -, beginning with a letter, e.g. "
+                f"el_GR, {_LONGEST} at most (YAML reads no, on and the like as values: quote them)")  # fmt: skip
     if code in _METHODS:
         return f"language code '{code}' is the name of a method of torch's containers; write e.g. '{code}_XX'"
     return None

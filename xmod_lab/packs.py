@@ -1,4 +1,4 @@
-"""Install, remove, list, verify, export and compare language packs.
+"""Install, remove, list, verify, export, compare and send language packs. A pack may be a folder, or an id on the hub.
 
 python -m xmod_lab.packs install BASE PACK [PACK ...] --out MODEL
 python -m xmod_lab.packs remove MODEL CODE [CODE ...] --out MODEL
@@ -6,6 +6,7 @@ python -m xmod_lab.packs list PACK|FOLDER|MODEL|RUN [...]
 python -m xmod_lab.packs verify PACK|MODEL|RUN [--base BASE]
 python -m xmod_lab.packs export MODEL CODE --out FOLDER
 python -m xmod_lab.packs diff A B
+python -m xmod_lab.packs push PACK OWNER/NAME [--license apache-2.0]
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 from pathlib import Path
 
 from xmod_lab.command import guarded, hide_bars
+from xmod_lab.errors import printable
 
 
 def main() -> None:
@@ -23,49 +25,42 @@ def main() -> None:
 
     add = commands.add_parser("install", help="write a model with packs installed to a new folder")
     add.add_argument("base", help=f"the model that the packs were made on: {model}")
-    add.add_argument(
-        "packs", type=Path, nargs="+", metavar="PACK", help="a pack, or a run dir or folder for all packs in it"
-    )
-    add.set_defaults(work=_install)
-
+    add.add_argument("packs", type=Path, nargs="+", metavar="PACK", help="a pack, a hub id, a run, a folder of packs")
     drop = commands.add_parser("remove", help="write a model without languages to a new folder")
     drop.add_argument("model", help=model)
     drop.add_argument("codes", nargs="+", metavar="CODE")
-    drop.set_defaults(work=_remove)
-
     single = commands.add_parser("export", help="write one language as an ordinary Hugging Face X-MOD folder")
     single.add_argument("model", help=model)
     single.add_argument("code", metavar="CODE")
-    single.set_defaults(work=_export)
-    for command in (add, drop, single):
-        command.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
+    for made in (add, drop, single):
+        made.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
 
     shown = commands.add_parser("list", help="show what is in packs and models")
-    shown.add_argument(
-        "paths", type=Path, nargs="+", metavar="PATH", help="a pack, a folder of packs, a run dir, or a model folder"
-    )
-    shown.set_defaults(work=_list)
-
+    shown.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a pack, a folder of packs, a run, a model")
     proved = commands.add_parser("verify", help="prove again, from the files, that nothing else changed")
     proved.add_argument("path", type=Path, help="a pack folder, a run dir, or a model folder")
     proved.add_argument("--base", help=f"the base to compare with: {model}; of a run: the one in its config.yaml")
-    proved.set_defaults(work=_verify)
-
     different = commands.add_parser("diff", help="show what differs between two packs or two models")
-    different.add_argument("a", type=Path, metavar="A")
-    different.add_argument("b", type=Path, metavar="B")
-    different.set_defaults(work=_diff)
+    different.add_argument("both", type=Path, nargs=2, metavar=("A", "B"))
+    sent = commands.add_parser("push", help="send a pack to the hub, with its card")
+    sent.add_argument("pack", type=Path, metavar="PACK")
+    sent.add_argument("repository", metavar="OWNER/NAME", help="made if there is none")
+    sent.add_argument("--license", help="for the card, e.g. cc-by-4.0; by default the card names none")
+    sent.add_argument("--author", help="for the card")
+    sent.add_argument("--base-model", help="for the card: the id of the base on the hub")
+    sent.add_argument("--private", action="store_true")
 
     arguments = parser.parse_args()
-    sys.exit(guarded(lambda: hide_bars() or arguments.work(arguments)))
+    works = (_install, _remove, _export, _list, _verify, _diff, _push)
+    work = {each.__name__: each for each in works}[f"_{arguments.command}"]
+    sys.exit(guarded(lambda: hide_bars() or work(arguments)))
 
 
 def _install(arguments: argparse.Namespace) -> None:
     from xmod_lab.languages.folders import install, pack_folders  # here, and below: no usage waits for torch
 
     packs = [pack for path in arguments.packs for pack in pack_folders(path)]
-    codes = install(arguments.base, packs, arguments.out)
-    print(f"{arguments.out}: {arguments.base} with {', '.join(codes)}")
+    print(f"{arguments.out}: {arguments.base} with {', '.join(install(arguments.base, packs, arguments.out))}")
 
 
 def _remove(arguments: argparse.Namespace) -> None:
@@ -98,21 +93,27 @@ def _verify(arguments: argparse.Namespace) -> None:
 
     base = arguments.base
     if base is None and (arguments.path / "config.yaml").is_file():
-        base = load_config(RunDir(arguments.path)).base
-        base = base if Path(base).exists() else None  # random weights, or gone: the digests in proof.json stand for it
+        found = Path(load_config(RunDir(arguments.path)).base)
+        base = str(found) if found.exists() else None  # random weights, or gone: the digests in proof.json stand for it
     show(f"{arguments.path}: verified", ("what", "found"), verify(arguments.path, base))
 
 
 def _diff(arguments: argparse.Namespace) -> None:
     from xmod_lab.languages.differences import settings_that_differ, tensors_that_differ
 
-    differences = [f"{key}: {_value(x)} | {_value(y)}" for key, x, y in settings_that_differ(arguments.a, arguments.b)]
-    differences += [f"{name}: {how}" for name, how in tensors_that_differ(arguments.a, arguments.b)]
-    print("\n".join(differences) or "no difference in settings, data, scores and tensors")
+    settings = settings_that_differ(*arguments.both)
+    differences = [f"{key}: {' | '.join('–' if x is None else str(x) for x in both)}" for key, *both in settings]
+    differences += [f"{name}: {how}" for name, how in tensors_that_differ(*arguments.both)]
+    print("\n".join(map(printable, differences)) or "no difference in settings, data, scores and tensors")
 
 
-def _value(value: object) -> str:
-    return "–" if value is None else str(value)
+def _push(arguments: argparse.Namespace) -> None:
+    from xmod_lab.languages.packs import push_pack
+
+    metadata = {
+        key: value for key, value in vars(arguments).items() if key in ("private", "license", "author", "base_model")
+    }
+    print(push_pack(arguments.pack, arguments.repository, **metadata))
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 
 from tests.commands import forked
 from tests.commands.conftest import EXTENSION
-from xmod_lab.languages.packs import install_pack, unpack
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.model.packs import unpack
 
 
 def test_every_tensor_of_the_base_is_in_the_extended_model_bit_for_bit(workplace, extended):
@@ -65,7 +65,7 @@ def test_packs_give_the_same_model_in_any_order(workplace, extended):
     for order in (("el_GR", "sw_KE"), ("sw_KE", "el_GR")):
         model = XmodForMaskedLM.from_pretrained(workplace.base / "model")
         for code in order:
-            install_pack(model, extended / "pack" / code)
+            model.load_language(extended / "pack" / code)
         digests.append(tensor_digests(model))
     assert digests[0] == digests[1] == tensor_digests(XmodForMaskedLM.from_pretrained(extended / "model"))
 

@@ -3,33 +3,69 @@
 A card says nothing that differs between two runs of the same: no time, path or host.
 """
 
+import re
+
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from xmod_lab.errors import UserError, printable
 from xmod_lab.model import XmodConfig
 from xmod_lab.settings import flatten
 from xmod_lab.text.likelihoods import likelihoods, scored_text
 
-CARD = "README.md"
-_ADDED = "<!-- added languages -->"  # all of a card from here on is about them, and is written anew when they change
+_ADDED, _END = "<!-- added languages -->", "<!-- end of added languages -->"  # between them a card is ours to write
 _WITHOUT = "# X-MOD\n\nThe base came without a model card.\n"
 _TAG = "xmod_lab"
 
 # what a manifest has that is worth a table: (title, key)
 _TABLES = (("Data", "data"), ("Beginning", "slot"), ("Vocabulary", "vocabulary"), ("Training", "training"))
+_WORDS = {  # how keys begin, and what a card has in their place
+    "statistics.train.": "training text: ", "statistics.validation.": "held-out text: ", "consumed.train/": "read in training: ",
+    "recipe.": "",
+}  # fmt: skip
+_LEFT_OUT = ("digest", "source", "ranking")  # of no use to a reader: they are in manifest.json
 
 
-def pack_card(manifest: dict, *, exact: bool) -> str:
-    """The card of a language pack; ``exact``: whether its model is causal, and its scores so exact likelihoods."""
-    code = manifest["code"]
+def pack_card(manifest: dict, *, exact: bool, base_model: str | None = None) -> str:
+    """The card of a language pack.
+
+    Args:
+        exact: whether its model is causal, and its scores so exact likelihoods.
+        base_model: the base's id on the hub, where it has one.
+    """
+    code, base = manifest["code"], manifest["base"]
     body = f"""# {code}: a language pack for X-MOD
 
-The slot{"" if manifest["pieces"] is None else " and vocabulary"} of one language, trained on a frozen base of fingerprint
+The slot{"" if manifest["pieces"] is None else " and vocabulary"} of one language, trained on a frozen base: an X-MOD of
+{len(base["languages"])} languages ({", ".join(base["languages"])}), {base["num_hidden_layers"]} layers of {base["hidden_size"]}
+and {base["vocab_size"]:,} pieces{"" if base_model is None else f", `{base_model}`"}, of fingerprint
 `{manifest["base_fingerprint"]}`. It fits that base, with or without other packs, and no other model:
 
     python -m xmod_lab.packs install BASE {code} --out MODEL
 
 {language_facts(manifest, level="##", exact=exact)}"""
-    return _card([code], body, manifest.get("scores", {}), exact=exact)
+    return _card([code], body, manifest.get("scores", {}), exact=exact, base_model=base_model)
+
+
+def with_metadata(card: str, metadata: dict[str, str]) -> str:
+    """``card`` with ``metadata`` (``license``, ``base_model``, …) in its head."""
+    if not metadata:
+        return card
+    parsed = parsed_card(card)
+    if parsed is None:
+        raise UserError("the head of README.md is no YAML; mend it, or delete the file")
+    for key, value in metadata.items():
+        setattr(parsed.data, key, value)
+    return str(parsed)
+
+
+def parsed_card(card: str) -> ModelCard | None:
+    """``card`` with its head read; ``None``: it cannot be read."""
+    if re.search(r"[\[{][\[{\s]{50}", card):  # at which the reader of YAML works for minutes
+        return None
+    try:
+        return ModelCard(card, ignore_metadata_errors=True)
+    except Exception:  # others wrote it: whatever YAML and the hub's reader raise
+        return None
 
 
 def base_card(config: XmodConfig, record: dict, fingerprint: str) -> str:
@@ -40,8 +76,9 @@ A modular multilingual language model (Pfeiffer et al., NAACL 2022): each langua
 layer. `transformers` loads this folder as it is; every input needs its language, `lang_ids` or `set_default_language()`.
 Languages: {", ".join(config.known_codes())}. Fingerprint of the base: `{fingerprint}`.
 
-{_scores_table(record["scores"], config.is_decoder)}
-{_tables(record, level="##")}"""
+{_scores_table(record["scores"], config.known_codes(), config.is_decoder)}
+{_texts_table(record.get("data", {}))}
+{_tables({k: v for k, v in record.items() if k != "data"}, level="##")}"""
     return _card(config.known_codes(), body, record["scores"], task=_task(config), exact=config.is_decoder)
 
 
@@ -56,10 +93,9 @@ def export_card(code: str, config: XmodConfig, manifest: dict | None, whole: str
         facts = f"It came as a pack for the base `{manifest['base_fingerprint']}`.\n\n"
         facts += language_facts(manifest, level="##", exact=config.is_decoder)
     if whole is not None:
-        base = whole.partition(_ADDED)[0]
-        facts += (
-            f"\n# The model that it comes from\n\n{ModelCard(base).text.strip() if base.startswith('---') else base}\n"
-        )
+        base = _without_added(whole)
+        parsed = parsed_card(base) if base.startswith("---") else None
+        facts += f"\n# The model that it comes from\n\n{base if parsed is None else parsed.text.strip()}\n"
     body = f"""# X-MOD for {code}
 
 One language of a modular multilingual model, with a vocabulary of {config.vocab_size:,} pieces, as an ordinary X-MOD folder:
@@ -125,34 +161,66 @@ def with_added(card: str | None, config: XmodConfig, manifests: dict[str, dict])
     """
     if card is None:
         card = _card(config.known_codes(), _WITHOUT, {}, task=_task(config))
-    head, added, _ = card.partition(_ADDED)
-    head = head.removesuffix("\n") if added else head  # the line between them: what came before is kept as it was
+    head = _without_added(card)
     if head.startswith("---"):
-        parsed = ModelCard(head, ignore_metadata_errors=True)
-        if _TAG in (parsed.data.tags or []):  # the list of languages in the front matter is ours to keep
+        parsed = parsed_card(head)
+        if parsed and _TAG in (parsed.data.tags or []):  # the list of languages in the front matter is ours to keep
             parsed.data.language = _iso(config.known_codes())
             head = str(parsed)
     if not config.added:
         return None if head.endswith(_WITHOUT) else head
-    parts = [head, f"{_ADDED}\n## Added languages\n"]
-    for code in config.added:
-        facts = "No manifest is known.\n"
-        if code in manifests:
-            facts = language_facts(manifests[code], level="####", exact=config.is_decoder)
-        parts.append(f"### {code}\n\n{facts}")
-    return "\n".join(parts)
+    front = re.match(r"---\r?\n(?:.*?\r?\n)?---\r?\n", head, flags=re.DOTALL)
+    start = front.end() if front else 0
+    return f"{head[:start]}{_ADDED}\n{_added_section(config, manifests)}{_END}\n{head[start:]}"
+
+
+def _without_added(card: str) -> str:
+    """``card`` without the section on added languages, to the byte as it was before."""
+    head, added, rest = card.partition(_ADDED)
+    _, end, tail = rest.partition(f"{_END}\n")
+    if added and not end:  # it stood at the end of cards, with a line between
+        return head.removesuffix("\n")
+    return head + tail
+
+
+def _added_section(config: XmodConfig, manifests: dict[str, dict]) -> str:
+    codes, own = config.known_codes(), config.vocabularies or {}
+    names = [
+        f"`{code}` ({f'{own[code]:,} pieces of its own' if code in own else 'the vocabulary of the base'})"
+        for code in config.added
+    ]
+    scores = {name: score for manifest in manifests.values() for name, score in manifest.get("scores", {}).items()}
+    unknown = [code for code in config.added if code not in manifests]
+    example = next(iter(own), config.added[0])
+    return f"""# X-MOD of {len(codes)} languages, {len(config.added)} of them added
+
+The base has {len(codes) - len(config.added)} languages; its card is below. Added later, on the frozen base: {", ".join(names)}.
+{f"No manifest is known of {', '.join(unknown)}. " if unknown else ""}What each was made of, and how, is in `languages/<code>/`.
+
+{_scores_table(scores, config.added, config.is_decoder)}
+**A language with a vocabulary of its own needs the classes of `xmod_lab`.** Those of `transformers` read this folder too, but look its
+pieces up in the vocabulary of the base: what they give for it is nonsense, without an error. With them use the base's languages alone, or a
+folder that `python -m xmod_lab.packs export MODEL {example} --out FOLDER` has written.
+
+```python
+from xmod_lab import {"XmodForCausalLM" if config.is_decoder else "XmodForMaskedLM"} as Model
+
+model = Model.from_pretrained("MODEL")
+model(**model.tokenizer_for("{example}")("…", return_tensors="pt"), lang_ids="{example}")
+```
+
+"""
 
 
 def language_facts(manifest: dict, *, level: str, exact: bool) -> str:
-    """Scores, data, settings and digests of one added language; ``level``: of the headings; ``exact``: as of :func:`pack_card`."""
-    digests = "\n".join(f"    {d}  {name}" for name, d in sorted(manifest["tensors"].items()))
-    return (f"{_scores_table(manifest.get('scores', {}), exact)}\n{_tables(manifest, level=level)}\n"
-            f"{level} Digests\n\nsha256 of each tensor (type, shape and bytes):\n\n{digests}\n")  # fmt: skip
+    """Scores, data and settings of one added language; ``level``: of the headings; ``exact``: as of :func:`pack_card`."""
+    scores = _scores_table(manifest.get("scores", {}), [manifest["code"]], exact)
+    return f"{scores}\n{_tables(manifest, level=level)}\nDigests of all tensors and files are in `manifest.json`.\n"
 
 
-def _scores_table(scores: dict[str, float], exact: bool) -> str:
-    """Held-out loss and bits per byte of each language in ``scores``."""
-    codes = list(dict.fromkeys(name.rpartition("/")[2] for name in scores if name.startswith("val/")))
+def _scores_table(scores: dict[str, float], codes: list[str], exact: bool) -> str:
+    """Held-out loss and bits per byte of those of ``codes`` that are in ``scores``."""
+    codes = [code for code in codes if f"val/loss/{code}" in scores or f"val/bpb/{code}" in scores]
     columns = {"unigram": "unigram", "before": "before/val", "after": "val"}
     head = " | ".join(f"{unit}, {title}" for title in columns for unit in ("nats/piece", "bits/byte"))
     lines = [f"| {scored_text(exact)} | {head} |", "|---|" + "---:|" * 6]
@@ -162,21 +230,43 @@ def _scores_table(scores: dict[str, float], exact: bool) -> str:
     return "\n".join(lines) + "\n" if codes else ""
 
 
+def _texts_table(data: dict[str, dict]) -> str:
+    """A line for each language of a base: what its text is, and how much of it was read."""
+    names = list(next(iter(data.values()), {}))
+    lines = [f"| language | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    lines += [f"| {code} | {' | '.join(_cell(counts[name]) for name in names)} |" for code, counts in data.items()]
+    return "## Data\n\n" + "\n".join(lines) + "\n" if data else ""
+
+
 def _tables(record: dict, *, level: str) -> str:
     parts = []
     for title, key in _TABLES:
-        if record.get(key):
-            rows = "\n".join(f"| {name} | {_cell(value)} |" for name, value in flatten(record[key]).items())
+        leaves = {
+            k: v for k, v in flatten(record.get(key) or {}).items() if k not in _LEFT_OUT and (key != "data" or v != 0)
+        }
+        if leaves:
+            rows = "\n".join(f"| {_label(name)} | {_cell(value)} |" for name, value in leaves.items())
             parts.append(f"{level} {title}\n\n| | |\n|---|---|\n{rows}\n")
     return "\n".join(parts)
 
 
+def _label(key: str) -> str:
+    """``key`` of a manifest in words."""
+    for start, words in _WORDS.items():
+        if key.startswith(start):
+            key = words + key.removeprefix(start)
+    return _cell(key.partition("/")[0].replace("_", " ").replace(".", ": "))
+
+
 def _cell(value: object) -> str:
+    """``value`` in a table: of a manifest, which others may have written, so that it must not end the cell or be HTML."""
     if isinstance(value, list):
-        return ", ".join(map(str, value)) or "–"
+        return ", ".join(map(_cell, value)) or "–"
     if isinstance(value, float):
         return f"{value:.6g}"
-    return f"{value:,}" if type(value) is int else str(value)
+    if type(value) is int:
+        return f"{value:,}"
+    return printable(" ".join(str(value).split())).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _iso(codes: list[str]) -> list[str]:
@@ -186,8 +276,9 @@ def _iso(codes: list[str]) -> list[str]:
 
 
 def _card(
-    codes: list[str], body: str, scores: dict[str, float], *, task: str | None = None, exact: bool = False
-) -> str:
+    codes: list[str], body: str, scores: dict[str, float], *, task: str | None = None, exact: bool = False,
+    base_model: str | None = None,
+) -> str:  # fmt: skip
     """``task``: what ``pipeline`` does with the model; ``None``: it is no model by itself; ``exact``: what ``scores`` are."""
     results = [
         EvalResult(
@@ -195,17 +286,18 @@ def _card(
             "text",
             "held-out text",
             "bits_per_byte",
-            value,
-            dataset_config=name.rpartition("/")[2],
+            scores[f"val/bpb/{code}"],
+            dataset_config=code,
             metric_name=f"bits per byte, {likelihoods(exact)}",
         )
-        for name, value in scores.items()
-        if name.startswith("val/bpb/")
+        for code in codes
+        if f"val/bpb/{code}" in scores
     ]
     data = ModelCardData(
         language=_iso(codes) or None,
         library_name="transformers" if task else _TAG,
         pipeline_tag=task,
+        base_model=base_model,
         tags=["xmod", _TAG] if task else ["xmod", _TAG, "language-pack"],
         model_name="X-MOD" if results else None,
         eval_results=results or None,

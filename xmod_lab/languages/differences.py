@@ -4,13 +4,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from xmod_lab.errors import UserError
-from xmod_lab.languages.folders import manifests_in, model_folder, read_json
-from xmod_lab.languages.packs import MANIFEST, read_manifest
-from xmod_lab.languages.proof import digest
-from xmod_lab.model.base import VOCABULARY_FILE
+from xmod_lab.foreign import inside, read_json, shapes_in
+from xmod_lab.languages.folders import manifests_in, model_folder
+from xmod_lab.model import read_config
+from xmod_lab.model.digests import digest
+from xmod_lab.model.packs import MANIFEST, read_manifest
+from xmod_lab.model.reading import VOCABULARY_FILE
 from xmod_lab.settings import flatten
 
 
@@ -47,7 +49,10 @@ def _settings(path: Path) -> dict[str, object]:
         found = {"": read_manifest(folder)}
     else:
         config = read_json(folder / "config.json")
-        found = {"": config, **{f"{code}.": m for code, m in manifests_in(folder, config.get("added") or []).items()}}
+        found = {
+            "": config,
+            **{f"{code}.": m for code, m in manifests_in(folder, read_config(folder).added or []).items()},
+        }
     left_out = ("tensors", "files", "unpacked")  # digests: the tensors themselves are compared
     return {
         prefix + key: value
@@ -62,10 +67,8 @@ def _tensors(stack: ExitStack, path: Path) -> dict[str, tuple[safe_open, str]]:
     found = {}
     for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob(f"languages/*/{VOCABULARY_FILE}")):
         prefix = f"roberta.embeddings.vocabularies.{file.parent.name}." if file.name == VOCABULARY_FILE else ""
-        try:
-            opened = stack.enter_context(safe_open(file, "pt"))
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file} cannot be read ({error}); copy it again") from error
+        shapes_in(inside(file, folder))  # or says what is wrong with it
+        opened = stack.enter_context(safe_open(file, "pt"))
         found |= {prefix + key: (opened, key) for key in opened.keys()}
     if not found:
         raise UserError(

@@ -5,28 +5,26 @@ Beside the weights, a folder has for each added language ``languages/<code>/``: 
 manifest above all. A folder is a function of its base and of the packs in it, not of the order in which they came.
 """
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import transformers
-from huggingface_hub import snapshot_download
 
 from xmod_lab.errors import UserError
 from xmod_lab.files import Busy, build_folder, hidden
-from xmod_lab.hub import hub_fault
-from xmod_lab.languages.cards import CARD, export_card, with_added
-from xmod_lab.languages.packs import MANIFEST, TENSORS, install_pack, read_manifest, unpack
+from xmod_lab.foreign import from_hub, inside, is_hub_id, read_json
+from xmod_lab.languages.cards import export_card, with_added
 from xmod_lab.model import XmodLanguageModel, language_model, load_language_model
+from xmod_lab.model.base import copy_files
 from xmod_lab.model.configuration import OURS
+from xmod_lab.model.packs import CARD, MANIFEST, TENSORS, read_manifest
 
 _WRITTEN_ANEW = ("config.json", "generation_config.json", CARD)
-_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".index.json")
+_MAX_CARD = 1 << 22  # bytes
 
 
 def model_folder(source: str | Path) -> Path:
-    """The folder of a model: of a run, of a saved model, or, downloaded, of a hub id (which was not tried: no network).
+    """The folder of a model: of a run, of a saved model, or, downloaded, of a hub id.
 
     Raises:
         UserError: it is none of these.
@@ -37,17 +35,14 @@ def model_folder(source: str | Path) -> Path:
     if Path(source).exists() or str(source).count("/") != 1:
         raise UserError(f"'{source}' is neither a run dir (with model/), nor a model folder (with config.json), nor a hub id; "
                         "give one")  # fmt: skip
-    if fault := hub_fault(str(source), "a run dir, a model folder or a hub id"):
-        raise UserError(fault)
-    try:
-        return Path(snapshot_download(str(source)))
-    except Exception as error:  # offline, missing, private: all end the same way for the user
-        raise UserError(f"'{source}' is no folder here, and cannot be fetched from the hub ({str(error).splitlines()[0]}); "
-                        "check the name, or the network") from error  # fmt: skip
+    return from_hub(str(source), "a run dir, a model folder or a hub id")
 
 
 def pack_folders(source: Path) -> list[Path]:
-    """A pack folder itself, or the packs in a folder of packs or in a run dir. Raises UserError when there is none."""
+    """A pack folder itself, the packs in a folder of packs or in a run dir, or, downloaded, the pack of a hub id. Raises UserError
+    when there is none."""
+    if is_hub_id(source):
+        source = from_hub(str(source), "a pack, a folder of packs, a run dir with packs or a hub id")
     if any((source / name).is_file() for name in (MANIFEST, TENSORS)):
         return [source]
     found = sorted(
@@ -57,32 +52,25 @@ def pack_folders(source: Path) -> list[Path]:
         if not hidden(path, source)
     )
     if not found:
-        raise UserError(f"'{source}' is neither a pack (with {MANIFEST}), nor a folder of packs, nor a run dir with packs in pack/; "
-                        "give one that +lang=NAME wrote")  # fmt: skip
+        raise UserError(f"'{source}' is neither a pack (with {MANIFEST}), nor a folder of packs, nor a run dir with packs in pack/, "
+                        "nor a hub id; give one that +lang=NAME wrote")  # fmt: skip
     return found
 
 
-def read_json(file: Path) -> dict:
-    """What is in ``file``. Raises UserError when that is no JSON."""
-    try:
-        return json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({error}); copy it again from where it came") from error
-
-
 def manifests_in(folder: Path, codes: list[str]) -> dict[str, dict]:
-    """The manifests that installed languages came with, by code."""
+    """The manifests that installed languages came with, by code; ``codes``: of a configuration that was read. Raises UserError."""
     there = {code: folder / "languages" / code for code in codes}
-    return {code: read_manifest(place) for code, place in there.items() if (place / MANIFEST).is_file()}
+    return {code: read_manifest(place, folder) for code, place in there.items() if (place / MANIFEST).exists()}
 
 
 def install(source: str | Path, packs: list[Path], out: Path) -> list[str]:
-    """Write the model of ``source`` with ``packs`` installed to ``out``; returns their codes. See :func:`install_pack`."""
+    """Write the model of ``source`` with ``packs`` installed to ``out``; returns their codes. See
+    :meth:`XmodLanguageModel.load_language`."""
     folder = model_folder(source)
     model = load_language_model(str(folder), f"base '{source}'")
-    installed = {install_pack(model, pack): pack for pack in packs}
-    new_folder(out, lambda scratch: save_model(model, scratch, source=folder, packs=installed))
-    return list(installed)
+    codes = [model.load_language(pack) for pack in packs]
+    new_folder(out, lambda scratch: save_model(model, scratch, source=folder))
+    return codes
 
 
 def remove(source: str | Path, codes: list[str], out: Path) -> None:
@@ -95,40 +83,33 @@ def remove(source: str | Path, codes: list[str], out: Path) -> None:
     model = load_language_model(str(folder), f"model '{source}'")
     for code in codes:
         model.remove_language(code)
-    new_folder(out, lambda scratch: save_model(model, scratch, source=folder, packs={}))
+    new_folder(out, lambda scratch: save_model(model, scratch, source=folder))
 
 
-def save_model(model: XmodLanguageModel, out: Path, *, source: Path | None, packs: dict[str, Path]) -> None:
+def save_model(model: XmodLanguageModel, out: Path, *, source: Path | None) -> None:
     """Save ``model`` with the files of all its languages.
 
     Args:
-        source: the folder it was loaded from: of its tokenizers, and of the languages that were added before.
-        packs: code -> folder, of the languages that were installed since.
+        source: the folder it was loaded from: of its tokenizer and its card.
     """
-    model.save_pretrained(out)
-    added = model.config.added or []
     if source is not None:
-        _copy_files(source, out, but=_WRITTEN_ANEW)
-    for code in added:
-        if code in packs:
-            unpack(packs[code], out / "languages" / code)
-        elif source is not None and (source / "languages" / code).is_dir():
-            _copy_files(source / "languages" / code, out / "languages" / code)
-    card = with_added(None if source is None else _card_of(source), model.config, manifests_in(out, added))
+        copy_files(source, out, root=source, but=_WRITTEN_ANEW)
+    model.save_pretrained(out)
+    card = with_added(
+        None if source is None else card_of(source), model.config, manifests_in(out, model.config.added or [])
+    )
     if card is not None:
-        (out / CARD).write_bytes(card.encode())
+        (out / CARD).write_bytes(card.encode(errors="surrogateescape"))
 
 
-def _card_of(folder: Path) -> str | None:
-    return (folder / CARD).read_bytes().decode() if (folder / CARD).is_file() else None  # with the ends of its lines
-
-
-def _copy_files(source: Path, target: Path, *, but: tuple[str, ...] = ()) -> None:
-    """Copy what stands beside the weights of a folder, the tokenizer above all; no folders, and nothing named in ``but``."""
-    target.mkdir(parents=True, exist_ok=True)
-    for file in source.iterdir():
-        if file.is_file() and file.name not in but and not file.name.endswith(_WEIGHTS):
-            shutil.copyfile(file, target / file.name)
+def card_of(folder: Path) -> str | None:
+    """The model card of a folder, with the ends of its lines as they are; ``None``: it has none. Raises UserError."""
+    card = folder / CARD
+    if not card.exists():
+        return None
+    if inside(card, folder).stat().st_size > _MAX_CARD:
+        raise UserError(f"{card} is larger than {_MAX_CARD >> 20} MiB; shorten it")
+    return card.read_bytes().decode(errors="surrogateescape")
 
 
 def export(source: str | Path, code: str, out: Path) -> None:
@@ -147,11 +128,12 @@ def export(source: str | Path, code: str, out: Path) -> None:
 
     def write(scratch: Path) -> None:
         single.save_pretrained(scratch)
-        settings = {k: v for k, v in json.loads((scratch / "config.json").read_text()).items() if k not in OURS}
+        settings = {k: v for k, v in read_json(scratch / "config.json").items() if k not in OURS}
         transformers.XmodConfig.from_dict(settings).save_pretrained(scratch)
-        _copy_files(folder / "languages" / code if own else folder, scratch, but=(*_WRITTEN_ANEW, MANIFEST))
-        card = export_card(code, single.config, manifests_in(folder, [code]).get(code), _card_of(folder))
-        (scratch / CARD).write_text(card, encoding="utf-8")
+        place = folder / "languages" / code if own else folder
+        copy_files(place, scratch, root=folder, but=(*_WRITTEN_ANEW, MANIFEST))
+        card = export_card(code, single.config, manifests_in(folder, [code]).get(code), card_of(folder))
+        (scratch / CARD).write_bytes(card.encode(errors="surrogateescape"))
 
     new_folder(out, write)
 
@@ -186,3 +168,9 @@ def new_folder(out: Path, write: Callable[[Path], None]) -> None:
             raise UserError(f"'{out}' exists already; choose a new folder: nothing is overwritten")
     except Busy as error:
         raise UserError(f"another process is writing '{out}' now; wait for it, or choose another folder") from error
+    except OSError as error:
+        if not out.exists():
+            raise
+        raise UserError(
+            f"another process has just made '{out}', and nothing of this command is kept; choose another folder"
+        ) from error

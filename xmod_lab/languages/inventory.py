@@ -1,13 +1,15 @@
 """What is in a pack, a run or a model: a line for each language, from manifests and configuration, without any weights."""
 
+import re
+from math import prod
 from pathlib import Path
 
-import torch
-
 from xmod_lab.errors import UserError
-from xmod_lab.languages.folders import manifests_in, model_folder, pack_folders, read_json
-from xmod_lab.languages.packs import MANIFEST, TENSORS, read_manifest
-from xmod_lab.model import XmodConfig, language_model
+from xmod_lab.foreign import inside, is_hub_id, read_json, shapes_in, weight_files
+from xmod_lab.languages.cards import parsed_card
+from xmod_lab.languages.folders import card_of, manifests_in, model_folder, pack_folders
+from xmod_lab.model.packs import MANIFEST, TENSORS, read_manifest
+from xmod_lab.model.reading import VOCABULARY_FILE, check_folder
 from xmod_lab.settings import flatten
 from xmod_lab.text.likelihoods import in_a_word
 
@@ -17,28 +19,50 @@ HEADER = ("language", "pieces", "tensors, MB", "base", "text, MB", "nats/piece",
 
 def inventory(path: Path) -> list[tuple[str, ...]]:
     """A line under HEADER for each language. Raises UserError when ``path`` is neither pack, run nor model."""
-    if (path / MANIFEST).is_file() or not any((path / part / "config.json").is_file() for part in ("model", "")):
+    if (
+        is_hub_id(path)
+        or (path / MANIFEST).is_file()
+        or not any((path / part / "config.json").is_file() for part in ("model", ""))
+    ):
         packs = [(folder, read_manifest(folder)) for folder in pack_folders(path)]
         for pack, _ in packs:
             if not (pack / TENSORS).is_file():
                 raise UserError(f"pack {pack}: {TENSORS} is missing; copy the pack again")
         return [_line(m["code"], m["pieces"], (pack / TENSORS).stat().st_size, m, _exact(m)) for pack, m in packs]
     folder = model_folder(path)
-    try:
-        config = XmodConfig.from_pretrained(folder)
-        with torch.device("meta"):
-            model = language_model(config)
-    except Exception as error:  # transformers raises whatever its readers raise
-        raise UserError(f"{folder} is no X-MOD model ({str(error).splitlines()[0]}); give a model folder, a run dir or a pack"
-                        ) from error  # fmt: skip
+    config = check_folder(folder)
     manifests = manifests_in(folder, config.added or [])
-    figures = read_json(path / FIGURES) if (path / FIGURES).is_file() else {}
-    size = {code: sum(p.numel() for p in model.language_parameters(code).values()) for code in config.known_codes()}
-    each = (config.dtype or torch.float32).itemsize
-    own, exact = config.vocabularies or {}, config.is_decoder
-    return [
-        _line(c, own.get(c), size[c] * each, manifests.get(c, {"scores": figures}), exact) for c in config.known_codes()
-    ]
+    figures = read_json(path / FIGURES) if (path / FIGURES).is_file() else _scores_in_card(folder)
+    size, own, exact = _sizes(folder, config.known_codes()), config.vocabularies or {}, config.is_decoder
+    return [_line(c, own.get(c), size[c], manifests.get(c, {"scores": figures}), exact) for c in config.known_codes()]
+
+
+def _sizes(folder: Path, codes: list[str]) -> dict[str, int]:
+    """Bytes of all tensors of each language."""
+    size = dict.fromkeys(codes, 0)
+    for file in weight_files(folder):
+        for name, (shape, kind) in shapes_in(file).items():
+            code = name.partition(".adapter_modules.")[2].partition(".")[0]
+            if code in size:
+                size[code] += _bytes(shape, kind)
+    for code in codes:
+        own = folder / "languages" / code / VOCABULARY_FILE
+        if own.exists():
+            size[code] += sum(_bytes(shape, kind) for shape, kind in shapes_in(inside(own, folder)).values())
+    return size
+
+
+def _bytes(shape: tuple[int, ...], kind: str) -> int:
+    """Of a tensor; ``kind`` as safetensors names types: F32, BF16, BOOL."""
+    bits = re.search(r"\d+", kind)
+    return prod(shape) * (int(bits[0]) if bits else 8) // 8
+
+
+def _scores_in_card(folder: Path) -> dict[str, float]:
+    """Bits per byte that the card of a base has in its head, as figures of a run."""
+    card = parsed_card(card_of(folder) or "")
+    results = [r for r in card.data.eval_results or [] if r.metric_type == "bits_per_byte"] if card else []
+    return {f"val/bpb/{r.dataset_config}": r.metric_value for r in results if isinstance(r.metric_value, float)}
 
 
 def _exact(manifest: dict) -> bool | None:
@@ -56,6 +80,6 @@ def _line(code: str, pieces: int | None, size: int, manifest: dict, exact: bool 
         f"{size / 1e6:,.2f}",
         manifest.get("base_fingerprint", "–")[:12],  # whole in the manifest
         "–" if not isinstance(text, int) else f"{text / 1e6:,.2f}",
-        *("–" if score is None else f"{score:.4f}" for score in scores),
-        "–" if None in scores else in_a_word(exact) or "–",
+        *(f"{score:.4f}" if isinstance(score, int | float) else "–" for score in scores),
+        in_a_word(exact) or "–" if any(isinstance(score, int | float) for score in scores) else "–",
     )

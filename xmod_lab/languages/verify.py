@@ -3,17 +3,18 @@
 Logits are compared within one process: they are the same to the bit on one machine, and may be rounded otherwise on another.
 """
 
-import json
 import tempfile
 from pathlib import Path
 
 import torch
 
-from xmod_lab.errors import ProofError, UserError
+from xmod_lab.errors import ProofError, UserError, reason
+from xmod_lab.foreign import read_json
 from xmod_lab.languages.folders import manifests_in, model_folder, pack_folders
-from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack, strange_files, unpack
-from xmod_lab.languages.proof import Snapshot, compare, fingerprint, probe_pieces, require, snapshot, tensor_digests
-from xmod_lab.model import XmodLanguageModel, load_language_model
+from xmod_lab.languages.proof import Snapshot, compare, probe_pieces, require, snapshot, tensor_digests
+from xmod_lab.model import XmodLanguageModel, load_language_model, slot_fault
+from xmod_lab.model.digests import fingerprint
+from xmod_lab.model.packs import MANIFEST, read_pack, strange_files, unpack
 
 Findings = list[tuple[str, str]]  # what was looked at, what was found
 PROOF = "proof.json"
@@ -57,7 +58,7 @@ def verify_pack(path: Path, base: str | None) -> Findings:
     model = _open(base)
     probes = probe_pieces(model)
     before = snapshot(model, probes)
-    install_pack(model, path)
+    model.load_language(path)
     findings.append(("base", f"fingerprint {mark} is that of {base}"))
     return findings + _against(model, before, probes, [manifest["code"]])
 
@@ -97,12 +98,14 @@ def _installed(model: XmodLanguageModel, folder: Path) -> Findings:
 def _run(path: Path, model: XmodLanguageModel, base: str | None) -> Findings:
     """The model of a run against the proof that the run wrote, and against the base itself where it is at hand."""
     try:
-        stored = json.loads((path / PROOF).read_text())
+        stored = read_json(path / PROOF)
         before = Snapshot(stored["digests"], {code: entry["before"] for code, entry in stored["logits"].items()})
-        probes = {code: torch.tensor(ids) for code, ids in stored["probes"].items()}
+        probes = {code: torch.tensor(ids, dtype=torch.long) for code, ids in stored["probes"].items()}
         added = stored["added_languages"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / PROOF} cannot be read ({error!r}); run the extension again, or verify {path / 'model'}") from error  # fmt: skip
+        if not isinstance(before.tensors, dict) or not isinstance(added, list) or any(map(slot_fault, added)):
+            raise TypeError("digests or added_languages are not what a proof has there")
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # the last one is torch's
+        raise UserError(f"{path / PROOF} cannot be read ({reason(error)}); run the extension again, or verify {path / 'model'}") from error  # fmt: skip
     findings, packs = [], {pack.name: pack for pack in pack_folders(path)}
     if lost := [code for code in added if code not in packs]:
         raise UserError(f"{path / 'pack'} has no pack of {', '.join(lost)}, which the run added; copy it again, or verify "

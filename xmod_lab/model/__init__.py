@@ -20,6 +20,7 @@ from xmod_lab.model.language_models import (
     language_model_class,
     load_language_model,
 )
+from xmod_lab.model.reading import read_config
 from xmod_lab.model.slots import donors_of, seeded_generator
 from xmod_lab.model.task_heads import (
     XmodForMultipleChoice,
@@ -58,6 +59,7 @@ __all__ = [
     "language_model",
     "language_model_class",
     "load_language_model",
+    "read_config",
     "seeded_generator",
     "slot_fault",
 ]

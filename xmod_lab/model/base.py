@@ -2,29 +2,32 @@
 
 import re
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
-from huggingface_hub import CommitInfo, HfApi
+from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers import XmodConfig as ReferenceConfig
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.utils.hub import cached_file
 
 from xmod_lab.choices import NEAREST, SLOT_INITS
-from xmod_lab.codes import clashing, code_fault, slot_fault
-from xmod_lab.errors import UnknownLanguageError, UserError
-from xmod_lab.model.configuration import XmodConfig, as_ours
+from xmod_lab.codes import clashing, code_fault
+from xmod_lab.errors import UnknownLanguageError, UserError, reason
+from xmod_lab.foreign import inside, open_tokenizer, share
+from xmod_lab.model.configuration import OURS, XmodConfig, as_ours, name_faults
 from xmod_lab.model.embeddings import Vocabulary
 from xmod_lab.model.encoder import XmodLayer
+from xmod_lab.model.packs import TENSORS, unpack
+from xmod_lab.model.reading import VOCABULARY_FILE, check_folder, vocabulary_file
 from xmod_lab.model.slots import allocate_slot, donors_of, fill_slot, random_value
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "subfolder")
+_WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".index.json")
 _CHECKPOINT = re.compile(r"checkpoint-\d+")  # a folder that transformers' Trainer may resume from
-VOCABULARY_FILE = "vocabulary.safetensors"  # under languages/<code>/ of a saved model, beside its tokenizer
 
 
 class XmodPreTrainedModel(PreTrainedModel):
@@ -61,6 +64,8 @@ class XmodPreTrainedModel(PreTrainedModel):
         if faults:
             raise UserError("the configuration cannot be used:\n  " + "\n  ".join(faults))
         super().__init__(config)
+        # code of an added language -> where the rest of it lies: its pack, or its folder in a model folder
+        self.language_folders: dict[str, Path] = {}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -174,6 +179,7 @@ class XmodPreTrainedModel(PreTrainedModel):
         if code in self.base_model.embeddings.vocabularies:
             del self.base_model.embeddings.vocabularies[code]
             self.config.vocabularies = {k: v for k, v in self.config.vocabularies.items() if k != code} or None
+        self.language_folders.pop(code, None)
 
     def _is_default(self, code: str) -> bool:
         try:  # config.json may have been written by hand
@@ -188,34 +194,40 @@ class XmodPreTrainedModel(PreTrainedModel):
         return {name: p for name, p in self.named_parameters() if any(mark in f".{name}" for mark in marks)}
 
     def tokenizer_for(self, code: str) -> PreTrainedTokenizerBase:
-        """The tokenizer that ``code`` reads with, from the folder or hub id that this model was loaded from: its own, of
-        ``languages/<code>/``, else the base's.
+        """The tokenizer that ``code`` reads with: its own, of the pack or of the model folder that it came from, else the base's,
+        of the folder or hub id that this model was loaded from.
 
         Raises:
             UnknownLanguageError. UserError: the model was not loaded from anywhere, or there is no such tokenizer.
         """
         code = self.config.resolve(code)
         pieces = (self.config.vocabularies or {}).get(code)
-        source = self.name_or_path
-        if not source:
+        own = self.language_folders.get(code) if pieces is not None else None
+        source, part = self.name_or_path, "" if pieces is None else f"languages/{code}"
+        if own is None and not source:
             raise UserError("this model was not loaded from a folder, so its tokenizers are not known; save it, with its "
                             "tokenizers beside it, and load it with from_pretrained()")  # fmt: skip
-        part = "" if pieces is None else f"languages/{code}"
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source, subfolder=part)
+            if own is None:
+                tokenizer = open_tokenizer(source, part)
+            else:
+                tokenizer = _of_pack(own) if (own / TENSORS).exists() else open_tokenizer(own)
+        except UserError:
+            raise
         except Exception as error:  # transformers raises whatever its readers and the network raise
-            raise UserError(f"no tokenizer of '{code}' can be loaded from {source}/{part} ({str(error).splitlines()[0]}); "
+            raise UserError(f"no tokenizer of '{code}' can be loaded from {own or f'{source}/{part}'} ({reason(error)}); "
                             "copy its files there from the model or pack that the language came with") from error  # fmt: skip
         known, limit = len(tokenizer), self.config.vocab_size if pieces is None else pieces
         if known > limit or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-            raise UserError(f"the tokenizer of '{code}' in {source}/{part} has {known} pieces, the model {limit} embeddings; "
-                            "copy the right one there, from the model or pack that the language came with")  # fmt: skip
+            raise UserError(f"the tokenizer of '{code}' in {own or f'{source}/{part}'} has {known} pieces, the model {limit} "
+                            "embeddings; copy the right one there, from the model or pack that the language came with")  # fmt: skip
         return tokenizer
 
     def save_pretrained(
         self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs
     ) -> None:
-        """Save in the layout that the class docstring describes. Arguments as in transformers.
+        """Save in the layout that the class docstring describes, with the tokenizers and manifests of added languages as far as
+        they are known. The base's tokenizer has a ``save_pretrained`` of its own. Arguments as in transformers.
 
         Raises:
             UserError: ``push_to_hub=True`` with added languages, whose files would not be sent.
@@ -228,39 +240,53 @@ class XmodPreTrainedModel(PreTrainedModel):
         resumed = _CHECKPOINT.fullmatch(Path(save_directory).name)
         main = {name: tensor for name, tensor in state.items() if resumed or name not in own}
         super().save_pretrained(save_directory, state_dict=main, **kwargs)
+        target = Path(save_directory)
+        for code in self.language_folders:
+            self._write_language(code, target / "languages" / code)
         for code in self.config.vocabularies or {}:
-            folder = Path(save_directory) / "languages" / code
+            folder = target / "languages" / code
             folder.mkdir(parents=True, exist_ok=True)
             mark = f"vocabularies.{code}."
             tensors = {n.split(mark)[1]: state[n].detach().cpu().contiguous() for n in sorted(own) if mark in n}
             save_file(tensors, folder / VOCABULARY_FILE, metadata={"format": "pt"})
+        like = target / "config.json"
+        for file in (
+            (*target.glob("*.safetensors"), *target.glob(f"languages/*/{VOCABULARY_FILE}")) if like.exists() else ()
+        ):
+            share(file, like)
+
+    def _write_language(self, code: str, target: Path) -> None:
+        """Write what lies beside the vocabulary of ``code``, its tokenizer above all, into ``target``.
+
+        Raises:
+            UserError: it is no longer where the language came from, or is not what it was.
+        """
+        source = self.language_folders[code]
+        if (source / TENSORS).exists():
+            unpack(source, target)
+        elif not source.is_dir():
+            raise UserError(f"the tokenizer and the manifest of '{code}' were in {source}, which is gone; put it back, or load the "
+                            "language again")  # fmt: skip
+        elif source.resolve() != target.resolve():
+            copy_files(source, target, root=source.parent.parent, but=(VOCABULARY_FILE,))
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
-        """Send the model to the hub: what transformers sends, and ``languages/<code>/`` whole, as it lies in the folder that
-        this model was loaded from. The base's tokenizer is sent by its own ``push_to_hub``, as in transformers; all of a folder
-        at once by ``hf upload REPO FOLDER``. Arguments as in transformers. Was run against a stand-in of the hub alone.
+        """Send the model to the hub: what transformers sends, and the files of added languages, as :meth:`save_pretrained` writes
+        them. The base's tokenizer is sent by its own ``push_to_hub``, as in transformers; all of a folder at once by
+        ``hf upload REPO FOLDER``. Arguments as in transformers. Was run against a stand-in of the hub alone.
 
         Raises:
             UserError: before anything is sent, when the files of an added language are not at hand.
         """
         for code in self.config.vocabularies or {}:
-            if not self._language_files(code):
+            source = self.language_folders.get(code)
+            if source is None or not any(file.name != VOCABULARY_FILE for file in source.glob("*")):
                 raise UserError(f"the tokenizer of '{code}' is not at hand: this model was not loaded from a folder that has "
                                 f"languages/{code}/; load it from one, or send that one: hf upload {repo_id} FOLDER")  # fmt: skip
         return super().push_to_hub(repo_id, **kwargs)
 
-    def _language_files(self, code: str) -> list[Path]:
-        """What lies beside the vocabulary of ``code``, in the folder that this model was loaded from."""
-        found = Path(self.name_or_path, "languages", code).glob("*") if self.name_or_path else []
-        return [file for file in found if file.name != VOCABULARY_FILE]
-
     def _upload_modified_files(self, working_dir: str, repo_id: str, files_timestamps: dict, **commit) -> CommitInfo:
         """transformers' own sends the files of one level of folders and stumbles over the next."""
-        for code in self.config.added or []:
-            target = Path(working_dir) / "languages" / code
-            for file in self._language_files(code):
-                target.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, target / file.name)
         if commit.get("revision") and not commit["revision"].startswith("refs/pr"):
             HfApi().create_branch(repo_id, branch=commit["revision"], token=commit.get("token"), exist_ok=True)
         message = commit.pop("commit_message", None) or f"Upload {type(self).__name__}"
@@ -268,14 +294,30 @@ class XmodPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args, **kwargs):
-        """Load a folder or hub id written by this class or by transformers. Arguments as in transformers."""
-        loaded = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        """Load a folder or hub id written by this class or by transformers. Arguments as in transformers, but that weights are
+        .safetensors unless ``use_safetensors=False`` asks for others: no pickle is loaded.
+
+        Raises:
+            UserError: the folder's files do not fit together; they are looked at before anything is built.
+        """
+        source = pretrained_model_name_or_path
+        if source is None:  # of a state_dict alone
+            return super().from_pretrained(None, *args, **kwargs)
+        where = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name)}
+        folder = Path(source, where.get("subfolder", ""))
+        if kwargs.setdefault("use_safetensors", True) and not kwargs.get("variant") and folder.is_dir():
+            check_folder(folder)
+        loaded = super().from_pretrained(source, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         for code, table in model.base_model.embeddings.vocabularies.items():
-            path = _vocabulary_file(str(pretrained_model_name_or_path), code, kwargs)
+            path = vocabulary_file(str(source), code, where)
             reference = model.get_input_embeddings().weight
             table.load_state_dict(load_file(path))
             table.to(device=reference.device, dtype=reference.dtype)
+        for code in model.config.added or []:
+            place = folder / "languages" / code if folder.is_dir() else _fetched(str(source), code, where)
+            if place.is_dir():
+                model.language_folders[code] = place.absolute()
         return loaded
 
 
@@ -288,7 +330,9 @@ def sort_modules(modules: nn.ModuleDict, names: list[str]) -> None:
 
 def _faults(config: XmodConfig) -> list[str]:
     codes, heads, factor = list(config.languages), config.num_attention_heads, config.adapter_reduction_factor
-    faults = [fault for fault in map(slot_fault, codes) if fault]
+    faults = name_faults(codes, *(getattr(config, key) for key in OURS))
+    if not isinstance(config.pad_token_id, int):
+        return [*faults, f"pad_token_id is {config.pad_token_id}; allowed is the number of the padding"]
     if not codes or len(set(codes)) < len(codes):
         faults.append(f"languages are {codes}; allowed are one or more, each once")
     if heads < 1 or config.hidden_size % heads:
@@ -317,13 +361,31 @@ def _check_slot_init(init: str, config: XmodConfig) -> None:
     donors_of(init, config)
 
 
-def _vocabulary_file(source: str, code: str, options: dict) -> str:
-    """Local path of an added vocabulary of a saved model; of ``options``, those that say where on the hub it lies."""
-    where = {name: options[name] for name in _HUB_OPTIONS if name in options}
-    try:
-        return cached_file(source, f"languages/{code}/{VOCABULARY_FILE}", **where)
-    except OSError as error:
-        raise UserError(
-            f"{source}: config.json names a vocabulary of '{code}', but languages/{code}/{VOCABULARY_FILE} is missing "
-            "(transformers drops it when it saves); copy that folder from the original model"
-        ) from error
+def _of_pack(folder: Path) -> PreTrainedTokenizerBase:
+    with tempfile.TemporaryDirectory() as scratch:
+        unpack(folder, Path(scratch))
+        return open_tokenizer(scratch)
+
+
+def copy_files(source: Path, target: Path, *, root: Path, but: tuple[str, ...] = ()) -> None:
+    """Copy what stands in a folder, the tokenizer above all; no folders, nothing hidden, no weights, and nothing named in ``but``.
+
+    Raises:
+        UserError: a file is a link that leads out of ``root``.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if (
+            file.name not in but
+            and not file.name.startswith(".")
+            and not file.name.endswith(_WEIGHTS)
+            and not file.is_dir()
+        ):
+            shutil.copyfile(inside(file, root), target / file.name)
+
+
+def _fetched(source: str, code: str, options: dict) -> Path:
+    """The folder into which the files of an added language are fetched from the hub."""
+    part = "/".join(filter(None, (options.get("subfolder"), f"languages/{code}")))
+    where = {name: value for name, value in options.items() if name != "subfolder"}
+    return Path(snapshot_download(source, allow_patterns=[f"{part}/*"], **where), part)

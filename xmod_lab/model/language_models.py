@@ -1,5 +1,6 @@
 """Language models on top of the encoder: masked and causal. The loss needs logits at the labelled positions only."""
 
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 import torch
@@ -10,13 +11,18 @@ from transformers.generation import GenerationConfig, GenerationMixin, Generatio
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
 from transformers.utils.generic import can_return_tuple
 
-from xmod_lab.errors import UserError
+from xmod_lab.codes import clashing
+from xmod_lab.errors import UserError, reason
+from xmod_lab.foreign import from_hub, is_hub_id
 from xmod_lab.model.backbone import Encoded, XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.digests import fingerprint
 from xmod_lab.model.embeddings import Matrices, as_made
 from xmod_lab.model.loss import chunked_cross_entropy, labelled_cross_entropy, share_of_step
+from xmod_lab.model.packs import expected_tensors, read_pack
 from xmod_lab.model.precision import in_float32
+from xmod_lab.model.reading import read_config
 from xmod_lab.model.routing import IGNORE, Languages, Places, to_ids
 
 # B batch rows, S sequence, D model, V vocabulary, M labelled positions
@@ -55,6 +61,38 @@ class XmodLanguageModel(XmodPreTrainedModel):
         self.roberta = XmodModel(self.config, add_pooling_layer=False)
         self.lm_head = XmodLMHead(self.config)
         self.post_init()
+
+    def load_language(self, source: str | Path) -> str:
+        """Add the language of a pack, in place, and return its code: slot, vocabulary, tokenizer, manifest. Nothing that exists is
+        altered.
+
+        Args:
+            source: a pack's folder, or its id on the hub (``me/eu``).
+        Raises:
+            UserError: the pack is damaged, was made on another base, its code exists, or a tensor has another shape or type.
+        """
+        folder = from_hub(str(source)) if is_hub_id(source) else Path(source).absolute()
+        manifest, tensors = read_pack(folder)
+        code, pieces, own = manifest["code"], manifest["pieces"], fingerprint(self)
+        if manifest["base_fingerprint"] != own:
+            raise UserError(f"pack {source} was made on the base {manifest['base_fingerprint'][:12]}, this model is {own[:12]}; use the "
+                            "base it was made on, or add the language to this one with +lang")  # fmt: skip
+        if there := clashing(code, [*self.languages, *self.config.languages]):
+            raise UserError(
+                f"pack {source}: language '{code}' exists in this model already as '{there[0]}'; remove it first"
+            )
+        shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+        expected = expected_tensors(self, code, pieces)
+        if shapes != expected:
+            name = min(n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n))
+            raise UserError(f"pack {source}: its tensors do not fit this model: {name} is {shapes.get(name, 'missing')}, and should "
+                            f"be {expected.get(name, 'absent')}; use the base it was made on")  # fmt: skip
+        self.add_language(code, "random", pieces=pieces)
+        with torch.no_grad():
+            for name, parameter in self.language_parameters(code).items():
+                parameter.copy_(tensors[name])
+        self.language_folders[code] = folder
+        return code
 
     def get_output_embeddings(self) -> nn.Linear:
         return self.lm_head.decoder
@@ -357,15 +395,11 @@ def load_language_model(source: str, what: str) -> XmodLanguageModel:
     """
     remedy = "give a folder that save_pretrained of an X-MOD language model wrote, or a run that is finished"
     try:
-        kind = XmodConfig.get_config_dict(source)[0].get("model_type")
-        if kind != "xmod":
-            raise UserError(f"{what} is a model of type '{kind}', not xmod; {remedy}")
-        config = XmodConfig.from_pretrained(source)
-        model, info = language_model_class(config).from_pretrained(source, output_loading_info=True)
+        model, info = language_model_class(read_config(source)).from_pretrained(source, output_loading_info=True)
     except UserError:
         raise
     except Exception as error:  # transformers raises whatever its readers and the network raise
-        raise UserError(f"{what} cannot be loaded ({str(error).splitlines()[0]}); {remedy}") from error
+        raise UserError(f"{what} cannot be loaded ({reason(error)}); {remedy}") from error
     if info["missing_keys"]:
         raise UserError(f"{what} lacks tensors of a language model: {sorted(info['missing_keys'])[:3]}; {remedy}")
     return model.eval()

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmod_lab.errors import UserError, nearest
+from xmod_lab.foreign import digest_of_files
 from xmod_lab.text.files import decoded_lines, file_fault, json_rows, lines_in
 from xmod_lab.text.listing import FILE_TYPES, Part, is_text_file, names_in, parts_of, shown
 
@@ -368,15 +369,6 @@ def content_digest(name: str, config: str | None) -> str:
     else:
         return f"{name}/{config}@{_hub_revision(name)}"
     return digest_of_files(files)
-
-
-def digest_of_files(files: list[Path]) -> str:
-    """sha256 over the contents of ``files``, in the given order."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _hub_revision(name: str) -> str:

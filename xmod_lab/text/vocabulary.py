@@ -5,10 +5,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.errors import UserError
+from xmod_lab.errors import UserError, reason
 from xmod_lab.files import build_folder
+from xmod_lab.foreign import open_tokenizer
 from xmod_lab.hub import hub_fault
 from xmod_lab.text.corpus import Source, digest_of_files
 from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
@@ -26,9 +27,11 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     if not Path(name).exists() and (fault := hub_fault(str(name), "a folder that save_pretrained wrote, or a hub id")):
         raise UserError(f"data.tokenizer: {fault}")
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(name))
+        tokenizer = open_tokenizer(name)
+    except UserError:
+        raise
     except Exception as error:  # transformers raises whatever its readers and the network raise
-        raise UserError(f"no tokenizer can be loaded from '{name}' ({error}); give a folder that save_pretrained "
+        raise UserError(f"no tokenizer can be loaded from '{name}' ({reason(error)}); give a folder that save_pretrained "
                         "wrote, or a hub id") from error  # fmt: skip
     roles = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
     missing = [role for role in roles if getattr(tokenizer, role) is None]

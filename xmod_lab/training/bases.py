@@ -17,7 +17,7 @@ from xmod_lab.codes import clashing
 from xmod_lab.config import SHARED_SLOT, LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
-from xmod_lab.model import XmodConfig, XmodLanguageModel, donors_of, language_model, load_language_model
+from xmod_lab.model import XmodLanguageModel, donors_of, language_model, load_language_model, read_config
 from xmod_lab.training.rundir import RunDir, read_json, read_yaml
 
 log = logging.getLogger(__name__)
@@ -157,10 +157,10 @@ def newest_that_knows(runs: str, code: str) -> RunDir | None:
     found = []
     for run, _ in _finished_runs(runs):  # a fine-tuned model is no base
         try:
-            config = XmodConfig.from_pretrained(run / "model")
-        except Exception as error:  # transformers raises whatever its readers raise
+            config = read_config(run / "model")
+        except UserError as error:
             if (run / "model" / "config.json").exists():
-                _pass_over(f"{run / 'model'} is no model ({str(error).splitlines()[0]})")
+                _pass_over(str(error))
             continue
         with contextlib.suppress(UserError):
             config.resolve(code)

@@ -14,9 +14,10 @@ from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.files import build_folder
 from xmod_lab.languages.folders import manifests_in, model_folder, save_model
-from xmod_lab.languages.packs import MANIFEST, install_pack, read_pack, write_pack
+from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.proof import Snapshot, compare, probe_pieces, require, snapshot, whole_digest
 from xmod_lab.model import XmodLanguageModel
+from xmod_lab.model.packs import MANIFEST, read_pack
 from xmod_lab.text.likelihoods import scored_text
 from xmod_lab.training.bases import Base, added_before, agree
 from xmod_lab.training.beginning import begin_language
@@ -176,6 +177,8 @@ def _record(cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, 
     return {
         "training": {**training_settings(cfg), "train_slot": lang.train_slot},
         "data": {
+            **_origin(lang),
+            "source": corpus.manifest["settings"]["source"],
             "digest": corpus.digest,
             "statistics": corpus.manifest["statistics"],
             "consumed": consumption(mixture, prepared, cfg.steps),
@@ -184,22 +187,34 @@ def _record(cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, 
     }
 
 
+def _origin(lang: LangConfig) -> dict:
+    """Where the text of a language was, as it was given, but without the folders of this machine."""
+
+    def name(given: object) -> object:
+        if isinstance(given, str):
+            return Path(given).name if Path(given).is_absolute() else given
+        return [name(each) for each in given]
+
+    given = {"text": lang.text, "validation": lang.validation, "dataset_config": lang.dataset_config}
+    return {key: name(value) for key, value in given.items() if value is not None}
+
+
 def _assemble(
     run: RunDir, base: Base, old: Prepared, packs: list[Path], before: Snapshot, probes: dict[str, torch.Tensor]
 ) -> tuple[dict, XmodLanguageModel]:
     """Install the packs in the base, save it as model/, and prove what was saved, read back from the disk."""
     model = base.load(len(old.tokenizer))
-    installed = {install_pack(model, pack): pack for pack in packs}
+    added = [model.load_language(pack) for pack in packs]
     source = None if base.model is None else model_folder(base.model)
 
     def write(scratch: Path) -> None:
-        save_model(model, scratch, source=source, packs=installed)
+        save_model(model, scratch, source=source)
         if base.tokenizer is None or base.tokenizer != base.model:
             old.tokenizer.save_pretrained(scratch)
 
     build_folder(run / "model", write, rebuild=True)
     saved = type(model).from_pretrained(run / "model").eval()
-    proof = compare(before, snapshot(saved, probes), list(installed))
+    proof = compare(before, snapshot(saved, probes), added)
     return {**proof, "probes": {code: ids.tolist() for code, ids in probes.items()}}, saved
 
 

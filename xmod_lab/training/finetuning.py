@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader
 from xmod_lab.errors import UserError
 from xmod_lab.files import build_folder, write_whole
 from xmod_lab.finetune_config import FinetuneConfig
-from xmod_lab.languages.cards import CARD, task_card
+from xmod_lab.languages.cards import task_card
 from xmod_lab.languages.folders import model_folder, save_model
 from xmod_lab.languages.proof import compare_frozen, require_frozen, tensor_digests
 from xmod_lab.model import XmodPreTrainedModel
+from xmod_lab.model.packs import CARD
 from xmod_lab.tasks.examples import Encoded, ExampleStream
 from xmod_lab.tasks.reading import LabelledSource
 from xmod_lab.text.corpus import content_digest
@@ -221,7 +222,7 @@ def _save(
     card = task_card(model.config, record, scores, pipeline=setting.kind.pipeline)
 
     def write(out: Path) -> None:
-        save_model(model, out, source=setting.folder, packs={})
+        save_model(model, out, source=setting.folder)
         (out / CARD).write_text(card, encoding="utf-8")
 
     build_folder(run / "model", write, rebuild=True)

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 import transformers
 
-from xmod_lab.errors import UserError
+from xmod_lab.errors import UserError, reason
 from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.languages.folders import manifests_in
-from xmod_lab.model import XmodConfig, XmodPreTrainedModel
+from xmod_lab.model import XmodPreTrainedModel, read_config
 from xmod_lab.model.slots import random_value
 from xmod_lab.tasks.examples import Encoded
 from xmod_lab.tasks.kinds import KINDS
@@ -46,7 +46,7 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
         UserError: the base is causal or lacks the source language; the source has no examples in a split; a test has a label
             that training does not have.
     """
-    config = XmodConfig.from_pretrained(folder)
+    config = read_config(folder)
     if config.is_decoder:
         raise UserError(
             f"base {cfg.base} is a causal language model; tasks are fine-tuned on masked ones: choose another base"
@@ -136,13 +136,17 @@ def task_model(folder: Path, kind, seed: int) -> XmodPreTrainedModel:
     """The base with a head for the task, whose values are a function of ``seed`` alone; in evaluation mode.
 
     Raises:
-        UserError: the base lacks tensors of its body.
+        UserError: the base cannot be read, or lacks tensors of its body.
     """
-    config = XmodConfig.from_pretrained(folder, **kind.configuration())
+    config = read_config(folder, **kind.configuration())
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # a new head, and no language-model head: both are meant
     try:
         model, info = kind.model_class.from_pretrained(folder, config=config, output_loading_info=True)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises whatever its readers raise
+        raise UserError(f"base {folder} cannot be loaded ({reason(error)}); give one that is whole") from error
     finally:
         transformers.logging.set_verbosity(verbosity)
     lost = [name for name in info["missing_keys"] if name.startswith("roberta.") and ".pooler." not in name]

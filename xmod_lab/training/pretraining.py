@@ -7,9 +7,10 @@ import torch
 
 from xmod_lab.config import PretrainConfig
 from xmod_lab.files import build_folder
-from xmod_lab.languages.cards import CARD, base_card
+from xmod_lab.languages.cards import base_card
 from xmod_lab.languages.embeddings import log_frequency
-from xmod_lab.languages.proof import fingerprint
+from xmod_lab.model.digests import fingerprint
+from xmod_lab.model.packs import CARD
 from xmod_lab.text.likelihoods import scored_text
 from xmod_lab.training.bases import new_model
 from xmod_lab.training.data import (

@@ -1,0 +1,231 @@
+"""Packs and models over the hub: a server on this machine that answers as huggingface.co does, and the cache that its client makes."""
+
+import base64
+import hashlib
+import json
+import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+
+from tests.conftest import passages, tiny_model
+from xmod_lab.errors import UserError
+from xmod_lab.foreign import hub_id
+from xmod_lab.languages.folders import install, pack_folders
+from xmod_lab.languages.inventory import inventory
+from xmod_lab.languages.packs import push_pack, write_pack
+from xmod_lab.languages.verify import verify
+from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.model.packs import read_pack
+from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub(ThreadingHTTPServer):
+    """Repositories of models, each with one commit: id -> path -> content."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Answer)
+        self.repositories: dict[str, dict[str, bytes]] = {}
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def put(self, repository: str, folder: Path) -> None:
+        """What ``hf upload`` sends of a folder, and the file that the hub puts beside it."""
+        found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        self.repositories[repository] = {**found, ".gitattributes": b"*.safetensors filter=lfs\n"}
+
+
+class Answer(BaseHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+    def _say(self, content: bytes | object, status: int = 200, **headers: str) -> None:
+        content = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(content)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def do_GET(self):
+        path = self.path.partition("?")[0].strip("/").split("/")
+        api = path[0] == "api"
+        files = self.server.repositories.get("/".join(path[2:4] if api else path[:2]))
+        name = "/".join(path[4:])
+        if files is None or (not api and name not in files):
+            return self._say(
+                {"error": "not found"}, 404, X_Error_Code="RepoNotFound" if files is None else "EntryNotFound"
+            )
+        if not api:  # OWNER/NAME/resolve/REVISION/FILE
+            etag = hashlib.sha1(files[name]).hexdigest()
+            return self._say(files[name], ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
+        if path[4] == "tree":
+            return self._say(
+                [
+                    {"type": "file", "path": n, "oid": hashlib.sha1(c).hexdigest(), "size": len(c)}
+                    for n, c in files.items()
+                ]
+            )
+        return self._say({"id": "/".join(path[2:4]), "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]})
+
+    do_HEAD = do_GET
+
+    def do_POST(self):
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        path = self.path.partition("?")[0].strip("/").split("/")
+        if path[1:] == ["repos", "create"]:
+            asked = json.loads(content)
+            name = "/".join(filter(None, (asked.get("organization"), asked["name"])))
+            self.server.repositories.setdefault(name, {})
+            return self._say({"url": f"{self.server.url}/{name}", "id": name})
+        if path[1] == "validate-yaml":
+            return self._say({"errors": [], "warnings": []})
+        if path[4] == "preupload":
+            names = [file["path"] for file in json.loads(content)["files"]]
+            return self._say(
+                {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
+            )
+        for line in map(json.loads, content.splitlines()):  # OWNER/NAME/commit/REVISION
+            if line["key"] == "file":
+                value = line["value"]
+                self.server.repositories["/".join(path[2:4])][value["path"]] = base64.b64decode(value["content"])
+        return self._say({"commitUrl": f"{self.server.url}/{'/'.join(path[2:4])}/commit/{COMMIT}", "commitOid": COMMIT})
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    server = Hub()
+    constants = huggingface_hub.constants
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, tokenizer_folder) -> Path:
+    """A base with its tokenizer, and a pack made on it."""
+    place = tmp_path_factory.mktemp("hub")
+    model = tiny_model(vocab_size=400)
+    model.save_pretrained(place / "base")
+    for file in tokenizer_folder.iterdir():
+        shutil.copyfile(file, place / "base" / file.name)
+    save_tokenizer(train_sentencepiece(passages("sw", 400), pieces=300), place / "own")
+    pieces = len(transformers.AutoTokenizer.from_pretrained(place / "own"))
+    model.add_language("sw_KE", "random", pieces=pieces)
+    scores = {"val/bpb/sw_KE": 0.75}
+    write_pack(model, "sw_KE", place / "sw_KE", tokenizer_folder=place / "own", details={"scores": scores})
+    return place
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def in_cache(content: Path, cache: Path, repository: str) -> Path:
+    """``content`` as the cache of huggingface_hub keeps a repository: links to blobs. Returns the snapshot."""
+    root = cache / f"models--{repository.replace('/', '--')}"
+    snapshot = root / "snapshots" / COMMIT
+    (root / "refs").mkdir(parents=True)
+    (root / "refs" / "main").write_text(COMMIT)
+    (root / "blobs").mkdir()
+    for file in sorted(content.rglob("*")):
+        if file.is_file():
+            blob = root / "blobs" / hashlib.sha1(file.read_bytes()).hexdigest()
+            shutil.copyfile(file, blob)
+            link = snapshot / file.relative_to(content)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(Path(*[".."] * (2 + len(file.relative_to(content).parents) - 1), "blobs", blob.name))
+    return snapshot
+
+
+def test_a_pack_goes_to_the_hub_and_comes_back_into_a_model_with_its_tokenizer(hub, place, tmp_path):
+    url = push_pack(place / "sw_KE", "me/sw", license="cc-by-4.0", base_model="me/base", author=None)
+    assert url == f"{hub.url}/me/sw"
+    sent = hub.repositories["me/sw"]
+    assert sent.keys() == files(place / "sw_KE").keys()
+    card = huggingface_hub.ModelCard(sent["README.md"].decode())
+    assert (card.data.license, card.data.base_model) == ("cc-by-4.0", "me/base") and "author" not in card.data.to_dict()
+    sent["README.md"] += b"\nOne line more.\n"
+    sent[".gitattributes"], sent["notes.txt"] = b"*.safetensors filter=lfs\n", b"mine"
+    model = XmodForMaskedLM.from_pretrained(place / "base")
+    assert model.load_language("me/sw") == "sw_KE"
+    own = transformers.AutoTokenizer.from_pretrained(place / "own")
+    assert model.tokenizer_for("sw").get_vocab() == own.get_vocab()
+    model.save_pretrained(tmp_path / "saved")  # the tokenizer and the manifest go along
+    again = XmodForMaskedLM.from_pretrained(tmp_path / "saved")
+    assert again.tokenizer_for("sw").get_vocab() == own.get_vocab()
+    assert read_pack(place / "sw_KE")[0] == json.loads((tmp_path / "saved/languages/sw_KE/manifest.json").read_text())
+    assert not (tmp_path / "saved/languages/sw_KE/notes.txt").exists()
+    assert inventory(Path("me/sw"))[0][0] == "sw_KE"
+
+
+def test_base_and_pack_may_both_be_ids(hub, place, tmp_path):
+    hub.put("me/base", place / "base")
+    hub.put("me/sw", place / "sw_KE")
+    install("me/base", pack_folders(Path("me/sw")), tmp_path / "out")
+    install(place / "base", [place / "sw_KE"], tmp_path / "same")
+    assert files(tmp_path / "out") == files(tmp_path / "same")
+    hub.put("me/both", tmp_path / "out")
+    model = XmodForMaskedLM.from_pretrained("me/both", cache_dir=tmp_path / "cache")
+    assert "sw_KE" in model.languages and len(model.tokenizer_for("sw_KE")) == 300
+    model.save_pretrained(tmp_path / "saved")
+    assert (
+        files(tmp_path / "saved")["languages/sw_KE/tokenizer.json"]
+        == files(tmp_path / "same")["languages/sw_KE/tokenizer.json"]
+    )
+    for missing in ("me/nothing", "me/base"):
+        with pytest.raises(UserError, match="cannot be fetched|neither a pack"):
+            pack_folders(Path(missing))
+    assert not (tmp_path / "me").exists()
+
+
+def test_what_the_cache_holds_as_links_is_used_without_a_network(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    pack = in_cache(place / "sw_KE", tmp_path / "cache", "me/sw")
+    base = in_cache(place / "base", tmp_path / "cache", "me/base")
+    assert (pack / "pack.safetensors").is_symlink() and hub_id(pack) == "me/sw"
+    assert verify(pack, str(base))
+    install("me/base", pack_folders(Path("me/sw")), tmp_path / "out")
+    installed = in_cache(tmp_path / "out", tmp_path / "cache", "me/both")
+    assert not any(p.is_symlink() for p in (tmp_path / "out").rglob("*"))
+    assert "sw_KE" in dict(verify(installed, str(place / "base")))
+    model = XmodForMaskedLM.from_pretrained(installed)
+    assert len(model.tokenizer_for("sw_KE")) == 300
+    (pack / "spm.model.xz").unlink()
+    (pack / "spm.model.xz").symlink_to(place / "sw_KE" / "spm.model.xz")  # the same bytes, but from elsewhere
+    with pytest.raises(UserError, match="spm.model.xz is a link that leads out of"):
+        read_pack(pack)
+
+
+def test_the_card_of_a_pack_names_a_base_of_the_hub(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    model = XmodForMaskedLM.from_pretrained(in_cache(place / "base", tmp_path / "cache", "me/base"))
+    model.add_language("sw_KE", "random")
+    manifest = write_pack(model, "sw_KE", tmp_path / "sw_KE", tokenizer_folder=None, details={})
+    card = huggingface_hub.ModelCard.load(tmp_path / "sw_KE" / "README.md")
+    assert card.data.base_model == "me/base" and "`me/base`" in card.text and "me/base" not in json.dumps(manifest)
+
+
+def test_a_language_in_memory_is_a_language_of_the_model(place):
+    model, text = tiny_model(vocab_size=400), torch.arange(5, 15)[None]
+    model.load_language(place / "sw_KE")
+    assert model(text, lang_ids="sw_KE").logits.shape[-1] == 300 and len(model.tokenizer_for("sw_KE")) == 300
+    model.remove_language("sw_KE")
+    assert model.language_folders == {}

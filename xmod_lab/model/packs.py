@@ -1,0 +1,204 @@
+"""Language packs: what one added language is, alone, as files. This is how they are read; :mod:`xmod_lab.languages.packs` writes
+them.
+
+    pack/<code>/
+        pack.safetensors    slot, embedding table, output bias, by their names in the state dict
+        tokenizer.json.xz … when the language has its own vocabulary: its tokenizer's files, each compressed
+        manifest.json       format version, code, base fingerprint, digest of every tensor and of each file above (compressed and
+                            as it was), how it was made
+        README.md           the same for people: a model card, which has no digest, and may be edited
+
+All that the manifest does not name (the card, what the hub puts beside it) is of no account, and is not read. All files of a pack
+together are 0.7 % larger than its tensors at the size of X-MOD base with 4,096 pieces (41.0 MB; a test holds it to 1 %), and
+11 % at the size of the demonstration (2.4 MB), where the tokenizer weighs most.
+
+Nothing in a pack is executed or unpickled. A pack that does not fit is refused before the model is touched.
+"""
+
+import lzma
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from xmod_lab.codes import code_fault
+from xmod_lab.errors import UserError, reason, shown
+from xmod_lab.foreign import (
+    digest_of,
+    digest_of_files,
+    inside,
+    name_fault,
+    parse_json,
+    read_json,
+    refuse_code,
+    tensor_fault,
+)
+from xmod_lab.model.digests import digest
+
+FORMAT = 4
+_READ = (3, FORMAT)  # 3 has a digest of the card, which is passed over
+TENSORS = "pack.safetensors"
+MANIFEST = "manifest.json"
+CARD = "README.md"
+TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
+TAKEN = (MANIFEST, "config.json")  # names in languages/<code>/ that no tokenizer's file may have
+_MANIFEST_TYPES = {"code": str, "base_fingerprint": str, "pieces": (int, type(None)), "tensors": dict, "files": dict,
+                   "unpacked": dict}  # fmt: skip
+_DETAILS = ("scores", "data", "slot", "vocabulary", "training", "base")  # dicts, where they are there
+_MAX_FILES = 32
+_MAX_BYTES = 1 << 28  # of all files of a tokenizer: what compressed ones may grow to
+_REMEDY = "copy the pack again, or make it anew with +lang"
+
+
+def read_manifest(folder: Path, root: Path | None = None) -> dict:
+    """The manifest of a pack, or of an installed language, after a check of its format, types and names.
+
+    Args:
+        root: the folder that ``folder`` belongs to, and which links may not leave; itself by default.
+    Raises:
+        UserError: naming what is wrong.
+    """
+    try:
+        manifest = read_json(inside(folder / MANIFEST, root or folder))
+    except UserError as error:
+        raise UserError(f"pack {folder}: its manifest cannot be read: {error}") from error
+    found = manifest.get("format")
+    if found not in _READ or isinstance(found, bool):
+        raise UserError(f"pack {folder} has format {shown(found)}, this version reads {' and '.join(map(str, _READ))}; use the version "
+                        "of xmod_lab that made it, or make it anew with +lang")  # fmt: skip
+    for key, kinds in _MANIFEST_TYPES.items():
+        if key not in manifest or not isinstance(manifest[key], kinds) or isinstance(manifest[key], bool):
+            raise UserError(f"pack {folder}: its manifest has {shown(manifest.get(key))} as {key}; {_REMEDY}")
+    manifest["files"].pop(CARD, None)
+    fault = code_fault(manifest["code"])
+    wrong = [key for key in _DETAILS if not isinstance(manifest.get(key, {}), dict)]
+    scores = {} if wrong else manifest.get("scores", {})
+    if wrong or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in scores.values()):
+        fault = f"{(wrong or ['scores'])[0]} is not what a manifest has there"
+    if manifest["pieces"] is not None and manifest["pieces"] < 1:
+        fault = "pieces is not a number of pieces"
+    if len(manifest["files"]) > _MAX_FILES:
+        fault = f"its manifest names {len(manifest['files']):,} files; allowed are {_MAX_FILES}"
+    fault = fault or next(filter(None, map(_file_fault, manifest["files"])), None)
+    if fault:
+        raise UserError(f"pack {folder}: {fault}; do not use this pack")
+    return manifest
+
+
+def _file_fault(name: str) -> str | None:
+    """Why a pack may not have the file ``name``: it must lie in the pack, and, unpacked, take the place of nothing else."""
+    plain = name.removesuffix(".xz")
+    allowed = plain != name and Path(plain).suffix in TOKENIZER_SUFFIXES and plain not in TAKEN
+    if not name_fault(name) and name != TENSORS and not allowed:
+        return (f"{shown(name)} is no file of a pack; allowed are {TENSORS} and a tokenizer's "
+                f"{', '.join(f'*{suffix}.xz' for suffix in TOKENIZER_SUFFIXES)}")  # fmt: skip
+    return name_fault(name)
+
+
+def read_pack(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+    """Manifest and tensors of a pack, after checking format, files and digests. Files that the manifest does not name are left
+    alone.
+
+    Raises:
+        UserError: naming what is missing, altered, truncated, of an unknown format, or asks for code.
+    """
+    manifest = read_manifest(folder)
+    if TENSORS not in manifest["files"]:
+        raise UserError(f"pack {folder}: its manifest does not list {TENSORS}; {_REMEDY}")
+    for name, stored in manifest["files"].items():
+        there = (folder / name).is_symlink() or (folder / name).exists()
+        if not there or digest_of_files([inside(folder / name, folder)]) != stored:
+            raise UserError(f"pack {folder}: {name} is missing or altered; {_REMEDY}")
+    _tokenizer_files(folder, manifest)
+    try:
+        tensors = load_file(folder / TENSORS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"pack {folder}: {TENSORS} {tensor_fault(folder / TENSORS, error)}") from error
+    if {name: digest(tensor) for name, tensor in tensors.items()} != manifest["tensors"]:
+        raise UserError(f"pack {folder}: its tensors are not those of its manifest; {_REMEDY}")
+    return manifest, tensors
+
+
+def expected_tensors(
+    model: PreTrainedModel, code: str, pieces: int | None
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape and type of every tensor that a language of ``model`` has: its slot is like any other's."""
+    like = f".adapter_modules.{model.config.languages[0]}."
+    expected = {
+        name.replace(like, f".adapter_modules.{code}."): (tuple(p.shape), p.dtype)
+        for name, p in model.named_parameters()
+        if like in name
+    }
+    if pieces is not None:
+        table, place = model.get_input_embeddings().weight, f"roberta.embeddings.vocabularies.{code}"
+        expected[f"{place}.word_embeddings.weight"] = (pieces, table.shape[1]), table.dtype
+        expected[f"{place}.bias"] = (pieces,), table.dtype
+    return expected
+
+
+def unpack(folder: Path, target: Path) -> None:
+    """Write what a checked pack has beside its tensors, as plain files, into ``target``: ``languages/<code>/`` of a model.
+
+    Raises:
+        UserError: a file cannot be unpacked, or is then not the one of which the manifest has the digest; nothing is then written.
+    """
+    contents = _tokenizer_files(folder, read_manifest(folder))
+    target.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (target / name).write_bytes(content)
+    for name in (MANIFEST, CARD):
+        if (folder / name).exists():
+            shutil.copyfile(inside(folder / name, folder), target / name)
+
+
+def strange_files(place: Path, manifest: dict) -> list[str]:
+    """Names of what is missing, altered or too many among the files that a pack left in ``place``, ``languages/<code>/`` of a
+    model, and that a tokenizer is read from. What else lies there, the card say, is of no account."""
+    stored = manifest["unpacked"]
+    there = {
+        file.name for file in place.iterdir() if file.suffix in TOKENIZER_SUFFIXES and not file.name.startswith(".")
+    }
+    there -= {MANIFEST}
+    same = {name for name in there & stored.keys() if (place / name).is_file()
+            and digest_of_files([place / name]) == stored[name]}  # fmt: skip
+    return sorted((there | stored.keys()) - same)
+
+
+def _tokenizer_files(folder: Path, manifest: dict) -> dict[str, bytes]:
+    """Name -> content, unpacked, of the tokenizer's files of a pack; none of them may ask for code."""
+    content, budget = {}, _MAX_BYTES
+    for name in sorted(manifest["files"].keys() - {TENSORS}):
+        content[name.removesuffix(".xz")] = plain = _plain(inside(folder / name, folder), budget)
+        budget -= len(plain)
+    found, stored = {name: digest_of(plain) for name, plain in content.items()}, manifest["unpacked"]
+    if wrong := sorted(name for name in found.keys() | stored.keys() if found.get(name) != stored.get(name)):
+        raise UserError(
+            f"pack {folder}: {', '.join(map(shown, wrong[:5]))}, unpacked, are not those of its manifest; {_REMEDY}"
+        )
+    if "tokenizer_config.json" in content:
+        try:
+            refuse_code(parse_json(content["tokenizer_config.json"]), f"pack {folder}: tokenizer_config.json")
+        except UserError:
+            raise
+        except ValueError as error:
+            raise UserError(
+                f"pack {folder}: tokenizer_config.json cannot be read ({reason(error)}); {_REMEDY}"
+            ) from error
+    return content
+
+
+def _plain(file: Path, limit: int) -> bytes:
+    reader = lzma.LZMADecompressor(memlimit=1 << 28)  # bytes: four times what the strongest preset needs
+    try:
+        content = reader.decompress(file.read_bytes(), max_length=limit)
+    except lzma.LZMAError as error:
+        raise UserError(f"pack {file.parent}: {file.name} cannot be unpacked ({error}); {_REMEDY}") from error
+    if not reader.eof:
+        raise UserError(
+            f"pack {file.parent}: {file.name} is not whole, or all files are larger than {_MAX_BYTES >> 20} MiB; {_REMEDY}"
+        )
+    return content

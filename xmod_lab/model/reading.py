@@ -1,0 +1,98 @@
+"""A model folder, or one on the hub, before anything is built of it: its configuration, and whether its weights are those that the
+configuration says. What does not fit is refused at once, whatever sizes it claims.
+"""
+
+import re
+from pathlib import Path
+
+from transformers.utils.hub import cached_file
+
+from xmod_lab.errors import UserError, reason, shown
+from xmod_lab.foreign import inside, read_json, shapes_in, weight_files
+from xmod_lab.model.configuration import XmodConfig
+
+VOCABULARY_FILE = "vocabulary.safetensors"  # under languages/<code>/ of a saved model, beside its tokenizer
+_SIZES = {  # setting -> a tensor that has it, and in which dimension
+    "vocab_size": ("embeddings.word_embeddings.weight", 0),
+    "hidden_size": ("embeddings.word_embeddings.weight", 1),
+    "max_position_embeddings": ("embeddings.position_embeddings.weight", 0),
+    "type_vocab_size": ("embeddings.token_type_embeddings.weight", 0),
+    "intermediate_size": ("encoder.layer.0.intermediate.dense.weight", 0),
+}
+_LAYER, _SLOT = re.compile(r"encoder\.layer\.(\d{1,9})\."), re.compile(r"\.adapter_modules\.([^.]+)\.")
+
+
+def read_config(source: str | Path, **changes) -> XmodConfig:
+    """The configuration of a folder or hub id, with ``changes``. Raises UserError when it cannot be read, or makes no model."""
+    folder = Path(source)
+    try:
+        if folder.is_dir():
+            settings = read_json(inside(folder / "config.json", folder))
+        else:
+            settings = XmodConfig.get_config_dict(str(source))[0]
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises whatever its readers and the network raise
+        raise UserError(
+            f"{source} has no config.json that can be read ({reason(error)}); give a model folder, or a hub id"
+        ) from error
+    if settings.get("model_type") != "xmod":
+        raise UserError(
+            f"{source} is a model of type {shown(settings.get('model_type'))}, not xmod; give an X-MOD model"
+        )
+    try:
+        config = XmodConfig.from_dict(settings, **changes)
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from error
+    config.name_or_path = str(source)
+    return config
+
+
+def check_folder(folder: Path) -> XmodConfig:
+    """The configuration of a model folder, after its sizes were compared with the shapes of the tensors; none is loaded.
+
+    Raises:
+        UserError: naming the setting, or the file that is missing, damaged or a link that leads out.
+    """
+    config = read_config(folder)
+    shapes = {name: shape for file in weight_files(folder) for name, (shape, _) in shapes_in(file).items()}
+    bare = {name.removeprefix("roberta."): shape for name, shape in shapes.items()}
+    found = {setting: bare[name][axis] for setting, (name, axis) in _SIZES.items() if len(bare.get(name, ())) > axis}
+    layers = {int(layer[1]) for layer in map(_LAYER.search, shapes) if layer}
+    found["num_hidden_layers"] = max(layers, default=-1) + 1
+    faults = [
+        f"{setting} is {shown(getattr(config, setting))} in config.json, and {size} by the weights"
+        for setting, size in found.items()
+        if getattr(config, setting) != size
+    ]
+    slots = {slot[1] for slot in map(_SLOT.search, shapes) if slot}
+    if lost := [code for code in config.languages if code not in slots]:
+        faults.append(
+            f"config.json names {', '.join(lost[:3])} among {len(config.languages):,} languages, of which the weights have no slot"
+        )
+    for code, pieces in (config.vocabularies or {}).items():
+        file = folder / "languages" / code / VOCABULARY_FILE
+        if not file.is_file():
+            raise no_vocabulary(folder, code)
+        own = {name: shape for name, (shape, _) in shapes_in(inside(file, folder)).items()}
+        if own != {"word_embeddings.weight": (pieces, config.hidden_size), "bias": (pieces,)}:
+            faults.append(
+                f"the vocabulary of {code} has {shown(pieces)} pieces in config.json, and the tensors {shown(own)}"
+            )
+    if faults:
+        raise UserError(f"{folder} does not fit together: {'; '.join(faults[:5])}; copy it again from where it came")
+    return config
+
+
+def no_vocabulary(source: object, code: str) -> UserError:
+    """That the vocabulary of ``code`` is named and is not there."""
+    return UserError(f"{source}: config.json names a vocabulary of '{code}', but languages/{code}/{VOCABULARY_FILE} is missing "
+                     "(transformers drops it when it saves); copy that folder from the original model")  # fmt: skip
+
+
+def vocabulary_file(source: str, code: str, options: dict) -> str:
+    """Local path of an added vocabulary of a saved model; ``options``: where on the hub it lies. Raises UserError."""
+    try:
+        return cached_file(source, f"languages/{code}/{VOCABULARY_FILE}", **options)
+    except OSError as error:
+        raise no_vocabulary(source, code) from error
