@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import passages, tiny_config, tiny_model
 from xmod_lab.errors import ProofError, UnknownLanguageError, UserError
-from xmod_lab.foreign import digest_of_files
+from xmod_lab.files import digest_of_files
 from xmod_lab.languages import folders
 from xmod_lab.languages.cards import base_card, export_card
 from xmod_lab.languages.differences import settings_that_differ, tensors_that_differ

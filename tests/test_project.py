@@ -186,7 +186,7 @@ def test_the_model_needs_torch_transformers_and_what_they_bring():
         "langcodes",
         "xmod_lab",
     }
-    ours = tuple(f"xmod_lab.{name}" for name in ("model", "choices", "codes", "errors", "foreign", "hub"))
+    ours = tuple(f"xmod_lab.{name}" for name in ("model", "choices", "codes", "errors", "files", "foreign", "hub"))
     for path in (*(PACKAGE / "model").glob("*.py"), *(PACKAGE / f"{name.partition('.')[2]}.py" for name in ours[1:])):
         found = _imports(path)
         assert {name.split(".")[0] for name in found} <= allowed, path.name

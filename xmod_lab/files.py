@@ -10,6 +10,7 @@ nothing is removed. What begins with a dot is no run, pack, corpus or report: :f
 import contextlib
 import errno
 import fcntl
+import hashlib
 import logging
 import os
 import re
@@ -244,3 +245,17 @@ def is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def digest_of(content: bytes) -> str:
+    """That of :func:`digest_of_files` of one file with this content."""
+    return hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()
+
+
+def digest_of_files(files: list[Path]) -> str:
+    """sha256 over the contents of ``files``, in the given order."""
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

@@ -3,7 +3,6 @@ own folder, that its names make safe paths, that its numbers are numbers, and th
 is executed or unpickled.
 """
 
-import hashlib
 import json
 import re
 from pathlib import Path
@@ -220,17 +219,3 @@ def from_hub(source: str, give: str = "a folder or a hub id") -> Path:
     except Exception as error:  # offline, missing, private: all end the same way for the user
         raise UserError(f"'{source}' is no folder here, and cannot be fetched from the hub ({reason(error)}); check the name, or the "
                         "network") from error  # fmt: skip
-
-
-def digest_of(content: bytes) -> str:
-    """That of :func:`digest_of_files` of one file with this content."""
-    return hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()
-
-
-def digest_of_files(files: list[Path]) -> str:
-    """sha256 over the contents of ``files``, in the given order."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()

@@ -8,7 +8,8 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from safetensors.torch import save_file
 
 from xmod_lab.errors import UserError, reason
-from xmod_lab.foreign import digest_of_files, hub_id, inside, name_fault, share
+from xmod_lab.files import digest_of_files
+from xmod_lab.foreign import hub_id, inside, name_fault, share
 from xmod_lab.languages.cards import pack_card, with_metadata
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.digests import digest, fingerprint

@@ -27,9 +27,8 @@ from transformers import PreTrainedModel
 
 from xmod_lab.codes import code_fault
 from xmod_lab.errors import UserError, reason, shown
+from xmod_lab.files import digest_of, digest_of_files
 from xmod_lab.foreign import (
-    digest_of,
-    digest_of_files,
     inside,
     name_fault,
     parse_json,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmod_lab.errors import UserError, nearest
-from xmod_lab.foreign import digest_of_files
+from xmod_lab.files import digest_of_files
 from xmod_lab.text.files import decoded_lines, file_fault, json_rows, lines_in
 from xmod_lab.text.listing import FILE_TYPES, Part, is_text_file, names_in, parts_of, shown
 
