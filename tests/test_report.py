@@ -7,6 +7,7 @@ import re
 import shutil
 from dataclasses import asdict
 from html import escape
+from html.parser import HTMLParser
 
 import numpy as np
 import pandas
@@ -84,6 +85,151 @@ def test_hostile_names_are_escaped(run):
     config.lang.new_lang.code = "<img src=x>"
     OmegaConf.save(config, run / "config.yaml")
     assert "<img" not in page_of(run)
+
+
+HOSTILE = "<img src=x onerror=alert(1)>\"'&<script>$\\frac{\x1b[2J\u202e"
+
+
+class Tags(HTMLParser):
+    """All elements and attributes of a page."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found: set[str] = set()
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.found |= {
+            tag,
+            *(f"{tag} {name}" for name, _ in attributes if name.startswith("on") or name in ("src", "href")),
+        }
+
+
+def test_hostile_names_are_text_wherever_they_stand(tmp_path):
+    """Of run folders, settings, languages, sets of translations, tensors, metrics, donors and samples."""
+    plain, runs = [], []
+    for names, folder in (((HOSTILE, "b" + HOSTILE), runs), (("one", "two"), plain)):
+        for number, name in enumerate(names):
+            top = tmp_path / ("hostile" if folder is runs else "plain")
+            run = make_run(top / name, f"lang.new_lang.slot_init={'mean' if number else 'random'}")
+            folder.append(run)
+            config = OmegaConf.load(run / "config.yaml")
+            config.lang.new_lang.text = f"{name}{number}"
+            config.lang.new_lang.code = name
+            OmegaConf.save(config, run / "config.yaml")
+            for file in ("metrics.json", "proof.json"):
+                content = json.dumps(json.loads((run / file).read_text())).replace("el_GR", json.dumps(name)[1:-1])
+                (run / file).write_text(content)
+            curve = io.StringIO()
+            csv.writer(curve).writerows([["step", f"val/bpb/{name}"], [0, 2.5], [4, 1.5]])
+            (run / "metrics.csv").write_text(curve.getvalue())
+            proof = json.loads((run / "proof.json").read_text())
+            (run / "proof.json").write_text(json.dumps({**proof, "holds": False, "tensors_changed": [name]}))
+            sample = {"before": name, "hidden": name, "after": name, "rank": 1, "likeliest": [[name, 0.5]]}
+            (run / "samples.json").write_text(json.dumps({name: [sample]}))
+        top = folder[0].parent
+        evaluated = top / "evaluated"
+        evaluated.mkdir()
+        config = OmegaConf.merge(OmegaConf.create(asdict(composed())), {"evaluate": {"pll": False}, "base": names[0]})
+        OmegaConf.save(config, evaluated / "config.yaml")
+        where = f"retrieval/{names[0]}"
+        figures = {
+            "val/exact": 0,
+            "val/loss/en_XX": 3.0,
+            "val/bpb/en_XX": 1.0,
+            f"{where}/chance/top1": 0.1,
+            f"{where}/chance/mrr": 0.2,
+        }
+        for end in ("layer0", "layer1"):
+            figures |= {f"{where}/{metric}/{end}": 0.5 for metric in ("top1", "mrr")}
+            figures |= {f"{where}/top1/{a}/{b}/{end}": 0.5 for a, b in (("en", "de"), ("de", "en"))}
+        (evaluated / "metrics.json").write_text(json.dumps(figures))
+    for pair in ((runs, plain), (runs[:1], plain[:1])):
+        pages = []
+        for paths in pair:
+            paths = [paths[0].parent] if len(paths) > 1 else paths
+            page, files = render(find_runs(paths))
+            pages.append(page)
+            assert all(re.fullmatch(r"[\w.-]+", name) and len(name.encode()) < 250 for name in files)
+            for text in (page, *files.values()):
+                text.encode()
+                assert "\x1b" not in text and "\u202e" not in text
+        hostile, harmless = (Tags(page).found for page in pages)
+        assert hostile == harmless and not any(" on" in tag for tag in hostile) and "&lt;img" in pages[0]
+
+
+ODD = {  # what a metrics.json may hold instead
+    "nan": '{"val/loss/el_GR": NaN}',
+    "infinite": '{"val/loss/el_GR": 1e999}',
+    "huge": '{"val/loss/el_GR": 1%s}' % ("0" * 400),
+    "digits": '{"val/loss/el_GR": 1%s}' % ("0" * 5000),
+    "text": '{"val/loss/el_GR": "5"}',
+    "null": '{"val/loss/el_GR": null}',
+    "truth": '{"val/loss/el_GR": true}',
+    "list": '{"val/loss/el_GR": [1]}',
+    "deep": f'{{"val/loss/el_GR": {"[" * 100000}1{"]" * 100000}}}',
+    "array": "[1, 2]",
+    "name": json.dumps({"x" * 100000: 1.0}),
+    "bytes": "\udcff",
+    "half a pair": '{"val/loss/el_GR": 5.0, "train/passes/el_GR": 2.0}',
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_odd_figures_are_a_message_and_hide_no_other_run(tmp_path, call, odd):
+    good, bad = make_run(tmp_path / "good", seed=1), make_run(tmp_path / "bad", seed=2)
+    (bad / "metrics.json").write_bytes(ODD[odd].encode("utf-8", "surrogateescape"))
+    status, said = call(bad)
+    assert status == 2 and str(bad) in said and len(said) < 1500, said
+    assert not (bad / "report.html").exists()
+    status, said = call(tmp_path)
+    assert status == 0 and f"left out: {bad}" in said
+    page = (tmp_path / "report.html").read_text()
+    assert "1 of 2 runs are finished" in page and f"<li>{bad}" in page and "6.1250" in page and good.name in page
+
+
+FILES = [  # of a run, and what else they may hold
+    ("config.yaml", "a: [b"),
+    ("config.yaml", "lang: 3"),
+    ("metrics.csv", "step,val/loss/x\n1,nan\n"),
+    ("metrics.csv", "step,a\n1,2,3\n"),
+    ("samples.json", '{"el_GR": 3}'),
+    ("proof.json", '{"holds": true}'),
+    ("proof.json", '{"a": ' * 100000),
+]
+
+
+@pytest.mark.parametrize("number", range(len(FILES)))
+def test_odd_files_of_a_run_are_a_message(run, call, number):
+    name, content = FILES[number]
+    (run / name).write_text(content)
+    status, said = call(run)
+    assert status == 2 and str(run) in said and "Traceback" not in said and len(said) < 1500, said
+
+
+def test_counts_of_tensors_are_those_of_one_run(tmp_path):
+    for seed in (1, 2, 3):
+        make_run(tmp_path / str(seed), seed=seed)
+    page = page_of(tmp_path)
+    assert "<td>7 of 7 each</td>" in page and "21" not in re.search("Proof of.*?</table>", page)[0]
+    proof = json.loads((tmp_path / "2" / "proof.json").read_text())
+    (tmp_path / "2" / "proof.json").write_text(json.dumps({**proof, "tensors_changed": ["lm_head.bias"]}))
+    assert "7 of 7; 6 of 7; 7 of 7" in page_of(tmp_path)
+
+
+def test_samples_of_a_run_are_shown(run):
+    sample = {
+        "before": "the",
+        "hidden": "▁cat",
+        "after": "sat <here>",
+        "rank": 1234,
+        "likeliest": [["▁dog", 0.25], ["▁", 0.125]],
+    }
+    (run / "samples.json").write_text(json.dumps({"el_GR": [sample]}))
+    page, files = render(find_runs([run]))
+    for text in ("What the model fills in", "the ▢ sat &lt;here&gt;", "▁cat", "▁dog 0.25, ▁ 0.12", "1,234"):
+        assert text in page
+    assert files["samples.csv"].splitlines()[1] == "el_GR,the,▁cat,sat <here>,1234,▁dog,0.25"
 
 
 def test_an_unfinished_run_says_so_and_a_failed_proof_shows_what_moved(run):

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from xmod_lab.command import guarded
-from xmod_lab.errors import UserError
+from xmod_lab.errors import UserError, printable
 
 
 def main() -> None:
@@ -44,10 +44,11 @@ def _report(paths: list[Path], out: Path | None) -> None:
 
     found = find_runs(paths)
     page, files = render(found)
-    print(place)
-    print(write(page, files, place))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    print(printable(str(place)))
+    print(printable(str(write(page, files, place))))
     for why in found.faults.values():
-        print(f"left out: {why}", file=sys.stderr)
+        print(f"left out: {printable(why)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

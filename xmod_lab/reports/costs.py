@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from xmod_lab.reports.figures import HALF, WIDE, bars, dots, scatter, svg
 from xmod_lab.reports.groups import Group, Sample, kind_on_axis, kinds_of
+from xmod_lab.reports.markup import Html, element
 from xmod_lab.reports.runs import Run
 from xmod_lab.reports.scores import languages
 from xmod_lab.reports.tables import Part, Record, Table, number, panels
@@ -40,7 +41,7 @@ def mixture(groups: list[Group]) -> list[Part]:
         tokens = {record["language"]: record["tokens"] for record in records}
         notes = {record["language"]: f"{record['passes']:.2f} passes" for record in records}
         plot = [svg(bars(tokens, x="tokens read in training", notes=notes), "tokens read in training by language")]
-    return ["<h2>The mixture really seen</h2>", *plot, table]
+    return [element("h2", "The mixture really seen"), *plot, table]
 
 
 def price(groups: list[Group]) -> list[Part]:
@@ -68,7 +69,7 @@ def price(groups: list[Group]) -> list[Part]:
             "Saved: bits per byte of held-out text less than before training, and than guessing each piece by its frequency. "
             f"These are {kinds_of(groups)}.")  # fmt: skip
     return [
-        "<h2>The price of a language</h2>",
+        element("h2", "The price of a language"),
         *_price_plots(gains, f"bits/byte ({kind_on_axis(groups)}) below unigram"),
         Table("price", header, rows, records, note=note),
     ]
@@ -88,7 +89,7 @@ def _price_record(group: Group, code: str, cost: dict, name: str, sample: Sample
 Gains = dict[str, tuple[float | None, Sample]]  # name -> tokens, bits per byte saved against the unigram
 
 
-def _price_plots(gains: dict[str, Gains], what: str) -> list[str]:
+def _price_plots(gains: dict[str, Gains], what: str) -> list[Html]:
     """A figure for each language, in which groups are compared; where each has but one group, a figure of all languages."""
     if all(len(of) == 1 for of in gains.values()):
         plot = _price_plot({code: next(iter(of.values())) for code, of in gains.items()}, what, "", WIDE)
@@ -97,11 +98,11 @@ def _price_plots(gains: dict[str, Gains], what: str) -> list[str]:
     return [panels([figure for figure in drawn if figure])] if any(drawn) else []
 
 
-def _price_plot(gains: Gains, what: str, title: str, width: float) -> str:
+def _price_plot(gains: Gains, what: str, title: str, width: float) -> Html:
     """``what`` (saved): points by tokens where these differ, else bars; nothing for less than two."""
     tokens = {tokens for tokens, _ in gains.values()}
     if len(gains) < 2:
-        return ""
+        return Html("")
     if len(tokens) > 1 and None not in tokens:
         points = {name: [(read, gain) for gain in sample.values] for name, (read, sample) in gains.items()}
         return svg(scatter(points, x="tokens", y=what, title=title, width=width), f"{what} by tokens {title}")

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from xmod_lab.reports.figures import curves, heat_map, svg
 from xmod_lab.reports.groups import Figures, Group, kinds_of
+from xmod_lab.reports.markup import Html, element
 from xmod_lab.reports.scores import over_seeds, spread_cells, spread_header
 from xmod_lab.reports.tables import Part, Table, number
 from xmod_lab.text.likelihoods import in_a_word
@@ -91,15 +92,15 @@ def evaluation_sections(groups: list[Group]) -> list[Part]:
     if not groups:
         return []
     several = len(groups) > 1
-    parts: list[Part] = ["<h2>Held-out text</h2>", _likelihoods(groups)]
+    parts: list[Part] = [element("h2", "Held-out text"), _likelihoods(groups)]
     for name, (heading, rows_of, draw, header, note) in _SLOTS.items():
         rows = {row: names for group in groups for row, names in rows_of(group.figures).items()}
         if rows:
-            parts += [f"<h2>{heading}</h2>", _table(name, groups, rows, "text of", header, note=note)]
+            parts += [element("h2", heading), _table(name, groups, rows, "text of", header, note=note)]
             parts += [figure for group in groups for figure in draw(group, several)]
     for name in dict.fromkeys(name for group in groups for name in retrieval_sets(group.figures)):
         having = [group for group in groups if name in retrieval_sets(group.figures)]
-        parts += [f"<h2>Translation retrieval: {name}</h2>", *_retrieval(having, name, several)]
+        parts += [element("h2", f"Translation retrieval: {name}"), *_retrieval(having, name, several)]
     return parts
 
 
@@ -152,12 +153,12 @@ def _table(
     return Table(name, [first, *(["group"] if several else []), *header, *spread], cells, records, note=note)
 
 
-def _slot_maps(group: Group, several: bool) -> list[str]:
+def _slot_maps(group: Group, several: bool) -> list[Html]:
     figure = slot_map(group.figures, f"{group.name}: " if several else "")
     return [svg(figure, "loss of every text through every slot")] if figure else []
 
 
-def _recognition_maps(group: Group, several: bool) -> list[str]:
+def _recognition_maps(group: Group, several: bool) -> list[Html]:
     title = f"{group.name}: " if several else ""
     figures = [(what, recognition_map(group.figures, what, title)) for what in RECOGNISED]
     return [svg(figure, f"languages recognised by {what}") for what, figure in figures if figure]
@@ -200,7 +201,7 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
     return [Table(f"retrieval_{name}", header, rows, records, note=note), *parts]
 
 
-def _top1_by_group(groups: list[Group], name: str) -> str:
+def _top1_by_group(groups: list[Group], name: str) -> Html:
     """A line for each group, texts through their own slots, the seeds thin."""
     lines = {
         group.name: [

@@ -7,7 +7,6 @@ import io
 import math
 import re
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from xmod_lab.files import write_whole
+from xmod_lab.reports.markup import Html, visible
 
 Points = list[tuple[float, float]]
 Lines = dict[str, list[Points]]  # name -> a line for each seed
@@ -29,7 +29,7 @@ _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 _PIXELS = 96  # of CSS to an inch
 
 
-def svg(figure: Figure, what: str) -> str:
+def svg(figure: Figure, what: str) -> Html:
     """An SVG element that stands in a page by itself; ``what`` says to those who cannot see it what it shows.
 
     It shrinks with the page down to where its text can be read; the same figure always gives the same text.
@@ -43,8 +43,8 @@ def svg(figure: Figure, what: str) -> str:
     size = f'style="max-width:{width:.0f}px;min-width:{min(width, 0.8 * WIDE * _PIXELS):.0f}px"'
     if width <= HALF * _PIXELS:
         size = 'class="half"'
-    head = f'role="img" aria-label="{escape(what, quote=True)}" {size} width="100%"'
-    return re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: head, text, count=1)
+    head = Html('role="img" aria-label="{}" {} width="100%"').format(visible(what), Html(size))
+    return Html(re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: head, text, count=1))
 
 
 def png(figure: Figure, path: Path) -> None:

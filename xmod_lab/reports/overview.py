@@ -1,10 +1,10 @@
 """What the page begins and ends with: its title, the states of the runs, the settings, and the table of all runs."""
 
-from html import escape
 from pathlib import Path
 
 from xmod_lab.reports.costs import seconds
 from xmod_lab.reports.groups import Group
+from xmod_lab.reports.markup import element
 from xmod_lab.reports.runs import KINDS, Found, Run
 from xmod_lab.reports.tables import Part, Record, Table, number
 
@@ -29,7 +29,9 @@ def _what(run: Run) -> str:
 
 def unfinished(run: Run) -> list[Part]:
     """Of a single run."""
-    return [] if run.finished else ['<p class="bad">This run is not finished: what follows is how far it came.</p>']
+    return (
+        [] if run.finished else [element("p", "This run is not finished: what follows is how far it came.", kind="bad")]
+    )
 
 
 def states(found: Found, repeats: dict[Path, str]) -> list[Part]:
@@ -39,12 +41,10 @@ def states(found: Found, repeats: dict[Path, str]) -> list[Part]:
     left_out = ", ".join(f"{run.name} ({repeats[run.path]})" for run in found.runs if run.path in repeats)
     odd = [f"not finished: {undone}"] if undone else []
     odd += [f"left out, with the settings and the seed of another run: {left_out}"] if left_out else []
-    items = "".join(f"<li>{escape(line)}</li>" for line in [*odd, *found.faults.values()])
+    items = [element("li", line) for line in [*odd, *found.faults.values()]]
     finished = sum(run.finished for run in found.runs)
-    return [
-        f"<p>{finished} of {len(found.runs) + len(found.faults)} runs are finished.</p>"
-        + (f"<ul>{items}</ul>" if items else "")
-    ]
+    said = element("p", f"{finished} of {len(found.runs) + len(found.faults)} runs are finished.")
+    return [said, element("ul", *items)] if items else [said]
 
 
 def overview(found: Found, grouped: dict[str, list[Group]], repeats: dict[Path, str]) -> list[Part]:
@@ -69,7 +69,7 @@ def overview(found: Found, grouped: dict[str, list[Group]], repeats: dict[Path, 
     note = "Seconds: of training alone."
     if of_bases:
         note += " Seeds: the run's own / that of its base."
-    return ["<h2>All runs</h2>", Table("runs", header, rows, records, note=note)]
+    return [element("h2", "All runs"), Table("runs", header, rows, records, note=note)]
 
 
 def differences(groups: list[Group]) -> list[Part]:
@@ -84,7 +84,7 @@ def differences(groups: list[Group]) -> list[Part]:
         header, *rows = [list(column) for column in zip(header, *rows, strict=True)]
     of_base = " base.… are settings of the base." if any(key.startswith("base.") for key in keys) else ""
     note = f"Named as on the command line.{of_base} Whatever is not here is the same in all."
-    return ["<h2>Settings that differ</h2>", Table("settings", header, rows, records, note=note)]
+    return [element("h2", "Settings that differ"), Table("settings", header, rows, records, note=note)]
 
 
 def settings(group: Group) -> list[Part]:
@@ -110,4 +110,4 @@ def settings(group: Group) -> list[Part]:
         rows |= {name: ", ".join(values)} if values else {}
     cells = [[name, value] for name, value in rows.items()]
     records: list[Record] = [{"setting": name, "value": value} for name, value in cells]
-    return ["<h2>Settings</h2>", Table("settings", ["", ""], cells, records)]
+    return [element("h2", "Settings"), Table("settings", ["", ""], cells, records)]

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 
 from xmod_lab.errors import UserError
@@ -10,11 +9,12 @@ from xmod_lab.files import remove, write_whole
 from xmod_lab.reports.costs import mixture, price
 from xmod_lab.reports.evaluation import evaluation_sections
 from xmod_lab.reports.groups import Group, groups_of
+from xmod_lab.reports.markup import Html, element, together, visible
 from xmod_lab.reports.overview import differences, overview, settings, states, title, unfinished
 from xmod_lab.reports.proofs import frozen, packs, proof
-from xmod_lab.reports.runs import KINDS, Found
-from xmod_lab.reports.scores import learning_curves, old_languages, results
-from xmod_lab.reports.tables import Part, Record, Table, records_csv
+from xmod_lab.reports.runs import KINDS, Found, Run
+from xmod_lab.reports.scores import learning_curves, old_languages, results, samples
+from xmod_lab.reports.tables import Part, Record, Table, file_name, records_csv
 from xmod_lab.reports.transfer import transfer_sections
 from xmod_lab.text.likelihoods import in_a_word
 
@@ -37,50 +37,82 @@ thead{display:table-header-group}table{font-size:9px}th,td{padding:.15rem .35rem
 """
 _LIST = ".written.json"  # in the folder of the tables
 _LIKELIHOODS = {  # by whether they are exact
-    False: "Losses are of held-out text with a fixed 15 % of the pieces hidden behind [MASK], in float32. They are "
+    False: "Losses are of held-out text with a fixed 15 % of the pieces hidden behind <mask>, in float32. They are "
     "pseudo-likelihoods: each piece is predicted from both sides.",
     True: "Losses are of held-out text, every piece and the end of every passage predicted from the pieces before it, in "
     "float32. They are exact likelihoods: bits per byte are the length of the text coded with this model.",
 }
 _SECTIONS = {
-    "pretrain": (results, learning_curves, mixture),
-    "extension": (proof, results, old_languages, learning_curves, price, mixture, packs),
+    "pretrain": (results, samples, learning_curves, mixture),
+    "extension": (proof, results, samples, old_languages, learning_curves, price, mixture, packs),
     "finetune": (frozen, transfer_sections),
-    "evaluate": (evaluation_sections,),
+    "evaluate": (evaluation_sections, samples),
 }
+_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError)
 
 
 def render(found: Found) -> tuple[str, dict[str, str]]:
-    """The whole page, and the files beside it by their names."""
+    """The whole page, and the files beside it by their names. Runs that were read but cannot be shown, since figures in them do
+    not belong together, are left out, and added to ``found.faults``.
+
+    Raises:
+        UserError: no run is left.
+    """
+    try:
+        return _render(found)
+    except _FAULTS:
+        broken = {run.path.resolve(): why for run in found.runs if (why := _fault(run))}
+        if not broken:
+            raise
+    found.faults.update(broken)
+    left = [run for run in found.runs if run.path.resolve() not in broken]
+    if not left:
+        raise UserError("\n".join(found.faults.values()))
+    return _render(replace(found, runs=left))
+
+
+def _fault(run: Run) -> str | None:
+    """Why ``run`` cannot be shown, if it cannot."""
+    try:
+        _render(Found([run], {}))
+    except _FAULTS as error:
+        missing = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        return (f"{visible(run.path)}: its files do not belong together ({visible(missing)}), so that it cannot be shown; finish the "
+                "run again, or leave it out")  # fmt: skip
+    return None
+
+
+def _render(found: Found) -> tuple[str, dict[str, str]]:
     kinds = {kind: [run for run in found.runs if run.kind == kind] for kind in KINDS}
     kinds = {kind: runs for kind, runs in kinds.items() if runs}
     grouped = {kind: groups_of(runs) for kind, runs in kinds.items()}
     repeats = {path: why for _, left_out in grouped.values() for path, why in left_out.items()}
     several = len(found.runs) + len(found.faults) > 1
     heading = f"xmod_lab: {title(found.runs)}"
-    parts: list[Part] = [f"<h1>{escape(heading)}</h1>"]
+    parts: list[Part] = [element("h1", heading)]
     if several:
         parts += states(found, repeats)
     else:
-        parts += [f'<p class="note">{escape(found.runs[0].path.resolve().name)}</p>', *unfinished(found.runs[0])]
+        parts += [element("p", found.runs[0].path.resolve().name, kind="note"), *unfinished(found.runs[0])]
     for kind, (groups, _) in grouped.items():
-        own = [f'<h1 class="kind">{escape(KINDS[kind].capitalize())}</h1>'] if len(grouped) > 1 else []
+        own: list[Part] = [element("h1", KINDS[kind].capitalize(), kind="kind")] if len(grouped) > 1 else []
         own += differences(groups) if len(groups) > 1 else settings(groups[0])
         own += [part for section in _SECTIONS[kind] for part in section(groups)]
         parts += [_renamed(part, kind) for part in own] if len(grouped) > 1 else own
     if several:
         parts += overview(found, {kind: groups for kind, (groups, _) in grouped.items()}, repeats)
     parts += _reading({kind: groups for kind, (groups, _) in grouped.items()})
-    body = "".join(part.html() if isinstance(part, Table) else _framed(part) for part in parts)
-    tables = [part for part in parts if isinstance(part, Table)]
-    files = {
-        f"{table.name}.{ending}": make()
-        for table in tables
-        for ending, make in (("tex", table.tex), ("csv", table.csv))
-    }
+    body = together(part.html() if isinstance(part, Table) else _framed(part) for part in parts)
+    page = Html(
+        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+    )
+    page += element("title", heading) + element("style", Html(_STYLE)) + element("body", body) + Html("</html>")
+    files = {}
+    for table in (part for part in parts if isinstance(part, Table)):
+        name = file_name(table.name, files)
+        files |= {f"{name}.tex": table.tex(), f"{name}.csv": table.csv()}
     files["figures.csv"] = records_csv(_figures(grouped))
-    return (f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>{escape(heading)}</title><style>{_STYLE}</style><body>{body}</body></html>", files)  # fmt: skip
+    return str(page), files
 
 
 def write(page: str, files: dict[str, str], place: Path) -> Path:
@@ -127,9 +159,9 @@ def _is_page(place: Path) -> bool:
         return b"<title>xmod_lab: " in stream.read(1000)
 
 
-def _framed(part: str) -> str:
+def _framed(part: Html) -> Html:
     """A figure wider than the window scrolls in a frame of its own."""
-    return f'<div class="figure">{part}</div>' if part.startswith("<svg") else part
+    return element("div", part, kind="figure") if part.startswith("<svg") else part
 
 
 def _renamed(part: Part, kind: str) -> Part:
@@ -153,12 +185,11 @@ def _reading(grouped: dict[str, list[Group]]) -> list[Part]:
                 told.setdefault(group.exact, {}).setdefault(KINDS[kind], []).append(group.name)
     if not told:
         return []
-    said = ""
+    said = []
     for exact, names in told.items():
         whose = "; ".join((f"{kind}: " if len(grouped) > 1 else "") + ", ".join(of) for kind, of in names.items())
-        whose = f"<b>{escape(whose)}.</b> " if len(told) > 1 else ""
-        said += f"<p>{whose}{_LIKELIHOODS[exact]}</p>"
-    return [f"<h2>How to read the figures</h2>{said}<p>Bits per byte = loss in bits × pieces / "
-            "UTF-8 bytes of the same text, so that vocabularies of different size can be compared; bytes that a vocabulary cannot "
-            "spell (&lt;unk&gt;) cost 8 bits each. The unigram figure is the same "
-            "text guessed by piece frequency alone.</p>"]  # fmt: skip
+        said.append(element("p", *([element("b", f"{whose}."), " "] if len(told) > 1 else []), _LIKELIHOODS[exact]))
+    return [element("h2", "How to read the figures"), *said, element("p",
+            "Bits per byte = loss in bits × pieces / UTF-8 bytes of the same text, so that vocabularies of different size can be "
+            "compared; bytes that a vocabulary cannot spell (<unk>) cost 8 bits each. The unigram figure is the same text guessed by "
+            "piece frequency alone.")]  # fmt: skip

@@ -1,9 +1,9 @@
 """What a run proved of the tensors that had to stay as they were, and what it added beside them."""
 
 from collections.abc import Callable
-from html import escape
 
 from xmod_lab.reports.groups import Group
+from xmod_lab.reports.markup import element
 from xmod_lab.reports.runs import Run
 from xmod_lab.reports.tables import Part, Record, Table, number
 
@@ -11,9 +11,9 @@ from xmod_lab.reports.tables import Part, Record, Table, number
 def proof(groups: list[Group]) -> list[Part]:
     """Whether each extension left the rest as it was, and what moved if it did not."""
     note = "Tensors of the base by their sha256 in the saved model; logits on probe sentences of every language of the base."
-    moved = [f"<li>{escape(f'{run.name}: {name}')}</li>" for run in _proved(groups)
+    moved = [element("li", f"{run.name}: {name}") for run in _proved(groups)
              for name in [*run.proof["tensors_changed"], *run.proof["tensors_missing"]][:20]]  # fmt: skip
-    listed = [f"<p>Changed or missing:</p><ul>{''.join(moved)}</ul>"] if moved else []
+    listed = [element("p", "Changed or missing:"), element("ul", *moved)] if moved else []
     return [*_section(groups, "Proof of non-interference", _extension, note), *listed]
 
 
@@ -29,15 +29,16 @@ def _extension(p: dict) -> dict[str, tuple[int, int] | int]:
 
 def frozen(groups: list[Group]) -> list[Part]:
     """Whether each fine-tuning left embeddings and slots as they were, in every training and in the saved model."""
-    note = "Frozen: all embeddings and slots, by their sha256, after every training and in the model as read back from the disk."
+    note = ("Frozen: all embeddings and slots, by their sha256, after every training and in the model as read back from the disk; "
+            "the fewest that were kept in any of them.")  # fmt: skip
     return _section(groups, "Proof that what was frozen did not move", _finetuning, note)
 
 
 def _finetuning(p: dict) -> dict[str, tuple[int, int] | int]:
     parts = {name: part for name, part in p.items() if name != "holds"}
-    total = sum(part["frozen"] for part in parts.values())
+    kept = [part["frozen"] - len(part["changed"]) for part in parts.values()]
     return {
-        "frozen tensors kept bit for bit": (total - sum(len(part["changed"]) for part in parts.values()), total),
+        "frozen tensors kept bit for bit": (min(kept), p["model"]["frozen"]),  # in the worst of the trainings
         "trainings": len(parts) - 1,
         "tensors trained in each": p["model"]["trainable"],
     }
@@ -55,26 +56,25 @@ def _section(groups: list[Group], title: str, count: Callable[[dict], dict], not
             continue
         holds = sum(run.proof["holds"] for run, _ in found)
         columns = ([counts[name] for _, counts in found] for name in found[0][1])
-        rows.append([group.name, f"{holds} of {len(found)}", *(_sum(column) for column in columns)])
+        rows.append([group.name, f"{holds} of {len(found)}", *(_told(column) for column in columns)])
         records += [
             {"group": group.name, "run": str(run.path), "holds": run.proof["holds"], **_flat(counts)}
             for run, counts in found
         ]
-    note += " Counts of the runs of a group are added up." if len(proved) > 1 else ""
     holds = all(run.proof["holds"] for run in proved)
-    verdict = '<span class="good">holds</span>' if holds else '<span class="bad">does not hold</span>'
+    verdict = element("span", "holds", kind="good") if holds else element("span", "does not hold", kind="bad")
     header = ["", "holds in runs", *count(proved[0].proof)]
-    return [f"<h2>{title}: {verdict}</h2>", Table("proof", header, rows, records, note=note)]
+    return [element("h2", f"{title}: ", verdict), Table("proof", header, rows, records, note=note)]
 
 
 def _proved(groups: list[Group]) -> list[Run]:
     return [run for group in groups for run in group.runs if run.proof]
 
 
-def _sum(column: list[tuple[int, int] | int]) -> str:
-    if isinstance(column[0], tuple):
-        return " of ".join(f"{sum(part):,}" for part in zip(*column, strict=True))
-    return f"{sum(column):,}"
+def _told(column: list[tuple[int, int] | int]) -> str:
+    """Counts of the runs of a group: that of each where all are alike, else all of them."""
+    each = [" of ".join(f"{n:,}" for n in (count if isinstance(count, tuple) else (count,))) for count in column]
+    return (f"{each[0]} each" if len(each) > 1 else each[0]) if len(set(each)) == 1 else "; ".join(each)
 
 
 def _flat(counts: dict[str, tuple[int, int] | int]) -> Record:
@@ -104,4 +104,4 @@ def packs(groups: list[Group]) -> list[Part]:
         records.append({"language": code, "bytes": size, "slot_init": slot.get("init"), "donors": " ".join(donors),
                         **{key: vocabulary.get(key) for key in ("copied", "derived", "pieces", "coverage")}})  # fmt: skip
     header = ["language", "rows of its table from the base", "slot began as", "bytes"]
-    return ["<h2>Language packs</h2>", Table("packs", header, rows, records)] if rows else []
+    return [element("h2", "Language packs"), Table("packs", header, rows, records)] if rows else []

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 from xmod_lab.errors import UserError
+from xmod_lab.figures import read_figures
 from xmod_lab.files import hidden
+from xmod_lab.reports.markup import visible
 from xmod_lab.settings import flatten
 from xmod_lab.text.likelihoods import is_exact
 
@@ -24,17 +24,6 @@ KINDS = {
 }
 DEPTH = 4  # folders down to which runs are looked for: from the project, runs/sweeps/<time>/<job>
 _BASES = 5  # a run, its base, the base of that: so far settings are followed
-_FAULTS = (
-    OSError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    KeyError,
-    RecursionError,
-    YAMLError,
-    OmegaConfBaseException,
-    csv.Error,
-)
 
 
 @dataclass(frozen=True)
@@ -42,7 +31,7 @@ class Run:
     """The files of a run dir, read. ``metrics`` is empty while the run is not finished, ``proof`` where there is none.
 
     ``name``: short, and of no other run that was found. ``settings``: the configuration by dotted keys; where ``base`` is a run that can be read, its settings too, as ``base.…``.
-    ``roles``: of the languages of a transfer, (role, examples).
+    ``roles``: of the languages of a transfer, (role, examples). ``samples``: see :mod:`xmod_lab.training.samples`.
     """
 
     path: Path
@@ -55,6 +44,7 @@ class Run:
     proof: dict = field(default_factory=dict)
     packs: dict[str, dict] = field(default_factory=dict)
     roles: dict[str, tuple[str, int]] = field(default_factory=dict)
+    samples: dict[str, list[dict]] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -81,8 +71,9 @@ class Run:
 
     def pack_bytes(self, code: str) -> int | None:
         """Size of the pack of an added language."""
-        folder = self.path / "pack" / code
-        return sum(file.stat().st_size for file in folder.iterdir()) if folder.is_dir() else None
+        if code not in self.packs:
+            return None
+        return sum(file.stat().st_size for file in (self.path / "pack" / code).iterdir())
 
 
 @dataclass(frozen=True)
@@ -124,7 +115,7 @@ def find_runs(paths: list[Path]) -> Found:
 def _name(path: Path, above: Path | None) -> str:
     """What tells a run apart from the others ``above`` which all are; not a number alone, as jobs of a sweep have."""
     name = str(path.relative_to(above)) if above else path.name
-    return f"{path.parent.name}/{name}" if name.isdigit() else name
+    return visible(f"{path.parent.name}/{name}" if name.isdigit() else name)
 
 
 def _run_dirs(folder: Path, depth: int) -> Iterator[Path]:
@@ -142,7 +133,7 @@ def _job_name(folder: Path) -> str | None:
     """The command that Hydra started there, where it is one whose runs are shown."""
     try:
         name = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.job.name
-    except _FAULTS:
+    except Exception:  # whatever may be wrong with a file that others wrote
         return None
     return name if name in ("pretrain", "finetune", "evaluate") else None
 
@@ -158,20 +149,23 @@ def read_run(path: Path) -> Run:
         raise UserError(f"{path} is a ranking of beginnings: its tables are ranking_*.csv there, and its plots .png")
     try:
         return _read(path)
-    except _FAULTS as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever may be wrong with files that others wrote
+        why = visible(f"{error}" or type(error).__name__)
         raise UserError(
-            f"{path}: a file of the run cannot be read ({error}); finish the run again, or give another"
+            f"{path}: a file of the run cannot be read ({why}); finish the run again, or give another"
         ) from error
 
 
 def _read(path: Path) -> Run:
-    config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
+    config = _clean(OmegaConf.to_container(OmegaConf.load(path / "config.yaml")))
     kind = (
         "evaluate" if "evaluate" in config
         else "finetune" if "kind" in config["task"]
         else "extension" if config["lang"] else "pretrain"
     )  # fmt: skip
-    metrics, proof = (_json(path / name) for name in ("metrics.json", "proof.json"))
+    metrics, proof = _clean(read_figures(path / "metrics.json")), _json(path / "proof.json")
     packs = {
         file.parent.name: _json(file) for file in sorted(path.glob("pack/*/manifest.json")) if not hidden(file, path)
     }
@@ -187,23 +181,38 @@ def _read(path: Path) -> Run:
         proof,
         packs,
         roles,
+        _json(path / "samples.json"),
     )
 
 
+def _clean(tree):
+    """``tree`` with all its text as it can be shown."""
+    if isinstance(tree, dict):
+        return {_clean(key): _clean(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_clean(value) for value in tree]
+    return visible(tree) if isinstance(tree, str) else tree
+
+
 def _json(path: Path) -> dict:
-    found = json.loads(path.read_text()) if path.is_file() else {}
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path.name} is no object")
-    return found
+    return _clean(found)
 
 
 def _curve(path: Path) -> list[dict[str, float]]:
     """A dict for each line, of what was measured then; ``step`` always. A last line that a kill cut off is not one."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-    found = [{name: float(value) for name, value in line.items() if value} for line in lines]
+    found = [{visible(name): float(value) for name, value in line.items() if value} for line in lines]
     if any("step" not in row for row in found):
         raise ValueError(f"{path.name} has a line without a step")
+    if not all(abs(value) < 1e300 for row in found for value in row.values()):
+        raise ValueError(f"{path.name} has a figure that is no finite number")
     return found
 
 
@@ -211,7 +220,7 @@ def _csv(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as stream:
-        return list(csv.DictReader(stream))
+        return _clean(list(csv.DictReader(stream)))
 
 
 def _settings(config: dict, depth: int) -> dict[str, object]:
@@ -223,8 +232,8 @@ def _settings(config: dict, depth: int) -> dict[str, object]:
     folder = folder.parent if folder.name == "model" else folder
     if depth and (folder / "config.yaml").is_file():
         try:
-            base = _settings(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")), depth - 1)
-        except _FAULTS:
+            base = _settings(_clean(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))), depth - 1)
+        except Exception:  # then the run itself is shown, without what its base was trained by
             return found
         del found["base"]
         found |= {f"base.{key}": value for key, value in base.items()}

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from xmod_lab.reports.figures import HALF, WIDE, Lines, curves, svg
 from xmod_lab.reports.groups import AT_LEAST, Group, Sample, kind_on_axis, kinds_of
+from xmod_lab.reports.markup import Html, element
 from xmod_lab.reports.runs import Run
 from xmod_lab.reports.tables import Part, Table, number, panels
 from xmod_lab.tasks.statistics import LEVEL
@@ -11,6 +12,7 @@ from xmod_lab.text.likelihoods import in_a_word
 
 _UNITS = {"bpb": "bits per byte", "loss": "nats per predicted piece"}
 _COLUMNS = {"unigram": "unigram", "before/val": "before", "val": "after"}  # by prefix in metrics.json
+_GAP = "▢"
 _MEAN, _ALL = "mean", "all"  # of all languages: a row; a line
 
 
@@ -30,7 +32,7 @@ def results(groups: list[Group]) -> list[Part]:
     codes = languages(groups)
     tables = [table for unit in _UNITS if (table := _results(groups, codes, unit)).rows]
     title = "The added languages" if groups[0].runs[0].added else "Results"
-    return [f"<h2>{title}</h2>", *tables] if tables else []
+    return [element("h2", title), *tables] if tables else []
 
 
 def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
@@ -102,7 +104,30 @@ def old_languages(groups: list[Group]) -> list[Part]:
                     for u, (a, b) in pairs.items()]  # fmt: skip
     header = ["language", "nats/piece, before", "after", "bits/byte, before", "after", ""]
     table = Table("base_languages", header, rows, records, title=f"Held-out text ({kinds_of(groups)})")
-    return ["<h2>The languages of the base</h2>", table] if rows else []
+    return [element("h2", "The languages of the base"), table] if rows else []
+
+
+def samples(groups: list[Group]) -> list[Part]:
+    """Of a single run: what the model fills in."""
+    run = groups[0].runs[0]
+    if len(groups) > 1 or len(groups[0].runs) > 1 or not run.finished:
+        return []
+    rows, records = [], []
+    for code, passages in run.samples.items():
+        for sample in passages:
+            passage = f"{sample['before']} {_GAP} {'' if run.exact else sample['after']}".strip()
+            likeliest = ", ".join(f"{piece} {probability:.2f}" for piece, probability in sample["likeliest"])
+            rows.append([code, passage, sample["hidden"], likeliest, f"{sample['rank']:,}"])
+            kept = {key: sample[key] for key in ("before", "hidden", "after", "rank")}
+            records += [{"language": code, **kept, "piece": piece, "probability": probability}
+                        for piece, probability in sample["likeliest"]]  # fmt: skip
+    side = "what stands before it" if run.exact else "both sides"
+    note = (f"Held-out passages in which one piece is hidden ({_GAP}), and the pieces that the model finds likeliest there by {side}, "
+            "with their probabilities. ▁ marks the start of a word. Rank: of the hidden piece among all.")  # fmt: skip
+    header = ["language", "passage", "hidden piece", "likeliest pieces", "its rank"]
+    return (
+        [element("h2", "What the model fills in"), Table("samples", header, rows, records, note=note)] if rows else []
+    )
 
 
 _CURVES = (  # prefix of the figures, the y axis, what is said below
@@ -132,11 +157,11 @@ def learning_curves(groups: list[Group]) -> list[Part]:
         else:
             note += " A line for each group of runs; thin lines are seeds, thick ones their means."
             parts.append(panels([_compared(groups, found, prefix, y, code, alone=len(codes) == 1) for code in codes]))
-        parts.append(f'<p class="note">{note}</p>')
-    return ["<h2>Learning curves</h2>", *parts] if parts else []
+        parts.append(element("p", note, kind="note"))
+    return [element("h2", "Learning curves"), *parts] if parts else []
 
 
-def _compared(groups: list[Group], found: dict[str, Lines], prefix: str, y: str, code: str, *, alone: bool) -> str:
+def _compared(groups: list[Group], found: dict[str, Lines], prefix: str, y: str, code: str, *, alone: bool) -> Html:
     lines = {name: series[code] for name, series in found.items() if code in series}
     levels, title = _unigram(groups, prefix, code), "" if code == _ALL else code
     figure = curves(lines, x="step", y=y, levels=levels, title=title, width=WIDE if alone else HALF)

@@ -4,10 +4,11 @@ from matplotlib.figure import Figure
 
 from xmod_lab.reports.figures import HALF, WIDE, curves, dots, interval_bars, svg
 from xmod_lab.reports.groups import Figures, Group
+from xmod_lab.reports.markup import Html, element
 from xmod_lab.reports.runs import Run
 from xmod_lab.reports.scores import series_of
 from xmod_lab.reports.tables import Part, Record, Table, number, panels
-from xmod_lab.tasks.statistics import AGAINST, ARMS, LEVEL
+from xmod_lab.tasks.statistics import AGAINST, ARMS, LEVEL, interval_text, p_text
 
 _CHANCE = "majority"
 
@@ -42,16 +43,16 @@ def transfer_sections(groups: list[Group]) -> list[Part]:
     if runs:
         several = len(runs) > 1
         parts += [
-            "<h2>Transfer</h2>",
+            element("h2", "Transfer"),
             *_bars(runs),
             _scores(groups, several),
-            "<h2>The target slot against the others</h2>",
+            element("h2", "The target slot against the others"),
             _paired(groups, several),
         ]
     return [*parts, *_trainings(groups)]
 
 
-def _bars(runs: dict[str, Run]) -> list[str]:
+def _bars(runs: dict[str, Run]) -> list[Html]:
     """Where several runs can be compared, their target arms by language; and all arms of each."""
     figures = []
     kinds = {(run.config["task"]["name"], _metric(run)) for run in runs.values()}
@@ -122,7 +123,7 @@ def _paired(groups: list[Group], several: bool) -> Table:
                 for arm in AGAINST:
                     name = f"difference/{metric}/{code}/target-{arm}"
                     p = run.metrics.get(f"{name}/p")
-                    row += [_signed(run.metrics.get(name)), _ends(run.metrics, name, "+"), number(p, 4)]
+                    row += [_signed(run.metrics.get(name)), _ends(run.metrics, name, "+"), p_text(p)]
                 rows.append(row)
             records += _records(group, run, "difference")
     header = [cell for arm in AGAINST for cell in (f"target − {arm}", "interval", "p")]
@@ -132,8 +133,7 @@ def _paired(groups: list[Group], several: bool) -> Table:
 
 
 def _ends(figures: Figures, name: str, sign: str = "") -> str:
-    low, high = figures.get(f"{name}/low"), figures.get(f"{name}/high")
-    return "–" if low is None or high is None else f"[{low:{sign}.3f}, {high:{sign}.3f}]"
+    return interval_text(figures.get(f"{name}/low"), figures.get(f"{name}/high"), sign=sign)
 
 
 def _signed(value: float | None) -> str:
@@ -158,7 +158,7 @@ def _trainings(groups: list[Group]) -> list[Part]:
     table = [Table("seeds", header, rows, records, note=note)] if rows else []
     plots = [svg(figure, "development score by step") for figure in _curves(groups)]
     plots = [panels(plots)] if len(plots) > 1 else plots
-    return ["<h2>The trainings</h2>", *plots, *table] if table or plots else []
+    return [element("h2", "The trainings"), *plots, *table] if table or plots else []
 
 
 def _curves(groups: list[Group]) -> list[Figure]:

@@ -25,6 +25,16 @@ PERMUTATIONS = 4999
 _BATCH = 250  # resamples at a time, which bounds the memory
 
 
+def interval_text(low: float | None, high: float | None, *, sign: str = "", digits: int = 3) -> str:
+    """``[0.120, 0.340]``, or a dash where there is none; ``sign``: ``+`` for a difference."""
+    return "–" if low is None or high is None else f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+def p_text(p: float | None) -> str:
+    """Three digits, of which a small p has none that counts."""
+    return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean with the ends of its interval; ``p`` of a difference. ``low`` and ``high`` are ``None`` for one example."""

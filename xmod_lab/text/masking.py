@@ -15,7 +15,7 @@ class Masker:
 
     Args:
         rate: share of the row's positions that is to be predicted; special pieces never are.
-        policy: ``80-10-10``: [MASK], a random piece, the piece itself (BERT); ``all-mask``: always [MASK].
+        policy: ``80-10-10``: <mask>, a random piece, the piece itself (BERT); ``all-mask``: always <mask>.
         specials: ids below ``pieces``, ascending, each once, that are neither hidden nor drawn.
     """
 
