@@ -9,11 +9,14 @@ import torch
 
 from tests.conftest import passages, tiny_config, tiny_model
 from xmod_lab.errors import UserError
+from xmod_lab.evaluation.evaluation import evaluate
 from xmod_lab.evaluation.likelihood import pseudo_likelihood, row_nats
+from xmod_lab.evaluation.opening import Opened
 from xmod_lab.evaluation.recognition import confusion, recognition_figures, sentence_costs
 from xmod_lab.evaluation.retrieval import chance, pooled_states, retrieval_figures, retrieve, state_names, top1_and_mrr
 from xmod_lab.evaluation.slots import slot_figures, slot_matrix, through_slot
 from xmod_lab.evaluation.subjects import Subject, readers
+from xmod_lab.evaluation.tables import retrieval_tables
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import IGNORE, language_model
 from xmod_lab.text.corpus import Source
@@ -21,6 +24,7 @@ from xmod_lab.text.objective import Objective
 from xmod_lab.text.parallel import Parallel, check_parallel, read_parallel
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.training.samples import filled
 from xmod_lab.training.scoring import Scorer
 
 LENGTH = 24
@@ -321,3 +325,54 @@ def test_faults_of_parallel_files_are_listed_before_any_is_read(tmp_path):
         faults, ("Did you mean 'embedded:udhr'", ".tsv.gz", "does not exist", "called 'udhr'"), strict=True
     ):
         assert fault.startswith("key") and word in fault
+
+
+# -- samples
+
+
+@pytest.mark.parametrize("name", ["mlm", "clm"])
+def test_samples_hide_one_word_and_have_the_model_s_own_probabilities(corpora, name):
+    tokenizer, found = corpora
+    model, subjects = model_and_subjects(corpora, objective(name))
+    scorers = {subject.code: subject.scorer for subject in subjects}
+    samples = filled(model, scorers, tokenizer, accelerator="cpu")
+    assert samples == filled(model, scorers, tokenizer, accelerator="cpu") and list(samples) == list(TEXTS)
+    assert samples["fr_XX"] == []  # Greek, of which the vocabulary has no letter
+    held_out = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in found["de_DE"][1].passages("validation")]
+    for sample in samples["de_DE"]:
+        hidden = tokenizer.convert_tokens_to_ids(sample["hidden"])
+        (ids, k) = next(
+            (ids, k) for ids in held_out for k, piece in enumerate(ids) if piece == hidden
+            and tokenizer.decode(ids[:k]).endswith(sample["before"].removeprefix("…"))
+            and tokenizer.decode(ids[k + 1 :]).startswith(sample["after"].removesuffix("…"))
+        )  # fmt: skip
+        right = [] if name == "clm" else [tokenizer.mask_token_id, *ids[k + 1 :], tokenizer.eos_token_id]
+        given = torch.tensor([[tokenizer.bos_token_id, *ids[:k], *right]])
+        with torch.no_grad():
+            logits = model(given, lang_ids="de_DE").logits[0, k + (name == "mlm")]
+        wanted = logits.softmax(-1)
+        assert sample["likeliest"][0] == [
+            tokenizer.convert_ids_to_tokens(int(wanted.argmax())),
+            pytest.approx(float(wanted.max()), abs=6e-5),
+        ]
+        assert sample["rank"] == 1 + int((wanted > wanted[hidden]).sum()) and len(sample["likeliest"]) == 5
+
+
+def test_a_model_that_gives_no_numbers_is_refused(corpora):
+    model, subjects = model_and_subjects(corpora, objective("mlm"))
+    with torch.no_grad():
+        model.lm_head.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="the loss of some model is nan on the text of en_XX"):
+        evaluate(Opened("some model", [], model, corpora[0], subjects), [], pll=False)
+
+
+def test_retrieval_says_how_far_it_is_from_chance(corpora, capsys, caplog):
+    figures = {f"retrieval/set/{m}/{part}{state}{end}": 0.1 for m in ("top1", "mrr") for part in ("", "en_XX/", "de_DE/")
+               for state in ("layer0", "layer1") for end in ("", "/source")}  # fmt: skip
+    for guess, told in ((0.1, "1.0 times chance (10.0 %): as good as chance"), (0.04, "2.5 times chance (4.0 %)")):
+        caplog.clear()
+        chances = {f"retrieval/set/chance/{m}": guess for m in ("top1", "mrr")}
+        with caplog.at_level("INFO"):
+            retrieval_tables("set", figures | chances, ["en_XX", "de_DE"], ["layer0", "layer1"])
+        assert told in caplog.text and ("as good as" in caplog.text) == (guess == 0.1)
+        assert capsys.readouterr().out.count("by chance") == 2

@@ -34,6 +34,7 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | 
     from xmod_lab.evaluation.opening import open_model, settle_model
     from xmod_lab.text.parallel import read_parallel
     from xmod_lab.training.rundir import RunDir
+    from xmod_lab.training.samples import SAMPLES, filled
     from xmod_lab.training.scoring import on_device
 
     parallels = [read_parallel(source) for source in cfg.evaluate.parallel]
@@ -45,8 +46,14 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | 
         return
     with on_device(opened.model, cfg.trainer.accelerator):
         found = evaluate(opened, parallels, pll=cfg.evaluate.pll)
+        samples = {}
+        for subject in opened.subjects:
+            samples |= filled(
+                opened.model, {subject.code: subject.scorer}, subject.tokenizer, accelerator=cfg.trainer.accelerator
+            )
     _tables(run, found)
     _plots(run, found.figures)
+    run.write_json(SAMPLES, samples)
     run.finish(found.figures)
     log.info("figures, tables and plots in %s", run.path)
 

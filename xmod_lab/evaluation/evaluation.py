@@ -1,11 +1,11 @@
 """All figures of one model, in the order in which they are shown."""
 
-import json
 import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from xmod_lab.errors import UserError
 from xmod_lab.evaluation.likelihood import pseudo_likelihood
 from xmod_lab.evaluation.opening import Opened
 from xmod_lab.evaluation.recognition import Confusion, confusion, recognition_figures, sentence_costs
@@ -13,11 +13,13 @@ from xmod_lab.evaluation.retrieval import Retrieval, retrieval_figures, retrieve
 from xmod_lab.evaluation.slots import Matrix, slot_figures, slot_matrix
 from xmod_lab.evaluation.subjects import readers, slots_of
 from xmod_lab.evaluation.tables import before_table, language_table, recognition_table, retrieval_tables, slot_table
+from xmod_lab.figures import read_figures
 from xmod_lab.text.likelihoods import likelihoods, scored_text
 from xmod_lab.text.parallel import Parallel
 from xmod_lab.training.scoring import Score
 
 log = logging.getLogger(__name__)
+_MOST = 690.0  # nats whose exponential is a number of JSON
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,11 @@ def evaluate(opened: Opened, parallels: list[Parallel], *, pll: bool) -> Evaluat
     matrix, rows = slot_matrix(model, subjects)
     figures: dict[str, float] = {"val/exact": int(exact)}
     for subject in subjects:
-        figures |= _scores("val", subject.code, subject.scorer.score_of(matrix[subject.code][subject.slot]))
+        loss = matrix[subject.code][subject.slot]
+        if not math.isfinite(loss):
+            raise UserError(f"the loss of {opened.name} is {loss} on the text of {subject.code}: its weights are damaged, or it diverged "
+                            "in training; take an older checkpoint, or another model")  # fmt: skip
+        figures |= _scores("val", subject.code, subject.scorer.score_of(loss))
         unigram = subject.scorer.unigram()
         figures |= {f"unigram/loss/{subject.code}": unigram.loss, f"unigram/bpb/{subject.code}": unigram.bpb}
         if pll and not exact:
@@ -81,21 +87,26 @@ def evaluate(opened: Opened, parallels: list[Parallel], *, pll: bool) -> Evaluat
 
 def _scores(prefix: str, code: str, score: Score) -> dict[str, float]:
     """Loss, bits per byte, perplexity per predicted piece, and how many of these there are."""
-    values = {"loss": score.loss, "bpb": score.bpb, "perplexity": math.exp(score.loss), "pieces": score.predicted}
+    perplexity = math.exp(min(score.loss, _MOST))
+    values = {"loss": score.loss, "bpb": score.bpb, "perplexity": perplexity, "pieces": score.predicted}
     return {f"{prefix}/{unit}/{code}": value for unit, value in values.items()}
 
 
 def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:
     """Of an extension, the figures of old languages from before; and whether a run's own figures were met again."""
-    file = Path(opened.name) / "metrics.json"
-    recorded = json.loads(file.read_text()) if file.is_file() else {}
+    try:
+        recorded = read_figures(Path(opened.name) / "metrics.json")
+    except UserError as error:
+        log.warning("nothing is compared with what the run recorded: %s", error)
+        recorded = {}
     scored = [f"val/{unit}/{s.code}" for s in opened.subjects for unit in ("loss", "bpb")]
     gaps = [abs(recorded[name] - figures[name]) for name in scored if name in recorded]
     if gaps:
         log.info("the figures that the run recorded itself: %s", "equal to the last bit" if not any(gaps) else
                  f"they differ by up to {max(gaps):.1e} (other hardware or software rounds otherwise)")  # fmt: skip
     added = set(opened.added)
-    old = [s.code for s in opened.subjects if s.code not in added and f"before/val/loss/{s.code}" in recorded]
+    old = [s.code for s in opened.subjects if s.code not in added
+           and all(f"before/val/{unit}/{s.code}" in recorded for unit in ("loss", "bpb"))]  # fmt: skip
     if not added or not old:
         return {}
     before = {f"before/{name}": recorded[f"before/{name}"] for name in scored if name.split("/")[-1] in old}

@@ -6,11 +6,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.config import PretrainConfig
-from xmod_lab.errors import UserError
+from xmod_lab.config import LangsetText, PretrainConfig
+from xmod_lab.errors import UserError, shown
 from xmod_lab.evaluation.subjects import Subject, subjects_of
-from xmod_lab.model import XmodLanguageModel
+from xmod_lab.languages.folders import manifests_in
+from xmod_lab.model import XmodConfig, XmodLanguageModel
 from xmod_lab.settings import flatten
+from xmod_lab.text.corpus import Source, Tally, check_source
 from xmod_lab.training.bases import Base, added_before, agree, newest_finished, resolve
 from xmod_lab.training.extension import open_base
 from xmod_lab.training.pretraining import pretrain_base
@@ -65,6 +67,7 @@ def open_model(base: Base, cfg: PretrainConfig, asked: list[str]) -> Opened:
     Raises:
         UserError: it does not fit what was asked for, or no text is in any of its languages.
     """
+    base, unread = with_added_text(base)
     model, old, older = open_base(base)
     model.float()  # as all scores are computed, however the weights were saved
     if "task" not in asked and "task.name" not in asked:  # what is predicted, the model says
@@ -73,10 +76,58 @@ def open_model(base: Base, cfg: PretrainConfig, asked: list[str]) -> Opened:
     agree(base, model, replace(cfg, data=base.cfg.data), asked)
     sources = {code: base.cfg.source(text) for code, text in base.cfg.langset.languages.items()}
     sources |= {lang.code: its.source(lang) for its, lang in added_before(base.cfg)}
-    subjects = subjects_of(model, [old, *older], sources, base.cfg.objective)
+    subjects = subjects_of(model, [old, *older], sources, base.cfg.objective, unread)
     if not subjects:
         raise UserError(f"{base.name} has the languages {', '.join(model.languages)}, and none of them is in the language set "
                         f"({', '.join(base.cfg.langset.languages)}); choose another, or give text with "
                         "'+langset.languages={CODE:{text:FILE}}'")  # fmt: skip
     added = [lang.code for lang in base.cfg.lang.values()]
     return Opened(base.name, added, model, old.tokenizer, subjects)
+
+
+def with_added_text(base: Base) -> tuple[Base, dict[str, str]]:
+    """``base`` with the text of the languages that were added to its model, where no run knows of them but their packs say where it
+    is and it is still the same; and why the text of others is not read, by code."""
+    if base.model is None or not (Path(base.model) / "config.json").is_file():
+        return base, {}
+    known = {*base.cfg.langset.languages, *(lang.code for _, lang in added_before(base.cfg))}
+    folder = Path(base.model)
+    codes = [code for code in XmodConfig.from_pretrained(folder).added or [] if code not in known]
+    found, unread = {}, {}
+    for code, manifest in manifests_in(folder, codes).items():
+        named = manifest.get("data", {}).get("source")
+        if not isinstance(named, dict) or not isinstance(named.get("text"), str):
+            unread[code] = "its pack does not say where its text was"
+            continue
+        text = LangsetText(
+            **{key: named[key] for key in ("text", "validation", "column", "dataset_config") if key in named}
+        )
+        why = _changed(base.cfg.source(text), code, manifest["data"].get("statistics"))
+        if why:
+            unread[code] = why
+        else:
+            found[code] = text
+    languages = {**base.cfg.langset.languages, **found}
+    return replace(base, cfg=replace(base.cfg, langset=replace(base.cfg.langset, languages=languages))), unread
+
+
+def _changed(source: Source, code: str, statistics: object) -> str | None:
+    """Why the text that a pack names is not read: it is not here, or its held-out part is not what it was."""
+    for name in (source.text, source.validation):
+        if name is not None and not (name.startswith("embedded:") or Path(name).is_file() or Path(name).is_dir()):
+            return f"its text, {shown(name)}, is not here"
+    if faults := check_source(source, code):
+        return faults[0].partition("; ")[0]
+    tally = Tally()
+    try:
+        for _ in source.passages("validation", tally):
+            pass
+        before = statistics["validation"]
+        same = (tally.passages, tally.bytes) == (before["passages"], before["bytes"])
+    except (UserError, LookupError, TypeError) as error:
+        return f"its text cannot be read as it was ({error})"
+    return (
+        None
+        if same
+        else f"the held-out part of its text, {shown(source.text)}, is not what it was when the language was added"
+    )

@@ -39,15 +39,27 @@ def _short(passage: str) -> str:
 
 
 def subjects_of(
-    model: XmodLanguageModel, texts: list[Prepared], sources: dict[str, Source], objective: Objective
+    model: XmodLanguageModel,
+    texts: list[Prepared],
+    sources: dict[str, Source],
+    objective: Objective,
+    unread: dict[str, str],
 ) -> list[Subject]:
-    """The languages of ``texts`` in the order of the model's; one without text is left out, and that is said."""
+    """The languages of ``texts`` in the order of the model's; one without text is left out, and that is said. ``unread``: why
+    the text of a language that was added was not read."""
     found = {}
     for prepared in texts:
         for code, scorer in prepared.scorers(objective).items():
             slot = model.config.languages[model.config.slot(code)]
             found[code] = Subject(code, slot, prepared.tokenizer, scorer, sources[code])
-    without = [code for code in model.languages if code not in found]
+    for code, why in unread.items():
+        log.warning(
+            "%s, which was added, is skipped: %s. Give its text with '+langset.languages.%s={text:FILE}'",
+            code,
+            why,
+            code,
+        )
+    without = [code for code in model.languages if code not in found and code not in unread]
     if without:
         shown = ", ".join(without[:12]) + (f" and {len(without) - 12} others" if len(without) > 12 else "")
         log.warning("skipped, because the language set has no text of them: %s. Give some with "

@@ -1,12 +1,16 @@
 """What an evaluation says on the terminal."""
 
+import logging
+
 from xmod_lab.evaluation.recognition import Confusion
 from xmod_lab.evaluation.retrieval import ARMS
 from xmod_lab.evaluation.slots import Matrix
 from xmod_lab.evaluation.subjects import Subject
 from xmod_lab.training.tables import Rows, show
 
+log = logging.getLogger(__name__)
 Figures = dict[str, float]
+_NEAR_CHANCE = 2  # times chance: less is called chance. The best of many layers is above it by luck alone
 
 
 def language_table(figures: Figures, codes: list[str], how: str) -> None:
@@ -66,11 +70,20 @@ def retrieval_tables(name: str, figures: Figures, codes: list[str], states: list
         values = [figures.get(f"{where}/{m}/{part}{state}{end}") for m, end in columns]
         return ["–" if value is None else f"{value:.3f}" for value in values]
 
-    guess = f"chance: top-1 {figures[f'{where}/chance/top1']:.3f}, MRR {figures[f'{where}/chance/mrr']:.3f}"
     rows = [(state + " *" * (state == best), *cells("", state)) for state in states]
-    show(f"translation retrieval, {name}, mean of all ordered pairs; {guess}; * the best", ("states of", *header), rows)
+    by_chance = ("by chance", *(f"{figures[f'{where}/chance/{m}']:.3f}" for m, _ in columns))
+    show(
+        f"translation retrieval, {name}, mean of all ordered pairs; * the best",
+        ("states of", *header),
+        [*rows, by_chance],
+    )
     rows = [(code, *cells(f"{code}/", best)) for code in codes]
-    show(f"translation retrieval, {name}, {best}: mean of the pairs with", ("language", *header), rows)
+    show(f"translation retrieval, {name}, {best}: mean of the pairs with", ("language", *header), [*rows, by_chance])
+    found, guess = figures[f"{where}/top1/{best}"], figures[f"{where}/chance/top1"]
+    told = f"{name}: the best layer finds {100 * found:.1f} % of the translations, {found / guess:.1f} times chance ({100 * guess:.1f} %)"
+    if found < _NEAR_CHANCE * guess:
+        told += ": as good as chance. Sentences that mean the same are not near each other in this model: it is too small, or trained too short"
+    log.info("%s", told)
 
 
 def best_state(name: str, figures: Figures, states: list[str]) -> str:

@@ -26,6 +26,7 @@ from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
 from xmod_lab.training.pretraining import TRAINING_FIGURES
 from xmod_lab.training.rundir import RunDir
+from xmod_lab.training.samples import SAMPLES, filled
 from xmod_lab.training.scoring import score_all, unigram_all
 from xmod_lab.training.tables import corpus_table, score_table, training_table
 from xmod_lab.training.tracking import Tracking
@@ -75,6 +76,11 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
             run.write_json("proof.json", proof)
             _show(cfg, proof, metrics, list(languages), list(scorers))
             require(proof)
+            samples = {}
+            for _, prepared in languages.values():
+                own = prepared.scorers(cfg.objective)
+                samples |= filled(whole, own, prepared.tokenizer, accelerator=cfg.trainer.accelerator)
+            run.write_json(SAMPLES, samples)
             run.finish(metrics)
         tracking.summarise(metrics, packs)
     barrier()

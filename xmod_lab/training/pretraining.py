@@ -24,6 +24,7 @@ from xmod_lab.training.data import (
 from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
 from xmod_lab.training.rundir import RunDir
+from xmod_lab.training.samples import SAMPLES, filled
 from xmod_lab.training.scoring import unigram_all
 from xmod_lab.training.tables import corpus_table, match_table, score_table, training_table
 from xmod_lab.training.tracking import Tracking
@@ -77,6 +78,10 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
                 (out / CARD).write_text(card, encoding="utf-8")
 
             build_folder(run / "model", write, rebuild=True)
+            samples = filled(
+                model, prepared.scorers(cfg.objective), prepared.tokenizer, accelerator=cfg.trainer.accelerator
+            )
+            run.write_json(SAMPLES, samples)
             run.finish(metrics)
         tracking.summarise(metrics, [])
     barrier()

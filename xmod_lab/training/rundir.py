@@ -44,7 +44,8 @@ _FOLDERS = ("predictions", "pack", "model", "checkpoints")
 _FILES = (_FINISHED, "config.yaml", "metrics.csv", "proof.json", STATE)
 # all that the commands write, in the order in which it is deleted: the mark of a finished run first, and config.yaml, which says
 # that the rest is of a run, last
-_WRITTEN = (_FINISHED, *_FOLDERS, "report_files", "report.html", "metrics.csv", "proof.json", "plan.json", ENVIRONMENT,
+_WRITTEN = (_FINISHED, *_FOLDERS, "report_files", "report.html", "metrics.csv", "proof.json", "plan.json", "samples.json",
+            ENVIRONMENT,
             *(f"{table}.{suffix}" for table in ("transfer", "ranking_*", "slots", "recognition*", "retrieval*")
               for suffix in ("json", "csv", "png")), STATE, "config.yaml")  # fmt: skip
 _UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)

@@ -1,6 +1,6 @@
 """How good a model is at a language: loss and bits per byte of its held-out text, which never change.
 
-Masked models: evaluation hides 15 % of the ordinary pieces of every validation row behind [MASK], whatever training does,
+Masked models: evaluation hides 15 % of the ordinary pieces of every validation row behind <mask>, whatever training does,
 and computes in float32. It is a pseudo-likelihood, since each piece is predicted from both sides. Causal models predict
 every piece and the end of every passage: bits per byte are the exact code length of the text.
 
