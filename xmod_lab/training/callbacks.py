@@ -65,7 +65,7 @@ class LearningCurve(pl.Callback):
         self.scored_at = -1  # the step of the newest scores
         self._since_line = (0.0, 0)
         self._began = 0.0
-        self.line = ""  # the newest figures, for the person
+        self.line = f"first figures after step {log_every}"  # the newest ones, for the person
         self.started = False  # false while the checkpoint is being loaded
         self.first_step = 0  # that of the checkpoint
 
@@ -300,11 +300,11 @@ class ProgressLine(pl.Callback):
         if rank() == 0 and sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=None),  # what the others leave
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[line]}"),
             )
-            self.bar = Progress(*columns, TimeRemainingColumn())
+            self.bar = Progress(*columns, TimeRemainingColumn(), expand=True)
             self.task = self.bar.add_task(self.title, total=self.steps, completed=self.first, line="")
             self.bar.start()
 

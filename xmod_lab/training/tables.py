@@ -1,15 +1,19 @@
-"""What a run says before it starts and after it ends, as tables on the terminal and in the log file."""
+"""What a run says before it starts and after it ends, as tables on the terminal and in its log."""
 
 import io
 import logging
+import os
 
 import torch
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.config import PretrainConfig
+from xmod_lab.errors import printable
 from xmod_lab.model import XmodConfig, XmodLanguageModel, language_model
 from xmod_lab.training.data import Prepared
 from xmod_lab.training.distributed import rank
@@ -17,31 +21,79 @@ from xmod_lab.training.module import parameter_groups
 
 log = logging.getLogger(__name__)
 Rows = list[tuple[str, ...]]
+ParameterGroup = tuple[str, bool, int, int]
+_WIDTH = 110  # characters of a line in logs, and where there is no terminal that has one
+_WORDS, _CELLS = 20, 40  # to which longer cells may be folded: in the first columns, in others
+_LISTED = 12  # slots that are listed one by one
 
 
-def show(title: str, header: tuple[str, ...], rows: Rows, *, words: int = 1) -> None:
-    """Print a table; the first ``words`` columns stand left, numbers right. Of several processes the first one prints."""
+def show(title: str, header: tuple[str, ...], rows: Rows, *, words: int = 1, logged: bool = True) -> None:
+    """Print a table, and write it into the run's log file where there is one. Of several processes the first one does.
+
+    Args:
+        words: how many columns stand left, and are repeated where a table is too wide for the screen, so that its other columns
+            stand below each other.
+        logged: ``False`` where the log file is that of something else.
+    """
     if rank():
         return
-    table = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
-    for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i < words else "right", overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=110)
-    console.print(table)
-    _into_log(table)
+    screen = Console()
+    if not screen.is_terminal and "COLUMNS" not in os.environ:
+        screen = Console(width=_WIDTH)
+    _print(screen, title, header, rows, words)
+    files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    if files and logged:
+        paper = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
+        _print(paper, title, header, rows, words)
+        record = log.makeRecord(log.name, logging.INFO, "", 0, paper.file.getvalue().rstrip("\n"), (), None)
+        for handler in files:
+            handler.handle(record)
 
 
-def _into_log(table: Table) -> None:
-    """The table into the log file of the run, where there is one."""
-    text = io.StringIO()
-    Console(file=text, width=110).print(table)
-    for handler in logging.getLogger().handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, "\n%s", (text.getvalue(),), None))
+def _print(console: Console, title: str, header: tuple[str, ...], rows: Rows, words: int) -> None:
+    lines = [[printable(cell) for cell in row] for row in (header, *rows)]
+    body = [
+        max((cell_len(part) for row in lines[1:] for part in row[i].split("\n")), default=0) for i in range(len(header))
+    ]
+    heads = [max(map(cell_len, cell.split()), default=0) for cell in lines[0]]  # these are folded between words
+    wanted = [max(width, cell_len(cell)) for width, cell in zip(body, lines[0], strict=True)]
+    limit = max(8, min(_WORDS, (console.width - 1) // max(1, words) - 3))
+    least = [
+        max(head, min(width, limit if i < words else _CELLS))
+        for i, (head, width) in enumerate(zip(heads, body, strict=True))
+    ]
+    console.print(Text(printable(title), style="bold"))
+    for number, columns in enumerate(_blocks(least, words, console.width)):
+        if number:
+            console.print("… other columns of the same table:")
+        spare = console.width - _width(least, columns)
+        widths = {i: least[i] for i in columns} if spare >= 0 else {}  # else as narrow as can be
+        for i in sorted(widths, key=lambda i: wanted[i] - least[i]):
+            more = min(wanted[i] - least[i], spare)
+            widths[i], spare = widths[i] + more, spare - more
+        table = Table(header_style="bold", show_header=any(header))
+        for i in columns:
+            table.add_column(
+                Text(lines[0][i]), justify="left" if i < words else "right", overflow="fold", width=widths.get(i)
+            )
+        for row in lines[1:]:
+            table.add_row(*(Text(row[i]) for i in columns))
+        console.print(table)
+
+
+def _blocks(least: list[int], words: int, room: int) -> list[list[int]]:
+    """Which columns stand beside each other: the first ``words`` ones, and others as long as there is ``room``."""
+    first = list(range(words))
+    blocks = [first]
+    for i in range(words, len(least)):
+        if len(blocks[-1]) > words and _width(least, [*blocks[-1], i]) > room:
+            blocks.append(first)
+        blocks[-1] = [*blocks[-1], i]
+    return blocks
+
+
+def _width(least: list[int], columns: list[int]) -> int:
+    return sum(least[i] + 3 for i in columns) + 1  # a border and a space on either side
 
 
 def corpus_table(prepared: Prepared, title: str) -> None:
@@ -73,11 +125,32 @@ def training_table(model: XmodLanguageModel, trainable: set[str], title: str) ->
     """Every group of parameters: whether it trains, how many there are, how many bytes they take."""
     groups = parameter_groups(model, trainable)
     rows = [
-        (group, "trains" if trains else "frozen", f"{count:,}", f"{size:,}") for group, trains, count, size in groups
+        (group, "trains" if trains else "frozen", f"{count:,}", f"{size:,}")
+        for group, trains, count, size in _folded(groups)
     ]
     moving, all_of_them = sum(g[2] for g in groups if g[1]), sum(g[2] for g in groups)
     share = f"{moving:,} of {all_of_them:,} parameters train ({100 * moving / all_of_them:.1f} %)"
     show(f"{title}: {share}", ("group", "", "parameters", "bytes"), rows)
+
+
+def _folded(groups: list[ParameterGroup]) -> list[ParameterGroup]:
+    """Slots that train in one line, those that are frozen in another; the same of vocabularies."""
+    folded: dict[tuple[str, bool], list[ParameterGroup]] = {}
+    for group in groups:
+        kind = group[0].split()[0]
+        folded.setdefault((kind if kind in ("slot", "vocabulary") else group[0], group[1]), []).append(group)
+    rows = []
+    for (kind, trains), parts in folded.items():
+        names = [name.removeprefix(f"{kind} ") for name, *_ in parts]
+        several = f"{len(parts)} {'slots' if kind == 'slot' else 'vocabularies'}: {_listed(names)}"
+        name = several if len(parts) > 1 else parts[0][0]
+        rows.append((name, trains, sum(part[2] for part in parts), sum(part[3] for part in parts)))
+    return rows
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_LISTED])} and {more} others"
 
 
 def score_table(metrics: dict[str, float], codes: list[str], prefixes: dict[str, str], title: str) -> None:
@@ -92,7 +165,9 @@ def score_table(metrics: dict[str, float], codes: list[str], prefixes: dict[str,
 
 def donor_table(ranking: list[tuple[str, float]], code: str) -> None:
     """The pre-trained slots in the order in which they suit ``code``."""
-    rows = [(donor, f"{loss:.4f}") for donor, loss in ranking]
+    rows = [(donor, f"{loss:.4f}") for donor, loss in ranking[:_LISTED]]
+    if more := ranking[_LISTED:]:
+        rows.append((f"{len(more)} others", f"up to {more[-1][1]:.4f}"))
     show(f"donors for {code}", ("slot of", "nats/piece before training"), rows)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xmod_lab.tasks.statistics import AGAINST, ARMS, LEVEL, Estimate, difference, estimate
+from xmod_lab.tasks.statistics import AGAINST, ARMS, LEVEL, Estimate, difference, estimate, interval_text, p_text
 from xmod_lab.training.tables import show
 from xmod_lab.training.transfer import counted
 
@@ -103,7 +103,8 @@ class Transfer:
         for language in self.languages:
             found = language.arms[self.metric]
             target, *cells = (self._score(language, arm) if arm in found else "–" for arm in arms)
-            rows.append((self._title(language), language.labels, target, _ends(found["target"]), *cells))
+            ends = interval_text(found["target"].low, found["target"].high, digits=2)
+            rows.append((self._title(language), language.labels, target, ends, *cells))
         others = [language for language in self.languages if language.comparable and language.role != "source"]
         if others:
             means = {
@@ -191,11 +192,7 @@ def _validation(cfg, results: dict[tuple[str, int], Result]) -> dict[str, float]
     return {**figures, "train/steps": cfg.steps, "train/examples": cfg.steps * cfg.trainer.rows_per_step}
 
 
-def _ends(found: Estimate, sign: str = "") -> str:
-    return "–" if found.low is None else f"{found.low:{sign}.2f} {found.high:{sign}.2f}"
-
-
 def _gap(found: Estimate | None) -> tuple[str, str, str]:
     if found is None:
         return "–", "", ""
-    return f"{found.mean:+.3f}", _ends(found, "+"), "" if found.p is None else f"{found.p:.3f}"
+    return f"{found.mean:+.3f}", interval_text(found.low, found.high, sign="+", digits=2), p_text(found.p)
