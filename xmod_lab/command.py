@@ -33,7 +33,7 @@ from xmod_lab.validation import validate
 
 log = logging.getLogger(__name__)
 Work = Callable[[Any, Path, list[str], str | None], int | None]
-_sweeps: list[Path] = []  # the folder of the sweep that this process leads
+_sweeps: list[tuple[Path, list[list[str]]]] = []  # the folder of the sweep that this process leads, and its jobs' overrides
 
 
 def run_command(
@@ -80,9 +80,9 @@ class Hooks(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
         """Before the first job, in the process that leads the sweep."""
-        from xmod_lab.sweep import begin_sweep
+        from xmod_lab.sweep import begin_sweep, planned_jobs
 
-        _sweeps.append(begin_sweep(config))
+        _sweeps.append((begin_sweep(config), planned_jobs(config)))
 
 
 def _job_folder(*, _root_: DictConfig) -> str:
@@ -101,7 +101,7 @@ def _finish_sweep() -> int | None:
         return None
     from xmod_lab.sweep import finish_sweep
 
-    return finish_sweep(_sweeps.pop())
+    return finish_sweep(*_sweeps.pop())
 
 
 def _job_of_sweep(work: Callable[[], int | None], *, fresh: bool) -> int:

@@ -152,7 +152,8 @@ class Job:
             Whether anything is to be done. A folder that has another name than :func:`job_folder` gives is judged by its run.
         """
         self.outcome = "ran" if fresh else _prospect(folder)
-        log.info("job %d of the sweep, in %s: %s", self.number, folder, re.sub("^ran", "runs", self.outcome))
+        log.info("job %d of the sweep (%s), in %s: %s", self.number, " ".join(self.overrides), folder,
+                 re.sub("^ran", "runs", self.outcome))  # fmt: skip
         self._write(folder)
         return fresh or not (RunDir(folder).finished and _NAME.fullmatch(folder.name))
 

@@ -15,25 +15,31 @@ import json
 import logging
 import re
 import uuid
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, read_write
 
 from xmod_lab.errors import UserError
+from xmod_lab.figures import read_figures
 from xmod_lab.files import hidden, write_whole
 from xmod_lab.jobs import JOB, Job, read_job
 from xmod_lab.settings import NO_PART_IN_RESULT, is_under
 from xmod_lab.text.likelihoods import in_a_word, is_exact
 from xmod_lab.training.distributed import rank
-from xmod_lab.training.rundir import RunDir, read_json
+from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.tables import show
 
 log = logging.getLogger(__name__)
 AUTO = "auto"  # last part of hydra.sweep.dir where the name is made here
 START = ".start"  # in the sweep's folder: a mark of the last start, which its jobs bear
 _LONGEST = 80  # of a folder's name
+NOT_BEGUN = "not begun"
 
 
 def begin_sweep(config: DictConfig) -> Path:
@@ -55,6 +61,22 @@ def begin_sweep(config: DictConfig) -> Path:
     except OSError:
         pass  # Hydra writes there next, and says so
     return folder
+
+
+def planned_jobs(config: DictConfig) -> list[list[str]]:
+    """The overrides of every job, by its number. Nothing where another sweeper than Hydra's own decides, as it goes on, or where
+    Hydra will refuse them."""
+    sweeper = config.hydra.sweeper
+    if sweeper.get("_target_") != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
+        return []
+    hydra = GlobalHydra.instance()
+    parser = OverridesParser.create(config_loader=hydra.config_loader() if hydra.is_initialized() else None)
+    try:
+        swept = [f"{key}={values}" for key, values in (sweeper.get("params") or {}).items()]
+        overrides = parser.parse_overrides([*swept, *config.hydra.overrides.task])
+        return BasicSweeper.split_arguments(overrides, max_batch_size=None)[0]
+    except HydraException:
+        return []
 
 
 def sweep_name(config: DictConfig) -> str:
@@ -81,9 +103,9 @@ def start_of(folder: Path) -> str:
         return ""
 
 
-def finish_sweep(folder: Path) -> int:
+def finish_sweep(folder: Path, planned: Sequence[list[str]] = ()) -> int:
     """Print the table of the sweep that this process led, and write it to sweep.csv and sweep.json. Returns the highest exit status
-    of its jobs."""
+    of its jobs. ``planned``: as :func:`planned_jobs` gives them."""
     start = start_of(folder)
     known = [(read_job(file.parent), file.parent) for file in folder.glob(f"*/{JOB}") if not hidden(file, folder)]
     jobs = sorted((pair for pair in known if pair[0] and pair[0].start == start), key=lambda pair: pair[0].number)
@@ -91,26 +113,31 @@ def finish_sweep(folder: Path) -> int:
         if job.status is None:
             job.status, job.outcome = 1, "failed: ended without a word, as a process does that is killed"
     if jobs and not rank():
-        _report(folder, jobs)
+        begun = {job.number for job, _ in jobs}
+        left = [Job(start, i, own, None, NOT_BEGUN) for i, own in enumerate(planned) if i not in begun]
+        _report(folder, sorted([*jobs, *((job, None) for job in left)], key=lambda pair: pair[0].number))
     return max((job.status for job, _ in jobs), default=0)
 
 
-def _report(folder: Path, jobs: list[tuple[Job, Path]]) -> None:
+def _report(folder: Path, jobs: list[tuple[Job, Path | None]]) -> None:
+    """``jobs``: each with its folder, if it has one."""
     common = set.intersection(*(set(job.overrides) for job, _ in jobs)) if len(jobs) > 1 else set()
     rows, records = [], []
     for job, place in jobs:
         own = [override for override in job.overrides if override not in common]
-        figures = main_figures(RunDir(place))
+        figures = main_figures(RunDir(place)) if place else {}
         likelihood = _likelihood(RunDir(place)) if figures else ""
         shown = "\n".join(f"{name} {value:.4f}{likelihood and f' ({likelihood})'}" for name, value in figures.items())
-        rows.append((str(job.number), " ".join(own), job.outcome, shown or "–", place.name))
+        rows.append((str(job.number), " ".join(own), job.outcome, shown or "–", place.name if place else "–"))
         swept = {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in own)}
-        records.append({**asdict(job), "folder": str(place.resolve()), "swept": swept, "figures": figures,
+        records.append({**asdict(job), "folder": str(place.resolve()) if place else "", "swept": swept, "figures": figures,
                         "likelihood": likelihood})  # fmt: skip
-    outcomes = [job.outcome.partition(" ")[0].strip(":") for job, _ in jobs]
+    outcomes = [
+        job.outcome if job.outcome == NOT_BEGUN else job.outcome.partition(" ")[0].strip(":") for job, _ in jobs
+    ]
     count = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(outcomes))
     title = f"sweep in {folder}: {len(jobs)} job{'s' * (len(jobs) > 1)}, {count}"
-    show(title, ("job", "overrides", "what happened", "figures", "folder"), rows, words=5)
+    show(title, ("job", "overrides", "what happened", "figures", "folder"), rows, words=5, logged=False)
     try:
         write_whole(folder / "sweep.json", json.dumps(records, indent=1).encode())
         write_whole(folder / "sweep.csv", _csv(records).encode())
@@ -133,9 +160,11 @@ def main_figures(run: RunDir) -> dict[str, float]:
     """Of a finished run: ``val/bpb/<code>`` of each added language, else the mean over all; of a task the mean test score of
     the languages that it was not trained on, through their own slots."""
     try:
-        metrics, config = read_json(run / "metrics.json", dict), run.stored()
+        metrics, config = read_figures(run / "metrics.json"), run.stored()
     except UserError:
-        return {}  # not finished, or damaged
+        return {}  # damaged
+    if not metrics:
+        return {}
     if "kind" in config["task"]:
         metric = f"test/{config['task']['metric']}"
         others = _codes(metrics, metric, "/source") or _codes(metrics, metric, "/target")
@@ -148,7 +177,7 @@ def main_figures(run: RunDir) -> dict[str, float]:
 
 def _likelihood(run: RunDir) -> str:
     """Exact or pseudo, of a finished run; nothing of a task."""
-    return in_a_word(is_exact(run.stored(), read_json(run / "metrics.json", dict)))
+    return in_a_word(is_exact(run.stored(), read_figures(run / "metrics.json")))
 
 
 def _codes(metrics: dict[str, float], before: str, after: str) -> list[str]:

@@ -20,7 +20,7 @@ from xmod_lab.command import run_command
 from xmod_lab.config import CONF_DIR, LangConfig, register_schemas
 from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.jobs import Job, code_digest, current_runs, data_digests, job_folder
-from xmod_lab.sweep import begin_sweep, finish_sweep, main_figures, start_of, sweep_name
+from xmod_lab.sweep import begin_sweep, finish_sweep, main_figures, planned_jobs, start_of, sweep_name
 from xmod_lab.training.bases import load_config
 from xmod_lab.training.rundir import RunDir
 
@@ -279,3 +279,18 @@ def test_a_job_whose_process_was_killed_has_failed(tmp_path):
     assert finish_sweep(folder) == 1
     killed, ran = outcomes(tmp_path / "sweep")
     assert killed.startswith("failed: ended without a word") and ran == "ran"
+
+
+def test_jobs_that_had_not_begun_are_in_the_table(tmp_path, capsys):
+    sweep = composed_sweep("seed=1,2,3", "trainer.max_steps=2,5", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    folder = begin_sweep(sweep)
+    job, place = Job(start_of(tmp_path / "sweep"), 0, ["seed=1", "trainer.max_steps=2"]), tmp_path / "sweep" / "0"
+    place.mkdir()
+    assert job.begin(place, fresh=False)
+    job.end(place, 130, "")
+    assert finish_sweep(folder, planned_jobs(sweep)) == 130
+    assert outcomes(tmp_path / "sweep") == ["interrupted", *["not begun"] * 5]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "6 jobs, 1 interrupted, 5 not begun" in said and "seed=3 trainer.max_steps=5" in " ".join(
+        said.replace("│", "").split()
+    )
