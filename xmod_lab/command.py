@@ -33,7 +33,9 @@ from xmod_lab.validation import validate
 
 log = logging.getLogger(__name__)
 Work = Callable[[Any, Path, list[str], str | None], int | None]
-_sweeps: list[tuple[Path, list[list[str]]]] = []  # the folder of the sweep that this process leads, and its jobs' overrides
+_sweeps: list[
+    tuple[Path, list[list[str]]]
+] = []  # the folder of the sweep that this process leads, and its jobs' overrides
 
 
 def run_command(

@@ -1,9 +1,10 @@
-"""Compare all the ways in which a language can begin, before any training: embedding initialisers × slot initialisers.
+"""Compare all the ways in which a language can begin, by a short training: embedding initialisers × slot initialisers.
 
-    python -m xmod_lab.rank +lang=new_lang [base=RUN] [KEY=VALUE ...]
+    python -m xmod_lab.rank +lang=new_lang [base=RUN] [trainer.max_steps=50] [KEY=VALUE ...]
 
-Takes the settings of ``pretrain``, and about half a minute for the tiny base. Prints the tables and writes
-ranking_<code>.json, .csv and .png, and metrics.json, into the run dir.
+Takes the settings of ``pretrain``, and about a minute for the tiny base. Every combination is scored before training; the
+best slot of each table is trained for ``trainer.max_steps`` steps, by which the tables are ranked. Prints the tables and
+writes ranking_<code>.json, .csv and .png, and metrics.json, into the run dir.
 """
 
 import csv
@@ -33,7 +34,9 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
     if not cfg.lang:
         raise UserError("rank compares beginnings of a language to add; name one: +lang=NAME, e.g. +lang=new_lang")
     if cfg.plan:
-        raise UserError("plan=true is for pretrain: rank trains nothing but a base, where there is none; leave it out")
+        raise UserError(
+            "plan=true is for pretrain: rank keeps nothing that it trains but a base, where there is none; leave it out"
+        )
     from xmod_lab.training.distributed import launched  # here: no refusal waits for torch
 
     if launched() or cfg.trainer.devices * cfg.trainer.nodes > 1:
@@ -43,13 +46,15 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
     from xmod_lab.training.bases import agree
     from xmod_lab.training.data import prepare_language
     from xmod_lab.training.extension import open_base
+    from xmod_lab.training.memory import keep_memory
     from xmod_lab.training.ranking import rank_beginnings, ranking_tables
     from xmod_lab.training.run import settle_base
     from xmod_lab.training.rundir import RunDir
 
     run = RunDir(folder)
     cfg, base = settle_base(cfg, run, asked)
-    cfg = run.fit_to_machine(cfg, trains=False)
+    cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
+    keep_memory()
     model, old, _ = open_base(base)
     agree(base, model, cfg, asked)
     texts = [
@@ -58,12 +63,19 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
     if not run.begin(cfg):  # writes; so all that can be refused was refused before
         return
     figures = {}
-    for lang, prepared in zip(cfg.lang.values(), texts, strict=True):
+    for (key, lang), prepared in zip(cfg.lang.items(), texts, strict=True):
         ranking = rank_beginnings(cfg, model, lang, old, prepared)
         model.remove_language(lang.code)
         ranking_tables(ranking)
         _write(run, base.name, cfg.seed, ranking)
-        figures |= {f"rank/loss/{lang.code}/{c.embedding_init}/{c.slot_init}": c.loss for c in ranking.combinations}
+        for c in ranking.combinations:
+            name = f"{lang.code}/{c.embedding_init}/{c.slot_init}"
+            figures |= {f"rank/loss/{name}": c.loss} | ({} if c.after is None else {f"rank/after/{name}": c.after})
+        best = ranking.combinations[0]
+        chosen = f"lang.{key}.embedding_init={best.embedding_init} " if lang.vocabulary == "own" else ""
+        log.info(
+            "%s: lowest after %d steps: %slang.%s.slot_init=%s", lang.code, ranking.steps, chosen, key, best.slot_init
+        )
     run.finish(figures)
 
 

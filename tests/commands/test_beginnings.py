@@ -117,25 +117,44 @@ def test_a_run_that_goes_on_with_its_donor_writes_the_same_pack(workplace, neare
 
 
 def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, rank, nearest, tmp_path):
-    """To the last bit: of the configured combination with ``nearest``, and of the best one."""
-    status, out, err = rank("+lang=greek", f"base={workplace.base}", *NEAREST, run=tmp_path / "rank")
+    """To the last bit: of the configured combination with ``nearest``, and of the best one, before and after the steps."""
+    status, out, err = rank("+lang=greek", f"base={workplace.base}", *NEAREST, "trainer.max_steps=2",
+                            EXTENSION[1], run=tmp_path / "rank")  # fmt: skip
     assert status == 0, err
     ranking = json.loads((tmp_path / "rank" / "ranking_el_GR.json").read_text())
     combinations = {(c["embedding_init"], c["slot_init"]): c for c in ranking["combinations"]}
     assert ranking["likelihood"] == "pseudo" and "bits/byte (pseudo)" in out
     assert len(combinations) == len(EMBEDDING_INITS) * 5  # random, zero_output, mean and two donors
     donor = ranking["nearest"]["focus"]
-    trained = workplace.metrics(nearest)
+    trained_two_steps = workplace.metrics(nearest)
     for unit, key in (("loss", "val"), ("bpb", "bpb")):
-        assert combinations["focus", f"copy:{donor}"][key] == trained[f"before/val/{unit}/el_GR"]
-        assert ranking["unigram"][key] == trained[f"unigram/{unit}/el_GR"]
+        assert combinations["focus", f"copy:{donor}"][key] == trained_two_steps[f"before/val/{unit}/el_GR"]
+        assert ranking["unigram"][key] == trained_two_steps[f"unigram/{unit}/el_GR"]
     chosen = json.loads((nearest / "pack" / "el_GR" / "manifest.json").read_text())["slot"]
     assert chosen["ranking"][0] == [donor, combinations["focus", f"copy:{donor}"]["loss"]]
     best = ranking["combinations"][0]
     figures = workplace.metrics(tmp_path / "rank")  # by which the run counts as finished
     assert figures[f"rank/loss/el_GR/{best['embedding_init']}/{best['slot_init']}"] == best["loss"]
-    assert best["loss"] == min(c["loss"] for c in ranking["combinations"])
-    assert {c["embedding_init"] for c in ranking["combinations"] if c["val"]} == set(EMBEDDING_INITS)
+    assert (
+        figures[f"rank/after/el_GR/{best['embedding_init']}/{best['slot_init']}"] == best["after"]
+        and ranking["steps"] == 2
+    )
+    trained = [c for c in ranking["combinations"] if c["after"] is not None]
+    assert trained == sorted(trained, key=lambda c: c["after"]) == [c for c in ranking["combinations"] if c["val"]]
+    assert {c["embedding_init"] for c in trained} == set(EMBEDDING_INITS) and ranking["combinations"][
+        : len(trained)
+    ] == trained
+    for c in trained:
+        of_table = [other for other in combinations.values() if other["embedding_init"] == c["embedding_init"]]
+        assert c["loss"] == min(other["loss"] for other in of_table) or (c["embedding_init"], c["slot_init"]) == (
+            "focus",
+            f"copy:{donor}",
+        )
+    assert combinations["focus", f"copy:{donor}"]["after_val"] == trained_two_steps["val/loss/el_GR"]
+    assert (
+        f"lowest after 2 steps: lang.greek.embedding_init={best['embedding_init']} lang.greek.slot_init={best['slot_init']}"
+        in out + err
+    )
     status, _, err = workplace.call(
         "+lang=greek", f"base={workplace.base}", "trainer.max_steps=1", f"lang.greek.embedding_init={best['embedding_init']}",
         f"lang.greek.slot_init={best['slot_init']}", run=tmp_path / "best",
@@ -155,7 +174,9 @@ def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, rank, n
 
 def test_with_the_base_s_vocabulary_the_slots_alone_are_ranked(workplace, rank, tmp_path):
     keep = ["lang.swahili.vocabulary=keep", "lang.swahili.slot_init=mean:de_DE"]
-    status, _, err = rank("+lang=swahili", *keep, f"base={workplace.base}", run=tmp_path / "rank")
+    status, _, err = rank(
+        "+lang=swahili", *keep, f"base={workplace.base}", "trainer.max_steps=1", run=tmp_path / "rank"
+    )
     assert status == 0, err
     ranking = json.loads((tmp_path / "rank" / "ranking_sw_KE.json").read_text())
     losses = {c["slot_init"]: c["loss"] for c in ranking["combinations"]}
