@@ -123,7 +123,7 @@ def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, rank, n
     assert status == 0, err
     ranking = json.loads((tmp_path / "rank" / "ranking_el_GR.json").read_text())
     combinations = {(c["embedding_init"], c["slot_init"]): c for c in ranking["combinations"]}
-    assert ranking["likelihood"] == "pseudo" and "bits/byte (pseudo)" in out
+    assert ranking["likelihood"] == "pseudo" and "(pseudo)" in out
     assert len(combinations) == len(EMBEDDING_INITS) * 5  # random, zero_output, mean and two donors
     donor = ranking["nearest"]["focus"]
     trained_two_steps = workplace.metrics(nearest)

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import math
 import re
 import shutil
@@ -199,3 +200,26 @@ def test_a_model_folder_reads_added_languages_with_their_own_vocabularies(workpl
     assert status == 0, err
     metrics, own = workplace.metrics(tmp_path / "run"), workplace.metrics(extended)
     assert all(metrics[f"val/{unit}/{code}"] == own[f"val/{unit}/{code}"] for code in CODES for unit in ("loss", "bpb"))
+
+
+def test_added_languages_of_a_model_folder_are_scored_where_their_text_is_known(
+    workplace, extended, evaluate, tmp_path
+):
+    """By the run that it lies in; elsewhere by their packs, if the text is still there."""
+    status, _, err = evaluate(f"base={extended / 'model'}", "evaluate.parallel=[]", run=tmp_path / "run")
+    assert status == 0, err
+    metrics, own = workplace.metrics(tmp_path / "run"), workplace.metrics(extended)
+    assert all(metrics[f"val/{unit}/{code}"] == own[f"val/{unit}/{code}"] for code in CODES for unit in ("loss", "bpb"))
+    assert {
+        code: len(found) for code, found in json.loads((tmp_path / "run" / "samples.json").read_text()).items()
+    } == dict.fromkeys(CODES, 3)
+
+    folder = shutil.copytree(extended / "model", tmp_path / "elsewhere")
+    for code, text in (("el_GR", str(workplace.folder / "el.txt")), ("sw_KE", "gone.txt")):
+        file = folder / "languages" / code / "manifest.json"
+        manifest = json.loads(file.read_text())
+        file.write_text(json.dumps({**manifest, "data": {**manifest["data"], "text": text}}))
+    status, out, err = evaluate(f"base={folder}", "evaluate.parallel=[]", run=tmp_path / "other")
+    assert status == 0, err
+    assert workplace.metrics(tmp_path / "other")["val/loss/el_GR"] == own["val/loss/el_GR"]
+    assert "sw_KE, which was added, is skipped: its text (gone.txt) is not here" in " ".join((out + err).split())

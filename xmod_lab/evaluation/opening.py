@@ -1,21 +1,24 @@
 """Which model is evaluated, and on which text: a run on its own, any other model on that of the language set."""
 
+import glob
 import logging
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.config import LangsetText, PretrainConfig
-from xmod_lab.errors import UserError, shown
+from xmod_lab.config import LangsetText, PretrainConfig, TextConfig
+from xmod_lab.errors import UserError
 from xmod_lab.evaluation.subjects import Subject, subjects_of
 from xmod_lab.languages.folders import manifests_in
 from xmod_lab.model import XmodConfig, XmodLanguageModel
 from xmod_lab.settings import flatten
-from xmod_lab.text.corpus import Source, Tally, check_source
-from xmod_lab.training.bases import Base, added_before, agree, newest_finished, resolve
+from xmod_lab.text.corpus import Source, check_source
+from xmod_lab.text.listing import names_in
+from xmod_lab.training.bases import Base, added_before, agree, load_config, newest_finished, resolve
 from xmod_lab.training.extension import open_base
 from xmod_lab.training.pretraining import pretrain_base
+from xmod_lab.training.rundir import RunDir
 
 log = logging.getLogger(__name__)
 
@@ -86,48 +89,53 @@ def open_model(base: Base, cfg: PretrainConfig, asked: list[str]) -> Opened:
 
 
 def with_added_text(base: Base) -> tuple[Base, dict[str, str]]:
-    """``base`` with the text of the languages that were added to its model, where no run knows of them but their packs say where it
-    is and it is still the same; and why the text of others is not read, by code."""
+    """``base`` with the text of the languages that were added to its model, where its configuration does not know of them but the
+    run that it lies in, or their packs, say where it is, and it is still the same; and why the text of others is not read, by code."""
     if base.model is None or not (Path(base.model) / "config.json").is_file():
         return base, {}
-    known = {*base.cfg.langset.languages, *(lang.code for _, lang in added_before(base.cfg))}
     folder = Path(base.model)
+    known = {*base.cfg.langset.languages, *(lang.code for _, lang in added_before(base.cfg))}
     codes = [code for code in XmodConfig.from_pretrained(folder).added or [] if code not in known]
-    found, unread = {}, {}
-    for code, manifest in manifests_in(folder, codes).items():
-        named = manifest.get("data", {}).get("source")
-        if not isinstance(named, dict) or not isinstance(named.get("text"), str):
-            unread[code] = "its pack does not say where its text was"
-            continue
-        text = LangsetText(
-            **{key: named[key] for key in ("text", "validation", "column", "dataset_config") if key in named}
+    if not codes:
+        return base, {}
+    found, unread = _texts_of_run(folder.parent) if folder.name == "model" else {}, {}
+    data = {code: manifest.get("data", {}) for code, manifest in manifests_in(folder, codes).items()}
+    for code in codes:
+        of_pack = data.get(code, {})
+        if code not in found and "text" in of_pack:
+            named = {key: of_pack[key] for key in ("text", "validation", "column", "dataset_config") if key in of_pack}
+            found[code] = LangsetText(**named)
+        why = (
+            _changed(base.cfg.source(found[code]), of_pack.get("source"))
+            if code in found
+            else "its pack does not say where its text is"
         )
-        why = _changed(base.cfg.source(text), code, manifest["data"].get("statistics"))
         if why:
             unread[code] = why
-        else:
-            found[code] = text
-    languages = {**base.cfg.langset.languages, **found}
+    languages = base.cfg.langset.languages | {code: found[code] for code in codes if code not in unread}
     return replace(base, cfg=replace(base.cfg, langset=replace(base.cfg.langset, languages=languages))), unread
 
 
-def _changed(source: Source, code: str, statistics: object) -> str | None:
-    """Why the text that a pack names is not read: it is not here, or its held-out part is not what it was."""
-    for name in (source.text, source.validation):
-        if name is not None and not (name.startswith("embedded:") or Path(name).is_file() or Path(name).is_dir()):
-            return f"its text, {shown(name)}, is not here"
-    if faults := check_source(source, code):
-        return faults[0].partition("; ")[0]
-    tally = Tally()
+def _texts_of_run(run: Path) -> dict[str, LangsetText]:
+    """The texts of the languages that a run added, and the runs before it."""
     try:
-        for _ in source.passages("validation", tally):
-            pass
-        before = statistics["validation"]
-        same = (tally.passages, tally.bytes) == (before["passages"], before["bytes"])
-    except (UserError, LookupError, TypeError) as error:
-        return f"its text cannot be read as it was ({error})"
-    return (
-        None
-        if same
-        else f"the held-out part of its text, {shown(source.text)}, is not what it was when the language was added"
-    )
+        added = added_before(load_config(RunDir(run)))
+    except UserError:
+        return {}
+    keys = [field.name for field in fields(TextConfig)]
+    return {lang.code: LangsetText(**{key: getattr(lang, key) for key in keys}) for _, lang in added}
+
+
+def _changed(source: Source, digest: object) -> str | None:
+    """Why the text that a pack names is not read: it is not here, or its ``digest`` is another one than the pack has."""
+    try:
+        names = names_in(source.text) + ([] if source.validation is None else names_in(source.validation))
+        away = [name for name in names if not (name.startswith("embedded:") or glob.glob(name, recursive=True))]
+        if away:
+            return f"its text ({away[0]}) is not here"
+        if faults := check_source(source, "its text"):
+            return faults[0].partition("; ")[0]
+        same = digest is None or source.digest() == digest
+    except UserError as error:
+        return str(error)
+    return None if same else f"its text ({names[0]}) is not what it was when the language was added"

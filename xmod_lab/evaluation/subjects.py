@@ -54,7 +54,7 @@ def subjects_of(
             found[code] = Subject(code, slot, prepared.tokenizer, scorer, sources[code])
     for code, why in unread.items():
         log.warning(
-            "%s, which was added, is skipped: %s. Give its text with '+langset.languages.%s={text:FILE}'",
+            "%s, which was added, is skipped: %s. Give its text with '+langset.languages={%s:{text:FILE}}'",
             code,
             why,
             code,
