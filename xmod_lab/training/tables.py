@@ -62,7 +62,9 @@ def _print(console: Console, title: str, header: tuple[str, ...], rows: Rows, wo
         max(head, min(width, limit if i < words else _CELLS))
         for i, (head, width) in enumerate(zip(heads, body, strict=True))
     ]
-    console.print(Text(printable(title), style="bold"))
+    for line in Text(printable(title), style="bold").wrap(console, console.width):
+        line.rstrip()
+        console.print(line)
     for number, columns in enumerate(_blocks(least, words, console.width)):
         if number:
             console.print("… other columns of the same table:")

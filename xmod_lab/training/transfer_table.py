@@ -132,7 +132,7 @@ class Transfer:
         for language in self.languages:
             cells = (_gap(language.against[self.metric].get(arm)) for arm in against)
             rows.append((language.code, *(part for cell in cells for part in cell)))
-        header = (part for arm in against for part in (f"− {arm}", "interval", "p"))
+        header = (part for arm in against for part in (f"− {arm}, interval", f"p, − {arm}"))
         title = "target slot minus others; p of a paired test over examples, given these seeds, not corrected for many languages"
         show(title, ("language", *header), rows)
 
@@ -192,7 +192,8 @@ def _validation(cfg, results: dict[tuple[str, int], Result]) -> dict[str, float]
     return {**figures, "train/steps": cfg.steps, "train/examples": cfg.steps * cfg.trainer.rows_per_step}
 
 
-def _gap(found: Estimate | None) -> tuple[str, str, str]:
+def _gap(found: Estimate | None) -> tuple[str, str]:
+    """A difference with its interval, and p."""
     if found is None:
-        return "–", "", ""
-    return f"{found.mean:+.3f}", interval_text(found.low, found.high, sign="+", digits=2), p_text(found.p)
+        return "–", ""
+    return f"{found.mean:+.3f} {interval_text(found.low, found.high, sign='+', digits=2)}", p_text(found.p)
