@@ -38,11 +38,15 @@ def _rows(path) -> list[dict]:
     return [values for _, values in READERS["".join(path.suffixes)](path)]
 
 
-def test_tables_with_quotes_as_their_type_has_them(tmp_path):
+def test_tables_with_quotes_as_their_type_has_them(tmp_path, caplog):
     (tmp_path / "x.csv").write_text('text,label\n"two\nlines, ""quoted""",a\n')
     assert _rows(tmp_path / "x.csv") == [{"text": 'two\nlines, "quoted"', "label": "a"}]
     (tmp_path / "x.tsv").write_text('text\tlabel\nan "open quote\ta\n')
     assert _rows(tmp_path / "x.tsv") == [{"text": 'an "open quote', "label": "a"}]
+    (tmp_path / "x.tsv").write_text('text\tlabel\n"No," he said. "Yes"\ta\n')
+    assert _rows(tmp_path / "x.tsv")[0]["text"] == '"No," he said. "Yes"' and not caplog.text
+    (tmp_path / "x.tsv").write_text('text\tlabel\n"He said ""No"""\ta\n')
+    assert len(_rows(tmp_path / "x.tsv")) == 1 and "x.tsv: 1 rows have cells that look quoted" in caplog.text
     (tmp_path / "x.tsv").write_text("text\tlabel\na\tb\nc\n")
     with pytest.raises(UserError, match="x.tsv, line 3: 1 cells, but the header has 2"):
         _rows(tmp_path / "x.tsv")

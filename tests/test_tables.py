@@ -58,6 +58,8 @@ def _with_open_quote(row: int, column: int, close: str = "") -> str:
         ("text,label\na,b\n\nc\n", "line 4: 1 cells, but the header has 2"),
         ('text,label\n"a\nb",c,d\n', "line 2: 3 cells, but the header has 2"),
         ("text,text,label\na,b,c\n", "line 1: the header has 'text' twice"),
+        ("text;label\na;b\n", "line 1: the header is one column, 'text;label'; in a .csv commas"),
+        ("text\tlabel\na\tb\n", r"line 1: the header is one column, 'text.tlabel'; in a .csv commas"),
     ],
 )  # fmt: skip
 def test_what_would_join_or_lose_rows_is_an_error_with_its_line(tmp_path, content, message):

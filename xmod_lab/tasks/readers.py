@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -28,11 +29,16 @@ _IGNORED = -100  # a tag that torch's loss leaves out
 def table_rows(path: Path) -> Rows:
     """Lines of .csv (quoted as usual) or .tsv (never quoted, as in XNLI), under a first line that names the columns."""
     header: list[str] | None = None
+    quoted = 0
     for number, cells in table_cells(path):
         if header is None:
             header = cells
-        else:
-            yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
+            continue
+        quoted += ".tsv" in path.suffixes and any(re.fullmatch('".*"".*"', cell) for cell in cells)
+        yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
+    if quoted:
+        log.warning("warning: %s: %d rows have cells that look quoted, with quotes doubled inside; a .tsv is read as it is, and these "
+                    "quotes as text. Save it without quoting, or as .csv", path, quoted)  # fmt: skip
 
 
 def conllu_rows(path: Path) -> Rows:

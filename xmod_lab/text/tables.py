@@ -17,7 +17,7 @@ def table_cells(path: Path) -> Iterator[Cells]:
     """Every row of a table, the header first. Blank lines are left out.
 
     Raises:
-        UserError: not UTF-8, a column that is named twice, a row with more or fewer cells than the header, quotes that do not
+        UserError: not UTF-8, a header with other separators, a column that is named twice, a row with more or fewer cells than the header, quotes that do not
             fit; it names the line.
     """
     rows = _quoted(path) if ".csv" in path.suffixes else _plain(path)
@@ -27,6 +27,9 @@ def table_cells(path: Path) -> Iterator[Cells]:
             continue
         if not header:
             header = cells
+            if len(header) == 1 and any(mark in header[0] for mark in ",;\t"):
+                raise UserError(f"{path}, line {number}: the header is one column, {header[0]!r:.80}; in a .csv commas stand between "
+                                "columns, in a .tsv tabs. Save it so, or give it the other name")  # fmt: skip
             twice = sorted({name for name in header if name and header.count(name) > 1})
             if twice:
                 raise UserError(
