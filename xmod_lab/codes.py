@@ -19,7 +19,8 @@ _NO_REGION = "XX"  # en_XX: English of no country
 _SCRIPT_OF_SUFFIX = {"rom": "Latn", "zaw": "Qaag"}  # hi_IN_rom, my_MM_zaw of CC-100: romanised; Zawgyi (CLDR's code)
 _LONGEST = 64  # letters of a code: it is a part of file names, and of parameter names
 _RELATED = 25  # the distance up to which langcodes, too, takes one language for a match of another
-# What torch.nn.ModuleDict has itself (smart_apply is added by transformers), which cannot be a key of one; written down, since torch takes seconds to ask
+# What torch.nn.ModuleDict has itself, smart_apply by transformers, which cannot be a key of one; written down, since torch takes
+# seconds to ask
 _METHODS = frozenset(
     "T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda double dump_patches eval "
     "extra_repr float forward get_buffer get_extra_state get_parameter get_submodule half ipu items keys load_state_dict modules "

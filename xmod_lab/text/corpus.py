@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.files import digest_of_files
 from xmod_lab.text.files import decoded_lines, file_fault, json_rows, lines_in
-from xmod_lab.text.listing import FILE_TYPES, Part, is_text_file, names_in, parts_of, shown
+from xmod_lab.text.listing import FILE_TYPES, TABLES, Part, is_text_file, names_in, parts_of, titled
+from xmod_lab.text.tables import table_cells
 
 if TYPE_CHECKING:
     import pyarrow
@@ -31,7 +32,7 @@ _TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary"
 class Source:
     """Where one language's text comes from.
 
-    A passage is a line of a .txt file, or a row of jsonl, parquet or a dataset, as :func:`xmod_lab.text.files.one_line`
+    A passage is a line of a .txt file, or a row of jsonl, a table or a dataset, as :func:`xmod_lab.text.files.one_line`
     gives it: line breaks inside a row become spaces. Bytes in a column are read as UTF-8, null is counted, any other type
     is refused.
 
@@ -44,11 +45,11 @@ class Source:
       split: called ``test``, ``dev``, ``validation`` … or ``test-00000-of-00001``, or in a folder of such a name.
 
     Args:
-        text: path of a .txt, .txt.gz, .jsonl, .jsonl.gz or .parquet file or of a folder; a pattern of paths
+        text: path of a .txt, .jsonl, .csv, .tsv (.gz of these) or .parquet file or of a folder; a pattern of paths
             (``texts/*.txt``, ``texts/**/*.txt``); a ``datasets`` hub id; a list of all these; or ``embedded:<language>``.
         validation: the same for held-out text; ``None`` holds out ``validation_share`` of ``text``, by a digest of
             each passage, so that equal passages never end up on both sides.
-        column: field of jsonl, parquet and dataset rows that holds the text.
+        column: field of rows that holds the text.
         dataset_config: configuration name of a hub id (``20231101.oc``), where it has several.
         key: what the configuration calls this source, for messages.
     """
@@ -122,13 +123,11 @@ class Source:
         keys = [hashlib.blake2b(p.encode(), digest_size=8).digest() for p in self._read(text, split, tally)]
         if not keys:
             rows = f" ({tally.empty:,} empty lines or rows, {tally.null:,} null)" if tally.empty or tally.null else ""
-            return (
-                f"{shown(text)}: no text for {split}{rows}; expected passages, one a line or row. Give a file with text"
-            )
+            return f"{titled(text)}: no text for {split}{rows}; expected passages, one a line or row. Give a file with text"
         equal = len(keys) - len(set(keys))
         copies = f", {equal:,} of them duplicates of others, which are left out (data.drop_duplicates)" if equal else ""
         side = "is held out" if split == "validation" else "is left to train on"
-        return (f"{shown(text)}: no text for {split}: it has {len(keys):,} passages{copies}; of {len(set(keys)):,} different ones none "
+        return (f"{titled(text)}: no text for {split}: it has {len(keys):,} passages{copies}; of {len(set(keys)):,} different ones none "
                 f"{side} at data.validation_share={self.validation_share}. Give more text, or held-out text as {self.key}.validation")  # fmt: skip
 
     def _read(self, text: str | list[str], split: str, tally: "Tally") -> Iterator[str]:
@@ -188,6 +187,13 @@ class Source:
                 yield row[self.column], where
         elif name.lower().endswith((".txt", ".txt.gz")):
             yield from ((line, name) for line in decoded_lines(Path(name)))
+        elif name.lower().endswith(TABLES):
+            cells = table_cells(Path(name))
+            _, header = next(cells, (0, []))
+            if self.column not in header:
+                raise self._lacks(name, header)
+            place = header.index(self.column)
+            yield from ((row[place], f"{name}, line {number}") for number, row in cells)
         elif name.lower().endswith(".parquet"):
             yield from self._parquet(name)
         else:
@@ -260,7 +266,7 @@ class Tally:
         """Raises UserError where too many of the characters are none: ``ODD_SHARE`` of them, and more than ten."""
         if self.odd > max(10, ODD_SHARE * self.characters):
             share = 100 * self.odd / self.characters
-            raise UserError(f"{shown(text)}: {share:.1f} % of its characters are control characters or U+FFFD, which stands for what could "
+            raise UserError(f"{titled(text)}: {share:.1f} % of its characters are control characters or U+FFFD, which stands for what could "
                             f"not be decoded (allowed: {100 * ODD_SHARE} %): it was read or written in a wrong encoding. Make it anew from "
                             "where it came, as UTF-8")  # fmt: skip
 

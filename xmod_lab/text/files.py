@@ -172,13 +172,11 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict]]:
 
 
 def as_jsonl(path: str | Path) -> str:
-    """The command that makes .jsonl of a table or of an array in JSON."""
+    """The command that makes .jsonl of an array in JSON."""
     path = Path(path)
-    tabs = ", delimiter='\\t', quoting=csv.QUOTE_NONE" if path.suffix == ".tsv" else ""
-    table = path.suffix in (".csv", ".tsv")
-    rows = f"csv.DictReader(open({str(path)!r}, newline=''){tabs})" if table else f"json.load(open({str(path)!r}))"
     out = path.with_suffix(".lines.jsonl" if path.suffix == ".jsonl" else ".jsonl")
-    return f'python -c "import csv, json; [print(json.dumps(row)) for row in {rows}]" > {shlex.quote(str(out))}'
+    rows = f"json.load(open({str(path)!r}))"
+    return f'python -c "import json; [print(json.dumps(row)) for row in {rows}]" > {shlex.quote(str(out))}'
 
 
 def lines_in(text: str) -> list[str]:

@@ -12,9 +12,9 @@ from xmod_lab.errors import UserError
 from xmod_lab.hub import hub_fault
 from xmod_lab.text.files import as_jsonl, file_fault
 
-FILE_TYPES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", ".parquet")
-_TABLES = (".csv", ".tsv", ".json")  # of which .jsonl can be made
-_NO_TEXT = (*_TABLES, ".arrow", ".zip", ".zst", ".xz", ".bz2", ".gz", ".tar", ".pdf", ".docx", ".html", ".xml")
+TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
+FILE_TYPES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", *TABLES, ".parquet")
+_NO_TEXT = (".json", ".arrow", ".zip", ".zst", ".xz", ".bz2", ".gz", ".tar", ".pdf", ".docx", ".html", ".xml")
 _OTHER_SPLIT = re.compile(r"(test|testing|valid|validation|val|dev|eval|evaluation)(-\d{5}-of-\d{5})?")
 
 
@@ -34,7 +34,7 @@ def names_in(text: object) -> list[str]:
     return [str(name) for name in names]  # a folder called 2024 comes as a number
 
 
-def shown(text: str | list[str]) -> str:
+def titled(text: str | list[str]) -> str:
     """The names in ``text`` for messages, the first ones of many."""
     names = names_in(text)
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
@@ -150,6 +150,5 @@ def is_text_file(name: str) -> bool:
 def _type_fault(name: str) -> str | None:
     if is_text_file(name):
         return None
-    table = name.lower().endswith(_TABLES)
-    remedy = f". To make .jsonl of it: {as_jsonl(name)}" if table else ""
+    remedy = f". To make .jsonl of an array: {as_jsonl(name)}" if name.lower().endswith(".json") else ""
     return f"'{name}' is of no known type; allowed are {', '.join(FILE_TYPES)}{remedy}"

@@ -31,7 +31,7 @@ from tokenizers import Encoding
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.errors import UserError
+from xmod_lab.errors import UserError, printable
 from xmod_lab.files import build_folder
 from xmod_lab.text.corpus import Source, Tally, digest_of_files
 
@@ -69,14 +69,14 @@ class Corpus:
         for split, which in (("train", "text"), ("validation", "held-out text")):
             counts, beside = self.manifest["statistics"][split], self.manifest["left_out"][split]
             if counts["null"]:
-                found.append(f"{counts['null']:,} rows of its {which} are null, and left out")
+                found.append(f"null rows of its {which}, left out: {counts['null']:,}")
             if counts["line_breaks"]:
-                found.append(
-                    f"{counts['line_breaks']:,} rows or lines of its {which} have line breaks inside, read as spaces"
-                )
+                n = counts["line_breaks"]
+                found.append(f"rows or lines of its {which} with line breaks inside, read as spaces: {n:,}")
             if counts["odd"]:
-                found.append(f"{counts['odd']:,} characters of its {which} are control characters or U+FFFD; see whether it was "
-                             "decoded rightly")  # fmt: skip
+                found.append(
+                    f"control characters and U+FFFD in its {which}: {counts['odd']:,}; was it decoded rightly?"
+                )
             if beside:
                 more = f" and {len(beside) - 8} more" if len(beside) > 8 else ""
                 found.append(f"not read of its {which}: {', '.join(beside[:8])}{more}")
@@ -85,7 +85,7 @@ class Corpus:
             share = 100 * shared / held_out["passages"]
             found.append(f"{shared:,} of the {held_out['passages']:,} held-out passages ({share:.0f} %) are training text as well: scores on "
                          "them are too good; give other text as validation, or leave validation out")  # fmt: skip
-        return [f"{self.code}: {remark}" for remark in found]
+        return [printable(f"{self.code}: {remark}") for remark in found]
 
     def __getstate__(self) -> dict:
         """For a loader's worker that is not forked: without the views, which would be copied."""

@@ -20,7 +20,7 @@ def table_cells(path: Path) -> Iterator[Cells]:
         UserError: not UTF-8, a header with other separators, a column that is named twice, a row with more or fewer cells than the header, quotes that do not
             fit; it names the line.
     """
-    rows = _quoted(path) if ".csv" in path.suffixes else _plain(path)
+    rows = _quoted(path) if ".csv" in path.name.lower() else _plain(path)
     header: list[str] = []
     for number, cells in rows:
         if not any(cell.strip() for cell in cells) and len(cells) != len(header):

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.text.batches import BatchStream
+from xmod_lab.text.listing import titled
 from xmod_lab.text.mixture import Mixture, proportions
 from xmod_lab.text.objective import Objective
 from xmod_lab.text.rows import Corpus, prepare_corpus
@@ -61,7 +62,7 @@ def prepare_language(cfg: PretrainConfig, lang: LangConfig, tokenizer: str | Non
     sources = {lang.code: cfg.source(lang)}
     folder = tokenizer or _train_tokenizer(cfg, sources, lang.vocabulary_size)
     prepared = _prepare(cfg, sources, folder)
-    _check_rows(prepared, cfg, f"the text of {lang.code} ({lang.text})")
+    _check_rows(prepared, cfg, f"the text of {lang.code} ({titled(lang.text)})")
     return prepared
 
 

@@ -19,6 +19,7 @@ from xmod_lab.languages.proof import Snapshot, compare, probe_pieces, require, s
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.packs import MANIFEST, read_pack
 from xmod_lab.text.likelihoods import scored_text
+from xmod_lab.text.listing import titled
 from xmod_lab.training.bases import Base, added_before, agree
 from xmod_lab.training.beginning import begin_language
 from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_language, training_settings
@@ -60,7 +61,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
     facts = {f"data/{code}": prepared.digest for code, (_, prepared) in languages.items()}
     run.remember(base=whole_digest(model), **facts)
     for code, (lang, prepared) in languages.items():
-        corpus_table(prepared, f"text of {code} ({lang.text})")
+        corpus_table(prepared, f"text of {code} ({titled(lang.text)})")
     probes = _probes(model, [old, *older])
     before = snapshot(model, probes)
     scorers = {c: s for part in (old, *older) for c, s in part.scorers(base.cfg.objective).items()}
@@ -197,9 +198,9 @@ def _origin(lang: LangConfig) -> dict:
     """Where the text of a language was, as it was given, but without the folders of this machine."""
 
     def name(given: object) -> object:
-        if isinstance(given, str):
-            return Path(given).name if Path(given).is_absolute() else given
-        return [name(each) for each in given]
+        if isinstance(given, list):
+            return [name(each) for each in given]
+        return Path(given).name if Path(str(given)).is_absolute() else str(given)
 
     given = {"text": lang.text, "validation": lang.validation, "dataset_config": lang.dataset_config}
     return {key: name(value) for key, value in given.items() if value is not None}

@@ -18,6 +18,7 @@ from xmod_lab.files import write_whole
 from xmod_lab.languages.embeddings import shared_pieces, special_pairs
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.model import XmodLanguageModel
+from xmod_lab.text.listing import titled
 from xmod_lab.text.survey import NO_LANGUAGE, Spelling, Survey, looks_like, spelling, survey, unknown_letters
 from xmod_lab.training.bases import Base, agree, base_to_make, inherit, new_model, newest_matching, resolve
 from xmod_lab.training.beginning import allocate_language
@@ -116,7 +117,7 @@ def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangCon
         ("unknown pieces", *(f"{100 * s.unknown:.2f} %" for s in vocabularies.values())),
         ("bytes that no piece spells", *(f"{100 * s.unknown_bytes:.2f} %" for s in vocabularies.values())),
     ]
-    show(f"plan: {code} ({lang.text}) on base {base.name}, in", ("vocabulary", *vocabularies), rows)
+    show(f"plan: {code} ({titled(lang.text)}) on base {base.name}, in", ("vocabulary", *vocabularies), rows)
     overlap = _overlap(cfg, old.tokenizer, prepared, code) if own else {}
     facts = [
         ("rows of its text", f"{len(prepared.corpora[code].train):,}"),
