@@ -51,9 +51,11 @@ def other_process():
 def test_what_killed_processes_have_left_goes_with_the_next_that_writes_there(tmp_path, write):
     for name in (f".name{LEFT}", f".other{LEFT}"):
         (tmp_path / name / "sub").mkdir(parents=True)
-    (tmp_path / ".name.lock").write_text("")
+    for name in (".name.lock", ".other.lock"):
+        (tmp_path / name).write_text("")
     write(tmp_path / "name")
-    assert names(tmp_path) == {"name", f".other{LEFT}"}
+    assert names(tmp_path) == {"name", f".other{LEFT}", ".other.lock"}
+    (tmp_path / ".name.lock").write_text("")
     clear_scratch(tmp_path.parent)
     assert names(tmp_path) == {"name"}
 

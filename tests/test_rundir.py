@@ -130,21 +130,21 @@ def test_a_commit_is_named_where_there_is_one(tmp_path, monkeypatch):
 
 def _checkpoint(**changes) -> dict:
     parts = {"global_step": 2, "pytorch-lightning_version": "2.5", "state_dict": {}, "loops": {"fit_loop": {"x": 1}}, "callbacks": {},
-             "optimizer_states": [], "lr_schedulers": []}  # fmt: skip
+             "optimizer_states": [{}], "lr_schedulers": [{}]}  # fmt: skip
     return {**parts, **changes}
 
 
 @pytest.mark.parametrize(
     "checkpoint",
     [[], _checkpoint(state_dict=[]), _checkpoint(loops="x"), _checkpoint(loops={"fit_loop": {"x": "y"}}), _checkpoint(callbacks=1),
-     _checkpoint(global_step=3), _checkpoint(global_step="2"), {}],
+     _checkpoint(global_step=3), _checkpoint(global_step="2"), _checkpoint(lr_schedulers=[]), {}],
 )  # fmt: skip
 def test_what_is_no_checkpoint_of_that_step_is_refused(tmp_path, checkpoint):
     path = tmp_path / "step000002.ckpt"
     torch.save(_checkpoint(), path)
     assert WholeFiles().load_checkpoint(path)["global_step"] == 2
     torch.save(checkpoint, path)
-    with pytest.raises(ValueError, match="it (has no|is of)|its loops"):
+    with pytest.raises(ValueError, match="it (has|is)|its loops"):
         WholeFiles().load_checkpoint(path)
 
 
@@ -156,7 +156,7 @@ class _Bomb:
 def test_nothing_in_a_checkpoint_is_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save(_checkpoint(callbacks={"x": _Bomb()}), tmp_path / "step000002.ckpt")
-    with pytest.raises(Exception, match="mkdir"):
+    with pytest.raises(ValueError, match="something else than numbers"):
         WholeFiles().load_checkpoint(tmp_path / "step000002.ckpt", weights_only=False)
     assert not (tmp_path / "executed").exists()
 

@@ -81,6 +81,7 @@ def build_folder(target: Path, write: Callable[[Path], None], *, rebuild: bool =
         Busy: another process makes it, and ``wait`` is false. UserError: the folder above cannot be written.
     """
     if target.exists() and not rebuild:
+        _tidy(target)
         return False
     with contextlib.ExitStack() as stack:
         try:
@@ -96,26 +97,20 @@ def build_folder(target: Path, write: Callable[[Path], None], *, rebuild: bool =
                             "write to (prepared data: data.folder)") from error  # fmt: skip
         write(scratch)
         sync_tree(scratch, mode=scratch.stat().st_mode & 0o666)
-        with _aside(target) if rebuild else contextlib.nullcontext():
-            os.rename(scratch, target)
-            sync(target.parent)
+        old = _beside(target)
+        if rebuild and target.exists():
+            os.rename(target, old)
+        os.rename(scratch, target)
+        sync(target.parent)
+        _delete(old)
     return True
 
 
 def remove(path: Path) -> None:
     """Delete a file, a link, or a folder, which is out of sight at once, whatever happens then. Nothing there is fine."""
-    with _aside(path):
+    with _scratch(path) as (scratch, _), contextlib.suppress(FileNotFoundError):
+        os.rename(path, scratch)
         sync(path.parent)
-
-
-@contextlib.contextmanager
-def _aside(path: Path) -> Iterator[None]:
-    """Put what is at ``path`` out of sight, and delete it afterwards."""
-    old = _beside(path)
-    with contextlib.suppress(FileNotFoundError):
-        os.rename(path, old)
-    yield
-    _delete(old)
 
 
 def make_folder(path: Path) -> None:
@@ -198,7 +193,9 @@ def _scratch(target: Path, *, wait: bool = True) -> Iterator[tuple[Path, Lock]]:
     with held.stream:
         try:
             if held.sure:
-                _delete_left(target.parent, re.escape(f".{target.name}."))
+                for entry in os.listdir(target.parent):
+                    if re.fullmatch(re.escape(f".{target.name}.") + _SCRATCH, entry):
+                        _delete(target.with_name(entry))
             scratch = _beside(target)
             try:
                 yield scratch, held
@@ -210,15 +207,18 @@ def _scratch(target: Path, *, wait: bool = True) -> Iterator[tuple[Path, Lock]]:
 
 
 def clear_scratch(folder: Path) -> None:
-    """Delete what killed processes have left in ``folder`` and in folders in it. The caller sees that no other process writes there."""
-    for place, _, _ in os.walk(folder):
-        _delete_left(Path(place), r"\..+\.")
+    """Delete what killed processes have left in ``folder`` and in folders in it."""
+    for place, _, files in os.walk(folder):
+        for name in files:
+            if re.fullmatch(r"\..+\.lock", name, re.DOTALL):
+                _tidy(Path(place, name[1:].removesuffix(".lock")))
 
 
-def _delete_left(folder: Path, name: str) -> None:
-    for entry in os.listdir(folder):
-        if re.fullmatch(name + _SCRATCH, entry, re.DOTALL):
-            _delete(folder / entry)
+def _tidy(target: Path) -> None:
+    """Delete what killed processes have left beside ``target``: its lock among it, which is removed last."""
+    if target.with_name(f".{target.name}.lock").exists():
+        with contextlib.suppress(Busy, OSError), _scratch(target, wait=False):
+            pass
 
 
 def _beside(path: Path) -> Path:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from xmod_lab import pretrain
@@ -66,6 +67,32 @@ def test_a_finished_run_is_left_alone(workplace):
     assert {p: p.stat().st_mtime_ns for p in (workplace.base / "model").rglob("*")} == before
 
 
+def _other_optimiser(checkpoint: dict) -> None:
+    """A fused optimiser would read beyond it."""
+    checkpoint["optimizer_states"][0]["state"][0]["exp_avg"] = torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("alter", "why"),
+    [
+        (lambda c: c.update({"pytorch-lightning_version": "none"}), "Invalid version"),
+        (lambda c: c["loops"].update(fit_loop={}), "its loops stand at step 0"),
+        (_other_optimiser, "its optimiser's state is of other parameters"),
+    ],
+)
+def test_a_checkpoint_that_was_altered_is_refused_before_a_step_is_taken(workplace, tmp_path, alter, why):
+    run = tmp_path / "run"
+    shutil.copytree(workplace.base, run)
+    (run / "metrics.json").unlink()
+    (run / "checkpoints" / "step000006.ckpt").unlink()
+    checkpoint = torch.load(run / "checkpoints" / "step000004.ckpt", weights_only=True)
+    alter(checkpoint)
+    torch.save(checkpoint, run / "checkpoints" / "step000004.ckpt")
+    status, _, err = workplace.call("trainer.max_steps=6", run=run)
+    assert status == 2 and f"step000004.ckpt does not fit this model, or is damaged ({why}" in err
+    assert "Traceback" not in err and not (run / "metrics.json").exists()
+
+
 def test_a_run_stopped_after_its_last_checkpoint_names_no_speed(workplace, tmp_path):
     shutil.copytree(workplace.base, tmp_path / "run")
     (tmp_path / "run" / "metrics.json").unlink()
@@ -115,7 +142,8 @@ def test_a_full_disk_ends_the_run_with_a_message_and_loses_nothing(workplace, tm
     status, _, err = workplace.call("trainer.max_steps=2", run=run, preexec_fn=limit)
     assert status == 2 and "the disk is full" in err and "Traceback" not in err
     assert [file.name for file in (run / "checkpoints").iterdir()] == ["step000001.ckpt"]
-    (run / "checkpoints" / ".step000001.ckpt.0123abcd.part").write_text("half")  # as a kill leaves it
+    for left in ("0123abcd.part", "lock"):  # by a kill
+        (run / "checkpoints" / f".step000001.ckpt.{left}").write_text("half")
     status, out, err = workplace.call("trainer.max_steps=2", run=run)
     assert status == 0 and "resuming from" in out + err, err
     assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["step000001.ckpt", "step000002.ckpt"]

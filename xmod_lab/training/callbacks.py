@@ -3,6 +3,7 @@
 import io
 import logging
 import math
+import pickle
 import sys
 import time
 from collections.abc import Callable
@@ -67,7 +68,6 @@ class LearningCurve(pl.Callback):
         self._began = 0.0
         self.line = f"first figures after step {log_every}"  # the newest ones, for the person
         self.started = False  # false while the checkpoint is being loaded
-        self.first_step = 0  # that of the checkpoint
 
     def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
         checkpoint["callbacks"][self.state_key]  # else a KeyError, where Lightning would go on without
@@ -100,8 +100,6 @@ class LearningCurve(pl.Callback):
         return self.steps_timed * self.units_per_step / self.seconds if self.steps_timed else None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.global_step != self.first_step:
-            raise ValueError(f"its loops stand at step {trainer.global_step}")
         self.started = True
         if trainer.global_step == 0:
             self.first = self._validate(trainer, module)
@@ -150,6 +148,32 @@ class LearningCurve(pl.Callback):
         self.tracking.log(figures, trainer.global_step)
         self.scored_at = trainer.global_step
         return figures
+
+
+class Restored(pl.Callback):
+    """Sees that a checkpoint has restored all that it should, so that training does not go on from elsewhere, nor crash where it
+    reads the optimiser's state."""
+
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        """Raises ValueError."""
+        if not self.step:
+            return
+        (optimizer,), scheduler = trainer.optimizers, trainer.lr_scheduler_configs[0].scheduler
+        if trainer.global_step != self.step or scheduler.last_epoch != self.step:
+            raise ValueError(f"its loops stand at step {trainer.global_step}, its schedule at {scheduler.last_epoch}")
+        for usual, group in zip(
+            module.configure_optimizers()["optimizer"].param_groups, optimizer.param_groups, strict=True
+        ):
+            rate = module.recipe.peak_lr * module.lr_share(self.step)
+            settings = usual.keys() - {"params", "lr", "initial_lr"}
+            if any(group[key] != usual[key] for key in settings) or not math.isclose(group["lr"], rate, rel_tol=1e-6):
+                raise ValueError("its optimiser has other settings")
+        kept = [(value, p) for p, state in optimizer.state.items() for value in state.values()]
+        if not kept or not all(isinstance(v, Tensor) and v.shape in ((), p.shape) for v, p in kept):
+            raise ValueError("its optimiser's state is of other parameters")
 
 
 class BestWeights(pl.Callback):
@@ -247,10 +271,15 @@ class WholeFiles(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Raises ValueError for what is no checkpoint of that step. Nothing in it is executed."""
-        checkpoint = super().load_checkpoint(path, *args, **{**kwargs, "weights_only": True})
+        try:
+            checkpoint = super().load_checkpoint(path, *args, **{**kwargs, "weights_only": True})
+        except pickle.UnpicklingError as error:  # whose advice is to execute it
+            raise ValueError("it has something else than numbers, words and tensors in it") from error
         for key, kind in _PARTS.items():
             if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
                 raise ValueError(f"it has no {key}, or one of another type")
+        if len(checkpoint["optimizer_states"]) != 1 or len(checkpoint["lr_schedulers"]) != 1:
+            raise ValueError("it has not one optimiser and one schedule")
         if checkpoint["global_step"] != step_of(Path(path)):
             raise ValueError(f"it is of step {checkpoint['global_step']}")
         if not all(

@@ -22,6 +22,7 @@ from xmod_lab.training.callbacks import (
     LearningCurve,
     Neighbours,
     ProgressLine,
+    Restored,
     Validate,
     WholeFiles,
 )
@@ -134,7 +135,6 @@ def train(
     first_step = step_of(checkpoint) if checkpoint else 0
     if checkpoint:
         log.info("resuming from %s", checkpoint)
-    curve.first_step = first_step
     if rank() == 0:
         curve.tracking.curve.start_at(first_step, part)
     fused = cfg.trainer.precision != "16-mixed"
@@ -145,7 +145,14 @@ def train(
         keep=cfg.trainer.keep_checkpoints,
         minutes=cfg.trainer.checkpoint_minutes,
     )  # after the others: it saves their state
-    callbacks = [curve, ProgressLine(part or "base", cfg.steps, curve), *also, saver, Interruption(saver)]
+    callbacks = [
+        Restored(first_step),
+        curve,
+        ProgressLine(part or "base", cfg.steps, curve),
+        *also,
+        saver,
+        Interruption(saver),
+    ]
     if process_count() == 1:  # else the others are the run itself
         callbacks.append(Neighbours())
     trainer = make_trainer(cfg, callbacks, WholeFiles(curve.tracking.curve.sync))

@@ -109,9 +109,9 @@ class RunDir:
         self._refuse_strange()
         if cfg.resume == "never" or not self.finished:
             self.lock()  # before anything is removed that another process needs
-            clear_scratch(self.path)
             for folder in (self.path, *self.path.parents):  # made by Hydra, or a moment ago
                 sync(folder)
+        clear_scratch(self.path)
         if cfg.resume == "never":
             self._clear()
         stored = self.stored()
