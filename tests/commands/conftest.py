@@ -93,12 +93,12 @@ def lines(code: str, count: int) -> str:
         return "".join(line for line, _ in zip(stream, range(count), strict=False))
 
 
-def make_workplace(folder: Path) -> Workplace:
+def make_workplace(folder: Path, *, lines_each: int = 2000) -> Workplace:
     """Texts and configuration, without a run."""
     (folder / "conf" / "langset").mkdir(parents=True)
     (folder / "conf" / "lang").mkdir()
     for code in ("en", "de", "el", "sw"):
-        (folder / f"{code}.txt").write_text(lines(code, 2000), encoding="utf-8")
+        (folder / f"{code}.txt").write_text(lines(code, lines_each), encoding="utf-8")
     languages = "\n".join(
         f"  {code}: {{text: {folder / file}}}" for code, file in (("en_XX", "en.txt"), ("de_DE", "de.txt"))
     )

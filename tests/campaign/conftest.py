@@ -1,0 +1,92 @@
+"""A place with toy runs, and every command that writes, as trials."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.campaign.driver import Trial
+from tests.commands import forked
+from tests.commands.conftest import Workplace, make_workplace
+
+TOY = ["model.hidden_size=16", "model.num_attention_heads=2", "model.intermediate_size=16", "langset.vocabulary_size=400", "trainer.max_steps=2",
+       "trainer.rows_per_step=4", "trainer.checkpoint_every=1", "trainer.log_every=1", "trainer.validate_every=1"]  # fmt: skip
+GREEK = ["+lang=greek", "lang.greek.vocabulary_size=300"]
+FINETUNE = ["trainer.max_steps=2", "trainer.rows_per_step=4", "trainer.checkpoint_every=1", "trainer.validate_every=1", "task.seeds=1",
+            "logger=csv", "trainer.threads=1", "trainer.precision=32-true"]  # fmt: skip
+NAMES = [
+    "prepare",
+    "rebuild",
+    "pretrain",
+    "never",
+    "extend",
+    "finetune",
+    "evaluate",
+    "rank",
+    "report",
+    "install",
+    "remove",
+    "export",
+]
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """A workplace with a base, and that base with Greek."""
+    place = make_workplace(tmp_path_factory.mktemp("campaign"), lines_each=300)
+    for arguments in (
+        place.arguments(*TOY, run=place.base),
+        place.arguments(*TOY, *GREEK, f"base={place.base}", run=place.folder / "greek"),
+    ):
+        status, _, err = forked.call("pretrain", arguments, place.folder)
+        assert status == 0, err
+    return place
+
+
+@pytest.fixture(scope="session")
+def trials(place) -> dict[str, Trial]:
+    """By name; see :data:`NAMES`."""
+    base, greek, prepared = place.base, place.folder / "greek", place.folder / "runs" / "prepared"
+    pack = greek / "pack" / "el_GR"
+
+    def of_run(command: str, *overrides: str):
+        return lambda out: place.arguments(*TOY, *overrides, run=out / "run") if command != "finetune" else [
+            *FINETUNE, *overrides, f"hydra.run.dir={out / 'run'}"]  # fmt: skip
+
+    def packs(*arguments: object):
+        return lambda out: [*map(str, arguments), "--out", str(out / "model")]
+
+    corpora = ("prepared/*",)
+    found = [
+        Trial("prepare", "prepare", lambda out: [*of_run("prepare")(out), f"data.folder={out / 'prepared'}"], corpora),
+        Trial("rebuild", "prepare", lambda out: [*of_run("prepare")(out), f"data.folder={out / 'prepared'}", "rebuild=true"], corpora,
+              lambda out: shutil.copytree(prepared, out / "prepared")),
+        Trial("pretrain", "pretrain", of_run("pretrain")),
+        Trial("never", "pretrain", of_run("pretrain", "resume=never"), before=lambda out: shutil.copytree(base, out / "run")),
+        Trial("extend", "pretrain", of_run("pretrain", *GREEK, f"base={base}")),
+        Trial("finetune", "finetune", of_run("finetune", f"base={greek}")),
+        Trial("evaluate", "evaluate", of_run("evaluate", f"base={greek}", "evaluate.parallel=[]")),
+        Trial("rank", "rank", of_run("rank", *GREEK, f"base={base}")),
+        Trial("report", "report", lambda out: [str(greek), "--out", str(out / "report.html")]),
+        Trial("install", "packs", packs("install", base, pack), ("model",)),
+        Trial("remove", "packs", packs("remove", greek, "el_GR"), ("model",)),
+        Trial("export", "packs", packs("export", greek, "el_GR"), ("model",)),
+    ]  # fmt: skip
+    assert [trial.name for trial in found] == NAMES
+    return {trial.name: trial for trial in found}
+
+
+@pytest.fixture(scope="session")
+def reference(trials, tmp_path_factory):
+    """``reference(trial)``: (folder of an undisturbed run, the folder that it was in, how many file operations it took)."""
+    kept: dict[str, tuple[Path, Path, int]] = {}
+
+    def make(trial: Trial) -> tuple[Path, Path, int]:
+        if trial.name not in kept:
+            folder = tmp_path_factory.mktemp(trial.name)
+            operations = trial.operations(folder / "out")
+            (folder / "out").rename(folder / "reference")
+            kept[trial.name] = folder / "reference", folder / "out", operations
+        return kept[trial.name]
+
+    return make
