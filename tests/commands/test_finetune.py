@@ -126,9 +126,9 @@ def test_a_fine_tuned_model_is_ready_for_a_pipeline_and_its_card_says_how_it_is_
     assert found[0]["label"] in labels and model.config.default_language == "en_XX"
     card = (tuned / "model/README.md").read_text()
     for words in ("xmod_lab.XmodForSequenceClassification.from_pretrained", 'tokenizer_for("de_DE")', "## Labels\n\n13: `HassCancelTimer`, ",
-                  "| sources | embedded:intents |", "| train | 483 |", "| test.el_GR | 161 |", "Inputs without `lang_ids` are in en_XX"):  # fmt: skip
+                  "| sources | embedded:intents |", "| train | 483 |", "el_GR 161", "Inputs without `lang_ids` are in en_XX"):  # fmt: skip
         assert words in card
-    scope = {"FOLDER": str(tuned / "model"), "transformers": transformers}
+    scope = {"FOLDER": str(tuned / "model")}
     code = [
         line.strip()
         for line in card.partition("## Use")[2].partition("## Labels")[0].splitlines()

@@ -135,7 +135,7 @@ def _task_use(record: dict, codes: list[str], pipeline: str) -> str:
     other = next((code for code in codes if code != record["source"]), record["source"])
     use = f"""## Use
 
-    import xmod_lab
+    import transformers, xmod_lab
 
     model = xmod_lab.{record["class"]}.from_pretrained("FOLDER")
     tokenizer = model.tokenizer_for("{other}")

@@ -32,7 +32,7 @@ def read_value(role: str, value: object, where: str) -> object:
     return [one(part, f"{where}, number {i}") for i, part in enumerate(value, start=1)]
 
 
-def _text(value: object, where: str) -> str:
+def _text(value: object, where: str, expected: str = "text") -> str:
     if isinstance(value, bytes):
         try:
             return value.decode()
@@ -41,7 +41,7 @@ def _text(value: object, where: str) -> str:
                 f"{where}: it is binary, and not UTF-8 ({error.reason} at byte {error.start}); write it as text"
             ) from error
     if not isinstance(value, str):
-        raise _wrong(value, where, "text")
+        raise _wrong(value, where, expected)
     return value
 
 
@@ -50,7 +50,7 @@ def _label(value: object, where: str) -> object:
         return str(value).lower()
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(value)
-    return value if value is NO_LABEL else _text(value, where)
+    return value if value is NO_LABEL else _text(value, where, "a label (text or a whole number)")
 
 
 def _answers(value: object, where: str) -> dict[str, list]:

@@ -195,7 +195,7 @@ def _data_record(cfg: FinetuneConfig, setting: Setting, digests: list[str]) -> d
     sources = [", ".join(filter(None, (_name(source), source.config))) for source in cfg.sources]
     own = setting.examples[setting.source]
     return {"sources": sources, "sha256": digests, "train": len(own["train"]), "dev": len(own["dev"]),
-            "test": {code: len(test) for code, test in setting.tests.items()}}  # fmt: skip
+            "test": [f"{code} {len(test):,}" for code, test in setting.tests.items()]}  # fmt: skip
 
 
 def _name(source: LabelledSource) -> str:

@@ -123,7 +123,7 @@ def _data_table(
         counts = (f"{sizes[code].get(split, 0):,}" for split in ("train", "dev", "test"))
         classes = "–" if test is None else setting.kind.described(test.gold)
         unknown = "–" if test is None else f"{100 * test.unknown:.1f} %"
-        odd = (sum(unlabelled[code, split] for split in SPLITS), sum(part.truncated for part in splits.values()),
+        odd = (sum(unlabelled[code, split] for split in splits), sum(part.truncated for part in splits.values()),
                sum(part.empty for part in splits.values()))  # fmt: skip
         rows.append((code, *counts, classes, unknown, *(f"{count:,}" for count in odd)))
     title = (f"{cfg.task.name}: fine-tuned on {setting.source}; examples; how many had no label and were left out, are cut to "
