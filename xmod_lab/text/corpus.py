@@ -6,6 +6,7 @@ What is left out on the way is counted in a :class:`Tally` or named there.
 import hashlib
 import json
 import re
+import unicodedata
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import chain
@@ -33,7 +34,9 @@ class Source:
     """Where one language's text comes from.
 
     A passage is a line of a .txt file, or a row of jsonl, a table or a dataset, as :func:`xmod_lab.text.files.one_line`
-    gives it: line breaks inside a row become spaces. Bytes in a column are read as UTF-8, null is counted, any other type
+    gives it: line breaks inside a row become spaces. It is composed (NFC), so that text as macOS writes it is the same text: the same
+    passages are held out, the same are duplicates, and they have the same bytes and pieces. Bytes in a column are read as UTF-8, null
+    is counted, any other type
     is refused.
 
     A folder is read thus:
@@ -144,7 +147,10 @@ class Source:
                     tally.empty += 1
                     continue
                 tally.line_breaks += len(lines) > 1
-                yield " ".join(lines)
+                line = " ".join(lines)
+                passage = unicodedata.normalize("NFC", line)
+                tally.composed += passage != line
+                yield passage
 
     def _decoded(self, value: object, where: str) -> str:
         """The text of bytes. Raises UserError where ``value`` is something else, or its bytes are no text."""
@@ -235,6 +241,7 @@ class Tally:
         null: rows without a value; ``empty``: lines and rows with nothing but white space. Where a share of the text is held out,
             those of both splits are counted under train.
         line_breaks: rows and lines with line breaks inside, which became spaces; counted likewise.
+        composed: rows and lines that were written otherwise than in NFC; counted likewise.
         odd: control characters, and U+FFFD, which stands for what could not be decoded.
         known: passages that are also in the text that was read before.
         left_out: names of files that are beside those that are read, and why they are not.
@@ -247,6 +254,7 @@ class Tally:
     null: int = 0
     empty: int = 0
     line_breaks: int = 0
+    composed: int = 0
     characters: int = 0
     odd: int = 0
     known: int = 0

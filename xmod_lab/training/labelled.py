@@ -17,6 +17,7 @@ from xmod_lab.tasks.examples import Encoded
 from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.tasks.labels import DOUBTFUL
 from xmod_lab.tasks.reading import SPLITS, Labelled, read_examples
+from xmod_lab.text.tokenizer import composing
 from xmod_lab.training.tables import show
 
 log = logging.getLogger(__name__)
@@ -83,7 +84,7 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
         }
     examples = {}
     for code, splits in wanted.items():
-        tokenizer = model.tokenizer_for(code)
+        tokenizer = composing(model.tokenizer_for(code))  # as the text that the base was trained on
         examples[code] = {split: kind.encode(rows[code][split], tokenizer, positions) for split in splits}
     setting = Setting(
         folder, source, config.added or [], kind, {code: splits for code, splits in examples.items() if splits}
