@@ -242,8 +242,9 @@ class PretrainConfig(RunConfig):
             key=next((place for place, one in places.items() if one is text), "lang.NAME"),
         )
 
-    def model_config(self, pieces: int) -> "XmodConfig":
-        """Configuration of a base model for this run's languages, with a vocabulary of ``pieces``."""
+    def model_config(self, pieces: int, special_ids: dict[str, int] | None = None) -> "XmodConfig":
+        """Configuration of a base model for this run's languages, with a vocabulary of ``pieces``; ``special_ids``: see
+        :func:`xmod_lab.text.tokenizer.special_ids`; default: those of XLM-R."""
         from xmod_lab.model import XmodConfig
 
         flags = {k: v for k, v in asdict(self.model).items() if k != "shared_slot"}
@@ -251,6 +252,7 @@ class PretrainConfig(RunConfig):
         return XmodConfig(
             **flags,
             vocab_size=pieces,
+            **(special_ids or {}),
             type_vocab_size=1,
             is_decoder=self.objective.causal,
             languages=slots,

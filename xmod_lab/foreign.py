@@ -131,7 +131,7 @@ def open_tokenizer(source: str | Path, part: str = "") -> "PreTrainedTokenizerBa
     refused.
 
     Raises:
-        UserError: it asks for code, or a file of it is a link that leads out. Exception: whatever transformers raises.
+        UserError: it asks for code, a file of it is a link that leads out, or stands for one in Git LFS. Exception: whatever transformers raises.
     """
     from transformers import AutoTokenizer  # here: other parts of this module are used before torch is loaded
 
@@ -139,6 +139,9 @@ def open_tokenizer(source: str | Path, part: str = "") -> "PreTrainedTokenizerBa
     for name in ("tokenizer_config.json", "config.json") if folder.is_dir() else ():
         if (folder / name).exists():
             refuse_code(read_json(inside(folder / name, Path(source))), folder / name)
+    for file in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if file.suffix in (".json", ".model", ".txt") and (fault := pointer_fault(file)):
+            raise UserError(f"{file} {fault}")
     try:
         return AutoTokenizer.from_pretrained(str(source), subfolder=part, trust_remote_code=False)
     except BaseException as error:
@@ -180,11 +183,16 @@ def shapes_in(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 def tensor_fault(file: Path, error: Exception) -> str:
     """Why a .safetensors file cannot be read, and what helps: the second half of a message."""
+    return pointer_fault(file) or f"cannot be read ({reason(error)}); copy it again from where it came"
+
+
+def pointer_fault(file: Path) -> str | None:
+    """What ``file`` is when a clone did not fetch its content, and what helps: the second half of a message."""
     if file.is_file():
         with file.open("rb") as stream:
             if stream.read(len(_LFS)) == _LFS:
                 return "stands for a file in Git LFS that was not fetched; run: git lfs pull"
-    return f"cannot be read ({reason(error)}); copy it again from where it came"
+    return None
 
 
 def share(file: Path, like: Path) -> None:

@@ -17,13 +17,13 @@ def main() -> None:
 
 
 def _prepare(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
-    from xmod_lab.training.data import prepare_base, prepare_language  # here: no refusal waits for torch
+    from xmod_lab.training.data import prepare_base, prepare_beside  # here: no refusal waits for torch
     from xmod_lab.training.tables import corpus_table
 
     base = prepare_base(cfg)
     corpus_table(base, f"{cfg.data.folder}: text of the language set; tokenizer {base.folder}")
     for lang in cfg.lang.values():
-        prepared = prepare_language(cfg, lang, None if lang.vocabulary == "own" else base.folder)
+        prepared = prepare_beside(cfg, lang, base)
         corpus_table(prepared, f"{cfg.data.folder}: text of {lang.code}; tokenizer {prepared.folder}")
 
 

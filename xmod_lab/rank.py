@@ -44,7 +44,7 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
             "rank works in one process; set trainer.devices=1 trainer.nodes=1, and start it without torchrun"
         )
     from xmod_lab.training.bases import agree
-    from xmod_lab.training.data import prepare_language
+    from xmod_lab.training.data import prepare_beside
     from xmod_lab.training.extension import open_base
     from xmod_lab.training.memory import keep_memory
     from xmod_lab.training.ranking import rank_beginnings, ranking_tables
@@ -57,9 +57,7 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
     keep_memory()
     model, old, _ = open_base(base)
     agree(base, model, cfg, asked)
-    texts = [
-        prepare_language(cfg, lang, None if lang.vocabulary == "own" else old.folder) for lang in cfg.lang.values()
-    ]
+    texts = [prepare_beside(cfg, lang, old) for lang in cfg.lang.values()]
     if not run.begin(cfg):  # writes; so all that can be refused was refused before
         return
     figures = {}

@@ -101,7 +101,7 @@ def test_flops_are_those_counted_by_hand(workplace, precision):
     cfg.langset.languages = {c: LangsetText(text=f"{workplace.folder}/{c[:2]}.txt") for c in ("en_XX", "de_DE")}
     prepared = prepare_base(cfg)
     mixture = mixture_of(cfg, prepared, steps=6, seed=1)
-    model = new_model(cfg, len(prepared.tokenizer))
+    model = new_model(cfg, prepared.tokenizer)
     ids = {"en_XX": 0, "de_DE": 1}
     batch = next(iter(batches(cfg, prepared, mixture, ids, seed=1, steps=1, first_step=0, rank=0, processes=1)))
     B, S, D, F, R, V, layers = 16, 32, 32, 64, 16, len(prepared.tokenizer), 2

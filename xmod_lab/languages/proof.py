@@ -30,7 +30,7 @@ def whole_digest(model: XmodLanguageModel) -> str:
 def probe_pieces(model: XmodLanguageModel, rows: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """(B, S) piece ids for every language of ``model``: those of ``rows``, else any pieces that its vocabulary has."""
     pieces = {code: (model.config.vocabularies or {}).get(code, model.config.vocab_size) for code in model.languages}
-    length = min(_PROBE_PIECES, model.config.max_position_embeddings - 2)
+    length = min(_PROBE_PIECES, model.config.max_position_embeddings - model.config.pad_token_id - 1)
     any_pieces = torch.arange(5, 5 + length)[None]
     return {code: (rows or {}).get(code, any_pieces % pieces[code])[:, :length] for code in model.languages}
 

@@ -53,7 +53,8 @@ def export_onnx(model: XmodPreTrainedModel, path: Path) -> None:
     choices = type(model).__name__ == "XmodForMultipleChoice"
     shape = (3, 2, 7) if choices else (3, 7)
     ids = torch.full(shape, model.config.pad_token_id + 4)
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=model.config.max_position_embeddings - 2)
+    longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=longest)
     free = {0: batch, 1: torch.export.Dim("choices"), 2: length} if choices else {0: batch, 1: length}
     lang_ids = torch.arange(3) % len(model.config.languages)
     modes = {module: module.training for module in model.modules()}

@@ -12,12 +12,14 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.codes import clashing
 from xmod_lab.config import SHARED_SLOT, LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
 from xmod_lab.model import XmodLanguageModel, donors_of, language_model, load_language_model, read_config
+from xmod_lab.text.tokenizer import special_ids
 from xmod_lab.training.rundir import RunDir, read_json, read_yaml
 
 log = logging.getLogger(__name__)
@@ -39,19 +41,19 @@ class Base:
     tokenizer: str | None
     cfg: PretrainConfig
 
-    def load(self, pieces: int) -> XmodLanguageModel:
-        """The model, in evaluation mode. ``pieces``: size of the vocabulary, for random weights."""
+    def load(self, tokenizer: PreTrainedTokenizerBase | None = None) -> XmodLanguageModel:
+        """The model, in evaluation mode. ``tokenizer``: what random weights are made for."""
         if self.model is None:
-            return new_model(self.cfg, pieces).eval()
+            return new_model(self.cfg, tokenizer).eval()
         return load_language_model(self.model, f"base '{self.name}'")
 
 
-def new_model(cfg: PretrainConfig, pieces: int) -> XmodLanguageModel:
-    """A model with random weights, which are a function of ``cfg.seed``."""
+def new_model(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> XmodLanguageModel:
+    """A model for ``tokenizer``, with random weights, which are a function of ``cfg.seed``."""
     import pytorch_lightning as pl
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    return language_model(cfg.model_config(pieces))
+    return language_model(cfg.model_config(len(tokenizer), special_ids(tokenizer)))
 
 
 def resolve(cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainConfig, RunDir], None]) -> Base:
@@ -111,9 +113,11 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list
             donors_of(lang.slot_init, model.config)
         except UserError as error:
             raise UserError(f"lang.{name}.slot_init: {error}") from error
-    if cfg.data.row_length > model.config.max_position_embeddings - 2:
-        raise UserError(f"data.row_length {cfg.data.row_length} exceeds the base's "
-                        f"{model.config.max_position_embeddings - 2} positions; set a shorter row")  # fmt: skip
+    positions = model.config.max_position_embeddings - model.config.pad_token_id - 1
+    if cfg.data.row_length > positions:
+        raise UserError(
+            f"data.row_length {cfg.data.row_length} exceeds the base's {positions} positions; set a shorter row"
+        )
 
 
 def _names_model(asked: list[str]) -> bool:

@@ -17,12 +17,17 @@ from xmod_lab.text.listing import titled
 from xmod_lab.text.mixture import Mixture, proportions
 from xmod_lab.text.objective import Objective
 from xmod_lab.text.rows import Corpus, prepare_corpus
+from xmod_lab.text.tokenizer import PAD
 from xmod_lab.text.vocabulary import load_tokenizer, own_tokenizer
 from xmod_lab.training.interruption import leave_signals_to_the_run
 from xmod_lab.training.scoring import Scorer, held_out
 
 log = logging.getLogger(__name__)
 _SMALL = 2**20  # bytes
+_UNKNOWN, _SHORT = (
+    0.01,
+    0.75,
+)  # of the bytes of a text; of the shortest pieces, in bytes, of a language that the vocabulary is made for
 
 
 @dataclass(frozen=True)
@@ -54,19 +59,52 @@ def prepare_base(cfg: PretrainConfig, *, tokenizer: str | None = None, codes: li
     folder = tokenizer or cfg.data.tokenizer
     if folder is None:
         folder = _train_tokenizer(cfg, sources, cfg.langset.vocabulary_size)
+    elif tokenizer is None:
+        _check_positions(cfg, folder)
     return _prepare(cfg, sources, folder)
 
 
-def prepare_language(cfg: PretrainConfig, lang: LangConfig, tokenizer: str | None) -> Prepared:
-    """One language to add. ``tokenizer``: folder of the one it uses; ``None``: one trained on its text."""
+def _check_positions(cfg: PretrainConfig, folder: str) -> None:
+    """Whether a model for the tokenizer that is given has positions for a row: they count from the id of its padding."""
+    pad_id = load_tokenizer(folder).pad_token_id
+    needed = cfg.data.row_length + pad_id + 1
+    if cfg.model.max_position_embeddings < needed:
+        raise UserError(f"tokenizer '{folder}' pads with id {pad_id}, from which positions count: a row of {cfg.data.row_length} pieces "
+                        f"needs model.max_position_embeddings={needed}, here it is {cfg.model.max_position_embeddings}; set it, or "
+                        "give a tokenizer whose padding has a low id")  # fmt: skip
+
+
+def prepare_beside(cfg: PretrainConfig, lang: LangConfig, base: Prepared) -> Prepared:
+    """One language to add to ``base``, with the vocabulary that ``lang`` asks for."""
+    tokenizer = None if lang.vocabulary == "own" else base.folder
+    return prepare_language(cfg, lang, tokenizer, pad_id=base.tokenizer.pad_token_id)
+
+
+def prepare_language(cfg: PretrainConfig, lang: LangConfig, tokenizer: str | None, *, pad_id: int = PAD) -> Prepared:
+    """One language to add. ``tokenizer``: folder of the one it uses; ``None``: one trained on its text, which pads with
+    ``pad_id``, as the base does."""
     sources = {lang.code: cfg.source(lang)}
-    folder = tokenizer or _train_tokenizer(cfg, sources, lang.vocabulary_size)
+    folder = tokenizer or _train_tokenizer(cfg, sources, lang.vocabulary_size, pad_id)
     prepared = _prepare(cfg, sources, folder)
     _check_rows(prepared, cfg, f"the text of {lang.code} ({titled(lang.text)})")
     return prepared
 
 
-def _train_tokenizer(cfg: PretrainConfig, sources: dict, pieces: int) -> str:
+def about_kept(prepared: Prepared, base: Prepared) -> str | None:
+    """A warning where the base's vocabulary, which a language to add keeps, suits it badly beside the languages of the base."""
+    ((code, corpus),) = prepared.corpora.items()
+    text = corpus.manifest["statistics"]["train"]
+    unknown, size = text["unknown_bytes"] / text["bytes"], text["bytes"] / text["tokens"]
+    sizes = [t["bytes"] / t["tokens"] for t in (c.manifest["statistics"]["train"] for c in base.corpora.values())]
+    short = bool(sizes) and size < _SHORT * min(sizes)
+    if unknown <= _UNKNOWN and not short:
+        return None
+    beside = f", in the languages of the base {min(sizes):.1f} to {max(sizes):.1f}" if sizes else ""
+    return (f"{code}: in the base's vocabulary a piece has {size:.1f} bytes of it{beside}, and {100 * unknown:.1f} % of its bytes are "
+            "unknown; a vocabulary of its own (vocabulary=own) suits it better")  # fmt: skip
+
+
+def _train_tokenizer(cfg: PretrainConfig, sources: dict, pieces: int, pad_id: int = PAD) -> str:
     path = own_tokenizer(
         sources,
         pieces=pieces,
@@ -74,6 +112,7 @@ def _train_tokenizer(cfg: PretrainConfig, sources: dict, pieces: int) -> str:
         byte_fallback=cfg.data.byte_fallback,
         normalization=cfg.data.normalization,
         folder=Path(cfg.data.folder),
+        pad_id=pad_id,
         rebuild=cfg.rebuild,
     )
     return str(path)

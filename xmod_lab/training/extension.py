@@ -22,7 +22,16 @@ from xmod_lab.text.likelihoods import scored_text
 from xmod_lab.text.listing import titled
 from xmod_lab.training.bases import Base, added_before, agree
 from xmod_lab.training.beginning import begin_language
-from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_language, training_settings
+from xmod_lab.training.data import (
+    Prepared,
+    about_kept,
+    consumption,
+    mixture_of,
+    prepare_base,
+    prepare_beside,
+    prepare_language,
+    training_settings,
+)
 from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
 from xmod_lab.training.pretraining import TRAINING_FIGURES
@@ -55,13 +64,15 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
                     ", ".join(unknown))  # fmt: skip
     languages = {}
     for lang in cfg.lang.values():
-        languages[lang.code] = lang, prepare_language(cfg, lang, None if lang.vocabulary == "own" else old.folder)
+        languages[lang.code] = lang, prepare_beside(cfg, lang, old)
     if not run.begin(cfg):  # writes; so all that can be refused was refused before
         return
     facts = {f"data/{code}": prepared.digest for code, (_, prepared) in languages.items()}
     run.remember(base=whole_digest(model), **facts)
     for code, (lang, prepared) in languages.items():
         corpus_table(prepared, f"text of {code} ({titled(lang.text)})")
+        if lang.vocabulary == "keep" and (warning := about_kept(prepared, old)):
+            log.warning("warning: %s", warning)
     probes = _probes(model, [old, *older])
     before = snapshot(model, probes)
     scorers = {c: s for part in (old, *older) for c, s in part.scorers(base.cfg.objective).items()}
@@ -92,8 +103,8 @@ def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
     """The base, the text of its language set as it reads it, and the texts of languages that were added to it."""
     if base.model is None:
         old = prepare_base(base.cfg)
-        return base.load(len(old.tokenizer)), old, []
-    model = base.load(0)
+        return base.load(old.tokenizer), old, []
+    model = base.load()
     own = [code for code in base.cfg.langset.languages if code in (model.config.vocabularies or {})]
     codes = [code for code in base.cfg.langset.languages if code in model.languages and code not in own]
     try:
@@ -104,6 +115,9 @@ def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
     if len(old.tokenizer) > model.config.vocab_size:
         raise UserError(f"the tokenizer {old.folder} has {len(old.tokenizer)} pieces, base {base.name} has "
                         f"{model.config.vocab_size} embeddings; set data.tokenizer to the one it was trained with")  # fmt: skip
+    if old.tokenizer.pad_token_id != model.config.pad_token_id:
+        raise UserError(f"the tokenizer {old.folder} pads with id {old.tokenizer.pad_token_id}, base {base.name} with "
+                        f"{model.config.pad_token_id}; set data.tokenizer to the one it was trained with")  # fmt: skip
     older = [prepare_base(base.cfg, tokenizer=f"{base.model}/languages/{code}", codes=[code]) for code in own]
     for cfg, lang in added_before(base.cfg):
         folder = f"{base.model}/languages/{lang.code}" if lang.vocabulary == "own" else old.folder
@@ -138,7 +152,7 @@ def _add_one(
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=seed)
     speed, seconds = f"train/tokens_per_second/{code}", f"train/seconds/{code}"
     if not (pack / MANIFEST).is_file():
-        model = base.load(len(old.tokenizer))
+        model = base.load(old.tokenizer)
         details = begin_language(
             cfg, model, lang, old, prepared, keep=lambda make: run.remember_once(f"donors/{code}", make)
         )
@@ -210,7 +224,7 @@ def _assemble(
     run: RunDir, base: Base, old: Prepared, packs: list[Path], before: Snapshot, probes: dict[str, torch.Tensor]
 ) -> tuple[dict, XmodLanguageModel]:
     """Install the packs in the base, save it as model/, and prove what was saved, read back from the disk."""
-    model = base.load(len(old.tokenizer))
+    model = base.load(old.tokenizer)
     added = [model.load_language(pack) for pack in packs]
     source = None if base.model is None else model_folder(base.model)
 

@@ -23,7 +23,7 @@ from xmod_lab.text.survey import NO_LANGUAGE, Spelling, Survey, looks_like, spel
 from xmod_lab.training.bases import Base, agree, base_to_make, inherit, new_model, newest_matching, resolve
 from xmod_lab.training.beginning import allocate_language
 from xmod_lab.training.cost import Cost, measure
-from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_language
+from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_beside
 from xmod_lab.training.extension import open_base, seed_of, trainable_names
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.tables import show, training_table
@@ -89,7 +89,7 @@ def _plan_base(cfg: PretrainConfig, warnings: list[str]) -> dict:
     header = ("language", "rows", "left out", "share", "rows read", "passes", "pieces/word", "unknown",
               "near-copies", "looks like")  # fmt: skip
     show(f"plan: {cfg.steps:,} steps, {cfg.steps * cfg.tokens_per_step:,} tokens", header, table)
-    model = new_model(cfg, len(prepared.tokenizer))
+    model = new_model(cfg, prepared.tokenizer)
     training_table(model, {name for name, _ in model.named_parameters()}, "base")
     cost = measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=None)
     _cost_table(cfg, cost, [("model/", cost.model_bytes)])
@@ -99,7 +99,7 @@ def _plan_base(cfg: PretrainConfig, warnings: list[str]) -> dict:
 def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangConfig, warnings: list[str]) -> dict:
     """The plan of adding one language: its text in both vocabularies, and its cost."""
     code, own = lang.code, lang.vocabulary == "own"
-    prepared = prepare_language(cfg, lang, None if own else old.folder)
+    prepared = prepare_beside(cfg, lang, old)
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=seed_of(cfg, code))
     read = consumption(mixture, prepared, cfg.steps)
     found, spelt = _survey(cfg, code, lang, prepared)
@@ -132,7 +132,7 @@ def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangCon
         facts.append(("pieces that the base has as well", f"{overlap['shared_pieces']:,} of {len(prepared.tokenizer):,}, "
                       f"{100 * overlap['shared_text']:.1f} % of its text"))  # fmt: skip
     show(f"text of {code}", ("", ""), facts)
-    model = base.load(len(old.tokenizer))
+    model = base.load(old.tokenizer)
     allocate_language(cfg, model, lang, prepared)
     trainable = trainable_names(model, lang)
     training_table(model, trainable, f"adding {code}")

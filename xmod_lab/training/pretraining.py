@@ -46,7 +46,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
         return
     run.remember(data=prepared.digest)
     corpus_table(prepared, "text of the language set")
-    model = new_model(cfg, len(prepared.tokenizer))
+    model = new_model(cfg, prepared.tokenizer)
     with torch.no_grad():  # what an untrained output layer would learn first: it spares the body that detour
         model.lm_head.bias.copy_(log_frequency(mixed_target_counts(cfg, mixture, prepared)))
     if cfg.model.shared_slot:
