@@ -8,10 +8,11 @@ run over into the next row. Training keeps full rows only; validation pads its l
         pieces.npy             (V,) how often each piece occurs in training
         manifest.json          digest, settings, statistics, digests of the files; written last
 
-Statistics of a split, among others: ``tokens``, pieces of the text; ``unknown``, how many of them are <unk>;
-``unknown_bytes``, the UTF-8 bytes of the text that these stand for; what was left out or replaced when the text was read (see
-:class:`xmod_lab.text.corpus.Tally`); of held-out text that is given, ``in_training``, how many of its passages are training text too.
-The manifest's ``left_out`` names the files of each split that were not read.
+Statistics of a split, among others: ``bytes``, of the composed text (NFC), which is what a run reads; ``tokens``, pieces of the text;
+``unknown``, how many of them are <unk>; ``unknown_bytes``, the UTF-8 bytes of the text that these stand for; ``changed``,
+``changed_most`` and ``respelling_bits``, see :mod:`xmod_lab.text.normalisation`; what was left out or replaced when the text was
+read (see :class:`xmod_lab.text.corpus.Tally`); of held-out text that is given, ``in_training``, how many of its passages are training
+text too. The manifest's ``left_out`` names the files of each split that were not read.
 """
 
 import hashlib
@@ -34,9 +35,11 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.errors import UserError, printable
 from xmod_lab.files import build_folder
 from xmod_lab.text.corpus import Source, Tally, digest_of_files
+from xmod_lab.text.normalisation import Normalisation
 
-FORMAT = 4  # raise when the same settings would give other rows
+FORMAT = 5  # raise when the same settings would give other rows
 SPLITS = ("train", "validation")
+_STRAY = 0.01  # joiners of a passage that do no harm
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,14 @@ class Corpus:
             if counts["line_breaks"]:
                 n = counts["line_breaks"]
                 found.append(f"rows or lines of its {which} with line breaks inside, read as spaces: {n:,}")
+            if counts["composed"]:
+                n = counts["composed"]
+                found.append(
+                    f"rows or lines of its {which} with letters in parts (as macOS writes them), composed: {n:,}"
+                )
+            if (n := counts["changed"].get("made spaces", 0)) > _STRAY * counts["passages"]:
+                found.append(f"characters of its {which} that join or part letters (U+200C and the like), read as spaces, which cuts words: "
+                             f"{n:,}; a vocabulary that is trained with data.normalization=nfkc keeps them")  # fmt: skip
             if counts["odd"]:
                 found.append(
                     f"control characters and U+FFFD in its {which}: {counts['odd']:,}; was it decoded rightly?"
@@ -190,6 +201,7 @@ def _write(
             "null": tally.null,
             "empty": tally.empty,
             "line_breaks": tally.line_breaks,
+            "composed": tally.composed,
             "odd": tally.odd,
             "bytes": tally.bytes,
             "rows": rows,
@@ -227,7 +239,8 @@ def _pack(
     stream: list[int] = []
     ends: list[tuple[int, int]] = []  # (tokens still before a passage's end, its bytes)
     tokens = unknown = unknown_bytes = 0
-    for ids, size, not_spelt in encode(source.passages(split, tally, known), tokenizer):
+    normalisation = Normalisation(tokenizer)
+    for ids, size, not_spelt in encode(normalisation.through(source.passages(split, tally, known)), tokenizer):
         tokens += len(ids)
         unknown += ids.count(tokenizer.unk_token_id)
         unknown_bytes += not_spelt
@@ -246,6 +259,7 @@ def _pack(
         "unknown": unknown,
         "unknown_bytes": unknown_bytes,
         "tokens_dropped_at_end": dropped,
+        **normalisation.summary(),
     }
 
 

@@ -3,15 +3,17 @@
 import hashlib
 import unicodedata
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.codes import meaning
+from xmod_lab.errors import UserError
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.rows import encode
+from xmod_lab.text.tokenizer import to_hugging_face, train_sentencepiece
 
 try:  # the extra "langid"; its model is inside the package
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
@@ -61,6 +63,7 @@ class Spelling:
 
     pieces: int
     per_word: float | None
+    per_byte: float
     unknown: float  # share of the pieces that are <unk>
     unknown_bytes: float  # share of the bytes that <unk> stands for
 
@@ -95,7 +98,20 @@ def spelling(found: Survey, tokenizer: PreTrainedTokenizerBase) -> Spelling:
     words = sum(len(passage.split()) for passage in found.sample)
     parts = meaning(found.code)
     spaced = not (parts and parts.likely[0] in _WITHOUT_SPACES)
-    return Spelling(pieces, pieces / words if spaced else None, unknown / pieces, unknown_bytes / size)
+    return Spelling(pieces, pieces / words if spaced else None, pieces / size, unknown / pieces, unknown_bytes / size)
+
+
+def own_spelling(found: Survey, *, pieces: int, byte_fallback: bool, normalization: str) -> Spelling | None:
+    """How a vocabulary of its own, of at most ``pieces``, would spell the text: trained on one half of the sample, which takes a second
+    or two, and seen on the other. ``None`` where the sample is too small for that."""
+    try:
+        model = train_sentencepiece(
+            found.sample[::2], pieces=pieces, byte_fallback=byte_fallback, normalization=normalization
+        )
+    except UserError:
+        return None
+    rest = replace(found, sample=found.sample[1::2])
+    return spelling(rest, to_hugging_face(model)) if rest.sample else None
 
 
 def unknown_letters(found: Survey, tokenizer: PreTrainedTokenizerBase) -> float:

@@ -19,14 +19,23 @@ from xmod_lab.languages.embeddings import shared_pieces, special_pairs
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.text.listing import titled
-from xmod_lab.text.survey import NO_LANGUAGE, Spelling, Survey, looks_like, spelling, survey, unknown_letters
+from xmod_lab.text.survey import (
+    NO_LANGUAGE,
+    Spelling,
+    Survey,
+    looks_like,
+    own_spelling,
+    spelling,
+    survey,
+    unknown_letters,
+)
 from xmod_lab.training.bases import Base, agree, base_to_make, inherit, new_model, newest_matching, resolve
 from xmod_lab.training.beginning import allocate_language
 from xmod_lab.training.cost import Cost, measure
-from xmod_lab.training.data import Prepared, consumption, mixture_of, prepare_base, prepare_beside
+from xmod_lab.training.data import Prepared, about_kept, consumption, mixture_of, prepare_base, prepare_beside
 from xmod_lab.training.extension import open_base, seed_of, trainable_names
 from xmod_lab.training.rundir import RunDir
-from xmod_lab.training.tables import show, training_table
+from xmod_lab.training.tables import normalisation_table, show, training_table
 
 log = logging.getLogger(__name__)
 PLAN = "plan.json"
@@ -34,6 +43,7 @@ PLAN = "plan.json"
 MANY_PASSES = {"mlm": 40, "clm": 4}
 UNKNOWN_SCRIPT = 0.5  # "mostly": more letters that no piece of the base has than letters that some piece has
 OTHER_LANGUAGE = 0.5  # a mixed or noisy text is still in its language as long as no other has the majority
+MORE_PIECES = 1.3  # "badly": rows hold a quarter less text
 NEAR_COPIES = 0.1  # from here on the passes that are shown understate the repetition by a tenth or more
 
 
@@ -89,6 +99,7 @@ def _plan_base(cfg: PretrainConfig, warnings: list[str]) -> dict:
     header = ("language", "rows", "left out", "share", "rows read", "passes", "pieces/word", "unknown",
               "near-copies", "looks like")  # fmt: skip
     show(f"plan: {cfg.steps:,} steps, {cfg.steps * cfg.tokens_per_step:,} tokens", header, table)
+    normalisation_table(prepared)
     model = new_model(cfg, prepared.tokenizer)
     training_table(model, {name for name, _ in model.named_parameters()}, "base")
     cost = measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=None)
@@ -111,13 +122,28 @@ def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangCon
         warnings.append(
             f"{code}: the base has never seen {100 * strange:.0f} % of the letters ({found.script} script); {remedy}"
         )
-    vocabularies = {"the base's": by_base} | ({"its own": spelt} if own else {})
+    estimate = (
+        None
+        if own
+        else own_spelling(
+            found,
+            pieces=lang.vocabulary_size,
+            byte_fallback=cfg.data.byte_fallback,
+            normalization=cfg.data.normalization,
+        )
+    )
+    vocabularies = {"the base's": by_base} | (
+        {"its own": spelt} if own else {"its own (estimate)": estimate} if estimate else {}
+    )
+    if not own and (warning := _about_kept(prepared, old, by_base, estimate)):
+        warnings.append(warning)
     rows = [
         ("pieces per word", *(_per_word(s) for s in vocabularies.values())),
         ("unknown pieces", *(f"{100 * s.unknown:.2f} %" for s in vocabularies.values())),
         ("bytes that no piece spells", *(f"{100 * s.unknown_bytes:.2f} %" for s in vocabularies.values())),
     ]
     show(f"plan: {code} ({titled(lang.text)}) on base {base.name}, in", ("vocabulary", *vocabularies), rows)
+    normalisation_table(prepared)
     overlap = _overlap(cfg, old.tokenizer, prepared, code) if own else {}
     facts = [
         ("rows of its text", f"{len(prepared.corpora[code].train):,}"),
@@ -139,8 +165,9 @@ def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangCon
     cost = measure(cfg, model, prepared, mixture, seed=seed_of(cfg, code), trainable=trainable)
     pack = _pack_bytes(model, code, Path(prepared.folder) if own else None)
     _cost_table(cfg, cost, [(f"pack/{code}/", pack), ("model/ with it", cost.model_bytes)])
+    spellings = {"old": by_base, "new": spelt} | ({"own": estimate} if estimate else {})
     return {**asdict(cost), **read, **overlap, "pack_bytes": pack, "unknown_letters": strange,
-            **{f"{name}/{key}": value for name, s in (("old", by_base), ("new", spelt)) for key, value in asdict(s).items()}}  # fmt: skip
+            **{f"{name}/{key}": value for name, s in spellings.items() for key, value in asdict(s).items()}}  # fmt: skip
 
 
 def _survey(cfg: PretrainConfig, code: str, text: TextConfig, prepared: Prepared) -> tuple[Survey, Spelling]:
@@ -177,6 +204,16 @@ def _about_text(found: Survey, looks: list[tuple[str, float]] | str) -> list[str
         warnings.append(f"{found.code}: {100 * share:.0f} % of the passages look like '{likeliest}'; see that text and code "
                         "belong together")  # fmt: skip
     return warnings
+
+
+def _about_kept(prepared: Prepared, old: Prepared, by_base: Spelling, estimate: Spelling | None) -> str | None:
+    """Whether the base's vocabulary suits the text badly, and what one of its own would give."""
+    said = about_kept(prepared, old)
+    if estimate is None or by_base.per_byte < MORE_PIECES * estimate.per_byte:
+        return said
+    code = next(iter(prepared.corpora))
+    said = said or f"{code}: the base's vocabulary cuts it into small pieces; set vocabulary=own"
+    return f"{said} ({100 * estimate.per_byte:.1f} pieces for 100 bytes instead of {100 * by_base.per_byte:.1f})"
 
 
 def _about_passes(cfg: PretrainConfig, code: str, read: dict[str, float]) -> list[str]:

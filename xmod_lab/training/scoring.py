@@ -4,11 +4,13 @@ Masked models: evaluation hides 15 % of the ordinary pieces of every validation 
 and computes in float32. It is a pseudo-likelihood, since each piece is predicted from both sides. Causal models predict
 every piece and the end of every passage: bits per byte are the exact code length of the text.
 
-Bits per byte are over all UTF-8 bytes of the text, so that different vocabularies can be compared by them. What a
-vocabulary cannot spell is charged as the raw bytes that <unk> stands for, 8 bits each, beside what the model pays:
+Bits per byte are over all UTF-8 bytes of the text, composed (NFC), so that different vocabularies and normalisations can be compared
+by them. What a vocabulary cannot spell is charged as the raw bytes that <unk> stands for, 8 bits each; what its normalisation
+makes alike, as a code that tells it apart (``respelling_bits``, see :mod:`xmod_lab.text.normalisation`); beside what the model pays:
 
-    masked  (loss in bits × known pieces + 8 × unknown bytes) / bytes      the text has ``tokens - unknown`` known pieces
-    causal  (loss in bits × predicted pieces + 8 × unknown bytes) / bytes  <unk> is predicted as well, then spelt
+    masked  (loss in bits × known pieces + charges) / bytes      the text has ``tokens - unknown`` known pieces
+    causal  (loss in bits × predicted pieces + charges) / bytes  <unk> is predicted as well, then spelt
+    charges = 8 × unknown bytes + respelling bits
 """
 
 import math
@@ -35,8 +37,8 @@ _ROWS = 64  # rows scored at once; fixed, so that figures do not depend on the t
 
 @dataclass(frozen=True)
 class Score:
-    """``loss``: nats per predicted piece; ``bpb``: bits per UTF-8 byte of the text, where each byte that
-    <unk> stands for costs 8; see the head of this file."""
+    """``loss``: nats per predicted piece; ``bpb``: bits per UTF-8 byte of the text, where what the
+    vocabulary does not tell is charged; see the head of this file."""
 
     loss: float
     bpb: float
@@ -137,7 +139,7 @@ class Scorer(FixedTargets):
         predicted = len(self.targets)
         text = self.corpus.manifest["statistics"]["validation"]
         pieces = predicted if self.objective.causal else text["tokens"] - text["unknown"]
-        bits = loss / math.log(2) * pieces + _BITS_UNKNOWN * text["unknown_bytes"]
+        bits = loss / math.log(2) * pieces + _BITS_UNKNOWN * text["unknown_bytes"] + text["respelling_bits"]
         return Score(loss, bits / text["bytes"], predicted)
 
 

@@ -15,6 +15,9 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import printable
 from xmod_lab.model import XmodConfig, XmodLanguageModel, language_model
+from xmod_lab.text.normalisation import KINDS, named, read_as
+from xmod_lab.text.tokenizer import special_ids
+from xmod_lab.text.vocabulary import about_training
 from xmod_lab.training.data import Prepared
 from xmod_lab.training.distributed import rank
 from xmod_lab.training.module import parameter_groups
@@ -25,6 +28,7 @@ ParameterGroup = tuple[str, bool, int, int]
 _WIDTH = 110  # characters of a line in logs, and where there is no terminal that has one
 _WORDS, _CELLS = 20, 40  # to which longer cells may be folded: in the first columns, in others
 _LISTED = 12  # slots that are listed one by one
+_MOST = 4  # characters that are named for each language
 
 
 def show(title: str, header: tuple[str, ...], rows: Rows, *, words: int = 1, logged: bool = True) -> None:
@@ -99,7 +103,7 @@ def _width(least: list[int], columns: list[int]) -> int:
 
 
 def corpus_table(prepared: Prepared, title: str) -> None:
-    """What is in the prepared text of each language, what was left out, and what was odd about it."""
+    """What is in the prepared text of each language, what was left out, what its vocabulary does not tell, and what was odd about it."""
     rows: Rows = []
     for code, corpus in prepared.corpora.items():
         train, scored_text = (corpus.manifest["statistics"][split] for split in ("train", "validation"))
@@ -118,9 +122,27 @@ def corpus_table(prepared: Prepared, title: str) -> None:
     header = ("language", "passages", "duplicates", "empty", "bytes", "pieces", "bytes/piece", "unknown",
               "rows", "held out")  # fmt: skip
     show(title, header, rows)
+    normalisation_table(prepared)
     for corpus in prepared.corpora.values() if not rank() else ():
         for remark in corpus.remarks():
             log.warning("warning: %s", remark)
+
+
+def normalisation_table(prepared: Prepared) -> None:
+    """What the vocabulary reads otherwise than it is written, and what text it was made from; nothing where there is nothing to say."""
+    if not rank() and (made := about_training(prepared.folder)):
+        log.info("vocabulary of %s: %s", ", ".join(prepared.corpora), made)
+    rows: Rows = []
+    for code, corpus in prepared.corpora.items():
+        train, scored_text = (corpus.manifest["statistics"][split] for split in ("train", "validation"))
+        if train["changed"] or scored_text["changed"]:
+            most = [f"{named(c)} → {read_as(image)} {n:,}" for c, image, n in train["changed_most"][:_MOST]]
+            counts = (f"{train['changed'].get(kind, 0):,}" for kind in KINDS)
+            charge = f"{scored_text['respelling_bits'] / scored_text['bytes']:.4f}"
+            rows.append((code, ", ".join(most), *counts, charge))
+    if rows:
+        header = ("language", "most often", *KINDS, "bits/byte charged")
+        show("characters of the training text that the vocabulary reads otherwise", header, rows, words=2)
 
 
 def training_table(model: XmodLanguageModel, trainable: set[str], title: str) -> None:
@@ -175,9 +197,9 @@ def donor_table(ranking: list[tuple[str, float]], code: str) -> None:
 
 def match_table(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> None:
     """SHARED against modular at this size: what one language costs must be equal (X-MOD section 4)."""
-    modular = cfg.model_config(len(tokenizer))
+    modular = cfg.model_config(len(tokenizer), special_ids(tokenizer))
     modular.languages, modular.aliases = list(cfg.langset.languages), None
-    shared = cfg.model_config(len(tokenizer))
+    shared = cfg.model_config(len(tokenizer), special_ids(tokenizer))
     rows = []
     for name, config in (("shared slot", shared), ("a slot per language", modular)):
         flops, used, stored = cost_per_language(config, cfg.data.row_length)

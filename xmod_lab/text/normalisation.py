@@ -1,0 +1,112 @@
+"""What a vocabulary's normalisation makes of a text, and what it costs to tell the text again.
+
+A character is *changed* when the vocabulary reads another in its place, or none: full-width letters, ligatures, joiners that become
+spaces, capitals where case is folded. Canonical composition (NFC) is no change: text is composed when it is read.
+
+``respelling_bits`` is the length of a code for what stood there, given what is read: for everything that is read in place of something
+else, which of its occurrences stood for which character (log2 of the multinomial coefficient); each character that is changed
+once in its raw bytes. Where a normalisation makes a text easier to predict, bits per byte pay here for what it took away. Only
+what the normaliser of a tokenizer does is seen, and not what its pre-tokenizer or its pieces drop.
+"""
+
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+
+from transformers import PreTrainedTokenizerBase
+
+KINDS = ("dropped", "made spaces", "joined", "case", "form")
+_SPACES = " ▁"  # "▁" is the space of SentencePiece's pieces
+_SEVERAL = re.compile("  +")
+_SHOWN = 8
+
+
+class Normalisation:
+    """Counts of the characters of a text, and what a tokenizer reads in their place."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase):
+        normalizer = tokenizer.backend_tokenizer.normalizer
+        self._normalize = str if normalizer is None else normalizer.normalize_str
+        self._head = self._normalize("11")[:-1]  # digits compose with nothing
+        self._images: dict[str, str] = {}
+        self._joins = self._normalize("1  1") == self._normalize("1 1")
+        self.written, self.joined = Counter(), 0
+
+    def through(self, passages: Iterable[str]) -> Iterator[str]:
+        """``passages``, whose characters are counted as they pass; ``joined``: spaces after the first one, if they are dropped."""
+        for text in passages:
+            self.written.update(text)
+            if self._joins and "  " in text:
+                self.joined += len(text) - len(_SEVERAL.sub(" ", text))
+            yield text
+
+    def image(self, character: str) -> str:
+        """What is read in place of ``character`` between others: itself where nothing changes."""
+        if character not in self._images:
+            image = self._normalize(f"1{character}1")[len(self._head) : -1]
+            if image and not image.strip(_SPACES):
+                image = " "
+            self._images[character] = character if image.strip(" ") == character else image
+        return self._images[character]
+
+    def changed(self) -> dict[str, int]:
+        """How often each character occurs that is changed, the most frequent first."""
+        return {c: n for c, n in self.written.most_common() if self.image(c) != c}
+
+    def summary(self) -> dict:
+        """For a manifest: ``changed``, how many characters of each kind; ``changed_most``, the most frequent as
+        [character, what is read, how often]; ``respelling_bits``."""
+        changed = self.changed()
+        kinds = Counter({"joined": self.joined})
+        for character, count in changed.items():
+            kinds[kind(character, self.image(character))] += count
+        most = [[c, self.image(c), n] for c, n in list(changed.items())[:_SHOWN]]
+        return {
+            "changed": {name: kinds[name] for name in KINDS if kinds[name]},
+            "changed_most": most,
+            "respelling_bits": round(self._bits(changed), 1),
+        }
+
+    def _bits(self, changed: dict[str, int]) -> float:
+        read, groups = Counter(), defaultdict(list)
+        for character, count in self.written.items():
+            for c in self.image(character):
+                read[c] += count
+        for character, count in changed.items():
+            groups[self.image(character)].append(count)
+        if self.joined:
+            groups[""].append(self.joined)
+        bits = 8.0 * sum(len(character.encode()) for character in changed)
+        for image, counts in groups.items():
+            if image:  # in as many places as it can be read at most
+                places = min(read[c] // image.count(c) for c in set(image))
+            else:
+                places = read.total() + sum(counts)
+            bits += _log2_factorial(places) - _log2_factorial(places - sum(counts)) - sum(map(_log2_factorial, counts))
+        return bits
+
+
+def kind(character: str, image: str) -> str:
+    """One of KINDS: what becomes of a character that is read as ``image``."""
+    if not image:
+        return "dropped"
+    if not image.strip(_SPACES):
+        return "form" if character.isspace() else "made spaces"
+    return "case" if character.casefold() == image.casefold() else "form"
+
+
+def named(character: str) -> str:
+    """A character as it is shown: itself where one sees it, else its number."""
+    visible = unicodedata.category(character)[0] in "LNPS"
+    return character if visible else f"U+{ord(character):04X}"
+
+
+def read_as(image: str) -> str:
+    """What is read in place of a character, as it is shown."""
+    return "nothing" if not image else "".join(map(named, image)) if image.strip(_SPACES) else "space"
+
+
+def _log2_factorial(n: int) -> float:
+    return math.lgamma(n + 1) / math.log(2)
