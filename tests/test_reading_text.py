@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow
 import pytest
 from pyarrow import parquet
@@ -439,3 +440,41 @@ def test_a_path_with_a_slip_is_not_asked_for_at_the_hub(tmp_path, monkeypatch):
         "runs/reel", "x"
     )
     assert "does not exist" in check_source(Source("runs/reel"), "lang.oc")[0]
+
+
+# --- damage of any kind -------------------------------------------------------------------------------------------------
+
+
+def _damaged(content: bytes, random: np.random.Generator) -> bytes:
+    """A few bytes changed, left out or put in, or the end cut off."""
+    content = bytearray(content)
+    for _ in range(random.choice([1, 1, 2, 20])):
+        at, kind = int(random.integers(len(content) + 1)), random.integers(4)
+        if kind == 0:
+            content[at : at + 1] = random.bytes(1)
+        elif kind == 1:
+            del content[at : at + int(random.choice([1, 4, 100]))]
+        elif kind == 2:
+            content[at:at] = random.choice([b"\0\0\0\0", b"\xff\xff\xff\xff", b'"]}{', b"\\ud8"])
+        else:
+            del content[at:]
+    return bytes(content)
+
+
+@pytest.mark.parametrize("kind", ["txt", "txt.gz", "jsonl", "csv.gz", "tsv", "parquet", "saved"])
+@pytest.mark.parametrize("count", [15, pytest.param(1000, marks=pytest.mark.slow)])
+def test_a_damaged_file_is_read_or_refused(tmp_path, kind, count):
+    """Never a traceback, and never the end of the process, as Arrow's own reading of damaged offsets is."""
+    source, random = Path(_write(tmp_path, kind, passages("de", 60))), np.random.default_rng(15)
+    files = [source] if source.is_file() else sorted(source.iterdir())
+    intact = [file.read_bytes() for file in files]
+    for _ in range(count):
+        number = int(random.integers(len(files)))
+        file, content = files[number], intact[number]
+        file.write_bytes(_damaged(content, random))
+        try:
+            check_source(Source(str(source)), "lang.oc")
+            _read(str(source))
+        except UserError as error:
+            assert len(str(error)) < 2000
+        file.write_bytes(content)

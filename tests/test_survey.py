@@ -7,6 +7,7 @@ from xmod_lab.text import survey as module
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.survey import looks_like, spelling, survey, unknown_letters
 from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.training.plan import _about_text
 
 
 def _survey(folder, code: str, lines: list[str]):
@@ -62,3 +63,12 @@ def test_a_language_that_the_identifier_does_not_know_is_not_judged(tmp_path, co
 def test_without_the_extra_the_check_is_skipped_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "LanguageIdentifier", None)
     assert "pip install 'xmod_lab[langid]'" in looks_like(_survey(tmp_path, "de_DE", passages("de", 50)))
+
+
+def test_what_has_no_letters_looks_like_no_language(tmp_path):
+    pytest.importorskip("py3langid")
+    lines = [*(f"{i}, {i * 7919}; ??" for i in range(60)), *passages("en", 20)]
+    found = looks_like(_survey(tmp_path, "en_XX", lines))
+    assert found[0] == (module.NO_LANGUAGE, 0.75) and found[1][0] == "en"
+    (warning,) = _about_text(_survey(tmp_path, "en_XX", lines), found)
+    assert "75 % of the passages look like no language" in warning

@@ -26,7 +26,8 @@ EMBEDDED = Path(__file__).parent / "embedded"
 ODD_SHARE = 0.005  # of the characters; text that was decoded rightly has fewer control and replacement characters
 _ODD = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
 _CHECK_EVERY = 10_000  # passages
-_TEXT_TYPES = ("string", "large_string", "string_view", "binary", "large_binary", "binary_view", "null")
+_AS_BYTES = {"string": "binary", "large_string": "large_binary", "string_view": "binary_view"}
+_TEXT_TYPES = (*_AS_BYTES, *_AS_BYTES.values(), "null")
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ class Source:
                 self._check_column(file.schema_arrow, name)
                 batches = (batch.column(0) for batch in file.iter_batches(columns=[self.column]))
                 yield from _arrow_values(batches, name)
-        except (pyarrow.ArrowException, OSError) as error:
+        except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise UserError(f"'{name}' cannot be read as parquet ({str(error).splitlines()[0]}); it may be damaged. Copy it again "
                             f"from where it came, or give a file of another type ({', '.join(FILE_TYPES)})") from error  # fmt: skip
 
@@ -283,10 +284,17 @@ def _arrow_values(chunks: Iterator["pyarrow.Array"], name: str) -> Iterator[tupl
     """Bytes or null of each row: strings too, since a damaged file may hold strings that are not UTF-8."""
     number = 0
     for chunk in chunks:
-        if str(chunk.type).startswith("dictionary"):
-            chunk = chunk.dictionary_decode()
-        if str(chunk.type) != "null":
-            chunk = chunk.cast("large_binary")
+        try:
+            if str(chunk.type).startswith("dictionary"):
+                chunk.validate(full=True)
+                chunk = chunk.dictionary_decode()
+            if kind := _AS_BYTES.get(str(chunk.type)):
+                chunk = chunk.view(kind)
+            chunk.validate(full=True)  # else a damaged file ends the process
+        except ValueError as error:
+            raise UserError(
+                f"{name}, in row {number + 1} or after it: damaged ({error}); copy it again from where it came"
+            ) from error
         for value in chunk.to_pylist():
             number += 1
             yield value, f"{name}, row {number}"
@@ -365,7 +373,9 @@ def _unreadable(name: str, error: Exception) -> UserError:
     if isinstance(cause, OSError) and str(cause.filename).startswith(str(datasets.config.HF_CACHE_HOME)):
         return UserError(f"'{name}' cannot be read as a dataset, since {cause.filename} cannot be written ({cause.strerror}); set HF_HOME to "
                          "a folder that you can write to")  # fmt: skip
-    why = "it may be damaged" if Path(name).exists() else "check the name, or the network"
+    why = (
+        "it may be damaged, or have no such dataset_config" if Path(name).exists() else "check the name, or the network"
+    )
     return UserError(f"'{name}' cannot be read as a dataset ({cause}); {why}. Give a file ({', '.join(FILE_TYPES)}), a dataset folder, or "
                      "a hub id that exists")  # fmt: skip
 
