@@ -232,4 +232,7 @@ def test_an_answer_that_stands_elsewhere_is_said_where_and_one_that_no_window_ho
         Answering([row])
     long = "the file " * 60
     row = Row({"question": "?", "context": long, "answers": {"text": [long[:400]], "answer_start": [0]}}, "q2")
-    assert Answering([row]).encode([row], AutoTokenizer.from_pretrained(tokenizer_folder), 40).truncated == 1
+    encoded = Answering([row]).encode([row], AutoTokenizer.from_pretrained(tokenizer_folder), 40)
+    assert (encoded.truncated, encoded.empty) == (1, 0)
+    row = Row({"question": " ", "context": "The", "answers": {"text": ["The"], "answer_start": [0]}}, "q3")
+    assert Answering([row]).encode([row], AutoTokenizer.from_pretrained(tokenizer_folder), 40).empty == 1

@@ -71,8 +71,8 @@ class Answering:
         counts the questions whose answer stands whole in no window, so that nothing points to it."""
         gold = self.gold(rows)
         questions, contexts = ([row.values[role] for row in rows] for role in ("question", "context"))
-        lengths = [len(ids) for ids in tokenizer(questions)["input_ids"]]
-        for row, length in zip(rows, lengths, strict=True):
+        alone = tokenizer(questions).encodings
+        for row, length in zip(rows, map(len, alone), strict=True):
             if length > positions // 2:
                 raise UserError(f"{row.where}: the question has {length} pieces, more than half of the model's {positions} "
                                 "positions; shorten it, or leave it out")  # fmt: skip
@@ -104,7 +104,8 @@ class Answering:
         pieces = sum(map(len, encoded["input_ids"]))
         unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"])
         cut = len(rows) - len({window.owner for window in windows if window.end})
-        return Encoded(encoded["input_ids"], gold, tokenizer.pad_token_id, cut, unknown / pieces, windows)
+        empty = sum(0 not in encoding.sequence_ids for encoding in alone)
+        return Encoded(encoded["input_ids"], gold, tokenizer.pad_token_id, cut, unknown / pieces, windows, empty)
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         """(B, S) tensors of these windows, and ``start_positions``, ``end_positions`` (B,)."""

@@ -76,7 +76,7 @@ def conll_rows(path: Path) -> Rows:
         [w[0] for w in s] == [str(i + 1) for i in range(len(s))] for _, s in sentences
     ):
         raise UserError(f"{sentences[0][0]}: the first column counts the words of each sentence, where words are expected; take it "
-                        "out, e.g. cut -f2- OLD > NEW")  # fmt: skip
+                        "out (between tabs: grep -v '^#' OLD | cut -f2- > NEW)")  # fmt: skip
     for where, sentence in sentences:
         yield where, {"words": [fields[0] for fields in sentence], "tags": [fields[-1] for fields in sentence]}
 

@@ -27,7 +27,7 @@ def table_cells(path: Path) -> Iterator[Cells]:
             continue
         if not header:
             header = cells
-            if len(header) == 1 and any(mark in header[0] for mark in ",;\t"):
+            if len(header) == 1 and any(mark in header[0] for mark in ",;|\t"):
                 raise UserError(f"{path}, line {number}: the header is one column, {header[0]!r:.80}; in a .csv commas stand between "
                                 "columns, in a .tsv tabs. Save it so, or give it the other name")  # fmt: skip
             twice = sorted({name for name in header if name and header.count(name) > 1})
