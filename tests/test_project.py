@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 
 from xmod_lab.choices import EMBEDDING_INITS, METRICS, ROLES
 from xmod_lab.codes import slot_fault
-from xmod_lab.config import CONF_DIR, explain, from_hydra, register_schemas
+from xmod_lab.config import CONF_DIR, EvaluateConfig, explain, from_hydra, register_schemas
 from xmod_lab.errors import UserError
 from xmod_lab.finetune_config import FinetuneConfig, validate_finetune
 from xmod_lab.languages.initialisers import METHODS
@@ -47,7 +47,7 @@ OF_FINETUNE = [p.stem for p in Path(CONF_DIR).glob("task/*.yaml") if "kind:" in 
 
 
 def composed(*overrides: str, command: str = "pretrain"):
-    register_schemas(finetune_schema=FinetuneConfig)
+    register_schemas(finetune_schema=FinetuneConfig, evaluate_schema=EvaluateConfig)
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
         return from_hydra(compose(command, overrides=list(overrides)))
 
@@ -71,6 +71,13 @@ def test_a_file_of_the_trainer_group_sets_one_key_and_leaves_the_command_s_own_s
     usual, changed = (asdict(composed(*o, command=command).trainer) for o in ([], [f"trainer={name}"]))
     assert changed == {**usual, key: value} and usual[key] != value
     assert usual["rows_per_step"] == (32 if command == "finetune" else 16)
+
+
+@pytest.mark.parametrize(("name", "key"), [("fp32", "precision is 32-true"), ("ddp", "devices is 2")])
+def test_evaluate_refuses_settings_of_a_training(name, key):
+    validate(composed("trainer.accelerator=cpu", "trainer.threads=1", command="evaluate"))
+    with pytest.raises(UserError, match=f"1 fault.*\n.*trainer.{key}, but evaluate trains nothing"):
+        validate(composed(f"trainer={name}", command="evaluate"))
 
 
 def test_two_languages_at_once():
