@@ -50,9 +50,9 @@ def _with_open_quote(row: int, column: int, close: str = "") -> str:
         (_with_open_quote(5, 0), "line 41: the file ends inside of a quoted cell, which was opened in the row of line 7"),
         (_with_open_quote(5, 1), "line 41: the file ends inside of a quoted cell, which was opened in the row of line 7"),
         (_with_open_quote(5, 0, '" x'), "line 10: text follows the quote that ends a cell, in the row of line 7"),
-        (_with_open_quote(5, 0, '"'), "line 7: a quote opens a cell of 4 lines, which reads like 4 rows"),  # 37 rows
-        ('label,text\na,x\nb,"y\na,z"\nb,v\n', "line 3: a quote opens a cell of 2 lines, which reads like 2 rows .line 4: 'a,z'"),
-        ('text,label\nx,a\n"y,b\nz",a\nv,b\n', "line 3: a quote opens a cell of 2 lines, which reads like 2 rows .line 3: 'y,b'"),
+        (_with_open_quote(5, 0, '"'), "line 7: a quote opens a cell of several lines, of which line 7 reads like a row"),  # 37 rows
+        ('label,text\na,x\nb,"y\na,z"\nb,v\n', "line 3: a quote opens a cell of several lines, of which line 4 reads like a row .'a,z'"),
+        ('text,label\nx,a\n"y,b\nz",a\nv,b\n', "line 3: a quote opens a cell of several lines, of which line 3 reads like a row .'y,b'"),
         ('text,label\n"he said "yes"",a\n', "line 2: text follows the quote that ends a cell"),
         ("text,label\na,ti\rlo\n", "line 3: 1 cells, but the header has 2"),
         ("text,label\na,b\n\nc\n", "line 4: 1 cells, but the header has 2"),
@@ -74,3 +74,9 @@ def test_texts_of_several_lines_that_do_not_read_like_rows_are_text(tmp_path, ce
     rows = [["text", "label"], ["first", "a"], [cell, "b"], ["last", "a"]]
     quoted = f'text,label\nfirst,a\n"{cell}",b\nlast,a\n'
     assert _read(tmp_path / "x.csv", quoted) == rows
+
+
+def test_a_table_of_one_column_may_have_lines_inside_of_a_cell_that_are_rows_elsewhere(tmp_path):
+    assert _read(tmp_path / "x.csv", 'text\nYes\n"No\nYes\nNo"\n') == [["text"], ["Yes"], ["No\nYes\nNo"]]
+    many = "".join(f"word{i},name{i}\n" for i in range(1_100))  # a column with so many values has no names of classes
+    assert len(_read(tmp_path / "x.csv", f'text,name\n{many}"one\ntwo,name5\nthree",x\n')) == 1_102

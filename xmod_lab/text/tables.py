@@ -1,5 +1,6 @@
 """Tables in text files, under a line that names the columns: .tsv, whose cells are taken as they are, and .csv, whose cells may be
-quoted. No row is lost in silence: a quote that was left open is an error, not one long cell."""
+quoted. No row is lost in silence: a quote that was left open is an error, at the end of the file at the latest, and not one long
+cell."""
 
 import csv
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.text.files import decoded_lines
 
 _LARGEST = 2**31 - 1  # characters of a cell, the most that csv takes on every platform
+_NAME, _NAMES = 60, 1_000  # characters of the name of a class, and how many classes there may be
 
 Cells = tuple[int, list[str]]  # the line that a row begins in, and its cells
 
@@ -49,18 +51,42 @@ def _plain(path: Path) -> Iterator[Cells]:
 def _quoted(path: Path) -> Iterator[Cells]:
     csv.field_size_limit(_LARGEST)  # its default refuses long texts, and is of no use against quotes that are left open
     reader = csv.reader(decoded_lines(path), strict=True)
-    rows: list[Cells] = []
-    over_lines: list[Cells] = []
+    known: list[set[str]] = []  # of each column, as far as they may be names of classes
+    doubtful: list[tuple[int, str, int, int, str]] = []
     begin = 1
     try:
         for cells in reader:
-            (over_lines if any("\n" in cell for cell in cells) else rows).append((begin, cells))
+            yield begin, cells
+            if not any("\n" in cell for cell in cells):
+                known += [set() for _ in cells[len(known) :]]
+                for values, cell in zip(known, cells, strict=False):
+                    if 0 < len(cell) <= _NAME and len(values) <= _NAMES:
+                        values.add(cell)
+            else:
+                doubtful += _rows_inside(begin, cells)
             begin = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: {_explained(str(error), begin)}") from error
-    if over_lines and rows:
-        _check_over_lines(path, [cells for _, cells in rows], over_lines)
-    yield from sorted(rows + over_lines, key=lambda row: row[0])
+    for begin, line, number, column, value in doubtful:
+        if column < len(known) and len(known[column]) <= _NAMES and value in known[column]:
+            raise UserError(f"{path}, line {begin}: a quote opens a cell of several lines, of which line {number} reads like a row "
+                            f"({line.strip()[:40]!r}). Close the quote, or take it out; if it is one cell indeed, save the data as "
+                            ".jsonl")  # fmt: skip
+
+
+def _rows_inside(begin: int, cells: list[str]) -> Iterator[tuple[int, str, int, int, str]]:
+    """What would stand in other cells if the quotes of a row's cells of several lines were letters: the line where the row begins;
+    a line with as many cells as it should have, and its number; the column and the value of each of its cells."""
+    width = len(cells)
+    for i, cell in enumerate(cells):
+        lines = cell.split("\n")
+        for n, line in enumerate(lines if len(lines) > 1 else []):
+            start = i if n == 0 else 0  # of the row that is opened
+            end = i + 1 if n == len(lines) - 1 else width  # of the row that is closed
+            pieces = line.split(",")
+            if len(pieces) == end - start > 1:
+                edge = i if n in (0, len(lines) - 1) else None  # the cell itself, of which the line has a part
+                yield from ((begin, line, begin + n, c, piece) for c, piece in enumerate(pieces, start) if c != edge)
 
 
 def _explained(error: str, begin: int) -> str:
@@ -73,22 +99,3 @@ def _explained(error: str, begin: int) -> str:
         return (f"text follows the quote that ends a cell, in the row of line {begin}. Write a quote inside of a quoted cell twice, "
                 "and close a quote where its cell ends")  # fmt: skip
     return f"{error}; repair that line"
-
-
-def _check_over_lines(path: Path, rows: list[list[str]], over_lines: list[Cells]) -> None:
-    """Raises UserError where a cell of several lines holds what reads like other rows, so that its quote was left open: a line
-    with as many cells as a row, one of them with a value that this column has elsewhere."""
-    width = len(rows[0])
-    known = [{row[i] for row in rows[1:] if len(row) == width and row[i]} for i in range(width)]
-    for begin, cells in over_lines:
-        for i, cell in enumerate(cells if len(cells) == width else []):
-            lines = cell.split("\n")
-            for n, line in enumerate(lines):
-                first, last = n == 0, n == len(lines) - 1  # with these the row that was opened, and the one that closed
-                pieces = line.split(",")
-                expected = range(i if first else 0, i + 1 if last else width)
-                inside = [c for c in expected if c != i or not (first or last)]
-                if len(pieces) == len(expected) and any(pieces[c - expected.start] in known[c] for c in inside):
-                    raise UserError(f"{path}, line {begin}: a quote opens a cell of {len(lines)} lines, which reads like {len(lines)} "
-                                    f"rows (line {begin + n}: {line.strip()[:40]!r}). Close the quote, or take it out; if it is one "
-                                    "cell indeed, save the data as .jsonl")  # fmt: skip
