@@ -70,10 +70,9 @@ def meaning(code: str) -> Meaning | None:
 
 
 @lru_cache(maxsize=1)
-def _collective() -> dict[str, str]:
-    """Name by code, of what IANA's registry has as a collection of languages or as special (mul, und, zxx, mis)."""
-    languages = [entry for entry in parse_registry() if entry["Type"] == "language"]
-    return {e["Subtag"]: e["Description"][0] for e in languages if e.get("Scope") in ("collection", "special")}
+def _languages() -> dict[str, dict]:
+    """The entries of IANA's registry for languages, by subtag; those for private use by their range, ``qaa..qtz``."""
+    return {entry["Subtag"]: entry for entry in parse_registry() if entry["Type"] == "language"}
 
 
 def collective_fault(code: str) -> str | None:
@@ -83,8 +82,9 @@ def collective_fault(code: str) -> str | None:
         first = Language.get(first).language or first  # bih is bh
     except ValueError:
         return None
-    if name := _collective().get(first):
-        return (f"language code '{code}' stands for no single language ({name}); write the code of one, or, where it has none, "
+    entry = _languages().get(first, {})
+    if entry.get("Scope") in ("collection", "special"):  # of languages; mul, und, zxx, mis
+        return (f"language code '{code}' stands for no single language ({entry['Description'][0]}); write the code of one, or, where it has none, "
                 "one of qaa to qtz, which are free for private use")  # fmt: skip
     return None
 
@@ -92,6 +92,17 @@ def collective_fault(code: str) -> str | None:
 def code_fault(code: str) -> str | None:
     """Why ``code`` cannot name a language, or ``None``."""
     return slot_fault(code) or collective_fault(code)
+
+
+def tag_fault(code: str) -> str | None:
+    """Why ``code`` is not the code of a language (ISO 639, BCP 47), or ``None``. Its region may be any."""
+    known, found = _languages(), meaning(code)
+    if found is not None and (found.language in known or "qaa" <= found.language <= "qtz"):
+        return None
+    named = [tag for tag, entry in known.items() if code.casefold() in map(str.casefold, entry["Description"])]
+    meant = f" {code} is '{named[0]}'." if named else ""
+    return (f"language code '{code}' is not the code of a language (ISO 639, BCP 47); write one such as eu, eu_ES, gsw or zh-Hans, or, "
+            f"where the language has none, one of qaa to qtz, which are free for private use.{meant}")  # fmt: skip
 
 
 def slot_fault(code: object) -> str | None:

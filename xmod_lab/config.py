@@ -4,15 +4,28 @@ A typo or a wrong type fails when Hydra composes the configuration, against thes
 :mod:`xmod_lab.validation`.
 """
 
-import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from xmod_lab.errors import UserError, nearest
+from xmod_lab.choices import (
+    ACCELERATORS,
+    ATTENTION,
+    EMBEDDING_INITS,
+    NORMALIZATIONS,
+    OBJECTIVES,
+    POLICIES,
+    PRECISIONS,
+    RESUME,
+    SCHEDULES,
+    VOCABULARIES,
+    WANDB_MODES,
+)
+from xmod_lab.errors import UserError
+from xmod_lab.settings import choice, number
 from xmod_lab.text.corpus import Source
 
 if TYPE_CHECKING:
@@ -31,15 +44,15 @@ SHARED_SLOT = "shared"  # name of the one slot of a SHARED model
 class ModelConfig:
     """Size and flags of X-MOD; names as in ``XmodConfig``. ``shared_slot``: one slot for all languages (SHARED)."""
 
-    hidden_size: int = MISSING
-    num_hidden_layers: int = MISSING
-    num_attention_heads: int = MISSING
-    intermediate_size: int = MISSING
-    adapter_reduction_factor: int = 2
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    max_position_embeddings: int = 514
-    layer_norm_eps: float = 1e-5
+    hidden_size: int = number(MISSING, least=1, most=65_536)
+    num_hidden_layers: int = number(MISSING, least=1, most=1_000)
+    num_attention_heads: int = number(MISSING, least=1, most=65_536)
+    intermediate_size: int = number(MISSING, least=1, most=1_000_000)
+    adapter_reduction_factor: int = number(2, least=1, most=65_536)
+    hidden_dropout_prob: float = number(0.1, least=0, below=1)
+    attention_probs_dropout_prob: float = number(0.1, least=0, below=1)
+    max_position_embeddings: int = number(514, least=10, most=1_000_002, hint="two more than a row is long")
+    layer_norm_eps: float = number(1e-5, above=0, most=1)
     pre_norm: bool = False
     adapter_layer_norm: bool = False
     adapter_reuse_layer_norm: bool = True
@@ -70,7 +83,7 @@ class LangsetConfig:
     """The languages of pre-training, by code, and the size of the vocabulary they share."""
 
     languages: dict[str, LangsetText] = field(default_factory=dict)
-    vocabulary_size: int = MISSING
+    vocabulary_size: int = number(MISSING, least=6, most=10_000_000, hint="five pieces are special")
 
     def slots(self, *, shared: bool = False) -> tuple[list[str], dict[str, str]]:
         """The slots in order; and, by the code of each language that goes through a slot of another name, that name. With
@@ -89,9 +102,9 @@ class LangConfig(TextConfig):
     """
 
     code: str = MISSING
-    vocabulary: str = "own"
-    vocabulary_size: int = 4096
-    embedding_init: str = "overlap"
+    vocabulary: str = choice("own", VOCABULARIES)
+    vocabulary_size: int = number(4096, least=6, most=10_000_000, hint="five pieces are special")
+    embedding_init: str = choice("overlap", EMBEDDING_INITS)
     slot_init: str = "mean"
     train_slot: bool = True
 
@@ -105,14 +118,14 @@ class RecipeConfig:
     always drops.
     """
 
-    steps: int = MISSING
-    peak_lr: float = MISSING
-    warmup_share: float = 0.06
-    schedule: str = "linear"
-    weight_decay: float = 0.01
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    eps: float = 1e-6
-    clip_norm: float = 1.0
+    steps: int = number(MISSING, least=1, most=1_000_000_000)
+    peak_lr: float = number(MISSING, above=0, most=1_000)
+    warmup_share: float = number(0.06, least=0, most=1)
+    schedule: str = choice("linear", SCHEDULES)
+    weight_decay: float = number(0.01, least=0, most=100)
+    betas: list[float] = number([0.9, 0.98], count=2, least=0, below=1, hint="e.g. [0.9,0.98]")
+    eps: float = number(1e-6, above=0, most=1)
+    clip_norm: float = number(1.0, above=0, most=1_000_000_000, hint="the most clips nothing")
     dropout_in_frozen: bool = False
 
 
@@ -120,9 +133,9 @@ class RecipeConfig:
 class TaskConfig:
     """What is predicted, and the recipes of pre-training and of extension."""
 
-    name: str = MISSING
-    mask_rate: float = 0.3
-    mask_policy: str = "80-10-10"
+    name: str = choice(MISSING, OBJECTIVES)
+    mask_rate: float = number(0.3, above=0, below=1, hint="a share, e.g. 0.3")
+    mask_policy: str = choice("80-10-10", POLICIES)
     pretrain: RecipeConfig = field(default_factory=RecipeConfig)
     extend: RecipeConfig = field(default_factory=RecipeConfig)
 
@@ -132,16 +145,16 @@ class DataConfig:
     """How text becomes rows, and in which mixture they are drawn."""
 
     folder: str = MISSING
-    row_length: int = 128
-    alpha: float = 0.7
-    max_passes: float | None = None
-    attention: str = "document"
+    row_length: int = number(128, least=8, most=1_000_000)
+    alpha: float = number(0.7, least=0, most=10, hint="0: every language alike; 1: in proportion to its size")
+    max_passes: float | None = number(None, above=0, most=1_000_000)
+    attention: str = choice("document", ATTENTION)
     tokenizer: str | None = None
     byte_fallback: bool = False
-    normalization: str = "nmt_nfkc"
-    validation_share: float = 0.04
+    normalization: str = choice("nmt_nfkc", NORMALIZATIONS)
+    validation_share: float = number(0.04, above=0, below=1, hint="a share, e.g. 0.04")
     drop_duplicates: bool = True
-    workers: int = 1
+    workers: int = number(1, least=0)
 
 
 @dataclass
@@ -151,20 +164,20 @@ class TrainerConfig:
     :mod:`xmod_lab.machine`; ``threads`` are those of each process. A checkpoint is saved every
     ``checkpoint_every`` steps, and after the step at which ``checkpoint_minutes`` have passed since the last."""
 
-    max_steps: int | None = None
-    max_tokens: int | None = None
-    rows_per_step: int = 16
-    accumulate: int = 1
-    precision: str = "auto"
-    threads: int | None = None
-    accelerator: str = "auto"
-    devices: int = 1
-    nodes: int = 1
-    checkpoint_every: int = 400
-    checkpoint_minutes: float | None = 10
-    keep_checkpoints: int = 2
-    validate_every: int = 200
-    log_every: int = 20
+    max_steps: int | None = number(None, least=1, most=1_000_000_000)
+    max_tokens: int | None = number(None, least=1, most=10**15)
+    rows_per_step: int = number(16, least=1, most=1_000_000)
+    accumulate: int = number(1, least=1, most=1_000_000)
+    precision: str = choice("auto", PRECISIONS)
+    threads: int | None = number(None, least=1)
+    accelerator: str = choice("auto", ACCELERATORS)
+    devices: int = number(1, least=1)
+    nodes: int = number(1, least=1)
+    checkpoint_every: int = number(400, least=1, most=1_000_000_000)
+    checkpoint_minutes: float | None = number(10, above=0, most=1_000_000, hint="null: by steps alone")
+    keep_checkpoints: int = number(2, least=1, most=1_000_000)
+    validate_every: int = number(200, least=1, most=1_000_000_000)
+    log_every: int = number(20, least=1, most=1_000_000_000)
     deterministic: bool = False
 
 
@@ -172,7 +185,7 @@ class TrainerConfig:
 class LoggerConfig:
     """metrics.csv is always written; W&B as ``wandb`` says (``auto``: online with a key, else offline)."""
 
-    wandb: str = "auto"
+    wandb: str = choice("auto", WANDB_MODES)
     project: str = "xmod_lab"
     group: str | None = None
     tags: list[str] = field(default_factory=list)
@@ -184,9 +197,9 @@ class RunConfig:
 
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
-    seed: int = 1
+    seed: int = number(1, least=0, most=2**32 - 1)
     base: str = "auto"
-    resume: str = "auto"
+    resume: str = choice("auto", RESUME)
     runs: str = "runs"
 
 
@@ -292,24 +305,3 @@ def from_hydra(cfg: DictConfig) -> Any:
     if missing:
         raise UserError("\n".join(["the configuration lacks values:", *(f"  {key}=<value>" for key in missing)]))
     return OmegaConf.to_object(cfg)
-
-
-def explain(error: Exception) -> str:
-    """Hydra's and OmegaConf's message about a bad key, with the names that are allowed there."""
-    text, cause, schema = "", error, None
-    while cause is not None:
-        text += f"\n{cause}"
-        schema = schema or getattr(cause, "object_type", None)
-        cause = cause.__cause__
-    found = re.search(r"Key '([^']+)' not in '\w+'", text)
-    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-    if found and is_dataclass(schema):
-        names = [f.name for f in fields(schema)]
-        lines.append(f"allowed names: {', '.join(names)}.{nearest(found.group(1), names)}")
-    if "In 'task/" in text:
-        lines.append(
-            "mlm and clm are tasks of pretrain, those with labels of finetune: python -m xmod_lab.finetune task=NAME"
-        )
-    if "append to your default list" in text.lower() and "lang" in text:
-        lines.append("a language is added with a plus: +lang=NAME")
-    return "\n".join(lines)

@@ -2,23 +2,12 @@
 
 from dataclasses import dataclass, field
 
-from xmod_lab.choices import METRICS, ROLES, SCHEDULES
+from xmod_lab.choices import METRICS, ROLES
 from xmod_lab.config import RecipeConfig, RunConfig
 from xmod_lab.errors import nearest
+from xmod_lab.settings import choice, number, value_faults
 from xmod_lab.tasks.reading import PLACES, SPLITS, LabelledSource
-from xmod_lab.validation import (
-    base_faults,
-    machine_faults,
-    raise_faults,
-    recipe_ranges,
-    run_choices,
-    trainer_faults,
-    trainer_ranges,
-    wrong_choices,
-    wrong_numbers,
-)
-
-_MOST_SEEDS = 1_000
+from xmod_lab.validation import base_faults, machine_faults, raise_faults, trainer_faults
 
 
 @dataclass
@@ -35,12 +24,12 @@ class LabelledTask:
     """
 
     name: str = "intents"
-    kind: str = "classification"
+    kind: str = choice("classification", tuple(METRICS))
     data: LabelledSource = field(default_factory=LabelledSource)
     tests: LabelledSource | None = None
     source: str = "en"
     metric: str = "accuracy"
-    seeds: int = 3
+    seeds: int = number(3, least=1, most=1_000)
     upper: bool = False
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
 
@@ -74,19 +63,18 @@ class FinetuneConfig(RunConfig):
 
 def validate_finetune(cfg: FinetuneConfig) -> None:
     """Check everything that can be checked before any work. Raises one UserError that lists every fault."""
-    task = cfg.task
-    choices = [*run_choices(cfg), ("task.kind", task.kind, tuple(METRICS))]
-    if task.kind in METRICS:
-        choices.append(("task.metric", task.metric, METRICS[task.kind]))
-    faults = wrong_choices([*choices, ("task.recipe.schedule", task.recipe.schedule, SCHEDULES)])
-    faults += _wrong_names(cfg)
-    numbers = wrong_numbers([
-        ("task.seeds", task.seeds, 1 <= task.seeds <= _MOST_SEEDS, f"1 to {_MOST_SEEDS:,}"),
-        ("seed", cfg.seed, 0 <= cfg.seed < 2**32 - _MOST_SEEDS, f"0 to {2**32 - _MOST_SEEDS - 1}"),
-        *recipe_ranges("task.recipe", task.recipe),
-        *trainer_ranges(cfg.trainer),
-    ])  # fmt: skip
-    faults += [*(numbers or trainer_faults(cfg.trainer)), *machine_faults(cfg.trainer)]
+    task, faults = cfg.task, list(value_faults(cfg))
+    if not faults:  # what follows calculates with these
+        faults += trainer_faults(cfg.trainer)
+        if task.metric not in METRICS[task.kind]:
+            faults.append(
+                f"task.metric is '{task.metric}'; allowed are {', '.join(METRICS[task.kind])}.{nearest(task.metric, METRICS[task.kind])}"
+            )
+        if cfg.seeds[-1] >= 2**32:
+            faults.append(
+                f"seed is {cfg.seed}, and the last of task.seeds={task.seeds} models has {cfg.seeds[-1]}; allowed is 0 to {2**32 - 1}"
+            )
+    faults += [*machine_faults(cfg.trainer), *_wrong_names(cfg)]
     if cfg.trainer.max_tokens is not None:
         faults.append("trainer.max_tokens is set, but fine-tuning counts examples; set trainer.max_steps instead")
     if cfg.trainer.devices * cfg.trainer.nodes > 1:

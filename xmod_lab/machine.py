@@ -34,6 +34,7 @@ _WORTHWHILE = 1.5  # times as fast as float32: below it the casts of a step cost
 _LOOK = 0.25  # seconds in which the other programs are watched
 _STAT = Path("/proc/stat")
 _QUOTAS = (("/sys/fs/cgroup/cpu.max",), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
+_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
 def device_kind(accelerator: str) -> str:
@@ -149,6 +150,26 @@ def _quotas() -> Iterator[float]:
                 yield int(quota) / int(period)
         except (OSError, ValueError):
             continue
+
+
+def memory() -> int:
+    """Bytes that this process may use: of the machine, less where its container has a limit."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in _LIMITS:
+        try:
+            limits.append(int(Path(file).read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return min(limits)
+
+
+def device_memory(kind: str) -> int | None:
+    """Bytes of the first device of a kind; ``None`` where that is the machine's own memory."""
+    if kind != "cuda":
+        return None
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory
 
 
 def fastest_threads(kind: str, *, workers: int, processes: int) -> tuple[int, str]:

@@ -1,9 +1,90 @@
-"""Settings by their dotted keys, and those that no result depends on (on threads by its roundings alone)."""
+"""Settings by their dotted keys, what each may be, and those that no result depends on (on threads by its roundings alone)."""
 
-from collections.abc import Iterable
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+
+from xmod_lab.errors import nearest
 
 NO_PART_IN_RESULT = ("resume", "rebuild", "plan", "logger", "runs", "data.workers", "data.folder", "trainer.checkpoint_every",
                      "trainer.checkpoint_minutes", "trainer.keep_checkpoints", "trainer.threads")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What a number, or each of ``count`` numbers, may be.
+
+    Args:
+        least, most: allowed themselves; ``above``, ``below``: not allowed themselves.
+        hint: what a value means, for the message.
+    """
+
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    count: int | None = None
+    hint: str = ""
+
+    def hold(self, value: object) -> bool:
+        """Whether ``value`` is within; nan never is."""
+        if self.count is not None:
+            return len(value) == self.count and all(map(self._hold, value))
+        return self._hold(value)
+
+    def _hold(self, value: float) -> bool:
+        return (
+            (isinstance(value, int) or math.isfinite(value))
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        if self.least is not None:
+            ends = (
+                "" if self.most is None else f" to {self.most:,}",
+                "" if self.below is None else f" up to, but not, {self.below:,}",
+            )
+            text = f"{self.least:,}{''.join(ends) or ' or more'}"
+        else:
+            ends = (
+                "" if self.most is None else f", up to {self.most:,}",
+                "" if self.below is None else f" and less than {self.below:,}",
+            )
+            text = f"more than {self.above:,}{''.join(ends)}"
+        numbers = "" if self.count is None else f"{self.count} numbers, each "
+        return numbers + text + (f"; {self.hint}" if self.hint else "")
+
+
+def number(default: object = dataclasses.MISSING, **bounds: object) -> object:
+    """A field of a schema whose value must be within :class:`Bounds`; a list as default is copied."""
+    metadata = {"bounds": Bounds(**bounds)}
+    if isinstance(default, list):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def choice(default: str, names: tuple[str, ...]) -> object:
+    """A field of a schema whose value must be one of ``names``."""
+    return field(default=default, metadata={"names": names})
+
+
+def value_faults(cfg: object, prefix: str = "") -> Iterator[str]:
+    """A fault for every value, in a schema and in those within it, that its field does not allow. ``None`` is allowed."""
+    for f in fields(cfg):
+        key, value = f"{prefix}{f.name}", getattr(cfg, f.name)
+        inner = value.items() if isinstance(value, dict) else [("", value)]
+        for name, part in inner:
+            if is_dataclass(part):
+                yield from value_faults(part, f"{key}.{name}." if name else f"{key}.")
+        bounds, names = f.metadata.get("bounds"), f.metadata.get("names")
+        if bounds is not None and value is not None and not bounds.hold(value):
+            yield f"{key} is {value}; allowed is {bounds}"
+        if names is not None and value not in names:
+            yield f"{key} is '{value}'; allowed are {', '.join(names)}.{nearest(value, names)}"
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, object]:

@@ -1,39 +1,33 @@
-"""Validation of a composed configuration before any work: every fault at once, each with what is allowed and the remedy."""
+"""Validation of a composed configuration before any work: every fault at once, each with what is allowed and the remedy.
 
-from collections.abc import Iterable, Iterator
+What a single value may be stands beside it in the schemas (:mod:`xmod_lab.config`); here is what values are to each other, to
+the machine and to the files they name.
+"""
+
+import os
 from pathlib import Path
 
-from xmod_lab.choices import (
-    ACCELERATORS,
-    ATTENTION,
-    EMBEDDING_INITS,
-    NORMALIZATIONS,
-    OBJECTIVES,
-    POLICIES,
-    PRECISIONS,
-    RESUME,
-    SCHEDULES,
-    VOCABULARIES,
-    WANDB_MODES,
-    focus_fault,
-    read_slot_init,
-)
-from xmod_lab.codes import clashing, code_fault, known_codes, resolve, slot_fault
-from xmod_lab.config import EvaluateConfig, LangConfig, PretrainConfig, RecipeConfig, RunConfig, TrainerConfig
-from xmod_lab.errors import UserError, nearest
+from xmod_lab.choices import PRECISIONS, focus_fault, read_slot_init
+from xmod_lab.codes import clashing, code_fault, known_codes, resolve, slot_fault, tag_fault
+from xmod_lab.config import EvaluateConfig, LangConfig, PretrainConfig, TrainerConfig
+from xmod_lab.errors import UserError
 from xmod_lab.hub import hub_fault
 from xmod_lab.machine import cores, device_count, device_kind, precision_fault
+from xmod_lab.settings import value_faults
+from xmod_lab.sizes import memory_faults
 from xmod_lab.text.corpus import check_source
 from xmod_lab.text.parallel import check_parallel
 
-Range = tuple[str, float | None, bool, str]  # key, value, whether it holds, what is allowed
-Choice = tuple[str, str, tuple[str, ...]]  # key, value, what is allowed
+MOST_STEPS = 1_000_000_000
+_BYTES = 261  # pieces that spell single bytes, and the special ones
 
 
 def validate(cfg: PretrainConfig) -> None:
     """Check everything that can be checked before any work. Raises one UserError that lists every fault."""
-    faults = [*_check_choices(cfg), *_check_numbers(cfg), *machine_faults(cfg.trainer)]
-    faults += [*_check_languages(cfg), *_check_base(cfg)]
+    faults = list(value_faults(cfg))
+    if not faults:  # what follows calculates with these
+        faults += [*trainer_faults(cfg.trainer), *_size_faults(cfg)]
+    faults += [*machine_faults(cfg.trainer, cfg.data.workers), *_check_languages(cfg), *_check_base(cfg)]
     if isinstance(cfg, EvaluateConfig):
         faults += check_parallel(cfg.evaluate.parallel, "evaluate.parallel")
         if cfg.lang:
@@ -54,60 +48,6 @@ def raise_faults(faults: list[str]) -> None:
         raise UserError("\n".join([f"the configuration has {count}:", *(f"  - {fault}" for fault in faults)]))
 
 
-def wrong_choices(choices: list[Choice]) -> list[str]:
-    """A fault for every value that is not among those allowed."""
-    return [
-        f"{key} is '{value}'; allowed are {', '.join(allowed)}.{nearest(value, allowed)}"
-        for key, value, allowed in choices
-        if value not in allowed
-    ]
-
-
-def wrong_numbers(ranges: Iterable[Range]) -> list[str]:
-    """A fault for every number that is out of its range."""
-    return [
-        f"{key} is {value}; allowed is {allowed}"
-        for key, value, holds, allowed in ranges
-        if value is not None and not holds
-    ]
-
-
-def run_choices(cfg: RunConfig) -> list[Choice]:
-    """The choices that every run that trains has."""
-    return [
-        ("trainer.precision", cfg.trainer.precision, PRECISIONS),
-        ("trainer.accelerator", cfg.trainer.accelerator, ACCELERATORS),
-        ("logger.wandb", cfg.logger.wandb, WANDB_MODES),
-        ("resume", cfg.resume, RESUME),
-    ]
-
-
-def _check_choices(cfg: PretrainConfig) -> list[str]:
-    choices: list[Choice] = [
-        *run_choices(cfg),
-        ("task.name", cfg.task.name, OBJECTIVES),
-        ("task.mask_policy", cfg.task.mask_policy, POLICIES),
-        ("task.pretrain.schedule", cfg.task.pretrain.schedule, SCHEDULES),
-        ("task.extend.schedule", cfg.task.extend.schedule, SCHEDULES),
-        ("data.attention", cfg.data.attention, ATTENTION),
-        ("data.normalization", cfg.data.normalization, NORMALIZATIONS),
-    ]
-    for name, lang in cfg.lang.items():
-        choices.append((f"lang.{name}.vocabulary", lang.vocabulary, VOCABULARIES))
-        choices.append((f"lang.{name}.embedding_init", lang.embedding_init, EMBEDDING_INITS))
-    return wrong_choices(choices)
-
-
-def trainer_ranges(t: TrainerConfig) -> Iterator[Range]:
-    """The counts of ``trainer``."""
-    for name in ("rows_per_step", "accumulate", "devices", "nodes", "log_every", "checkpoint_every", "keep_checkpoints",
-                 "validate_every", "max_steps", "max_tokens", "threads"):  # fmt: skip
-        value = getattr(t, name)
-        yield f"trainer.{name}", value, value is None or value >= 1, "1 or more"
-    minutes = t.checkpoint_minutes
-    yield "trainer.checkpoint_minutes", minutes, minutes is None or minutes > 0, "more than 0, or null for steps alone"
-
-
 def trainer_faults(t: TrainerConfig) -> list[str]:
     """What settings of ``trainer``, each in its range, do to each other."""
     faults = []
@@ -120,9 +60,13 @@ def trainer_faults(t: TrainerConfig) -> list[str]:
     return faults
 
 
-def machine_faults(t: TrainerConfig) -> list[str]:
-    """What this machine does not have: a device, a precision, cores."""
+def machine_faults(t: TrainerConfig, workers: int = 0) -> list[str]:
+    """What this machine does not have: a device, a precision, cores for threads and for the loader's ``workers``."""
     faults, kind, have = [], "cpu", cores()
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if tasks.isdecimal() and int(tasks) > 1 and "LOCAL_RANK" not in os.environ:
+        faults.append(f"srun starts this command {tasks} times, each of which would be the whole run; write srun --ntasks=1 "
+                      f"--cpus-per-task={tasks}, and for several devices set trainer.devices, or start torchrun by it")  # fmt: skip
     if t.accelerator == "gpu" or t.precision in ("bf16-mixed", "16-mixed") or t.devices > 1:  # else torch is not asked
         kind = device_kind(t.accelerator)
     if t.accelerator == "gpu" and kind == "cpu":
@@ -133,26 +77,39 @@ def machine_faults(t: TrainerConfig) -> list[str]:
     if devices is not None and t.devices > devices:
         faults.append(f"trainer.devices is {t.devices}, but torch sees {devices} here ({kind}); allowed is 1 to {devices}, or "
                       "trainer.accelerator=cpu")  # fmt: skip
+    if devices is None and t.devices > max(2, have):
+        faults.append(
+            f"trainer.devices is {t.devices}, but these would be processes on {have} cores; allowed is 1 to {max(2, have)}"
+        )
     if t.threads is not None and t.threads * t.devices > have:
         each = f" in each of {t.devices} processes" if t.devices > 1 else ""
         faults.append(f"trainer.threads is {t.threads}{each}, but this process may use {have} cores; allowed is 1 to "
                       f"{max(1, have // max(1, t.devices))}, or null")  # fmt: skip
+    if workers > have:
+        faults.append(f"data.workers is {workers}; allowed is 0 to {have}, the cores that this process may use")
     return faults
 
 
-def _check_numbers(cfg: PretrainConfig) -> list[str]:
-    faults = wrong_numbers(_ranges(cfg))
-    m = cfg.model
-    if faults:  # what follows calculates with these
-        return faults
-    faults += trainer_faults(cfg.trainer)
+def _size_faults(cfg: PretrainConfig) -> list[str]:
+    """Of the model and of the rows that it reads."""
+    faults, m, pieces = [], cfg.model, {"langset": cfg.langset.vocabulary_size}
     if _makes_model(cfg) and cfg.data.row_length > m.max_position_embeddings - 2:
         faults.append(f"data.row_length {cfg.data.row_length} exceeds the model's {m.max_position_embeddings - 2} positions; "
                       f"set model.max_position_embeddings={cfg.data.row_length + 2} or a shorter row")  # fmt: skip
     if m.hidden_size % m.num_attention_heads:
         faults.append(f"model.hidden_size {m.hidden_size} is not a multiple of model.num_attention_heads "
                       f"{m.num_attention_heads}; choose a divisor of it")  # fmt: skip
-    return faults
+    if m.adapter_reduction_factor > m.hidden_size:
+        faults.append(f"model.adapter_reduction_factor is {m.adapter_reduction_factor}; allowed is 1 to model.hidden_size, "
+                      f"{m.hidden_size}")  # fmt: skip
+    if cfg.steps > MOST_STEPS:
+        faults.append(
+            f"trainer.max_tokens {cfg.trainer.max_tokens} are {cfg.steps:,} steps; allowed are {MOST_STEPS:,}"
+        )
+    pieces |= {f"lang.{name}": lang.vocabulary_size for name, lang in cfg.lang.items()}
+    faults += [f"{where}.vocabulary_size is {size}; with data.byte_fallback=true it must be more than {_BYTES}: every byte is a piece"
+               for where, size in pieces.items() if cfg.data.byte_fallback and size <= _BYTES]  # fmt: skip
+    return faults if faults or not _makes_model(cfg) else memory_faults(cfg, trains=not _opens_base(cfg))
 
 
 def _opens_base(cfg: PretrainConfig) -> bool:
@@ -164,48 +121,13 @@ def _makes_model(cfg: PretrainConfig) -> bool:
     return not _opens_base(cfg) or cfg.base in ("auto", "random")
 
 
-def _ranges(cfg: PretrainConfig) -> Iterator[Range]:
-    """Every number with what it may be."""
-    d, m = cfg.data, cfg.model
-    yield from trainer_ranges(cfg.trainer)
-    counts = {f"model.{n}": getattr(m, n) for n in ("hidden_size", "num_hidden_layers", "num_attention_heads",
-               "intermediate_size", "adapter_reduction_factor", "max_position_embeddings")}  # fmt: skip
-    counts |= {f"lang.{n}.vocabulary_size": lang.vocabulary_size for n, lang in cfg.lang.items()}
-    counts |= {"langset.vocabulary_size": cfg.langset.vocabulary_size}
-    for key, value in counts.items():
-        yield key, value, value is None or value >= 1, "1 or more"
-    yield "data.row_length", d.row_length, d.row_length >= 8, "8 or more"
-    yield "data.workers", d.workers, 0 <= d.workers <= cores(), f"0 to {cores()}, the cores that this process may use"
-    yield "seed", cfg.seed, 0 <= cfg.seed < 2**32, "0 to 4294967295"
-    yield "data.alpha", d.alpha, d.alpha >= 0, "0 (every language alike) or more; 1 is proportional to size"
-    yield "data.max_passes", d.max_passes, d.max_passes is None or d.max_passes > 0, "more than 0, or null"
-    shares = {"task.mask_rate": cfg.task.mask_rate, "data.validation_share": d.validation_share}
-    for key, value in shares.items():
-        yield key, value, 0 < value < 1, "a share between 0 and 1, e.g. 0.3 or 0.04"
-    for name in ("hidden_dropout_prob", "attention_probs_dropout_prob"):
-        yield f"model.{name}", getattr(m, name), 0 <= getattr(m, name) < 1, "0 up to, but not, 1"
-    yield "model.layer_norm_eps", m.layer_norm_eps, m.layer_norm_eps > 0, "more than 0, e.g. 1e-5"
-    yield from recipe_ranges("task.extend" if cfg.lang else "task.pretrain", cfg.recipe)
-
-
-def recipe_ranges(where: str, r: RecipeConfig) -> Iterator[Range]:
-    """The numbers of a recipe, which stands under the key ``where``."""
-    yield f"{where}.steps", r.steps, r.steps >= 1, "1 or more"
-    for name in ("peak_lr", "clip_norm", "eps"):
-        yield f"{where}.{name}", getattr(r, name), getattr(r, name) > 0, "more than 0"
-    yield f"{where}.weight_decay", r.weight_decay, r.weight_decay >= 0, "0 or more"
-    yield f"{where}.warmup_share", r.warmup_share, 0 <= r.warmup_share <= 1, "a share of all steps, 0 to 1"
-    fine = len(r.betas) == 2 and all(0 <= b < 1 for b in r.betas)
-    yield f"{where}.betas", r.betas, fine, "two numbers from 0 up to, but not, 1, e.g. [0.9,0.98]"
-
-
 def _check_languages(cfg: PretrainConfig) -> list[str]:
     faults = []
     known = list(cfg.langset.languages)
     for number, (code, text) in enumerate(cfg.langset.languages.items()):
         where = f"langset.languages.{code}"
         faults += check_source(cfg.source(text), where)
-        if fault := code_fault(code):
+        if fault := code_fault(code) or tag_fault(code):
             faults.append(f"langset.languages: {fault}")
         if text.slot is not None:
             faults += _check_slot(cfg, f"{where}.slot", text.slot)
@@ -216,7 +138,7 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
     codes: dict[str, str] = {}
     for name, lang in cfg.lang.items():
         faults += check_source(cfg.source(lang), f"lang.{name}")
-        if fault := code_fault(lang.code):
+        if fault := code_fault(lang.code) or tag_fault(lang.code):
             faults.append(f"lang.{name}.code: {fault}")
         for other in clashing(lang.code, codes):
             faults.append(

@@ -170,28 +170,34 @@ def test_a_text_of_ones_own_ends_in_a_verified_pack_whose_figures_a_fresh_base_r
     """A language that the project does not know, from a file; the figures are equal to the last bit."""
     text, run = tmp_path / "mine.txt", tmp_path / "run"
     text.write_text(lines("sw", 1500).replace("a", "ä").replace("k", "q"), encoding="utf-8")
-    status, out, err = workplace.call("+lang=new_lang", "lang.new_lang.code=xx", f"lang.new_lang.text={text}",
+    status, out, err = workplace.call("+lang=new_lang", "lang.new_lang.code=tr_TR", f"lang.new_lang.text={text}",
                                       "lang.new_lang.vocabulary_size=500", f"base={workplace.base}", *EXTENSION, run=run)  # fmt: skip
     assert status == 0, err
     shutil.copytree(workplace.base / "model", tmp_path / "fresh")
-    pack = run / "pack" / "xx"
+    pack = run / "pack" / "tr_TR"
     assert command(packs.main, "verify", run)[0] == 0
     assert command(packs.main, "verify", pack, "--base", tmp_path / "fresh")[0] == 0
     assert command(packs.main, "install", tmp_path / "fresh", pack, "--out", tmp_path / "installed")[0] == 0
     model = XmodForMaskedLM.from_pretrained(tmp_path / "installed")
     cfg = load_config(RunDir(run))
-    prepared = prepare_language(cfg, cfg.lang["new_lang"], f"{tmp_path / 'installed'}/languages/xx")
+    prepared = prepare_language(cfg, cfg.lang["new_lang"], f"{tmp_path / 'installed'}/languages/tr_TR")
     metrics = workplace.metrics(run)
-    assert score_all(model, prepared.scorers(cfg.objective)) == {k: metrics[k] for k in ("val/loss/xx", "val/bpb/xx")}
+    assert score_all(model, prepared.scorers(cfg.objective)) == {
+        k: metrics[k] for k in ("val/loss/tr_TR", "val/bpb/tr_TR")
+    }
 
 
 def test_three_languages_are_the_same_packs_and_the_same_model_in_all_six_orders(
     workplace: Workplace, command, tmp_path
 ):
     """Singly, each on what came before, and together; the second and third meet a base that has others already."""
-    names = {"greek": "el_GR", "swahili": "sw_KE", "new_lang": "xx"}
+    names = {"greek": "el_GR", "swahili": "sw_KE", "new_lang": "tr_TR"}
     (tmp_path / "xx.txt").write_text(lines("tr", 1500), encoding="utf-8")
-    mine = ["lang.new_lang.code=xx", f"lang.new_lang.text={tmp_path / 'xx.txt'}", "lang.new_lang.vocabulary_size=400"]
+    mine = [
+        "lang.new_lang.code=tr_TR",
+        f"lang.new_lang.text={tmp_path / 'xx.txt'}",
+        "lang.new_lang.vocabulary_size=400",
+    ]
 
     def grow(base: Path, *added: str) -> Path:
         run = tmp_path / f"{base.name}-{'+'.join(added)}"
@@ -215,7 +221,7 @@ def test_three_languages_are_the_same_packs_and_the_same_model_in_all_six_orders
             assert files(runs[order[: n + 1]] / "pack" / names[name]) == wanted[names[name]]
         assert files(runs[order] / "model") == model
     assert len(runs) == 1 + 3 + 6 + 6
-    assert json.loads(model["config.json"])["languages"] == ["en_XX", "de_DE", "el_GR", "sw_KE", "xx"]
+    assert json.loads(model["config.json"])["languages"] == ["en_XX", "de_DE", "el_GR", "sw_KE", "tr_TR"]
     loaded = XmodForMaskedLM.from_pretrained(together / "model")
     mixed = torch.arange(5, 5 + 5 * 7).view(5, 7)
     assert torch.isfinite(loaded(mixed, labels=mixed, lang_ids=loaded.languages).loss)

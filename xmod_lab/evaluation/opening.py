@@ -46,6 +46,7 @@ def settle_model(cfg: PretrainConfig, asked: list[str]) -> Base:
         if run is None:
             raise UserError(f"no finished run under '{cfg.runs}'; give base=RUN, a model folder or a hub id, or make a base "
                             "with: python -m xmod_lab.pretrain")  # fmt: skip
+        log.info("base=auto is the newest finished run under '%s', of a base or of an extension", cfg.runs)
         cfg = replace(cfg, base=str(run.path))
     base = resolve(cfg, asked, pretrain_base)
     if Path(base.name, "config.yaml").is_file():  # a run

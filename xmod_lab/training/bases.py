@@ -19,10 +19,14 @@ from xmod_lab.config import SHARED_SLOT, LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
 from xmod_lab.model import XmodLanguageModel, donors_of, language_model, load_language_model, read_config
+from xmod_lab.settings import flatten
+from xmod_lab.sizes import memory_faults
 from xmod_lab.text.tokenizer import special_ids
 from xmod_lab.training.rundir import RunDir, read_json, read_yaml
+from xmod_lab.validation import raise_faults
 
 log = logging.getLogger(__name__)
+_ALMOST = 3  # settings in which a base may differ and be named
 _PLACES = ("folder", "workers")  # settings of data that say where and how, not what
 
 
@@ -71,6 +75,11 @@ def resolve(cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainC
         run = newest_matching(cfg)
         if run is None:
             run = _pretrain_now(cfg, pretrain)
+        else:
+            log.info(
+                "base=auto is the newest finished base under '%s' with this model, language set, data and task",
+                cfg.runs,
+            )
         return _from_run(run, cfg, asked)
     path = Path(cfg.base)
     if (path / "model" / "config.json").is_file() and (path / "config.yaml").is_file():
@@ -148,6 +157,28 @@ def added_before(cfg: PretrainConfig) -> list[tuple[PretrainConfig, LangConfig]]
 def newest_matching(cfg: PretrainConfig) -> RunDir | None:
     """The newest finished base run under ``cfg.runs`` with the same model, language set, data settings and task."""
     return newest_finished(cfg.runs, lambda other: not other.lang and _identity(other) == _identity(cfg))
+
+
+def almost_matching(cfg: PretrainConfig) -> str:
+    """The finished base that differs in the fewest settings from the one that ``cfg`` describes, and in which, as the end of a
+    message; nothing where all differ in more than three."""
+    wanted, found = flatten(_identity(cfg)), []
+    for run, other in _finished_runs(cfg.runs):
+        has = flatten(_identity(other))
+        keys = [key for key in sorted(wanted.keys() | has.keys()) if wanted.get(key) != has.get(key)]
+        if not other.lang and 0 < len(keys) <= _ALMOST:
+            found.append(
+                (
+                    len(keys),
+                    -_time(run),
+                    run.path,
+                    [f"{key} is {has.get(key)} there, {wanted.get(key)} here" for key in keys],
+                )
+            )
+    if not found:
+        return ""
+    _, _, path, differences = min(found)
+    return f". The nearest is {path}: {', '.join(differences)}; base={path} takes it with its own settings"
 
 
 def newest_finished(runs: str, fits: Callable[[PretrainConfig], bool] = lambda _: True) -> RunDir | None:
@@ -234,7 +265,8 @@ def is_made_on_the_way(run: RunDir) -> bool:
 def _pretrain_now(cfg: PretrainConfig, pretrain: Callable[[PretrainConfig, RunDir], None]) -> RunDir:
     """Pre-train a base; a half-made one is continued."""
     own, run = base_to_make(cfg)
-    log.info("no finished base under '%s' matches; pre-training one in %s", cfg.runs, run.path)
+    raise_faults(memory_faults(own))
+    log.info("no finished base under '%s' matches; pre-training one in %s%s", cfg.runs, run.path, almost_matching(cfg))
     pretrain(own, run)
     return run
 

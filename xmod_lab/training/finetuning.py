@@ -98,7 +98,8 @@ def _with_base(cfg: FinetuneConfig, run: RunDir) -> FinetuneConfig:
     if found is None:
         raise UserError(f"no finished run under '{cfg.runs}' has a masked language model that knows '{cfg.task.source}'; make one "
                         "with python -m xmod_lab.pretrain +lang=[new_lang,sw], or give base=PATH")  # fmt: skip
-    log.info("base: %s, the newest run that knows %s; another one with base=PATH", found.path, cfg.task.source)
+    log.info("base=auto is the newest finished run under '%s' that knows %s: %s; another one with base=PATH", cfg.runs, cfg.task.source,
+             found.path)  # fmt: skip
     return replace(cfg, base=str(found.path))
 
 

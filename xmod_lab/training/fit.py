@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins import CheckpointIO
+from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader
@@ -193,5 +194,11 @@ def make_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=callbacks,
-        plugins=[writer],
+        plugins=[writer, environment()],
     )
+
+
+def environment() -> ClusterEnvironment:
+    """Where processes come from: torchrun, or :func:`xmod_lab.training.distributed.launch`. Lightning would take any job of SLURM for
+    processes that SLURM has started, and end in an error after the text is prepared, e.g. where its cores were asked for as tasks."""
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()

@@ -18,6 +18,7 @@ from xmod_lab.files import write_whole
 from xmod_lab.languages.embeddings import shared_pieces, special_pairs
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.model import XmodLanguageModel
+from xmod_lab.sizes import memory_faults
 from xmod_lab.text.listing import titled
 from xmod_lab.text.survey import (
     NO_LANGUAGE,
@@ -29,13 +30,23 @@ from xmod_lab.text.survey import (
     survey,
     unknown_letters,
 )
-from xmod_lab.training.bases import Base, agree, base_to_make, inherit, new_model, newest_matching, resolve
+from xmod_lab.training.bases import (
+    Base,
+    agree,
+    almost_matching,
+    base_to_make,
+    inherit,
+    new_model,
+    newest_matching,
+    resolve,
+)
 from xmod_lab.training.beginning import allocate_language
 from xmod_lab.training.cost import Cost, measure
 from xmod_lab.training.data import Prepared, about_kept, consumption, mixture_of, prepare_base, prepare_beside
 from xmod_lab.training.extension import open_base, seed_of, trainable_names
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.tables import normalisation_table, show, training_table
+from xmod_lab.validation import raise_faults
 
 log = logging.getLogger(__name__)
 PLAN = "plan.json"
@@ -63,8 +74,12 @@ def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
         if cfg.base == "auto" and newest_matching(cfg) is None:
             (own, _), (_, place) = base_to_make(cfg), base_to_make(written)  # whose folder is named by what is written
             log.info(
-                "no finished base under '%s' matches: the run would first pre-train one in %s", cfg.runs, place.path
+                "no finished base under '%s' matches: the run would first pre-train one in %s%s",
+                cfg.runs,
+                place.path,
+                almost_matching(cfg),
             )
+            raise_faults(memory_faults(own))
             plan["base"] = _plan_base(own, warnings)
             base = Base("(to be made)", None, None, own)  # random weights of the same size cost the same
         else:
