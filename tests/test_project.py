@@ -17,7 +17,8 @@ from hydra.errors import HydraException
 
 from xmod_lab.choices import EMBEDDING_INITS, METRICS, ROLES
 from xmod_lab.codes import slot_fault
-from xmod_lab.config import CONF_DIR, EvaluateConfig, explain, from_hydra, register_schemas
+from xmod_lab.command_line import explain
+from xmod_lab.config import CONF_DIR, EvaluateConfig, from_hydra, register_schemas
 from xmod_lab.errors import UserError
 from xmod_lab.finetune_config import FinetuneConfig, validate_finetune
 from xmod_lab.languages.initialisers import METHODS

@@ -3,16 +3,20 @@
 Exit status: 0 done; 1 a proof that does not hold, or a bug, with its traceback; 2 bad input; 130 interrupted, 143 by SIGTERM.
 
 A configuration is composed and judged before torch and the like are imported, which takes seconds: this module and what it imports
-import them inside of functions, and so do the commands.
+import them inside of functions, and so do the commands. What is refused or only planned leaves no folder behind.
 """
 
+import contextlib
+import copy
 import logging
 import os
 import select
+import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +26,73 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xmod_lab.config import CONF_DIR, PretrainConfig, explain, from_hydra, register_schemas
+from xmod_lab.command_line import arranged, as_typed, explain, setting_faults
+from xmod_lab.config import CONF_DIR, PretrainConfig, from_hydra, register_schemas
 from xmod_lab.errors import INTERRUPTED, STOPPED, TERMINATED, ProofError, Stopped, UserError
 from xmod_lab.files import is_full
+from xmod_lab.own_files import SCHEME, hidden_files
 from xmod_lab.settings import flatten
-from xmod_lab.validation import validate
+from xmod_lab.validation import raise_faults, validate
 
 log = logging.getLogger(__name__)
+_OF_EVERY_START = (".start", "multirun.yaml", "job.json", "sweep.json", "sweep.csv")  # besides .hydra/ and *.log
+_MOST_LINES, _LONGEST = 40, 1_000  # of a message
 Work = Callable[[Any, Path, list[str], str | None], int | None]
-_sweeps: list[
-    tuple[Path, list[list[str]]]
-] = []  # the folder of the sweep that this process leads, and its jobs' overrides
+
+
+@dataclass
+class _Start:
+    """A start of a command, as Hydra's hooks know it and note what comes of it.
+
+    Args:
+        judge: gives the configuration as dataclasses, or raises UserError; of it and of Hydra's own.
+        composed: Hydra has read the command line, and what fails from now on is no fault in it.
+        folder: of the run, or of the sweep that this process leads; ``named`` on the command line.
+        made: folders that there were not before, the outermost first.
+        jobs: of the sweep, by their overrides, where they are known before it.
+    """
+
+    judge: Callable[[DictConfig, DictConfig], Any]
+    composed: bool = False
+    planned: bool = False
+    sweeps: bool = False
+    named: bool = False
+    folder: Path | None = None
+    made: list[Path] = field(default_factory=list)
+    jobs: list[list[str]] = field(default_factory=list)
+
+    def settle(self, folder: Path) -> None:
+        """Make the folder. Raises UserError where that cannot be done."""
+        self.folder = Path(os.path.abspath(folder))
+        try:
+            self.made = [path for path in (*reversed(self.folder.parents), self.folder) if not path.exists()]
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            key = "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
+            raise UserError(f"the folder {folder} cannot be made ({error.strerror}: {error.filename}); set {key} to one that you can "
+                            "write to") from error  # fmt: skip
+
+    def leave_nothing(self) -> None:
+        """Remove what this start has made, if no more is in it than what every start writes."""
+        if self.folder is None or self.folder not in self.made:
+            return
+        files = [path for path in self.folder.rglob("*") if not path.is_dir()]
+        if not all(self._of_every_start(file) for file in files):
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for path in reversed(self.made[:-1]):
+            with contextlib.suppress(OSError):  # it is in use
+                path.rmdir()
+
+    def _of_every_start(self, file: Path) -> bool:
+        hydras = file.parent.name == ".hydra" or file.suffix == ".log" or file.name in _OF_EVERY_START
+        return hydras or (file.name == "plan.json" and self.planned)
+
+
+_starts: list[_Start] = []  # under way; one, but for commands that are called from Python
 
 
 def run_command(
@@ -52,12 +109,17 @@ def run_command(
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here as they are
     register_schemas(**{f"{name}_schema": schema})
-    statuses = []
+    statuses, typed = [], sys.argv
+
+    def judge(composed: DictConfig, hydra_cfg: DictConfig) -> Any:
+        return _judged(composed, hydra_cfg, schema, check)
 
     @hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=name)
     def job(composed: DictConfig) -> None:
+        sys.argv = typed  # as it was, for what asks for it
+
         def run() -> int | None:
-            return _work(composed, work, check)
+            return _work(composed, work, judge)
 
         planned = composed.get("plan", False)  # then there is nothing to remember
         if HydraConfig.get().mode == RunMode.MULTIRUN and not planned:
@@ -67,24 +129,82 @@ def run_command(
         if statuses[-1] in STOPPED:
             raise KeyboardInterrupt
 
+    start, swept = _Start(judge), None
+    _starts.append(start)
+
+    def composed_and_done() -> None:
+        try:
+            flags, settings = arranged(typed[1:])
+            raise_faults(setting_faults(settings, schema))
+            sys.argv = [typed[0], *flags, *settings]
+            job()
+        except (UserError, HydraException, OmegaConfBaseException):
+            raise
+        except Exception as error:
+            if start.composed:
+                raise
+            raise UserError(explain(error)) from error  # in a file or on the command line, whatever reads it has raised
+
     try:
-        statuses.append(guarded(job))
+        statuses.append(guarded(composed_and_done))
     finally:
-        swept = _finish_sweep()
+        sys.argv = typed
+        _starts.remove(start)
+        if start.sweeps:
+            from xmod_lab.sweep import finish_sweep
+
+            swept = finish_sweep(start.folder, start.jobs)
+    status = max(*statuses, swept or 0)
+    if status in (2, *STOPPED) or (start.planned and not start.named):
+        start.leave_nothing()
     if set(STOPPED) & set(statuses):
-        same = "the same command" if swept is not None else "the same command with hydra.run.dir=<its folder>"
-        print(f"interrupted; {same} goes on from the newest checkpoint", file=sys.stderr)
-    sys.exit(max(*statuses, swept or 0))
+        again = ""
+        if not (start.sweeps or start.named) and start.folder is not None and start.folder.exists():
+            again = f" with {as_typed('hydra.run.dir', str(start.folder))}"
+        print(f"interrupted; the same command{again} goes on from the newest checkpoint", file=sys.stderr)
+    sys.exit(status)
 
 
 class Hooks(Callback):
-    """Hydra calls it (conf/hydra names it)."""
+    """What Hydra calls (conf/hydra names it) before it makes a folder. It passes over exceptions, but not over SystemExit."""
+
+    def on_run_start(self, config: DictConfig, **_: object) -> None:
+        """Before a run: refuse what can be refused, and make its folder."""
+        self._end_if(guarded(lambda: self._begin_run(config)))
 
     def on_multirun_start(self, config: DictConfig, **_: object) -> None:
-        """Before the first job, in the process that leads the sweep."""
-        from xmod_lab.sweep import begin_sweep, planned_jobs
+        """Before the first job of a sweep, in the process that leads it."""
+        self._end_if(guarded(lambda: self._begin_sweep(config)))
 
-        _sweeps.append((begin_sweep(config), planned_jobs(config)))
+    def _begin_run(self, config: DictConfig) -> None:
+        start = _noted(config, "hydra.run.dir")
+        own = copy.deepcopy(config)
+        with open_dict(own):
+            del own["hydra"]
+        start.judge(own, config.hydra)
+        start.settle(Path(config.hydra.run.dir))
+
+    def _begin_sweep(self, config: DictConfig) -> None:
+        start = _noted(config, "hydra.sweep.dir")
+        from xmod_lab.sweep import begin_sweep, planned_jobs, settle_folder
+
+        folder = settle_folder(config)
+        start.sweeps, start.jobs = True, planned_jobs(config)
+        start.settle(folder)
+        begin_sweep(folder, again=folder not in start.made)
+
+    @staticmethod
+    def _end_if(status: int) -> None:
+        if status:
+            sys.exit(status)
+
+
+def _noted(config: DictConfig, key: str) -> _Start:
+    """The start that is under way, with what its configuration says of it."""
+    start = _starts[-1]
+    start.composed, start.planned = True, bool(config.get("plan", False))
+    start.named = any(override.startswith(f"{key}=") for override in config.hydra.overrides.hydra)
+    return start
 
 
 def _job_folder(*, _root_: DictConfig) -> str:
@@ -95,15 +215,6 @@ def _job_folder(*, _root_: DictConfig) -> str:
 
 # Here, because launchers that run jobs in other processes do no more there than to import what the job needs
 OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
-
-
-def _finish_sweep() -> int | None:
-    """The highest exit status of the jobs of the sweep that this process led; ``None`` where it led none."""
-    if not _sweeps:
-        return None
-    from xmod_lab.sweep import finish_sweep
-
-    return finish_sweep(*_sweeps.pop())
 
 
 def _job_of_sweep(work: Callable[[], int | None], *, fresh: bool) -> int:
@@ -127,11 +238,27 @@ def _job_of_sweep(work: Callable[[], int | None], *, fresh: bool) -> int:
     return status
 
 
-def _work(composed: DictConfig, work: Work, check: Callable[[Any], None]) -> int | None:
+def _judged(composed: DictConfig, hydra_cfg: DictConfig, schema: type, check: Callable[[Any], None]) -> Any:
+    """The configuration as dataclasses of its ``schema``. Raises UserError for what it cannot be."""
+    own = [Path(source.path) for source in hydra_cfg.runtime.config_sources if source.schema == SCHEME]
+    faults = setting_faults(list(hydra_cfg.overrides.task), schema)
+    typed = {
+        override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task
+    }  # others may be of another project
+    chosen = OmegaConf.to_container(hydra_cfg.runtime.choices)
+    faults += hidden_files(own, Path(CONF_DIR), {group: chosen[group] for group in chosen.keys() & typed})
+    if hydra_cfg.job.chdir:
+        faults.append("hydra.job.chdir is true; paths are meant from where the command is started, and all that a run writes is in its "
+                      "run dir anyway: leave it out")  # fmt: skip
+    raise_faults(faults)
     cfg = from_hydra(composed)
-    hydra_cfg = HydraConfig.get()
-    _check_lang_files(list(hydra_cfg.overrides.task), list(getattr(cfg, "lang", ())))
     check(cfg)
+    return cfg
+
+
+def _work(composed: DictConfig, work: Work, judge: Callable[[DictConfig, DictConfig], Any]) -> int | None:
+    hydra_cfg = HydraConfig.get()
+    cfg = judge(composed, hydra_cfg)
     asked = [override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task]
     usual = compose(hydra_cfg.job.config_name, return_hydra_config=False)
     before, now = flatten(OmegaConf.to_container(usual)), flatten(OmegaConf.to_container(composed))
@@ -150,20 +277,12 @@ def hide_bars() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _check_lang_files(overrides: list[str], found: list[str]) -> None:
-    """``+lang=[a,b]`` must give two languages: of two files with the same package line the second replaces the first."""
-    chosen = [o.partition("=")[2].strip("[]") for o in overrides if o.lstrip("+").startswith("lang=")]
-    names = [name.strip() for part in chosen for name in part.split(",") if name.strip()]
-    if len(names) > len(found):
-        raise UserError(f"+lang=[{','.join(names)}] gives only {', '.join(found)}: each file under lang/ needs a first line of "
-                        "its own, '# @package lang.<its name>'")  # fmt: skip
-
-
 def guarded(job: Callable[[], int | None], heard: Callable[[str], None] = lambda message: None) -> int:
     """Call ``job`` and return the exit status: its own, if it returns one. A message for the user goes to stderr, and to
     ``heard``."""
 
     def say(message: str, status: int) -> int:
+        message = _readable(message)
         print(f"error: {message}", file=sys.stderr)
         heard(message)
         return status
@@ -196,6 +315,17 @@ def guarded(job: Callable[[], int | None], heard: Callable[[str], None] = lambda
             if (denied := _of_the_system(error)) is None:
                 raise
             return say(_denied(denied), 2)
+
+
+def _readable(message: str) -> str:
+    """What comes from files and command lines may be long, and have characters that do things to a terminal."""
+    lines = []
+    for line in message.split("\n"):
+        line = "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)
+        half = _LONGEST // 2
+        lines.append(line if len(line) <= _LONGEST else f"{line[:half]} […] {line[-half:]}")
+    more = [f"[{len(lines) - _MOST_LINES} lines more]"] if len(lines) > _MOST_LINES else []
+    return "\n".join(lines[:_MOST_LINES] + more)
 
 
 def _status_of(stop: BaseException | None) -> int:

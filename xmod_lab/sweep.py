@@ -25,6 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, read_write
 
+from xmod_lab.command_line import in_quotes
 from xmod_lab.errors import UserError
 from xmod_lab.figures import read_figures
 from xmod_lab.files import hidden, write_whole
@@ -42,25 +43,26 @@ _LONGEST = 80  # of a folder's name
 NOT_BEGUN = "not begun"
 
 
-def begin_sweep(config: DictConfig) -> Path:
-    """Settle the folder of a sweep, for its jobs too, and mark the start, before the first job, in the process that leads the
-    sweep. Returns the folder."""
+def settle_folder(config: DictConfig) -> Path:
+    """The folder of a sweep, for its jobs too."""
     folder = Path(config.hydra.sweep.dir)
     if folder.name == AUTO:
         folder = folder.with_name(sweep_name(config))
         with read_write(config.hydra):
             config.hydra.sweep.dir = str(folder)
-            quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{quoted}'")  # jobs are composed from these
-    if rank():
-        return folder
-    try:
-        again = folder.is_dir()
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={in_quotes(str(folder))}")  # jobs go by it
+    return folder
+
+
+def begin_sweep(folder: Path, *, again: bool) -> None:
+    """Mark the start in the folder of a sweep, before the first job, in the process that leads the sweep.
+
+    Args:
+        again: the folder is that of an earlier start.
+    """
+    if rank() == 0:
         write_whole(folder / START, uuid.uuid4().hex.encode())
         log.info("sweep %s in %s", "goes on" if again else "begins", folder)
-    except OSError:
-        pass  # Hydra writes there next, and says so
-    return folder
 
 
 def planned_jobs(config: DictConfig) -> list[list[str]]:

@@ -20,7 +20,7 @@ from xmod_lab.command import run_command
 from xmod_lab.config import CONF_DIR, LangConfig, register_schemas
 from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.jobs import Job, code_digest, current_runs, data_digests, job_folder
-from xmod_lab.sweep import begin_sweep, finish_sweep, main_figures, planned_jobs, start_of, sweep_name
+from xmod_lab.sweep import begin_sweep, finish_sweep, main_figures, planned_jobs, settle_folder, start_of, sweep_name
 from xmod_lab.training.bases import load_config
 from xmod_lab.training.rundir import RunDir
 
@@ -270,7 +270,9 @@ def test_a_sweep_is_what_is_swept_and_what_is_set_beside_it():
 
 def test_a_job_whose_process_was_killed_has_failed(tmp_path):
     """As a launcher's own process may be."""
-    folder = begin_sweep(composed_sweep("seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"))
+    folder = settle_folder(composed_sweep("seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"))
+    folder.mkdir()
+    begin_sweep(folder, again=False)
     for number in range(2):
         job = Job(start_of(tmp_path / "sweep"), number, [f"seed={number}"])
         (tmp_path / "sweep" / str(number)).mkdir()
@@ -283,7 +285,8 @@ def test_a_job_whose_process_was_killed_has_failed(tmp_path):
 
 def test_jobs_that_had_not_begun_are_in_the_table(tmp_path, capsys):
     sweep = composed_sweep("seed=1,2,3", "trainer.max_steps=2,5", f"hydra.sweep.dir={tmp_path / 'sweep'}")
-    folder = begin_sweep(sweep)
+    folder = settle_folder(sweep)
+    begin_sweep(folder, again=False)
     job, place = Job(start_of(tmp_path / "sweep"), 0, ["seed=1", "trainer.max_steps=2"]), tmp_path / "sweep" / "0"
     place.mkdir()
     assert job.begin(place, fresh=False)

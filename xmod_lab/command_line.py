@@ -1,0 +1,141 @@
+"""How a command line is read, and what is wrong with one that is not understood.
+
+Settings are Hydra's overrides, KEY=VALUE. Its grammar takes few letters without quotes: a message shows how to quote what was meant.
+"""
+
+import os
+import re
+import shlex
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, get_args, get_origin
+
+from hydra._internal.utils import get_args_parser
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import MissingConfigException, OverrideParseException
+
+from xmod_lab.errors import nearest
+from xmod_lab.own_files import SCHEME, own_folders
+
+_KEY = re.compile(r"[+~]*[\w.$@:/-]+", re.ASCII)
+_FALSE_OR_TRUE = (0, 1)  # what a switch may be, False and True included
+_INNER = ("full_key:", "object_type=", "reference_type=")  # of OmegaConf, beside the key and the value
+
+
+def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Flags and settings, to be put in this order, since Hydra's parser takes settings on one side of a flag alone; the user's own
+    folders of configuration are a setting. Raises SystemExit for unknown flags, UserError for a folder that does not exist."""
+    parser = get_args_parser()
+    found = parser.parse_intermixed_args(arguments)
+    settings = [setting for setting in found.overrides if not setting.startswith("hydra.searchpath=")]
+    if settings == found.overrides and (folders := own_folders(found.config_dir)):
+        found.config_dir = None
+        paths = [in_quotes(f"{SCHEME}://{folder}") for folder in folders]
+        settings.append(f"hydra.searchpath=[{','.join(paths)}]")
+    elif settings != found.overrides:  # the user's own search path
+        settings = found.overrides
+    flags = []
+    for action in parser._actions:
+        value = getattr(found, action.dest, None) if action.option_strings else None
+        if value not in (None, False):
+            flags.append(action.option_strings[0] if value is True else f"{action.option_strings[0]}={value}")
+    return flags, settings
+
+
+def in_quotes(text: str) -> str:
+    """``text`` as a value of Hydra's grammar that means just this text."""
+    return QuotedString(text.replace("${", "\\${"), Quote.double).with_quotes()
+
+
+def as_typed(key: str, value: str, *, of_list: bool = False) -> str:
+    """What to type in a shell for a setting whose value is this text; ``of_list``: a list of such texts, in brackets."""
+    if of_list:
+        parts = [part.strip().strip("\"'") for part in value.strip("[]").split(",")]
+        return shlex.quote(f"{key}=[{','.join(map(in_quotes, parts))}]")
+    return shlex.quote(f"{key}={in_quotes(os.path.expanduser(value))}")
+
+
+def type_of(schema: type, key: str) -> object:
+    """The type of a setting by its dotted key, without ``None``; ``None`` where there is no such key."""
+    here: object = schema
+    for name in key.split("."):
+        if is_dataclass(here):
+            here = next((f.type for f in fields(here) if f.name == name), None)
+        else:
+            here = get_args(here)[1] if get_origin(here) is dict else None
+        if get_origin(here) is UnionType:
+            here = next(each for each in get_args(here) if each is not type(None))
+    return here
+
+
+def setting_faults(settings: list[str], schema: type) -> list[str]:
+    """Settings that are taken for something else than what was typed: a number for a switch or for a name, a mapping that is not
+    the whole mapping."""
+    faults = []
+    for override in OverridesParser.create().parse_overrides(settings):
+        key, value = override.key_or_group, None if override.is_sweep_override() else override.value()
+        kind, typed = type_of(schema, key), override.input_line.partition("=")[2]
+        if kind is bool and isinstance(value, int | float) and value not in _FALSE_OR_TRUE:
+            faults.append(f"{key} is {typed}; allowed are true and false")
+        if kind in (str, Any) and isinstance(value, int | float) and str(value) != typed:
+            faults.append(f"{key}={typed} is read as {value}; write {as_typed(key, typed)}")
+        if get_origin(kind) is dict and isinstance(value, dict) and not (override.is_add() or override.is_force_add()):
+            faults.append(f"{key}={{…}} does not replace what is there, it is merged into it. To have these alone, put them into a file, "
+                          f"conf/{key.replace('.', '/', 1).partition('/')[0]}/<name>.yaml, and choose it by <name>; to have them besides, "
+                          f"write {shlex.quote('++' + override.input_line)}")  # fmt: skip
+        if override.is_delete() and get_origin(type_of(schema, key.rpartition(".")[0])) is not dict:
+            faults.append(
+                f"~{key}: a setting cannot be taken out, only an entry such as ~langset.languages.de_DE; leave it out, or write {key}=<value>"
+            )
+    return faults
+
+
+def explain(error: Exception) -> str:
+    """The message of Hydra, OmegaConf or YAML about a command line or a file, with what is allowed and what to write instead."""
+    if isinstance(error, OverrideParseException):
+        return _not_read(error.override)
+    if isinstance(error, MissingConfigException) and error.options:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return (f"there is no {error.missing_cfg_file}.yaml; there are {', '.join(error.options)}.{nearest(name, error.options)} A file of "
+                f"your own is found as conf/{group}/<name>.yaml where the command is started, or under --config-dir")  # fmt: skip
+    causes: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in causes:
+        causes.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    text = "\n".join(map(str, causes))
+    schema = next((each.object_type for each in causes if is_dataclass(getattr(each, "object_type", None))), None)
+    if ambiguous := re.search(r"Ambiguous value for argument '(.*)'\n", text):
+        key, _, value = ambiguous[1].partition("=")
+        return (f"'{ambiguous[1]}' may be several values, one a run: then write -m in front; a list: {shlex.quote(f'{key}=[{value}]')}; or one "
+                f"value with a comma in it: {as_typed(key, value)}")  # fmt: skip
+    said: list[str] = []  # without what was only under way when it was raised
+    cause = error
+    while cause is not None:
+        said += [line.strip() for line in str(cause).splitlines()]
+        cause = cause.__cause__
+    said = [re.sub(r"^In .(.*).: \w+ raised while composing config:$", r"in \1.yaml:", line) for line in said]
+    lines = [line for line in dict.fromkeys(said) if line and not line.startswith(_INNER)]
+    if (found := re.search(r"Key '([^']+)' (?:is )?not in '\w+'", text)) and schema is not None:
+        names = [f.name for f in fields(schema)]
+        lines.append(f"allowed names: {', '.join(names)}.{nearest(found[1], names)}")
+    if "In 'task/" in text:
+        lines.append(
+            "mlm and clm are tasks of pretrain, those with labels of finetune: python -m xmod_lab.finetune task=NAME"
+        )
+    if "append to your default list" in text.lower() and "lang" in text:
+        lines.append("a language is added with a plus: +lang=NAME")
+    return "\n".join(lines) or type(error).__name__
+
+
+def _not_read(override: str) -> str:
+    """Why Hydra's grammar does not take ``override``, and what to write."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return (f"'{override}' is no setting: settings are KEY=VALUE, such as trainer.max_steps=100. A value with a space in it stands in "
+                f"quotes: {as_typed('lang.new_lang.text', 'my file.txt')}")  # fmt: skip
+    if not _KEY.fullmatch(key):
+        return f"'{key}' in '{override}' is no name of a setting; a name has letters a to z, digits, _, - and dots, such as lang.new_lang.text"
+    of_list = value.startswith("[") and value.endswith("]")
+    return f"the value in '{override}' needs quotes; write {as_typed(key, value, of_list=of_list)}"

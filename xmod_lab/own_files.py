@@ -1,0 +1,119 @@
+"""A user's own configuration files: ``./conf`` where the command is started, and ``--config-dir``.
+
+They are searched after the package's own, and read more strictly than Hydra reads them: what YAML drops or turns into something else
+is an error that names file and line. A file in ``lang/`` is of the language that it is called after.
+"""
+
+import os
+import re
+from pathlib import Path
+
+import yaml
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+
+from xmod_lab.errors import UserError
+
+SCHEME = "own"  # of a folder in Hydra's search path: own:///home/me/conf
+_HEADER = re.compile(r"^\ufeff?\s*#\s*@package\s+(\S+)", re.MULTILINE)  # Hydra itself finds it in the first lines alone
+
+
+class OwnFiles(FileConfigSource):
+    """A folder of such files."""
+
+    @staticmethod
+    def scheme() -> str:
+        return SCHEME
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        """As Hydra's. Raises UserError for a file that cannot be meant as it is written."""
+        file = Path(self.path, self._normalize_file_name(config_path))
+        text = _checked(file)
+        found = super().load_config(config_path)
+        said = _HEADER.search(text)
+        found.header["package"] = said[1] if said else None
+        if config_path.startswith("lang/"):
+            own = f"lang.{file.stem}"
+            if said and said[1] != own:
+                line = text.count("\n", 0, said.start(1)) + 1
+                raise UserError(f"{file}, line {line} says '# @package {said[1]}', but the file is called {file.name}: delete that line, "
+                                f"or write '# @package lang.{file.stem}'")  # fmt: skip
+            found.header["package"] = own
+        return found
+
+
+Plugins.instance().register(OwnFiles)
+
+
+def own_folders(named: str | None) -> list[Path]:
+    """``./conf``, where there is one, and the folder that ``--config-dir`` names.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if named is not None and not Path(named).is_dir():
+        raise UserError(f"--config-dir '{named}' is no folder; give one with files such as lang/<name>.yaml in it")
+    found = [Path(name).absolute() for name in ("conf", named) if name is not None and Path(name).is_dir()]
+    return [folder for number, folder in enumerate(found) if not any(map(folder.samefile, found[:number]))]
+
+
+def hidden_files(folders: list[Path], package: Path, choices: dict[str, object]) -> list[str]:
+    """A fault for each file of ``folders`` that was chosen, by (group, name), and that one of the ``package`` of the same name hides."""
+    faults = []
+    for group, chosen in choices.items():
+        for name in chosen if isinstance(chosen, list) else [chosen]:
+            part = Path(group.partition("@")[0], f"{name}.yaml")
+            for file in (folder / part for folder in folders):
+                if file.is_file() and (package / part).is_file() and not file.samefile(package / part):
+                    faults.append(
+                        f"{os.path.relpath(file)} is not read: xmod_lab has a {part} itself; give yours another name"
+                    )
+    return faults
+
+
+def _checked(file: Path) -> str:
+    """The text of a YAML file. Raises UserError where it is none, or where YAML takes a part of it for something else."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = "" if mark is None else f", line {mark.line + 1}"
+        problem = getattr(error, "problem", None) or str(error)
+        why = "a tab stands where YAML wants spaces; use spaces" if "\\t" in problem else f"no YAML ({problem})"
+        raise UserError(f"{file}{line}: {why}") from error
+    if root is not None and not isinstance(root, yaml.MappingNode):
+        raise UserError(
+            f"{file}: expected settings, one a line, such as 'code: oc_FR'; found {'a list' if isinstance(root, yaml.SequenceNode) else repr(root.value)[:60]}"
+        )
+    if root is not None:
+        _check_keys(root, file, ())
+    return text
+
+
+def _check_keys(node: yaml.Node, file: Path, path: tuple[str, ...]) -> None:
+    """Keys are text, and each stands once; a language of a language set is a mapping."""
+    if isinstance(node, yaml.SequenceNode):
+        for item in node.value:
+            _check_keys(item, file, path)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode) or key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
+            raise UserError(f"{file}, line {line}: YAML reads {key.value!r:.60} as a {key.tag.rpartition(':')[2]} and not as a word; write "
+                            f"it in quotes, \"{key.value!s:.60}\", or a language as no_XX")  # fmt: skip
+        if key.value in lines:
+            raise UserError(
+                f"{file}, line {line}: '{key.value}' stands in line {lines[key.value]} already; keep one of them"
+            )
+        lines[key.value] = line
+        if path == ("languages",) and isinstance(value, yaml.ScalarNode):
+            raise UserError(
+                f"{file}, line {line}: a language needs its text by name; write {key.value}: {{text: {value.value}}}"
+            )
+        _check_keys(value, file, (*path, key.value))
