@@ -17,6 +17,7 @@ from scipy import stats
 
 from tests.test_project import composed
 from xmod_lab import report
+from xmod_lab.reports.figures import bars, curves, dots, heat_map, interval_bars, png, scatter, svg
 from xmod_lab.reports.groups import groups_of
 from xmod_lab.reports.page import render
 from xmod_lab.reports.runs import find_runs
@@ -158,6 +159,23 @@ def test_hostile_names_are_text_wherever_they_stand(tmp_path):
         assert hostile == harmless and not any(" on" in tag for tag in hostile) and "&lt;img" in pages[0]
 
 
+def test_names_in_figures_are_neither_formulas_nor_warnings(tmp_path):
+    """Such names end up as titles, ends of lines, ticks and notes."""
+    name = "$\\frac{$ 中"
+    lines = {name: [[(0, 1.0), (1, 2.0)]], "b": [[(0, 2.0), (1, 1.0)]]}
+    span = (0.5, 0.4, 0.6)
+    for figure in (
+        curves(lines, x=name, y=name, levels={name: 1.5}, title=name),
+        bars({name: 1.0, "b": 2.0}, x=name, notes={name: name, "b": ""}),
+        dots({name: span, "b": span}, x=name, seeds={}, title=name),
+        scatter({name: [(1, 2)], "b": [(2, 1)]}, x=name, y=name, title=name),
+        heat_map({name: {name: 1.0, "b": 2.0}}, title=name, x=name, y=name),
+        interval_bars({name: {name: span}}, levels={name: 0.5}, level=name, title=name, y=name),
+    ):
+        assert "<svg" in svg(figure, name)
+        png(figure, tmp_path / "figure.png")
+
+
 ODD = {  # what a metrics.json may hold instead
     "nan": '{"val/loss/el_GR": NaN}',
     "infinite": '{"val/loss/el_GR": 1e999}',
@@ -227,7 +245,7 @@ def test_samples_of_a_run_are_shown(run):
     }
     (run / "samples.json").write_text(json.dumps({"el_GR": [sample]}))
     page, files = render(find_runs([run]))
-    for text in ("What the model fills in", "the ▢ sat &lt;here&gt;", "▁cat", "▁dog 0.25, ▁ 0.12", "1,234"):
+    for text in ("What the model fills in", "the ▢ sat &lt;here&gt;", "▁cat", "▁dog 0.25 · ▁ 0.12", "1,234"):
         assert text in page
     assert files["samples.csv"].splitlines()[1] == "el_GR,the,▁cat,sat <here>,1234,▁dog,0.25"
 

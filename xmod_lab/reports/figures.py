@@ -6,7 +6,9 @@ Colours are told apart by colour-blind readers; dashes, hatches and names at the
 import io
 import math
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,15 @@ _COLOURS = ("#0072b2", "#d55e00", "#117733", "#aa4499", "#332288", "#8a8a00", "#
 _DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)))
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 _PIXELS = 96  # of CSS to an inch
+_PLAIN = rc_context({"text.parse_math": False})  # a name with dollars in it is a name
+
+
+@contextmanager
+def _drawing(**settings: object) -> Iterator[None]:
+    """Letters of a script that the font lacks are boxes in a figure, and no warning: the tables have them."""
+    with rc_context({"text.parse_math": False, **settings}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from ")
+        yield
 
 
 def svg(figure: Figure, what: str) -> Html:
@@ -35,7 +46,7 @@ def svg(figure: Figure, what: str) -> Html:
     It shrinks with the page down to where its text can be read; the same figure always gives the same text.
     """
     buffer = io.StringIO()
-    with rc_context({"svg.hashsalt": "xmod_lab"}):
+    with _drawing(**{"svg.hashsalt": "xmod_lab"}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
@@ -50,10 +61,12 @@ def svg(figure: Figure, what: str) -> Html:
 def png(figure: Figure, path: Path) -> None:
     """Write ``figure`` to ``path``."""
     image = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(image, metadata={"Software": None})
+    with _drawing():
+        FigureCanvasAgg(figure).print_png(image, metadata={"Software": None})
     write_whole(path, image.getbuffer())
 
 
+@_PLAIN
 def curves(
     lines: Lines, *, x: str, y: str, levels: dict[str, float] | None = None, title: str = "", width: float = WIDE
 ) -> Figure:
@@ -85,6 +98,7 @@ def _mean_line(seeds: list[Points]) -> Points:
     return [(place, float(np.mean([table[place] for table in tables]))) for place in shared] or seeds[0]
 
 
+@_PLAIN
 def bars(values: dict[str, float], *, x: str, notes: dict[str, str]) -> Figure:
     """Horizontal bars, the first one on top, with a note behind each."""
     figure, axes = _blank(WIDE, 0.6 + 0.32 * len(values))
@@ -99,6 +113,7 @@ def bars(values: dict[str, float], *, x: str, notes: dict[str, str]) -> Figure:
     return figure
 
 
+@_PLAIN
 def dots(
     values: dict[str, Span], *, x: str, seeds: dict[str, list[float]], title: str = "", width: float = WIDE
 ) -> Figure:
@@ -120,6 +135,7 @@ def dots(
     return figure
 
 
+@_PLAIN
 def scatter(points: dict[str, Points], *, x: str, y: str, title: str = "", width: float = WIDE) -> Figure:
     """A colour for each name, which stands beside the mean of its points."""
     figure, axes = _blank(width, 3.9 if width > HALF else 3.1)
@@ -134,6 +150,7 @@ def scatter(points: dict[str, Points], *, x: str, y: str, title: str = "", width
     return figure
 
 
+@_PLAIN
 def heat_map(
     values: dict[str, dict[str, float]], *, title: str, x: str, y: str, best: Callable = min, digits: int = 2
 ) -> Figure:
@@ -159,6 +176,7 @@ def heat_map(
     return figure
 
 
+@_PLAIN
 def interval_bars(
     values: dict[str, dict[str, Span]], *, levels: dict[str, float | None], level: str, title: str, y: str
 ) -> Figure:

@@ -12,10 +12,11 @@ from xmod_lab.reports.tables import Part, Record, Table, number
 def title(runs: list[Run]) -> str:
     if len(runs) == 1:
         return _what(runs[0])
-    kinds = [name for kind, name in KINDS.items() if any(run.kind == kind for run in runs)]
-    added = dict.fromkeys(code for run in runs for code in run.added)
+    added = ", ".join(dict.fromkeys(code for run in runs for code in run.added))
+    kinds = [name + (f" ({added})" if kind == "extension" else "") for kind, name in KINDS.items()
+             if any(run.kind == kind for run in runs)]  # fmt: skip
     same = {_what(run) for run in runs}
-    what = same.pop() if len(same) == 1 else ", ".join(kinds) + (f" ({', '.join(added)})" if added else "")
+    what = same.pop() if len(same) == 1 else ", ".join(kinds)
     return f"{len(runs)} runs, {what}"
 
 

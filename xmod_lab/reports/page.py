@@ -23,7 +23,7 @@ _STYLE = """
 h1{font-size:1.6rem;margin-bottom:.2rem;line-height:1.25;overflow-wrap:anywhere}h1.kind{margin-top:3rem;border-top:3px solid #1d1d1f;padding-top:.6rem}
 h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #ddd;padding-bottom:.2rem}
 table{border-collapse:collapse;font-size:.84rem;font-variant-numeric:tabular-nums;margin:.6rem 0}
-caption{text-align:left;font-weight:600;color:#444;padding:.2rem 0}.wide{overflow-x:auto}
+caption{text-align:left;white-space:nowrap;font-weight:600;color:#444;padding:.2rem 0}.wide{overflow-x:auto}
 th,td{padding:.22rem .55rem;text-align:right;border-bottom:1px solid #eee;white-space:nowrap}
 th{font-weight:600;border-bottom:1px solid #999;white-space:normal;vertical-align:bottom}
 .text{text-align:left}td.long{white-space:normal;min-width:20rem}th:first-child,td:first-child{text-align:left;padding-left:0;white-space:nowrap}

@@ -116,7 +116,7 @@ def samples(groups: list[Group]) -> list[Part]:
     for code, passages in run.samples.items():
         for sample in passages:
             passage = f"{sample['before']} {_GAP} {'' if run.exact else sample['after']}".strip()
-            likeliest = ", ".join(f"{piece} {probability:.2f}" for piece, probability in sample["likeliest"])
+            likeliest = " · ".join(f"{piece} {probability:.2f}" for piece, probability in sample["likeliest"])
             rows.append([code, passage, sample["hidden"], likeliest, f"{sample['rank']:,}"])
             kept = {key: sample[key] for key in ("before", "hidden", "after", "rank")}
             records += [{"language": code, **kept, "piece": piece, "probability": probability}
