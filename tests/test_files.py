@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
 
+from xmod_lab.command import guarded
 from xmod_lab.errors import UserError
 from xmod_lab.files import Busy, build_folder, clear_scratch, is_full, lock, remove, write_whole
 from xmod_lab.languages.folders import new_folder
@@ -114,6 +116,25 @@ def test_a_full_disk_leaves_what_was_there_and_nothing_else(small_disk):
         assert is_full(caught.value), caught.value
     assert names(disk) == {"file", "folder"} and (disk / "file").read_bytes() == b"old"
     assert (disk / "folder" / "sub" / "file").read_text() == "whole"
+
+
+def test_a_full_disk_has_one_message_whatever_met_it(small_disk, capsys):
+    disk = small_disk(64)
+    for write in (
+        lambda: save_file({"x": torch.zeros(100_000)}, disk / "x"),
+        lambda: Tokenizer(models.WordLevel({str(i): i for i in range(20_000)})).save(str(disk / "x")),
+        lambda: (disk / "x").write_bytes(bytes(400_000)),
+    ):
+        assert guarded(write) == 2
+        err = capsys.readouterr().err
+        assert "the disk is full. What was saved is whole" in err and err.count("\n") == 1
+        (disk / "x").unlink(missing_ok=True)
+
+
+def test_what_the_system_says_of_a_file_is_a_message(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert guarded((tmp_path / "file" / "below").mkdir) == guarded((tmp_path / "none").read_bytes) == 2
+    assert capsys.readouterr().err.count("error: no access to") == 2
 
 
 def test_only_a_full_disk_is_one():

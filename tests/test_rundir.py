@@ -80,6 +80,13 @@ def test_a_damaged_file_of_a_run_is_named(run, name, content):
         run.remember(data="x")
 
 
+@pytest.mark.parametrize("trainer", ["[1]", "{threads: two}", "{precision: 16}"])
+def test_settings_of_another_type_in_config_yaml_are_named(tmp_path, trainer):
+    (tmp_path / "config.yaml").write_text(f"trainer: {trainer}")
+    with pytest.raises(UserError, match="config.yaml cannot be read .what it has as trainer"):
+        RunDir(tmp_path).fit_to_machine(composed())
+
+
 @pytest.mark.parametrize("name", ["config.yaml", "metrics.json", ".lock", "checkpoints", "model"])
 def test_what_is_neither_file_nor_folder_is_refused_and_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)

@@ -1,6 +1,5 @@
 """Parts of training that need no run: the schedule, what decays, files and locks, several processes."""
 
-import logging
 import os
 import signal
 import subprocess
@@ -21,7 +20,6 @@ from xmod_lab.training.distributed import STOPS, launch
 from xmod_lab.training.interruption import Interruption
 from xmod_lab.training.module import LanguageModeling, clip_gradients
 from xmod_lab.training.rundir import RunDir
-from xmod_lab.training.tables import show
 
 
 def _module(**recipe) -> LanguageModeling:
@@ -129,18 +127,6 @@ def test_checkpoints_are_saved_by_the_clock_too(tmp_path):
     trainer.global_step = 4
     callback.on_train_batch_end(trainer, None, None, None, 0)
     assert [path.name for path in saved] == ["step000003.ckpt"]
-
-
-def test_tables_go_to_the_log_file_too(tmp_path, capsys):
-    handler = logging.FileHandler(tmp_path / "log")
-    logging.getLogger().addHandler(handler)
-    try:
-        show("scores", ("language", "loss"), [("de", "1.5")])
-    finally:
-        logging.getLogger().removeHandler(handler)
-        handler.close()
-    for said in (capsys.readouterr().out, (tmp_path / "log").read_text()):
-        assert "scores" in said and "language" in said and "1.5" in said
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch):

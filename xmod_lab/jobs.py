@@ -40,7 +40,7 @@ from xmod_lab.training.bases import (
     newest_matching,
     newest_that_knows,
 )
-from xmod_lab.training.rundir import RunDir, read_json, step_of
+from xmod_lab.training.rundir import RunDir, checkpoints_in, read_json, step_of
 
 log = logging.getLogger(__name__)
 JOB = "job.json"
@@ -213,7 +213,8 @@ def _prospect(folder: Path) -> str:
 
 def _newest_step(folder: Path, word: str) -> str:
     """`` from step 40`` of the newest checkpoint, with its part where a run trains several models; nothing if there is none."""
-    found = sorted((folder / "checkpoints").rglob("step*.ckpt"), key=lambda file: file.stat().st_mtime)
+    places = {file.parent for file in (folder / "checkpoints").rglob("step*.ckpt")}
+    found = sorted((f for place in places for f in checkpoints_in(place)), key=lambda file: file.stat().st_mtime)
     if not found:
         return ""
     part = found[-1].parent.relative_to(folder / "checkpoints")

@@ -124,7 +124,10 @@ def _train_once(cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setting: S
     part = _part(code, seed)
     kept, best_weights = run / "predictions" / f"{part}.json", run / "checkpoints" / part / "best.safetensors"
     if kept.is_file() and best_weights.is_file():
-        return Result(**read_json(kept, dict))
+        try:
+            return Result(**read_json(kept, dict))
+        except TypeError as error:
+            raise UserError(f"{kept} is damaged ({error}); delete it, and that training is done again") from error
     model = task_model(setting.folder, setting.kind, seed)
     before = tensor_digests(model)
     model.freeze_embeddings_and_language_adapters()

@@ -85,6 +85,11 @@ class RunDir:
         stored = {}
         if cfg.resume == "auto":
             stored = self.stored().get("trainer") or {}
+            kinds = {"precision": str, "threads": int | None}
+            if not isinstance(stored, dict) or not all(
+                isinstance(stored[k], t) for k, t in kinds.items() if k in stored
+            ):
+                raise _damaged(self / "config.yaml", "what it has as trainer is of another type")
         choose = _precision if trains and not self.finished else _precision_on_paper
         precision, threads = of_first(lambda: (choose(cfg, stored), _threads(cfg, stored, workers)))
         torch.set_num_threads(threads)

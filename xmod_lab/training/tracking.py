@@ -56,7 +56,7 @@ class Curve:
 
 
 def _stays(row: dict[str, str], step: int, code: str | None) -> bool:
-    concerned = code is None or any(value and name.endswith(f"/{code}") for name, value in row.items())
+    concerned = code is None or any(value and str(name).endswith(f"/{code}") for name, value in row.items())
     return not concerned or (step > 0 and (row["step"] or "").isdigit() and int(row["step"]) <= step)
 
 
