@@ -345,6 +345,12 @@ def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path, name):
     assert "is a folder" in str(_caught(lambda: list(decoded_lines(tmp_path))))
 
 
+def test_a_file_that_must_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
+    for kind in ("txt", "parquet"):
+        assert "must not be read by you" in _refusal(_write(tmp_path, kind, ["a"]))
+
+
 def _caught(call) -> UserError:
     with pytest.raises(UserError) as caught:
         call()

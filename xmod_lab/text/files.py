@@ -39,7 +39,9 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 def file_fault(path: str | Path) -> str | None:
     """What is wrong with a file that is to be read, as far as can be seen without opening it: a pipe would be waited for."""
     if os.path.isfile(path):
-        return None
+        return (
+            None if os.access(path, os.R_OK) else f"'{path}' must not be read by you; ask its owner for that (chmod +r)"
+        )
     if os.path.isdir(path):
         return f"'{path}' is a folder, where a file is expected"
     if os.path.exists(path):
