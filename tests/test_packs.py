@@ -442,7 +442,7 @@ def test_cards_are_those_of_the_hub_and_keep_what_the_base_says(place, tmp_path)
     assert card.data.language == ["sw"] and "language-pack" in card.data.tags
     assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("bits_per_byte", 0.75)]
     assert (
-        manifest["base_fingerprint"] in card.text and "3 languages (en_XX, de_DE, fr_XX), 2 layers of 16" in card.text
+        manifest["base_fingerprint"] in card.text and "an X-MOD of 3 languages, 2 layers of 16, 400 pieces" in card.text
     )
     assert "| training text: bytes | 2,000,000 |" in card.text and "| peak lr | 0.002 |" in card.text
     shutil.copytree(place / "base", tmp_path / "base")

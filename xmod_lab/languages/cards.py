@@ -22,6 +22,12 @@ _WORDS = {  # how keys begin, and what a card has in their place
     "statistics.train.": "training text: ", "statistics.validation.": "held-out text: ", "consumed.train/": "read in training: ",
     "recipe.": "",
 }  # fmt: skip
+_NAMES = {
+    "kind": "whose vocabulary", "method": "how its table began", "copied": "rows copied from the base", "derived": "rows derived from others",
+    "drawn": "rows drawn at random", "overlap": "share of the text that copied rows spell", "init": "how the slot began",
+    "coverage": "share of the text that copied and derived rows spell", "donors": "slots that it was made of", "eps": "AdamW's eps",
+    "training text: unknown": "training text: unknown pieces", "held-out text: unknown": "held-out text: unknown pieces",
+}  # fmt: skip
 _LEFT_OUT = ("digest", "source", "ranking")  # of no use to a reader: they are in manifest.json
 
 
@@ -35,10 +41,12 @@ def pack_card(manifest: dict, *, exact: bool, base_model: str | None = None) -> 
     code, base = manifest["code"], manifest["base"]
     body = f"""# {code}: a language pack for X-MOD
 
-The slot{"" if manifest["pieces"] is None else " and vocabulary"} of one language, trained on a frozen base: an X-MOD of
-{len(base["languages"])} languages ({", ".join(base["languages"])}), {base["num_hidden_layers"]} layers of {base["hidden_size"]}
-and {base["vocab_size"]:,} pieces{"" if base_model is None else f", `{base_model}`"}, of fingerprint
-`{manifest["base_fingerprint"]}`. It fits that base, with or without other packs, and no other model:
+The slot{"" if manifest["pieces"] is None else " and vocabulary"} of one language, trained on a frozen base. It fits that base, with or
+without other packs, and no other model:
+
+- base: {"" if base_model is None else f"`{base_model}`, "}an X-MOD of {len(base["languages"])} languages, {base["num_hidden_layers"]} layers of {base["hidden_size"]}, {base["vocab_size"]:,} pieces
+- its languages: {", ".join(base["languages"])}
+- its fingerprint: `{manifest["base_fingerprint"]}`
 
     python -m xmod_lab.packs install BASE {code} --out MODEL
 
@@ -50,7 +58,7 @@ def with_metadata(card: str, metadata: dict[str, str]) -> str:
     """``card`` with ``metadata`` (``license``, ``base_model``, …) in its head."""
     if not metadata:
         return card
-    parsed = parsed_card(card)
+    parsed = parsed_card(card if card.startswith("---") else f"---\n{{}}\n---\n{card}")
     if parsed is None:
         raise UserError("the head of README.md is no YAML; mend it, or delete the file")
     for key, value in metadata.items():
@@ -255,7 +263,7 @@ def _label(key: str) -> str:
     for start, words in _WORDS.items():
         if key.startswith(start):
             key = words + key.removeprefix(start)
-    return _cell(key.partition("/")[0].replace("_", " ").replace(".", ": "))
+    return _cell(_NAMES.get(key, key.partition("/")[0].replace("_", " ").replace(".", ": ")))
 
 
 def _cell(value: object) -> str:

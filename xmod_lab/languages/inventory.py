@@ -60,7 +60,8 @@ def _bytes(shape: tuple[int, ...], kind: str) -> int:
 
 def _scores_in_card(folder: Path) -> dict[str, float]:
     """Bits per byte that the card of a base has in its head, as figures of a run."""
-    card = parsed_card(card_of(folder) or "")
+    text = card_of(folder) or ""
+    card = parsed_card(text) if text.startswith("---") else None
     results = [r for r in card.data.eval_results or [] if r.metric_type == "bits_per_byte"] if card else []
     return {f"val/bpb/{r.dataset_config}": r.metric_value for r in results if isinstance(r.metric_value, float)}
 
