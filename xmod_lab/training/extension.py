@@ -216,7 +216,7 @@ def _origin(lang: LangConfig) -> dict:
             return [name(each) for each in given]
         return Path(given).name if Path(str(given)).is_absolute() else str(given)
 
-    given = {"text": lang.text, "validation": lang.validation, "dataset_config": lang.dataset_config}
+    given = {key: getattr(lang, key) for key in ("text", "validation", "column", "dataset_config")}
     return {key: name(value) for key, value in given.items() if value is not None}
 
 
