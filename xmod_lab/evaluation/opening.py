@@ -11,7 +11,7 @@ from xmod_lab.config import LangsetText, PretrainConfig, TextConfig
 from xmod_lab.errors import UserError
 from xmod_lab.evaluation.subjects import Subject, subjects_of
 from xmod_lab.languages.folders import manifests_in
-from xmod_lab.model import XmodConfig, XmodLanguageModel
+from xmod_lab.model import XmodLanguageModel, read_config
 from xmod_lab.settings import flatten
 from xmod_lab.text.corpus import Source, check_source
 from xmod_lab.text.listing import names_in
@@ -96,7 +96,7 @@ def with_added_text(base: Base) -> tuple[Base, dict[str, str]]:
         return base, {}
     folder = Path(base.model)
     known = {*base.cfg.langset.languages, *(lang.code for _, lang in added_before(base.cfg))}
-    codes = [code for code in XmodConfig.from_pretrained(folder).added or [] if code not in known]
+    codes = [code for code in read_config(folder).added or [] if code not in known]
     if not codes:
         return base, {}
     found, unread = _texts_of_run(folder.parent) if folder.name == "model" else {}, {}
