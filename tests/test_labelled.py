@@ -9,10 +9,13 @@ import pandas
 import pytest
 from transformers import AutoTokenizer
 
+from tests.conftest import tiny_config
 from xmod_lab.errors import UserError
+from xmod_lab.languages.cards import task_card
 from xmod_lab.tasks.answering import Answering
 from xmod_lab.tasks.choice import Choice
 from xmod_lab.tasks.classification import Classification, Inference
+from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.tasks.labels import classes
 from xmod_lab.tasks.reading import LabelledSource, Row, read_examples
 from xmod_lab.tasks.tagging import Tagging
@@ -236,3 +239,21 @@ def test_an_answer_that_stands_elsewhere_is_said_where_and_one_that_no_window_ho
     assert (encoded.truncated, encoded.empty) == (1, 0)
     row = Row({"question": " ", "context": "The", "answers": {"text": ["The"], "answer_start": [0]}}, "q3")
     assert Answering([row]).encode([row], AutoTokenizer.from_pretrained(tokenizer_folder), 40).empty == 1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_the_card_of_a_fine_tuned_model_says_to_do_works(tokenizer_folder, tmp_path, name):
+    kind, labels = KINDS[name], {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
+    model = kind.model_class(tiny_config(vocab_size=400, languages=["en_XX", "de_DE"], **labels))
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
+    record = {"task": "mine", "source": "en_XX", "metric": kind.metrics[0], "class": kind.model_class.__name__, "inputs": kind.inputs,
+              "piped": kind.piped, "labels": ["a", "b"], "data": {"train": 3}, "training": {"steps": 1}}  # fmt: skip
+    card = task_card(model.config, record, {"en_XX": (0.5, 0.5), "de_DE": (0.5, None)}, pipeline=kind.pipeline)
+    code = [
+        line.strip() for line in card.partition("## Use")[2].partition("##")[0].splitlines() if line.startswith("    ")
+    ]
+    scope: dict = {}
+    exec("\n".join(code).replace("FOLDER", str(tmp_path)), scope)
+    assert type(scope["model"]) is kind.model_class and len(code) == (6 if kind.piped else 4)
+    assert (scope["model"].config.default_language == "de_DE") is bool(kind.piped)

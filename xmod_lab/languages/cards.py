@@ -117,7 +117,8 @@ def task_card(config: XmodConfig, record: dict, scores: dict[str, tuple[float, f
     """The card of a model that was fine-tuned on a task.
 
     Args:
-        record: ``task``, ``source``, ``metric``, ``class`` (of the model), ``labels``, ``data`` and ``training``.
+        record: ``task``, ``source``, ``metric``, ``class`` (of the model), ``inputs`` and ``piped`` (of the kind of
+            task, see :class:`xmod_lab.tasks.classification.Classification`), ``labels``, ``data`` and ``training``.
         scores: language -> score through its own slot, and of one answer to all.
     """
     rows = "\n".join(
@@ -147,14 +148,14 @@ def _task_use(record: dict, codes: list[str], pipeline: str) -> str:
 
     model = xmod_lab.{record["class"]}.from_pretrained("FOLDER")
     tokenizer = model.tokenizer_for("{other}")
-    model(**tokenizer("…", return_tensors="pt"), lang_ids="{other}")
+    model(**{record["inputs"]}, lang_ids="{other}")
 
 Inputs without `lang_ids` are in {record["source"]}, the default language.
 """
-    if pipeline in ("text-classification", "token-classification"):
+    if record["piped"] is not None:
         use += f"""
     model.set_default_language("{other}")
-    transformers.pipeline("{pipeline}", model=model, tokenizer=tokenizer)("…")
+    transformers.pipeline("{pipeline}", model=model, tokenizer=tokenizer)({record["piped"]})
 """
     labels = ", ".join(f"`{label}`" for label in record["labels"])
     return use + (f"\n## Labels\n\n{len(record['labels'])}: {labels}\n" if labels else "")

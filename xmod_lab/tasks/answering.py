@@ -38,6 +38,8 @@ class Answering:
     roles = ("question", "context", "answers")
     metrics = ("exact_match", "f1")
     pipeline = "question-answering"
+    inputs = 'tokenizer("a question", "a context with its answer", return_tensors="pt")'
+    piped = None
     labels: tuple[str, ...] = ()
 
     def __init__(self, train: Sequence[Row]):

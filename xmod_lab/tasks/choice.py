@@ -23,6 +23,8 @@ class Choice:
     roles = ("text", "choices", "label")
     metrics = ("accuracy",)
     pipeline = "multiple-choice"
+    inputs = '{name: part[None] for name, part in tokenizer(["a text"] * 2, ["one", "another"], padding=True, return_tensors="pt").items()}'
+    piped = None
 
     def __init__(self, train: Sequence[Row]):
         first = train[0].values["choices"]

@@ -17,13 +17,16 @@ from xmod_lab.tasks.values import NO_LABEL
 
 
 class Classification:
-    """Labels are those of the source's training split, sorted."""
+    """Labels are those of the source's training split, sorted. ``inputs``, ``piped``: what a model of the task and a pipeline are
+    called with, for its card."""
 
     model_class = XmodForSequenceClassification
     roles: tuple[str, ...] = ("text", "label")
     texts: tuple[str, ...] = ("text",)
     metrics = ("accuracy", "macro_f1")
     pipeline = "text-classification"
+    inputs = 'tokenizer("a text", return_tensors="pt")'
+    piped: str | None = '"a text"'
     without_label: tuple[object, ...] = (NO_LABEL,)
 
     def __init__(self, train: Sequence[Row]):
@@ -101,4 +104,6 @@ class Inference(Classification):
 
     roles = ("premise", "hypothesis", "label")
     texts = ("premise", "hypothesis")
+    inputs = 'tokenizer("a premise", "a hypothesis", return_tensors="pt")'
+    piped = '{"text": "a premise", "text_pair": "a hypothesis"}'
     without_label = (NO_LABEL, "-", "-1")  # of SNLI and MNLI, where annotators did not agree

@@ -28,6 +28,8 @@ class Tagging:
     roles = ("words", "tags")
     metrics: tuple[str, ...] = ("accuracy", "span_f1")
     pipeline = "token-classification"
+    inputs = 'tokenizer(["some", "words"], is_split_into_words=True, return_tensors="pt")'
+    piped = '"some words"'
 
     def __init__(self, train: Sequence[Row]):
         counts = Counter(tag for row in train for tag in self._tags(row))

@@ -133,7 +133,7 @@ def _train_once(cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setting: S
     model.freeze_embeddings_and_language_adapters()
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if (code, seed) == (setting.source, cfg.seed):
-        training_table(model, trainable, f"fine-tuning on {code}, {len(cfg.seeds)} seeds")
+        training_table(model, trainable, f"fine-tuning on {code}, {len(cfg.seeds)} seed{'s' * (len(cfg.seeds) > 1)}")
     name, loss = f"val/{cfg.task.metric}/{part}", f"val/loss/{part}"
     splits = setting.examples[code]
     curve = LearningCurve(
@@ -220,7 +220,7 @@ def _save(
     training = {"recipe": vars(cfg.recipe), "steps": cfg.steps, "rows_per_step": cfg.trainer.rows_per_step,
                 "precision": cfg.trainer.precision, "seed": seed}  # fmt: skip
     record = {"task": cfg.task.name, "source": setting.source, "metric": transfer.metric, "training": training,
-              "class": type(model).__name__, "labels": setting.kind.labels, "data": _data_record(cfg, setting, digests)}  # fmt: skip
+              "class": type(model).__name__, "inputs": setting.kind.inputs, "piped": setting.kind.piped, "labels": setting.kind.labels, "data": _data_record(cfg, setting, digests)}  # fmt: skip
     metric = transfer.metric
     scores = {lang.code: (lang.arms[metric]["target"].mean, lang.chance(metric)) for lang in transfer.languages}
     card = task_card(model.config, record, scores, pipeline=setting.kind.pipeline)
