@@ -279,7 +279,7 @@ def test_all_faults_of_a_configuration_are_listed_at_once():
         for word in ("task.kind", "classification", "task.seeds", "fp8", "examples", "nowhere")
     )
     for override, words in (
-        (f"task.seeds={10**30}", "allowed is 1 to 1,000"), (f"seed={2**32}", "allowed is 0 to 4294966295"),
+        (f"task.seeds={10**30}", "allowed is 1 to 1,000"), (f"seed={2**32}", "allowed is 0 to 4,294,967,295"),
         ("++task.data.columns.txt=x", "task.data.columns.txt names nothing; allowed are text, label, language, split. Did you mean 'text'"),
         ("++task.data.splits.validation=dev", "task.data.splits.validation names nothing; allowed are train, dev, test"),
     ):  # fmt: skip
