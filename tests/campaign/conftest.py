@@ -14,6 +14,7 @@ TOY = ["model.hidden_size=16", "model.num_attention_heads=2", "model.intermediat
 GREEK = ["+lang=greek", "lang.greek.vocabulary_size=300"]
 FINETUNE = ["trainer.max_steps=2", "trainer.rows_per_step=4", "trainer.checkpoint_every=1", "trainer.validate_every=1", "task.seeds=1",
             "logger=csv", "trainer.threads=1", "trainer.precision=32-true"]  # fmt: skip
+EVALUATE = ["trainer.threads=1", "trainer.accelerator=cpu", "logger=csv", "evaluate.parallel=[]"]
 NAMES = [
     "prepare",
     "rebuild",
@@ -49,24 +50,29 @@ def trials(place) -> dict[str, Trial]:
     base, greek, prepared = place.base, place.folder / "greek", place.folder / "runs" / "prepared"
     pack = greek / "pack" / "el_GR"
 
-    def of_run(command: str, *overrides: str):
-        return lambda out: place.arguments(*TOY, *overrides, run=out / "run") if command != "finetune" else [
-            *FINETUNE, *overrides, f"hydra.run.dir={out / 'run'}"]  # fmt: skip
+    def of_run(*overrides: str):
+        return lambda out: place.arguments(*TOY, *overrides, run=out / "run")
+
+    def finetune(out: Path) -> list[str]:
+        return [*FINETUNE, f"base={greek}", f"hydra.run.dir={out / 'run'}"]
+
+    def evaluate(out: Path) -> list[str]:
+        return [*EVALUATE, f"base={greek}", f"runs={place.folder / 'runs'}", f"hydra.run.dir={out / 'run'}"]
 
     def packs(*arguments: object):
         return lambda out: [*map(str, arguments), "--out", str(out / "model")]
 
     corpora = ("prepared/*",)
     found = [
-        Trial("prepare", "prepare", lambda out: [*of_run("prepare")(out), f"data.folder={out / 'prepared'}"], corpora),
-        Trial("rebuild", "prepare", lambda out: [*of_run("prepare")(out), f"data.folder={out / 'prepared'}", "rebuild=true"], corpora,
+        Trial("prepare", "prepare", lambda out: [*of_run()(out), f"data.folder={out / 'prepared'}"], corpora),
+        Trial("rebuild", "prepare", lambda out: [*of_run()(out), f"data.folder={out / 'prepared'}", "rebuild=true"], corpora,
               lambda out: shutil.copytree(prepared, out / "prepared")),
-        Trial("pretrain", "pretrain", of_run("pretrain")),
-        Trial("never", "pretrain", of_run("pretrain", "resume=never"), before=lambda out: shutil.copytree(base, out / "run")),
-        Trial("extend", "pretrain", of_run("pretrain", *GREEK, f"base={base}")),
-        Trial("finetune", "finetune", of_run("finetune", f"base={greek}")),
-        Trial("evaluate", "evaluate", of_run("evaluate", f"base={greek}", "evaluate.parallel=[]")),
-        Trial("rank", "rank", of_run("rank", *GREEK, f"base={base}")),
+        Trial("pretrain", "pretrain", of_run()),
+        Trial("never", "pretrain", of_run("resume=never"), before=lambda out: shutil.copytree(base, out / "run")),
+        Trial("extend", "pretrain", of_run(*GREEK, f"base={base}")),
+        Trial("finetune", "finetune", finetune),
+        Trial("evaluate", "evaluate", evaluate),
+        Trial("rank", "rank", of_run(*GREEK, f"base={base}")),
         Trial("report", "report", lambda out: [str(greek), "--out", str(out / "report.html")]),
         Trial("install", "packs", packs("install", base, pack), ("model",)),
         Trial("remove", "packs", packs("remove", greek, "el_GR"), ("model",)),

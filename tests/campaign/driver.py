@@ -153,7 +153,10 @@ def same(a: Path, b: Path) -> bool:
         )
         return first == second
     if a.name in ("metrics.json", "state.json", "seed1.json"):
-        return _timeless(json.loads(a.read_text())) == _timeless(json.loads(b.read_text()))
+        try:
+            return _timeless(json.loads(a.read_text())) == _timeless(json.loads(b.read_text()))
+        except ValueError:
+            return False
     return a.read_bytes() == b.read_bytes()
 
 
@@ -227,8 +230,20 @@ class Disk:
             dict[str, dict[str, int | None]]
         ] = []  # after each fsync: way -> path -> piece, None for a folder
 
+        for place, _, files in os.walk(out):  # what was there before the command has been on the disk for long
+            for path in (place, *(os.path.join(place, name) for name in files)):
+                descriptor = os.open(path, os.O_RDONLY)
+                self._keep(descriptor)
+                os.close(descriptor)
+
     def brought(self, descriptor: int) -> None:
         """An fsync has returned."""
+        self._keep(descriptor)
+        self.cuts.append(
+            {"strict": dict(self._strict(self.out.stat().st_ino, "")), "early": dict(self._early(self.out, ""))}
+        )
+
+    def _keep(self, descriptor: int) -> None:
         found = os.fstat(descriptor)
         if stat.S_ISDIR(found.st_mode):
             self.names[found.st_ino] = [
@@ -238,9 +253,6 @@ class Disk:
             self.held.append(os.dup(descriptor))
             self.pieces.append(Path(f"/proc/self/fd/{descriptor}").read_bytes())
             self.content[found.st_ino] = len(self.pieces) - 1
-        self.cuts.append(
-            {"strict": dict(self._strict(self.out.stat().st_ino, "")), "early": dict(self._early(self.out, ""))}
-        )
 
     def _strict(self, folder: int, path: str):
         for name, inode, is_folder in self.names.get(folder, []):
