@@ -1,5 +1,6 @@
 """What is typed: flags and settings in any order, values that need quotes, files of one's own, and what all of it may be."""
 
+import random
 import shlex
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from tests.test_project import composed
 from xmod_lab import machine, sizes
@@ -25,7 +27,7 @@ from xmod_lab.settings import Bounds
 from xmod_lab.training import fit
 from xmod_lab.training.bases import almost_matching
 from xmod_lab.training.rundir import RunDir
-from xmod_lab.validation import validate
+from xmod_lab.validation import raise_faults, validate
 
 
 def faults(*overrides: str, command: str = "pretrain") -> str:
@@ -393,3 +395,54 @@ def test_a_base_that_nearly_matches_is_named_with_what_differs(tmp_path):
         in said
     )
     assert f"base={run.path}" in said and almost_matching(composed(f"runs={tmp_path}", "model=small")) == ""
+
+
+# Whatever is typed
+
+
+ABSURD = ["", "null", "nan", "inf", "-1", "0", "1e400", "9" * 30, "9" * 5000, "true", "no", "[]", "{}", "{a:b}", "[1,a]", "x y", "'", "${x}", "${oc.env:NOPE}",
+          "${seed}", "é", "a" * 10_000, "1,2", "glob(*)", "choice(1,2)", "~", "=", "../..", "/proc/self/mem", "/dev/null", "\x1b[31m", "auto", "1.5", "1_0"]  # fmt: skip
+KEYS = [*(key for key, _ in numbers(PretrainConfig) if not key.startswith("lang")), "plan", "base", "runs", "resume", "data.byte_fallback", "data.folder",
+        "data.tokenizer", "data.normalization", "lang.sw.text", "lang.sw.validation", "lang.sw.code", "lang.sw.slot_init", "lang.sw.embedding_init",
+        "lang.sw.vocabulary_size", "langset", "model", "trainer", "task", "langset.languages", "langset.languages.de_DE", "langset.languages.de_DE.text",
+        "langset.languages.de_DE.slot", "lang", "hydra.run.dir", "logger.tags", "logger.wandb", "trainer.max_step", "x", "hydra.verbose", "a b", ""]  # fmt: skip
+
+
+def said_of(typed: list[str]) -> str | None:
+    """The message about a command line; ``None`` where all is well. Raises what a user must not see."""
+    try:
+        _, settings = arranged(typed)
+        raise_faults(setting_faults(settings, PretrainConfig))
+        with initialize_config_dir(CONF_DIR, version_base="1.3"):
+            cfg = compose("pretrain", overrides=settings)
+    except UserError as error:
+        return str(error)
+    except Exception as error:  # as the command takes whatever is raised before it has a configuration
+        return explain(error)
+    try:
+        validate(from_hydra(cfg))
+    except UserError as error:
+        return str(error)
+    except OmegaConfBaseException as error:
+        return explain(error)
+    return None
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])
+def test_whatever_is_typed_is_understood_or_told(seed, tmp_path, monkeypatch):
+    """Fourteen command lines each."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    register_schemas()
+    chance = random.Random(seed)
+    for _ in range(14):
+        typed = [
+            "+lang=sw",
+            *(
+                f"{chance.choice(['', '', '', '+', '++', '~'])}{chance.choice(KEYS)}={chance.choice(ABSURD)}"
+                for _ in range(chance.randint(1, 3))
+            ),
+        ]
+        message = said_of(typed)
+        assert message is None or message.strip(), typed
+    assert not list(tmp_path.iterdir())

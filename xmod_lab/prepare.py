@@ -5,6 +5,11 @@
 ``pretrain`` does the same when it finds nothing prepared.
 """
 
+from xmod_lab.errors import quiet_when_interrupted
+
+if __name__ == "__main__":
+    quiet_when_interrupted()
+
 from pathlib import Path
 
 from xmod_lab.command import run_command

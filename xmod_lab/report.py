@@ -6,6 +6,11 @@ Folders are searched for runs. The page is RUN/report.html or SWEEP/report.html,
 the tables are in report_files/ beside it. Nothing but run dirs is read.
 """
 
+from xmod_lab.errors import quiet_when_interrupted
+
+if __name__ == "__main__":
+    quiet_when_interrupted()
+
 import argparse
 import sys
 from pathlib import Path

@@ -30,12 +30,12 @@ class Bounds:
     def hold(self, value: object) -> bool:
         """Whether ``value`` is within; nan never is."""
         if self.count is not None:
-            return len(value) == self.count and all(map(self._hold, value))
+            return isinstance(value, list) and len(value) == self.count and all(map(self._hold, value))
         return self._hold(value)
 
-    def _hold(self, value: float) -> bool:
+    def _hold(self, value: object) -> bool:
         return (
-            (isinstance(value, int) or math.isfinite(value))
+            (isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)))
             and (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)
             and (self.most is None or value <= self.most)
@@ -84,7 +84,7 @@ def value_faults(cfg: object, prefix: str = "") -> Iterator[str]:
         if bounds is not None and value is not None and not bounds.hold(value):
             yield f"{key} is {value}; allowed is {bounds}"
         if names is not None and value not in names:
-            yield f"{key} is '{value}'; allowed are {', '.join(names)}.{nearest(value, names)}"
+            yield f"{key} is '{value}'; allowed are {', '.join(names)}.{nearest(str(value), names)}"
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, object]:

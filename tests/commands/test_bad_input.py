@@ -28,6 +28,7 @@ def refused(workplace, monkeypatch, capfd):
         assert message.count("error: ") == 1 and "Traceback" not in message
         for name in ("config.yaml", "state.json", "metrics.json", "model", "pack", "proof.json"):
             assert not (Path(run) / name).exists() or str(run).endswith("kept")
+        assert not Path(run).exists() or str(run).endswith("kept")  # nor a folder
         return message
 
     return call

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from xmod_lab.errors import INTERRUPTED, TERMINATED
+
 STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 _PATIENCE = 3.0  # seconds in which the first process, if it found the same fault, tells it and ends the others
 
@@ -65,6 +67,8 @@ def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:
     except mp.ProcessExitedException as error:
         if error.exit_code > 0:
             return error.exit_code
+        if -error.exit_code in STOPS:  # before the first step, where nothing is there to be saved
+            return TERMINATED if -error.exit_code == signal.SIGTERM else INTERRUPTED
         print(f"error: process {error.error_index} of {processes} was killed by {error.signal_name} (SIGKILL is often a lack "
               "of memory); the same command with hydra.run.dir=<its folder> goes on from the newest checkpoint", file=sys.stderr)  # fmt: skip
         return 1
