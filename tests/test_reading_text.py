@@ -16,13 +16,16 @@ from pyarrow import parquet
 from transformers import AutoTokenizer
 
 from tests.conftest import passages
+from tests.test_project import composed
 from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.hub import hub_fault
+from xmod_lab.tasks.reading import LabelledSource
 from xmod_lab.text.corpus import Source, Tally, check_source
 from xmod_lab.text.files import decoded_lines, json_rows
 from xmod_lab.text.parallel import read_parallel
 from xmod_lab.text.rows import prepare_corpus
+from xmod_lab.validation import validate
 
 KINDS = ("txt", "txt.gz", "jsonl", "tsv", "csv.gz", "parquet", "saved", "folder")
 ODD = ["\ufeffone", "  two\u2028 half ", "three\x0c3\x0b3", "four\x85x", "fa\u3000st", "\u200bsix", "se\u00a0ven\ufeff"]
@@ -446,6 +449,10 @@ def test_a_path_with_a_slip_is_not_asked_for_at_the_hub(tmp_path, monkeypatch):
         "runs/reel", "x"
     )
     assert "does not exist" in check_source(Source("runs/reel"), "lang.oc")[0]
+    with pytest.raises(UserError, match="data.tokenizer: 'runs/reel' does not exist"):
+        validate(composed("data.tokenizer=runs/reel"))
+    with pytest.raises(UserError, match="task.data.path: 'runs/reel' does not exist"):
+        list(LabelledSource("runs/reel").parts())
 
 
 # --- damage of any kind -------------------------------------------------------------------------------------------------

@@ -28,6 +28,9 @@ def validate(cfg: PretrainConfig) -> None:
     if not faults:  # what follows calculates with these
         faults += [*trainer_faults(cfg.trainer), *_size_faults(cfg)]
     faults += [*machine_faults(cfg.trainer, cfg.data.workers), *_check_languages(cfg), *_check_base(cfg)]
+    if cfg.data.tokenizer and not Path(cfg.data.tokenizer).exists():
+        fault = hub_fault(cfg.data.tokenizer, "a folder that save_pretrained wrote, or a hub id")
+        faults += [f"data.tokenizer: {fault}"] if fault else []
     if isinstance(cfg, EvaluateConfig):
         faults += check_parallel(cfg.evaluate.parallel, "evaluate.parallel")
         if cfg.lang:

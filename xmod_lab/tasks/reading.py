@@ -11,6 +11,7 @@ from pathlib import Path
 
 from xmod_lab.codes import resolve
 from xmod_lab.errors import UnknownLanguageError, UserError
+from xmod_lab.hub import hub_fault
 from xmod_lab.tasks.readers import READERS, Rows, named_rows
 from xmod_lab.tasks.values import read_value
 from xmod_lab.text.corpus import EMBEDDED, content_digest
@@ -99,6 +100,9 @@ class LabelledSource:
         if not path.is_dir() and (path.is_file() or not hub_id):
             raise UserError(f"{key}.path '{self.path}' is neither a folder nor a file of a known type "
                             f"({', '.join(READERS)}) nor a hub id; give one of these")  # fmt: skip
+        give = f"the path of a folder or file ({', '.join(READERS)}), or the id of a dataset on the hub"
+        if not path.is_dir() and (fault := hub_fault(self.path, give)):
+            raise UserError(f"{key}.path: {fault}")
         found = False
         try:
             for config, said in self._configurations():

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from xmod_lab.errors import UserError, reason
 from xmod_lab.files import build_folder
 from xmod_lab.foreign import open_tokenizer
-from xmod_lab.hub import hub_fault
 from xmod_lab.text.corpus import Source, digest_of_files
 from xmod_lab.text.tokenizer import PAD, RESERVED, composing, save_tokenizer, train_sentencepiece
 
@@ -30,8 +29,6 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         UserError: there is none, or it does not write ``<s>`` text ``</s>``, of which rows are made.
     """
-    if not Path(name).exists() and (fault := hub_fault(str(name), "a folder that save_pretrained wrote, or a hub id")):
-        raise UserError(f"data.tokenizer: {fault}")
     try:
         tokenizer = open_tokenizer(name)
     except UserError:
