@@ -16,6 +16,7 @@ import transformers
 from tests.conftest import passages, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.foreign import hub_id
+from xmod_lab.languages.differences import settings_that_differ
 from xmod_lab.languages.folders import install, pack_folders
 from xmod_lab.languages.inventory import inventory
 from xmod_lab.languages.packs import push_pack, write_pack
@@ -172,7 +173,8 @@ def test_a_pack_goes_to_the_hub_and_comes_back_into_a_model_with_its_tokenizer(h
     assert again.tokenizer_for("sw").get_vocab() == own.get_vocab()
     assert read_pack(place / "sw_KE")[0] == json.loads((tmp_path / "saved/languages/sw_KE/manifest.json").read_text())
     assert not (tmp_path / "saved/languages/sw_KE/notes.txt").exists()
-    assert inventory(Path("me/sw"))[0][0] == "sw_KE"
+    assert inventory(Path("me/sw"))[0][0] == "sw_KE" and verify(Path("me/sw"), str(place / "base"))
+    assert settings_that_differ(Path("me/sw"), place / "sw_KE") == []
 
 
 def test_base_and_pack_may_both_be_ids(hub, place, tmp_path):

@@ -205,6 +205,11 @@ def is_hub_id(source: str | Path) -> bool:
     return _HUB_ID.fullmatch(str(source)) is not None and not Path(source).exists()
 
 
+def at_hand(source: str | Path, give: str = "a folder or a hub id") -> Path:
+    """``source`` itself, or the folder into which it is fetched from the hub. Raises as :func:`from_hub`."""
+    return from_hub(str(source), give) if is_hub_id(source) else Path(source)
+
+
 def hub_id(source: str | Path) -> str | None:
     """The id on the hub of ``source``: an id, or the folder in the cache into which it was fetched; ``None``: it has none here."""
     parts = Path(source).parts

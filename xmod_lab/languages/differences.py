@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from xmod_lab.errors import UserError
-from xmod_lab.foreign import inside, read_json, shapes_in
+from xmod_lab.foreign import at_hand, inside, read_json, shapes_in
 from xmod_lab.languages.folders import manifests_in, model_folder
 from xmod_lab.model import read_config
 from xmod_lab.model.digests import digest
@@ -40,6 +40,7 @@ def tensors_that_differ(a: Path, b: Path) -> Iterator[tuple[str, str]]:
 
 def _place(path: Path) -> tuple[Path, bool]:
     """The folder, and whether it is a pack."""
+    path = at_hand(path)
     return (path, True) if (path / MANIFEST).is_file() else (model_folder(path), False)
 
 

@@ -12,7 +12,7 @@ import transformers
 
 from xmod_lab.errors import UserError
 from xmod_lab.files import Busy, build_folder, hidden
-from xmod_lab.foreign import from_hub, inside, is_hub_id, read_json
+from xmod_lab.foreign import at_hand, from_hub, inside, read_json
 from xmod_lab.languages.cards import export_card, with_added
 from xmod_lab.model import XmodLanguageModel, language_model, load_language_model
 from xmod_lab.model.base import copy_files
@@ -41,8 +41,7 @@ def model_folder(source: str | Path) -> Path:
 def pack_folders(source: Path) -> list[Path]:
     """A pack folder itself, the packs in a folder of packs or in a run dir, or, downloaded, the pack of a hub id. Raises UserError
     when there is none."""
-    if is_hub_id(source):
-        source = from_hub(str(source), "a pack, a folder of packs, a run dir with packs or a hub id")
+    source = at_hand(source, "a pack, a folder of packs, a run dir with packs or a hub id")
     if any((source / name).is_file() for name in (MANIFEST, TENSORS)):
         return [source]
     found = sorted(

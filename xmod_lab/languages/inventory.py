@@ -5,7 +5,7 @@ from math import prod
 from pathlib import Path
 
 from xmod_lab.errors import UserError
-from xmod_lab.foreign import inside, is_hub_id, read_json, shapes_in, weight_files
+from xmod_lab.foreign import at_hand, inside, read_json, shapes_in, weight_files
 from xmod_lab.languages.cards import parsed_card
 from xmod_lab.languages.folders import card_of, manifests_in, model_folder, pack_folders
 from xmod_lab.model.packs import MANIFEST, TENSORS, read_manifest
@@ -19,11 +19,8 @@ HEADER = ("language", "pieces", "tensors, MB", "base", "text, MB", "nats/piece",
 
 def inventory(path: Path) -> list[tuple[str, ...]]:
     """A line under HEADER for each language. Raises UserError when ``path`` is neither pack, run nor model."""
-    if (
-        is_hub_id(path)
-        or (path / MANIFEST).is_file()
-        or not any((path / part / "config.json").is_file() for part in ("model", ""))
-    ):
+    path = at_hand(path)
+    if (path / MANIFEST).is_file() or not any((path / part / "config.json").is_file() for part in ("model", "")):
         packs = [(folder, read_manifest(folder)) for folder in pack_folders(path)]
         for pack, _ in packs:
             if not (pack / TENSORS).is_file():

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from xmod_lab.errors import ProofError, UserError, reason
-from xmod_lab.foreign import read_json
+from xmod_lab.foreign import at_hand, read_json
 from xmod_lab.languages.folders import manifests_in, model_folder, pack_folders
 from xmod_lab.languages.proof import Snapshot, compare, probe_pieces, require, snapshot, tensor_digests
 from xmod_lab.model import XmodLanguageModel, load_language_model, slot_fault
@@ -26,6 +26,7 @@ def verify(path: Path, base: str | None) -> Findings:
     Raises:
         UserError: a file is damaged, or the base is another one. ProofError: something is not as it was proved to be.
     """
+    path = at_hand(path)
     if (path / MANIFEST).is_file():
         return verify_pack(path, base)
     model = load_language_model(str(model_folder(path)), f"model '{path}'")

@@ -13,7 +13,7 @@ from transformers.utils.generic import can_return_tuple
 
 from xmod_lab.codes import clashing
 from xmod_lab.errors import UserError, reason
-from xmod_lab.foreign import from_hub, is_hub_id
+from xmod_lab.foreign import at_hand
 from xmod_lab.model.backbone import Encoded, XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
@@ -71,7 +71,7 @@ class XmodLanguageModel(XmodPreTrainedModel):
         Raises:
             UserError: the pack is damaged, was made on another base, its code exists, or a tensor has another shape or type.
         """
-        folder = from_hub(str(source)) if is_hub_id(source) else Path(source).absolute()
+        folder = at_hand(source).absolute()
         manifest, tensors = read_pack(folder)
         code, pieces, own = manifest["code"], manifest["pieces"], fingerprint(self)
         if manifest["base_fingerprint"] != own:
