@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tests.conftest import passages
 from xmod_lab.config import DataConfig, LangConfig, LangsetConfig, LangsetText, ModelConfig, PretrainConfig, TaskConfig
 from xmod_lab.errors import UserError
+from xmod_lab.text.corpus import Source
 from xmod_lab.text.tokenizer import SPECIALS, special_ids, to_hugging_face, train_sentencepiece
 from xmod_lab.text.vocabulary import about_training, load_tokenizer, own_tokenizer
 from xmod_lab.training.bases import new_model
@@ -150,9 +151,8 @@ def test_pointers_of_git_lfs_and_code_of_others_are_refused(tmp_path, tokenizer_
 
 def test_all_of_a_text_makes_the_vocabulary_and_what_was_cut_is_said(tmp_path, tokenizer_folder):
     """SentencePiece passes over lines of more than 64 KiB, and over those with ▅, and says nothing."""
-    from xmod_lab.text.corpus import Source
-
-    plain, long, bars = passages("en", 200), "Ωμέγα και άλφα " * 4000, "жук ▅ жаба"
+    plain, long, bars = passages("en", 200), " ".join(passages("el", 900)), "жук ▅ жаба"
+    assert len(long.encode()) > 1 << 16
     (tmp_path / "x.txt").write_text("\n".join([*plain, long, *[f"{bars} {i}" for i in range(9)]]), encoding="utf-8")
     source = Source(str(tmp_path / "x.txt"), validation=str(tmp_path / "x.txt"))
     folder = own_tokenizer(

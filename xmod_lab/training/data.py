@@ -59,14 +59,11 @@ def prepare_base(cfg: PretrainConfig, *, tokenizer: str | None = None, codes: li
     folder = tokenizer or cfg.data.tokenizer
     if folder is None:
         folder = _train_tokenizer(cfg, sources, cfg.langset.vocabulary_size)
-    elif tokenizer is None:
-        _check_positions(cfg, folder)
-    return _prepare(cfg, sources, folder)
+    return _prepare(cfg, sources, folder, for_new_model=tokenizer is None)
 
 
-def _check_positions(cfg: PretrainConfig, folder: str) -> None:
-    """Whether a model for the tokenizer that is given has positions for a row: they count from the id of its padding."""
-    pad_id = load_tokenizer(folder).pad_token_id
+def _check_positions(cfg: PretrainConfig, pad_id: int, folder: str) -> None:
+    """Whether a model for the tokenizer in ``folder`` has positions for a row: they count from the id of its padding."""
     needed = cfg.data.row_length + pad_id + 1
     if cfg.model.max_position_embeddings < needed:
         raise UserError(f"tokenizer '{folder}' pads with id {pad_id}, from which positions count: a row of {cfg.data.row_length} pieces "
@@ -118,8 +115,10 @@ def _train_tokenizer(cfg: PretrainConfig, sources: dict, pieces: int, pad_id: in
     return str(path)
 
 
-def _prepare(cfg: PretrainConfig, sources: dict, folder: str) -> Prepared:
+def _prepare(cfg: PretrainConfig, sources: dict, folder: str, *, for_new_model: bool = False) -> Prepared:
     tokenizer = load_tokenizer(folder)
+    if for_new_model:
+        _check_positions(cfg, tokenizer.pad_token_id, folder)
     corpora = {}
     for code, source in sources.items():
         corpora[code] = prepare_corpus(
