@@ -184,3 +184,16 @@ def test_a_table_that_is_not_as_it_was_made_is_called_as_it_is(change):
             handle.remove()
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
     assert count == (change in ("hook", "global"))
+
+
+@pytest.mark.parametrize("pieces", [3814, 3840])
+def test_what_was_left_in_memory_behind_the_logits_is_in_no_gradient(monkeypatch, pieces):
+    """A CPU with AMX reads it; on others nothing could go wrong."""
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda like, *size: like.new_full(size, float("nan")))
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 32, generator=generator).requires_grad_() for n in (322, pieces))
+    bias, labels = torch.zeros(pieces), torch.randint(0, pieces, (322,), generator=generator)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = chunked_cross_entropy(x, weight, bias, labels, divisor=322)
+    loss.backward()
+    assert loss.isfinite() and x.grad.isfinite().all() and weight.grad.isfinite().all()
