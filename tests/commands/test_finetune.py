@@ -220,7 +220,7 @@ def test_auto_is_the_newest_run_that_knows_the_source_and_the_command_draws_its_
         main()
     out = capfd.readouterr().out
     assert stopped.value.code == 0
-    assert f"base: {extended}" in out.replace("\n", "") and "trains" in out and "frozen" in out
+    assert f"that knows en: {extended}" in out.replace("\n", "") and "trains" in out and "frozen" in out
     assert all(word in out for word in ("el_GR (added)", "en_XX (source)", "majority", "target slot minus others"))
     assert (run / "transfer.png").stat().st_size > 10_000
     with pytest.raises(UserError, match="no finished run .* knows 'fi'"):
