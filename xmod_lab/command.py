@@ -65,7 +65,7 @@ class _Start:
     jobs: list[list[str]] = field(default_factory=list)
 
     def settle(self, folder: Path) -> None:
-        """Make the folder. Raises UserError where that cannot be done."""
+        """Make the folder. Raises UserError where that cannot be done, or where a pipe or a folder is in the place of a log."""
         self.folder = Path(os.path.abspath(folder))
         try:
             self.made = [path for path in (*reversed(self.folder.parents), self.folder) if not path.exists()]
@@ -74,6 +74,11 @@ class _Start:
             key = "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
             raise UserError(f"the folder {folder} cannot be made ({error.strerror}: {error.filename}); set {key} to one that you can "
                             "write to") from error  # fmt: skip
+        kept = (*self.folder.glob("*.log"), *self.folder.glob(".hydra/*"))
+        if strange := [path for path in kept if path.exists() and not path.is_file()]:
+            raise UserError(
+                f"{strange[0]} is no regular file, and would be written to; remove it, or choose another folder"
+            )
 
     def leave_nothing(self) -> None:
         """Remove what this start has made, if no more is in it than what every start writes."""

@@ -209,3 +209,12 @@ def test_a_training_that_diverges_ends_with_its_step_and_is_no_finished_run(refu
     message = refused("trainer.max_steps=40", "task.pretrain.peak_lr=1000", run=run)
     assert "the loss is nan at step" in message and "lower peak_lr (it is 1000)" in message
     assert not (run / "metrics.json").exists() and not (run / "model").exists()
+
+
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(refused, tmp_path):
+    run = tmp_path / "kept"
+    (run / ".hydra").mkdir(parents=True)
+    for place in (run / "pretrain.log", run / ".hydra" / "overrides.yaml"):
+        os.mkfifo(place)
+        assert f"{place} is no regular file" in refused("trainer.max_steps=2", run=run)
+        place.unlink()
