@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.campaign.driver import differences, faults_of_what_is_left
+from tests.campaign.driver import faults_of_going_on, faults_of_what_is_left
 
 MOMENTS = [
     ("prepare", 4),
@@ -33,8 +33,7 @@ def filled(trial, reference, small_disk, share: float) -> list[str]:
     if status != 2 or "the disk is full" not in said or "Traceback" in said or said.count("error: ") != 1:
         faults.append(f"status {status}: {said[-3000:]}")
     subprocess.run(["mount", "-o", "remount,size=256m", str(out)], check=True)
-    status, said = trial.run(out)
-    return faults + ([f"given again: {said[-1500:]}"] if status else differences(out, whole))
+    return faults + faults_of_going_on(trial, out, whole)
 
 
 def test_a_disk_that_fills_ends_a_command_with_a_message_and_loses_nothing(trials, reference, small_disk):

@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 
 from tests.campaign.conftest import NAMES
-from tests.campaign.driver import differences, faults_of_what_is_left, kill
+from tests.campaign.driver import faults_of_going_on, faults_of_what_is_left, kill
 
 KILLS = 17  # of each command: 204 in all
 
@@ -16,8 +16,7 @@ def killed(trial, reference, number: int) -> list[str]:
     status, said = trial.run(trial.fresh(out), partial(kill, out, number))
     assert status == -9, said
     faults = faults_of_what_is_left(trial, out, whole)
-    status, said = trial.run(out)
-    faults += [f"given again: {said[-1500:]}"] if status else differences(out, whole)
+    faults += faults_of_going_on(trial, out, whole)
     return [f"{trial.name}, killed at operation {number}: {fault}" for fault in faults]
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from tests.campaign.conftest import NAMES
-from tests.campaign.driver import differences, faults_of_what_is_left, lay_out, record
+from tests.campaign.driver import faults_of_going_on, faults_of_what_is_left, lay_out, record
 from tests.campaign.test_kills import spread
 
 ON = 3  # cuts of each command and way after which the command is given again
@@ -25,8 +25,7 @@ def cut(trial, reference, tmp_path, *, on: int) -> list[str]:
             lay_out(left[way], pieces, out)
             found = faults_of_what_is_left(trial, out, whole)
             if number in spread(len(cuts), on + 1)[1:]:
-                status, said = trial.run(out)
-                found += [f"given again: {said[-1500:]}"] if status else differences(out, whole)
+                found += faults_of_going_on(trial, out, whole)
             faults += [f"{trial.name}, {way}, cut after fsync {number} of {len(cuts)}: {fault}" for fault in found]
     return faults
 
