@@ -30,7 +30,7 @@ def filled(trial, reference, small_disk, share: float) -> list[str]:
     trial.before(out)
     status, said = trial.run(out)
     faults = faults_of_what_is_left(trial, out, whole)
-    if status != 2 or "the disk is full" not in said or "Traceback" in said or said.count("error: ") != 1:
+    if status != 2 or "the disk is full" not in said or "Traceback" in said or f"\n{said}".count("\nerror: ") != 1:
         faults.append(f"status {status}: {said[-3000:]}")
     subprocess.run(["mount", "-o", "remount,size=256m", str(out)], check=True)
     return faults + faults_of_going_on(trial, out, whole)
