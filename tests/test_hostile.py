@@ -412,3 +412,10 @@ def test_commands_say_one_line_with_status_2(made, tmp_path):
         assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
         assert "a/../../../bin" in done.stderr and not done.stdout
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model"]
+
+
+def test_weights_of_another_model_are_not_followed(made, tmp_path):
+    model = shutil.copytree(made / "base", tmp_path / "base")
+    (model / "adapter_config.json").write_text('{"base_model_name_or_path": "/elsewhere", "peft_type": "LORA"}')
+    assert "adapter_config.json" in refused(lambda: inventory(model))
+    assert "adapter_config.json" in refused(lambda: XmodForMaskedLM.from_pretrained(model))

@@ -156,6 +156,11 @@ def test_absurd_json_is_refused(tmp_path, content):
     assert "x.jsonl, line 2: " in _refusal(str(tmp_path / "x.jsonl"))
 
 
+def test_a_key_that_stands_twice_in_a_row_is_refused_with_its_line(tmp_path):
+    (tmp_path / "x.jsonl").write_text('{"text": "fine"}\n{"text": "one", "n": {"a": 1}, "text": "two"}\n')
+    assert "x.jsonl, line 2: not JSON (key 'text' stands twice)" in _refusal(str(tmp_path / "x.jsonl"))
+
+
 def test_the_key_to_set_is_that_of_the_configuration(tmp_path):
     cfg = PretrainConfig(
         lang={"mine": LangConfig(text=_write(tmp_path, "parquet", ["a"]), column="body", code="oc_FR")}

@@ -71,7 +71,7 @@ def test_a_damaged_metrics_json_is_no_mark_of_a_finished_run(run, content):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "state.json"])
-@pytest.mark.parametrize("content", ["{a: [", "- a\n- b", "\0", "[" * 1_200])
+@pytest.mark.parametrize("content", ["{a: [", "- a\n- b", "\0", "[" * 1_200, "a: &a [b]\nc: [*a, *a]"])
 def test_a_damaged_file_of_a_run_is_named(run, name, content):
     (run / name).write_text(content)
     (run / "metrics.json").unlink()

@@ -156,8 +156,11 @@ def weight_files(folder: Path) -> list[Path]:
     """The files that hold the weights of a model folder, each looked at by :func:`inside`.
 
     Raises:
-        UserError: there is none, or its list names a file of another folder.
+        UserError: there is none, or its list names a file of another folder; or transformers would load another model.
     """
+    if (folder / "adapter_config.json").exists():
+        raise UserError(f"{folder} has adapter_config.json, by which transformers loads the weights of another model; delete that file if "
+                        "you know that it is of no use")  # fmt: skip
     names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
     if not (folder / names[0]).exists() and (folder / "pytorch_model.bin").exists():
         raise UserError(f"{folder} has no model.safetensors; pytorch_model.bin is a pickle, which is never read: load it "

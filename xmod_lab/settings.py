@@ -4,6 +4,10 @@ import dataclasses
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+
+import yaml
+from omegaconf import OmegaConf
 
 from xmod_lab.errors import nearest
 
@@ -85,6 +89,15 @@ def value_faults(cfg: object, prefix: str = "") -> Iterator[str]:
             yield f"{key} is {value}; allowed is {bounds}"
         if names is not None and value not in names:
             yield f"{key} is '{value}'; allowed are {', '.join(names)}.{nearest(str(value), names)}"
+
+
+def read_settings(file: Path) -> object:
+    """What a config.yaml of a run says, interpolations as they are. Raises whatever its readers raise, and ValueError for aliases:
+    a few of them unfold into gigabytes, and no run writes any."""
+    text = file.read_text(encoding="utf-8")
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+        raise ValueError("it has aliases, which no run writes")
+    return OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, object]:

@@ -7,13 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from omegaconf import OmegaConf
-
 from xmod_lab.errors import UserError
 from xmod_lab.figures import read_figures
 from xmod_lab.files import hidden
 from xmod_lab.reports.markup import visible
-from xmod_lab.settings import flatten
+from xmod_lab.settings import flatten, read_settings
 from xmod_lab.text.likelihoods import is_exact
 
 KINDS = {
@@ -132,7 +130,7 @@ def _run_dirs(folder: Path, depth: int) -> Iterator[Path]:
 def _job_name(folder: Path) -> str | None:
     """The command that Hydra started there, where it is one whose runs are shown."""
     try:
-        name = OmegaConf.load(folder / ".hydra" / "hydra.yaml").hydra.job.name
+        name = read_settings(folder / ".hydra" / "hydra.yaml")["hydra"]["job"]["name"]
     except Exception:  # whatever may be wrong with a file that others wrote
         return None
     return name if name in ("pretrain", "finetune", "evaluate") else None
@@ -159,7 +157,7 @@ def read_run(path: Path) -> Run:
 
 
 def _read(path: Path) -> Run:
-    config = _clean(OmegaConf.to_container(OmegaConf.load(path / "config.yaml")))
+    config = _clean(read_settings(path / "config.yaml"))
     kind = (
         "evaluate" if "evaluate" in config
         else "finetune" if "kind" in config["task"]
@@ -232,7 +230,7 @@ def _settings(config: dict, depth: int) -> dict[str, object]:
     folder = folder.parent if folder.name == "model" else folder
     if depth and (folder / "config.yaml").is_file():
         try:
-            base = _settings(_clean(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))), depth - 1)
+            base = _settings(_clean(read_settings(folder / "config.yaml")), depth - 1)
         except Exception:  # then the run itself is shown, without what its base was trained by
             return found
         del found["base"]

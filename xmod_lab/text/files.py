@@ -137,10 +137,10 @@ def json_value(text: str, where: str) -> object:
     """What a JSON text says. ``where`` it stands is for messages.
 
     Raises:
-        UserError: it is no JSON, is nested too deep, or holds half of a character.
+        UserError: it is no JSON, is nested too deep, has a key twice, or holds half of a character.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_object)
     except RecursionError:
         raise UserError(f"{where}: its JSON is nested too deep to be data; leave it out") from None
     except ValueError as error:
@@ -154,6 +154,14 @@ def json_value(text: str, where: str) -> object:
             raise UserError(f"{where}: {half} is half of a character, whose other half is missing (the text was cut in the middle of "
                             "it); repair that line or leave it out") from error  # fmt: skip
     return value
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"key '{next(name for name in names if names.count(name) > 1)}' stands twice")
+    return found
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, dict]]:

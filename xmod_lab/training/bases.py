@@ -18,6 +18,7 @@ from xmod_lab.codes import clashing
 from xmod_lab.config import SHARED_SLOT, LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
+from xmod_lab.foreign import at_hand
 from xmod_lab.model import XmodLanguageModel, donors_of, language_model, load_language_model, read_config
 from xmod_lab.settings import flatten
 from xmod_lab.sizes import memory_faults
@@ -81,10 +82,10 @@ def resolve(cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainC
                 cfg.runs,
             )
         return _from_run(run, cfg, asked)
-    path = Path(cfg.base)
+    path = at_hand(cfg.base, "a run, a model folder or a hub id")
     if (path / "model" / "config.json").is_file() and (path / "config.yaml").is_file():
         return _from_run(RunDir(path), cfg, asked)
-    folder = str(path / "model") if (path / "model" / "config.json").is_file() else cfg.base
+    folder = str(path / "model") if (path / "model" / "config.json").is_file() else str(path)
     return Base(cfg.base, folder, cfg.data.tokenizer or folder, replace(cfg, lang={}))
 
 

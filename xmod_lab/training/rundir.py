@@ -28,7 +28,7 @@ from xmod_lab.machine import (
     slow_precision,
     torch_threads,
 )
-from xmod_lab.settings import NO_PART_IN_RESULT, flatten, is_under
+from xmod_lab.settings import NO_PART_IN_RESULT, flatten, is_under, read_settings
 from xmod_lab.training.distributed import barrier, of_first, rank
 from xmod_lab.training.environment import environment
 
@@ -287,7 +287,7 @@ def read_json(file: Path, kind: type = object) -> object:
 def read_yaml(file: Path) -> dict:
     """The configuration in ``file``. Raises UserError when it is none."""
     try:
-        found = OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else None
+        found = read_settings(file) if file.is_file() else None
     except _UNREADABLE as error:
         raise _damaged(file, error) from error
     if not isinstance(found, dict):
