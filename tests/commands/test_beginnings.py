@@ -196,6 +196,7 @@ def test_what_rank_does_not_do_is_refused_before_anything_is_written(workplace, 
     assert status == 2 and message in err and not (tmp_path / "rank" / "config.yaml").exists()
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")  # of Lightning; commands do not show them
 def test_only_a_pretrained_slot_is_named_nearest(opened):
     """That of a language that was added is tried where it is configured, but ``slot_init=nearest`` does not choose it."""
     cfg, _, fresh = opened

@@ -15,12 +15,12 @@ from xmod_lab.reports.page import render
 from xmod_lab.reports.runs import find_runs
 
 
-def bits_per_byte(workplace, base, *, attention: str) -> float:
+def bits_per_byte(data, base, *, attention: str) -> float:
     """Of English, by transformers' own model, which reads whole rows, or each passage of a row alone; the first piece of a
-    passage is then predicted from the end of the one before."""
+    passage is then predicted from the end of the one before. ``data``: where its text was prepared."""
     theirs, info = transformers.XmodForCausalLM.from_pretrained(base / "model", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    prepared = next((workplace.folder / "runs" / "prepared").glob("en_XX-*/validation"))
+    prepared, = data.glob("en_XX-*/validation")  # fmt: skip
     rows = torch.from_numpy(
         np.stack(datasets.load_from_disk(prepared).with_format("numpy")["input_ids"]).astype(np.int64)
     )
@@ -33,20 +33,21 @@ def bits_per_byte(workplace, base, *, attention: str) -> float:
     labels = torch.where(rows == 1, -100, rows)[:, 1:]  # every piece, the ends of passages too, and nothing else
     nats = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), reduction="sum")
     size = sum(datasets.load_from_disk(prepared)["bytes"])
-    unspelt = json.loads((prepared.parent / "manifest.json").read_text())["statistics"]["validation"]["unknown_bytes"]
-    return (float(nats) / math.log(2) + 8 * unspelt) / size
+    counts = json.loads((prepared.parent / "manifest.json").read_text())["statistics"]["validation"]
+    return (float(nats) / math.log(2) + 8 * counts["unknown_bytes"] + counts["respelling_bits"]) / size
 
 
 def test_attention_across_a_row_is_that_of_transformers(workplace, tmp_path):
-    status, _, err = workplace.call("task=clm", "trainer.max_steps=4", "data.attention=row", run=tmp_path / "base")
+    status, _, err = workplace.call("task=clm", "trainer.max_steps=4", "data.attention=row", f"data.folder={tmp_path / 'data'}",
+                                    run=tmp_path / "base")  # fmt: skip
     assert status == 0, err
     own = workplace.metrics(tmp_path / "base")["val/bpb/en_XX"]
-    assert math.isclose(own, bits_per_byte(workplace, tmp_path / "base", attention="row"), rel_tol=1e-5)
+    assert math.isclose(own, bits_per_byte(tmp_path / "data", tmp_path / "base", attention="row"), rel_tol=1e-5)
 
 
 def test_causal_base_and_extension(workplace, tmp_path):
     base, run = tmp_path / "base", tmp_path / "greek"
-    status, out, err = workplace.call("task=clm", "trainer.max_steps=30", run=base)
+    status, out, err = workplace.call("task=clm", "trainer.max_steps=30", f"data.folder={tmp_path / 'data'}", run=base)
     assert status == 0, err
     assert "exact likelihoods of held-out text, every piece, left to right" in out
     assert "bits per byte (exact likelihoods, mean of 2 languages)" in out + err
@@ -54,9 +55,9 @@ def test_causal_base_and_extension(workplace, tmp_path):
     assert "They are exact likelihoods" in page and "pseudo" not in page + out + err
     metrics = workplace.metrics(base)
     assert metrics["val/loss/en_XX"] < metrics["before/val/loss/en_XX"]
-    theirs = bits_per_byte(workplace, base, attention="document")  # the default
+    theirs = bits_per_byte(tmp_path / "data", base, attention="document")  # the default
     assert math.isclose(metrics["val/bpb/en_XX"], theirs, rel_tol=1e-5)
-    assert not math.isclose(theirs, bits_per_byte(workplace, base, attention="row"), rel_tol=1e-5)
+    assert not math.isclose(theirs, bits_per_byte(tmp_path / "data", base, attention="row"), rel_tol=1e-5)
 
     status, _, err = workplace.call("+lang=greek", f"base={base}", *EXTENSION, run=tmp_path / "wrong")
     assert status == 2 and "set task=clm" in err
