@@ -282,7 +282,7 @@ RUSSIAN = "Привет, мир! Это текст на русском язык�
      (RUSSIAN.encode("utf-16-le"), "UTF-16 without a byte order mark; convert it: iconv -f UTF-16LE"),
      ("plain words\n".encode("utf-16-be"), "UTF-16 without a byte order mark; convert it: iconv -f UTF-16BE"),
      ("Grüße\n".encode("utf-16").decode("iso-8859-1").encode(), "UTF-16 that was converted as if it were ISO-8859-1"),
-     ("Grüße\n".encode("utf-32"), "is UTF-32"), (gzip.compress(b"text"), "compressed by gzip; give it a name that ends in .gz"),
+     ("Grüße\n".encode("utf-32"), "is UTF-32"), (gzip.compress(b"text", mtime=0), "compressed by gzip; give it a name that ends in .gz"),
      (b"\x28\xb5\x2f\xfd\x04\x00", "compressed by zstd"), (b"PK\x03\x04\x00", "zip archive or an office document"),
      (b"%PDF-1.5\n%\xbf\xf7", "PDF"), (b"PAR1\x15\x04", "a parquet file"), (bytes(range(256)) * 20, "no text")],
 )  # fmt: skip
