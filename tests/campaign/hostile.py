@@ -258,6 +258,6 @@ def bad_arguments(keys: list[str], seed: int) -> list[str]:
     if chance.random() < 0.15:
         return [chance.choice(("~seed", "seed", "+seed=1", "=", "seed==1", "--nothing", "lang=x", "+lang=[", "+lang=nothing", "seed={",
                                "trainer=nothing", "model=[tiny,small]", "+x.y=1", "++lang={eu:{}}", "~trainer", "langset.languages=null",
-                               "langset.languages={}", "--cfg", "-m seed=1", "hydra.run.dir=", "seed=1,2", "\x1b[31m=1",
+                               "langset.languages={}", "--cfg", "-m seed=1", "hydra.run.dir=/proc/x", "seed=1,2", "\x1b[31m=1",
                                "data.folder=/proc", "task=nothing", "+task.data.path=x"))]  # fmt: skip
     return [f"{key}={chance.choice(NUMBERS)}" for key in chance.sample(keys, chance.choice((1, 1, 2)))]
