@@ -13,9 +13,11 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side: a thread for each
 
 import torch
 
+from xmod_lab.languages.packs import write_pack
 from xmod_lab.model import XmodConfig, XmodForMaskedLM
 from xmod_lab.text.corpus import EMBEDDED
 from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
+from xmod_lab.text.vocabulary import load_tokenizer
 
 
 def tiny_config(**changes) -> XmodConfig:
@@ -79,3 +81,16 @@ def small_disk(tmp_path):
     yield mount
     for folder in mounted:
         subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def make_pack(place: Path, tokenizer_folder: Path, text: list[str], *, pieces: int, **details: dict) -> None:
+    """Write ``base``, a tiny model with its tokenizer, and ``sw_KE``, a pack made on it whose tokenizer is of ``text``, into
+    ``place``. ``details``: what the manifest says beside its score."""
+    model = tiny_model(vocab_size=400)
+    model.save_pretrained(place / "base")
+    for file in tokenizer_folder.iterdir():
+        shutil.copyfile(file, place / "base" / file.name)
+    save_tokenizer(train_sentencepiece(text, pieces=pieces), place / "own")
+    model.add_language("sw_KE", "random", pieces=len(load_tokenizer(place / "own")))
+    details = {"scores": {"val/bpb/sw_KE": 0.75}, **details}
+    write_pack(model, "sw_KE", place / "sw_KE", tokenizer_folder=place / "own", details=details)

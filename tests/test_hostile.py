@@ -13,17 +13,15 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import tiny_model
+from tests.conftest import make_pack, tiny_model
 from xmod_lab.errors import UserError, printable, reason, shown
 from xmod_lab.files import digest_of_files
 from xmod_lab.foreign import name_fault, parse_json, read_json
 from xmod_lab.languages.differences import settings_that_differ
 from xmod_lab.languages.folders import export, install, new_folder, remove
 from xmod_lab.languages.inventory import inventory
-from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.verify import verify
 from xmod_lab.model import XmodConfig, XmodForMaskedLM, XmodForSequenceClassification, read_config, slot_fault
-from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
 from xmod_lab.text.vocabulary import load_tokenizer
 
 SECONDS = 2.0  # of work until any of these is refused
@@ -36,16 +34,7 @@ ODD_NAME = "\x1b]0;title\x07\u202eel" + "x" * 100_000
 def made(tmp_path_factory, tokenizer_folder) -> Path:
     """A base, a pack with a tokenizer, and the base with that pack installed."""
     place = tmp_path_factory.mktemp("made")
-    model = tiny_model(vocab_size=400)
-    model.save_pretrained(place / "base")
-    for file in tokenizer_folder.iterdir():
-        shutil.copyfile(file, place / "base" / file.name)
-    save_tokenizer(train_sentencepiece([f"wa na ya {i}" for i in range(60)], pieces=40), place / "own")
-    pieces = len(load_tokenizer(place / "own"))
-    model.add_language("sw_KE", "random", pieces=pieces)
-    write_pack(
-        model, "sw_KE", place / "sw_KE", tokenizer_folder=place / "own", details={"scores": {"val/bpb/sw_KE": 0.75}}
-    )
+    make_pack(place, tokenizer_folder, [f"wa na ya {i}" for i in range(60)], pieces=40)
     install(place / "base", [place / "sw_KE"], place / "model")
     return place
 

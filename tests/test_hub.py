@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers
 
-from tests.conftest import passages, tiny_model
+from tests.conftest import make_pack, passages, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.foreign import hub_id
 from xmod_lab.languages.differences import settings_that_differ
@@ -23,7 +23,6 @@ from xmod_lab.languages.packs import push_pack, write_pack
 from xmod_lab.languages.verify import verify
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.model.packs import read_pack
-from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -122,15 +121,7 @@ def hub(monkeypatch, tmp_path):
 def place(tmp_path_factory, tokenizer_folder) -> Path:
     """A base with its tokenizer, and a pack made on it."""
     place = tmp_path_factory.mktemp("hub")
-    model = tiny_model(vocab_size=400)
-    model.save_pretrained(place / "base")
-    for file in tokenizer_folder.iterdir():
-        shutil.copyfile(file, place / "base" / file.name)
-    save_tokenizer(train_sentencepiece(passages("sw", 400), pieces=300), place / "own")
-    pieces = len(transformers.AutoTokenizer.from_pretrained(place / "own"))
-    model.add_language("sw_KE", "random", pieces=pieces)
-    scores = {"val/bpb/sw_KE": 0.75}
-    write_pack(model, "sw_KE", place / "sw_KE", tokenizer_folder=place / "own", details={"scores": scores})
+    make_pack(place, tokenizer_folder, passages("sw", 400), pieces=300)
     return place
 
 

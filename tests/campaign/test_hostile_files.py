@@ -10,16 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.hostile import hostile_folder
-from tests.conftest import tiny_model
+from tests.conftest import make_pack
 from xmod_lab.errors import ProofError, UserError
 from xmod_lab.languages.differences import settings_that_differ, tensors_that_differ
 from xmod_lab.languages.folders import export, install, remove
 from xmod_lab.languages.inventory import inventory
-from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.verify import verify
 from xmod_lab.model import XmodForMaskedLM
-from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
-from xmod_lab.text.vocabulary import load_tokenizer
 
 SECONDS = 3.0  # of work that one use may take
 
@@ -28,14 +25,9 @@ SECONDS = 3.0  # of work that one use may take
 def made(tmp_path_factory, tokenizer_folder) -> Path:
     """A base, a pack, and the base with that pack."""
     place = tmp_path_factory.mktemp("made")
-    model = tiny_model(vocab_size=400)
-    model.save_pretrained(place / "base")
-    for file in tokenizer_folder.iterdir():
-        shutil.copyfile(file, place / "base" / file.name)
-    save_tokenizer(train_sentencepiece([f"wa na ya {i}" for i in range(60)], pieces=40), place / "own")
-    model.add_language("sw_KE", "random", pieces=len(load_tokenizer(place / "own")))
-    details = {"scores": {"val/bpb/sw_KE": 0.75}, "training": {"task": "mlm", "steps": 7}}
-    write_pack(model, "sw_KE", place / "pack", tokenizer_folder=place / "own", details=details)
+    training = {"task": "mlm", "steps": 7}
+    make_pack(place, tokenizer_folder, [f"wa na ya {i}" for i in range(60)], pieces=40, training=training)
+    (place / "sw_KE").rename(place / "pack")
     install(place / "base", [place / "pack"], place / "model")
     return place
 
