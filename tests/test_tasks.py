@@ -13,7 +13,7 @@ from xmod_lab.tasks.classification import Classification, Inference
 from xmod_lab.tasks.examples import ExampleStream
 from xmod_lab.tasks.metrics import accuracy, macro_f1
 from xmod_lab.tasks.reading import LabelledSource, Row, read_examples
-from xmod_lab.tasks.statistics import difference, estimate
+from xmod_lab.tasks.statistics import difference, estimate, holm
 
 KNOWN = ["en_XX", "de_DE", "el_GR"]
 ROLES = ("text", "label")
@@ -161,3 +161,10 @@ def test_a_paired_test_finds_a_difference_that_is_there_and_none_that_is_not():
     assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
     chance = difference(_answers([0.5]), _answers([0.5])[:, :, ::-1], accuracy(), seed=0)
     assert chance.p > 0.5 and chance.low < 0 < chance.high
+
+
+def test_holm_corrects_for_the_number_of_tests_and_rejects_a_family_of_true_nulls_one_time_in_twenty():
+    assert holm([0.04, 0.01, None, 0.03, 0.5]) == [0.09, 0.04, None, 0.09, 0.5]
+    assert holm([]) == [] and holm([None]) == [None] and holm([0.7, 0.6]) == [1, 1]
+    p = np.random.default_rng(0).uniform(size=(2000, 8))
+    assert 0.035 < np.mean([min(holm(row.tolist())) <= 0.05 for row in p]) < 0.065

@@ -1,6 +1,6 @@
 """Intervals and paired tests of transfer scores: over examples and seeds at once, since both were drawn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +33,20 @@ def interval_text(low: float | None, high: float | None, *, sign: str = "", digi
 def p_text(p: float | None) -> str:
     """Three digits, of which a small p has none that counts."""
     return "–" if p is None else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """The p-values of one family of tests, corrected for their number (Holm 1979), in the order given; ``None`` is no test.
+
+    Of N, the k-th smallest is multiplied by N - k + 1, and none is less than a smaller one before it, nor more than 1. Where
+    those of 0.05 or less are rejected, the chance that any true null is among them is at most 0.05, however the tests depend.
+    """
+    tests = sorted((value, i) for i, value in enumerate(p) if value is not None)
+    corrected: list[float | None] = [None] * len(p)
+    least = 0.0
+    for rank, (value, i) in enumerate(tests):
+        least = corrected[i] = max(least, min(1.0, value * (len(tests) - rank)))
+    return corrected
 
 
 @dataclass(frozen=True)
