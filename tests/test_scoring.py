@@ -173,3 +173,9 @@ def test_consumption_reads_no_ids(prepared):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert found["train/bytes/en_XX"] == rows * (rows - 1) // 2 and peak < 4_000_000
+
+
+def test_the_held_out_passages_are_kept_as_they_were_read(prepared):
+    """Composed, and in the order of the rows, so that what is hidden can be chosen in the text."""
+    for code, language in (("en_XX", "en"), ("fr_XX", "el")):
+        assert prepared.corpora[code].held_out() == passages(language, 12, "val")

@@ -6,6 +6,7 @@ run over into the next row. Training keeps full rows only; validation pads its l
     <code>-<digest>/
         train/ validation/     ``datasets`` folders: input_ids (T), bytes (UTF-8 bytes of the passages that end in the row)
         pieces.npy             (V,) how often each piece occurs in training
+        validation.jsonl       the held-out passages as they were read, a string of JSON a line: what scores hide is chosen in them
         manifest.json          digest, settings, statistics, digests of the files; written last
 
 Statistics of a split, among others: ``bytes``, of the composed text (NFC), which is what a run reads; ``tokens``, pieces of the text;
@@ -37,14 +38,15 @@ from xmod_lab.files import build_folder
 from xmod_lab.text.corpus import Source, Tally, digest_of_files
 from xmod_lab.text.normalisation import Normalisation
 
-FORMAT = 5  # raise when the same settings would give other rows
+FORMAT = 6  # raise when the same settings would give other rows
 SPLITS = ("train", "validation")
+HELD_OUT = "validation.jsonl"
 _STRAY = 0.01  # joiners of a passage that do no harm
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """One language, ready to be trained on. ``manifest`` holds its counts; ``piece_counts`` is (V,)."""
+    """One language, ready to be trained on. ``manifest`` holds its counts; ``piece_counts`` is (V,); ``folder`` is where it lies."""
 
     code: str
     digest: str
@@ -52,6 +54,7 @@ class Corpus:
     validation: Dataset
     piece_counts: np.ndarray
     manifest: dict
+    folder: Path | None = None
     # split -> its rows, as they lie in memory
     _views: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
@@ -101,6 +104,11 @@ class Corpus:
     def __getstate__(self) -> dict:
         """For a loader's worker that is not forked: without the views, which would be copied."""
         return {**vars(self), "_views": {}}
+
+    def held_out(self) -> list[str]:
+        """The passages of the validation split, composed (NFC), in their order."""
+        with (self.folder / HELD_OUT).open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
 
     def sample(self, count: int) -> np.ndarray:
         """(R, T) training rows, evenly spaced over the text; all where there are fewer than ``count``."""
@@ -160,7 +168,7 @@ def open_corpus(target: Path, *, expected: str) -> Corpus:
             raise UserError(f"prepared corpus {target}: {name} is missing or altered; {remedy}")
     train, validation = (datasets.load_from_disk(target / split).with_format("numpy") for split in SPLITS)
     counts = np.load(target / "pieces.npy")
-    return Corpus(manifest["settings"]["code"], expected, train, validation, counts, manifest)
+    return Corpus(manifest["settings"]["code"], expected, train, validation, counts, manifest, target)
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -183,7 +191,10 @@ def _write(
     for split in SPLITS:
         tally = Tally()
         stream = scratch / f"{split}.arrow"
-        packed = _pack(source, split, tokenizer, length, tally, counts if split == "train" else None, known)
+        passages = source.passages(split, tally, known)
+        if split == "validation":
+            passages = _written(passages, scratch / HELD_OUT)
+        packed = _pack(passages, split, tokenizer, length, tally, counts if split == "train" else None)
         with ArrowWriter(path=str(stream), features=features) as writer:
             for row, size in tqdm(packed, desc=f"packing {code}, {split}", unit=" rows", leave=False, disable=None):
                 writer.write({"input_ids": row, "bytes": size})
@@ -225,22 +236,28 @@ def _write(
     (scratch / "manifest.json").write_text(json.dumps(manifest, indent=1))
 
 
+def _written(passages: Iterator[str], file: Path) -> Iterator[str]:
+    """``passages``, each of which is written into ``file`` as it passes."""
+    with file.open("w", encoding="utf-8") as stream:
+        for passage in passages:
+            stream.write(json.dumps(passage) + "\n")
+            yield passage
+
+
 def _pack(
-    source: Source,
+    passages: Iterator[str],
     split: str,
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     tally: Tally,
     counts: np.ndarray | None,
-    known: set[bytes],
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Rows of one split with their bytes. Fills ``tally`` and adds the pieces seen to ``counts``. ``known``: digests of the
-    passages of the split before."""
+    """Rows of the ``passages`` of one split with their bytes. Fills ``tally`` and adds the pieces seen to ``counts``."""
     stream: list[int] = []
     ends: list[tuple[int, int]] = []  # (tokens still before a passage's end, its bytes)
     tokens = unknown = unknown_bytes = 0
     normalisation = Normalisation(tokenizer)
-    for ids, size, not_spelt in encode(normalisation.through(source.passages(split, tally, known)), tokenizer):
+    for ids, size, not_spelt in encode(normalisation.through(passages), tokenizer):
         tokens += len(ids)
         unknown += ids.count(tokenizer.unk_token_id)
         unknown_bytes += not_spelt
