@@ -25,7 +25,7 @@ from xmod_lab.choices import (
     WANDB_MODES,
 )
 from xmod_lab.errors import UserError
-from xmod_lab.settings import choice, number
+from xmod_lab.settings import choice, not_in_base, number, uncounted
 from xmod_lab.text.corpus import Source
 
 if TYPE_CHECKING:
@@ -36,6 +36,11 @@ _HERE = Path(__file__).resolve().parent
 CONF_DIR = str(next((d for d in (_HERE / "conf", _HERE.parent / "conf") if (d / "pretrain.yaml").is_file()), ""))
 if not CONF_DIR:
     raise ImportError(f"xmod_lab's conf/ folder is neither in {_HERE} nor beside it; install the package again")
+
+# why a setting of the trainer is no part of what a base is, or of any result
+IN_STEPS = "a base has the steps of the recipe, or those that replaced them"
+SAME_BATCH = "the same rows a step, worked through in other pieces"
+EXACT_RESUME = "a run that goes on from a checkpoint ends as one that was not interrupted"
 
 SHARED_SLOT = "shared"  # name of the one slot of a SHARED model
 
@@ -137,14 +142,14 @@ class TaskConfig:
     mask_rate: float = number(0.3, above=0, below=1, hint="a share, e.g. 0.3")
     mask_policy: str = choice("80-10-10", POLICIES)
     pretrain: RecipeConfig = field(default_factory=RecipeConfig)
-    extend: RecipeConfig = field(default_factory=RecipeConfig)
+    extend: RecipeConfig = field(default_factory=RecipeConfig, metadata=not_in_base("pre-training has no part in it"))
 
 
 @dataclass
 class DataConfig:
     """How text becomes rows, and in which mixture they are drawn."""
 
-    folder: str = MISSING
+    folder: str = field(default=MISSING, metadata=uncounted("a place"))
     row_length: int = number(128, least=8, most=1_000_000)
     alpha: float = number(0.7, least=0, most=10, hint="0: every language alike; 1: in proportion to its size")
     max_passes: float | None = number(None, above=0, most=1_000_000)
@@ -154,7 +159,7 @@ class DataConfig:
     normalization: str = choice("nmt_nfkc", NORMALIZATIONS)
     validation_share: float = number(0.04, above=0, below=1, hint="a share, e.g. 0.04")
     drop_duplicates: bool = True
-    workers: int = number(1, least=0)
+    workers: int = number(1, uncounted("a batch is a function of seed and step, whoever makes it"), least=0)
 
 
 @dataclass
@@ -164,21 +169,25 @@ class TrainerConfig:
     :mod:`xmod_lab.machine`; ``threads`` are those of each process. A checkpoint is saved every
     ``checkpoint_every`` steps, and after the step at which ``checkpoint_minutes`` have passed since the last."""
 
-    max_steps: int | None = number(None, least=1, most=1_000_000_000)
-    max_tokens: int | None = number(None, least=1, most=10**15)
+    max_steps: int | None = number(None, not_in_base(IN_STEPS), least=1, most=1_000_000_000)
+    max_tokens: int | None = number(None, not_in_base(IN_STEPS), least=1, most=10**15)
     rows_per_step: int = number(16, least=1, most=1_000_000)
-    accumulate: int = number(1, least=1, most=1_000_000)
-    precision: str = choice("auto", PRECISIONS)
-    threads: int | None = number(None, least=1)
-    accelerator: str = choice("auto", ACCELERATORS)
-    devices: int = number(1, least=1)
-    nodes: int = number(1, least=1)
-    checkpoint_every: int = number(400, least=1, most=1_000_000_000)
-    checkpoint_minutes: float | None = number(10, above=0, most=1_000_000, hint="null: by steps alone")
-    keep_checkpoints: int = number(2, least=1, most=1_000_000)
-    validate_every: int = number(200, least=1, most=1_000_000_000)
-    log_every: int = number(20, least=1, most=1_000_000_000)
-    deterministic: bool = False
+    accumulate: int = number(1, not_in_base(SAME_BATCH), least=1, most=1_000_000)
+    precision: str = choice("auto", PRECISIONS, not_in_base("what the machine does fast"))
+    threads: int | None = number(None, uncounted("roundings alone"), least=1)
+    accelerator: str = choice("auto", ACCELERATORS, not_in_base("what the machine has"))
+    devices: int = number(1, not_in_base(SAME_BATCH), least=1)
+    nodes: int = number(1, not_in_base(SAME_BATCH), least=1)
+    checkpoint_every: int = number(400, uncounted(EXACT_RESUME), least=1, most=1_000_000_000)
+    checkpoint_minutes: float | None = number(
+        10, uncounted(EXACT_RESUME), above=0, most=1_000_000, hint="null: by steps alone"
+    )
+    keep_checkpoints: int = number(2, uncounted(EXACT_RESUME), least=1, most=1_000_000)
+    validate_every: int = number(
+        200, not_in_base("it chooses weights in fine-tuning alone"), least=1, most=1_000_000_000
+    )
+    log_every: int = number(20, uncounted("how densely the curve is drawn"), least=1, most=1_000_000_000)
+    deterministic: bool = field(default=False, metadata=not_in_base("roundings alone"))
 
 
 @dataclass
@@ -196,11 +205,11 @@ class RunConfig:
     """What every run has, whatever it trains on."""
 
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig, metadata=uncounted("what is told of a run, and where"))
     seed: int = number(1, least=0, most=2**32 - 1)
-    base: str = "auto"
-    resume: str = choice("auto", RESUME)
-    runs: str = "runs"
+    base: str = field(default="auto", metadata=not_in_base("a base begins with random weights"))
+    resume: str = choice("auto", RESUME, uncounted(EXACT_RESUME))
+    runs: str = field(default="runs", metadata=uncounted("a place"))
 
 
 @dataclass
@@ -209,11 +218,11 @@ class PretrainConfig(RunConfig):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     langset: LangsetConfig = field(default_factory=LangsetConfig)
-    lang: dict[str, LangConfig] = field(default_factory=dict)
+    lang: dict[str, LangConfig] = field(default_factory=dict, metadata=not_in_base("languages are added afterwards"))
     task: TaskConfig = field(default_factory=TaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
-    rebuild: bool = False
-    plan: bool = False
+    rebuild: bool = field(default=False, metadata=uncounted("the same data, made anew"))
+    plan: bool = field(default=False, metadata=uncounted("nothing is trained"))
 
     @property
     def recipe(self) -> RecipeConfig:

@@ -3,8 +3,8 @@
 A job's folder is named after three digests, ``<settings>-<code>-<data>``, so that a job is found by what it is and not by its
 number, which shifts as values are added to a sweep:
 
-    settings  the command and its configuration with all interpolations resolved, but for NO_PART_IN_RESULT: places, logger,
-              loader workers, threads, checkpoints
+    settings  the command and its configuration with all interpolations resolved, but for those that change no result
+              (:mod:`xmod_lab.identity`): places, logger, loader workers, threads, checkpoints
     code      the Python sources of this package, as the parser sees them (no comments, docstrings, layout), but for reports/.
               Neither the commit nor the libraries count
     data      every byte of the texts or labelled files that the configuration names, and of a base or tokenizer that is a folder;
@@ -29,8 +29,9 @@ from xmod_lab.config import EvaluateConfig, PretrainConfig, from_hydra
 from xmod_lab.errors import STOPPED, UserError
 from xmod_lab.files import hidden
 from xmod_lab.finetune_config import FinetuneConfig
+from xmod_lab.identity import counts, identity
 from xmod_lab.languages.folders import model_folder
-from xmod_lab.settings import NO_PART_IN_RESULT, flatten, is_under
+from xmod_lab.settings import is_under
 from xmod_lab.text.corpus import content_digest
 from xmod_lab.training.bases import (
     added_before,
@@ -54,10 +55,9 @@ def job_folder(*, _root_: DictConfig) -> str:
     composed = copy.deepcopy(_root_)
     with read_write(composed), open_dict(composed):
         del composed["hydra"]
-    leaves = flatten(OmegaConf.to_container(composed, resolve=True))
-    settings = {key: value for key, value in leaves.items() if not is_under(key, NO_PART_IN_RESULT)}
+    settings = identity(OmegaConf.to_container(composed, resolve=True))
     asked = {override.lstrip("+~").partition("=")[0] for override in _root_.hydra.overrides.task}
-    named = sorted(key for key in asked if is_under(key, _TAKEN_OVER) and not is_under(key, NO_PART_IN_RESULT))
+    named = sorted(key for key in asked if is_under(key, _TAKEN_OVER) and counts(key))
     try:
         data = _digest(data_digests(from_hydra(composed)))[:6]
     except (UserError, OSError):

@@ -1,8 +1,8 @@
-"""Settings by their dotted keys, what each may be, and those that no result depends on (on threads by its roundings alone)."""
+"""Settings by their dotted keys, and what a field of a schema says of one: what it may be, and whether a result depends on it."""
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
@@ -11,8 +11,7 @@ from omegaconf import OmegaConf
 
 from xmod_lab.errors import nearest
 
-NO_PART_IN_RESULT = ("resume", "rebuild", "plan", "logger", "runs", "data.workers", "data.folder", "trainer.checkpoint_every",
-                     "trainer.checkpoint_minutes", "trainer.keep_checkpoints", "trainer.threads")  # fmt: skip
+NO_MARK: Mapping[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -63,17 +62,27 @@ class Bounds:
         return numbers + text + (f"; {self.hint}" if self.hint else "")
 
 
-def number(default: object = dataclasses.MISSING, **bounds: object) -> object:
+def uncounted(why: str) -> dict[str, str]:
+    """The mark of a field that changes no result; of a field without it :mod:`xmod_lab.identity` takes that it does."""
+    return {"uncounted": why}
+
+
+def not_in_base(why: str) -> dict[str, str]:
+    """The mark of a field that changes results, but does not say which base is meant by ``base=auto``."""
+    return {"not_in_base": why}
+
+
+def number(default: object = dataclasses.MISSING, mark: Mapping[str, str] = NO_MARK, **bounds: object) -> object:
     """A field of a schema whose value must be within :class:`Bounds`; a list as default is copied."""
-    metadata = {"bounds": Bounds(**bounds)}
+    metadata = {"bounds": Bounds(**bounds), **mark}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
-def choice(default: str, names: tuple[str, ...]) -> object:
+def choice(default: str, names: tuple[str, ...], mark: Mapping[str, str] = NO_MARK) -> object:
     """A field of a schema whose value must be one of ``names``."""
-    return field(default=default, metadata={"names": names})
+    return field(default=default, metadata={"names": names, **mark})
 
 
 def value_faults(cfg: object, prefix: str = "") -> Iterator[str]:

@@ -29,8 +29,8 @@ from xmod_lab.command_line import in_quotes
 from xmod_lab.errors import UserError
 from xmod_lab.figures import read_figures
 from xmod_lab.files import hidden, write_whole
+from xmod_lab.identity import counts
 from xmod_lab.jobs import JOB, Job, read_job
-from xmod_lab.settings import NO_PART_IN_RESULT, is_under
 from xmod_lab.text.likelihoods import in_a_word, is_exact
 from xmod_lab.training.distributed import rank
 from xmod_lab.training.rundir import RunDir
@@ -89,7 +89,7 @@ def sweep_name(config: DictConfig) -> str:
         key = override.get_key_element().lstrip("+~")
         if override.is_sweep_override():
             swept[key] = ...
-        elif not is_under(key, NO_PART_IN_RESULT):
+        elif counts(key):
             fixed.append(f"{key}={override.get_value_element_as_str()}")
     keys = sorted(key.lstrip("+~") for key in swept)
     digest = hashlib.sha256(json.dumps([keys, sorted(fixed)]).encode()).hexdigest()[:6]

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.config import LangsetText, PretrainConfig, TextConfig
 from xmod_lab.errors import UserError
 from xmod_lab.evaluation.subjects import Subject, subjects_of
+from xmod_lab.identity import identity
 from xmod_lab.languages.folders import manifests_in
 from xmod_lab.model import XmodLanguageModel, read_config
-from xmod_lab.settings import flatten
 from xmod_lab.text.corpus import Source, check_source
 from xmod_lab.text.listing import names_in
 from xmod_lab.training.bases import Base, added_before, agree, load_config, newest_finished, resolve
@@ -50,13 +50,12 @@ def settle_model(cfg: PretrainConfig, asked: list[str]) -> Base:
         cfg = replace(cfg, base=str(run.path))
     base = resolve(cfg, asked, pretrain_base)
     if Path(base.name, "config.yaml").is_file():  # a run
-        own, wanted = flatten(asdict(base.cfg)), flatten(asdict(cfg))
+        own, wanted = identity(asdict(base.cfg)), identity(asdict(cfg))
         other = [
             key
             for key in sorted(own.keys() | wanted.keys())
             if own.get(key) != wanted.get(key)
             and (key.split(".")[0] in ("model", "langset", "data") or key == "task.name")
-            and key not in ("data.folder", "data.workers")
             and (key in asked or key.split(".")[0] in asked)
         ]
         if other:

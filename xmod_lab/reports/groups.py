@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import t
 
+from xmod_lab.identity import counts
 from xmod_lab.reports.figures import Span
 from xmod_lab.reports.runs import Run
-from xmod_lab.settings import NO_PART_IN_RESULT, is_under
 from xmod_lab.tasks.statistics import LEVEL
 from xmod_lab.text.likelihoods import in_a_word, likelihoods
 
-# say nothing about what was trained
-_SAME = (*NO_PART_IN_RESULT, "seed", "trainer.log_every")
 # have a key for each name, which is no setting that differs where the name itself is not there
 _NAMED = ("lang", "langset.languages", "task.data.splits", "task.tests")
 _LONGEST = 22  # characters of a group's name in a figure
@@ -139,7 +137,7 @@ def _compared(run: Run) -> dict[str, str]:
     def same(key: str) -> bool:
         if key == "seed" and run.kind == "finetune":
             return False
-        return is_under(_own(key), _SAME)
+        return _own(key) == "seed" or not counts(_own(key))
 
     return {key: setting_text(value) for key, value in run.settings.items() if not same(key)}
 

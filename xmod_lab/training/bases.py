@@ -19,8 +19,8 @@ from xmod_lab.config import SHARED_SLOT, LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
 from xmod_lab.foreign import at_hand
+from xmod_lab.identity import counts, identity
 from xmod_lab.model import XmodLanguageModel, donors_of, language_model, load_language_model, read_config
-from xmod_lab.settings import flatten
 from xmod_lab.sizes import memory_faults
 from xmod_lab.text.tokenizer import special_ids
 from xmod_lab.training.rundir import RunDir, read_json, read_yaml
@@ -28,7 +28,6 @@ from xmod_lab.validation import raise_faults
 
 log = logging.getLogger(__name__)
 _ALMOST = 3  # settings in which a base may differ and be named
-_PLACES = ("folder", "workers")  # settings of data that say where and how, not what
 
 
 @dataclass(frozen=True)
@@ -77,10 +76,8 @@ def resolve(cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainC
         if run is None:
             run = _pretrain_now(cfg, pretrain)
         else:
-            log.info(
-                "base=auto is the newest finished base under '%s' with this model, language set, data and task",
-                cfg.runs,
-            )
+            log.info("base=auto is the newest finished base under '%s' with this model, language set, data, task, recipe, steps and seed",
+                     cfg.runs)  # fmt: skip
         return _from_run(run, cfg, asked)
     path = at_hand(cfg.base, "a run, a model folder or a hub id")
     if (path / "model" / "config.json").is_file() and (path / "config.yaml").is_file():
@@ -138,7 +135,7 @@ def inherit(cfg: PretrainConfig, base: Base, asked: list[str]) -> PretrainConfig
     """``cfg`` with model, language set and data settings of the base, but for what was set on the command line."""
     kept = {} if "data" not in asked else asdict(cfg.data)
     kept |= {f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if f"data.{f.name}" in asked}
-    kept |= {name: getattr(cfg.data, name) for name in _PLACES}
+    kept |= {f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if not counts(f"data.{f.name}")}
     model = cfg.model if _names_model(asked) else base.cfg.model  # what was asked for is compared in agree()
     return replace(cfg, model=model, langset=base.cfg.langset, data=replace(base.cfg.data, **kept))
 
@@ -156,16 +153,17 @@ def added_before(cfg: PretrainConfig) -> list[tuple[PretrainConfig, LangConfig]]
 
 
 def newest_matching(cfg: PretrainConfig) -> RunDir | None:
-    """The newest finished base run under ``cfg.runs`` with the same model, language set, data settings and task."""
-    return newest_finished(cfg.runs, lambda other: not other.lang and _identity(other) == _identity(cfg))
+    """The newest finished base run under ``cfg.runs`` that is, by its settings, the one that would be made."""
+    wanted = _identity(own_base(cfg))
+    return newest_finished(cfg.runs, lambda other: not other.lang and _identity(other) == wanted)
 
 
 def almost_matching(cfg: PretrainConfig) -> str:
     """The finished base that differs in the fewest settings from the one that ``cfg`` describes, and in which, as the end of a
     message; nothing where all differ in more than three."""
-    wanted, found = flatten(_identity(cfg)), []
+    wanted, found = _identity(own_base(cfg)), []
     for run, other in _finished_runs(cfg.runs):
-        has = flatten(_identity(other))
+        has = _identity(other)
         keys = [key for key in sorted(wanted.keys() | has.keys()) if wanted.get(key) != has.get(key)]
         if not other.lang and 0 < len(keys) <= _ALMOST:
             found.append(
@@ -243,18 +241,22 @@ def load_config(run: RunDir) -> PretrainConfig:
                         "version: give the model folder as base") from error  # fmt: skip
 
 
-def _identity(cfg: PretrainConfig) -> dict:
-    data = {k: v for k, v in asdict(cfg.data).items() if k not in _PLACES}
-    task = {"name": cfg.task.name, "mask_rate": cfg.task.mask_rate, "mask_policy": cfg.task.mask_policy}
-    return {"model": asdict(cfg.model), "langset": asdict(cfg.langset), "data": data, "task": task}
+def _identity(cfg: PretrainConfig) -> dict[str, object]:
+    """What a base is, by dotted key, with the steps that it takes."""
+    return identity(asdict(cfg), of_base=True) | {"task.pretrain.steps": cfg.steps}
+
+
+def own_base(cfg: PretrainConfig) -> PretrainConfig:
+    """The base that ``cfg`` describes, by the task's own recipe."""
+    trainer = replace(cfg.trainer, max_steps=None, max_tokens=None)  # they are the extension's
+    return replace(cfg, lang={}, base="auto", resume="auto", plan=False, trainer=trainer)
 
 
 def base_to_make(cfg: PretrainConfig) -> tuple[PretrainConfig, RunDir]:
-    """The base that ``cfg`` describes, by the task's own recipe, and the run that pre-trains it where there is none."""
-    trainer = replace(cfg.trainer, max_steps=None, max_tokens=None)
-    own = replace(cfg, lang={}, base="auto", resume="auto", plan=False, trainer=trainer)
-    key = {**_identity(own), "recipe": asdict(own.task.pretrain), "seed": own.seed, "rows": trainer.rows_per_step}
-    name = hashlib.sha256(json.dumps([key, trainer.precision], sort_keys=True).encode()).hexdigest()[:8]
+    """The base that ``cfg`` describes, and the run that pre-trains it where there is none: named by all that such a run, begun
+    before, must agree with to be continued."""
+    own = own_base(cfg)
+    name = hashlib.sha256(json.dumps(identity(asdict(own)), sort_keys=True).encode()).hexdigest()[:8]
     return own, RunDir(Path(cfg.runs) / "pretrain" / f"base-{name}")
 
 

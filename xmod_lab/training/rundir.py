@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from xmod_lab.config import RunConfig
 from xmod_lab.errors import UserError
 from xmod_lab.files import Busy, Lock, clear_scratch, is_full, lock, make_folder, remove, sync, sync_tree, write_whole
+from xmod_lab.identity import identity
 from xmod_lab.machine import (
     cores,
     device_kind,
@@ -28,7 +29,7 @@ from xmod_lab.machine import (
     slow_precision,
     torch_threads,
 )
-from xmod_lab.settings import NO_PART_IN_RESULT, flatten, is_under, read_settings
+from xmod_lab.settings import read_settings
 from xmod_lab.training.distributed import barrier, of_first, rank
 from xmod_lab.training.environment import environment
 
@@ -36,7 +37,8 @@ log = logging.getLogger(__name__)
 
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
 ENVIRONMENT = "environment.json"  # by what each start of the run was made; nothing depends on it
-_MAY_CHANGE = (*NO_PART_IN_RESULT, "base", "trainer.devices", "trainer.nodes")  # with other settings a run cannot go on
+# count, but a run may go on with others: the base is known by its digest, and the batches stay what they are
+_MAY_CHANGE = ("base", "trainer.devices", "trainer.nodes")
 Run = TypeVar("Run", bound=RunConfig)
 _LOCKS: dict[Path, Lock] = {}  # by run dir; the system lets go of them when this process ends
 _FINISHED = "metrics.json"
@@ -329,7 +331,8 @@ def _zip_fault(path: Path) -> str | None:
 
 
 def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
-    """Dotted keys whose values differ, those in _MAY_CHANGE left out."""
-    a, b = flatten(old), flatten(new)
-    keys = sorted(k for k in a.keys() | b.keys() if a.get(k) != b.get(k))
-    return [(k, a.get(k), b.get(k)) for k in keys if not is_under(k, _MAY_CHANGE)]
+    """Dotted keys of settings that count and differ, those in _MAY_CHANGE left out."""
+    a, b = identity(old), identity(new)
+    return [
+        (k, a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) and k not in _MAY_CHANGE
+    ]
