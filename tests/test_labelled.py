@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.conftest import tiny_config
+from tests.test_project import composed
 from xmod_lab.errors import UserError
 from xmod_lab.languages.cards import task_card
 from xmod_lab.tasks.answering import Answering
@@ -20,7 +21,7 @@ from xmod_lab.tasks.labels import classes
 from xmod_lab.tasks.reading import LabelledSource, Row, read_examples
 from xmod_lab.tasks.tagging import Tagging
 from xmod_lab.tasks.values import NO_LABEL, read_value
-from xmod_lab.training.labelled import _labelled
+from xmod_lab.training.labelled import _clusters, _labelled
 
 KNOWN = ["en_XX", "de_DE"]
 
@@ -62,6 +63,40 @@ def test_values_that_mean_one_thing_are_read(role, value, read):
 def test_values_of_other_types_are_refused_by_their_type(role, value, message):
     with pytest.raises(UserError, match=message):
         read_value(role, value, "here")
+
+
+def test_examples_of_one_template_are_one_cluster_in_every_embedded_task():
+    for task, kind, size, number in (("intents", Classification, 161, 38), ("slots", Tagging, 250, 22)):
+        cfg = composed(f"task={task}", command="finetune")
+        rows, _ = read_examples(cfg.sources, kind.roles, ["el_GR", "hi_IN"])
+        test = rows["el_GR" if task == "intents" else "hi_IN"]["test"]
+        clusters = _clusters(cfg, {"x": test})["x"]
+        assert (len(test), len(set(clusters))) == (size, number) and clusters.max() == number - 1
+    assert composed("task=nli", command="finetune").task.data.columns["group"] == "premise"
+    assert composed("task=qa", command="finetune").task.tests.columns["group"] == "context"
+
+
+def test_a_group_is_a_column_or_a_role_and_one_that_is_not_there_or_tells_nothing_apart_is_refused(tmp_path):
+    source = _write(tmp_path / "x.train.jsonl", {"text": "a", "label": "b", "topic": "one", "number": 1, "empty": None},
+                    {"text": "b", "label": "c", "topic": "one", "number": 2, "empty": None})  # fmt: skip
+    assert ["group" not in row for row in _read(source)] == [True, True]
+    for column, groups in (("topic", ["one", "one"]), ("number", ["1", "2"]), ("text", ["a", "b"])):
+        source.columns = {"group": column}
+        assert [row["group"] for row in _read(source)] == groups
+    for column, message in (("tpoic", "line 1: no column 'tpoic', whose value .* share; it has text, label, topic.*leave it out with '~task.data"),
+                            ("empty", "column 'empty': it is null")):  # fmt: skip
+        source.columns = {"group": column}
+        with pytest.raises(UserError, match=message):
+            _read(source)
+    cfg = composed("task.data.columns.group=topic", command="finetune")
+    same = [Row({"group": "one"}, "x")] * 30
+    with pytest.raises(
+        UserError, match="task.data.columns.group is 'topic', which is the same in all 30 test examples of de_DE .'one'"
+    ):
+        _clusters(cfg, {"en_XX": same[:1], "de_DE": same})
+    other = [*same, Row({"group": "two"}, "x")]
+    assert _clusters(cfg, {"en_XX": same, "de_DE": other})["de_DE"].tolist() == [0] * 30 + [1]
+    assert _clusters(cfg, {"en_XX": [Row({}, "x")] * 30}) == {}
 
 
 def _write(path, *rows: dict):

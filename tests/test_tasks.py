@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.stats import norm
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
 from transformers import AutoTokenizer
 
@@ -13,7 +14,7 @@ from xmod_lab.tasks.classification import Classification, Inference
 from xmod_lab.tasks.examples import ExampleStream
 from xmod_lab.tasks.metrics import accuracy, macro_f1
 from xmod_lab.tasks.reading import LabelledSource, Row, read_examples
-from xmod_lab.tasks.statistics import difference, estimate, holm
+from xmod_lab.tasks.statistics import AT_LEAST, clusters_of, difference, estimate, holm
 
 KNOWN = ["en_XX", "de_DE", "el_GR"]
 ROLES = ("text", "label")
@@ -135,31 +136,31 @@ def _answers(shares: list[float], examples: int = 400) -> np.ndarray:
 
 
 def test_the_interval_of_one_seed_is_the_binomial_one_and_seeds_that_differ_widen_it():
-    one = estimate(_answers([0.7]), accuracy(), seed=0)
+    one = estimate(_answers([0.7]), accuracy())
     spread = 1.96 * np.sqrt(0.7 * 0.3 / 400)
     assert one.mean == pytest.approx(0.7)
     assert (one.low, one.high) == (pytest.approx(0.7 - spread, abs=0.008), pytest.approx(0.7 + spread, abs=0.008))
-    three = estimate(_answers([0.5, 0.7, 0.9]), accuracy(), seed=0)
+    three = estimate(_answers([0.5, 0.7, 0.9]), accuracy())
     assert three.mean == pytest.approx(0.7) and three.high - three.low > 2 * (one.high - one.low)
-    assert estimate(_answers([0.7]), accuracy(), seed=0) == one
-    assert estimate(_answers([1.0], 1), accuracy(), seed=0).low is None
+    assert estimate(_answers([0.7]), accuracy()) == one
+    assert estimate(_answers([0.7], AT_LEAST - 1), accuracy()).low is None
 
 
 def test_the_mean_over_wrong_slots_is_the_mean_of_their_scores():
     slots = np.concatenate([_answers([0.2, 0.4]), _answers([0.6, 0.8])])
-    assert estimate(slots, accuracy(), seed=0).mean == pytest.approx(0.5)
-    assert difference(_answers([0.9, 0.9]), slots, accuracy(), seed=0).mean == pytest.approx(0.4)
+    assert estimate(slots, accuracy()).mean == pytest.approx(0.5)
+    assert difference(_answers([0.9, 0.9]), slots, accuracy()).mean == pytest.approx(0.4)
 
 
 def test_a_paired_test_finds_a_difference_that_is_there_and_none_that_is_not():
     a = _answers([0.7, 0.7, 0.7])
     worse = a.copy()
     worse[0, :, :30, 0] = 0  # wrong in some of the same examples
-    found = difference(a, worse, accuracy(), seed=0)
+    found = difference(a, worse, accuracy())
     assert found.mean == pytest.approx(float((a - worse)[..., 0].mean())) and found.low > 0 and found.p < 0.001
-    same = difference(a, a, accuracy(), seed=0)
-    assert (same.mean, same.low, same.high, same.p) == (0, 0, 0, 1)
-    chance = difference(_answers([0.5]), _answers([0.5])[:, :, ::-1], accuracy(), seed=0)
+    same = difference(a, a, accuracy())
+    assert (same.mean, same.p) == (0, 1) and -0.01 < same.low < 0 < same.high < 0.01
+    chance = difference(_answers([0.5]), _answers([0.5])[:, :, ::-1], accuracy())
     assert chance.p > 0.5 and chance.low < 0 < chance.high
 
 
@@ -168,3 +169,76 @@ def test_holm_corrects_for_the_number_of_tests_and_rejects_a_family_of_true_null
     assert holm([]) == [] and holm([None]) == [None] and holm([0.7, 0.6]) == [1, 1]
     p = np.random.default_rng(0).uniform(size=(2000, 8))
     assert 0.035 < np.mean([min(holm(row.tolist())) <= 0.05 for row in p]) < 0.065
+
+
+CLUSTERS = np.repeat(np.arange(40), 4)  # of the simulations: 160 examples, as of one template each four
+
+
+def _simulated(
+    generator, *, cluster: float, seeds: tuple[float, ...], level: float = 0.3, arms: int = 1
+) -> list[np.ndarray]:
+    """Counts (1, S, N, 2) of each arm: right where the sum of a level and of normal effects is above 0. ``cluster``, ``seeds``: how
+    much clusters and the seeds differ; each arm has effects of its own beside those that the arms share."""
+    draw, number = generator.standard_normal, len(seeds)
+    spread = np.array(seeds)[:, None]
+
+    def effects(share: float) -> np.ndarray:
+        of_cluster, of_pair = draw((1, 40)), draw((number, 40))
+        joint = cluster * (of_cluster + 0.3 * of_pair) + spread * draw((number, 1))
+        return share * (joint[:, CLUSTERS] + 0.5 * draw((1, 160)))
+
+    common = effects(1.0)
+    right = [level + common + (effects(0.5) if arms > 1 else 0) + 0.5 * draw((number, 160)) > 0 for _ in range(arms)]
+    return [np.stack([r, np.ones_like(r)], axis=-1).astype(float)[None] for r in right]
+
+
+@pytest.mark.parametrize(
+    "seeds", [(0,), (0, 0, 0), (0.3, 0.3, 0.3)], ids=["one seed", "three alike", "three that differ"]
+)
+def test_intervals_of_clustered_examples_cover_19_times_in_20(seeds):
+    generator, draws = np.random.default_rng(4), 1000
+    variance = 1 + 0.09 + 0.25 + 0.25 + seeds[0] ** 2
+    truth = norm.cdf(0.3 / np.sqrt(variance))
+    found = [_simulated(generator, cluster=1, seeds=seeds)[0] for _ in range(draws)]
+
+    def coverage(clusters: np.ndarray | None) -> float:
+        intervals = [estimate(counts, accuracy(), clusters) for counts in found]
+        return np.mean([e.low <= truth <= e.high for e in intervals])
+
+    assert 0.93 <= coverage(CLUSTERS) <= 0.97 and coverage(None) < 0.9
+
+
+@pytest.mark.parametrize(
+    "seeds", [(0,), (0, 0, 0), (0.3, 0.3, 0.3)], ids=["one seed", "three alike", "three that differ"]
+)
+def test_a_true_null_is_rejected_one_time_in_twenty(seeds):
+    generator, draws = np.random.default_rng(5), 1000
+    pairs = [_simulated(generator, cluster=1, seeds=seeds, arms=2) for _ in range(draws)]
+    found = [difference(a, b, accuracy(), CLUSTERS) for a, b in pairs]
+    assert 0.03 <= np.mean([e.p <= 0.05 for e in found]) <= 0.07
+    assert all((e.p <= 0.05) == (not e.low <= 0 <= e.high) for e in found)
+    assert np.mean([difference(a, b, accuracy()).p <= 0.05 for a, b in pairs]) > 0.08
+
+
+def test_clusters_of_one_example_are_examples_and_order_and_repetition_change_nothing():
+    counts, order = _answers([0.7, 0.6]), np.random.default_rng(0).permutation(400)
+    alone = estimate(counts, accuracy())
+    assert estimate(counts, accuracy(), np.arange(400)) == alone
+    assert estimate(counts[:, :, order], accuracy(), order).low == pytest.approx(alone.low)
+    doubled = estimate(np.concatenate([counts, counts], axis=2), accuracy(), np.tile(np.arange(400), 2))
+    assert (doubled.low, doubled.high) == pytest.approx((alone.low, alone.high))
+    assert clusters_of([None, None]) is None and clusters_of(["b", None, "a", "b"]).tolist() == [0, 1, 2, 0]
+
+
+def test_ten_clusters_have_an_interval_and_nine_have_none_however_many_their_examples():
+    counts = _answers([0.7])
+    nine, ten = (estimate(counts, accuracy(), np.arange(400) % number) for number in (9, 10))
+    assert nine.low is None and nine.high is None and nine.mean == pytest.approx(0.7) and ten.low < 0.7 < ten.high
+    assert difference(counts, counts, accuracy(), np.arange(400) % 9).p is None
+
+
+def test_where_all_is_right_the_interval_says_what_so_many_clusters_leave_open():
+    found = estimate(_answers([1.0, 1.0], 160), accuracy(), CLUSTERS)
+    assert found.high == 1 and found.low == pytest.approx(0.025 ** (1 / 40))
+    one_sided = difference(_answers([1.0], 160), _answers([0.0], 160), accuracy(), CLUSTERS)
+    assert one_sided.mean == 1 and one_sided.p < 1e-6

@@ -117,7 +117,7 @@ def _tested(code: str, role: str, low: float, chance: float | None = 0.5) -> Lan
     arms = {"target": Estimate(0.6, low, 0.7), "none": Estimate(0.4, 0.3, 0.5)}
     arms |= {} if chance is None else {"majority": Estimate(chance, 0.4, 0.6)}
     return Language(
-        code, role, 9, "2 of 2", True, {"accuracy": arms}, {"accuracy": {"none": Estimate(0.2, 0.1, 0.3, 0.01)}}
+        code, role, 90, 30, "2 of 2", True, {"accuracy": arms}, {"accuracy": {"none": Estimate(0.2, 0.1, 0.3, 0.01)}}
     )
 
 

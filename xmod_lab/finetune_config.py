@@ -6,7 +6,7 @@ from xmod_lab.choices import METRICS, ROLES
 from xmod_lab.config import RecipeConfig, RunConfig
 from xmod_lab.errors import nearest
 from xmod_lab.settings import choice, number, value_faults
-from xmod_lab.tasks.reading import PLACES, SPLITS, LabelledSource
+from xmod_lab.tasks.reading import GROUP, PLACES, SPLITS, LabelledSource
 from xmod_lab.validation import base_faults, machine_faults, raise_faults, trainer_faults
 
 
@@ -85,7 +85,7 @@ def validate_finetune(cfg: FinetuneConfig) -> None:
 
 def _wrong_names(cfg: FinetuneConfig) -> list[str]:
     """Roles and splits that a source renames, and no task of this kind has."""
-    roles = (*ROLES.get(cfg.task.kind, ()), *PLACES)
+    roles = (*ROLES.get(cfg.task.kind, ()), *PLACES, GROUP)
     faults = []
     for key, source in zip(("task.data", "task.tests"), cfg.sources, strict=False):
         for name, allowed, given in (("columns", roles, source.columns), ("splits", SPLITS, source.splits)):

@@ -29,7 +29,7 @@ class Run:
     """The files of a run dir, read. ``metrics`` is empty while the run is not finished, ``proof`` where there is none.
 
     ``name``: short, and of no other run that was found. ``settings``: the configuration by dotted keys; where ``base`` is a run that can be read, its settings too, as ``base.…``.
-    ``roles``: of the languages of a transfer, (role, examples). ``samples``: see :mod:`xmod_lab.training.samples`.
+    ``roles``: of the languages of a transfer, (role, examples, clusters of them). ``samples``: see :mod:`xmod_lab.training.samples`.
     """
 
     path: Path
@@ -41,7 +41,7 @@ class Run:
     curve: list[dict[str, float]] = field(default_factory=list)
     proof: dict = field(default_factory=dict)
     packs: dict[str, dict] = field(default_factory=dict)
-    roles: dict[str, tuple[str, int]] = field(default_factory=dict)
+    roles: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     samples: dict[str, list[dict]] = field(default_factory=dict)
 
     @property
@@ -167,7 +167,10 @@ def _read(path: Path) -> Run:
     packs = {
         file.parent.name: _json(file) for file in sorted(path.glob("pack/*/manifest.json")) if not hidden(file, path)
     }
-    roles = {row["language"]: (row["role"], int(row["examples"])) for row in _csv(path / "transfer.csv")}
+    roles = {
+        row["language"]: (row["role"], int(row["examples"]), int(row.get("clusters", row["examples"])))
+        for row in _csv(path / "transfer.csv")
+    }
     return Run(
         path,
         _name(path.resolve(), None),

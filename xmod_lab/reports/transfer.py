@@ -8,7 +8,7 @@ from xmod_lab.reports.markup import Html, element
 from xmod_lab.reports.runs import Run
 from xmod_lab.reports.scores import series_of
 from xmod_lab.reports.tables import Part, Record, Table, number, panels
-from xmod_lab.tasks.statistics import AGAINST, ARMS, LEVEL, interval_text, p_text
+from xmod_lab.tasks.statistics import AGAINST, ARMS, AT_LEAST, LEVEL, interval_text, p_text, tested_text
 
 _CHANCE = "majority"
 
@@ -86,15 +86,16 @@ def _scores(groups: list[Group], several: bool) -> Table:
         for code in tested(run):
             name = f"test/{_metric(run)}/{code}"
             cells = [number(run.metrics.get(f"{name}/{arm}"), 3) for arm in arms]
-            role, examples = run.roles.get(code, ("", 0))
-            first = [*([group.name] if several else []), code, role, f"{examples:,}"]
+            role, examples, clusters = run.roles.get(code, ("", 0, 0))
+            first = [*([group.name] if several else []), code, role, tested_text(examples, clusters)]
             cells.insert(1, _ends(run.metrics, f"{name}/target"))
             rows.append([*first, *([_metric(run)] if mixed else []), *cells])
         records += _records(group, run, "test")
     header = [*(["group"] if several else []), "language", "role", "examples", *(["metric"] if mixed else [])]
     said = "; ".join(f"{arm}: {meaning}" for arm, meaning in ARMS.items() if arm in arms)
     note = (f"{'The metric' if mixed else _metric(runs[0][1])} on the test split, mean of the seeds. {said}. Intervals "
-            f"({LEVEL:.0%}) by bootstrap over examples and seeds.")  # fmt: skip
+            f"({LEVEL:.0%}) are over clusters of examples and seeds, given the base; 161 in 38: so many examples in so many clusters. Of fewer "
+            f"than {AT_LEAST} clusters there is no interval.")  # fmt: skip
     return Table("transfer", [*header, "target", "interval", *arms[1:]], rows, records, note=note)
 
 
@@ -128,7 +129,7 @@ def _paired(groups: list[Group], several: bool) -> Table:
             records += _records(group, run, "difference")
     header = [cell for arm in AGAINST for cell in (f"target − {arm}", "interval", "p")]
     header = [*(["group"] if several else []), "language", *header]
-    note = "p of a paired permutation test over examples, given these seeds, not corrected for many languages."
+    note = "p of a paired test over clusters of examples and seeds, given the base, not corrected for many languages."
     return Table("paired", header, rows, records, note=note)
 
 

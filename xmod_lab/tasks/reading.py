@@ -19,6 +19,7 @@ from xmod_lab.text.corpus import EMBEDDED, content_digest
 log = logging.getLogger(__name__)
 SPLITS = ("train", "dev", "test")
 PLACES = ("language", "split")  # columns that every kind of task may have
+GROUP = "group"  # names what examples share that were not drawn independently
 EMBEDDED_TASKS = ("intents", "utterance_slots")
 
 
@@ -47,6 +48,8 @@ class LabelledSource:
         config: the configurations of a dataset that are read (``xquad.@language``).
         language: of all rows, where nothing else says it.
         columns: role -> name of the column, where it is another (``{text: utterance}``); the role's own name is read too.
+            ``group``: a column, or a role, whose value is the same in examples that were not drawn independently (of one
+            template, document, source sentence): intervals and tests take them as one. Without it each example stands alone.
         splits: train, dev, test -> the name it has in the data, where it is another (``{dev: validation}``), likewise.
     """
 
@@ -152,6 +155,22 @@ class LabelledSource:
                             f"++{key}.columns.{role}=<column>")  # fmt: skip
         return read_value(role, values[column], f"{where}, column '{column}'")
 
+    def group(self, row: dict, values: dict, where: str, key: str = "task.data") -> dict[str, str]:
+        """``{"group": …}`` of a row with these columns, whose roles ``row`` has; nothing where no column is named.
+
+        Raises:
+            UserError: there is neither such a column nor such a role, or it is null or a list.
+        """
+        if (column := self.columns.get(GROUP)) is None:
+            return {}
+        if column in values:
+            return {GROUP: read_value(GROUP, values[column], f"{where}, column '{column}'")}
+        if isinstance(row.get(column), str):
+            return {GROUP: row[column]}
+        raise UserError(f"{where}: no column '{column}', whose value the examples of a group share; it has {', '.join(map(str, values))}. "
+                        f"Name one with ++{key}.columns.group=<column>; where each example stands alone, leave it out with "
+                        f"'~{key}.columns.group'")  # fmt: skip
+
 
 def _some(rows: Rows, path: Path) -> Rows:
     """``rows``. Raises UserError behind them when there was none."""
@@ -219,6 +238,7 @@ def read_examples(
                 if names.setdefault(code, language) != language:
                     raise UserError(f"{where}: languages '{names[code]}' and '{language}' are both {code} of this model; "
                                     "give them one name, or leave one out")  # fmt: skip
+                row |= source.group(row, values, where, key)
                 found.setdefault(code, {}).setdefault(splits[split], []).append(Row(row, where))
         if others:
             log.info("%s: what is named %s is in no split that is read; a split is named with ++%s.splits.dev=<name>",

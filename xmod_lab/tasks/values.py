@@ -24,6 +24,8 @@ def read_value(role: str, value: object, where: str) -> object:
         return _text(value, where)
     if role == "label":
         return _label(value, where)
+    if role == "group":
+        return _text(str(value) if type(value) is int else value, where, "text or a whole number")
     if role == "answers":
         return _answers(value, where)
     one = _label if role == "tags" else _text

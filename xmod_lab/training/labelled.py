@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
 
@@ -16,7 +17,8 @@ from xmod_lab.model.slots import random_value
 from xmod_lab.tasks.examples import Encoded
 from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.tasks.labels import DOUBTFUL
-from xmod_lab.tasks.reading import SPLITS, Labelled, read_examples
+from xmod_lab.tasks.reading import GROUP, SPLITS, Labelled, Row, read_examples
+from xmod_lab.tasks.statistics import clusters_of
 from xmod_lab.text.tokenizer import composing
 from xmod_lab.training.tables import show
 
@@ -25,14 +27,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Setting:
-    """What all trainings of a run share: the base's folder, the task, its encoded examples by language and split, and which
-    languages were ``added`` to the base after pre-training."""
+    """What all trainings of a run share: the base's folder, the task, its encoded examples by language and split, which
+    languages were ``added`` to the base after pre-training, and of each test with groups the cluster of each example (N,)."""
 
     folder: Path
     source: str
     added: list[str]
     kind: object
     examples: dict[str, dict[str, Encoded]]
+    clusters: dict[str, np.ndarray]
 
     @property
     def tests(self) -> dict[str, Encoded]:
@@ -86,12 +89,27 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
     for code, splits in wanted.items():
         tokenizer = composing(model.tokenizer_for(code))  # as the text that the base was trained on
         examples[code] = {split: kind.encode(rows[code][split], tokenizer, positions) for split in splits}
-    setting = Setting(
-        folder, source, config.added or [], kind, {code: splits for code, splits in examples.items() if splits}
-    )
+    examples = {code: splits for code, splits in examples.items() if splits}
+    clusters = _clusters(cfg, {code: rows[code]["test"] for code, splits in examples.items() if "test" in splits})
+    setting = Setting(folder, source, config.added or [], kind, examples, clusters)
     sizes = {code: {s: len(r) for s, r in splits.items()} for code, splits in rows.items()}
     _data_table(cfg, setting, sizes, unlabelled, positions)
     return setting
+
+
+def _clusters(cfg: FinetuneConfig, tests: dict[str, list[Row]]) -> dict[str, np.ndarray]:
+    """Of each test whose rows have groups, the number of each row's cluster. Raises UserError where the groups tell no examples
+    apart in any test."""
+    found = {code: clusters_of([row.values.get(GROUP) for row in rows]) for code, rows in tests.items()}
+    found = {code: clusters for code, clusters in found.items() if clusters is not None}
+    if found and max(map(len, found.values())) > 1 and not any(clusters.any() for clusters in found.values()):
+        code = max(found, key=lambda code: len(found[code]))
+        sources = zip(("task.data", "task.tests"), cfg.sources, strict=False)
+        key, source = [pair for pair in sources if GROUP in pair[1].columns][-1]
+        raise UserError(f"{key}.columns.group is '{source.columns[GROUP]}', which is the same in all {len(found[code]):,} test examples of {code} "
+                        f"('{tests[code][0].values[GROUP][:50]}'), and so in every language; name what only some examples share (a template, a document), "
+                        f"or leave it out with '~{key}.columns.group'")  # fmt: skip
+    return found
 
 
 def _labelled(rows: Labelled, kind) -> tuple[Labelled, Counter[tuple[str, str]]]:

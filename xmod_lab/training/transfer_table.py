@@ -1,4 +1,5 @@
-"""The table of a transfer: every language and arm with its interval over examples and seeds, and the arms against each other."""
+"""The table of a transfer: every language and arm with its interval over clusters of examples and seeds, and the arms against
+each other."""
 
 import csv
 import io
@@ -7,7 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from xmod_lab.tasks.statistics import AGAINST, ARMS, LEVEL, Estimate, difference, estimate, interval_text, p_text
+from xmod_lab.tasks.statistics import (
+    AGAINST,
+    ARMS,
+    AT_LEAST,
+    LEVEL,
+    Estimate,
+    difference,
+    estimate,
+    interval_text,
+    p_text,
+    tested_text,
+)
 from xmod_lab.training.tables import show
 from xmod_lab.training.transfer import counted
 
@@ -33,11 +45,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Language:
-    """One tested language. ``arms``: metric -> arm -> estimate; ``against``: metric -> other arm -> the target arm minus it."""
+    """One tested language. ``clusters``: of its examples, see :mod:`xmod_lab.tasks.statistics`; ``arms``: metric -> arm ->
+    estimate; ``against``: metric -> other arm -> the target arm minus it."""
 
     code: str
     role: str
     examples: int
+    clusters: int
     labels: str
     comparable: bool
     arms: dict[str, dict[str, Estimate]]
@@ -81,11 +95,13 @@ class Transfer:
         """A line for every language, metric and arm."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("language", "role", "examples", "seeds", "metric", "arm", "mean", "low", "high", "p"))
+        writer.writerow(
+            ("language", "role", "examples", "clusters", "seeds", "metric", "arm", "mean", "low", "high", "p")
+        )
         known = {language.code: language for language in self.languages}
         for code, metric, arm, found in self._all():
             language = known[code]
-            writer.writerow((code, language.role, language.examples, len(self.seeds), metric, arm,
+            writer.writerow((code, language.role, language.examples, language.clusters, len(self.seeds), metric, arm,
                              *("" if v is None else v for v in (found.mean, found.low, found.high, found.p))))  # fmt: skip
         return text.getvalue()
 
@@ -104,17 +120,26 @@ class Transfer:
             found = language.arms[self.metric]
             target, *cells = (self._score(language, arm) if arm in found else "–" for arm in arms)
             ends = interval_text(found["target"].low, found["target"].high, digits=2)
-            rows.append((self._title(language), language.labels, target, ends, *cells))
+            rows.append(
+                (
+                    self._title(language),
+                    language.labels,
+                    tested_text(language.examples, language.clusters),
+                    target,
+                    ends,
+                    *cells,
+                )
+            )
         others = [language for language in self.languages if language.comparable and language.role != "source"]
         if others:
             means = {
                 a: [lang.arms[self.metric][a].mean for lang in others if a in lang.arms[self.metric]] for a in arms
             }
             target, *rest = (f"{np.mean(v):.3f}" if len(v) == len(others) else "–" for v in means.values())
-            rows.append((f"mean of {len(others)}", "", target, "", *rest))
-        seeds = f"{len(self.seeds)} seed" + "s" * (len(self.seeds) > 1)
-        title = (f"{self.task}: test {self.metric}, fine-tuned on {self.source} alone, {seeds}; intervals ({LEVEL:.0%}) are over "
-                 "examples × seeds; the mean is of other languages whose test has half of the labels or more")  # fmt: skip
+            rows.append((f"mean of {len(others)}", "", "", target, "", *rest))
+        over = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "this one seed"
+        title = (f"{self.task}: test {self.metric}, fine-tuned on {self.source} alone; intervals ({LEVEL:.0%}) are over clusters of "
+                 f"examples and {over}, given this base; the mean is of other languages whose test has half of the labels or more")  # fmt: skip
         measured = [language for language in self.languages if language.chance(self.metric)]
         if measured:
             title += "; *: all of its interval lies above one answer to all (majority)"
@@ -122,7 +147,12 @@ class Transfer:
             title += (
                 "; one answer to all (majority) is O, which names no span: 0 by definition, and no measure of chance"
             )
-        show(title, ("language", "labels", "target", "interval", *arms[1:]), rows)
+        show(title, ("language", "labels", "examples", "target", "interval", *arms[1:]), rows)
+        for language in self.languages:
+            if language.clusters < AT_LEAST:
+                log.warning("warning: no interval for %s: its %d test examples are %d clusters (groups that share a template or a document), and %d "
+                            "are needed; fewer say too little of how they scatter", language.code, language.examples, language.clusters,
+                            AT_LEAST)  # fmt: skip
         elsewhere = [language for language in measured if language.role != "source"]
         if elsewhere and not any(language.beats_chance(self.metric, "target") for language in elsewhere):
             log.info("no transfer is shown: of %d other languages, none has its target slot's whole interval above one answer to all",
@@ -133,7 +163,7 @@ class Transfer:
             cells = (_gap(language.against[self.metric].get(arm)) for arm in against)
             rows.append((language.code, *(part for cell in cells for part in cell)))
         header = (part for arm in against for part in (f"− {arm}, interval", f"p, − {arm}"))
-        title = "target slot minus others; p of a paired test over examples, given these seeds, not corrected for many languages"
+        title = f"target slot minus others; p of a paired test over clusters of examples and {over}, not corrected for many languages"
         show(title, ("language", *header), rows)
 
     def _score(self, language: Language, arm: str) -> str:
@@ -152,6 +182,7 @@ def score_transfer(cfg, setting, results: dict[tuple[str, int], Result]) -> Tran
     mine = [results[source, seed] for seed in seeds]
     languages = []
     for code, test in setting.tests.items():
+        clusters = setting.clusters.get(code)
         said = {arm: [result.predictions[code][arm] for result in mine] for arm in mine[0].predictions[code]}
         if (same := kind.majority(test.gold)) is not None:
             said["majority"] = [[same]]
@@ -162,15 +193,22 @@ def score_transfer(cfg, setting, results: dict[tuple[str, int], Result]) -> Tran
         for name in kind.metrics:
             metric = kind.metric(name)
             counts = {arm: counted(metric, test.gold, predictions) for arm, predictions in said.items()}
-            arms[name] = {arm: estimate(counts[arm], metric, seed=cfg.seed) for arm in ARMS if arm in counts}
+            arms[name] = {arm: estimate(counts[arm], metric, clusters) for arm in ARMS if arm in counts}
             against[name] = {
-                arm: difference(counts["target"], counts[arm], metric, seed=cfg.seed)
-                for arm in AGAINST
-                if arm in counts
+                arm: difference(counts["target"], counts[arm], metric, clusters) for arm in AGAINST if arm in counts
             }
         role = "source" if code == source else "added" if code in setting.added else "pre-trained"
         languages.append(
-            Language(code, role, len(test), kind.described(test.gold), kind.comparable(test.gold), arms, against)
+            Language(
+                code,
+                role,
+                len(test),
+                len(test) if clusters is None else int(clusters.max()) + 1,
+                kind.described(test.gold),
+                kind.comparable(test.gold),
+                arms,
+                against,
+            )
         )
     languages.sort(key=lambda language: ("source", "pre-trained", "added").index(language.role))
     return Transfer(cfg.task.name, cfg.task.metric, source, seeds, languages, _validation(cfg, results))
