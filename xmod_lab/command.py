@@ -65,7 +65,8 @@ class _Start:
     jobs: list[list[str]] = field(default_factory=list)
 
     def settle(self, folder: Path) -> None:
-        """Make the folder. Raises UserError where that cannot be done, or where a pipe or a folder is in the place of a log."""
+        """Make the folder. Raises UserError where that cannot be done, or where a file that is written in its place, a log or one
+        of Hydra's, is a pipe, a folder, or a link, which may lead anywhere."""
         self.folder = Path(os.path.abspath(folder))
         try:
             self.made = [path for path in (*reversed(self.folder.parents), self.folder) if not path.exists()]
@@ -74,11 +75,12 @@ class _Start:
             key = "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
             raise UserError(f"the folder {folder} cannot be made ({error.strerror}: {error.filename}); set {key} to one that you can "
                             "write to") from error  # fmt: skip
-        kept = (*self.folder.glob("*.log"), *self.folder.glob(".hydra/*"))
-        if strange := [path for path in kept if path.exists() and not path.is_file()]:
-            raise UserError(
-                f"{strange[0]} is no regular file, and would be written to; remove it, or choose another folder"
-            )
+        hydras = self.folder / ".hydra"
+        kept = (*self.folder.glob("*.log"), self.folder / "multirun.yaml", *hydras.glob("*"))
+        strange = [path for path in kept if path.is_symlink() or (path.exists() and not path.is_file())]
+        if strange := [*([hydras] if hydras.is_symlink() else []), *strange]:
+            raise UserError(f"{strange[0]} is {'a link' if strange[0].is_symlink() else 'no regular file'}, and would be written to; "
+                            "remove it, or choose another folder")  # fmt: skip
 
     def leave_nothing(self) -> None:
         """Remove what this start has made, if no more is in it than what every start writes."""

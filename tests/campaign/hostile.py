@@ -41,6 +41,7 @@ KEYS = (
 TEXTS = ("", "null", "[]", "{", "\x00" * 64, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
          "[" * 200_000, '{"format": ' + "9" * 5_000 + "}", "\ufeff{}", '{"a": 1, "a": 2}', "a: *b", "!!python/object/apply:os.getcwd []",
          "- ? : &a", "'", "\t- a")  # fmt: skip
+VICTIM, NOT_OURS = "victim", "{}"
 Change = Callable[[Path], str]  # makes a folder hostile in one place, and says how
 
 
@@ -55,7 +56,9 @@ class Trap:
 
 
 def hostile_folder(folder: Path, target: Path, seed: int, trap: Path) -> str:
-    """Copy ``folder`` to ``target``, make it hostile, and say what was done. ``trap``: the file that pickles write when they are run."""
+    """Copy ``folder`` to ``target``, make it hostile, and say what was done. ``trap``: the file that pickles write when they are run;
+    the file VICTIM beside it is one of others, to which links lead."""
+    trap.with_name(VICTIM).write_text(NOT_OURS)
     chance = random.Random(seed)
     shutil.copytree(folder, target, symlinks=True)
     return "; ".join(_change(target, chance, trap) for _ in range(chance.choice((1, 1, 1, 2))))
@@ -179,7 +182,7 @@ def _other_text(file: Path, chance: random.Random, trap: Path) -> str:
 
 def _link(file: Path, chance: random.Random, trap: Path) -> str:
     file.unlink()
-    aim = chance.choice(("/etc/passwd", "/dev/zero", "/dev/stdin", "..", file.name))
+    aim = chance.choice((trap.with_name(VICTIM), "/dev/zero", "/dev/stdin", "..", file.name))
     file.symlink_to(aim)
     return f"a link to {aim}"
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign.hostile import hostile_folder
+from tests.campaign.hostile import NOT_OURS, VICTIM, hostile_folder
 from tests.conftest import make_pack
 from xmod_lab.errors import ProofError, UserError
 from xmod_lab.languages.differences import settings_that_differ, tensors_that_differ
@@ -69,7 +69,9 @@ def disturb(made: Path, here: Path, seed: int) -> list[str]:
             faults.append(f"seed {seed}, use {number}: {type(error).__name__}: {error}")
         if time.process_time() - begun > SECONDS:
             faults.append(f"seed {seed}, use {number}: {time.process_time() - begun:.0f} s")
-    strange = {path.name for path in here.iterdir()} - {kind, "out", "single", "other"}
+    if (here / VICTIM).read_text() != NOT_OURS:
+        faults.append(f"seed {seed}: wrote to a file of others")
+    strange = {path.name for path in here.iterdir()} - {kind, "out", "single", "other", VICTIM}
     return [f"{fault} ({said})" for fault in faults] + [f"seed {seed}: left {strange} ({said})"] * bool(
         strange - {name for name in strange if name.endswith(".lock")}
     )

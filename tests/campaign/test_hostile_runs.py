@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.conftest import GREEK, TOY
-from tests.campaign.hostile import bad_arguments, hostile_folder
+from tests.campaign.hostile import NOT_OURS, VICTIM, bad_arguments, hostile_folder
 from tests.commands import forked
 from xmod_lab.config import PretrainConfig
 
@@ -44,7 +44,7 @@ class Target:
 
     def strange(self) -> list[str]:
         """What lies outside of ``made`` and ``out``."""
-        found = [path for folder, known in ((self.here, ("made", "out", "out.html", "out_files")), (self.here.parent, ("b",)), (self.top, ("a",)))
+        found = [path for folder, known in ((self.here, ("made", "out", "out.html", "out_files")), (self.here.parent, ("b", VICTIM)), (self.top, ("a",)))
                  for path in folder.iterdir() if path.name not in known]  # fmt: skip
         return [str(path) for path in [*found, *Path("/tmp").glob("escaped*")]]
 
@@ -117,6 +117,8 @@ def campaign(place, stopped: Path, top: Path, numbers: range) -> list[str]:
         faults = faults_of(command, arguments, target.here)
         if target.trap.exists():
             faults.append("executed")
+        if target.trap.with_name(VICTIM).read_text() != NOT_OURS:
+            faults.append("a file of others has changed")
         if strange := target.strange():
             faults.append(f"written outside: {strange}")
         for folder, before in kept.items():

@@ -211,10 +211,20 @@ def test_a_training_that_diverges_ends_with_its_step_and_is_no_finished_run(refu
     assert not (run / "metrics.json").exists() and not (run / "model").exists()
 
 
-def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(refused, tmp_path):
-    run = tmp_path / "kept"
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for_and_a_link_not_followed(refused, tmp_path):
+    run, elsewhere = tmp_path / "kept", tmp_path / "elsewhere"
     (run / ".hydra").mkdir(parents=True)
-    for place in (run / "pretrain.log", run / ".hydra" / "overrides.yaml"):
+    elsewhere.write_text("not ours")
+    for place in (run / "pretrain.log", run / ".hydra" / "overrides.yaml", run / "multirun.yaml"):
         os.mkfifo(place)
         assert f"{place} is no regular file" in refused("trainer.max_steps=2", run=run)
         place.unlink()
+        for aim in (elsewhere, tmp_path / "nothing"):
+            place.symlink_to(aim)
+            assert f"{place} is a link" in refused("trainer.max_steps=2", run=run)
+            place.unlink()
+    (run / ".hydra").rmdir()
+    (run / ".hydra").symlink_to(tmp_path)
+    assert f"{run / '.hydra'} is a link" in refused("trainer.max_steps=2", run=run)
+    assert elsewhere.read_text() == "not ours" and not (tmp_path / "nothing").exists()
+    assert not (tmp_path / "overrides.yaml").exists()
