@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tests.test_project import composed
 from xmod_lab import machine, sizes
 from xmod_lab.codes import tag_fault
-from xmod_lab.command_line import arranged, as_typed, explain, setting_faults, type_of
+from xmod_lab.command_line import arranged, as_typed, explain, file_faults, setting_faults, type_of
 from xmod_lab.config import CONF_DIR, EvaluateConfig, PretrainConfig, from_hydra, register_schemas
 from xmod_lab.errors import UserError
 from xmod_lab.finetune_config import FinetuneConfig, validate_finetune
@@ -202,6 +202,37 @@ def test_a_language_set_that_cannot_be_meant_so_is_refused_with_its_line(own, la
     with pytest.raises(UserError) as caught:
         OwnFiles("test", f"own://{Path('conf').absolute()}").load_config("langset/mine")
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [("data: {byte_fallback: 2}", "data.byte_fallback is 2; allowed are true and false"), ("plan: 0.5", "plan is 0.5; allowed are true and false"),
+     ("seed: 010", "seed is 010, which YAML reads as 8; write that"), ("runs: 1.50", 'runs is 1.50, which YAML reads as 1.5; write it in quotes, "1.50"'),
+     ("lang: {sw: {code: no, text: a}}", 'lang.sw.code is no, which YAML reads as False; write it in quotes, "no"'),
+     ("trainer: {max_steps: 1:30}", "trainer.max_steps is 1:30, which YAML reads as 90"), ("seed: 1.5", "seed is 1.5; allowed is a whole number"),
+     ("data: {alpha: true}", "data.alpha is true; allowed is a number"), ("seed: yes", "seed is yes; allowed is a number")],
+)  # fmt: skip
+def test_a_value_of_the_wrong_kind_in_a_file_is_a_fault_with_its_line(own, tmp_path, line, message):
+    own("experiment/mine.yaml", f"# @package _global_\n{line}\n")
+    faults = file_faults(tmp_path / "conf/experiment/mine.yaml", Path("experiment/mine.yaml"), PretrainConfig)
+    assert message in faults[0] and faults[0].startswith("conf/experiment/mine.yaml, line 2: ")
+
+
+def test_values_of_a_file_that_mean_what_they_say_are_no_fault(own):
+    for name, text in (("lang/eu", LANGUAGE + "vocabulary_size: 1_000\ntrain_slot: 1\nslot_init: null\n"), ("data/mine", "alpha: 1\nfolder: 2024\n"),
+                       ("task/mine", "mask_rate: 3e-1\npretrain: {betas: [0.9, 0.98], peak_lr: 2e-3}\n"), ("data/none", "")):  # fmt: skip
+        own(f"{name}.yaml", text)
+        assert file_faults(Path("conf", f"{name}.yaml"), Path(f"{name}.yaml"), PretrainConfig) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "allowed"), [("vocabulary_size: 3.7", "a whole number"), ("vocabulary_size: true", "a whole number")]
+)
+def test_a_number_that_omegaconf_refuses_is_told_with_its_key(own, line, allowed):
+    own("lang/eu.yaml", LANGUAGE + line)
+    with pytest.raises((OmegaConfBaseException, HydraException)) as caught:
+        own.compose("+lang=eu")
+    assert f"lang.eu.vocabulary_size is {line.split()[1].capitalize()}; allowed is {allowed}" in explain(caught.value)
 
 
 def test_an_unknown_key_of_a_file_is_named_with_those_that_are_allowed(own):

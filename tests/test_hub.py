@@ -4,9 +4,12 @@ import base64
 import hashlib
 import json
 import shutil
+import socket
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -15,7 +18,7 @@ import transformers
 
 from tests.conftest import make_pack, passages, tiny_model
 from xmod_lab.errors import UserError
-from xmod_lab.foreign import hub_id
+from xmod_lab.foreign import from_hub, hub_id
 from xmod_lab.languages.differences import settings_that_differ
 from xmod_lab.languages.folders import install, pack_folders
 from xmod_lab.languages.inventory import inventory
@@ -23,6 +26,7 @@ from xmod_lab.languages.packs import push_pack, write_pack
 from xmod_lab.languages.verify import verify
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.model.packs import read_pack
+from xmod_lab.text.corpus import Source, check_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -69,14 +73,15 @@ class Answer(BaseHTTPRequestHandler):
         if not api:  # OWNER/NAME/resolve/REVISION/FILE
             etag = hashlib.sha1(files[name]).hexdigest()
             return self._say(files[name], ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
-        if path[4] == "tree":
+        if path[4:5] == ["tree"]:
             return self._say(
                 [
                     {"type": "file", "path": n, "oid": hashlib.sha1(c).hexdigest(), "size": len(c)}
                     for n, c in files.items()
                 ]
             )
-        return self._say({"id": "/".join(path[2:4]), "sha": COMMIT, "siblings": [{"rfilename": n} for n in files]})
+        siblings = [{"rfilename": n, "size": len(c)} for n, c in files.items()]
+        return self._say({"id": "/".join(path[2:4]), "sha": COMMIT, "siblings": siblings})
 
     do_HEAD = do_GET
 
@@ -222,3 +227,40 @@ def test_a_language_in_memory_is_a_language_of_the_model(place):
     assert model(text, lang_ids="sw_KE").logits.shape[-1] == 300 and len(model.tokenizer_for("sw_KE")) == 300
     model.remove_language("sw_KE")
     assert model.language_folders == {}
+
+
+def test_what_the_disk_has_no_room_for_is_not_fetched(hub, place, tmp_path, monkeypatch):
+    hub.put("me/base", place / "base")
+    weights = (place / "base" / "model.safetensors").stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=weights - 1))
+    with pytest.raises(
+        UserError,
+        match=r"'me/base' takes 0\.\d\d GiB, and .*cache has 0\.\d\d GiB free; free some space, or set HF_HOME",
+    ):
+        from_hub("me/base")
+    assert not (tmp_path / "cache").exists()
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=10**9))
+    folder = from_hub("me/base")
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=0))
+    assert from_hub("me/base") == folder  # it is in the cache
+
+
+def test_a_name_that_is_nothing_here_is_refused_at_once_where_the_hub_does_not_answer(monkeypatch):
+    with socket.socket() as silent:  # it takes connections, up to a few, and no more
+        silent.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        began = time.monotonic()
+        (fault,) = check_source(Source("typo"), "lang.x")
+        assert time.monotonic() - began < 2.5
+        assert fault.startswith(
+            "lang.x.text: 'typo' is no file or folder here, and may be a dataset of the hub, where names without a slash"
+        )
+        assert "the hub cannot be reached" in fault and "wikitext" in fault
+        assert "wikitext" not in check_source(Source("me/typo"), "lang.x")[0]
+        with pytest.raises(UserError, match="cannot be fetched from the hub"):
+            from_hub("me/typo")
+        assert time.monotonic() - began < 3
+
+
+def test_a_name_that_may_be_on_the_hub_is_left_to_the_hub_where_it_answers(hub):
+    assert check_source(Source("wikitext"), "lang.x") == []

@@ -234,7 +234,7 @@ def test_ctrl_c_ends_training_after_the_step_and_a_second_one_at_once(monkeypatc
     with pytest.raises(Stopped):
         callback.on_train_batch_end(trainer, None, None, None, 1)
     assert saved == [trainer]
-    monkeypatch.setattr(interruption, "_ONCE", 0.0)
+    monkeypatch.setattr(interruption, "ONCE", 0.0)
     with pytest.raises(Stopped):
         os.kill(os.getpid(), signal.SIGINT)
     callback.on_exception(None, None, KeyboardInterrupt())

@@ -12,13 +12,12 @@ import logging
 import os
 import select
 import shutil
-import signal
 import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from hydra import compose
@@ -29,12 +28,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xmod_lab.command_line import arranged, as_typed, explain, setting_faults
+from xmod_lab.command_line import arranged, as_typed, explain, file_faults, setting_faults
 from xmod_lab.config import CONF_DIR, PretrainConfig, from_hydra, register_schemas
-from xmod_lab.errors import INTERRUPTED, STOPPED, TERMINATED, ProofError, Stopped, UserError
+from xmod_lab.errors import INTERRUPTED, STOPPED, ProofError, Stopped, UserError
 from xmod_lab.files import is_full
-from xmod_lab.own_files import SCHEME, hidden_files
+from xmod_lab.own_files import SCHEME, chosen_files, hidden_files
 from xmod_lab.settings import flatten
+from xmod_lab.stops import Obeying, leave, status_of
 from xmod_lab.validation import raise_faults, validate
 
 log = logging.getLogger(__name__)
@@ -152,24 +152,32 @@ def run_command(
                 raise
             raise UserError(explain(error)) from error  # in a file or on the command line, whatever reads it has raised
 
-    try:
-        statuses.append(guarded(composed_and_done))
-    finally:
-        sys.argv = typed
-        _starts.remove(start)
-        if start.sweeps:
-            from xmod_lab.sweep import finish_sweep
+    with Obeying().entered():
+        try:
+            statuses.append(guarded(composed_and_done))
+        finally:
+            sys.argv = typed
+            _starts.remove(start)
+            if start.sweeps:
+                from xmod_lab.sweep import finish_sweep
 
-            swept = finish_sweep(start.folder, start.jobs)
-    status = max(*statuses, swept or 0)
-    if status in (2, *STOPPED) or (start.planned and not start.named):
-        start.leave_nothing()
-    if set(STOPPED) & set(statuses):
-        again = ""
-        if not (start.sweeps or start.named) and start.folder is not None and start.folder.exists():
-            again = f" with {as_typed('hydra.run.dir', str(start.folder))}"
-        print(f"interrupted; the same command{again} goes on from the newest checkpoint", file=sys.stderr)
-    sys.exit(status)
+                swept = finish_sweep(start.folder, start.jobs)
+        status = max(*statuses, swept or 0)
+        if status in (2, *STOPPED) or (start.planned and not start.named):
+            start.leave_nothing()
+        if set(STOPPED) & set(statuses):
+            again = ""
+            if not (start.sweeps or start.named) and start.folder is not None and start.folder.exists():
+                again = f" with {as_typed('hydra.run.dir', str(start.folder))}"
+            print(f"interrupted; the same command{again} goes on from the newest checkpoint", file=sys.stderr)
+    leave(status)
+
+
+def run_function(work: Callable[[], int | None]) -> NoReturn:
+    """The same for a command without a configuration: call ``work``, and end with its exit status."""
+    with Obeying().entered():
+        status = guarded(work)
+    leave(status)
 
 
 class Hooks(Callback):
@@ -254,6 +262,8 @@ def _judged(composed: DictConfig, hydra_cfg: DictConfig, schema: type, check: Ca
     }  # others may be of another project
     chosen = OmegaConf.to_container(hydra_cfg.runtime.choices)
     faults += hidden_files(own, Path(CONF_DIR), {group: chosen[group] for group in chosen.keys() & typed})
+    for file, part in chosen_files(own, chosen):
+        faults += file_faults(file, part, schema)
     if hydra_cfg.job.chdir:
         faults.append("hydra.job.chdir is true; paths are meant from where the command is started, and all that a run writes is in its "
                       "run dir anyway: leave it out")  # fmt: skip
@@ -315,8 +325,10 @@ def guarded(job: Callable[[], int | None], heard: Callable[[str], None] = lambda
         except KeyboardInterrupt as error:
             return _status_of(error)
         except SystemExit as stop:  # Lightning ends with 1 after Ctrl-C, argparse with 0 or 2
-            return stop.code if stop.code in (0, 2) else _status_of(stop.__context__)
+            return stop.code if stop.code in (0, 2, *STOPPED) else _status_of(stop.__context__)
         except Exception as error:
+            if stop := _stop_behind(error):
+                return _status_of(stop)
             if is_full(error):
                 return say(_full(error), 2)
             if (denied := _of_the_system(error)) is None:
@@ -337,7 +349,14 @@ def _readable(message: str) -> str:
 
 def _status_of(stop: BaseException | None) -> int:
     """Exit status of a command that was asked to stop."""
-    return TERMINATED if isinstance(stop, Stopped) and stop.number == signal.SIGTERM else INTERRUPTED
+    return status_of(stop.number) if isinstance(stop, Stopped) else INTERRUPTED
+
+
+def _stop_behind(error: BaseException | None) -> Stopped | None:
+    """The request to stop of which a library has made ``error``."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _unread() -> bool:

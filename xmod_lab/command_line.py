@@ -7,19 +7,28 @@ import os
 import re
 import shlex
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import MissingConfigException, OverrideParseException
 
 from xmod_lab.errors import nearest
-from xmod_lab.own_files import SCHEME, own_folders
+from xmod_lab.own_files import SCHEME, own_folders, scalars
 
 _KEY = re.compile(r"[+~]*[\w.$@:/-]+", re.ASCII)
 _FALSE_OR_TRUE = (0, 1)  # what a switch may be, False and True included
+_DECIMAL = re.compile(
+    r"[-+]?(0|[1-9][\d_]*)", re.ASCII
+)  # what else YAML takes for a number has another base, or is true
+_NUMBERS = {"Integer": "a whole number", "Float": "a number"}
+_NO_NUMBER = re.compile(
+    r"^Value '(.*)' of type '\w+' could not be converted to (Integer|Float)$"
+)  # as OmegaConf says it
 _INNER = ("full_key:", "object_type=", "reference_type=")  # of OmegaConf, beside the key and the value
 
 
@@ -91,6 +100,26 @@ def setting_faults(settings: list[str], schema: type) -> list[str]:
     return faults
 
 
+def file_faults(file: Path, part: Path, schema: type) -> list[str]:
+    """The same of a file of the user's own, called ``part`` below its folder: what YAML or OmegaConf takes for something else than what
+    is written there."""
+    faults = []
+    for key, node in scalars(file, part):
+        kind, value = type_of(schema, key), yaml.safe_load(yaml.serialize(node))
+        where = f"{os.path.relpath(file)}, line {node.start_mark.line + 1}: {key}"
+        if kind is bool and isinstance(value, int | float) and value not in _FALSE_OR_TRUE:
+            faults.append(f"{where} is {node.value}; allowed are true and false")
+        if kind in (int, float) and isinstance(value, bool):
+            faults.append(f"{where} is {node.value}; allowed is a number")
+        if kind is int and isinstance(value, float):
+            faults.append(f"{where} is {node.value}; allowed is a whole number")
+        if kind in (int, float) and isinstance(value, int) and not _DECIMAL.fullmatch(node.value):
+            faults.append(f"{where} is {node.value}, which YAML reads as {value}; write that")
+        if kind in (str, Any) and isinstance(value, bool | int | float) and str(value) != node.value:
+            faults.append(f'{where} is {node.value}, which YAML reads as {value}; write it in quotes, "{node.value}"')
+    return faults
+
+
 def explain(error: Exception) -> str:
     """The message of Hydra, OmegaConf or YAML about a command line or a file, with what is allowed and what to write instead."""
     if isinstance(error, OverrideParseException):
@@ -116,6 +145,8 @@ def explain(error: Exception) -> str:
         said += [line.strip() for line in str(cause).splitlines()]
         cause = cause.__cause__
     said = [re.sub(r"^In .(.*).: \w+ raised while composing config:$", r"in \1.yaml:", line) for line in said]
+    if wrong := re.search(r"full_key: (\S+)", text):
+        said = [_NO_NUMBER.sub(lambda m: f"{wrong[1]} is {m[1]}; allowed is {_NUMBERS[m[2]]}", line) for line in said]
     lines = [line for line in dict.fromkeys(said) if line and not line.startswith(_INNER)]
     if (found := re.search(r"Key '([^']+)' (?:is )?not in '\w+'", text)) and schema is not None:
         names = [f.name for f in fields(schema)]

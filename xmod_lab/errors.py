@@ -3,7 +3,6 @@
 import difflib
 import re
 import reprlib
-import sys
 from collections.abc import Iterable
 
 INTERRUPTED, TERMINATED = 130, 143  # exit status of a run that was asked to stop, the second by SIGTERM
@@ -71,11 +70,3 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if not close:
         close = [k for k in folded if k.split("_")[0] == name.lower().split("_")[0]][:1]
     return f" Did you mean '{folded[close[0]]}'?" if close else ""
-
-
-def quiet_when_interrupted() -> None:
-    """For a command, before it imports anything: Ctrl-C ends it without a traceback, with the exit status that Python gives."""
-    usual = sys.excepthook
-    sys.excepthook = lambda kind, error, trace: (
-        None if issubclass(kind, KeyboardInterrupt) else usual(kind, error, trace)
-    )

@@ -6,7 +6,7 @@ A run is scored on its own held-out text, any other model on that of the languag
 plots into the run dir.
 """
 
-from xmod_lab.errors import quiet_when_interrupted
+from xmod_lab.stops import quiet_when_interrupted
 
 if __name__ == "__main__":
     quiet_when_interrupted()

@@ -5,7 +5,7 @@ python -m xmod_lab.finetune task=classification task.data.path='my/@language.@sp
 python -m xmod_lab.finetune -m task.recipe.peak_lr=1e-4,3e-4,5e-4
 """
 
-from xmod_lab.errors import quiet_when_interrupted
+from xmod_lab.stops import quiet_when_interrupted
 
 if __name__ == "__main__":
     quiet_when_interrupted()

@@ -12,7 +12,7 @@ from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 
 from xmod_lab.errors import UserError, reason, shown
-from xmod_lab.hub import hub_fault
+from xmod_lab.hub import answers, hub_fault, room_fault
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -226,12 +226,15 @@ def from_hub(source: str, give: str = "a folder or a hub id") -> Path:
     """The folder into which the repository ``source`` of the hub is fetched: what we read of it; ``give``: what may be given.
 
     Raises:
-        UserError: it is a path with a slip in it, or cannot be fetched.
+        UserError: it is a path with a slip in it, cannot be fetched, or the disk has no room for it.
     """
     if fault := hub_fault(source, give):
         raise UserError(fault)
+    reached = answers()
+    if reached and (fault := room_fault(source, list(_READ))):
+        raise UserError(fault)
     try:
-        return Path(snapshot_download(source, allow_patterns=list(_READ)))
+        return Path(snapshot_download(source, allow_patterns=list(_READ), local_files_only=not reached))
     except Exception as error:  # offline, missing, private: all end the same way for the user
         raise UserError(f"'{source}' is no folder here, and cannot be fetched from the hub ({reason(error)}); check the name, or the "
                         "network") from error  # fmt: skip

@@ -6,6 +6,7 @@ is an error that names file and line. A file in ``lang/`` is of the language tha
 
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -58,18 +59,35 @@ def own_folders(named: str | None) -> list[Path]:
     return [folder for number, folder in enumerate(found) if not any(map(folder.samefile, found[:number]))]
 
 
-def hidden_files(folders: list[Path], package: Path, choices: dict[str, object]) -> list[str]:
-    """A fault for each file of ``folders`` that was chosen, by (group, name), and that one of the ``package`` of the same name hides."""
-    faults = []
+def chosen_files(folders: list[Path], choices: dict[str, object]) -> Iterator[tuple[Path, Path]]:
+    """The files of ``folders`` that were chosen, by (group, name), and what each is called below its folder."""
     for group, chosen in choices.items():
         for name in chosen if isinstance(chosen, list) else [chosen]:
             part = Path(group.partition("@")[0], f"{name}.yaml")
-            for file in (folder / part for folder in folders):
-                if file.is_file() and (package / part).is_file() and not file.samefile(package / part):
-                    faults.append(
-                        f"{os.path.relpath(file)} is not read: xmod_lab has a {part} itself; give yours another name"
-                    )
-    return faults
+            yield from ((folder / part, part) for folder in folders if (folder / part).is_file())
+
+
+def hidden_files(folders: list[Path], package: Path, choices: dict[str, object]) -> list[str]:
+    """A fault for each of :func:`chosen_files` that one of the ``package`` of the same name hides."""
+    return [f"{os.path.relpath(file)} is not read: xmod_lab has a {part} itself; give yours another name"
+            for file, part in chosen_files(folders, choices)
+            if (package / part).is_file() and not file.samefile(package / part)]  # fmt: skip
+
+
+def scalars(file: Path, part: Path) -> Iterator[tuple[str, yaml.ScalarNode]]:
+    """The values in a file, called ``part`` below its folder, by their dotted keys in the whole configuration; not those in lists."""
+    text = file.read_text(encoding="utf-8-sig")
+    said = _HEADER.search(text)
+    group = part.parent.as_posix().replace("/", ".")
+    package = said[1] if said else f"lang.{part.stem}" if group == "lang" else group
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    level = [] if root is None else [([] if package == "_global_" else package.split("."), root)]
+    while level:
+        path, node = level.pop()
+        if isinstance(node, yaml.ScalarNode):
+            yield ".".join(path), node
+        elif isinstance(node, yaml.MappingNode):
+            level += [([*path, key.value], value) for key, value in node.value]
 
 
 def _checked(file: Path) -> str:

@@ -9,11 +9,14 @@ python -m xmod_lab.packs diff A B
 python -m xmod_lab.packs push PACK OWNER/NAME [--license apache-2.0]
 """
 
+from xmod_lab.stops import quiet_when_interrupted
+
+if __name__ == "__main__":
+    quiet_when_interrupted()
+
 import argparse
-import sys
 from pathlib import Path
 
-from xmod_lab.command import guarded, hide_bars
 from xmod_lab.errors import printable
 
 
@@ -22,7 +25,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m xmod_lab.packs", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     model = "a run dir, a model folder, or a hub id"
-
     add = commands.add_parser("install", help="write a model with packs installed to a new folder")
     add.add_argument("base", help=f"the model that the packs were made on: {model}")
     add.add_argument("packs", type=Path, nargs="+", metavar="PACK", help="a pack, a hub id, a run, a folder of packs")
@@ -34,7 +36,6 @@ def main() -> None:
     single.add_argument("code", metavar="CODE")
     for made in (add, drop, single):
         made.add_argument("--out", type=Path, required=True, help="a folder that does not exist yet")
-
     shown = commands.add_parser("list", help="show what is in packs and models")
     shown.add_argument("paths", type=Path, nargs="+", metavar="PATH", help="a pack, a folder of packs, a run, a model")
     proved = commands.add_parser("verify", help="prove again, from the files, that nothing else changed")
@@ -49,11 +50,12 @@ def main() -> None:
     sent.add_argument("--author", help="for the card")
     sent.add_argument("--base-model", help="for the card: the id of the base on the hub")
     sent.add_argument("--private", action="store_true")
-
     arguments = parser.parse_args()
     works = (_install, _remove, _export, _list, _verify, _diff, _push)
     work = {each.__name__: each for each in works}[f"_{arguments.command}"]
-    sys.exit(guarded(lambda: hide_bars() or work(arguments)))
+    from xmod_lab.command import hide_bars, run_function  # here: no usage waits for it
+
+    run_function(lambda: hide_bars() or work(arguments))
 
 
 def _install(arguments: argparse.Namespace) -> None:
@@ -110,9 +112,8 @@ def _diff(arguments: argparse.Namespace) -> None:
 def _push(arguments: argparse.Namespace) -> None:
     from xmod_lab.languages.packs import push_pack
 
-    metadata = {
-        key: value for key, value in vars(arguments).items() if key in ("private", "license", "author", "base_model")
-    }
+    names = ("private", "license", "author", "base_model")
+    metadata = {name: getattr(arguments, name) for name in names}
     print(push_pack(arguments.pack, arguments.repository, **metadata))
 
 

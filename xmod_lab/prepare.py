@@ -5,7 +5,7 @@
 ``pretrain`` does the same when it finds nothing prepared.
 """
 
-from xmod_lab.errors import quiet_when_interrupted
+from xmod_lab.stops import quiet_when_interrupted
 
 if __name__ == "__main__":
     quiet_when_interrupted()

@@ -7,7 +7,7 @@ python -m xmod_lab.pretrain [+lang=NAME] plan=true
 python -m xmod_lab.pretrain -m +lang=new_lang,sw seed=1,2
 """
 
-from xmod_lab.errors import quiet_when_interrupted
+from xmod_lab.stops import quiet_when_interrupted
 
 if __name__ == "__main__":
     quiet_when_interrupted()

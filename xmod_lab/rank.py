@@ -7,7 +7,7 @@ best slot of each table is trained for ``trainer.max_steps`` steps, by which the
 writes ranking_<code>.json, .csv and .png, and metrics.json, into the run dir.
 """
 
-from xmod_lab.errors import quiet_when_interrupted
+from xmod_lab.stops import quiet_when_interrupted
 
 if __name__ == "__main__":
     quiet_when_interrupted()

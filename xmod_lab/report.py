@@ -6,7 +6,7 @@ Folders are searched for runs. The page is RUN/report.html or SWEEP/report.html,
 the tables are in report_files/ beside it. Nothing but run dirs is read.
 """
 
-from xmod_lab.errors import quiet_when_interrupted
+from xmod_lab.stops import quiet_when_interrupted
 
 if __name__ == "__main__":
     quiet_when_interrupted()
@@ -15,7 +15,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from xmod_lab.command import guarded
 from xmod_lab.errors import UserError, printable
 
 
@@ -37,7 +36,9 @@ def main() -> None:
         "--out", type=Path, metavar="FILE.html", help="instead of report.html in the folder that is given"
     )
     arguments = parser.parse_args()
-    sys.exit(guarded(lambda: _report(arguments.runs, arguments.out)))
+    from xmod_lab.command import run_function  # here: no usage waits for it
+
+    run_function(lambda: _report(arguments.runs, arguments.out))
 
 
 def _report(paths: list[Path], out: Path | None) -> None:

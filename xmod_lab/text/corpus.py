@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.files import digest_of_files
+from xmod_lab.hub import unanswered_fault
 from xmod_lab.text.files import decoded_lines, file_fault, json_rows, lines_in
-from xmod_lab.text.listing import FILE_TYPES, TABLES, Part, is_text_file, names_in, parts_of, titled
+from xmod_lab.text.listing import FILE_TYPES, GIVE, TABLES, Part, is_text_file, names_in, parts_of, titled
 from xmod_lab.text.tables import table_cells
 
 if TYPE_CHECKING:
@@ -329,6 +330,8 @@ def _name_fault(name: str, names: int, config: str | None) -> str | None:
         parts, _ = parts_of(name, config)
     except UserError as error:
         return str(error)
+    if parts == [Part("loaded", name)] and not Path(name).exists():
+        return unanswered_fault(name, GIVE)
     if parts == [Part("file", name)] and Path(name).stat().st_size == 0:
         return f"file '{name}' is empty; give a file with text, one passage a line"
     return None

@@ -14,6 +14,7 @@ from xmod_lab.text.files import as_jsonl, file_fault
 
 TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 FILE_TYPES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", *TABLES, ".parquet")
+GIVE = "the path of an existing file or folder with text, or the id of a dataset on the hub"
 _NO_TEXT = (".json", ".arrow", ".zip", ".zst", ".xz", ".bz2", ".gz", ".tar", ".pdf", ".docx", ".html", ".xml")
 _OTHER_SPLIT = re.compile(r"(test|testing|valid|validation|val|dev|eval|evaluation)(-\d{5}-of-\d{5})?")
 
@@ -60,9 +61,7 @@ def parts_of(name: str, config: str | None = None) -> tuple[list[Part], list[str
             raise UserError(fault)
         return [Part("file", name)], []
     if not pattern:
-        if fault := hub_fault(
-            name, "the path of an existing file or folder with text, or the id of a dataset on the hub"
-        ):
+        if fault := hub_fault(name, GIVE):
             raise UserError(fault)
         return [Part("loaded", name)], []
     parts, left_out = [], []

@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from xmod_lab.choices import NORMALIZATIONS
 from xmod_lab.errors import UserError, nearest
+from xmod_lab.stops import in_thread
 
 BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -64,7 +65,8 @@ def train_sentencepiece(
     model = io.BytesIO()
     failures: list[BaseException] = []
     try:
-        sentencepiece.SentencePieceTrainer.train(
+        in_thread(
+            sentencepiece.SentencePieceTrainer.train,
             sentence_iterator=_watched(_usable(passages, Counter() if cut is None else cut), failures),
             model_writer=model,
             model_type="unigram",

@@ -18,9 +18,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from xmod_lab.errors import INTERRUPTED, TERMINATED
+from xmod_lab.stops import STOPS, handle, restore, status_of
 
-STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 _PATIENCE = 3.0  # seconds in which the first process, if it found the same fault, tells it and ends the others
 
 
@@ -57,44 +56,70 @@ def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    try:
-        started = mp.start_processes(
-            _worker, (work, arguments, processes, port), nprocs=processes, join=False, start_method="spawn"
-        )
-        with _passed_on(started.pids()):
+    with _passed_on() as others:
+        try:
+            started = others.follow(
+                lambda: mp.start_processes(
+                    _worker, (work, arguments, processes, port), nprocs=processes, join=False, start_method="spawn"
+                )
+            )
             while not started.join():
                 pass
-    except mp.ProcessExitedException as error:
-        if error.exit_code > 0:
-            return error.exit_code
-        if -error.exit_code in STOPS:  # before the first step, where nothing is there to be saved
-            return TERMINATED if -error.exit_code == signal.SIGTERM else INTERRUPTED
-        print(f"error: process {error.error_index} of {processes} was killed by {error.signal_name} (SIGKILL is often a lack "
-              "of memory); the same command with hydra.run.dir=<its folder> goes on from the newest checkpoint", file=sys.stderr)  # fmt: skip
-        return 1
+        except mp.ProcessExitedException as error:
+            if others.asked:
+                return status_of(others.asked)
+            if error.exit_code > 0:
+                return error.exit_code
+            if -error.exit_code in STOPS:  # one of them was told alone
+                return status_of(-error.exit_code)
+            print(f"error: process {error.error_index} of {processes} was killed by {error.signal_name} (SIGKILL is often a lack "
+                  "of memory); the same command with hydra.run.dir=<its folder> goes on from the newest checkpoint", file=sys.stderr)  # fmt: skip
+            return 1
     return 0
 
 
-@contextlib.contextmanager
-def _passed_on(processes: list[int]) -> Iterator[None]:
-    """Signals that ask for an end go to ``processes``, which end in order; where a terminal has sent them theirs already, the
-    second one is no other."""
+class _Others:
+    """The processes that a run consists of, told what this one is told. They end by SIGTERM as by Ctrl-C, but without a word while
+    they still import what they need."""
 
-    def tell(number: int, frame: object) -> None:
-        for process in processes:
+    def __init__(self) -> None:
+        self.asked = 0  # number of the signal
+        self.ids: list[int] = []
+
+    def tell(self, number: int, frame: object = None) -> None:
+        self.asked = self.asked or number
+        for process in self.ids:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(process, number)
+                os.kill(process, signal.SIGTERM if number == signal.SIGINT else number)
 
-    numbers = [n for n in STOPS if signal.getsignal(n) is not signal.SIG_IGN]
-    previous = {number: signal.signal(number, tell) for number in numbers}
+    def follow(self, start: Callable[[], mp.ProcessContext]) -> mp.ProcessContext:
+        """The processes that ``start`` starts. A Ctrl-C in a terminal reaches them too; it waits until they work."""
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            started = start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        self.ids = started.pids()
+        if self.asked:
+            self.tell(self.asked)
+        return started
+
+
+@contextlib.contextmanager
+def _passed_on() -> Iterator[_Others]:
+    """Signals that ask for an end go to the processes of the run, which end in order; where a terminal has sent them theirs already,
+    the second one is no other."""
+    others = _Others()
+    previous = handle(others.tell)
     try:
-        yield
+        yield others
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        restore(previous)
 
 
 def _worker(local_rank: int, work: Callable[..., int], arguments: tuple, processes: int, port: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # where no step is at hand, it ends without a word
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": str(processes),
         "RANK": str(local_rank), "LOCAL_RANK": str(local_rank),

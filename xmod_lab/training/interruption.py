@@ -13,10 +13,9 @@ import time
 import pytorch_lightning as pl
 
 from xmod_lab.errors import Stopped
+from xmod_lab.stops import ONCE, STOPS, handle, restore
 from xmod_lab.training.callbacks import Checkpoints
-from xmod_lab.training.distributed import STOPS, Agreement
-
-_ONCE = 1.0  # seconds in which a second Ctrl-C is the first one, by another way
+from xmod_lab.training.distributed import Agreement
 
 
 class Interruption(pl.Callback):
@@ -34,14 +33,10 @@ class Interruption(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.processes = Agreement()
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in STOPS:
-            if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it of SIGHUP
-                self.previous[number] = signal.signal(number, self._note)
+        self.previous = handle(self._note)
 
     def _note(self, number: int, frame: object) -> None:
-        if number == signal.SIGINT and self.asked and time.monotonic() - self.since > _ONCE:
+        if number == signal.SIGINT and self.asked and time.monotonic() - self.since > ONCE:
             raise Stopped(number)
         if not self.asked:
             self.asked, self.since = number, time.monotonic()
@@ -57,13 +52,14 @@ class Interruption(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._restore()
+        if self.asked:  # since the last step, after which there is none that could obey
+            os.kill(os.getpid(), self.asked)
 
     def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
         self._restore()
 
     def _restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
+        restore(self.previous)
         self.previous = {}
 
 
