@@ -112,8 +112,7 @@ def _diff(arguments: argparse.Namespace) -> None:
 def _push(arguments: argparse.Namespace) -> None:
     from xmod_lab.languages.packs import push_pack
 
-    names = ("private", "license", "author", "base_model")
-    metadata = {name: getattr(arguments, name) for name in names}
+    metadata = {name: getattr(arguments, name) for name in ("private", "license", "author", "base_model")}
     print(push_pack(arguments.pack, arguments.repository, **metadata))
 
 
