@@ -1,11 +1,12 @@
 """The report page: made from run dirs alone, self-contained, right about seeds, and kind about what is missing."""
 
 import csv
+import functools
 import io
 import json
 import re
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from html import escape
 from html.parser import HTMLParser
 
@@ -18,16 +19,18 @@ from scipy import stats
 from tests.test_project import composed
 from xmod_lab import report
 from xmod_lab.reports.figures import bars, curves, dots, heat_map, interval_bars, png, scatter, svg
-from xmod_lab.reports.groups import groups_of
+from xmod_lab.reports.groups import Sample, groups_of
 from xmod_lab.reports.page import render
 from xmod_lab.reports.runs import find_runs
 from xmod_lab.reports.tables import Table, tex
+
+_composed = functools.cache(composed)  # which takes most of the time
 
 
 def make_run(folder, *overrides, seed=1, after=1.25, base="auto"):
     """A run dir as `+lang=new_lang` leaves it, with these figures."""
     folder.mkdir(parents=True, exist_ok=True)
-    cfg = composed("+lang=new_lang", "lang.new_lang.code=el_GR", f"seed={seed}", f"base={base}", *overrides)
+    cfg = replace(_composed("+lang=new_lang", "lang.new_lang.code=el_GR", *overrides), seed=seed, base=str(base))
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)))
     scores = {"val/loss/el_GR": 6.125, "val/bpb/el_GR": after, "before/val/loss/el_GR": 9.5, "before/val/bpb/el_GR": 2.5,
               "unigram/loss/el_GR": 6.5, "unigram/bpb/el_GR": 1.375}  # fmt: skip
@@ -349,6 +352,117 @@ def test_bases_that_differ_by_their_seed_alone_are_seeds_too(tmp_path):
     groups, _ = groups_of(find_runs([tmp_path / "runs"]).runs)
     assert [[run.seeds for run in group.runs] for group in groups] == [[(1, 1), (1, 2)], [(1, 1)]]
     assert [group.settings["base.data.alpha"] for group in groups] == ["0.7", "0.3"]
+
+
+@pytest.mark.parametrize(("bases", "seeds"), [(3, 3), (5, 2)])
+def test_intervals_over_bases_and_seeds_cover_19_times_in_20(bases, seeds):
+    """Bases that differ by 0.02, and extensions of each by 0.004; of one base, the interval covers what that base gives."""
+    generator, draws = np.random.default_rng(1), 1000
+    of_base = generator.normal(1.2, 0.02, (draws, bases, 1))
+    values = of_base + generator.normal(0, 0.004, (draws, bases, seeds))
+    origins = [(base,) for base in range(bases) for _ in range(seeds)]
+    found = [Sample(list(v), origins).interval for v in values.reshape(draws, -1).tolist()]
+    assert 0.93 < np.mean([low <= 1.2 <= high for low, high in found]) < 0.97
+    if seeds > 2:
+        given = [Sample(list(v), [(1,)] * seeds).interval for v in values[:, 0].tolist()]
+        assert 0.93 < np.mean([low <= b <= high for (low, high), b in zip(given, of_base[:, 0, 0], strict=True)]) < 0.97
+        assert np.mean([low <= 1.2 <= high for low, high in given]) < 0.5  # so the page says: given this base
+
+
+def test_bases_come_before_seeds_however_many_runs_each_has():
+    sample = Sample([1.0, 2.0, 3.0, 10.0, 20.0], [(1,), (1,), (1,), (2,), (3,)])
+    assert sample.units == [2, 10, 20] and sample.mean == pytest.approx(32 / 3)
+    low, high = stats.t.interval(0.95, 2, loc=32 / 3, scale=stats.sem([2, 10, 20]))
+    assert sample.interval == pytest.approx((low, high)) and sample.p == pytest.approx(
+        stats.ttest_1samp([2, 10, 20], 0).pvalue
+    )
+    assert (sample.record()["seeds"], sample.record()["bases"]) == (5, 3)
+    deep = Sample([1.0, 3.0, 5.0, 9.0], [(1, 1), (1, 1), (1, 2), (2, 1)])  # the first base of all, then its extension
+    assert deep.units == [3.5, 9] and deep.interval is None
+    one = Sample([1.0, 2.0, 6.0], [(7, 1), (7, 2), (7, 2)])
+    assert one.units == [1, 4]
+    assert Sample([1.0, 2.0, 4.0], [(), (), ()]).units == [1, 2, 4]
+
+
+def _base(folder, seed: int, *overrides: str):
+    folder.mkdir(parents=True)
+    OmegaConf.save(OmegaConf.structured(replace(_composed(*overrides), seed=seed)), folder / "config.yaml")
+    return folder
+
+
+def test_a_page_says_whether_its_intervals_are_over_bases_or_given_one(tmp_path):
+    for base in (1, 2, 3):
+        folder = _base(tmp_path / "bases" / str(base), base)
+        for seed in (1, 2, 3):
+            make_run(tmp_path / "all" / f"{base}-{seed}", seed=seed, base=folder, after=base + seed / 100)
+    page, files = render(find_runs([tmp_path / "all"]))
+    (row,) = [r for r in csv.DictReader(io.StringIO(files["results_bpb.csv"])) if r["figure"] == "after"]
+    low, high = stats.t.interval(0.95, 2, loc=2.02, scale=stats.sem([1.02, 2.02, 3.02]))
+    assert (row["seeds"], row["bases"], row["group"]) == ("9", "3", "9 runs on 3 bases")
+    assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high)) and f"[{low:.4f}, {high:.4f}]" in page
+    assert "Means over bases where there are several" in page and "Given this base" not in page
+    page = page_of(*(tmp_path / "all" / f"1-{seed}" for seed in (1, 2, 3)))
+    assert "Means over seeds" in page and "Given this base: how much bases differ is not in it." in page
+
+
+def test_bases_that_only_their_tensors_tell_apart_are_not_pooled_and_the_page_says_so(tmp_path):
+    base = _base(tmp_path / "base", 1)
+    for name, digest in (("a", "1" * 64), ("b", "1" * 64), ("c", "2" * 64)):
+        run = make_run(tmp_path / "runs" / name, seed=ord(name), base=base)
+        (run / "state.json").write_text(json.dumps({"base": digest}))
+    groups, _ = groups_of(find_runs([tmp_path / "runs"]).runs)
+    assert [[run.name for run in group.runs] for group in groups] == [["a", "b"], ["c"]]
+    assert [group.settings["base.sha256"] for group in groups] == ["1" * 12, "2" * 12]
+    assert "same settings and the same seed differ in their tensors (base.sha256)" in page_of(tmp_path / "runs")
+
+
+def test_bases_of_other_settings_are_named_on_the_page(tmp_path):
+    for name, alpha in (("a", 0.7), ("b", 0.3)):
+        make_run(tmp_path / "runs" / name, base=_base(tmp_path / name, 1, f"data.alpha={alpha}"))
+    assert "stand on bases that differ in more than their seed (base.data.alpha)" in page_of(tmp_path / "runs")
+
+
+def make_tuned(folder, base, seed=1, **scores: float):
+    """A run dir as `finetune` leaves it, with these scores of the target arm; no slot at all scores 0.05."""
+    folder.mkdir(parents=True)
+    cfg = replace(_composed(command="finetune"), base=str(base), seed=seed)
+    OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
+    figures, lines = {"train/steps": 300}, ["language,role,examples,clusters"]
+    for code, score in scores.items():
+        of, gap = f"test/accuracy/{code}/target", f"difference/accuracy/{code}/target-none"
+        figures |= {of: score, f"{of}/low": score - 0.01, f"{of}/high": score + 0.01, f"test/accuracy/{code}/none": 0.05,
+                    gap: score - 0.05, f"{gap}/low": 0.0, f"{gap}/high": 0.1, f"{gap}/p": 0.03}  # fmt: skip
+        lines.append(f"{code},{'source' if code == 'en_XX' else 'added'},161,38")
+    (folder / "metrics.json").write_text(json.dumps(figures))
+    (folder / "transfer.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def test_fine_tunings_on_bases_of_other_seeds_are_all_shown_and_pooled_by_base(tmp_path):
+    for seed, score in ((1, 0.10), (2, 0.50), (3, 0.20)):
+        make_tuned(tmp_path / "runs" / f"run{seed}", _base(tmp_path / str(seed), seed), el_GR=score, en_XX=0.8)
+    groups, repeats = groups_of(find_runs([tmp_path / "runs"]).runs)
+    assert [[run.name for run in group.runs] for group in groups] == [["run1"], ["run2"], ["run3"]] and not repeats
+    assert [group.settings["base.seed"] for group in groups] == ["1", "2", "3"] and len({g.name for g in groups}) == 3
+    page, files = render(find_runs([tmp_path / "runs"]))
+    assert page.count('aria-label="test accuracy by language and arm"') == 3 and "in more than their seed" not in page
+    rows = [
+        r
+        for r in csv.DictReader(io.StringIO(files["transfer.csv"]))
+        if (r["language"], r["arm"]) == ("el_GR", "target")
+    ]
+    assert {(r["group"], float(r["mean"])) for r in rows} == {
+        (g.name, m) for g, m in zip(groups, (0.1, 0.5, 0.2), strict=True)
+    }
+    pooled = {(r["language"], r["arm"]): r for r in csv.DictReader(io.StringIO(files["bases.csv"]))}["el_GR", "target"]
+    low, high = stats.t.interval(0.95, 2, loc=0.8 / 3, scale=stats.sem([0.1, 0.5, 0.2]))
+    assert float(pooled["mean"]) == pytest.approx(0.8 / 3) and (
+        float(pooled["low"]),
+        float(pooled["high"]),
+    ) == pytest.approx((low, high))
+    paired = {r["language"]: float(r["p"]) for r in csv.DictReader(io.StringIO(files["bases_paired.csv"]))}
+    assert paired["el_GR"] == pytest.approx(stats.ttest_1samp([0.05, 0.45, 0.15], 0).pvalue)
+    assert "corrected for the 6 tests" in page and "161 in 38" in page and "0.180" in page  # 0.03 of six tests
 
 
 def test_a_run_that_repeats_another_is_named_and_not_counted_twice(tmp_path):

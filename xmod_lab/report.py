@@ -23,7 +23,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m xmod_lab.report",
         description=__doc__.split("\n")[0],
-        epilog="Runs that differ by their seed alone are one group: means, intervals over seeds, curves on one another.",
+        epilog="Runs that differ by their seed alone are one group: means, intervals over bases or seeds, curves on one another.",
     )
     parser.add_argument(
         "runs",

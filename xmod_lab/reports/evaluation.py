@@ -132,7 +132,7 @@ def _table(
     name: str, groups: list[Group], rows: dict[str, list[str]], first: str, header: list[str], *, note: str
 ) -> Table:
     """Row -> names of figures, of each group; how the seeds scatter in the first figure that a model made."""
-    several, most = len(groups) > 1, max(len(group.finished) for group in groups)
+    several = len(groups) > 1
     told = next(i for i, figure in enumerate(next(iter(rows.values()))) if not figure.startswith(("unigram", "before")))
     cells, records = [], []
     for row, figures in rows.items():
@@ -140,7 +140,7 @@ def _table(
             samples = [group.sample(figure) for figure in figures]
             if not any(samples):
                 continue
-            spread = spread_cells(samples[told], most)
+            spread = spread_cells(samples[told], groups)
             values = [
                 number(s and s.mean, 1 if "perplexity" in f else 4) for f, s in zip(figures, samples, strict=True)
             ]
@@ -148,8 +148,8 @@ def _table(
             records += [{"group": group.name, **group.settings, first.replace(" ", "_"): row, "figure": figure,
                          "likelihood": in_a_word(group.exact), **sample.record()}
                         for figure, sample in zip(figures, samples, strict=True) if sample]  # fmt: skip
-    spread = [f"{header[told]}, {word}" for word in spread_header(most)]
-    note = f"{note} {over_seeds(most)}".strip()
+    spread = [f"{header[told]}, {word}" for word in spread_header(groups)]
+    note = f"{note} {over_seeds(groups)}".strip()
     return Table(name, [first, *(["group"] if several else []), *header, *spread], cells, records, note=note)
 
 

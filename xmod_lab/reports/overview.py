@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from xmod_lab.reports.costs import seconds
-from xmod_lab.reports.groups import Group
+from xmod_lab.reports.groups import Group, base_differences
 from xmod_lab.reports.markup import element
 from xmod_lab.reports.runs import KINDS, Found, Run
 from xmod_lab.reports.tables import Part, Record, Table, number
@@ -85,7 +85,8 @@ def differences(groups: list[Group]) -> list[Part]:
         header, *rows = [list(column) for column in zip(header, *rows, strict=True)]
     of_base = " base.… are settings of the base." if any(key.startswith("base.") for key in keys) else ""
     note = f"Named as on the command line.{of_base} Whatever is not here is the same in all."
-    return [element("h2", "Settings that differ"), Table("settings", header, rows, records, note=note)]
+    told = [element("p", said, kind="bad")] if (said := base_differences(groups)) else []
+    return [element("h2", "Settings that differ"), *told, Table("settings", header, rows, records, note=note)]
 
 
 def settings(group: Group) -> list[Part]:

@@ -30,6 +30,7 @@ class Run:
 
     ``name``: short, and of no other run that was found. ``settings``: the configuration by dotted keys; where ``base`` is a run that can be read, its settings too, as ``base.…``.
     ``roles``: of the languages of a transfer, (role, examples, clusters of them). ``samples``: see :mod:`xmod_lab.training.samples`.
+    ``base_digest``: of the base that it began with, as recorded; empty where it is not.
     """
 
     path: Path
@@ -43,6 +44,7 @@ class Run:
     packs: dict[str, dict] = field(default_factory=dict)
     roles: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     samples: dict[str, list[dict]] = field(default_factory=dict)
+    base_digest: str = ""
 
     @property
     def finished(self) -> bool:
@@ -183,6 +185,7 @@ def _read(path: Path) -> Run:
         packs,
         roles,
         _json(path / "samples.json"),
+        str(_json(path / "state.json").get("base", "")),
     )
 
 

@@ -37,7 +37,7 @@ def results(groups: list[Group]) -> list[Part]:
 
 def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
     several = len(groups) > 1
-    most = max(len(group.finished) for group in groups)
+    most, bases = (max(numbers) for numbers in zip(*((len(g.finished), g.bases) for g in groups), strict=True))
     rows, records = [], []
     for code in [*codes, *([_MEAN] if len(codes) > 1 and not groups[0].runs[0].added else [])]:
         for group in groups:
@@ -45,37 +45,66 @@ def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
             after = samples["after"]
             if after is None:
                 continue
-            row = [code, *([group.name] if several else []), *([str(len(after.values))] if most > 1 else [])]
+            row = [code, *([group.name] if several else []), *(_counted(after, bases) if most > 1 else [])]
             row += [number(sample and sample.mean) for sample in samples.values()]
-            rows.append(row + spread_cells(after, most))
+            rows.append(row + spread_cells(after, groups))
             records += [{"group": group.name, **group.settings, "language": code, "unit": unit,
                          "likelihood": in_a_word(group.exact), "figure": name, **sample.record()}
                         for name, sample in samples.items() if sample]  # fmt: skip
-    header = ["language", *(["group"] if several else []), *(["seeds"] if most > 1 else []), *_COLUMNS.values()]
+    header = [
+        "language",
+        *(["group"] if several else []),
+        *(["runs", "bases"] if bases > 1 else ["seeds"] if most > 1 else []),
+        *_COLUMNS.values(),
+    ]
     title = f"{_UNITS[unit].capitalize()} ({kinds_of(groups)})"
-    return Table(f"results_{unit}", header + spread_header(most), rows, records, title=title, note=over_seeds(most))
+    return Table(f"results_{unit}", header + spread_header(groups), rows, records, title=title, note=over_seeds(groups))
 
 
-def over_seeds(most: int) -> str:
-    """What a table says of ``most`` seeds."""
-    if most < AT_LEAST:
-        return "Means over seeds; no interval, which takes three of them." if most > 1 else ""
-    return (f"Means over seeds, lowest – highest, and the {LEVEL:.0%} interval of the mean by Student's t over seeds ({AT_LEAST} or "
-            "more), which takes seeds to scatter normally.")  # fmt: skip
+def _counted(sample: Sample, bases: int) -> list[str]:
+    """How many runs and, where groups stand on several, bases."""
+    return [str(len(sample.values)), *([str(len(set(sample.origins)))] if bases > 1 else [])]
 
 
-def spread_header(most: int) -> list[str]:
-    """Columns that say how ``most`` seeds scatter."""
-    return [*(["lowest – highest"] if most > 1 else []), *([f"{LEVEL:.0%} interval"] if most >= AT_LEAST else [])]
+def over_seeds(groups: list[Group]) -> str:
+    """What a table says of the runs that its means and intervals are over."""
+    several = [group for group in groups if len(group.finished) > 1]
+    if not several:
+        return ""
+    nested = [group for group in several if group.bases > 1]
+    given = [group for group in several if group.bases == 1]
+    unit = (
+        "bases where there are several (the mean of each base's runs is one value), else over seeds"
+        if nested
+        else "seeds"
+    )
+    said = [f"Means over {unit}"]
+    if any(group.units >= AT_LEAST for group in several):
+        said[0] += (f", lowest – highest of all runs, and the {LEVEL:.0%} interval of the mean by Student's t over the same ({AT_LEAST} or more), "
+                    "which takes them to scatter normally.")  # fmt: skip
+    else:
+        said[0] += f"; no interval, which takes {AT_LEAST} of them."
+    if given:
+        names = f" ({', '.join(group.name for group in given)})" if len(given) < len(groups) else ""
+        said.append(f"Given this base{names}: how much bases differ is not in it.")
+    return " ".join(said)
 
 
-def spread_cells(sample: Sample | None, most: int, digits: int = 4) -> list[str]:
+def spread_header(groups: list[Group]) -> list[str]:
+    """Columns that say how the runs of ``groups`` scatter."""
+    several = any(len(group.finished) > 1 for group in groups)
+    intervals = any(group.units >= AT_LEAST for group in groups)
+    return [*(["lowest – highest"] if several else []), *([f"{LEVEL:.0%} interval"] if intervals else [])]
+
+
+def spread_cells(sample: Sample | None, groups: list[Group], digits: int = 4) -> list[str]:
     """The cells of :func:`spread_header`."""
+    header = spread_header(groups)
     if sample is None:
-        return ["–"] * len(spread_header(most))
+        return ["–"] * len(header)
     ends = f"{min(sample.values):.{digits}f} – {max(sample.values):.{digits}f}" if len(sample.values) > 1 else "–"
     interval = "–" if sample.interval is None else "[{:.{d}f}, {:.{d}f}]".format(*sample.interval, d=digits)
-    return [*([ends] if most > 1 else []), *([interval] if most >= AT_LEAST else [])]
+    return [ends, interval][: len(header)]
 
 
 def _score(prefix: str, unit: str, code: str, codes: list[str]) -> str | Callable[[Run], float | None]:

@@ -3,12 +3,13 @@
 from matplotlib.figure import Figure
 
 from xmod_lab.reports.figures import HALF, WIDE, curves, dots, interval_bars, svg
-from xmod_lab.reports.groups import Figures, Group
+from xmod_lab.reports.groups import AT_LEAST as OF_BASES
+from xmod_lab.reports.groups import Figures, Group, pool_of, sample_of
 from xmod_lab.reports.markup import Html, element
 from xmod_lab.reports.runs import Run
 from xmod_lab.reports.scores import series_of
 from xmod_lab.reports.tables import Part, Record, Table, number, panels
-from xmod_lab.tasks.statistics import AGAINST, ARMS, AT_LEAST, LEVEL, interval_text, p_text, tested_text
+from xmod_lab.tasks.statistics import AGAINST, ARMS, AT_LEAST, LEVEL, holm, interval_text, p_text, tested_text
 
 _CHANCE = "majority"
 
@@ -37,17 +38,23 @@ def tested(run: Run) -> list[str]:
 
 
 def transfer_sections(groups: list[Group]) -> list[Part]:
-    """A run is a group: its seeds are in itself."""
+    """A run is a group: its seeds are in itself. Runs that differ by the seeds of their bases alone are pooled in tables of their own."""
     runs = {group.name: run for group in groups for run in group.finished}
     parts: list[Part] = []
     if runs:
         several = len(runs) > 1
+        pools = _pools(groups)
         parts += [
             element("h2", "Transfer"),
             *_bars(runs),
             _scores(groups, several),
             element("h2", "The target slot against the others"),
             _paired(groups, several),
+            *(
+                [element("h2", "Over bases"), _over_bases(pools, "test"), _over_bases(pools, "difference")]
+                if pools
+                else []
+            ),
         ]
     return [*parts, *_trainings(groups)]
 
@@ -115,22 +122,70 @@ def _records(group: Group, run: Run, kind: str) -> list[Record]:
 
 
 def _paired(groups: list[Group], several: bool) -> Table:
-    rows, records = [], []
-    for group in groups:
-        for run in group.finished:
-            metric = _metric(run)
-            for code in tested(run):
-                row = [*([group.name] if several else []), code]
-                for arm in AGAINST:
-                    name = f"difference/{metric}/{code}/target-{arm}"
-                    p = run.metrics.get(f"{name}/p")
-                    row += [_signed(run.metrics.get(name)), _ends(run.metrics, name, "+"), p_text(p)]
-                rows.append(row)
-            records += _records(group, run, "difference")
+    """The target arm minus the others; p as it is in the records, and corrected."""
+    runs = [(group, run, code) for group in groups for run in group.finished for code in tested(run)]
+    names = [[f"difference/{_metric(run)}/{code}/target-{arm}" for arm in AGAINST] for _, run, code in runs]
+    raw = [run.metrics.get(f"{name}/p") for (_, run, _), of in zip(runs, names, strict=True) for name in of]
+    corrected = iter(holm(raw))
+    rows = []
+    for (group, run, code), of in zip(runs, names, strict=True):
+        row = [*([group.name] if several else []), code]
+        for name in of:
+            row += [_signed(run.metrics.get(name)), _ends(run.metrics, name, "+"), p_text(next(corrected))]
+        rows.append(row)
+    records = [record for group in groups for run in group.finished for record in _records(group, run, "difference")]
     header = [cell for arm in AGAINST for cell in (f"target − {arm}", "interval", "p")]
     header = [*(["group"] if several else []), "language", *header]
-    note = "p of a paired test over clusters of examples and seeds, given the base, not corrected for many languages."
+    tests = [(None, p) for p in raw]
+    note = f"Paired tests over clusters of examples and seeds, given the base.{_corrected(tests)} The CSV file has p without that."
     return Table("paired", header, rows, records, note=note)
+
+
+def _pools(groups: list[Group]) -> dict[str, list[Run]]:
+    """Finished runs that are the same but for their bases' seeds, where they stand on several bases: by a name that tells pools apart."""
+    found: dict[tuple, list[Run]] = {}
+    for group in groups:
+        found.setdefault(pool_of(group.runs[0]), []).extend(group.finished)
+    found = {key: runs for key, runs in found.items() if len({run.seeds[1:] for run in runs}) > 1}
+    return {", ".join(run.name for run in runs): runs for runs in found.values()}
+
+
+def _over_bases(pools: dict[str, list[Run]], kind: str) -> Table:
+    """Scores, or the target arm minus others, as means over bases, with Student's t over them."""
+    rows, records, tests = [], [], []
+    arms = [arm for arm in (ARMS if kind == "test" else (f"target-{arm}" for arm in AGAINST))
+            if any(name.endswith(f"/{arm}") for runs in pools.values() for run in runs for name in run.metrics)]  # fmt: skip
+    several = len(pools) > 1
+    for pool, runs in pools.items():
+        for code in dict.fromkeys(code for run in runs for code in tested(run)):
+            row = [*([pool] if several else []), code, f"{len({run.seeds[1:] for run in runs})}"]
+            for arm in arms:
+                name = f"{kind}/{_metric(runs[0])}/{code}/{arm}"
+                sample = sample_of(runs, lambda run, name=name: run.metrics.get(name))
+                low, high = (sample and sample.interval) or (None, None)
+                sign, p = ("+" if kind == "difference" else ""), sample and sample.p
+                row += ["–" if sample is None else f"{sample.mean:{sign}.3f}", interval_text(low, high, sign=sign)]
+                if kind == "difference":
+                    row.append("")
+                    tests.append((len(rows), len(row) - 1, p))
+                if sample is not None:
+                    records.append({"runs": pool, "metric": _metric(runs[0]), "language": code, "arm": arm, **sample.record(),
+                                    **({"p": p} if kind == "difference" else {})})  # fmt: skip
+            rows.append(row)
+    for (row, cell, _), p in zip(tests, holm([p for *_, p in tests]), strict=True):
+        rows[row][cell] = p_text(p)
+    cells = [
+        cell for arm in arms for cell in (arm.replace("-", " − "), "interval", *(["p"] if kind == "difference" else []))
+    ]
+    header = [*(["runs"] if several else []), "language", "bases", *cells]
+    note = (f"The mean of each base's runs is one value; means and {LEVEL:.0%} intervals by Student's t are over bases ({OF_BASES} or more), "
+            f"each with all its seeds.{_corrected(tests)}")  # fmt: skip
+    return Table("bases" if kind == "test" else "bases_paired", header, rows, records, note=note)
+
+
+def _corrected(tests: list) -> str:
+    number = sum(p is not None for *_, p in tests)
+    return f" p is corrected for the {number} tests of this table (Holm)." if number else ""
 
 
 def _ends(figures: Figures, name: str, sign: str = "") -> str:

@@ -16,6 +16,7 @@ from xmod_lab.tasks.statistics import (
     Estimate,
     difference,
     estimate,
+    holm,
     interval_text,
     p_text,
     tested_text,
@@ -158,12 +159,13 @@ class Transfer:
             log.info("no transfer is shown: of %d other languages, none has its target slot's whole interval above one answer to all",
                      len(elsewhere))  # fmt: skip
         against = [arm for arm in AGAINST if any(arm in language.against[self.metric] for language in self.languages)]
-        rows = []
-        for language in self.languages:
-            cells = (_gap(language.against[self.metric].get(arm)) for arm in against)
-            rows.append((language.code, *(part for cell in cells for part in cell)))
+        found = [language.against[self.metric].get(arm) for language in self.languages for arm in against]
+        corrected = holm([gap and gap.p for gap in found])
+        cells = iter([part for gap, p in zip(found, corrected, strict=True) for part in _gap(gap, p)])
+        rows = [(language.code, *(next(cells) for _ in range(2 * len(against)))) for language in self.languages]
         header = (part for arm in against for part in (f"− {arm}, interval", f"p, − {arm}"))
-        title = f"target slot minus others; p of a paired test over clusters of examples and {over}, not corrected for many languages"
+        title = (f"target slot minus others; p of a paired test over clusters of examples and {over}, given this base, corrected for "
+                 f"{sum(p is not None for p in corrected)} tests (Holm)")  # fmt: skip
         show(title, ("language", *header), rows)
 
     def _score(self, language: Language, arm: str) -> str:
@@ -230,8 +232,8 @@ def _validation(cfg, results: dict[tuple[str, int], Result]) -> dict[str, float]
     return {**figures, "train/steps": cfg.steps, "train/examples": cfg.steps * cfg.trainer.rows_per_step}
 
 
-def _gap(found: Estimate | None) -> tuple[str, str]:
-    """A difference with its interval, and p."""
+def _gap(found: Estimate | None, p: float | None) -> tuple[str, str]:
+    """A difference with its interval, and ``p``, its own or a corrected one."""
     if found is None:
         return "–", ""
-    return f"{found.mean:+.3f} {interval_text(found.low, found.high, sign='+', digits=2)}", p_text(found.p)
+    return f"{found.mean:+.3f} {interval_text(found.low, found.high, sign='+', digits=2)}", p_text(p)
