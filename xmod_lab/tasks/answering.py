@@ -145,6 +145,8 @@ class Answering:
         """There is no answer to all."""
         return None
 
+    outcomes = None  # answers are spans: the n-gram baseline has none to choose from
+
     def described(self, gold: Sequence[list[str]]) -> str:
         """Labels there are none."""
         return "–"

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -84,6 +85,20 @@ class Choice:
     def comparable(self, gold: Sequence[int]) -> bool:
         """Every test may stand in a mean."""
         return True
+
+    outcomes = 2  # of the n-gram baseline: a choice is right or not
+
+    def spelt(self, row: Row) -> list[tuple[str, ...]]:
+        """What the n-gram baseline reads of a row: its text with each choice."""
+        return [(row.values["text"], choice) for choice in row.values["choices"]]
+
+    def targets(self, gold: int) -> list[int]:
+        """The outcomes of what is spelt."""
+        return [int(i == gold) for i in range(self.number)]
+
+    def read_off(self, probabilities: np.ndarray) -> int:
+        """The prediction of an example, from (choices, 2)."""
+        return int(probabilities[:, 1].argmax())
 
     def metric(self, name: str) -> Metric:
         """Accuracy."""

@@ -86,6 +86,23 @@ class Classification:
         """The same answer to all: the one that is right most often."""
         return [int(np.bincount(gold).argmax())] * len(gold)
 
+    @property
+    def outcomes(self) -> int:
+        """Of the n-gram baseline: what a text may be answered with."""
+        return len(self.labels)
+
+    def spelt(self, row: Row) -> list[tuple[str, ...]]:
+        """What the n-gram baseline reads of a row: its text, or the two of a pair."""
+        return [tuple(row.values[role] for role in self.texts)]
+
+    def targets(self, gold: int) -> list[int]:
+        """The outcomes of what is spelt."""
+        return [gold]
+
+    def read_off(self, probabilities: np.ndarray) -> int:
+        """The prediction of an example, from (1, C)."""
+        return int(probabilities[0].argmax())
+
     def metric(self, name: str) -> Metric:
         """The metric of that name."""
         return accuracy() if name == "accuracy" else macro_f1(len(self.labels))

@@ -129,6 +129,24 @@ class Tagging:
         """Whether a test has at least half of the tags."""
         return 2 * len({tag for tags in gold for tag in tags}) >= len(self.labels)
 
+    @property
+    def outcomes(self) -> int:
+        """Of the n-gram baseline: what a word may be answered with."""
+        return len(self.labels)
+
+    def spelt(self, row: Row) -> list[tuple[str, ...]]:
+        """What the n-gram baseline reads of a row: each word with a mark at both ends, the one before it and the one behind."""
+        words = ["", *(f" {word} " for word in row.values["words"]), ""]
+        return [(words[i], words[i - 1], words[i + 1]) for i in range(1, len(words) - 1)]
+
+    def targets(self, gold: list[int]) -> list[int]:
+        """The outcomes of what is spelt."""
+        return gold
+
+    def read_off(self, probabilities: np.ndarray) -> list[int]:
+        """The prediction of an example, from (words, C)."""
+        return probabilities.argmax(1).tolist()
+
     def metric(self, name: str) -> Metric:
         """The metric of that name."""
         if name == "span_f1":
