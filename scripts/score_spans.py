@@ -2,8 +2,8 @@
 
     python scripts/score_spans.py RUN
 
-Every language through its own slot, mean of the seeds; in brackets how many spans of the type its test has. Two controls that have
-learnt nothing know words with a digit: ``digits`` takes each for a span of one type, the one that scores best in that test;
+Every language through its own slot, mean of the seeds; in brackets how many spans of the type its test has. ``n-grams`` is the
+classifier of spelling alone that was trained beside the model. Two controls that have learnt nothing know words with a digit: ``digits`` takes each for a span of one type, the one that scores best in that test;
 ``digits, typed`` is told the type of each, so it is the most that finding digits can bring.
 """
 
@@ -53,18 +53,23 @@ def scores(run: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     source = config.resolve(task.source)
     kind = Tagging(data[source]["train"])
     kinds = sorted({label[2:] for label in kind.labels} - {""})
-    seeds = [json.loads(path.read_text())["predictions"] for path in sorted(run.glob(f"predictions/{source}/*.json"))]
+    seeds = [
+        json.loads(path.read_text())["predictions"] for path in sorted(run.glob(f"predictions/{source}/seed*.json"))
+    ]
+    spelt = run / "predictions" / source / "ngrams.json"
+    spelt = json.loads(spelt.read_text()) if spelt.is_file() else []  # of a run of an earlier version
     whole, rows = span_f1(kind.labels), []
     for code in seeds[0]:
         test = data[code]["test"]
         gold, said = kind.gold(test), [predictions[code]["target"][0] for predictions in seeds]
         cells = [np.mean([whole.score(gold, one) for one in said])]
+        cells.append(np.mean([whole.score(gold, one["predictions"][code]) for one in spelt] or np.nan))
         cells.append(max(whole.score(gold, digits(test, gold, kind.labels, k)) for k in kinds))
         cells.append(whole.score(gold, digits(test, gold, kind.labels)))
         by_kind = [[f1(kind.labels, k, gold, one) for one in said] for k in kinds]
         typed = [f"{np.mean(found, 0)[0]:.2f} ({found[0][1]})" if found[0][1] else "–" for found in by_kind]
         rows.append((code, *(f"{cell:.3f}" for cell in cells), *typed))
-    return ("language", "all", "digits", "digits, typed", *kinds), rows
+    return ("language", "all", "n-grams", "digits", "digits, typed", *kinds), rows
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -77,8 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    show("test span F1, target slot and controls", header[:4], [row[:4] for row in rows])
-    show("by type, target slot", (header[0], *header[4:]), [(row[0], *row[4:]) for row in rows])
+    show("test span F1, target slot and controls", header[:5], [row[:5] for row in rows])
+    show("by type, target slot", (header[0], *header[5:]), [(row[0], *row[5:]) for row in rows])
     return 0
 
 

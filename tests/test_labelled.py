@@ -284,7 +284,9 @@ def test_what_the_card_of_a_fine_tuned_model_says_to_do_works(tokenizer_folder, 
     AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
     record = {"task": "mine", "source": "en_XX", "metric": kind.metrics[0], "class": kind.model_class.__name__, "inputs": kind.inputs,
               "piped": kind.piped, "labels": ["a", "b"], "data": {"train": 3}, "training": {"steps": 1}}  # fmt: skip
-    card = task_card(model.config, record, {"en_XX": (0.5, 0.5), "de_DE": (0.5, None)}, pipeline=kind.pipeline)
+    card = task_card(
+        model.config, record, {"en_XX": (0.5, 0.4, 0.5), "de_DE": (0.5, None, None)}, pipeline=kind.pipeline
+    )
     code = [
         line.strip() for line in card.partition("## Use")[2].partition("##")[0].splitlines() if line.startswith("    ")
     ]

@@ -262,6 +262,7 @@ def test_commands_judge_a_configuration_before_anything_heavy_is_imported():
         "sentencepiece",
         "matplotlib",
         "scipy",
+        "sklearn",
         "pandas",
         "rich",
     }

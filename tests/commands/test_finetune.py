@@ -54,7 +54,7 @@ def tuned(workplace, extended) -> Path:
 def test_every_language_is_tested_in_every_arm_with_intervals(tuned):
     metrics = json.loads((tuned / "metrics.json").read_text())
     for code in ("en_XX", "de_DE", "el_GR", "sw_KE"):
-        arms = ["target", "none", "wrong", "majority", *(["source", "upper"] if code != "en_XX" else [])]
+        arms = ["target", "none", "wrong", "ngrams", "majority", *(["source", "upper"] if code != "en_XX" else [])]
         for metric in ("accuracy", "macro_f1"):
             for arm in arms:
                 mean, *ends = (metrics.get(f"test/{metric}/{code}/{arm}{end}") for end in ("", "/low", "/high"))
@@ -63,6 +63,11 @@ def test_every_language_is_tested_in_every_arm_with_intervals(tuned):
                 )  # two templates
     assert "test/accuracy/en_XX/source" not in metrics and "test/accuracy/fr_XX/target" not in metrics
     assert 0 <= metrics["difference/accuracy/el_GR/target-source/p"] <= 1
+    for code, low, high in (("en_XX", 0.75, 0.87), ("de_DE", 0.2, 0.4), ("el_GR", 0, 0.1)):  # no model is in these
+        assert low < metrics[f"test/accuracy/{code}/ngrams"] < high
+        gap = metrics[f"test/accuracy/{code}/target"] - metrics[f"test/accuracy/{code}/ngrams"]
+        assert metrics[f"difference/accuracy/{code}/target-ngrams"] == pytest.approx(gap)
+        assert metrics[f"difference/accuracy/{code}/target-ngrams/low"] < gap
     assert metrics["val/accuracy/en_XX"] == pytest.approx(
         (metrics["val/accuracy/en_XX/seed1"] + metrics["val/accuracy/en_XX/seed2"]) / 2
     )
@@ -163,10 +168,20 @@ def test_slots_of_utterances_are_tagged_and_the_table_says_that_one_tag_for_all_
         with pytest.raises(UserError, match="no finished run of a tagging task"):
             scores(other)
     header, rows = scores(tmp_path / "run")
-    assert header[4:] == ("area", "color", "device", "duration", "level", "state", "temperature")
+    assert header[:5] == ("language", "all", "n-grams", "digits", "digits, typed") and header[5:] == (
+        "area",
+        "color",
+        "device",
+        "duration",
+        "level",
+        "state",
+        "temperature",
+    )
     for row in rows:
         assert float(row[1]) == pytest.approx(metrics[f"test/span_f1/{row[0]}/target"], abs=5e-4)
-        assert 0.1 < float(row[2]) < float(row[3]) < 0.8
+        assert float(row[2]) == pytest.approx(metrics[f"test/span_f1/{row[0]}/ngrams"], abs=5e-4)
+        assert 0.1 < float(row[3]) < float(row[4]) < 0.8
+    assert metrics["test/span_f1/en_XX/ngrams"] > 0.8 > 0.4 > metrics["test/span_f1/de_DE/ngrams"]
 
 
 def test_a_language_of_another_format_in_the_base_is_refused_before_anything_is_trained(workplace, extended, tmp_path):

@@ -113,26 +113,29 @@ One language of a modular multilingual model, with a vocabulary of {config.vocab
     return _card([code], body, (manifest or {}).get("scores", {}), task=_task(config), exact=config.is_decoder)
 
 
-def task_card(config: XmodConfig, record: dict, scores: dict[str, tuple[float, float | None]], *, pipeline: str) -> str:
+def task_card(config: XmodConfig, record: dict, scores: dict[str, tuple[float | None, ...]], *, pipeline: str) -> str:
     """The card of a model that was fine-tuned on a task.
 
     Args:
         record: ``task``, ``source``, ``metric``, ``class`` (of the model), ``inputs`` and ``piped`` (of the kind of
             task, see :class:`xmod_lab.tasks.classification.Classification`), ``labels``, ``data`` and ``training``.
-        scores: language -> score through its own slot, and of one answer to all.
+        scores: language -> score through its own slot, of the n-gram baseline, and of one answer to all.
     """
     rows = "\n".join(
-        f"| {code} | {own:.3f} | {'–' if chance is None else f'{chance:.3f}'} |"
-        for code, (own, chance) in scores.items()
+        f"| {code} | {' | '.join('–' if score is None else f'{score:.3f}' for score in found)} |"
+        for code, found in scores.items()
     )
     body = f"""# X-MOD, fine-tuned on {record["task"]} in {record["source"]}
 
 The shared layers and the head learnt the task from {record["source"]} alone; embeddings and slots are the base's, to the bit. A
 text in another language is read by that language's tokenizer, with its `lang_ids`.
 
-| language, test split | {record["metric"]} | one answer to all |
-|---|---:|---:|
+| language, test split | {record["metric"]} | character n-grams | one answer to all |
+|---|---:|---:|---:|
 {rows}
+
+Character n-grams: a linear classifier that was trained on the same examples and on nothing else. A score that is no better shows
+no transfer of what the model has learnt.
 
 {_task_use(record, list(scores), pipeline)}
 {_tables(record, level="##")}"""

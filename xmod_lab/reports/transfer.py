@@ -68,6 +68,9 @@ def _bars(runs: dict[str, Run]) -> list[Html]:
         for code in dict.fromkeys(code for run in runs.values() for code in tested(run)):
             name = f"test/{metric}/{code}/target"
             spans = {group: _span(run.metrics, name) for group, run in runs.items() if name in run.metrics}
+            first = next(iter(runs.values())).metrics  # no model is in the baseline, so that of one run is that of all
+            if (spelt := f"test/{metric}/{code}/ngrams") in first:
+                spans["n-grams"] = _span(first, spelt)
             figure = dots(spans, x=metric, seeds={}, title=f"{code}, through its own slot", width=HALF)
             panel.append(svg(figure, f"test {metric} of {code} by run"))
         figures.append(panels(panel))

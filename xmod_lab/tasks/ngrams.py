@@ -69,13 +69,15 @@ def spelling(
     order = np.random.default_rng(seeds[0]).permutation(len(rows["train"]))  # files may be sorted by label
     train, dev = _Hashed(kind, [rows["train"][i] for i in order]), _Hashed(kind, rows["dev"])
     wanted = [kind.targets(gold["train"][i]) for i in order]
-    columns = np.flatnonzero(sum(train.block(first)[0].getnnz(0) for first in train.firsts[:_KEPT]))  # that have n-grams
+    columns = np.flatnonzero(
+        sum(train.block(first)[0].getnnz(0) for first in train.firsts[:_KEPT])
+    )  # that have n-grams
     passes = max(1, min(_PASSES, _READ // len(order)))
-    models = {seed: [_classifier(strength, seed) for strength in _STRENGTHS] for seed in seeds}
+    models = [(seed, _classifier(strength, seed)) for seed, strength in product(seeds, _STRENGTHS)]
     best: dict[int, tuple] = {}  # seed -> dev, -loss, the weights, after which pass
     for number, first in tqdm(list(product(range(1, passes + 1), train.firsts)), "n-grams", leave=False, disable=None):
         x, y = train.block(first)[0][:, columns], np.concatenate(wanted[first : first + _BLOCK])
-        for seed, model in ((seed, model) for seed in seeds for model in models[seed]):
+        for seed, model in models:
             model.partial_fit(x, y, classes=np.arange(kind.outcomes))
             if first == train.firsts[-1]:  # the end of a pass
                 said, loss = _answers(kind, model, columns, dev, gold["dev"])

@@ -24,10 +24,11 @@ ARMS = {  # of a test in a language
     "source": "through the slot of the language that was trained on",
     "none": "through no slot",
     "wrong": "through the slots of other languages, mean",
+    "ngrams": "a linear classifier on character n-grams, trained on the same examples and on nothing else",
     "majority": "one answer to all",
     "upper": "fine-tuned on the language itself",
 }
-AGAINST = ("source", "none", "wrong")  # what the target slot is compared with
+AGAINST = ("ngrams", "source", "none", "wrong")  # what the target slot is compared with
 LEVEL = 0.95
 AT_LEAST = 10  # clusters for an interval: of fewer, too little is known of how they scatter
 

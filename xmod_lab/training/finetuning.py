@@ -6,10 +6,12 @@ is kept in predictions/<language>/seed<number>.json, so that a run that goes on 
 
 import json
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from safetensors.torch import load_file, save
 from torch.utils.data import DataLoader
 
@@ -22,6 +24,7 @@ from xmod_lab.languages.proof import compare_frozen, require_frozen, tensor_dige
 from xmod_lab.model import XmodPreTrainedModel
 from xmod_lab.model.packs import CARD
 from xmod_lab.tasks.examples import Encoded, ExampleStream
+from xmod_lab.tasks.ngrams import Spelling, spelling
 from xmod_lab.tasks.reading import LabelledSource
 from xmod_lab.text.corpus import content_digest
 from xmod_lab.training.bases import newest_that_knows
@@ -66,10 +69,11 @@ def finetune(
         parts += [(code, seed) for code in _own_trainings(setting) for seed in cfg.seeds]
     columns = [f"{figure}/{_part(*part)}" for part in parts for figure in (*_FIGURES, f"val/{cfg.task.metric}")]
     with Tracking(cfg, run, columns, group=group, job_type="finetune") as tracking:
+        spelt = _spelling(cfg, run, setting)
         results = {(code, seed): _train_once(cfg, run, tracking, setting, code, seed) for code, seed in parts}
         proof = {_part(*part): result.proof for part, result in results.items()}
         best = max(cfg.seeds, key=lambda seed: _rank(results[setting.source, seed]))
-        transfer = score_transfer(cfg, setting, results)
+        transfer = score_transfer(cfg, setting, results, spelt)
         proof["model"] = _save(cfg, run, setting, transfer, best, data)
         run.write_json("proof.json", {"holds": all(p["holds"] for p in proof.values()), **proof})
         require_frozen(proof["model"], "model/")
@@ -101,6 +105,23 @@ def _with_base(cfg: FinetuneConfig, run: RunDir) -> FinetuneConfig:
     log.info("base=auto is the newest finished run under '%s' that knows %s: %s; another one with base=PATH", cfg.runs, cfg.task.source,
              found.path)  # fmt: skip
     return replace(cfg, base=str(found.path))
+
+
+def _spelling(cfg: FinetuneConfig, run: RunDir, setting: Setting) -> list[Spelling]:
+    """The n-gram baseline of each seed, which models must pass; written to predictions/<source>/ngrams.json."""
+    source, kind, start = setting.source, setting.kind, time.monotonic()
+    gold = {split: setting.examples[source][split].gold for split in ("train", "dev")}
+    tests = {code: setting.rows[code]["test"] for code in setting.tests}
+    score = kind.metric(cfg.task.metric).score
+    found = spelling(kind, setting.rows[source], gold, tests, score, seeds=cfg.seeds)
+    if not found:
+        log.info("there is no n-gram baseline of %s tasks, whose answers are parts of a text: compare the target slot with the other "
+                 "arms", cfg.task.kind)  # fmt: skip
+        return []
+    log.info("n-grams: %s %.3f on the development split of %s, before any model is trained (%.1f s)", cfg.task.metric,
+             np.mean([one.dev for one in found]), source, time.monotonic() - start)  # fmt: skip
+    run.write_text(f"predictions/{source}/ngrams.json", json.dumps([vars(one) for one in found]))
+    return found
 
 
 def _own_trainings(setting: Setting) -> list[str]:
@@ -222,7 +243,10 @@ def _save(
     record = {"task": cfg.task.name, "source": setting.source, "metric": transfer.metric, "training": training,
               "class": type(model).__name__, "inputs": setting.kind.inputs, "piped": setting.kind.piped, "labels": setting.kind.labels, "data": _data_record(cfg, setting, digests)}  # fmt: skip
     metric = transfer.metric
-    scores = {lang.code: (lang.arms[metric]["target"].mean, lang.chance(metric)) for lang in transfer.languages}
+    scores = {
+        lang.code: (lang.arms[metric]["target"].mean, lang.ngrams(metric), lang.chance(metric))
+        for lang in transfer.languages
+    }
     card = task_card(model.config, record, scores, pipeline=setting.kind.pipeline)
 
     def write(out: Path) -> None:

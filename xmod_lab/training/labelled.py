@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Setting:
     """What all trainings of a run share: the base's folder, the task, its encoded examples by language and split, which
-    languages were ``added`` to the base after pre-training, and of each test with groups the cluster of each example (N,)."""
+    languages were ``added`` to the base after pre-training, of each test with groups the cluster of each example (N,), and the
+    ``rows`` that the encoded examples were made of."""
 
     folder: Path
     source: str
@@ -36,6 +37,7 @@ class Setting:
     kind: object
     examples: dict[str, dict[str, Encoded]]
     clusters: dict[str, np.ndarray]
+    rows: Labelled
 
     @property
     def tests(self) -> dict[str, Encoded]:
@@ -91,7 +93,15 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
         examples[code] = {split: kind.encode(rows[code][split], tokenizer, positions) for split in splits}
     examples = {code: splits for code, splits in examples.items() if splits}
     clusters = _clusters(cfg, {code: rows[code]["test"] for code, splits in examples.items() if "test" in splits})
-    setting = Setting(folder, source, config.added or [], kind, examples, clusters)
+    setting = Setting(
+        folder,
+        source,
+        config.added or [],
+        kind,
+        examples,
+        clusters,
+        {c: {s: rows[c][s] for s in splits} for c, splits in examples.items()},
+    )
     sizes = {code: {s: len(r) for s, r in splits.items()} for code, splits in rows.items()}
     _data_table(cfg, setting, sizes, unlabelled, positions)
     return setting

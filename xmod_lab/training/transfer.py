@@ -6,6 +6,7 @@ The arms of a language, all with its own tokenizer and vocabulary:
     source    the slot of the language that was fine-tuned on
     none      no slot: the layers go on as if each slot had added nothing
     wrong     the slots of all other languages, at most WRONG_SLOTS of them evenly chosen; the mean of their scores
+    ngrams    no model: a linear classifier on character n-grams, see :mod:`xmod_lab.tasks.ngrams`; what spelling alone gives
     majority  one answer to all, the one that is right most often in the test split itself: chance at its best
     upper     fine-tuned on the language itself, through its own slot
 """

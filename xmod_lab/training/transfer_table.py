@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xmod_lab.tasks.ngrams import Spelling
 from xmod_lab.tasks.statistics import (
     AGAINST,
     ARMS,
@@ -63,10 +64,19 @@ class Language:
         found = self.arms[metric].get("majority")
         return None if found is None or found.mean == 0 else found.mean
 
-    def beats_chance(self, metric: str, arm: str) -> bool:
-        """Whether all of an arm's interval lies above what one answer to all scores."""
-        low, chance = self.arms[metric][arm].low, self.chance(metric)
-        return low is not None and chance is not None and low > chance
+    def ngrams(self, metric: str) -> float | None:
+        """What the untrained baseline scores; ``None`` where there is none."""
+        found = self.arms[metric].get("ngrams")
+        return None if found is None else found.mean
+
+    def shown(self, metric: str) -> bool:
+        """Whether the target slot is above what is had without pre-training: all of its interval above one answer to all, and all of
+        the interval of its difference to n-grams above 0. Where there is neither, nothing is shown."""
+        low, chance = self.arms[metric]["target"].low, self.chance(metric)
+        gaps = [] if low is None or chance is None else [low - chance]
+        if (against := self.against[metric].get("ngrams")) is not None:
+            gaps.append(-1.0 if against.low is None else against.low)
+        return bool(gaps) and min(gaps) > 0
 
 
 @dataclass(frozen=True)
@@ -119,7 +129,8 @@ class Transfer:
         rows = []
         for language in self.languages:
             found = language.arms[self.metric]
-            target, *cells = (self._score(language, arm) if arm in found else "–" for arm in arms)
+            target, *cells = (f"{found[arm].mean:.3f}" if arm in found else "–" for arm in arms)
+            target += "*" * language.shown(self.metric)
             ends = interval_text(found["target"].low, found["target"].high, digits=2)
             rows.append(
                 (
@@ -141,10 +152,10 @@ class Transfer:
         over = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "this one seed"
         title = (f"{self.task}: test {self.metric}, fine-tuned on {self.source} alone; intervals ({LEVEL:.0%}) are over clusters of "
                  f"examples and {over}, given this base; the mean is of other languages whose test has half of the labels or more")  # fmt: skip
-        measured = [language for language in self.languages if language.chance(self.metric)]
-        if measured:
-            title += "; *: all of its interval lies above one answer to all (majority)"
-        elif "majority" in arms:
+        above = self._above()
+        if above:
+            title += f"; *: above {above} by all of the interval"
+        if "majority" in arms and not any(language.chance(self.metric) for language in self.languages):
             title += (
                 "; one answer to all (majority) is O, which names no span: 0 by definition, and no measure of chance"
             )
@@ -154,10 +165,10 @@ class Transfer:
                 log.warning("warning: no interval for %s: its %d test examples are %d clusters (groups that share a template or a document), and %d "
                             "are needed; fewer say too little of how they scatter", language.code, language.examples, language.clusters,
                             AT_LEAST)  # fmt: skip
-        elsewhere = [language for language in measured if language.role != "source"]
-        if elsewhere and not any(language.beats_chance(self.metric, "target") for language in elsewhere):
-            log.info("no transfer is shown: of %d other languages, none has its target slot's whole interval above one answer to all",
-                     len(elsewhere))  # fmt: skip
+        elsewhere = [language for language in self.languages if language.role != "source"]
+        if above and elsewhere and not any(language.shown(self.metric) for language in elsewhere):
+            log.info("no transfer is shown: of %d other languages, none has its target slot above %s by all of the interval",
+                     len(elsewhere), above)  # fmt: skip
         against = [arm for arm in AGAINST if any(arm in language.against[self.metric] for language in self.languages)]
         found = [language.against[self.metric].get(arm) for language in self.languages for arm in against]
         corrected = holm([gap and gap.p for gap in found])
@@ -168,24 +179,29 @@ class Transfer:
                  f"{sum(p is not None for p in corrected)} tests (Holm)")  # fmt: skip
         show(title, ("language", *header), rows)
 
-    def _score(self, language: Language, arm: str) -> str:
-        mark = "*" if arm != "majority" and language.beats_chance(self.metric, arm) else ""
-        return f"{language.arms[self.metric][arm].mean:.3f}{mark}"
+    def _above(self) -> str:
+        """What the target slot must pass: n-grams, one answer to all, or both; empty where there is neither."""
+        bounds = {"n-grams": Language.ngrams, "one answer to all (majority)": Language.chance}
+        return " and ".join(
+            name for name, of in bounds.items() if any(of(one, self.metric) is not None for one in self.languages)
+        )
 
     @staticmethod
     def _title(language: Language) -> str:
         return language.code if language.role == "pre-trained" else f"{language.code} ({language.role})"
 
 
-def score_transfer(cfg, setting, results: dict[tuple[str, int], Result]) -> Transfer:
+def score_transfer(cfg, setting, results: dict[tuple[str, int], Result], spelt: list[Spelling]) -> Transfer:
     """Estimates of all arms from the predictions of all trainings. ``cfg``, ``setting``: see
-    :mod:`xmod_lab.training.finetuning`."""
+    :mod:`xmod_lab.training.finetuning`; ``spelt``: the n-gram baseline of each seed, if there is one."""
     source, seeds, kind = setting.source, cfg.seeds, setting.kind
     mine = [results[source, seed] for seed in seeds]
     languages = []
     for code, test in setting.tests.items():
         clusters = setting.clusters.get(code)
         said = {arm: [result.predictions[code][arm] for result in mine] for arm in mine[0].predictions[code]}
+        if spelt:
+            said["ngrams"] = [[one.predictions[code]] for one in spelt]
         if (same := kind.majority(test.gold)) is not None:
             said["majority"] = [[same]]
         own = [results[code, seed] for seed in seeds if (code, seed) in results]
@@ -213,7 +229,10 @@ def score_transfer(cfg, setting, results: dict[tuple[str, int], Result]) -> Tran
             )
         )
     languages.sort(key=lambda language: ("source", "pre-trained", "added").index(language.role))
-    return Transfer(cfg.task.name, cfg.task.metric, source, seeds, languages, _validation(cfg, results))
+    validation = _validation(cfg, results)
+    if spelt:
+        validation[f"val/{cfg.task.metric}/{source}/ngrams"] = float(np.mean([one.dev for one in spelt]))
+    return Transfer(cfg.task.name, cfg.task.metric, source, seeds, languages, validation)
 
 
 def _validation(cfg, results: dict[tuple[str, int], Result]) -> dict[str, float]:
