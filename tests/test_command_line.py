@@ -17,13 +17,13 @@ from omegaconf.errors import OmegaConfBaseException
 from tests.test_project import composed
 from xmod_lab import machine, sizes
 from xmod_lab.codes import tag_fault
-from xmod_lab.command_line import arranged, as_typed, explain, file_faults, setting_faults, type_of
+from xmod_lab.command_line import arranged, as_typed, explain, file_faults, setting_faults, type_of, unknown_keys
 from xmod_lab.config import CONF_DIR, EvaluateConfig, PretrainConfig, from_hydra, register_schemas
 from xmod_lab.errors import UserError
 from xmod_lab.finetune_config import FinetuneConfig, validate_finetune
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.own_files import OwnFiles, hidden_files, own_folders
-from xmod_lab.settings import Bounds
+from xmod_lab.settings import Bounds, flatten
 from xmod_lab.training import fit
 from xmod_lab.training.bases import almost_matching
 from xmod_lab.training.rundir import RunDir
@@ -121,7 +121,9 @@ def test_several_values_without_a_sweep_are_told_what_they_may_be():
     [("data.byte_fallback=2", "allowed are true and false"), ("plan=0.5", "allowed are true and false"), ("~seed", "cannot be taken out"),
      ("~trainer.max_steps", "cannot be taken out"), ("base=1e3", "read as 1000.0; write 'base=\"1e3\"'"), ("lang.sw.text=1_0", "read as 10"),
      ("lang.sw.code=true", "read as True"), ("langset.languages={oc_FR:{text:a}}", "'++langset.languages={oc_FR:{text:a}}'"),
-     ("lang={eu:{code:eu}}", "'++lang={eu:{code:eu}}'")],
+     ("lang={eu:{code:eu}}", "'++lang={eu:{code:eu}}'"), ("model={hidden_size:3}", "one by one: model.hidden_size=3"),
+     ("task.pretrain={steps:3,betas:[0.1,0.2]}", "one by one: task.pretrain.steps=3 'task.pretrain.betas=[0.1,0.2]'"),
+     ("langset.languages.de_DE={text:'a b',slot:null}", """'langset.languages.de_DE.text="a b"' langset.languages.de_DE.slot=null""")],
 )  # fmt: skip
 def test_a_setting_that_is_taken_for_something_else_is_a_fault(setting, message):
     (fault,) = setting_faults(["seed=1", setting], PretrainConfig)
@@ -134,6 +136,80 @@ def test_settings_that_mean_what_they_say_are_none():
     assert setting_faults(said, PretrainConfig) == []
     assert setting_faults(["task.seeds=2", "task.upper=1", "+task.data.columns={text:t}"], FinetuneConfig) == []
     assert setting_faults(["task.upper=3"], FinetuneConfig)
+
+
+MISSPELT = {
+    "trainer.max_stepz=3": "Did you mean 'max_steps'?",
+    "model.foo=1": "allowed names: hidden_size",
+    "langset.languages.en_XX.slott=x": "Did you mean 'slot'?",
+    "lang.new_lang.rows=3": "allowed names: text",
+    "data.new.deep=3": "data.new is no setting",
+    "task.extend.peaklr=1": "Did you mean 'peak_lr'?",
+    "trainer.max_steps.x=3": "trainer.max_steps has a single value",
+    "langset.languages.en_XX.slot.x=3": "slot has a single value",
+}
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+@pytest.mark.parametrize(("setting", "message"), MISSPELT.items())
+def test_a_misspelt_key_is_a_fault_with_and_without_a_plus(setting, message, plus):
+    (fault,) = setting_faults(["seed=1", plus + setting], PretrainConfig)
+    assert "is no setting" in fault and message in fault
+
+
+@pytest.mark.parametrize(
+    "setting", ["task.data.colums.text=a", "task.tests.pth=a", "task.recipe.step=1", "model.hidden_size=3"]
+)
+def test_of_finetune_too(setting):
+    assert ("is no setting" in "".join(setting_faults([f"+{setting}"], FinetuneConfig))) == (
+        setting != "model.hidden_size=3"
+    )
+    assert setting_faults(["+task.data.columns.text=a", "++task.tests.path=a"], FinetuneConfig) == []
+
+
+def test_what_reaches_the_configuration_another_way_is_compared_with_the_schema_too():
+    """A key at the top, or of a file: Hydra takes any after a plus."""
+    register_schemas()
+    with initialize_config_dir(CONF_DIR, version_base="1.3"):
+        typed = [
+            "+lag=sw",
+            "+trainer.max_stepz=3",
+            "+langset.languages.en_XX.slott=x",
+            "+lang=sw",
+            "+langset.languages={el_GR:{text:a}}",
+        ]
+        found = unknown_keys(flatten(OmegaConf.to_container(compose("pretrain", overrides=typed))), PretrainConfig)
+    assert sorted(fault.partition(" ")[0] for fault in found) == [
+        "lag",
+        "langset.languages.en_XX.slott",
+        "trainer.max_stepz",
+    ]
+    assert "Did you mean 'lang'?" in "".join(found)
+
+
+@pytest.mark.parametrize(
+    ("typed", "remedy"),
+    [("+langset.languages.el_GR.text=embedded:el", "+langset.languages={el_GR:{text:embedded:el}}"),
+     ("+langset.languages.el_GR={text:embedded:el}", "+langset.languages={el_GR:{text:embedded:el}}"),
+     ("+lang.mine.text=my file.txt", '+lang={mine:{text:"my file.txt"}}')],
+)  # fmt: skip
+def test_a_language_that_is_not_there_yet_is_told_how_to_add_it(typed, remedy):
+    with pytest.raises(HydraException) as caught:
+        composed(typed)
+    assert shlex.quote(remedy) in explain(caught.value)
+    with initialize_config_dir(CONF_DIR, version_base="1.3"):
+        compose("pretrain", overrides=[remedy])
+
+
+@pytest.mark.parametrize("command", ["pretrain", "prepare", "rank"])
+def test_a_base_to_which_nothing_is_added_is_a_fault_beside_the_others(command):
+    said = faults("base=/does/not/exist", "seed=-1", command=command)
+    assert (
+        "2 faults" in said
+        and "base is '/does/not/exist', but nothing is added to it" in said
+        and "+lang=new_lang" in said
+    )
+    assert "nothing is added" not in faults("base=/does/not/exist", "+lang=new_lang", command=command)
 
 
 # Files of one's own

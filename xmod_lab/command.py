@@ -28,7 +28,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from xmod_lab.command_line import arranged, as_typed, explain, file_faults, setting_faults
+from xmod_lab.command_line import arranged, as_typed, explain, file_faults, setting_faults, unknown_keys
 from xmod_lab.config import CONF_DIR, PretrainConfig, from_hydra, register_schemas
 from xmod_lab.errors import INTERRUPTED, STOPPED, ProofError, Stopped, UserError
 from xmod_lab.files import is_full
@@ -267,7 +267,8 @@ def _judged(composed: DictConfig, hydra_cfg: DictConfig, schema: type, check: Ca
     if hydra_cfg.job.chdir:
         faults.append("hydra.job.chdir is true; paths are meant from where the command is started, and all that a run writes is in its "
                       "run dir anyway: leave it out")  # fmt: skip
-    raise_faults(faults)
+    faults += unknown_keys(flatten(OmegaConf.to_container(composed)), schema)
+    raise_faults(list(dict.fromkeys(faults)))
     cfg = from_hydra(composed)
     check(cfg)
     return cfg

@@ -6,6 +6,7 @@ Settings are Hydra's overrides, KEY=VALUE. Its grammar takes few letters without
 import os
 import re
 import shlex
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -19,6 +20,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from xmod_lab.errors import nearest
 from xmod_lab.own_files import SCHEME, own_folders, scalars
+from xmod_lab.settings import flatten
 
 _KEY = re.compile(r"[+~]*[\w.$@:/-]+", re.ASCII)
 _FALSE_OR_TRUE = (0, 1)  # what a switch may be, False and True included
@@ -69,22 +71,45 @@ def type_of(schema: type, key: str) -> object:
     """The type of a setting by its dotted key, without ``None``; ``None`` where there is no such key."""
     here: object = schema
     for name in key.split("."):
-        if is_dataclass(here):
-            here = next((f.type for f in fields(here) if f.name == name), None)
-        else:
-            here = get_args(here)[1] if get_origin(here) is dict else None
-        if get_origin(here) is UnionType:
-            here = next(each for each in get_args(here) if each is not type(None))
+        here = _within(here, name)
     return here
 
 
+def _within(kind: object, name: str) -> object:
+    """The type of what is called ``name`` in a schema or mapping; ``None`` where there can be no such thing."""
+    if is_dataclass(kind):
+        inner = next((f.type for f in fields(kind) if f.name == name), None)
+    else:
+        inner = get_args(kind)[1] if get_origin(kind) is dict else None
+    return next(each for each in get_args(inner) if each is not type(None)) if get_origin(inner) is UnionType else inner
+
+
+def unknown_keys(keys: Iterable[str], schema: type) -> list[str]:
+    """A fault for each of ``keys``, dotted, that ``schema`` has not: a plus in front, or a file, lets Hydra take any."""
+    faults = {}
+    for key in keys:
+        here, parts = schema, key.split(".")
+        for end, name in enumerate(parts, 1):
+            inner = _within(here, name)
+            if inner is None and here is not Any:
+                place, names = ".".join(parts[:end]), [f.name for f in fields(here)] if is_dataclass(here) else []
+                known = f"allowed names: {', '.join(names)}.{nearest(name, names)}"
+                alone = f"{'.'.join(parts[: end - 1])} has a single value"
+                faults[place] = f"{place} is no setting; {known if names else alone}"
+                break
+            here = Any if here is Any else inner
+    return list(faults.values())
+
+
 def setting_faults(settings: list[str], schema: type) -> list[str]:
-    """Settings that are taken for something else than what was typed: a number for a switch or for a name, a mapping that is not
-    the whole mapping."""
+    """Settings that do not exist, or that are taken for something else than what was typed: a number for a switch or for a name, a
+    mapping that is not the whole mapping."""
     faults = []
     for override in OverridesParser.create().parse_overrides(settings):
         key, value = override.key_or_group, None if override.is_sweep_override() else override.value()
         kind, typed = type_of(schema, key), override.input_line.partition("=")[2]
+        if "." in key and type_of(schema, key.partition(".")[0]) is not None:  # others are Hydra's, or choose a file
+            faults += unknown_keys([key], schema)
         if kind is bool and isinstance(value, int | float) and value not in _FALSE_OR_TRUE:
             faults.append(f"{key} is {typed}; allowed are true and false")
         if kind in (str, Any) and isinstance(value, int | float) and str(value) != typed:
@@ -93,6 +118,11 @@ def setting_faults(settings: list[str], schema: type) -> list[str]:
             faults.append(f"{key}={{…}} does not replace what is there, it is merged into it. To have these alone, put them into a file, "
                           f"conf/{key.replace('.', '/', 1).partition('/')[0]}/<name>.yaml, and choose it by <name>; to have them besides, "
                           f"write {shlex.quote('++' + override.input_line)}")  # fmt: skip
+        if is_dataclass(kind) and isinstance(value, dict) and not (override.is_add() or override.is_force_add()):
+            single = " ".join(shlex.quote(f"{key}.{name}={part}") for name, part in flatten(_plain(value)).items())
+            faults.append(
+                f"{key}={{…}} does not replace what is there, it is merged into it; write its settings one by one: {single}"
+            )
         if override.is_delete() and get_origin(type_of(schema, key.rpartition(".")[0])) is not dict:
             faults.append(
                 f"~{key}: a setting cannot be taken out, only an entry such as ~langset.languages.de_DE; leave it out, or write {key}=<value>"
@@ -118,6 +148,22 @@ def file_faults(file: Path, part: Path, schema: type) -> list[str]:
         if kind in (str, Any) and isinstance(value, bool | int | float) and str(value) != node.value:
             faults.append(f'{where} is {node.value}, which YAML reads as {value}; write it in quotes, "{node.value}"')
     return faults
+
+
+def _plain(value: object) -> object:
+    """A value of Hydra's grammar, as it would be typed."""
+    if isinstance(value, dict):
+        return {str(key): _plain(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return f"[{','.join(str(_plain(part)) for part in value)}]"
+    if isinstance(value, str):
+        return _typed(value)
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+
+
+def _typed(text: str) -> str:
+    """In quotes where it would not be read as it is."""
+    return text if re.fullmatch(r"[\w./:-]+", text, re.ASCII) else in_quotes(text)
 
 
 def explain(error: Exception) -> str:
@@ -148,8 +194,19 @@ def explain(error: Exception) -> str:
     if wrong := re.search(r"full_key: (\S+)", text):
         said = [_NO_NUMBER.sub(lambda m: f"{wrong[1]} is {m[1]}; allowed is {_NUMBERS[m[2]]}", line) for line in said]
     lines = [line for line in dict.fromkeys(said) if line and not line.startswith(_INNER)]
+    if new := re.search(r"Error merging override \+*([\w.]+)\.(\w+)\.(\w+)=(.*)\n.*dict is not a subclass of", text):
+        group, name, key, value = new.groups()
+        if value.startswith("{"):  # of the whole entry
+            group, name, entry = f"{group}.{name}", key, value
+        else:
+            entry = f"{{{key}:{_typed(value)}}}"
+        chosen = f" A file is chosen by +lang={name}." if group == "lang" else ""
+        return f"there is no {group}.{name} yet, and a new one is given whole: {shlex.quote(f'+{group}={{{name}:{entry}}}')}.{chosen}"
     if (found := re.search(r"Key '([^']+)' (?:is )?not in '\w+'", text)) and schema is not None:
         names = [f.name for f in fields(schema)]
+        lines = [
+            line for line in lines if not line.startswith("To append to your config use")
+        ]  # that is refused as well
         lines.append(f"allowed names: {', '.join(names)}.{nearest(found[1], names)}")
     if "In 'task/" in text:
         lines.append(

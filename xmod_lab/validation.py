@@ -189,7 +189,12 @@ def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> 
 
 
 def _check_base(cfg: PretrainConfig) -> list[str]:
-    return base_faults(cfg.base) if _opens_base(cfg) and cfg.base != "random" else []
+    if _opens_base(cfg):
+        return base_faults(cfg.base) if cfg.base != "random" else []
+    if cfg.base == "auto":
+        return []
+    return [f"base is '{cfg.base}', but nothing is added to it: pre-training begins with random weights; leave base out, or add a "
+            "language to it, e.g. +lang=new_lang"]  # fmt: skip
 
 
 def base_faults(base: str) -> list[str]:
