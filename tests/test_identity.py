@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass, replace
-from types import UnionType
+from types import SimpleNamespace, UnionType
 from typing import Any, get_args, get_origin
 
 import pytest
@@ -13,7 +13,9 @@ from xmod_lab.errors import UserError
 from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.identity import NOT_IN_BASE, UNCOUNTED, counts, identity
 from xmod_lab.tasks.reading import LabelledSource
-from xmod_lab.training.bases import almost_matching, base_to_make, newest_matching
+from xmod_lab.training import data
+from xmod_lab.training.bases import Base, almost_matching, base_to_make, inherit, load_config, newest_matching
+from xmod_lab.training.data import Prepared, training_settings
 from xmod_lab.training.rundir import RunDir
 
 FEW = 14  # of well over a hundred
@@ -22,6 +24,13 @@ MADE = {
     dict[str, LangsetText]: LangsetText(text="a"),
     dict[str, str]: "a",
 }
+
+
+def another(value: Any, kinds: tuple) -> Any:
+    """Another value of a field that may be of these ``kinds``."""
+    if value is None:
+        return "9" if str in kinds else 9
+    return not value if isinstance(value, bool) else [9] if isinstance(value, list) else value * 2 or 1
 
 
 def changed(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -42,16 +51,7 @@ def changed(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
                         for k, new in changed(one, f"{key}.{name}.")
                     )
         else:
-            other = (
-                not value
-                if isinstance(value, bool)
-                else [9]
-                if isinstance(value, list)
-                else 9
-                if value is None
-                else value * 2 or 1
-            )
-            yield key, replace(config, **{field.name: other})
+            yield key, replace(config, **{field.name: another(value, kinds)})
 
 
 @pytest.mark.parametrize("command", ["pretrain", "evaluate", "finetune"])
@@ -145,3 +145,71 @@ def test_a_run_goes_on_with_what_does_not_count_and_with_nothing_else(tmp_path):
     for other in ("data.alpha=0.3", "task.extend.eps=0.1", "model.pre_norm=true", "trainer.deterministic=true"):
         with pytest.raises(UserError, match=f"{other.partition('=')[0]}: .* there, .* now"):
             run.begin(composed(other))
+
+
+def test_the_record_of_a_run_has_all_that_counts_of_task_data_and_trainer():
+    """By exclusion: what it leaves out is named here. Two runs of the same have the same record."""
+    cfg = composed("+lang=sw", "trainer.threads=1")
+    same, left_out = training_settings(cfg), set()
+    for key, other in changed(cfg):
+        part, _, name = key.partition(".")
+        if (training_settings(other) == same) and counts(key) and part in ("task", "data", "trainer", "seed"):
+            left_out.add(name if part != "task" else key)
+    assert {key for key in left_out if not key.startswith("task.pretrain.")} == {"devices", "nodes"}
+    assert training_settings(composed("+lang=sw", "data.tokenizer=/my/own")) == {**same, "tokenizer": "own"}
+    assert all(
+        training_settings(composed("+lang=sw", other)) == same
+        for other in ("trainer.threads=2", "data.folder=x", "logger=csv")
+    )
+
+
+# Two exponents, and a cap
+
+
+def texts(sizes: dict[str, int]) -> Prepared:
+    """Languages of so many rows, as far as a mixture looks."""
+    corpora = {code: SimpleNamespace(train=range(rows)) for code, rows in sizes.items()}
+    return SimpleNamespace(corpora=corpora)
+
+
+def test_the_vocabulary_does_not_follow_the_mixture(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(data, "own_tokenizer", lambda *_, alpha, **__: asked.append(alpha) or tmp_path)
+    for typed in ([], ["data.alpha=0"], ["data.alpha=0.3"], ["data.tokenizer_alpha=0.3"]):
+        data._train_tokenizer(composed(*typed), {}, 100)
+    assert asked == [0.7, 0.7, 0.7, 0.3]
+
+
+def test_in_a_run_of_an_earlier_version_both_exponents_were_one(tmp_path):
+    run = RunDir(tmp_path)
+    run.begin(composed("data.alpha=0.3", "trainer.threads=1"))
+    text = (run / "config.yaml").read_text()
+    assert load_config(run).data.tokenizer_alpha == 0.7
+    (run / "config.yaml").write_text(text.replace("  tokenizer_alpha: 0.7\n", ""))
+    assert load_config(run).data.tokenizer_alpha == 0.3
+
+
+def test_a_cap_that_cannot_hold_is_refused_with_what_would(monkeypatch, caplog):
+    monkeypatch.setattr(data, "_check_rows", lambda *_: None)
+    prepared = texts({"a": 1000, "b": 300, "c": 40})
+
+    def mixed(*typed: str, steps: int = 625):
+        return data.mixture_of(composed("data.alpha=0", *typed), prepared, steps=steps, seed=1)
+
+    with pytest.raises(
+        UserError, match="data.max_passes is 4, but 625 steps read 10,000 rows, and there are 1,340"
+    ) as caught:
+        mixed("data.max_passes=4")
+    assert "Set data.max_passes to 7.47 or more, at most 335 steps" in str(caught.value)
+    assert sum(mixed("data.max_passes=7.47").rows_before(625).values()) == 10_000
+    mixed("data.max_passes=4", steps=335)
+    with caplog.at_level("INFO"):
+        mixed("data.max_passes=4", steps=125)
+    assert "data.max_passes=4 holds back c; the others" in caplog.text
+
+
+def test_a_language_that_is_added_is_not_held_back_by_the_cap_of_its_base_s_mixture(tmp_path):
+    base = Base("base", None, None, composed("data.max_passes=4", "data.row_length=64"))
+    own = inherit(composed("+lang=sw"), base, []).data
+    assert (own.max_passes, own.row_length) == (None, 64)
+    assert inherit(composed("+lang=sw", "data.max_passes=2"), base, ["data.max_passes"]).data.max_passes == 2

@@ -465,6 +465,20 @@ def test_fine_tunings_on_bases_of_other_seeds_are_all_shown_and_pooled_by_base(t
     assert "corrected for the 6 tests" in page and "161 in 38" in page and "0.180" in page  # 0.03 of six tests
 
 
+def test_groups_with_other_vocabularies_are_said_not_to_be_compared(tmp_path):
+    """As of ``vocabulary=keep`` beside ``own``; nothing is said of runs with one vocabulary, or that did not record it."""
+    for name, alpha, digest in (("a", 0.7, "1" * 64), ("b", 0.3, "2" * 64), ("c", 0.5, None)):
+        make_run(tmp_path / name, f"data.alpha={alpha}")
+        state = {"data/el_GR": "x"} | ({"tokenizer/el_GR": digest} if digest else {})
+        (tmp_path / name / "state.json").write_text(json.dumps(state))
+    page = page_of(tmp_path)
+    assert (
+        "read a language with different vocabularies" in page
+        and "el_GR: alpha 0.7: 11111111; alpha 0.3: 22222222" in page
+    )
+    assert "different vocabularies" not in page_of(tmp_path / "a", tmp_path / "c")
+
+
 def test_a_run_that_repeats_another_is_named_and_not_counted_twice(tmp_path):
     for name in ("a", "b"):
         make_run(tmp_path / name, after=1.5)

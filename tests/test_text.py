@@ -16,7 +16,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.text.batches import BatchStream, Layout
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE, Masker
-from xmod_lab.text.mixture import Mixture, proportions
+from xmod_lab.text.mixture import Mixture, at_cap, proportions
 from xmod_lab.text.objective import NextPiece
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
@@ -172,6 +172,32 @@ def test_proportions_follow_alpha_and_the_cap():
     assert sum(shares.values()) == pytest.approx(1) and shares["a"] / shares["c"] == pytest.approx(10)
     capped = proportions(sizes, 0.5, max_passes=4, budget_rows=1000)
     assert capped["c"] == pytest.approx(0.04) and sum(capped.values()) == pytest.approx(1)
+    assert at_cap(sizes, capped, max_passes=4, budget_rows=1000) == ["c"]
+    assert proportions(sizes, 0.5, max_passes=1, budget_rows=1110) == pytest.approx(
+        {"a": 100 / 111, "b": 10 / 111, "c": 1 / 111}
+    )
+
+
+def test_unimax_is_uniform_but_for_those_at_the_cap():
+    """Chung et al. 2023. Their procedure, the smallest language first: each has its even part of what is left, or its cap."""
+    sizes = {"a": 1000, "b": 300, "c": 40}
+    shares = proportions(sizes, 0, max_passes=4, budget_rows=2000)
+    assert {code: round(100 * share) for code, share in shares.items()} == {"a": 46, "b": 46, "c": 8}
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        sizes = {str(i): int(n) for i, n in enumerate(rng.integers(1, 1000, 6))}
+        budget = int(rng.uniform(0.1, 1) * 3 * sum(sizes.values()))
+        left, theirs = float(budget), {}
+        for done, (code, size) in enumerate(sorted(sizes.items(), key=lambda pair: pair[1])):
+            theirs[code] = min(left / (len(sizes) - done), 3 * size)
+            left -= theirs[code]
+        ours = proportions(sizes, 0, max_passes=3, budget_rows=budget)
+        assert ours == pytest.approx({code: rows / budget for code, rows in theirs.items()})
+
+
+def test_a_cap_that_cannot_hold_is_no_mixture():
+    with pytest.raises(ValueError, match="4 passes over all languages are 5360 rows of 10000"):
+        proportions({"a": 1000, "b": 300, "c": 40}, 0.7, max_passes=4, budget_rows=10_000)
 
 
 def test_the_mixture_is_exact_and_sees_every_row_before_any_twice():

@@ -147,7 +147,10 @@ class TaskConfig:
 
 @dataclass
 class DataConfig:
-    """How text becomes rows, and in which mixture they are drawn."""
+    """How text becomes rows, and in which mixture they are drawn: see :func:`xmod_lab.text.mixture.proportions`.
+
+    ``tokenizer_alpha``: the exponent of the text that a shared vocabulary is made from, whatever the mixture is.
+    """
 
     folder: str = field(default=MISSING, metadata=uncounted("a place"))
     row_length: int = number(128, least=8, most=1_000_000)
@@ -155,6 +158,7 @@ class DataConfig:
     max_passes: float | None = number(None, above=0, most=1_000_000)
     attention: str = choice("document", ATTENTION)
     tokenizer: str | None = None
+    tokenizer_alpha: float = number(0.7, least=0, most=10, hint="0: every language alike; 1: in proportion to its size")
     byte_fallback: bool = False
     normalization: str = choice("nmt_nfkc", NORMALIZATIONS)
     validation_share: float = number(0.04, above=0, below=1, hint="a share, e.g. 0.04")

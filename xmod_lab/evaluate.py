@@ -49,6 +49,9 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | 
     opened = open_model(base, cfg, asked)
     if not run.begin(replace(cfg, base=base.name)):  # writes; so all that can be refused was refused before
         return
+    run.remember(
+        **{f"tokenizer/{one.code}": one.scorer.corpus.manifest["settings"]["tokenizer"] for one in opened.subjects}
+    )
     with on_device(opened.model, cfg.trainer.accelerator):
         found = evaluate(opened, parallels, pll=cfg.evaluate.pll)
         samples = {}

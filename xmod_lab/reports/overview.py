@@ -48,6 +48,25 @@ def states(found: Found, repeats: dict[Path, str]) -> list[Part]:
     return [said, element("ul", *items)] if items else [said]
 
 
+def other_vocabularies(groups: list[Group]) -> list[Part]:
+    """Of which languages the runs to be compared have other vocabularies; nothing where that is not so, or was not recorded."""
+    found: dict[str, list[str]] = {}  # who has which -> of which languages
+    for code in dict.fromkeys(code for group in groups for run in group.runs for code in run.tokenizers):
+        names: dict[str, list[str]] = {}
+        for group in groups:
+            for digest in dict.fromkeys(run.tokenizers[code] for run in group.runs if code in run.tokenizers):
+                names.setdefault(digest, []).append(group.name)
+        if len(names) > 1:
+            whose = "; ".join(f"{', '.join(of)}: {digest[:8]}" for digest, of in names.items())
+            found.setdefault(whose, []).append(code)
+    if not found:
+        return []
+    items = [element("li", f"{', '.join(codes)}: {whose}") for whose, codes in found.items()]
+    return [element("p", "These runs read a language with different vocabularies (by the digest of the tokenizer). Where pieces are hidden, "
+                    "neither losses per piece nor bits per byte compare them: one hides other text than the other. To compare, give all "
+                    "of them one vocabulary: data.tokenizer=FOLDER.", kind="bad"), element("ul", *items)]  # fmt: skip
+
+
 def overview(found: Found, grouped: dict[str, list[Group]], repeats: dict[Path, str]) -> list[Part]:
     """Every run that was found, whatever became of it."""
     of = {run.path: group.name for groups in grouped.values() for group in groups for run in group.runs}

@@ -10,7 +10,7 @@ from xmod_lab.reports.costs import mixture, price
 from xmod_lab.reports.evaluation import evaluation_sections
 from xmod_lab.reports.groups import Group, groups_of
 from xmod_lab.reports.markup import Html, element, together, visible
-from xmod_lab.reports.overview import differences, overview, settings, states, title, unfinished
+from xmod_lab.reports.overview import differences, other_vocabularies, overview, settings, states, title, unfinished
 from xmod_lab.reports.proofs import frozen, packs, proof
 from xmod_lab.reports.runs import KINDS, Found, Run
 from xmod_lab.reports.scores import learning_curves, old_languages, results, samples
@@ -97,6 +97,7 @@ def _render(found: Found) -> tuple[str, dict[str, str]]:
     for kind, (groups, _) in grouped.items():
         own: list[Part] = [element("h1", KINDS[kind].capitalize(), kind="kind")] if len(grouped) > 1 else []
         own += differences(groups) if len(groups) > 1 else settings(groups[0])
+        own += other_vocabularies(groups)
         own += [part for section in _SECTIONS[kind] for part in section(groups)]
         parts += [_renamed(part, kind) for part in own] if len(grouped) > 1 else own
     if several:

@@ -31,6 +31,7 @@ class Run:
     ``name``: short, and of no other run that was found. ``settings``: the configuration by dotted keys; where ``base`` is a run that can be read, its settings too, as ``base.…``.
     ``roles``: of the languages of a transfer, (role, examples, clusters of them). ``samples``: see :mod:`xmod_lab.training.samples`.
     ``base_digest``: of the base that it began with, as recorded; empty where it is not.
+    ``tokenizers``: digest of the one by which each language was read, where the run recorded it.
     """
 
     path: Path
@@ -45,6 +46,7 @@ class Run:
     roles: dict[str, tuple[str, int, int]] = field(default_factory=dict)
     samples: dict[str, list[dict]] = field(default_factory=dict)
     base_digest: str = ""
+    tokenizers: dict[str, str] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -186,6 +188,11 @@ def _read(path: Path) -> Run:
         roles,
         _json(path / "samples.json"),
         str(_json(path / "state.json").get("base", "")),
+        {
+            key.removeprefix("tokenizer/"): str(digest)
+            for key, digest in _json(path / "state.json").items()
+            if key.startswith("tokenizer/")
+        },
     )
 
 

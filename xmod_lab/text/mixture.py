@@ -14,25 +14,35 @@ _STEPS = 1 << 14  # steps counted at once: bounds the memory of counting a milli
 
 
 def proportions(sizes: dict[str, int], alpha: float, *, max_passes: float | None = None, budget_rows: int = 0) -> dict:
-    """p_l ∝ n_l^alpha over sizes n_l; with ``max_passes`` no language exceeds that many passes of ``budget_rows`` rows
-    in all, the rest going to the others (UniMax, Chung et al. 2023). ``max_passes`` yields when all are at the cap."""
+    """p_l ∝ n_l^alpha over sizes n_l; with ``max_passes`` no language exceeds that many passes of ``budget_rows`` rows in all, the
+    rest going to the others. ``alpha`` 0 with a cap is UniMax (Chung et al. 2023): all alike, but for those at the cap.
+
+    Raises:
+        ValueError: all languages at the cap do not fill the budget.
+    """
     weights = {code: float(n) ** alpha for code, n in sizes.items()}
-    total = sum(weights.values())
-    shares = {code: w / total for code, w in weights.items()}
     if max_passes is None:
-        return shares
+        return {code: w / sum(weights.values()) for code, w in weights.items()}
+    if (most := max_passes * sum(sizes.values())) < budget_rows:
+        raise ValueError(f"{max_passes} passes over all languages are {most} rows of {budget_rows}")
     caps = {code: max_passes * n / budget_rows for code, n in sizes.items()}
     capped: dict[str, float] = {}
-    while True:
-        free = [code for code in sizes if code not in capped]
-        rest = 1 - sum(capped.values())
-        scale = rest / sum(weights[code] for code in free) if free else 0.0
+    while free := [code for code in sizes if code not in capped]:
+        scale = (1 - sum(capped.values())) / sum(weights[code] for code in free)
         over = [code for code in free if weights[code] * scale > caps[code]]
-        if not free or len(over) == len(free) == len(sizes):
-            return shares
         if not over:
-            return {code: capped.get(code, weights[code] * scale) for code in sizes}
+            return capped | {code: weights[code] * scale for code in free}
         capped |= {code: caps[code] for code in over}
+    return capped
+
+
+def at_cap(sizes: dict[str, int], shares: dict[str, float], *, max_passes: float | None, budget_rows: int) -> list[str]:
+    """The languages that ``max_passes`` holds back in ``shares``, as of :func:`proportions`."""
+    return (
+        []
+        if max_passes is None
+        else [code for code, n in sizes.items() if shares[code] == max_passes * n / budget_rows]
+    )
 
 
 class Mixture:

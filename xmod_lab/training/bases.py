@@ -136,6 +136,7 @@ def inherit(cfg: PretrainConfig, base: Base, asked: list[str]) -> PretrainConfig
     kept = {} if "data" not in asked else asdict(cfg.data)
     kept |= {f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if f"data.{f.name}" in asked}
     kept |= {f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if not counts(f"data.{f.name}")}
+    kept["max_passes"] = cfg.data.max_passes  # of a mixture, and a language that is added is alone
     model = cfg.model if _names_model(asked) else base.cfg.model  # what was asked for is compared in agree()
     return replace(cfg, model=model, langset=base.cfg.langset, data=replace(base.cfg.data, **kept))
 
@@ -171,13 +172,18 @@ def almost_matching(cfg: PretrainConfig) -> str:
                     len(keys),
                     -_time(run),
                     run.path,
-                    [f"{key} is {has.get(key)} there, {wanted.get(key)} here" for key in keys],
+                    [f"{key} is {_text(has.get(key))} there, {_text(wanted.get(key))} here" for key in keys],
                 )
             )
     if not found:
         return ""
     _, _, path, differences = min(found)
     return f". The nearest is {path}: {', '.join(differences)}; base={path} takes it with its own settings"
+
+
+def _text(value: object) -> str:
+    """A setting as on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def newest_finished(runs: str, fits: Callable[[PretrainConfig], bool] = lambda _: True) -> RunDir | None:
@@ -233,6 +239,8 @@ def load_config(run: RunDir) -> PretrainConfig:
     """The configuration that a run wrote down. Raises UserError when it cannot be read."""
     try:
         stored = read_yaml(run / "config.yaml")
+        if isinstance(data := stored.get("data"), dict) and "alpha" in data:
+            data.setdefault("tokenizer_alpha", data["alpha"])  # one setting in earlier versions
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PretrainConfig), stored))
     except (TypeError, ValueError, AttributeError, OmegaConfBaseException) as error:
         if isinstance(error, UserError):

@@ -4,6 +4,7 @@ import io
 import logging
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,21 +52,9 @@ def measure(
     trainable: set[str] | None,
 ) -> Cost:
     """Take a few steps as the run would, in one process on its share of a batch, and see what they cost."""
-    processes = cfg.trainer.devices * cfg.trainer.nodes
-    steps = _WARM_UP + _TIMED
-    module = LanguageModeling(
-        model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable, fused=cfg.trainer.precision != "16-mixed"
-    )
-    lang_ids = {code: model.lang_id(code) for code in prepared.corpora}
-
-    def loader(steps: int) -> DataLoader:
-        return batches(
-            cfg, prepared, mixture, lang_ids, seed=seed, steps=steps, first_step=0, rank=0, processes=processes
-        )
-
-    alone = replace(cfg, trainer=replace(cfg.trainer, devices=1, nodes=1, max_steps=steps, max_tokens=None))
-    meter = _Meter()
-    make_trainer(alone, [meter], meter.size).fit(module, loader(steps))
+    processes, meter = cfg.trainer.devices * cfg.trainer.nodes, _Meter()
+    loader = _loader(cfg, model, prepared, mixture, seed)
+    module = _take_steps(cfg, model, loader, meter, seed, trainable)
     if processes > 1:
         log.info(
             "timed in one process on its share of the batch: what %d processes tell each other comes on top", processes
@@ -73,7 +62,7 @@ def measure(
     sizes = [
         (p.numel(), p.numel() * p.element_size(), name in module.trainable) for name, p in model.named_parameters()
     ]
-    middle = statistics.median(meter.seconds[_WARM_UP:])
+    middle = meter.seconds_per_step
     return Cost(
         trainable=sum(n for n, _, trains in sizes if trains),
         frozen=sum(n for n, _, trains in sizes if not trains),
@@ -85,6 +74,48 @@ def measure(
         seconds=middle * cfg.steps,
         loader_rows_per_second=_rows_per_second(loader(_READ + 2 * cfg.data.workers + 1)),
     )
+
+
+def seconds_of(
+    cfg: PretrainConfig, model: XmodLanguageModel, prepared: Prepared, mixture: Mixture, *, seed: int
+) -> float:
+    """Of all steps of a pre-training, by a few that are taken; ``model`` is of no use afterwards."""
+    meter = _Meter(all_of_it=False)
+    _take_steps(cfg, model, _loader(cfg, model, prepared, mixture, seed), meter, seed, None)
+    return meter.seconds_per_step * cfg.steps
+
+
+def duration(seconds: float) -> str:
+    """In seconds, minutes or hours."""
+    minutes, hours = seconds / 60, seconds / 3600
+    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
+
+
+def _loader(
+    cfg: PretrainConfig, model: XmodLanguageModel, prepared: Prepared, mixture: Mixture, seed: int
+) -> Callable[[int], DataLoader]:
+    """Gives the loader of so many steps, for one of the processes."""
+    lang_ids = {code: model.lang_id(code) for code in prepared.corpora}
+    processes = cfg.trainer.devices * cfg.trainer.nodes
+    return lambda steps: batches(
+        cfg, prepared, mixture, lang_ids, seed=seed, steps=steps, first_step=0, rank=0, processes=processes
+    )
+
+
+def _take_steps(
+    cfg: PretrainConfig,
+    model: XmodLanguageModel,
+    loader: Callable[[int], DataLoader],
+    meter: "_Meter",
+    seed: int,
+    trainable: set[str] | None,
+) -> LanguageModeling:
+    """Train ``model`` for a few steps in one process, which ``meter`` sees."""
+    steps, fused = _WARM_UP + _TIMED, cfg.trainer.precision != "16-mixed"
+    module = LanguageModeling(model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable, fused=fused)
+    alone = replace(cfg, trainer=replace(cfg.trainer, devices=1, nodes=1, max_steps=steps, max_tokens=None))
+    make_trainer(alone, [meter], meter.size).fit(module, loader(steps))
+    return module
 
 
 def _rows_per_second(loader: DataLoader) -> float:
@@ -120,15 +151,22 @@ class _Counter(io.RawIOBase):
 
 
 class _Meter(pl.Callback):
-    """FLOPs of the first step, seconds of every one, and the size of a checkpoint after the last."""
+    """Seconds of every step; and, with ``all_of_it``, FLOPs of the first one and the size of a checkpoint after the last."""
 
-    def __init__(self) -> None:
-        self.size = _Size()
+    def __init__(self, *, all_of_it: bool = True) -> None:
+        self.all_of_it, self.size = all_of_it, _Size()
         self.flops, self.optimizer_bytes = 0, 0
         self.seconds: list[float] = []
         self.counter = FlopCounterMode(display=False)
 
+    @property
+    def seconds_per_step(self) -> float:
+        return statistics.median(self.seconds[_WARM_UP:])
+
     def on_train_start(self, trainer: pl.Trainer, module: LanguageModeling) -> None:
+        self.began = time.perf_counter()
+        if not self.all_of_it:
+            return
         config = module.model.config
         self.attention = config._attn_implementation
         if module.device.type == "cpu":  # torch's counter does not know the CPU's fused attention
@@ -141,7 +179,7 @@ class _Meter(pl.Callback):
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         self.seconds.append(time.perf_counter() - self.began)
-        if len(self.seconds) == 1:
+        if len(self.seconds) == 1 and self.all_of_it:
             self.counter.__exit__(None, None, None)
             self.flops = self.counter.get_total_flops()
             module.model.config._attn_implementation = self.attention
@@ -149,6 +187,8 @@ class _Meter(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, module: LanguageModeling) -> None:
         """Languages that were in none of the steps get their moments now: the run will meet them."""
+        if not self.all_of_it:
+            return
         state = trainer.optimizers[0].state
         like = next(iter(state.values()))
         for parameter in module.parameters():

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -12,18 +13,26 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.config import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
+from xmod_lab.identity import identity
 from xmod_lab.text.batches import BatchStream
 from xmod_lab.text.listing import titled
-from xmod_lab.text.mixture import Mixture, proportions
+from xmod_lab.text.mixture import Mixture, at_cap, proportions
 from xmod_lab.text.objective import Objective
 from xmod_lab.text.rows import Corpus, prepare_corpus
 from xmod_lab.text.tokenizer import PAD
 from xmod_lab.text.vocabulary import load_tokenizer, own_tokenizer
 from xmod_lab.training.interruption import leave_signals_to_the_run
+from xmod_lab.training.rundir import MAY_CHANGE
 from xmod_lab.training.scoring import Scorer, held_out
 
 log = logging.getLogger(__name__)
 _SMALL = 2**20  # bytes
+_SAID_OTHERWISE = (
+    "name",
+    "tokenizer",
+    "max_steps",
+    "max_tokens",
+)  # in the record of a run: as task, by its name, as steps
 _UNKNOWN, _SHORT = (
     0.01,
     0.75,
@@ -43,6 +52,11 @@ class Prepared:
         """Of the text, tokenizer and settings of all corpora."""
         parts = [f"{code}={corpus.digest}" for code, corpus in self.corpora.items()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @property
+    def tokenizers(self) -> dict[str, str]:
+        """By which digest of a tokenizer each language was read, for state.json."""
+        return {f"tokenizer/{code}": corpus.manifest["settings"]["tokenizer"] for code, corpus in self.corpora.items()}
 
     def scorers(self, objective: Objective) -> dict[str, Scorer]:
         """A scorer for each language."""
@@ -105,7 +119,7 @@ def _train_tokenizer(cfg: PretrainConfig, sources: dict, pieces: int, pad_id: in
     path = own_tokenizer(
         sources,
         pieces=pieces,
-        alpha=cfg.data.alpha,
+        alpha=cfg.data.tokenizer_alpha,
         byte_fallback=cfg.data.byte_fallback,
         normalization=cfg.data.normalization,
         folder=Path(cfg.data.folder),
@@ -149,12 +163,29 @@ def _check_rows(prepared: Prepared, cfg: PretrainConfig, what: str) -> None:
 
 
 def mixture_of(cfg: PretrainConfig, prepared: Prepared, *, steps: int, seed: int) -> Mixture:
-    """The mixture p ∝ rows^alpha that the configuration asks for."""
+    """The mixture that the configuration asks for.
+
+    Raises:
+        UserError: too little text for one batch, or for ``data.max_passes`` of it to fill all steps.
+    """
     _check_rows(prepared, cfg, "the text of the language set")
     sizes = {code: len(corpus.train) for code, corpus in prepared.corpora.items()}
-    budget = steps * cfg.trainer.rows_per_step
-    shares = proportions(sizes, cfg.data.alpha, max_passes=cfg.data.max_passes, budget_rows=budget)
+    most, budget, rows = cfg.data.max_passes, steps * cfg.trainer.rows_per_step, sum(sizes.values())
+    if most is not None and most * rows < budget:
+        fewer = int(most * rows) // cfg.trainer.rows_per_step
+        less = f", at most {fewer:,} steps (trainer.max_steps)" if fewer else ""
+        raise UserError(f"data.max_passes is {most:g}, but {steps:,} steps read {budget:,} rows, and there are {rows:,}: all languages "
+                        f"together would be read {budget / rows:.2f} times. Set data.max_passes to {_above(budget / rows)} or more{less}, "
+                        "or null, or give more text")  # fmt: skip
+    shares = proportions(sizes, cfg.data.alpha, max_passes=most, budget_rows=budget)
+    if capped := at_cap(sizes, shares, max_passes=most, budget_rows=budget):
+        log.info("data.max_passes=%g holds back %s; the others have what they leave", most, ", ".join(capped))
     return Mixture(sizes, shares, rows_per_step=cfg.trainer.rows_per_step, seed=seed)
+
+
+def _above(passes: float) -> str:
+    """``passes``, rounded up in its second decimal, so that it is enough."""
+    return f"{math.ceil(passes * 100) / 100:g}"
 
 
 def mixed_target_counts(cfg: PretrainConfig, mixture: Mixture, prepared: Prepared) -> np.ndarray:
@@ -242,15 +273,19 @@ def consumption(mixture: Mixture, prepared: Prepared, steps: int) -> dict[str, f
 
 
 def training_settings(cfg: PretrainConfig) -> dict:
-    """How a run trains, for manifests and cards: nothing that differs between two runs of the same."""
-    return {
-        "task": cfg.task.name,
-        "mask_rate": cfg.task.mask_rate,
-        "mask_policy": cfg.task.mask_policy,
-        "recipe": {key: value for key, value in asdict(cfg.recipe).items() if key != "steps"},
-        "steps": cfg.steps,  # those of the recipe, or what replaced them
-        "rows_per_step": cfg.trainer.rows_per_step,
-        "row_length": cfg.data.row_length,
-        "precision": cfg.trainer.precision,
-        "seed": cfg.seed,
-    }
+    """How a run trains, for manifests and cards: all settings of ``task``, ``data`` and ``trainer`` that count, by their last
+    names, but for what may differ between two runs of the same, such as the folder of a tokenizer."""
+    found: dict[str, object] = {"task": cfg.task.name}
+    for key, value in identity(asdict(cfg)).items():
+        part, _, name = key.partition(".")
+        if (
+            part in ("task", "data", "trainer")
+            and "." not in name
+            and name not in _SAID_OTHERWISE
+            and key not in MAY_CHANGE
+        ):
+            assert name not in found, f"two settings are called {name}"
+            found[name] = value
+    found["tokenizer"] = cfg.data.tokenizer and Path(cfg.data.tokenizer).name
+    found["recipe"] = {key: value for key, value in asdict(cfg.recipe).items() if key != "steps"}
+    return {**found, "steps": cfg.steps, "seed": cfg.seed}

@@ -6,11 +6,12 @@ is the same to the bit (in one precision and with one number of threads), and th
 
 import hashlib
 import logging
+from dataclasses import fields
 from pathlib import Path
 
 import torch
 
-from xmod_lab.config import LangConfig, PretrainConfig
+from xmod_lab.config import LangConfig, PretrainConfig, TextConfig
 from xmod_lab.errors import UserError
 from xmod_lab.files import build_folder
 from xmod_lab.languages.folders import manifests_in, model_folder, save_model
@@ -43,6 +44,7 @@ from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
 _PROBE_ROWS = 4
+_IN_DATA = ("code", *(f.name for f in fields(TextConfig)))  # in a pack's manifest with what is known of its text
 
 
 def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str], *, group: str | None = None) -> None:
@@ -68,6 +70,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
     if not run.begin(cfg):  # writes; so all that can be refused was refused before
         return
     facts = {f"data/{code}": prepared.digest for code, (_, prepared) in languages.items()}
+    facts |= {name: digest for _, prepared in languages.values() for name, digest in prepared.tokenizers.items()}
     run.remember(base=whole_digest(model), **facts)
     for code, (lang, prepared) in languages.items():
         corpus_table(prepared, f"text of {code} ({titled(lang.text)})")
@@ -196,7 +199,8 @@ def _record(cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, 
     """Settings, data and proof, for the pack's manifest: nothing that differs between two runs of the same."""
     corpus = prepared.corpora[lang.code]
     return {
-        "training": {**training_settings(cfg), "train_slot": lang.train_slot},
+        "training": training_settings(cfg)
+        | {f.name: getattr(lang, f.name) for f in fields(lang) if f.name not in _IN_DATA},
         "data": {
             **_origin(lang),
             "source": corpus.manifest["settings"]["source"],

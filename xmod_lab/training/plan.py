@@ -41,7 +41,7 @@ from xmod_lab.training.bases import (
     resolve,
 )
 from xmod_lab.training.beginning import allocate_language
-from xmod_lab.training.cost import Cost, measure
+from xmod_lab.training.cost import Cost, duration, measure
 from xmod_lab.training.data import Prepared, about_kept, consumption, mixture_of, prepare_base, prepare_beside
 from xmod_lab.training.extension import open_base, seed_of, trainable_names
 from xmod_lab.training.rundir import RunDir
@@ -93,7 +93,7 @@ def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
     for warning in warnings:
         log.warning("warning: %s", warning)
     log.info("nothing was trained; %s in all for the steps, scoring and saving apart",
-             _duration(sum(part["seconds"] for part in plan.values())))  # fmt: skip
+             duration(sum(part["seconds"] for part in plan.values())))  # fmt: skip
     write_whole(run / PLAN, json.dumps({**plan, "warnings": warnings}, indent=1).encode())
 
 
@@ -260,7 +260,7 @@ def _cost_table(cfg: PretrainConfig, cost: Cost, files: list[tuple[str, int]]) -
         ("FLOPs of a step (matrix products)", f"{cost.flops_per_step:,}"),
         (f"FLOPs of {cfg.steps:,} steps", f"{cost.flops_per_step * cfg.steps:.3g}"),
         ("a step on this machine", f"{1000 * cost.seconds_per_step:.0f} ms, {speed:,.0f} tokens/s"),
-        (f"{cfg.steps:,} steps", _duration(cost.seconds)),
+        (f"{cfg.steps:,} steps", duration(cost.seconds)),
         (
             "the loader alone",
             f"{cost.loader_rows_per_second:,.0f} rows/s, {cost.loader_rows_per_second / rows_read:,.1f} × what the steps read",
@@ -275,8 +275,3 @@ def _per_word(spelt: Spelling) -> str:
 
 def _looks(looks: list[tuple[str, float]] | str) -> str:
     return "not checked" if isinstance(looks, str) else f"{looks[0][0]} {100 * looks[0][1]:.0f} %"
-
-
-def _duration(seconds: float) -> str:
-    minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"

@@ -13,6 +13,7 @@ from xmod_lab.model.digests import fingerprint
 from xmod_lab.model.packs import CARD
 from xmod_lab.text.likelihoods import scored_text
 from xmod_lab.training.bases import new_model
+from xmod_lab.training.cost import duration, seconds_of
 from xmod_lab.training.data import (
     Prepared,
     consumption,
@@ -21,7 +22,7 @@ from xmod_lab.training.data import (
     prepare_base,
     training_settings,
 )
-from xmod_lab.training.distributed import barrier, rank
+from xmod_lab.training.distributed import barrier, launched, rank
 from xmod_lab.training.fit import fit
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.samples import SAMPLES, filled
@@ -33,9 +34,11 @@ log = logging.getLogger(__name__)
 TRAINING_FIGURES = ("train/loss", "train/tokens", "train/tokens_per_second", "train/lr")
 
 
-def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None) -> None:
+def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None, on_the_way: bool = False) -> None:
     """Train in ``run``, going on where it stopped; writes model/ and, last, metrics.json.
 
+    Args:
+        on_the_way: the user asked for something that needs this base: say how long it will take.
     Raises:
         UserError: bad text, a damaged checkpoint, or a run dir that holds another run.
     """
@@ -44,7 +47,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
     if not run.begin(cfg):  # writes; so all that can be refused was refused before
         return
-    run.remember(data=prepared.digest)
+    run.remember(data=prepared.digest, **prepared.tokenizers)
     corpus_table(prepared, "text of the language set")
     model = new_model(cfg, prepared.tokenizer)
     with torch.no_grad():  # what an untrained output layer would learn first: it spares the body that detour
@@ -54,6 +57,9 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None)
     training_table(model, {name for name, _ in model.named_parameters()}, "base")
     log.info("%d steps of %d rows of %d pieces: %s tokens in %s", cfg.steps, cfg.trainer.rows_per_step,
              cfg.data.row_length, f"{cfg.steps * cfg.tokens_per_step:,}", cfg.trainer.precision)  # fmt: skip
+    if on_the_way and not launched():
+        seconds = seconds_of(cfg, new_model(cfg, prepared.tokenizer), prepared, mixture, seed=cfg.seed)
+        log.info("the steps of this base take about %s on this machine", duration(seconds))
     codes = list(prepared.corpora)
     columns = [*TRAINING_FIGURES, *(f"val/{unit}/{code}" for code in codes for unit in ("loss", "bpb"))]
     with Tracking(cfg, run, columns, group=group, job_type="pretrain") as tracking:
@@ -99,4 +105,4 @@ def _record(cfg: PretrainConfig, prepared: Prepared, metrics: dict[str, float]) 
         | {f"{name} read": metrics[f"train/{name}/{code}"] for name in ("tokens", "passes")}
         for code, counts in statistics.items()
     }
-    return {"data": data, "training": {**training_settings(cfg), "alpha": cfg.data.alpha}, "scores": metrics}
+    return {"data": data, "training": training_settings(cfg), "scores": metrics}

@@ -38,7 +38,7 @@ def settle_base(
     """The base that ``cfg.lang`` is added to, pre-trained if there is none yet, and ``cfg`` with what it takes over
     from it."""
     cfg = _begun(cfg, run)
-    base = resolve(cfg, asked, lambda own, place: pretrain_base(own, place, group=group))
+    base = resolve(cfg, asked, lambda own, place: pretrain_base(own, place, group=group, on_the_way=True))
     return replace(inherit(cfg, base, asked), base=base.name), base
 
 

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
 ENVIRONMENT = "environment.json"  # by what each start of the run was made; nothing depends on it
 # count, but a run may go on with others: the base is known by its digest, and the batches stay what they are
-_MAY_CHANGE = ("base", "trainer.devices", "trainer.nodes")
+MAY_CHANGE = ("base", "trainer.devices", "trainer.nodes")
 Run = TypeVar("Run", bound=RunConfig)
 _LOCKS: dict[Path, Lock] = {}  # by run dir; the system lets go of them when this process ends
 _FINISHED = "metrics.json"
@@ -331,8 +331,8 @@ def _zip_fault(path: Path) -> str | None:
 
 
 def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
-    """Dotted keys of settings that count and differ, those in _MAY_CHANGE left out."""
+    """Dotted keys of settings that count and differ, those in MAY_CHANGE left out."""
     a, b = identity(old), identity(new)
     return [
-        (k, a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) and k not in _MAY_CHANGE
+        (k, a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) and k not in MAY_CHANGE
     ]
