@@ -396,14 +396,16 @@ def bench_memory(size: str, rounds: int) -> dict[str, Row]:
 def loader(size: str) -> DataLoader:
     """The loader of a run: eight languages with 2,000 rows of random pieces each, in passages of some sixteen; one worker."""
     _, _, _, pieces, rows = SIZES[size]
-    special = {"pad_token_id": 1, "eos_token_id": 2, "unk_token_id": 3, "mask_token_id": pieces - 1}
+    special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "unk_token_id": 3, "mask_token_id": pieces - 1}
     tokenizer = Pieces(range(pieces))
-    vars(tokenizer).update(special, all_special_ids=[0, *special.values()])
+    vars(tokenizer).update(special, all_special_ids=[*special.values()])
     random = np.random.default_rng(0)
     corpora = {}
     for code in LANGUAGES:
         ids = random.integers(4, pieces - 1, (2_000, LENGTH))
-        ids[random.random(ids.shape) < 1 / 16], ids[:, 0] = 2, 0
+        ends = random.random(ids.shape) < 1 / 16
+        ends[:, 1:] &= ~ends[:, :-1]
+        ids[ends], ids[np.roll(ends, 1, axis=1)], ids[:, 0] = 2, 0, 0
         features = Features({"input_ids": List(Value("int32"), length=LENGTH)})
         split = Dataset.from_dict({"input_ids": ids.tolist()}, features=features)
         corpora[code] = Corpus(code, "", split, split, np.zeros(pieces), {"settings": {"length": LENGTH}})

@@ -76,7 +76,9 @@ def test_the_dense_peer_is_ours_without_slots():
 
 def test_the_loader_is_that_of_a_run():
     rows = next(iter(bench.loader("toy")))
-    assert rows["input_ids"].shape == (8, 128) and (rows["labels"] != -100).sum() == 8 * 38
+    ids, hidden = torch.as_tensor(rows["input_ids"]), (torch.as_tensor(rows["labels"]) != -100).sum(1)
+    assert ids.shape == (8, 128) and ((hidden > 0.3 * 128 * 0.75) & (hidden <= 38)).all()
+    assert (ids[:, :-1] == 2).sum() == (ids[:, 1:] == 0).sum() > 8  # a passage begins where another ends
     assert rows["attention_mask"].shape == (8, 1, 128, 128)
 
 

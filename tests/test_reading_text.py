@@ -23,6 +23,7 @@ from xmod_lab.hub import hub_fault
 from xmod_lab.tasks.reading import LabelledSource
 from xmod_lab.text.corpus import Source, Tally, check_source
 from xmod_lab.text.files import decoded_lines, json_rows
+from xmod_lab.text.holdout import Keys, exact_key, letters_of
 from xmod_lab.text.parallel import read_parallel
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.validation import validate
@@ -412,7 +413,84 @@ def test_held_out_text_that_is_training_text_is_told_with_its_share(tmp_path, to
     assert corpus.manifest["statistics"]["validation"]["in_training"] == 10
     remark, = corpus.remarks()  # fmt: skip
     assert remark.startswith("oc: 10 of the 20 held-out passages (50 %) are training text as well")
-    assert make(Source(text, drop_duplicates=duplicates)).remarks() == []
+    own = make(Source(text, drop_duplicates=duplicates))
+    assert own.remarks() == [] and own.manifest["statistics"]["validation"]["in_training"] == 0
+
+
+def test_given_held_out_text_is_compared_by_its_letters(tmp_path, tokenizer_folder):
+    tokenizer, lines = AutoTokenizer.from_pretrained(tokenizer_folder), list(dict.fromkeys(passages("en", 120)))
+    text = _write(tmp_path, "txt", lines[:90], "a")
+    held_out = _write(
+        tmp_path, "txt", [*(f"12) {line.upper()}!" for line in lines[:5]), *lines[90:100], "12", "12 %"], "b"
+    )
+    corpus = prepare_corpus("oc", Source(text, validation=held_out), tokenizer, length=32, folder=tmp_path)
+    counts = corpus.manifest["statistics"]["validation"]
+    assert (counts["held_out_by"], counts["passages"], counts["in_training"]) == ("given", 17, 5)
+    assert (
+        "5 of the 17 held-out passages (29 %) are training text as well, numbers, case and punctuation apart"
+        in corpus.remarks()[0]
+    )
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
+def test_what_differs_in_numbers_case_and_punctuation_is_held_out_together(tmp_path, kind):
+    rows = [
+        text
+        for i, line in enumerate(dict.fromkeys(passages("en", 300)))
+        for text in (f"{line} {i}", f"{line.upper()}, {i + 1}!")
+    ]
+    source = Source(_write(tmp_path, kind, [*rows, *map(str, range(300))]), drop_duplicates=False, validation_share=0.2)
+    letters = [{letters_of(text) or text for text in source.passages(split)} for split in ("train", "validation")]
+    assert len(letters[1]) > 50 and not letters[0] & letters[1]
+    assert any(text.isdigit() for text in letters[1])  # what has no letters is told by what it has
+
+
+def _documents(number: int) -> list[list[str]]:
+    lines = list(dict.fromkeys(passages("en", 5 * number)))
+    return [["Contents", *lines[4 * i : 4 * i + 4]] for i in range(number)]
+
+
+@pytest.mark.parametrize("kind", ["blank lines", "files", "jsonl"])
+def test_documents_are_held_out_whole(tmp_path, tokenizer_folder, kind):
+    documents, text = _documents(250), tmp_path / "text"
+    text.mkdir()
+    if kind == "files":
+        for number, lines in enumerate(documents):
+            (text / f"{number}.txt").write_text("\n".join(lines), encoding="utf-8")
+    elif kind == "jsonl":
+        _write(text, "jsonl", ["\n".join(lines) for lines in documents])
+    else:
+        (text / "x.txt").write_text("\n\n\n".join("\n".join(lines) for lines in documents), encoding="utf-8")
+    source, tokenizer = Source(str(text)), AutoTokenizer.from_pretrained(tokenizer_folder)
+    train, held_out = (list(source.passages(split)) for split in ("train", "validation"))
+    sides = {"".join(text for text in train if text != "Contents"): "train", "".join(held_out): "held out"}
+    for lines in documents:
+        found = {side for whole, side in sides.items() for line in lines[1:] if line in whole}
+        assert len(found) == 1, lines
+    assert 3 <= len(held_out) / (1 if kind == "jsonl" else 4) <= 25
+    counts = prepare_corpus("oc", source, tokenizer, length=32, folder=tmp_path).manifest["statistics"]
+    assert counts["validation"]["held_out_by"] == ("passage" if kind == "jsonl" else "document")
+    assert "Contents" not in held_out and counts["validation"]["in_training"] == (
+        kind != "jsonl"
+    )  # the others are duplicates
+    assert counts["validation"]["passages"] == len(held_out) and counts["train"]["passages"] == len(train)
+
+
+def test_a_few_blank_lines_make_no_documents(tmp_path):
+    """Else all of a text, or nothing, would be held out."""
+    lines = list(dict.fromkeys(passages("en", 500)))
+    (tmp_path / "x.txt").write_text("\n\n".join("\n".join(lines[i::5]) for i in range(5)), encoding="utf-8")
+    source = Source(str(tmp_path / "x.txt"))
+    assert source.held_out_by == "passage" and 5 < len(list(source.passages("validation"))) < 40
+
+
+def test_a_million_keys_take_eight_megabytes(monkeypatch):
+    monkeypatch.setattr("xmod_lab.text.holdout._NEW", 1000)
+    keys, numbers = Keys(), [exact_key(str(i)) for i in range(20_500)]
+    for number in numbers:
+        keys.add(number)
+    assert all(number in keys for number in numbers) and not any(exact_key(f"x{i}") in keys for i in range(1000))
+    assert keys._sorted.nbytes == 8 * 20_000 and len(keys._new) == 500
 
 
 def test_what_was_odd_is_in_the_manifest_and_told(tmp_path, tokenizer_folder):

@@ -18,6 +18,7 @@ from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE, Masker
 from xmod_lab.text.mixture import Mixture, at_cap, proportions
 from xmod_lab.text.objective import NextPiece
+from xmod_lab.text.packing import best_fit
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
 
@@ -113,27 +114,79 @@ def prepared(tmp_path_factory, tokenizer_folder):
     return folder, tokenizer, corpora
 
 
-def test_rows_hold_exactly_the_text(prepared):
+def test_every_passage_is_whole_in_a_row_as_later_readers_give_it(prepared):
+    """Only one that is longer than a row is cut: its parts begin with <s> too, and all but the last fill their rows."""
     folder, tokenizer, corpora = prepared
+    bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     for split in ("train", "validation"):
         corpus = corpora["en"]
-        rows = corpus.rows(split, np.arange(len(getattr(corpus, split))))
-        assert (rows[:, 0] == tokenizer.bos_token_id).all()
-        stream = [int(i) for row in rows for i in row[1:] if i != tokenizer.pad_token_id]
-        expected = []
-        source = Source(str(folder / "en.txt"))
-        for text in source.passages(split):
-            expected += [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-        dropped = corpus.manifest["statistics"][split]["tokens_dropped_at_end"]
-        assert stream == expected[: len(expected) - dropped] and dropped < 24
-        if split == "validation":
-            size = sum(len(text.encode()) for text in source.passages(split))
-            assert sum(getattr(corpus, split)["bytes"]) == size == corpus.manifest["statistics"][split]["bytes"]
+        part, statistics = getattr(corpus, split), corpus.manifest["statistics"][split]
+        rows = corpus.rows(split, np.arange(len(part)))
+        texts = list(Source(str(folder / "en.txt")).passages(split))
+        whole = [tokenizer(text)["input_ids"] for text in texts]
+        expected, cut = [], 0
+        for ids in whole:
+            cut += len(ids) > 24
+            while len(ids) > 24:
+                expected.append(ids[:24])
+                ids = [bos, *ids[24:]]
+            expected.append(ids)
+        found = []
+        for row in rows:
+            filled = row[row != pad]
+            assert row[0] == bos and np.array_equal(filled, row[: len(filled)])
+            found += [ids.tolist() for ids in np.split(filled, np.flatnonzero(filled == bos)[1:])]
+        assert sorted(found) == sorted(expected) and all(ids[-1] == eos or len(ids) == 24 for ids in found)
+        assert statistics["cut"] == cut > 0 and len(whole) == sum(ids[-1] == eos for ids in found)
+        assert statistics["tokens"] == sum(map(len, whole)) - 2 * len(whole)
+        assert statistics["padding"] == (rows == pad).sum() == sum(part["padding"]) < 0.08 * rows.size
+        assert sum(part["bytes"]) == sum(len(text.encode()) for text in texts) == statistics["bytes"]
+
+
+def test_a_passage_of_training_is_computed_as_when_it_is_read_alone(prepared):
+    """The same pieces at the same positions, and nothing of the others in its row: the logits are those of the passage alone."""
+    _, tokenizer, corpora = prepared
+    rows = corpora["en"].rows("validation", np.arange(30))
+    layout = Layout("document", tokenizer.pad_token_id, tokenizer.eos_token_id)
+    model, seen = tiny_model(vocab_size=len(tokenizer)), 0
+    assert (layout.fields(rows, rows)["position_ids"].numpy()[rows == tokenizer.bos_token_id] == 2).all()
+    with torch.no_grad():
+        packed = model(torch.from_numpy(rows), lang_ids="en_XX", **layout.fields(rows, rows)).logits
+        for row, logits in zip(rows, packed, strict=True):
+            starts, ends = (np.flatnonzero(row == i) for i in (tokenizer.bos_token_id, tokenizer.eos_token_id))
+            for start, end in zip(starts, ends, strict=False):
+                alone = model(torch.from_numpy(row[None, start : end + 1]), lang_ids="en_XX").logits[0]
+                torch.testing.assert_close(logits[start : end + 1], alone, atol=1e-5, rtol=0)
+                seen += start > 0
+    assert seen > 3
+
+
+def test_rows_are_filled_best_fit_within_bounded_memory():
+    parts = [([number] * size, size) for number, size in enumerate((10, 6, 4, 3, 12, 5, 9, 16))]
+    rows = [list(dict.fromkeys(row.ids)) for row in best_fit(parts, 16)]
+    assert rows == [[0, 1], [7], [2, 3, 5], [4], [6]]  # 5 goes where 9 are left, and not into a row of its own
+    lengths, empty = np.random.default_rng(0).integers(3, 60, 3000).tolist(), []
+    for open_rows in (1, 64):
+        waiting = most = positions = 0
+
+        def counted():
+            nonlocal waiting
+            for size in lengths:
+                waiting += size
+                yield [7] * size, size
+
+        for row in best_fit(counted(), 128, open_rows=open_rows):
+            assert len(row.ids) == row.bytes <= 128
+            most, positions = max(most, waiting), positions + 128
+            waiting -= row.bytes
+        assert waiting == 0 and most <= 128 * (open_rows + 1)
+        empty.append(1 - sum(lengths) / positions)
+    assert empty[1] < 0.02 < empty[0]
 
 
 def test_a_mask_piece_in_the_text_is_text(tmp_path, tokenizer_folder):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    (tmp_path / "x.txt").write_text("\n".join(f"here {i} is a <mask> and a </s> in the text" for i in range(200)))
+    (tmp_path / "x.txt").write_text("\n".join(f"{text} is a <mask> and a </s> in the text" for text in TEXT[:200]))
     corpus = prepare_corpus("x", Source(str(tmp_path / "x.txt")), tokenizer, length=24, folder=tmp_path)
     rows = corpus.rows("train", np.arange(len(corpus.train)))
     assert (rows != tokenizer.mask_token_id).all()
@@ -244,7 +297,9 @@ def test_masks_are_exact_keyed_and_never_on_special_pieces():
     row = np.concatenate([[0], np.random.default_rng(0).integers(5, 200, 1998), [2]])
     inputs, labels = masker.mask(row, [1, 2, 3])
     chosen = labels != IGNORE
-    assert chosen.sum() == 600 and not chosen[0] and not chosen[-1]
+    assert (
+        chosen.sum() == 599 == masker.counts(row[None])[0] and not chosen[0] and not chosen[-1]
+    )  # of 1,998 ordinary ones
     assert np.array_equal(labels[chosen], row[chosen]) and np.array_equal(inputs[~chosen], row[~chosen])
     assert (inputs[chosen] == 4).mean() == pytest.approx(0.8, abs=0.05)
     assert (inputs[chosen] == row[chosen]).mean() == pytest.approx(0.1, abs=0.04)
@@ -263,7 +318,8 @@ def test_masks_are_those_of_a_walk_through_the_vocabulary(pieces):
     drawn = []
     for number, row in enumerate(rows):
         random = np.random.default_rng([7, 1, number])
-        chosen = random.permutation(np.flatnonzero(~np.isin(row, specials)))[:38]
+        candidates = np.flatnonzero(~np.isin(row, specials))
+        chosen = random.permutation(candidates)[: round(0.3 * len(candidates))]
         expected, fate = row.astype(np.int64), random.random(len(chosen))
         expected[chosen[fate < 0.8]] = pieces - 1
         swapped = chosen[fate >= 0.9]
@@ -351,16 +407,50 @@ def test_in_a_batch_of_several_vocabularies_each_row_is_hidden_by_its_own(prepar
     assert max(drawn["en"]) >= len(own) > max(drawn["sw"]) and len(drawn["sw"]) > 40
 
 
-def test_the_next_piece_is_every_piece_but_the_first_and_padding():
-    inputs, labels = NextPiece(1).mask(np.array([0, 7, 2, 9, 8, 1, 1]), [])
-    assert inputs.tolist() == [0, 7, 2, 9, 8, 1, 1]
-    assert labels.tolist() == [IGNORE, 7, 2, 9, 8, IGNORE, IGNORE]
+def test_the_next_piece_is_every_piece_but_the_beginnings_of_passages_and_padding():
+    row = np.array([0, 7, 2, 0, 8, 2, 1])
+    inputs, labels = NextPiece(1, 0).mask(row, [])
+    assert inputs.tolist() == [0, 7, 2, 0, 8, 2, 1]
+    assert labels.tolist() == [IGNORE, 7, 2, IGNORE, 8, 2, IGNORE] and NextPiece(1, 0).counts(row[None]).tolist() == [4]
+
+
+def test_rows_of_few_pieces_are_not_hidden_whole():
+    """A share of the pieces, whatever else stands in the row: <s> and </s> of short passages, padding."""
+    masker = Masker(0.3, "80-10-10", 4, 200, (0, 1, 2, 3, 4))
+    short, empty, one = [0, 9, 2, 0, 8, 2, 0, 7, 2, 0, 6, 2], [0, *range(10, 19), 2, 1, 1], [0, 9, 2] + [1] * 10
+    for row, hidden in ((short, 1), (empty, 3), (one, 1), ([0, 2, 1], 0)):
+        labels = masker.mask(np.array(row), [1])[1]
+        assert (labels != IGNORE).sum() == hidden == masker.counts(np.array([row]))[0]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_every_label_of_a_step_weighs_the_same_in_all_processes_and_micro_batches(prepared, causal):
+    """The mean over units, which is what DDP and accumulation take, is the loss of the step in one; rows have different numbers of labels."""
+    _, tokenizer, corpora = prepared
+    mixture = Mixture(
+        {c: len(corpus.train) for c, corpus in corpora.items()}, {"en": 0.5, "de": 0.5}, rows_per_step=7, seed=3
+    )
+    hider = (
+        NextPiece(tokenizer.pad_token_id, tokenizer.bos_token_id)
+        if causal
+        else Masker.for_tokenizer(tokenizer, 0.3, "80-10-10")
+    )
+    layout, losses = Layout("document", tokenizer.pad_token_id, tokenizer.eos_token_id, causal), {}
+    model = tiny_model(vocab_size=len(tokenizer)).eval()
+    with torch.no_grad():
+        for accumulate, processes in ((1, 1), (3, 1), (2, 2)):
+            streams = [BatchStream(corpora, mixture, dict.fromkeys(corpora, hider), layout, {"en": 0, "de": 1}, seed=3, steps=9,
+                                   accumulate=accumulate, rank=rank, processes=processes) for rank in range(processes)]  # fmt: skip
+            batches = [stream[4 * accumulate + micro] for stream in streams for micro in range(accumulate)]
+            losses[accumulate, processes] = float(np.mean([model(**batch).loss for batch in batches]))
+            counts = {int((batch["labels"] != IGNORE).sum()) / len(batch["labels"]) for batch in batches}
+    assert len(counts) > 1 and list(losses.values()) == pytest.approx([losses[1, 1]] * 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_within_passages(causal):
     """Two passages and padding: positions begin anew, and nobody looks across, nor ahead when causal."""
-    row = np.array([[0, 7, 2, 9, 8, 2, 1]])
+    row = np.array([[0, 7, 2, 0, 8, 2, 1]])
     fields = Layout("document", 1, 2, causal=causal).fields(row, row)
     passage = [0, 0, 0, 1, 1, 1, 2]
     allowed = fields["attention_mask"][0, 0]

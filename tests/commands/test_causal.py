@@ -16,8 +16,8 @@ from xmod_lab.reports.runs import find_runs
 
 
 def bits_per_byte(data, base, *, attention: str) -> float:
-    """Of English, by transformers' own model, which reads whole rows, or each passage of a row alone; the first piece of a
-    passage is then predicted from the end of the one before. ``data``: where its text was prepared."""
+    """Of English, by transformers' own model, which reads whole rows, or each passage of a row alone, from its <s> on. ``data``: where
+    its text was prepared."""
     theirs, info = transformers.XmodForCausalLM.from_pretrained(base / "model", output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     prepared, = data.glob("en_XX-*/validation")  # fmt: skip
@@ -30,7 +30,7 @@ def bits_per_byte(data, base, *, attention: str) -> float:
         logits = [theirs.eval()(part[None], attention_mask=(part[None] != 1).long(), lang_ids=torch.zeros(1).long()).logits[0]
                   for row, lengths in zip(rows, parts, strict=True) for part in row.split(lengths) if len(part)]  # fmt: skip
     logits = torch.cat(logits).view(*rows.shape, -1)
-    labels = torch.where(rows == 1, -100, rows)[:, 1:]  # every piece, the ends of passages too, and nothing else
+    labels = torch.where(rows <= 1, -100, rows)[:, 1:]  # every piece, the ends of passages too, and nothing else
     nats = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten(), reduction="sum")
     size = sum(datasets.load_from_disk(prepared)["bytes"])
     counts = json.loads((prepared.parent / "manifest.json").read_text())["statistics"]["validation"]

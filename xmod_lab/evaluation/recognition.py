@@ -81,7 +81,7 @@ def _bits(model: XmodLanguageModel, reader: Subject, texts: list[str], longest: 
         rows = padded([encoded[i][0] for i in some], tokenizer)
         if layout.causal:
             owners = np.arange(len(rows))
-            masked = [NextPiece(tokenizer.pad_token_id).mask(row, []) for row in rows]
+            masked = [NextPiece(tokenizer.pad_token_id, tokenizer.bos_token_id).mask(row, []) for row in rows]
         else:
             ordinary = ~np.isin(rows, tokenizer.all_special_ids)
             part = np.where(ordinary, (np.cumsum(ordinary, axis=1) - 1) % _COPIES, -1)

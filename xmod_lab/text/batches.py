@@ -19,16 +19,19 @@ from xmod_lab.text.rows import Corpus
 
 
 class Hider(Protocol):
-    """What turns a row into inputs and labels: a masker, or the next piece; see :mod:`xmod_lab.text.objective`."""
+    """What turns a row into inputs and labels: a masker, or the next piece; see :mod:`xmod_lab.text.objective`. ``counts``: how many
+    labels each of several rows gets."""
+
+    def counts(self, rows: np.ndarray) -> np.ndarray: ...
 
     def mask(self, row: np.ndarray, key: list[int], *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a piece may attend to. ``row``: the whole row, across the passages packed into it, as in XLM-R.
-    ``document``: its own passage only, positions counted from the passage's start. ``causal``: of these, only to pieces
-    before it and itself."""
+    """What a piece may attend to. ``document``: its own passage only, positions counted from its ``<s>``: each passage is read as it is
+    when it is read alone. ``row``: the whole row, across the passages packed into it, positions counted from the row's start, as
+    XLM-R was trained (there with one ``<s>`` a row, here with one a passage). ``causal``: of these, only to pieces before it and itself."""
 
     attention: str
     pad_id: int
@@ -101,9 +104,11 @@ class BatchStream(Dataset):
         step, micro = divmod(index, self.accumulate)
         units, unit = self.accumulate * self.processes, micro * self.processes + self.rank
         rows, lang_ids, numbers, maskers = [], [], [], []
-        first = 0
+        first = labels = 0
         for code, indices in self.mixture.step(step):
             mine = np.arange((unit - first) % units, len(indices), units)
+            if units > 1:
+                labels += int(self.maskers[code].counts(self.corpora[code].rows("train", indices)).sum())
             if len(mine):
                 rows.append(self.corpora[code].rows("train", indices[mine]))
                 lang_ids += [self.lang_ids[code]] * len(mine)
@@ -112,7 +117,9 @@ class BatchStream(Dataset):
             first += len(indices)
         rows = np.concatenate(rows)  # (B, T)
         masked = [m.mask(r, [self.seed, step, n]) for m, r, n in zip(maskers, rows, numbers, strict=True)]
-        return to_batch(rows, masked, lang_ids, self.layout)
+        batch = to_batch(rows, masked, lang_ids, self.layout)
+        # micro-batches and processes are averaged: each counts by its labels, so that every label of the step weighs the same
+        return batch | {"num_items_in_batch": torch.tensor(labels / units)} if units > 1 else batch
 
 
 def to_batch(

@@ -7,9 +7,12 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import cached_property
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,7 @@ from xmod_lab.errors import UserError, nearest
 from xmod_lab.files import digest_of_files
 from xmod_lab.hub import unanswered_fault
 from xmod_lab.text.files import decoded_lines, file_fault, json_rows, lines_in
+from xmod_lab.text.holdout import Keys, are_documents, exact_key, letters_key, one_side
 from xmod_lab.text.listing import FILE_TYPES, GIVE, TABLES, Part, is_text_file, names_in, parts_of, titled
 from xmod_lab.text.tables import table_cells
 
@@ -52,8 +56,8 @@ class Source:
     Args:
         text: path of a .txt, .jsonl, .csv, .tsv (.gz of these) or .parquet file or of a folder; a pattern of paths
             (``texts/*.txt``, ``texts/**/*.txt``); a ``datasets`` hub id; a list of all these; or ``embedded:<language>``.
-        validation: the same for held-out text; ``None`` holds out ``validation_share`` of ``text``, by a digest of
-            each passage, so that equal passages never end up on both sides.
+        validation: the same for held-out text; ``None`` holds out ``validation_share`` of ``text``, whole documents, so that what
+            differs in numbers alone never ends up on both sides; see :mod:`xmod_lab.text.holdout`.
         column: field of rows that holds the text.
         dataset_config: configuration name of a hub id (``20231101.oc``), where it has several.
         key: what the configuration calls this source, for messages.
@@ -89,32 +93,54 @@ class Source:
         """Whether held-out text is given, and is no share of the text."""
         return self.validation is not None or str(self.text).startswith("embedded:")
 
-    def passages(self, split: str, tally: "Tally | None" = None, known: Collection[bytes] = ()) -> Iterator[str]:
+    @cached_property
+    def held_out_by(self) -> str:
+        """``given``; else, of a share of the text, ``document`` or ``passage``, see :mod:`xmod_lab.text.holdout`. Reads .txt files."""
+        if self.has_validation:
+            return "given"
+        documents = lines = 0
+        for name in _lined(part for found in names_in(self.text) for part in parts_of(found, self.dataset_config)[0]):
+            within = False
+            for line in decoded_lines(Path(name)):
+                documents += not within and not line.isspace()
+                within = not line.isspace()
+                lines += within
+        return "document" if are_documents(documents, lines, self.validation_share) else "passage"
+
+    def passages(self, split: str, tally: "Tally | None" = None, known: Keys | None = None) -> Iterator[str]:
         """Passages of ``split`` (train or validation): one line each, not empty, each once when ``drop_duplicates``.
 
         Args:
             tally: counts what is read and what is left out.
-            known: ``seen`` of another tally; passages that are in it are counted in ``known``.
+            known: ``letters`` of the tally of the training text, if that was read: held-out passages that are in it are counted in
+                ``known``, and left out where text is held out by document.
         Raises:
             UserError: the source is missing, empty, not UTF-8, lacks the column or has no text in it; it names file and line.
         """
         tally = tally or Tally()
-        given, held_out_below = self.has_validation, self.validation_share * 2**64
+        given, compared = self.has_validation, self.held_out_by != "passage"
+        if split == "validation" and known is None and compared and not given:
+            training = Tally()
+            deque(self.passages("train", training), maxlen=0)
+            known = training.letters
         text = self.validation if split == "validation" and self.validation is not None else self.text
         # what is held out by share is in the same rows, and these are counted once
         counts = tally if split == "train" or given else Tally()
-        for passage in self._read(text, split, counts):
-            content = passage.encode()
-            key = hashlib.blake2b(content, digest_size=8).digest()
-            if not given and (int.from_bytes(key, "little") < held_out_below) != (split == "validation"):
-                continue
-            if self.drop_duplicates and key in tally.seen:
-                tally.duplicates += 1
-                continue
-            if self.drop_duplicates or given:
+        for passage in self._side(text, split, counts):
+            if self.drop_duplicates:
+                key = exact_key(passage)
+                if key in tally.seen:
+                    tally.duplicates += 1
+                    continue
                 tally.seen.add(key)
-            tally.known += key in known
-            tally.add(passage, len(content))
+            if compared:
+                key = letters_key(passage)
+                if known is not None and key in known:
+                    tally.known += 1
+                    if not given:
+                        continue
+                tally.letters.add(key)
+            tally.add(passage, len(passage.encode()))
             if tally.passages % _CHECK_EVERY == 0:
                 tally.refuse_noise(text)
             yield passage
@@ -122,37 +148,54 @@ class Source:
         if tally.passages == 0:
             raise UserError(self._why_none(text, split))
 
+    def _side(self, text: str | list[str], split: str, tally: "Tally") -> Iterator[str]:
+        read = self._read(text, split, tally)
+        if self.has_validation:
+            return (passage for passage, _ in read)
+        documents = ((passage for passage, _ in group) for _, group in groupby(read, key=itemgetter(1)))
+        return one_side(documents, self.validation_share, held_out=split == "validation")
+
     def _why_none(self, text: str | list[str], split: str) -> str:
         """The message where there is no passage for ``split``."""
         tally = Tally()
-        keys = [hashlib.blake2b(p.encode(), digest_size=8).digest() for p in self._read(text, split, tally)]
-        if not keys:
+        read = [passage for passage, _ in self._read(text, split, tally)]
+        if not read:
             rows = f" ({tally.empty:,} empty lines or rows, {tally.null:,} null)" if tally.empty or tally.null else ""
             return f"{titled(text)}: no text for {split}{rows}; expected passages, one a line or row. Give a file with text"
-        equal = len(keys) - len(set(keys))
+        different, letters = len(set(read)), len(set(map(letters_key, read)))
+        equal = len(read) - different
         copies = f", {equal:,} of them duplicates of others, which are left out (data.drop_duplicates)" if equal else ""
+        alike = (
+            f", {letters:,} of which differ in more than numbers, case and punctuation" if letters < different else ""
+        )
         side = "is held out" if split == "validation" else "is left to train on"
-        return (f"{titled(text)}: no text for {split}: it has {len(keys):,} passages{copies}; of {len(set(keys)):,} different ones none "
+        return (f"{titled(text)}: no text for {split}: it has {len(read):,} passages{copies}; of {different:,} different ones{alike}, none "
                 f"{side} at data.validation_share={self.validation_share}. Give more text, or held-out text as {self.key}.validation")  # fmt: skip
 
-    def _read(self, text: str | list[str], split: str, tally: "Tally") -> Iterator[str]:
-        """Passages, not empty, of all that ``text`` names, and in ``tally`` what is not read."""
+    def _read(self, text: str | list[str], split: str, tally: "Tally") -> Iterator[tuple[str, int]]:
+        """Passages, not empty, of all that ``text`` names, each with the number of its document, and in ``tally`` what is not read."""
+        document = 0
         for name in names_in(text):
             parts, left_out = parts_of(name, self.dataset_config)
             tally.left_out += left_out
-            for value, where in chain.from_iterable(self._values(part, split, tally) for part in parts):
-                if value is None:
-                    tally.null += 1
-                    continue
-                lines = lines_in(value if isinstance(value, str) else self._decoded(value, where))
-                if not lines:
-                    tally.empty += 1
-                    continue
-                tally.line_breaks += len(lines) > 1
-                line = " ".join(lines)
-                passage = unicodedata.normalize("NFC", line)
-                tally.composed += passage != line
-                yield passage
+            for part in parts:
+                block = self.held_out_by == "document" and any(_lined([part]))
+                document += 1
+                for value, where in self._values(part, split, tally):
+                    if value is None:
+                        tally.null += 1
+                        continue
+                    lines = lines_in(value if isinstance(value, str) else self._decoded(value, where))
+                    if not lines:
+                        tally.empty += 1
+                        document += block
+                        continue
+                    tally.line_breaks += len(lines) > 1
+                    line = " ".join(lines)
+                    passage = unicodedata.normalize("NFC", line)
+                    tally.composed += passage != line
+                    document += not block
+                    yield passage, document
 
     def _decoded(self, value: object, where: str) -> str:
         """The text of bytes. Raises UserError where ``value`` is something else, or its bytes are no text."""
@@ -193,7 +236,7 @@ class Source:
                 if self.column not in row:
                     raise self._lacks(where, list(row))
                 yield row[self.column], where
-        elif name.lower().endswith((".txt", ".txt.gz")):
+        elif any(_lined([part])):
             yield from ((line, name) for line in decoded_lines(Path(name)))
         elif name.lower().endswith(TABLES):
             cells = table_cells(Path(name))
@@ -245,9 +288,10 @@ class Tally:
         line_breaks: rows and lines with line breaks inside, which became spaces; counted likewise.
         composed: rows and lines that were written otherwise than in NFC; counted likewise.
         odd: control characters, and U+FFFD, which stands for what could not be decoded.
-        known: passages that are also in the text that was read before.
+        known: held-out passages whose letters are those of a training passage: of a text that is held out by document they are left
+            out, and in none of the other counts.
         left_out: names of files that are beside those that are read, and why they are not.
-        seen: digests of the passages.
+        seen, letters: keys of the passages, exact and by their letters; the latter unless text is held out by passage.
     """
 
     passages: int = 0
@@ -261,7 +305,8 @@ class Tally:
     odd: int = 0
     known: int = 0
     left_out: list[str] = field(default_factory=list)
-    seen: set[bytes] = field(default_factory=set, repr=False)
+    seen: Keys = field(default_factory=Keys, repr=False)
+    letters: Keys = field(default_factory=Keys, repr=False)
     extra: dict = field(default_factory=dict)
 
     def add(self, passage: str, size: int) -> None:
@@ -279,6 +324,11 @@ class Tally:
             raise UserError(f"{titled(text)}: {share:.1f} % of its characters are control characters or U+FFFD, which stands for what could "
                             f"not be decoded (allowed: {100 * ODD_SHARE} %): it was read or written in a wrong encoding. Make it anew from "
                             "where it came, as UTF-8")  # fmt: skip
+
+
+def _lined(parts: Iterable[Part]) -> Iterator[str]:
+    """Names of those that are .txt files."""
+    return (name for kind, name in parts if kind == "file" and name.lower().endswith((".txt", ".txt.gz")))
 
 
 def _arrow_values(chunks: Iterator["pyarrow.Array"], name: str) -> Iterator[tuple[bytes | None, str]]:

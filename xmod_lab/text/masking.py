@@ -14,7 +14,7 @@ class Masker:
     """Hides an exact number of pieces in every row.
 
     Args:
-        rate: share of the row's positions that is to be predicted; special pieces never are.
+        rate: share of the row's ordinary pieces that is to be predicted; special pieces never are.
         policy: ``80-10-10``: <mask>, a random piece, the piece itself (BERT); ``all-mask``: always <mask>.
         specials: ids below ``pieces``, ascending, each once, that are neither hidden nor drawn.
     """
@@ -30,21 +30,21 @@ class Masker:
         specials = sorted({i for i in tokenizer.all_special_ids if i < len(tokenizer)})
         return cls(rate, policy, tokenizer.mask_token_id, len(tokenizer), tuple(specials))
 
-    def count(self, length: int) -> int:
-        """Pieces hidden in a full row of ``length`` positions: the same for every row, so that means over rows,
-        micro-batches and processes weigh every hidden piece alike."""
-        return max(1, round(self.rate * length))
+    def counts(self, rows: np.ndarray) -> np.ndarray:
+        """(R,) pieces that are hidden in each of ``rows`` (R, T): one at least, where there is one."""
+        ordinary = self._ordinary[rows].sum(1)
+        return np.minimum(ordinary, np.maximum(1, np.rint(self.rate * ordinary).astype(int)))
 
     def mask(self, row: np.ndarray, key: list[int], *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Hide pieces of ``row`` (T,). The outcome depends on ``key``, numbers below 2^32, and the row alone.
 
         Returns:
-            (inputs, labels), both (T,) int64; labels are -100 where nothing is predicted. A row with fewer ordinary
-            pieces than ``count`` hides all it has.
+            (inputs, labels), both (T,) int64; labels are -100 where nothing is predicted. ``count``: how many are hidden, else
+            :meth:`counts`; a row with fewer ordinary pieces hides all it has.
         """
         random = np.random.default_rng(np.array(key, dtype=np.uint32))  # a list gives the same, and takes longer
         candidates = np.flatnonzero(self._ordinary[row])
-        count = self.count(len(row)) if count is None else count
+        count = int(self.counts(row[None])[0]) if count is None else count
         chosen = random.permutation(candidates)[:count]
         inputs = row.astype(np.int64)
         labels = np.full(len(row), IGNORE)

@@ -14,16 +14,19 @@ EVALUATION_RATE = 0.15
 
 @dataclass(frozen=True)
 class NextPiece:
-    """Every piece after the first of a row is predicted from those before it, the end of a passage included."""
+    """Every piece of a passage is predicted from those before it, the first from ``<s>``, the end of the passage included."""
 
     pad_id: int
+    bos_id: int
+
+    def counts(self, rows: np.ndarray) -> np.ndarray:
+        """(R,) pieces that are predicted in each of ``rows`` (R, T)."""
+        return ((rows != self.pad_id) & (rows != self.bos_id)).sum(1)
 
     def mask(self, row: np.ndarray, key: list[int], *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(inputs, labels) of ``row`` (T,): nothing is hidden, nothing is random. The model shifts the labels."""
         inputs = row.astype(np.int64)
-        labels = np.where(inputs == self.pad_id, IGNORE, inputs)
-        labels[0] = IGNORE
-        return inputs, labels
+        return inputs, np.where((inputs == self.pad_id) | (inputs == self.bos_id), IGNORE, inputs)
 
 
 @dataclass(frozen=True)
@@ -47,13 +50,13 @@ class Objective:
     def training(self, tokenizer: PreTrainedTokenizerBase) -> Masker | NextPiece:
         """What hides pieces in training."""
         if self.causal:
-            return NextPiece(tokenizer.pad_token_id)
+            return NextPiece(tokenizer.pad_token_id, tokenizer.bos_token_id)
         return Masker.for_tokenizer(tokenizer, self.mask_rate, self.mask_policy)
 
     def evaluation(self, tokenizer: PreTrainedTokenizerBase) -> Masker | NextPiece:
         """What hides pieces in scoring: always 15 %, always behind the mask, whatever training does."""
         if self.causal:
-            return NextPiece(tokenizer.pad_token_id)
+            return NextPiece(tokenizer.pad_token_id, tokenizer.bos_token_id)
         return Masker.for_tokenizer(tokenizer, EVALUATION_RATE, "all-mask")
 
     def layout(self, tokenizer: PreTrainedTokenizerBase) -> Layout:

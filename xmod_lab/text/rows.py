@@ -1,10 +1,11 @@
 """Prepared corpora: one language's text as rows of piece ids, on disk, memory-mapped, keyed by a digest.
 
-A row is ``<s>`` and then the passages of one language, each closed by ``</s>``, cut to the row's length; a passage may
-run over into the next row. Training keeps full rows only; validation pads its last row, so that it covers all text.
+A row is whole passages of one language, each ``<s> passage </s>`` as every later reader will give it, and padding behind them; only a
+passage that is longer than a row is cut, see :mod:`xmod_lab.text.packing`.
 
     <code>-<digest>/
-        train/ validation/     ``datasets`` folders: input_ids (T), bytes (UTF-8 bytes of the passages that end in the row)
+        train/ validation/     ``datasets`` folders: input_ids (T), bytes (UTF-8 bytes of the passages that end in the row), padding
+                               (positions)
         pieces.npy             (V,) how often each piece occurs in training
         validation.jsonl       the held-out passages as they were read, a string of JSON a line: what scores hide is chosen in them
         manifest.json          digest, settings, statistics, digests of the files; written last
@@ -12,8 +13,9 @@ run over into the next row. Training keeps full rows only; validation pads its l
 Statistics of a split, among others: ``bytes``, of the composed text (NFC), which is what a run reads; ``tokens``, pieces of the text;
 ``unknown``, how many of them are <unk>; ``unknown_bytes``, the UTF-8 bytes of the text that these stand for; ``changed``,
 ``changed_most`` and ``respelling_bits``, see :mod:`xmod_lab.text.normalisation`; what was left out or replaced when the text was
-read (see :class:`xmod_lab.text.corpus.Tally`); of held-out text that is given, ``in_training``, how many of its passages are training
-text too. The manifest's ``left_out`` names the files of each split that were not read.
+read (see :class:`xmod_lab.text.corpus.Tally`); ``padding``, positions of the rows; ``cut``, passages that are longer than a row. Of held-out
+text also ``held_out_by`` (see :mod:`xmod_lab.text.holdout`) and ``in_training``, how many of its passages are training text too. The manifest's
+``left_out`` names the files of each split that were not read.
 """
 
 import hashlib
@@ -37,8 +39,9 @@ from xmod_lab.errors import UserError, printable
 from xmod_lab.files import build_folder
 from xmod_lab.text.corpus import Source, Tally, digest_of_files
 from xmod_lab.text.normalisation import Normalisation
+from xmod_lab.text.packing import PackedRow, best_fit, parts_of_passage
 
-FORMAT = 6  # raise when the same settings would give other rows
+FORMAT = 7  # raise when the same settings would give other rows
 SPLITS = ("train", "validation")
 HELD_OUT = "validation.jsonl"
 _STRAY = 0.01  # joiners of a passage that do no harm
@@ -95,10 +98,10 @@ class Corpus:
                 more = f" and {len(beside) - 8} more" if len(beside) > 8 else ""
                 found.append(f"not read of its {which}: {', '.join(beside[:8])}{more}")
         held_out = self.manifest["statistics"]["validation"]
-        if shared := held_out.get("in_training"):
+        if (shared := held_out["in_training"]) and held_out["held_out_by"] == "given":
             share = 100 * shared / held_out["passages"]
-            found.append(f"{shared:,} of the {held_out['passages']:,} held-out passages ({share:.0f} %) are training text as well: scores on "
-                         "them are too good; give other text as validation, or leave validation out")  # fmt: skip
+            found.append(f"{shared:,} of the {held_out['passages']:,} held-out passages ({share:.0f} %) are training text as well, numbers, case and "
+                         "punctuation apart: scores on them are too good; give other text as validation, or leave validation out")  # fmt: skip
         return [printable(f"{self.code}: {remark}") for remark in found]
 
     def __getstate__(self) -> dict:
@@ -186,20 +189,24 @@ def _write(
     settings: dict,
 ) -> None:
     counts = np.zeros(len(tokenizer), dtype=np.int64)
-    statistics, left_out, known = {}, {}, set()
-    features = Features({"input_ids": List(Value("int32"), length=length), "bytes": Value("int64")})
+    statistics, left_out, known = {}, {}, None
+    features = Features(
+        {"input_ids": List(Value("int32"), length=length), "bytes": Value("int64"), "padding": Value("int32")}
+    )
     for split in SPLITS:
-        tally = Tally()
+        tally, empty = Tally(), 0
         stream = scratch / f"{split}.arrow"
         passages = source.passages(split, tally, known)
         if split == "validation":
             passages = _written(passages, scratch / HELD_OUT)
-        packed = _pack(passages, split, tokenizer, length, tally, counts if split == "train" else None)
+        packed = _pack(passages, tokenizer, length, tally, counts if split == "train" else None)
         with ArrowWriter(path=str(stream), features=features) as writer:
-            for row, size in tqdm(packed, desc=f"packing {code}, {split}", unit=" rows", leave=False, disable=None):
-                writer.write({"input_ids": row, "bytes": size})
+            for row in tqdm(packed, desc=f"packing {code}, {split}", unit=" rows", leave=False, disable=None):
+                ids, padding = row.padded(length, tokenizer.pad_token_id), length - len(row.ids)
+                writer.write({"input_ids": ids, "bytes": row.bytes, "padding": padding})
+                empty += padding
             rows, _ = writer.finalize()
-        if split == "train" and (rows == 0 or tally.extra["tokens"] == 0):
+        if split == "train" and (rows * length - empty < length or tally.extra["tokens"] == 0):
             copies = f", after {tally.duplicates:,} duplicates were left out" if tally.duplicates else ""
             raise UserError(f"the text of {code} is shorter than a row: {tally.extra['tokens']:,} pieces in {tally.passages:,} passage(s)"
                             f"{copies}, while a row has {length} (data.row_length); give more text, or set a smaller data.row_length")  # fmt: skip
@@ -216,12 +223,12 @@ def _write(
             "odd": tally.odd,
             "bytes": tally.bytes,
             "rows": rows,
+            "padding": empty,
             **tally.extra,
         }
         left_out[split] = tally.left_out
-        known = tally.seen
-    if source.has_validation:
-        statistics["validation"]["in_training"] = tally.known
+        known = tally.letters
+    statistics["validation"] |= {"held_out_by": source.held_out_by, "in_training": tally.known}
     array = io.BytesIO()
     np.save(array, counts)  # NumPy's own writer turns a full disk into an error without a number
     (scratch / "pieces.npy").write_bytes(array.getbuffer())
@@ -246,47 +253,36 @@ def _written(passages: Iterator[str], file: Path) -> Iterator[str]:
 
 def _pack(
     passages: Iterator[str],
-    split: str,
     tokenizer: PreTrainedTokenizerBase,
     length: int,
     tally: Tally,
     counts: np.ndarray | None,
-) -> Iterator[tuple[np.ndarray, int]]:
-    """Rows of the ``passages`` of one split with their bytes. Fills ``tally`` and adds the pieces seen to ``counts``."""
-    stream: list[int] = []
-    ends: list[tuple[int, int]] = []  # (tokens still before a passage's end, its bytes)
-    tokens = unknown = unknown_bytes = 0
+) -> Iterator[PackedRow]:
+    """Rows of the ``passages`` of one split. Fills ``tally`` and adds the pieces seen to ``counts``."""
+    tokens = unknown = unknown_bytes = cut = 0
     normalisation = Normalisation(tokenizer)
-    for ids, size, not_spelt in encode(normalisation.through(passages), tokenizer):
-        tokens += len(ids)
-        unknown += ids.count(tokenizer.unk_token_id)
-        unknown_bytes += not_spelt
-        if counts is not None:
-            np.add.at(counts, ids, 1)  # a step for each piece, none for each of the vocabulary
-        stream += [*ids, tokenizer.eos_token_id]
-        ends.append((len(stream), size))
-        while len(stream) >= length - 1:
-            yield _row(stream, ends, length, tokenizer)
-    dropped = len(stream) if split == "train" else 0
-    if stream and split == "validation":
-        stream += [tokenizer.pad_token_id] * (length - 1 - len(stream))
-        yield _row(stream, ends, length, tokenizer)
+
+    def parts() -> Iterator[tuple[list[int], int]]:
+        nonlocal tokens, unknown, unknown_bytes, cut
+        for ids, size, not_spelt in encode(normalisation.through(passages), tokenizer):
+            tokens += len(ids)
+            unknown += ids.count(tokenizer.unk_token_id)
+            unknown_bytes += not_spelt
+            if counts is not None:
+                np.add.at(counts, ids, 1)  # a step for each piece, none for each of the vocabulary
+            *before, last = parts_of_passage(ids, length, tokenizer.bos_token_id, tokenizer.eos_token_id)
+            cut += bool(before)
+            yield from ((part, 0) for part in before)
+            yield last, size
+
+    yield from best_fit(parts(), length)
     tally.extra = {
         "tokens": tokens,
         "unknown": unknown,
         "unknown_bytes": unknown_bytes,
-        "tokens_dropped_at_end": dropped,
+        "cut": cut,
         **normalisation.summary(),
     }
-
-
-def _row(stream: list[int], ends: list[tuple[int, int]], length: int, tokenizer) -> tuple[np.ndarray, int]:
-    """Cut the first row off ``stream`` and count the bytes of the passages that end in it."""
-    row = np.array([tokenizer.bos_token_id, *stream[: length - 1]], dtype=np.int32)
-    del stream[: length - 1]
-    size = sum(s for end, s in ends if end <= length - 1)
-    ends[:] = [(end - length + 1, s) for end, s in ends if end > length - 1]
-    return row, size
 
 
 def encode(passages: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], int, int]]:

@@ -1,6 +1,5 @@
 """What a text is like, before anything is trained on it: words, near-copies, letters, its pieces, the language it looks like."""
 
-import hashlib
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -12,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.codes import meaning
 from xmod_lab.errors import UserError
 from xmod_lab.text.corpus import Source
+from xmod_lab.text.holdout import Keys, exact_key, letters_of
 from xmod_lab.text.rows import encode
 from xmod_lab.text.tokenizer import to_hugging_face, train_sentencepiece
 
@@ -23,14 +23,6 @@ except ImportError:
 _SAMPLE = 2000  # passages at most that are split into pieces and identified: shares are then within 3 points
 NO_LANGUAGE = "no language"
 _WITHOUT_SPACES = ("Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Qaag")  # no words between spaces to count
-
-
-class _LettersOnly(dict):
-    """For ``str.translate``: letters and the marks on them stay, all else goes."""
-
-    def __missing__(self, number: int) -> int | None:
-        self[number] = number if unicodedata.category(chr(number))[0] in "LM" else None
-        return self[number]
 
 
 @dataclass(frozen=True)
@@ -71,12 +63,12 @@ class Spelling:
 def survey(code: str, source: Source, passages: int) -> Survey:
     """Read the training text of ``code`` once; ``passages`` is how many it has."""
     step = max(1, -(-passages // _SAMPLE))
-    table, letters = _LettersOnly(), Counter()
-    seen: set[bytes] = set()
+    letters = Counter()
+    seen = Keys()
     count, near, sample = 0, 0, []
     for passage in tqdm(source.passages("train"), f"surveying {code}", passages, leave=False, disable=None):
-        plain = passage.casefold().translate(table)
-        key = hashlib.blake2b(plain.encode(), digest_size=8).digest()
+        plain = letters_of(passage)
+        key = exact_key(plain)
         near += bool(plain) and key in seen
         seen.add(key)
         letters.update(plain)

@@ -14,7 +14,7 @@ from xmod_lab.foreign import open_tokenizer
 from xmod_lab.text.corpus import Source, digest_of_files
 from xmod_lab.text.tokenizer import PAD, RESERVED, composing, save_tokenizer, train_sentencepiece
 
-FORMAT = 5  # raise when the same settings would give another tokenizer
+FORMAT = 6  # raise when the same settings would give another tokenizer
 ROLES = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
 _MAX_BYTES = 200_000_000  # SentencePiece holds its training text in memory, several times over
 

@@ -255,20 +255,24 @@ class From(Sampler):
 
 
 def consumption(mixture: Mixture, prepared: Prepared, steps: int) -> dict[str, float]:
-    """What training really read, exactly: ``train/tokens|bytes|rows|passes/<code>``.
+    """What training really read, exactly: ``train/tokens|padding|bytes|rows|passes/<code>``.
 
-    Bytes are UTF-8 bytes of the passages that end in the rows read. Tokens are positions, ``<s>`` and ``</s>`` included.
+    Bytes are UTF-8 bytes of the passages that end in the rows read. Tokens are positions, which is what a step costs: ``<s>``, ``</s>``
+    and padding are included, and how many are padding stands beside.
     """
     figures: dict[str, float] = {}
     for code, rows in mixture.rows_before(steps).items():
         corpus = prepared.corpora[code]
-        sizes = corpus.train.select_columns("bytes")[:]["bytes"]  # (rows,), without reading the ids
+        columns = corpus.train.select_columns(["bytes", "padding"])[:]  # (rows,) each, without reading the ids
         passes, rest = mixture.indices_before(code, rows)
         length = corpus.manifest["settings"]["length"]
         figures[f"train/rows/{code}"] = rows
         figures[f"train/tokens/{code}"] = rows * length
         figures[f"train/passes/{code}"] = rows / len(corpus.train)
-        figures[f"train/bytes/{code}"] = int(passes * sizes.sum() + sizes[rest].sum())
+        for name, counts in columns.items():
+            figures[f"train/{name}/{code}"] = int(
+                passes * counts.sum(dtype=np.int64) + counts[rest].sum(dtype=np.int64)
+            )
     return figures
 
 

@@ -43,12 +43,12 @@ def _samples(model: XmodLanguageModel, code: str, rows: np.ndarray, tokenizer: P
 
 
 def _passages(rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
-    """Whole passages, each in one row or over several that follow each other, without special pieces around them."""
-    stream = rows[:, 1:].ravel()
-    stream = stream[stream != tokenizer.pad_token_id]
+    """Passages, of those that are cut the last parts, without special pieces around them."""
+    stream = rows.ravel()
     ends = np.flatnonzero(stream == tokenizer.eos_token_id)
-    parts = np.split(stream, ends + 1)[:-1]  # what follows the last end goes on elsewhere
-    return [part[:-1] for part in parts if _SHORTEST <= len(part) - 1 <= rows.shape[1] - 2]
+    starts = np.flatnonzero(stream == tokenizer.bos_token_id)
+    starts = starts[np.searchsorted(starts, ends) - 1]  # a part without an end lies before another start
+    return [stream[start + 1 : end] for start, end in zip(starts, ends, strict=True) if _SHORTEST < end - start]
 
 
 def _place(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> int | None:

@@ -103,11 +103,14 @@ def _width(least: list[int], columns: list[int]) -> int:
 
 
 def corpus_table(prepared: Prepared, title: str) -> None:
-    """What is in the prepared text of each language, what was left out, what its vocabulary does not tell, and what was odd about it."""
+    """What is in the prepared text of each language, what was left out, what its vocabulary does not tell, how it fills its rows, what of the
+    held-out text is training text, and what was odd about it."""
+    text: Rows = []
     rows: Rows = []
     for code, corpus in prepared.corpora.items():
-        train, scored_text = (corpus.manifest["statistics"][split] for split in ("train", "validation"))
-        rows.append((
+        train, held_out = (corpus.manifest["statistics"][split] for split in ("train", "validation"))
+        positions = corpus.manifest["settings"]["length"] * train["rows"]
+        text.append((
             code,
             f"{train['passages']:,}",
             f"{train['duplicates_dropped']:,}",
@@ -116,12 +119,24 @@ def corpus_table(prepared: Prepared, title: str) -> None:
             f"{train['tokens']:,}",
             f"{train['bytes'] / train['tokens']:.2f}",
             f"{100 * train['unknown'] / train['tokens']:.2f} %",
-            f"{train['rows']:,}",
-            f"{scored_text['rows']:,}",
         ))  # fmt: skip
-    header = ("language", "passages", "duplicates", "empty", "bytes", "pieces", "bytes/piece", "unknown",
-              "rows", "held out")  # fmt: skip
-    show(title, header, rows)
+        left_out = held_out["in_training"] if held_out["held_out_by"] == "document" else 0
+        rows.append((
+            code,
+            f"{train['rows']:,}",
+            f"{100 * train['padding'] / positions:.1f} %",
+            f"{train['cut']:,}",
+            held_out["held_out_by"],
+            f"{held_out['passages']:,}",
+            f"{held_out['bytes']:,}",
+            f"{held_out['rows']:,}",
+            f"{held_out['in_training']:,}",
+            f"{left_out:,}",
+        ))  # fmt: skip
+    show(title, ("language", "passages", "duplicates", "empty", "bytes", "pieces", "bytes/piece", "unknown"), text)
+    header = ("language", "rows", "padding", "passages cut", "held out by", "passages", "bytes", "rows", "training text too",
+              "left out for that")  # fmt: skip
+    show("rows to train on, and held-out text", header, rows)
     normalisation_table(prepared)
     for corpus in prepared.corpora.values() if not rank() else ():
         for remark in corpus.remarks():
