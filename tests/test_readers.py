@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import datasets
@@ -12,6 +13,8 @@ from seqeval.metrics import f1_score
 from transformers import AutoTokenizer
 
 from tests.conftest import tiny_config
+from tests.test_project import composed
+from xmod_lab.choices import METRICS
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodForMultipleChoice, XmodForQuestionAnswering, XmodForTokenClassification
 from xmod_lab.tasks.answering import Answering
@@ -224,6 +227,8 @@ def test_the_first_piece_of_a_word_carries_its_tag_and_words_that_are_cut_off_ar
         ]
         assert [word.strip() for word in words] == NER[i].values["words"]
         assert [kind.labels[t] for t in batch["labels"][row][places]] == NER[i].values["tags"]
+    assert whole.targets == [len(row.values["words"]) for row in NER]
+    assert cut.targets == [int((kind.batch(cut, [i])["labels"] != -100).sum()) for i in range(len(NER))]
     assert whole.truncated == 0 and cut.truncated == sum(len(ids) > 8 for ids in whole.ids) and len(cut.ids[0]) == 8
     model = XmodForTokenClassification(tiny_config(vocab_size=400, **kind.configuration())).eval()
     output = model(**kind.batch(cut, [1, 0]), lang_ids="en_XX")
@@ -280,6 +285,14 @@ def test_xquad_and_mlqa_as_the_hub_has_them_beside_squad(tmp_path, monkeypatch):
     mlqa = _hub_folder(
         tmp_path / "mlqa", {(f"mlqa.{p}", s): rows for p in pairs for s in ("test", "validation")}, features
     )
+    with pytest.raises(UserError, match="splits 'test' and 'validation' would both be the test split.*splits.test="):
+        read_examples(
+            [LabelledSource(mlqa, config="mlqa.@language.@language", splits={"test": "validation"})],
+            Answering.roles,
+            KNOWN,
+        )
+    chosen = LabelledSource(mlqa, config="mlqa.@language.@language", splits={"test": "test"})  # as the message says
+    assert list(read_examples([chosen], Answering.roles, KNOWN)[0]["en_XX"]) == ["test"]
     train = LabelledSource(squad, config="plain_text", language="en", splits={"dev": "validation"})
     tests = LabelledSource(xquad, config="xquad.@language", splits={"test": "validation"})
     found, _ = read_examples([train, tests], Answering.roles, KNOWN)
@@ -290,6 +303,60 @@ def test_xquad_and_mlqa_as_the_hub_has_them_beside_squad(tmp_path, monkeypatch):
     assert {c: {s: len(r) for s, r in splits.items()} for c, splits in found.items()} == {
         "en_XX": {"dev": 1, "test": 1}, "de_DE": {"dev": 1, "test": 1},
     }  # fmt: skip
+
+
+def test_a_share_of_the_contexts_of_training_is_held_out_and_the_split_that_was_translated_is_not_read(
+    tmp_path, caplog
+):
+    squad = composed("task=qa", command="finetune").task.data
+    assert squad.held_out == 0.05 and not squad.splits
+    rows = [{"question": f"Who {i}?", "context": f"Ada slept {i // 3} hours.", "answers": {"text": ["Ada"], "answer_start": [0]}}
+            for i in range(1800)]  # fmt: skip
+    for split, part in (("train", rows), ("validation", rows[:1])):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    source = replace(squad, path=f"{tmp_path}/@split.jsonl", config=None)
+    with caplog.at_level("INFO", "xmod_lab"):
+        found, _ = read_examples([source], Answering.roles, KNOWN)
+    train, dev = ({row.values["context"] for row in found["en_XX"][split]} for split in ("train", "dev"))
+    assert (
+        len(train) + len(dev) == 600
+        and not train & dev
+        and 15 <= len(dev) <= 45
+        and list(found["en_XX"]) == ["train", "dev"]
+    )
+    assert f"{len(found['en_XX']['dev'])} training examples are the development split" in caplog.text
+    assert "what is named validation is in no split that is read" in caplog.text
+    alone = read_examples([replace(source, columns={}, held_out=0.5)], Answering.roles, KNOWN)[0]["en_XX"]
+    assert 800 < len(alone["dev"]) < 1000
+    (tmp_path / "validation.jsonl").rename(tmp_path / "dev.jsonl")
+    with pytest.raises(
+        UserError, match="dev.jsonl, line 1: it is of a development split, .*task.data.held_out=null uses the one"
+    ):
+        read_examples([source], Answering.roles, KNOWN)
+    assert len(read_examples([replace(source, held_out=None)], Answering.roles, KNOWN)[0]["en_XX"]["dev"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("code", "predicted", "gold", "exact", "f1"),
+    [
+        ("zh_CN", "北京市", "北京市海淀区", 0, 2 / 3), ("zh_CN", "（北京市）。", "北京市", 1, 1), ("zh_CN", "2008年", "2008 年", 1, 1),
+        ("en_XX", "the Eiffel Tower", "Eiffel tower!", 1, 1), ("de_DE", "der Turm", "Turm", 1, 1), ("de_DE", "the Turm", "Turm", 0, 2 / 3),
+        ("es_XX", "«las casas»", "unas casas", 1, 1), ("vi_VN", "cái bàn", "bàn", 1, 1), ("ar_AR", "البيت", "بيت", 1, 1),
+        ("hi_IN", "दिल्ली।", "दिल्ली", 1, 1), ("fr_XX", "la tour", "tour", 0, 2 / 3), ("th_TH", "กรุงเทพ", "กรุง", 0, 8 / 11),
+        ("ru_RU", "«Москва»", "москва", 1, 1), ("en_XX", "the", "a", 1, 0), ("en_XX", "no", "yes", 0, 0),
+    ],
+)  # fmt: skip
+def test_answers_are_scored_as_mlqa_scores_each_language(code, predicted, gold, exact, f1):
+    kind = Answering([])
+    for name, score in (("mlqa_exact_match", exact), ("mlqa_f1", f1)):
+        assert kind.metric(name, code).score([["else", gold]], [predicted]) == pytest.approx(score)
+
+
+def test_xquad_is_scored_by_squads_script_in_every_language():
+    kind = Answering([])
+    assert kind.metric("f1", "zh_CN").score([["北京市海淀区"]], ["北京市"]) == 0
+    assert kind.metric("f1", "de_DE").score([["der Turm"]], ["Turm"]) == pytest.approx(2 / 3)
+    assert set(Answering.metrics) == set(METRICS["qa"])
 
 
 def _question(context: str, answer: str, start: int | None = None) -> Row:

@@ -116,6 +116,28 @@ def test_every_pass_has_every_example_once_and_a_batch_depends_on_its_step_alone
     assert stream(seed=4)[0]["i"].tolist() != drawn[:4]
 
 
+def test_the_micro_batches_of_a_step_weigh_as_much_as_they_have_targets():
+    """So that the mean of their weighted means is the mean over all targets of the step."""
+    targets, losses = (
+        [1, 9, 2, 0, 5, 7, 0, 0],
+        np.array([3.0, 1.0, 4.0, 0.0, 2.0, 6.0, 0.0, 0.0]),
+    )  # losses: sums of rows
+
+    def stream(accumulate: int) -> ExampleStream:
+        return ExampleStream(8, lambda i: {"i": torch.tensor(i)}, 7, seed=3, steps=2, rows_per_step=4, accumulate=accumulate,
+                             targets=targets)  # fmt: skip
+
+    assert "loss_weight" not in stream(1)[0]
+    for step in range(2):
+        whole = stream(1)[step]["i"].tolist()
+        for accumulate in (2, 4):
+            parts = [stream(accumulate)[step * accumulate + n] for n in range(accumulate)]
+            means = [
+                losses[p["i"]].sum() / max(1, sum(targets[i] for i in p["i"])) * float(p["loss_weight"]) for p in parts
+            ]
+            assert np.mean(means) == pytest.approx(losses[whole].sum() / sum(targets[i] for i in whole))
+
+
 def test_metrics_are_those_of_torchmetrics():
     generator = np.random.default_rng(0)
     gold, predicted = generator.integers(0, 4, 60), generator.integers(0, 3, 60)

@@ -10,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.conftest import tiny_batch, tiny_model
+from tests.conftest import tiny_batch, tiny_config, tiny_model
 from tests.test_project import composed
 from xmod_lab.config import RecipeConfig
 from xmod_lab.errors import Stopped, UserError
+from xmod_lab.model import XmodForTokenClassification
 from xmod_lab.training import interruption
 from xmod_lab.training.callbacks import Checkpoints, LearningCurve, WholeFiles
 from xmod_lab.training.distributed import STOPS, launch
@@ -34,6 +35,29 @@ def test_the_learning_rate_warms_up_and_then_follows_its_schedule(schedule, shar
     module = _module(warmup_share=0.2, schedule=schedule)
     assert [module.lr_share(step) for step in (0, 9, 19, 20)] == pytest.approx([0.05, 0.5, 1.0, 1.0])
     assert [module.lr_share(step) for step in (40, 60, 100)] == pytest.approx(shares)
+
+
+def test_a_micro_batch_weighs_as_it_says_and_one_without_targets_adds_nothing():
+    model = XmodForTokenClassification(tiny_config(num_labels=3)).eval()
+    module = LanguageModeling(model, RecipeConfig(steps=100, peak_lr=1e-3), steps=100, seed=1)
+    batch = {
+        "input_ids": tiny_batch()["input_ids"],
+        "labels": torch.arange(60).view(5, 12) % 3,
+        "lang_ids": torch.zeros(5, dtype=torch.long),
+    }
+    loss = module.training_step(batch, 0).item()
+    assert module.training_step({**batch, "loss_weight": torch.tensor(0.5)}, 0).item() == pytest.approx(loss / 2)
+    empty = {**batch, "labels": torch.full_like(batch["labels"], -100), "loss_weight": torch.tensor(0.0)}
+    nothing = module.training_step(empty, 0)
+    nothing.backward()
+    assert nothing.item() == 0 and all(p.grad is None or not p.grad.any() for p in module.model.parameters())
+
+
+def test_a_training_is_scored_a_dozen_times_however_long_it_is():
+    for overrides, every in ((["task=intents"], 25), (["task=nli"], 5113), (["task=intents", "trainer.max_steps=5"], 1),
+                             (["task=nli", "trainer.validate_every=100"], 100)):  # fmt: skip
+        assert composed(*overrides, command="finetune").scored_every == every
+    assert composed().scored_every == 200 and composed("trainer.validate_every=null").scored_every == 200
 
 
 def test_matrices_decay_and_vectors_do_not():

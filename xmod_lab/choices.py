@@ -24,7 +24,7 @@ METRICS = {  # of each kind of labelled task
     "classification": ("accuracy", "macro_f1"),
     "nli": ("accuracy", "macro_f1"),
     "tagging": ("accuracy", "span_f1"),
-    "qa": ("exact_match", "f1"),
+    "qa": ("exact_match", "f1", "mlqa_exact_match", "mlqa_f1"),
     "choice": ("accuracy",),
 }
 ROLES = {  # what every example of such a task has

@@ -166,12 +166,16 @@ class DataConfig:
     workers: int = number(1, uncounted("a batch is a function of seed and step, whoever makes it"), least=0)
 
 
+VALIDATIONS = 12  # of a training: the best of many more would be luck, and reading a large development split takes long
+
+
 @dataclass
 class TrainerConfig:
     """The machinery. ``max_steps`` and ``max_tokens`` replace the recipe's steps; ``rows_per_step`` is the global
     batch, over all processes and micro-batches. ``precision: auto`` and ``threads: null`` become what suits the machine, see
     :mod:`xmod_lab.machine`; ``threads`` are those of each process. A checkpoint is saved every
-    ``checkpoint_every`` steps, and after the step at which ``checkpoint_minutes`` have passed since the last."""
+    ``checkpoint_every`` steps, and after the step at which ``checkpoint_minutes`` have passed since the last. ``validate_every:
+    null`` scores VALIDATIONS times in a training, however long it is."""
 
     max_steps: int | None = number(None, not_in_base(IN_STEPS), least=1, most=1_000_000_000)
     max_tokens: int | None = number(None, not_in_base(IN_STEPS), least=1, most=10**15)
@@ -187,8 +191,12 @@ class TrainerConfig:
         10, uncounted(EXACT_RESUME), above=0, most=1_000_000, hint="null: by steps alone"
     )
     keep_checkpoints: int = number(2, uncounted(EXACT_RESUME), least=1, most=1_000_000)
-    validate_every: int = number(
-        200, not_in_base("it chooses weights in fine-tuning alone"), least=1, most=1_000_000_000
+    validate_every: int | None = number(
+        200,
+        not_in_base("it chooses weights in fine-tuning alone"),
+        least=1,
+        most=1_000_000_000,
+        hint=f"null: {VALIDATIONS} times, evenly",
     )
     log_every: int = number(20, uncounted("how densely the curve is drawn"), least=1, most=1_000_000_000)
     deterministic: bool = field(default=False, metadata=not_in_base("roundings alone"))
@@ -214,6 +222,11 @@ class RunConfig:
     base: str = field(default="auto", metadata=not_in_base("a base begins with random weights"))
     resume: str = choice("auto", RESUME, uncounted(EXACT_RESUME))
     runs: str = field(default="runs", metadata=uncounted("a place"))
+
+    @property
+    def scored_every(self) -> int:
+        """Steps from one scoring of a training to the next."""
+        return self.trainer.validate_every or max(1, round(self.steps / VALIDATIONS))
 
 
 @dataclass

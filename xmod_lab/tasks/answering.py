@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics.functional.text import squad
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodForQuestionAnswering
+from xmod_lab.tasks.answer_scores import mlqa_score, squad_score
 from xmod_lab.tasks.examples import Encoded, pad
 from xmod_lab.tasks.metrics import Metric, share
 from xmod_lab.tasks.reading import Row
@@ -36,7 +36,7 @@ class Answering:
 
     model_class = XmodForQuestionAnswering
     roles = ("question", "context", "answers")
-    metrics = ("exact_match", "f1")
+    metrics = ("exact_match", "f1", "mlqa_exact_match", "mlqa_f1")
     pipeline = "question-answering"
     inputs = 'tokenizer("a question", "a context with its answer", return_tensors="pt")'
     piped = None
@@ -155,15 +155,15 @@ class Answering:
         """Every test may stand in a mean."""
         return True
 
-    def metric(self, name: str) -> Metric:
-        """``exact_match`` or ``f1`` of SQuAD 1.1, of each question the best over its answers; by torchmetrics, 0 to 1."""
+    def metric(self, name: str, code: str = "en") -> Metric:
+        """``exact_match`` or ``f1`` as SQuAD and XQuAD are scored, or ``mlqa_…`` as MLQA is in the language of ``code``; of each
+        question the best over its answers."""
+        of_mlqa, name = name.startswith("mlqa_"), name.removeprefix("mlqa_")
 
         def counts(gold: list[list[str]], predicted: list[str]) -> np.ndarray:
-            scores = []
-            for answers, text in zip(gold, predicted, strict=True):
-                target = {"answers": {"text": answers, "answer_start": [0] * len(answers)}, "id": "0"}
-                scores.append((float(squad({"prediction_text": text, "id": "0"}, target)[name]) / 100, 1))
-            return np.array(scores, float)
+            pairs = zip(predicted, gold, strict=True)
+            scores = [mlqa_score(name, *pair, code) if of_mlqa else squad_score(name, *pair) for pair in pairs]
+            return np.array([(score, 1) for score in scores], float)
 
         return Metric(counts, share)
 

@@ -100,8 +100,8 @@ class Choice:
         """The prediction of an example, from (choices, 2)."""
         return int(probabilities[:, 1].argmax())
 
-    def metric(self, name: str) -> Metric:
-        """Accuracy."""
+    def metric(self, name: str, code: str = "") -> Metric:
+        """Accuracy, which is the same in every language."""
         return accuracy()
 
     def configuration(self) -> dict:

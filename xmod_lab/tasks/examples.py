@@ -19,7 +19,8 @@ class Encoded:
     """``ids``: the pieces of each example, or of each window of it, special ones included; ``gold``: of each example;
     ``truncated``: how many examples were cut to the model's
     positions; ``unknown``: share of the pieces that the vocabulary does not have; ``extra``: what else a kind of task needs
-    of each row of ``ids``; ``empty``: how many examples have a text, or a word, without any piece."""
+    of each row of ``ids``; ``empty``: how many examples have a text, or a word, without any piece; ``targets``: what each row
+    has of that the loss is a mean over, where rows differ in that."""
 
     ids: list[list[int]]
     gold: list
@@ -28,6 +29,7 @@ class Encoded:
     unknown: float
     extra: list = field(default_factory=list)
     empty: int = 0
+    targets: list[int] | None = None
 
     def __len__(self) -> int:
         return len(self.gold)
@@ -60,6 +62,8 @@ class ExampleStream(Dataset):
 
     Args:
         batch: indices of examples -> the model's arguments; ``lang_ids`` come from here.
+        targets: see :class:`Encoded`. A micro-batch has a ``loss_weight`` then, by which the mean over the micro-batches of a step
+            is the mean over the step's targets.
     """
 
     def __init__(
@@ -72,7 +76,9 @@ class ExampleStream(Dataset):
         steps: int,
         rows_per_step: int,
         accumulate: int,
+        targets: Sequence[int] | None = None,
     ):
+        self.targets = targets
         self.examples, self.batch, self.lang_id, self.seed = examples, batch, lang_id, seed
         self.steps, self.rows, self.accumulate = steps, rows_per_step // accumulate, accumulate
         self._order = lru_cache(maxsize=2)(self._drawn)
@@ -81,9 +87,20 @@ class ExampleStream(Dataset):
         return self.steps * self.accumulate
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        indices = self._indices(index)
+        batch = {**self.batch(indices), "lang_ids": torch.full((len(indices),), self.lang_id)}
+        if self.targets is not None and self.accumulate > 1:
+            first = index - index % self.accumulate
+            counts = [
+                sum(self.targets[i] for i in self._indices(part)) for part in range(first, first + self.accumulate)
+            ]
+            batch["loss_weight"] = torch.tensor(counts[index - first] * self.accumulate / max(1, sum(counts)))
+        return batch
+
+    def _indices(self, index: int) -> list[int]:
+        """The examples of an entry."""
         places = range(index * self.rows, (index + 1) * self.rows)
-        indices = [int(self._order(place // self.examples)[place % self.examples]) for place in places]
-        return {**self.batch(indices), "lang_ids": torch.full((len(indices),), self.lang_id)}
+        return [int(self._order(place // self.examples)[place % self.examples]) for place in places]
 
     def _drawn(self, number: int) -> np.ndarray:
         """The order of the examples in a pass."""

@@ -2,6 +2,7 @@
 
 import glob
 import hashlib
+import json
 import logging
 import re
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from xmod_lab.codes import resolve
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.hub import hub_fault
+from xmod_lab.settings import number
 from xmod_lab.tasks.readers import READERS, Rows, named_rows
 from xmod_lab.tasks.values import read_value
 from xmod_lab.text.corpus import EMBEDDED, content_digest
@@ -51,6 +53,8 @@ class LabelledSource:
             ``group``: a column, or a role, whose value is the same in examples that were not drawn independently (of one
             template, document, source sentence): intervals and tests take them as one. Without it each example stands alone.
         splits: train, dev, test -> the name it has in the data, where it is another (``{dev: validation}``), likewise.
+        held_out: share of the training split that is its development split, whole groups, chosen by what stands in them; where the
+            data's own one is not to be used, or there is none.
     """
 
     path: str = "embedded:intents"
@@ -58,6 +62,7 @@ class LabelledSource:
     language: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
+    held_out: float | None = number(None, above=0, below=1, hint="a share, e.g. 0.05")
 
     def parts(self, key: str = "task.data") -> Iterator[Part]:
         """Every file, or split of a configuration; ``key``: of the source, for messages.
@@ -171,6 +176,13 @@ class LabelledSource:
                         f"Name one with ++{key}.columns.group=<column>; where each example stands alone, leave it out with "
                         f"'~{key}.columns.group'")  # fmt: skip
 
+    def holds_out(self, row: dict) -> bool:
+        """Whether a training row with these roles is of the development split."""
+        if self.held_out is None:
+            return False
+        text = json.dumps(row[GROUP] if GROUP in row else row, sort_keys=True, default=str)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < self.held_out * 2**64
+
 
 def _some(rows: Rows, path: Path) -> Rows:
     """``rows``. Raises UserError behind them when there was none."""
@@ -215,6 +227,8 @@ def read_examples(
         names: dict[str, str] = {}  # code -> its name in this source
         splits = {split: split for split in SPLITS} | {name: split for split, name in source.splits.items()}
         others: dict[str, None] = {}
+        named: dict[str, str] = {}  # train, dev, test -> its name in this source
+        held_out = 0
         for said, rows in source.parts(key):
             if said.get("split", next(iter(splits))) not in splits:
                 others[said["split"]] = None
@@ -239,7 +253,19 @@ def read_examples(
                     raise UserError(f"{where}: languages '{names[code]}' and '{language}' are both {code} of this model; "
                                     "give them one name, or leave one out")  # fmt: skip
                 row |= source.group(row, values, where, key)
-                found.setdefault(code, {}).setdefault(splits[split], []).append(Row(row, where))
+                part = splits[split]
+                if named.setdefault(part, split) != split:
+                    raise UserError(f"{where}: splits '{named[part]}' and '{split}' would both be the {part} split; say which one is meant, and the "
+                                    f"other is left out: ++{key}.splits.{part}={split}")  # fmt: skip
+                if part == "dev" and source.held_out is not None:
+                    raise UserError(f"{where}: it is of a development split, and {key}.held_out={source.held_out} takes that from the training split; "
+                                    f"{key}.held_out=null uses the one that is there")  # fmt: skip
+                if part == "train" and source.holds_out(row):
+                    part, held_out = "dev", held_out + 1
+                found.setdefault(code, {}).setdefault(part, []).append(Row(row, where))
+        if held_out:
+            log.info("%s: %s training examples are the development split, whole groups (%s.held_out=%s)",
+                     source.path, f"{held_out:,}", key, source.held_out)  # fmt: skip
         if others:
             log.info("%s: what is named %s is in no split that is read; a split is named with ++%s.splits.dev=<name>",
                      source.path, ", ".join(others), key)  # fmt: skip

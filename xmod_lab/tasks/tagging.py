@@ -92,7 +92,10 @@ class Tagging:
         empty = sum(_CUT in words and not was_cut for words, was_cut in zip(places, cut, strict=True))
         pieces = sum(map(len, encoded["input_ids"]))
         unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"])
-        return Encoded(encoded["input_ids"], gold, tokenizer.pad_token_id, sum(cut), unknown / pieces, places, empty)
+        targets = [len(words) - words.count(_CUT) for words in places]
+        return Encoded(
+            encoded["input_ids"], gold, tokenizer.pad_token_id, sum(cut), unknown / pieces, places, empty, targets
+        )
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         """(B, S) tensors of these rows, and ``labels`` (B, S), -100 where no word begins."""
@@ -147,8 +150,8 @@ class Tagging:
         """The prediction of an example, from (words, C)."""
         return probabilities.argmax(1).tolist()
 
-    def metric(self, name: str) -> Metric:
-        """The metric of that name."""
+    def metric(self, name: str, code: str = "") -> Metric:
+        """The metric of that name, which is the same in every language."""
         if name == "span_f1":
             return span_f1(self.labels)
 

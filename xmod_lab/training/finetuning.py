@@ -163,7 +163,7 @@ def _train_once(cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setting: S
         unit="examples",
         units_per_step=cfg.trainer.rows_per_step,
         log_every=cfg.trainer.log_every,
-        validate_every=cfg.trainer.validate_every,
+        validate_every=cfg.scored_every,
         last_step=cfg.steps,
         suffix=f"/{part}",
     )
@@ -186,7 +186,7 @@ def _train_once(cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setting: S
 
 def _development(cfg: FinetuneConfig, setting: Setting, code: str, dev: Encoded, name: str, loss: str) -> Callable:
     """Scores the development split of ``code`` through its own slot."""
-    metric = setting.kind.metric(cfg.task.metric)
+    metric = setting.kind.metric(cfg.task.metric, code)
 
     def validate(model: XmodPreTrainedModel, step: int) -> dict[str, float]:
         predictions, mean_loss = answers(model, setting.kind, dev, code, model.lang_id(code))
@@ -207,6 +207,7 @@ def _loader(cfg: FinetuneConfig, kind, encoded: Encoded, lang_id: int, seed: int
         steps=cfg.steps,
         rows_per_step=cfg.trainer.rows_per_step,
         accumulate=cfg.trainer.accumulate,
+        targets=encoded.targets,
     )
 
     def loader(first_step: int) -> DataLoader:

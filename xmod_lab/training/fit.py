@@ -89,7 +89,7 @@ def fit(
         _held_out(prepared.scorers(cfg.objective), likelihoods(cfg.objective.causal)),
         units_per_step=cfg.tokens_per_step,
         log_every=cfg.trainer.log_every,
-        validate_every=cfg.trainer.validate_every,
+        validate_every=cfg.scored_every,
         last_step=cfg.steps,
         suffix=f"/{code}" if code else "",
     )

@@ -50,7 +50,12 @@ class LanguageModeling(pl.LightningModule):
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little"))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        return self.model(**batch).loss
+        """The mean loss; of a micro-batch with a ``loss_weight``, times that."""
+        weight = batch.get("loss_weight")
+        output = self.model(**{name: value for name, value in batch.items() if name != "loss_weight"})
+        if weight is None:
+            return output.loss
+        return output.loss * weight if weight else output.logits.sum() * 0  # of nothing, the mean is nan
 
     def configure_optimizers(self) -> dict:
         """AdamW; matrices, embeddings among them, decay, biases and LayerNorms do not. A language that is absent from

@@ -209,7 +209,7 @@ def score_transfer(cfg, setting, results: dict[tuple[str, int], Result], spelt: 
             said["upper"] = [result.predictions[code]["target"] for result in own]
         arms, against = {}, {}
         for name in kind.metrics:
-            metric = kind.metric(name)
+            metric = kind.metric(name, code)
             counts = {arm: counted(metric, test.gold, predictions) for arm, predictions in said.items()}
             arms[name] = {arm: estimate(counts[arm], metric, clusters) for arm in ARMS if arm in counts}
             against[name] = {
