@@ -6,7 +6,7 @@ import torch
 from tests.conftest import tiny_batch, tiny_model
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.proof import tensor_digests
-from xmod_lab.model import SLOT_INITS
+from xmod_lab.model import SLOT_INITS, begin_by_name
 
 INITS = ("random", "zero_output", "mean", "mean:en_XX,fr_XX", "copy:de_DE")
 
@@ -75,6 +75,29 @@ def test_zero_output_adds_nothing_to_any_layer(flags):
     assert all(p.any() for name, p in _slot(model, "sw_KE").items() if name.endswith("dense1.weight"))
     model.initialise_slot("sw_KE", "random", seed=2)
     assert not torch.equal(model(batch["input_ids"], lang_ids="sw_KE").logits, logits)
+
+
+def test_a_model_s_beginning_depends_on_the_seed_and_on_names_alone():
+    """So arms with other languages, a shared slot or another depth are alike where they have the same tensors."""
+    sizes = {"vocab_size": 400, "hidden_size": 64, "intermediate_size": 96}
+    shared = {"languages": ["shared"], "aliases": {"en_XX": "shared", "de_DE": "shared"}}
+    models = [
+        tiny_model(seed=n, **sizes, **changes)
+        for n, changes in enumerate(({}, {"languages": ["fr_XX", "sw_KE"]}, shared, {"num_hidden_layers": 1}))
+    ]
+    for model in models:
+        begin_by_name(model, 7)
+    first = dict(models[0].named_parameters())
+    for model in models[1:]:
+        same = [(p, first[name]) for name, p in model.named_parameters() if name in first and p.dim() > 1]
+        assert len(same) > 8 and all(torch.equal(p, other) for p, other in same)
+    matrices = {name: p for name, p in first.items() if p.dim() > 1}
+    assert all(p.std().item() == pytest.approx(0.2, rel=0.1) and abs(p.mean()) < 0.02 for p in matrices.values() if p.numel() > 1000)
+    assert len({tuple(p.flatten()[-9:].tolist()) for p in matrices.values()}) == len(matrices)
+    tables = models[0].roberta.embeddings
+    assert not any(t.weight[1].any() for t in (tables.word_embeddings, tables.position_embeddings))
+    begin_by_name(models[1], 8)
+    assert not torch.equal(models[1].lm_head.dense.weight, first["lm_head.dense.weight"])
 
 
 def test_what_cannot_begin_is_refused_before_anything_is_changed():

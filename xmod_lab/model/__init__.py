@@ -21,7 +21,7 @@ from xmod_lab.model.language_models import (
     load_language_model,
 )
 from xmod_lab.model.reading import read_config
-from xmod_lab.model.slots import donors_of, seeded_generator
+from xmod_lab.model.slots import begin_by_name, donors_of, seeded_generator
 from xmod_lab.model.task_heads import (
     XmodForMultipleChoice,
     XmodForQuestionAnswering,
@@ -54,6 +54,7 @@ __all__ = [
     "XmodLanguageModel",
     "XmodModel",
     "XmodPreTrainedModel",
+    "begin_by_name",
     "code_fault",
     "donors_of",
     "language_model",

@@ -1,8 +1,8 @@
-"""How a new slot begins: random, adding nothing, as a copy of one donor, or as a mean: of several, or of all that were
-pre-trained. Donors are read, never written.
+"""How a model and a new slot begin. A slot: random, adding nothing, as a copy of one donor, or as a mean: of several, or of all
+that were pre-trained. Donors are read, never written.
 
-The values depend on (seed, language code, parameter name) alone, so the order in which languages are added is of no
-consequence.
+Random values depend on the seed and on the name of their parameter alone. So models of other languages, slots or depths begin
+alike where they have the same tensors, and the order in which languages are added is of no consequence.
 """
 
 import hashlib
@@ -61,6 +61,18 @@ def fill_slot(layers: nn.ModuleList, code: str, init: str, config: XmodConfig, s
                 if init == "zero_output" and name.startswith("dense2."):
                     value = torch.zeros_like(value)
                 parameter.copy_(value)
+
+
+def begin_by_name(model: nn.Module, seed: int) -> None:
+    """Draw every matrix of a new ``model`` again, as :func:`random_value` of (``seed``, its name); rows of the padding are zero.
+    Biases and LayerNorms, in which nothing is random, stay as they are."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.copy_(random_value(parameter, model.config, seed, name))
+        for module in model.modules():
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module.weight[module.padding_idx] = 0
 
 
 def random_value(parameter: Tensor, config: XmodConfig, *key: object) -> Tensor:

@@ -20,7 +20,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
 from xmod_lab.foreign import at_hand
 from xmod_lab.identity import counts, identity
-from xmod_lab.model import XmodLanguageModel, donors_of, language_model, load_language_model, read_config
+from xmod_lab.model import XmodLanguageModel, begin_by_name, donors_of, language_model, load_language_model, read_config
 from xmod_lab.sizes import memory_faults
 from xmod_lab.text.tokenizer import special_ids
 from xmod_lab.training.rundir import RunDir, read_json, read_yaml
@@ -53,11 +53,13 @@ class Base:
 
 
 def new_model(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> XmodLanguageModel:
-    """A model for ``tokenizer``, with random weights, which are a function of ``cfg.seed``."""
+    """A model for ``tokenizer``, with random weights: each a function of ``cfg.seed`` and its name, see :func:`begin_by_name`."""
     import pytorch_lightning as pl
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
-    return language_model(cfg.model_config(len(tokenizer), special_ids(tokenizer)))
+    model = language_model(cfg.model_config(len(tokenizer), special_ids(tokenizer)))
+    begin_by_name(model, cfg.seed)
+    return model
 
 
 def resolve(cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainConfig, RunDir], None]) -> Base:
