@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import gensim.models
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tests.test_project import composed
 from xmod_lab.choices import EMBEDDING_INITS
 from xmod_lab.errors import UserError
 from xmod_lab.languages.embeddings import initialise_vocabulary, log_frequency, shared_pieces, special_pairs
-from xmod_lab.languages.focus import mixtures, sparsemax
+from xmod_lab.languages.focus import auxiliary_vectors, mixtures, sparsemax
 from xmod_lab.languages.initialisers import KEEP_SHARED, letters, script_of
 from xmod_lab.languages.proof import digest, tensor_digests
 from xmod_lab.text.tokenizer import SPECIALS, save_tokenizer, train_sentencepiece
@@ -184,7 +185,7 @@ def test_focus_takes_the_rows_of_pieces_that_are_used_alike():
     ids, random = new.get_vocab(), np.random.default_rng(0)
     frames = {"kw": ("ab", "cd"), "zq": ("ab", "cd"), "jy": ("ef", "gh")}
     rows = np.array(
-        [[0, *(ids[p] for p in (frames[w][0], w, frames[w][1]) * 2), 2] for w in random.choice([*frames], 900)]
+        [[0, *(ids[p] for p in (frames[w][0], w, frames[w][1]) * 2), 2] for w in random.choice([*frames], 30_000)]
     )
     rows[0, 1] = ids["▁rare"]
     table, base, report = begun(old, new, "focus", rows=rows)
@@ -192,6 +193,25 @@ def test_focus_takes_the_rows_of_pieces_that_are_used_alike():
     weights = torch.linalg.lstsq(torch.stack([base[p] for p in sorted(ids) if p in base][5:]).T, table["zq"]).solution
     assert alike["kw"] > alike["jy"] and report.derived == 1
     assert (weights > -1e-4).all() and float(weights.sum()) == pytest.approx(1, abs=1e-3)
+
+
+def test_focus_trains_its_vectors_as_its_authors_do(monkeypatch, caplog):
+    """CBOW, 10 negatives, and fastText's own learning rate, 3 passes; whatever the size of the text. The run says that it reads it."""
+    seen = {}
+
+    class Stop(Exception):
+        pass
+
+    def stop(_, **settings):
+        seen.update(settings)
+        raise Stop
+
+    monkeypatch.setattr(gensim.models, "FastText", stop)
+    with caplog.at_level("INFO"), pytest.raises(Stop):
+        auxiliary_vectors(np.tile([5, 6, 5, 2], (20, 1)), {5: "ab", 6: "cd"}, seed=1)
+    wanted = {"sg": 0, "negative": 10, "alpha": 0.05, "epochs": 3, "vector_size": 100, "min_count": 10}
+    assert {key: seen[key] for key in wanted} == wanted
+    assert "before the first step, vectors are trained on 60 pieces of the training text, in 3 passes" in caplog.text
 
 
 @pytest.mark.parametrize("method", DERIVING)

@@ -14,11 +14,20 @@ import torch
 from torch import Tensor
 
 log = logging.getLogger(__name__)
-# as in the authors' code: size of the vectors, and how often a piece has to occur
-_SIZE, _MIN_COUNT = 100, 10
-_READ = 3_000_000  # pieces that training reads, in passes over the text; the authors make 3 passes over more text
-_MAX_PASSES = 10
-_BUCKETS = 2**17  # of letter groups; the usual 2 million are for words, and would take 800 MB
+_MIN_COUNT = 10  # how often a piece has to occur, as in the authors' code
+# the rest of its settings, those that fastText has by default included: CBOW, which is nearer to masked modelling than skip-gram
+_SETTINGS = {
+    "sg": 0,
+    "vector_size": 100,
+    "negative": 10,
+    "epochs": 3,
+    "alpha": 0.05,
+    "sample": 1e-4,
+    "window": 5,
+    "min_n": 3,
+    "max_n": 6,
+}
+_BUCKETS = 2**17  # of letter groups; fastText's 2 million are for words, and would take 800 MB
 _AT_ONCE = 1024  # new pieces, so that memory is bounded by _AT_ONCE × shared pieces
 
 # R rows of T pieces, N new pieces, K shared pieces, D model
@@ -34,19 +43,16 @@ def auxiliary_vectors(rows: np.ndarray, names: dict[int, str], *, seed: int) -> 
 
     logging.getLogger("gensim").setLevel(logging.ERROR)
     sentences = _sentences(rows, names)
-    pieces = sum(len(sentence) for sentence in sentences)
     counts = np.bincount(rows.ravel(), minlength=max(names, default=0) + 1)
     frequent = [i for i in names if counts[i] >= _MIN_COUNT]
     if not frequent:
         return {}
-    passes = int(np.clip(_READ // pieces, 1, _MAX_PASSES))
-    log.info("focus: vectors are trained on %s pieces, %d passes", f"{pieces:,}", passes)
+    log.info("focus: before the first step, vectors are trained on %s pieces of the training text, in %d passes; no other method "
+             "reads it", f"{sum(map(len, sentences)):,}", _SETTINGS["epochs"])  # fmt: skip
     model = FastText(
         sentences,
-        vector_size=_SIZE,
+        **_SETTINGS,
         min_count=_MIN_COUNT,
-        sg=1,
-        epochs=passes,
         bucket=_BUCKETS,
         seed=seed,
         workers=1,  # several would race

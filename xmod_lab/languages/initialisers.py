@@ -8,7 +8,8 @@ nothing. What it has no row for is drawn from N(mean, sd) of the base's rows, pe
     overlap        pieces that both vocabularies spell alike keep their rows (UNKs Everywhere, Pfeiffer et al. 2021)
     overlap_fuzzy  also those that differ in case, accents or the mark of a word's start alone
     subword_mean   else: the mean of the old pieces that spell the new one
-    focus          else: a mixture of the rows that were kept (FOCUS, Dobler & de Melo 2023); needs gensim
+    focus          else: a mixture of the rows that were kept (FOCUS, Dobler & de Melo 2023); needs gensim, and reads the
+                   training text three times before the first step, which no other method does
     script_mean    else: drawn from N(mean, covariance) of the base's pieces in the same script
 
 From ``overlap`` on all methods begin with the pieces that are spelt alike.
