@@ -130,6 +130,9 @@ def test_what_a_vocabulary_reads_otherwise_is_counted_by_kind(models_):
     found = _counted("nmt_nfkc", lines, models_)
     assert found.changed() == {"\u200c": 1, "Ａ": 1, "½": 1, "\u00a0": 1, "\x01": 1, "\u200b": 1}
     assert found.summary()["changed"] == {"dropped": 1, "made spaces": 2, "joined": 1, "form": 3}
+    assert [
+        _counted("nmt_nfkc", [*lines, *more], models_).summary()["changed_passages"] for more in (["plain"], ["a  b"])
+    ] == [3, 4]
     assert [found.image(c) for c in "\u200cＡ½\x01é "] == [" ", "A", "1⁄2", "", "é", " "]
     assert _counted("nmt_nfkc_cf", ["Große Ärzte"], models_).summary()["changed"] == {"case": 2}
     kept = _counted("nfkc", ["می\u200cخواهم"], models_).summary()

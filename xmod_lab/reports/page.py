@@ -40,7 +40,8 @@ _LIKELIHOODS = {  # by whether they are exact
     False: "Losses are of held-out text with a fixed 15 % of the pieces hidden behind <mask>, in float32. They are "
     "pseudo-likelihoods: each piece is predicted from both sides.",
     True: "Losses are of held-out text, every piece and the end of every passage predicted from the pieces before it, in "
-    "float32. They are exact likelihoods: bits per byte are the length of the text coded with this model.",
+    "float32. They are exact likelihoods of the text as its vocabulary normalises it; bits per byte add a code for what "
+    "normalisation changed, and are the length of the text coded with both.",
 }
 _SECTIONS = {
     "pretrain": (results, samples, learning_curves, mixture),

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Iterator
 from transformers import PreTrainedTokenizerBase
 
 KINDS = ("dropped", "made spaces", "joined", "case", "form")
-_SPACES = " ▁"  # "▁" is the space of SentencePiece's pieces
+SPACES = " ▁"  # "▁" is the space of SentencePiece's pieces
 _SEVERAL = re.compile("  +")
 _SHOWN = 8
 
 
 class Normalisation:
-    """Counts of the characters of a text, and what a tokenizer reads in their place."""
+    """Counts of the characters of a text, and what a tokenizer reads in their place; ``passages``: how many have such a place."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         normalizer = tokenizer.backend_tokenizer.normalizer
@@ -32,21 +32,22 @@ class Normalisation:
         self._head = self._normalize("11")[:-1]  # digits compose with nothing
         self._images: dict[str, str] = {}
         self._joins = self._normalize("1  1") == self._normalize("1 1")
-        self.written, self.joined = Counter(), 0
+        self.written, self.joined, self.passages = Counter(), 0, 0
 
     def through(self, passages: Iterable[str]) -> Iterator[str]:
         """``passages``, whose characters are counted as they pass; ``joined``: spaces after the first one, if they are dropped."""
         for text in passages:
             self.written.update(text)
-            if self._joins and "  " in text:
-                self.joined += len(text) - len(_SEVERAL.sub(" ", text))
+            joined = len(text) - len(_SEVERAL.sub(" ", text)) if self._joins and "  " in text else 0
+            self.joined += joined
+            self.passages += bool(joined) or any(self.image(character) != character for character in set(text))
             yield text
 
     def image(self, character: str) -> str:
         """What is read in place of ``character`` between others: itself where nothing changes."""
         if character not in self._images:
             image = self._normalize(f"1{character}1")[len(self._head) : -1]
-            if image and not image.strip(_SPACES):
+            if image and not image.strip(SPACES):
                 image = " "
             self._images[character] = character if image.strip(" ") == character else image
         return self._images[character]
@@ -57,7 +58,7 @@ class Normalisation:
 
     def summary(self) -> dict:
         """For a manifest: ``changed``, how many characters of each kind; ``changed_most``, the most frequent as
-        [character, what is read, how often]; ``respelling_bits``."""
+        [character, what is read, how often]; ``changed_passages``; ``respelling_bits``."""
         changed = self.changed()
         kinds = Counter({"joined": self.joined})
         for character, count in changed.items():
@@ -66,6 +67,7 @@ class Normalisation:
         return {
             "changed": {name: kinds[name] for name in KINDS if kinds[name]},
             "changed_most": most,
+            "changed_passages": self.passages,
             "respelling_bits": round(self._bits(changed), 1),
         }
 
@@ -92,7 +94,7 @@ def kind(character: str, image: str) -> str:
     """One of KINDS: what becomes of a character that is read as ``image``."""
     if not image:
         return "dropped"
-    if not image.strip(_SPACES):
+    if not image.strip(SPACES):
         return "form" if character.isspace() else "made spaces"
     return "case" if character.casefold() == image.casefold() else "form"
 
@@ -105,7 +107,7 @@ def named(character: str) -> str:
 
 def read_as(image: str) -> str:
     """What is read in place of a character, as it is shown."""
-    return "nothing" if not image else "".join(map(named, image)) if image.strip(_SPACES) else "space"
+    return "nothing" if not image else "".join(map(named, image)) if image.strip(SPACES) else "space"
 
 
 def _log2_factorial(n: int) -> float:

@@ -17,6 +17,7 @@ from xmod_lab.identity import identity
 from xmod_lab.text.batches import BatchStream
 from xmod_lab.text.listing import titled
 from xmod_lab.text.mixture import Mixture, at_cap, proportions
+from xmod_lab.text.normalisation import SPACES
 from xmod_lab.text.objective import Objective
 from xmod_lab.text.rows import Corpus, prepare_corpus
 from xmod_lab.text.tokenizer import PAD
@@ -33,6 +34,7 @@ _SAID_OTHERWISE = (
     "max_steps",
     "max_tokens",
 )  # in the record of a run: as task, by its name, as steps
+_SPACES = 0.5  # of the pieces of a text that may be hidden
 _UNKNOWN, _SHORT = (
     0.01,
     0.75,
@@ -108,11 +110,25 @@ def about_kept(prepared: Prepared, base: Prepared) -> str | None:
     unknown, size = text["unknown_bytes"] / text["bytes"], text["bytes"] / text["tokens"]
     sizes = [t["bytes"] / t["tokens"] for t in (c.manifest["statistics"]["train"] for c in base.corpora.values())]
     short = bool(sizes) and size < _SHORT * min(sizes)
-    if unknown <= _UNKNOWN and not short:
+    spaces = _share_of_spaces(corpus, prepared.tokenizer)
+    if unknown <= _UNKNOWN and not short and spaces <= _SPACES:
         return None
+    guessed = (
+        f" Of its known pieces {100 * spaces:.0f} % are spaces: its losses are mostly those of guessing them."
+        if spaces > _SPACES
+        else ""
+    )
     beside = f", in the languages of the base {min(sizes):.1f} to {max(sizes):.1f}" if sizes else ""
     return (f"{code}: in the base's vocabulary a piece has {size:.1f} bytes of it{beside}, and {100 * unknown:.1f} % of its bytes are "
-            "unknown; a vocabulary of its own (vocabulary=own) suits it better")  # fmt: skip
+            f"unknown; a vocabulary of its own (vocabulary=own) suits it better.{guessed}")  # fmt: skip
+
+
+def _share_of_spaces(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> float:
+    """Of the pieces of the training text that may be hidden: all but special ones, <unk> among them."""
+    counts = corpus.piece_counts.copy()
+    counts[tokenizer.all_special_ids] = 0
+    spaces = [i for piece, i in tokenizer.get_vocab().items() if not piece.strip(SPACES) and i < len(counts)]
+    return float(counts[spaces].sum() / max(1, counts.sum()))
 
 
 def _train_tokenizer(cfg: PretrainConfig, sources: dict, pieces: int, pad_id: int = PAD) -> str:

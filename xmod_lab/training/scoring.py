@@ -2,7 +2,7 @@
 
 Masked models: evaluation hides 15 % of the ordinary pieces of every validation row behind <mask>, whatever training does,
 and computes in float32. It is a pseudo-likelihood, since each piece is predicted from both sides. Causal models predict
-every piece and the end of every passage: bits per byte are the exact code length of the text.
+every piece and the end of every passage: their loss is the exact code length of the text as the vocabulary normalises it.
 
 Bits per byte are over all UTF-8 bytes of the text, composed (NFC), so that different vocabularies and normalisations can be compared
 by them. What a vocabulary cannot spell is charged as the raw bytes that <unk> stands for, 8 bits each; what its normalisation

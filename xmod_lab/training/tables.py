@@ -154,9 +154,10 @@ def normalisation_table(prepared: Prepared) -> None:
             most = [f"{named(c)} → {read_as(image)} {n:,}" for c, image, n in train["changed_most"][:_MOST]]
             counts = (f"{train['changed'].get(kind, 0):,}" for kind in KINDS)
             charge = f"{scored_text['respelling_bits'] / scored_text['bytes']:.4f}"
-            rows.append((code, ", ".join(most), *counts, charge))
+            share = f"{100 * scored_text['changed_passages'] / scored_text['passages']:.1f} %"
+            rows.append((code, ", ".join(most), *counts, share, charge))
     if rows:
-        header = ("language", "most often", *KINDS, "bits/byte charged")
+        header = ("language", "most often", *KINDS, "held-out passages", "bits/byte charged")
         show("characters of the training text that the vocabulary reads otherwise", header, rows, words=2)
 
 
