@@ -18,14 +18,14 @@ from xmod_lab.files import digest_of_files
 from xmod_lab.languages import folders
 from xmod_lab.languages.cards import base_card, export_card
 from xmod_lab.languages.differences import settings_that_differ, tensors_that_differ
-from xmod_lab.languages.folders import export, install, remove
+from xmod_lab.languages.folders import export, install, pack_folders, remove
 from xmod_lab.languages.inventory import inventory
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.languages.verify import verify
 from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM, language_model, load_language_model, packs
 from xmod_lab.model import base as model_base
-from xmod_lab.model.digests import digest, fingerprint
+from xmod_lab.model.digests import digest, fingerprint, old_fingerprint
 from xmod_lab.model.packs import read_pack
 from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
 
@@ -137,7 +137,7 @@ def _without_first(tensors):
         (_truncate, "missing or altered"),
         (_alter, "missing or altered"),
         (_set(format=99), "format 99"),
-        (_set(format=2), "format 2, this version reads 3 and 4"),
+        (_set(format=2), "format 2, this version reads 3, 4, 5"),
         (_set(files={"../x": "0"}), "leaves the folder"),
         (_set(files={"..\\x": "0"}), "leaves the folder"),
         (_set(files={"/etc/passwd": "0"}), "leaves the folder"),
@@ -222,29 +222,42 @@ def test_what_cannot_be_unpacked_writes_no_model(place, tmp_path, monkeypatch, c
     assert [p.name for p in tmp_path.iterdir()] == ["ca_ES"]
 
 
-def test_packs_install_in_any_order_at_once_or_one_by_one_to_the_same_files(place, tmp_path):
-    made = []
-    for n, order in enumerate(itertools.permutations(CODES)):
-        install(place / "base", [place / code for code in order], tmp_path / str(n))
-        made.append(files(tmp_path / str(n)))
+def test_packs_install_in_any_order_at_once_or_one_by_one_to_the_same_files_but_for_the_order(place, tmp_path):
+    made, base = {}, ["en_XX", "de_DE", "fr_XX"]
+    for order in itertools.permutations(CODES):
+        install(place / "base", [place / code for code in order], tmp_path / "-".join(order))
+        made[order] = files(tmp_path / "-".join(order))
     source = place / "base"
     for code in ("sw_KE", "ca_ES", "el_GR"):
         install(source, [place / code], tmp_path / f"then_{code}")
         source = tmp_path / f"then_{code}"
-    made.append(files(source))
-    assert all(folder == made[0] for folder in made)
+    assert files(source) == made["sw_KE", "ca_ES", "el_GR"]
+    settings = []
+    for order, folder in made.items():
+        config = json.loads(folder.pop("config.json"))
+        assert config.pop("languages") == [*base, *order] and config.pop("added") == [*order]
+        settings.append(config)
+        assert folder == made[CODES]
+    assert all(config == settings[0] for config in settings) and settings[0]["vocabularies"].keys() == {
+        "el_GR",
+        "sw_KE",
+    }
     model = XmodForMaskedLM.from_pretrained(source)
-    assert model.languages == ["en_XX", "de_DE", "fr_XX", "ca_ES", "el_GR", "sw_KE"]
+    assert model.languages == [*base, "sw_KE", "ca_ES", "el_GR"] and fingerprint(model) == fingerprint(
+        tiny_model(vocab_size=400)
+    )
     assert model.tokenizer_for("sw_KE").get_vocab() != model.tokenizer_for("ca_ES").get_vocab()
-    assert files(place / "own")["spm.model"] == made[0]["languages/sw_KE/spm.model"]  # unpacked as it was
+    assert files(place / "own")["spm.model"] == made[CODES]["languages/sw_KE/spm.model"]  # unpacked as it was
 
 
 def test_removing_brings_back_the_model_before_file_by_file(place, tmp_path):
     install(place / "base", [place / code for code in CODES], tmp_path / "all")
-    install(place / "base", [place / "ca_ES", place / "el_GR"], tmp_path / "two")
-    remove(tmp_path / "all", ["sw_KE"], tmp_path / "back")
+    install(place / "base", [place / "el_GR", place / "ca_ES"], tmp_path / "two")
+    assert remove(tmp_path / "all", ["sw_KE"], tmp_path / "back") == {
+        "ca_ES": (5, 4)
+    }  # transformers knows no empty place
     assert files(tmp_path / "back") == files(tmp_path / "two")
-    remove(tmp_path / "all", ["el_GR", "ca_ES", "sw_KE"], tmp_path / "base")
+    assert remove(tmp_path / "all", ["el_GR", "ca_ES", "sw_KE"], tmp_path / "base") == {}
     assert files(tmp_path / "base") == files(place / "base")
     with pytest.raises(UnknownLanguageError, match="xx_XX"):
         remove(tmp_path / "all", ["sw_KE", "xx_XX"], tmp_path / "none")
@@ -363,9 +376,9 @@ def test_verify_finds_what_was_changed(place, tmp_path):
     slot = "roberta.encoder.layer.0.output.adapter_modules.{}.dense1.bias"
     with pytest.raises(ProofError, match="'sw_KE'.* is not what its pack brought"):
         verify(moved(slot.format("sw_KE")), None)
-    with pytest.raises(ProofError, match="fingerprint"):
+    with pytest.raises(ProofError, match="no longer the base of 'sw_KE'.*: its tensors are others"):
         verify(moved("lm_head.dense.bias"), None)
-    with pytest.raises(ProofError, match="logits moved in .'de_DE'"):
+    with pytest.raises(ProofError, match=r"tensors changed roberta.*; logits moved in de_DE; see"):
         verify(moved(slot.format("de_DE")), str(place / "base"))
     tokenizer = tmp_path / "model" / "languages" / "sw_KE" / "tokenizer.json"
     whole = tokenizer.read_bytes()
@@ -391,6 +404,81 @@ def test_verify_finds_what_was_changed(place, tmp_path):
         verify(tmp_path / "model", None)
 
 
+def _swapped(folder: Path, one: int, other: int) -> None:
+    """Two pieces of a tokenizer, each in the other's place."""
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    pieces = tokenizer["model"]["vocab"]
+    pieces[one][0], pieces[other][0] = pieces[other][0], pieces[one][0]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def kept(place, tmp_path_factory) -> Path:
+    """A pack of a language with the base's vocabulary, made where that lies, and a model that it was installed in."""
+    kept = tmp_path_factory.mktemp("kept")
+    model = load_language_model(str(place / "base"), "base")
+    model.add_language("ca_ES", "random")
+    write_pack(model, "ca_ES", kept / "ca_ES", tokenizer_folder=None, details={})
+    install(place / "base", [kept / "ca_ES"], kept / "model")
+    return kept
+
+
+def test_a_piece_swapped_in_the_base_s_tokenizer_is_found_and_its_packs_refused(place, kept, tmp_path):
+    for name, source in (("model", kept / "model"), ("base", place / "base")):
+        shutil.copytree(source, tmp_path / name)
+        _swapped(tmp_path / name, 17, 95)
+    assert "tokenizer" in dict(verify(kept / "model", None))["ca_ES"]
+    assert dict(verify(kept / "ca_ES", str(place / "base")))["tokenizers of the base"] == "3 as before"
+    with pytest.raises(
+        ProofError, match="the base of 'ca_ES', whose pack was made on a base with the tokenizer [0-9a-f]{12}, that of"
+    ):
+        verify(tmp_path / "model", None)
+    with pytest.raises(ProofError, match="does not hold: other tokenizers of en_XX, de_DE, fr_XX; see"):
+        verify(tmp_path / "model", str(place / "base"))
+    with pytest.raises(UserError, match="with the tokenizer .*; use the base it was made on"):
+        install(tmp_path / "base", [kept / "ca_ES"], tmp_path / "out")
+    (tmp_path / "base" / "tokenizer.json").unlink()
+    for file in tmp_path.glob("base/*.model"):
+        file.unlink()
+    install(tmp_path / "base", [kept / "ca_ES"], tmp_path / "out")  # there is none to compare with
+
+
+@pytest.mark.parametrize(("key", "value"), [("default_language", "de_DE"), ("hidden_dropout_prob", 0.25), ("bos_token_id", 3),
+                                            ("languages", ["de_DE", "en_XX", "fr_XX", "ca_ES"])])  # fmt: skip
+def test_an_edited_configuration_is_found_and_packs_are_refused(place, kept, tmp_path, key, value):
+    for name, source in (("model", kept / "model"), ("base", place / "base")):
+        shutil.copytree(source, tmp_path / name)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        value = [code for code in value if code in config["languages"]] if isinstance(value, list) else value
+        (tmp_path / name / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(ProofError, match=f"no longer the base of 'ca_ES'.*: {key} is .* there, .* here"):
+        verify(tmp_path / "model", None)
+    with pytest.raises(UserError, match=f"was made on the base .*: {key} is .* there, .* here; use the base"):
+        install(tmp_path / "base", [kept / "ca_ES"], tmp_path / "out")
+
+
+def test_packs_of_an_earlier_version_are_read_and_compared_by_what_they_know(place, kept, tmp_path):
+    shutil.copytree(kept / "ca_ES", tmp_path / "ca_ES")
+    _set(format=4, base_fingerprint=old_fingerprint(tiny_model(vocab_size=400)), base_tokenizer=None)(
+        tmp_path / "ca_ES"
+    )
+    install(place / "base", [tmp_path / "ca_ES"], tmp_path / "model")
+    assert (
+        "of an earlier version, without tokenizer, slots and dropout" in dict(verify(tmp_path / "model", None))["ca_ES"]
+    )
+    tiny_model(seed=1, vocab_size=400).save_pretrained(tmp_path / "other")
+    with pytest.raises(UserError, match="was made on the base .*: its tensors are others"):
+        install(tmp_path / "other", [tmp_path / "ca_ES"], tmp_path / "none")
+
+
+def test_the_packs_of_a_run_come_in_the_order_in_which_it_added_them(place, tmp_path):
+    for code in CODES:
+        shutil.copytree(place / code, tmp_path / "pack" / code)
+    assert [pack.name for pack in pack_folders(tmp_path)] == sorted(CODES)
+    install(place / "base", [place / code for code in ("sw_KE", "ca_ES", "el_GR")], tmp_path / "model")
+    assert [pack.name for pack in pack_folders(tmp_path)] == ["sw_KE", "ca_ES", "el_GR"]
+
+
 def test_differences_of_packs_and_of_models_are_named(place, tmp_path):
     assert settings_that_differ(place / "sw_KE", place / "sw_KE") == []
     assert not list(tensors_that_differ(place / "sw_KE", place / "sw_KE"))
@@ -413,7 +501,7 @@ def test_differences_of_packs_and_of_models_are_named(place, tmp_path):
 def test_what_there_is_is_listed(place, tmp_path):
     install(place / "base", [place / code for code in CODES], tmp_path / "model")
     lines = {line[0]: line[1:] for line in inventory(tmp_path / "model")}
-    assert list(lines) == ["en_XX", "de_DE", "fr_XX", "ca_ES", "el_GR", "sw_KE"]
+    assert list(lines) == ["en_XX", "de_DE", "fr_XX", *CODES]
     own = read_pack(place / "sw_KE")[0]
     assert lines["sw_KE"] == ("300", "0.02", own["base_fingerprint"][:12], "2.00", "2.5000", "0.7500", "pseudo")
     assert lines["en_XX"] == ("the base's", "0.00", "–", "–", "–", "–", "–")

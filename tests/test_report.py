@@ -48,7 +48,8 @@ def make_run(folder, *overrides, seed=1, after=1.25, base="auto"):
             ]
         )
     proof = {"holds": True, "tensors_compared": 7, "tensors_changed": [], "tensors_missing": [], "tensors_added": ["a"],
-             "tensors_added_without_language": [], "logits": {"en_XX": {"equal": True}}}  # fmt: skip
+             "tensors_added_without_language": [], "logits": {"en_XX": {"equal": True}},
+             "numbers": {"en_XX": {"before": 0, "after": 0, "equal": True}}}  # fmt: skip
     (folder / "proof.json").write_text(json.dumps(proof))
     return folder
 

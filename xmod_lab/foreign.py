@@ -3,6 +3,7 @@ own folder, that its names make safe paths, that its numbers are numbers, and th
 is executed or unpickled.
 """
 
+import hashlib
 import json
 import re
 from pathlib import Path
@@ -150,6 +151,18 @@ def open_tokenizer(source: str | Path, part: str = "") -> "PreTrainedTokenizerBa
         raise UserError(
             f"the tokenizer in {folder} is damaged ({reason(error)}); copy it again from where it came"
         ) from error
+
+
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Digest of everything that decides how text becomes ids. Padding and truncation, which every call may set, are left out."""
+    if not tokenizer.is_fast:  # its steps are code: its pieces are all that can be told
+        return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+    backend = tokenizer.backend_tokenizer
+    if backend.padding is not None or backend.truncation is not None:
+        backend = type(backend).from_str(backend.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+    return hashlib.sha256(backend.to_str().encode()).hexdigest()
 
 
 def weight_files(folder: Path) -> list[Path]:

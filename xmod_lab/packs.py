@@ -68,8 +68,13 @@ def _install(arguments: argparse.Namespace) -> None:
 def _remove(arguments: argparse.Namespace) -> None:
     from xmod_lab.languages.folders import remove
 
-    remove(arguments.model, arguments.codes, arguments.out)
+    moved = remove(arguments.model, arguments.codes, arguments.out)
     print(f"{arguments.out}: {arguments.model} without {', '.join(arguments.codes)}")
+    if moved:
+        listed = ", ".join(f"{code} {before} -> {after}" for code, (before, after) in moved.items())
+        print(
+            f"numbers in lang_ids that are others now: {listed}; where numbers were stored, change them, or use codes"
+        )
 
 
 def _export(arguments: argparse.Namespace) -> None:

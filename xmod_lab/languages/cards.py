@@ -7,6 +7,7 @@ import re
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from xmod_lab.codes import known_codes
 from xmod_lab.errors import UserError, printable
 from xmod_lab.model import XmodConfig
 from xmod_lab.settings import flatten
@@ -39,13 +40,14 @@ def pack_card(manifest: dict, *, exact: bool, base_model: str | None = None) -> 
         base_model: the base's id on the hub, where it has one.
     """
     code, base = manifest["code"], manifest["base"]
+    languages = known_codes(base["languages"], base.get("aliases", {}))
     body = f"""# {code}: a language pack for X-MOD
 
 The slot{"" if manifest["pieces"] is None else " and vocabulary"} of one language, trained on a frozen base. It fits that base, with or
 without other packs, and no other model:
 
-- base: {"" if base_model is None else f"`{base_model}`, "}an X-MOD of {len(base["languages"])} languages, {base["num_hidden_layers"]} layers of {base["hidden_size"]}, {base["vocab_size"]:,} pieces
-- its languages: {", ".join(base["languages"])}
+- base: {"" if base_model is None else f"`{base_model}`, "}an X-MOD of {len(languages)} languages, {base["num_hidden_layers"]} layers of {base["hidden_size"]}, {base["vocab_size"]:,} pieces
+- its languages: {", ".join(languages)}
 - its fingerprint: `{manifest["base_fingerprint"]}`
 
     python -m xmod_lab.packs install BASE {code} --out MODEL
@@ -177,7 +179,8 @@ def with_added(card: str | None, config: XmodConfig, manifests: dict[str, dict])
     if head.startswith("---"):
         parsed = parsed_card(head)
         if parsed and _TAG in (parsed.data.tags or []):  # the list of languages in the front matter is ours to keep
-            parsed.data.language = _iso(config.known_codes())
+            added = config.added or []
+            parsed.data.language = _iso([code for code in config.known_codes() if code not in added] + sorted(added))
             head = str(parsed)
     if not config.added:
         return None if head.endswith(_WITHOUT) else head
@@ -196,20 +199,20 @@ def _without_added(card: str) -> str:
 
 
 def _added_section(config: XmodConfig, manifests: dict[str, dict]) -> str:
-    codes, own = config.known_codes(), config.vocabularies or {}
+    codes, own, added = config.known_codes(), config.vocabularies or {}, sorted(config.added)
     names = [
         f"`{code}` ({f'{own[code]:,} pieces of its own' if code in own else 'the vocabulary of the base'})"
-        for code in config.added
+        for code in added
     ]
     scores = {name: score for manifest in manifests.values() for name, score in manifest.get("scores", {}).items()}
-    unknown = [code for code in config.added if code not in manifests]
-    example = next(iter(own), config.added[0])
-    return f"""# X-MOD of {len(codes)} languages, {len(config.added)} of them added
+    unknown = [code for code in added if code not in manifests]
+    example = next((code for code in added if code in own), added[0])
+    return f"""# X-MOD of {len(codes)} languages, {len(added)} of them added
 
-The base has {len(codes) - len(config.added)} languages; its card is below. Added later, on the frozen base: {", ".join(names)}.
+The base has {len(codes) - len(added)} languages; its card is below. Added later, on the frozen base: {", ".join(names)}.
 {f"No manifest is known of {', '.join(unknown)}. " if unknown else ""}What each was made of, and how, is in `languages/<code>/`.
 
-{_scores_table(scores, config.added, config.is_decoder)}
+{_scores_table(scores, added, config.is_decoder)}
 **A language with a vocabulary of its own needs the classes of `xmod_lab`.** Those of `transformers` read this folder too, but look its
 pieces up in the vocabulary of the base: what they give for it is nonsense, without an error. With them use the base's languages alone, or a
 folder that `python -m xmod_lab.packs export MODEL {example} --out FOLDER` has written.

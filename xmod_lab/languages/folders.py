@@ -2,7 +2,8 @@
 at all; the folder that was read is never written.
 
 Beside the weights, a folder has for each added language ``languages/<code>/``: its tokenizer and the rest of its pack, the
-manifest above all. A folder is a function of its base and of the packs in it, not of the order in which they came.
+manifest above all. A folder is a function of its base, of the packs in it, and of the order in which they came, which is that of
+their numbers in ``lang_ids``: in ``languages`` and ``added`` of config.json, and nowhere else.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.files import Busy, build_folder, hidden
 from xmod_lab.foreign import at_hand, from_hub, inside, read_json
 from xmod_lab.languages.cards import export_card, with_added
-from xmod_lab.model import XmodLanguageModel, language_model, load_language_model
+from xmod_lab.model import XmodLanguageModel, language_model, load_language_model, read_config
 from xmod_lab.model.base import copy_files
 from xmod_lab.model.configuration import OURS
 from xmod_lab.model.packs import CARD, MANIFEST, TENSORS, read_manifest
@@ -39,8 +40,8 @@ def model_folder(source: str | Path) -> Path:
 
 
 def pack_folders(source: Path) -> list[Path]:
-    """A pack folder itself, the packs in a folder of packs or in a run dir, or, downloaded, the pack of a hub id. Raises UserError
-    when there is none."""
+    """A pack folder itself, the packs in a run dir in the order in which it added them, those in a folder of packs by name, or,
+    downloaded, the pack of a hub id. Raises UserError when there is none."""
     source = at_hand(source, "a pack, a folder of packs, a run dir with packs or a hub id")
     if any((source / name).is_file() for name in (MANIFEST, TENSORS)):
         return [source]
@@ -53,7 +54,9 @@ def pack_folders(source: Path) -> list[Path]:
     if not found:
         raise UserError(f"'{source}' is neither a pack (with {MANIFEST}), nor a folder of packs, nor a run dir with packs in pack/, "
                         "nor a hub id; give one that +lang=NAME wrote")  # fmt: skip
-    return found
+    whole = source / "model"
+    added = (read_config(whole).added or []) if (whole / "config.json").is_file() else []
+    return sorted(found, key=lambda pack: added.index(pack.name) if pack.name in added else len(added))
 
 
 def manifests_in(folder: Path, codes: list[str]) -> dict[str, dict]:
@@ -72,17 +75,20 @@ def install(source: str | Path, packs: list[Path], out: Path) -> list[str]:
     return codes
 
 
-def remove(source: str | Path, codes: list[str], out: Path) -> None:
-    """Write the model of ``source`` without the languages ``codes`` to ``out``.
+def remove(source: str | Path, codes: list[str], out: Path) -> dict[str, tuple[int, int]]:
+    """Write the model of ``source`` without the languages ``codes`` to ``out``; returns those whose number in ``lang_ids`` is
+    another then, with both numbers.
 
     What is left, when packs are removed, is to the bit the model into which they were never installed. Raises UserError as
     :meth:`XmodPreTrainedModel.remove_language`.
     """
     folder = model_folder(source)
     model = load_language_model(str(folder), f"model '{source}'")
+    before = {code: model.lang_id(code) for code in model.languages}
     for code in codes:
         model.remove_language(code)
     new_folder(out, lambda scratch: save_model(model, scratch, source=folder))
+    return {c: (before[c], model.lang_id(c)) for c in model.languages if before[c] != model.lang_id(c)}
 
 
 def save_model(model: XmodLanguageModel, out: Path, *, source: Path | None) -> None:

@@ -6,24 +6,29 @@ from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
 from safetensors.torch import save_file
+from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError, reason
 from xmod_lab.files import digest_of_files
-from xmod_lab.foreign import hub_id, inside, name_fault, share
+from xmod_lab.foreign import hub_id, inside, name_fault, share, tokenizer_digest
 from xmod_lab.languages.cards import pack_card, with_metadata
 from xmod_lab.model import XmodLanguageModel
-from xmod_lab.model.digests import digest, fingerprint
+from xmod_lab.model.digests import base_settings, digest, fingerprint
 from xmod_lab.model.packs import CARD, FORMAT, MANIFEST, TAKEN, TENSORS, TOKENIZER_SUFFIXES, read_pack
-
-_OF_BASE = ("hidden_size", "num_hidden_layers", "vocab_size")
 
 
 def write_pack(
-    model: XmodLanguageModel, code: str, folder: Path, *, tokenizer_folder: Path | None, details: dict
+    model: XmodLanguageModel,
+    code: str,
+    folder: Path,
+    *,
+    tokenizer_folder: Path | None,
+    details: dict,
+    base_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> dict:
     """Write the pack of ``code`` and return its manifest. ``details`` (settings, data, scores) go into the manifest.
 
-    The same model, tokenizer and details give the same bytes: no time, path or host is recorded.
+    ``base_tokenizer``: the base's, where it does not lie beside the model. The same model, tokenizer and details give the same bytes: no time, path or host is recorded.
 
     Raises:
         UserError: a file of the tokenizer has a name that no pack may have.
@@ -37,15 +42,13 @@ def write_pack(
                 raise UserError(f"tokenizer {tokenizer_folder}: {fault}; rename or remove it")
             unpacked[file.name] = digest_of_files([file])
             (folder / f"{file.name}.xz").write_bytes(lzma.compress(file.read_bytes(), preset=9))
-    added = model.config.added or []
+    tokenizer = base_tokenizer or model.base_tokenizer()
     manifest = {
         "format": FORMAT,
         "code": code,
         "base_fingerprint": fingerprint(model),
-        "base": {
-            "languages": [known for known in model.config.known_codes() if known not in added],
-            **{name: getattr(model.config, name) for name in _OF_BASE},
-        },
+        "base_tokenizer": None if tokenizer is None else tokenizer_digest(tokenizer),
+        "base": base_settings(model.config),
         "pieces": (model.config.vocabularies or {}).get(code),
         "tensors": {name: digest(tensor) for name, tensor in tensors.items()},
         "unpacked": unpacked,

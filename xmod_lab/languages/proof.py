@@ -1,25 +1,41 @@
-"""The proof that adding languages changed nothing else: digests of tensors, and of logits on probe sentences."""
+"""The proof that adding languages changed nothing else: digests of tensors, of logits on probe sentences and of tokenizers;
+numbers of languages; settings."""
 
 import hashlib
 import json
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.errors import ProofError
+from xmod_lab.errors import ProofError, UserError, shown
+from xmod_lab.foreign import tokenizer_digest
 from xmod_lab.model import XmodLanguageModel
-from xmod_lab.model.digests import digest, tensor_digests
+from xmod_lab.model.digests import base_settings, digest, tensor_digests
 
+COMPARED = ("logits", "numbers", "tokenizers", "settings")  # parts of a Snapshot, and of a proof
 _PROBE_PIECES = 64
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """State of a model at one moment: tensor name -> digest, language -> digest of its logits on the probes."""
+    """State of a model at one moment.
+
+    Args:
+        tensors: name -> digest.
+        logits: language -> digest of its logits on the probes.
+        numbers: language -> its number in ``lang_ids``.
+        tokenizers: language -> digest of what it reads with, for those whose tokenizer is at hand.
+        settings: of the configuration; all but the languages that were added.
+    """
 
     tensors: dict[str, str]
     logits: dict[str, str]
+    numbers: dict[str, int] = field(default_factory=dict)
+    tokenizers: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, object] = field(default_factory=dict)
 
 
 def whole_digest(model: XmodLanguageModel) -> str:
@@ -35,11 +51,14 @@ def probe_pieces(model: XmodLanguageModel, rows: dict[str, Tensor] | None = None
     return {code: (rows or {}).get(code, any_pieces % pieces[code])[:, :length] for code in model.languages}
 
 
-def snapshot(model: XmodLanguageModel, probes: dict[str, Tensor]) -> Snapshot:
-    """Digests of all tensors, and of the logits of every probe language.
+def snapshot(
+    model: XmodLanguageModel, probes: dict[str, Tensor], *, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Snapshot:
+    """What a model is now.
 
     Args:
         probes: language code -> (B, S) piece ids of sentences in that language.
+        tokenizer: of the base, where it does not lie beside the model.
     """
     was_training = model.training
     model.eval()
@@ -49,45 +68,79 @@ def snapshot(model: XmodLanguageModel, probes: dict[str, Tensor]) -> Snapshot:
             lang_ids = torch.full((len(ids),), model.lang_id(code))
             logits[code] = digest(model(ids, lang_ids=lang_ids).logits)
     model.train(was_training)
-    return Snapshot(tensor_digests(model), logits)
+    numbers = {code: model.lang_id(code) for code in model.languages}
+    return Snapshot(tensor_digests(model), logits, numbers, _tokenizers(model, tokenizer), base_settings(model.config))
+
+
+def _tokenizers(model: XmodLanguageModel, base: PreTrainedTokenizerBase | None) -> dict[str, str]:
+    base, own, found = base or model.base_tokenizer(), model.config.vocabularies or {}, {}
+    shared = None if base is None else tokenizer_digest(base)
+    for code in model.languages:
+        if code not in own and shared is not None:
+            found[code] = shared
+        elif code in own:
+            with suppress(UserError):  # it has none here
+                found[code] = tokenizer_digest(model.tokenizer_for(code))
+    return found
 
 
 def compare(before: Snapshot, after: Snapshot, added: list[str]) -> dict:
-    """The proof: every tensor and every logit of ``before`` is in ``after``, unchanged; all new tensors belong to the
-    ``added`` languages. ``holds`` says whether that is so; the lists say where it is not."""
+    """The proof: all that is in ``before`` is in ``after``, unchanged; all new tensors belong to the ``added`` languages, and
+    no setting is new. ``holds`` says whether that is so; the rest says where it is not."""
     marks = [f".{part}.{code}." for code in added for part in ("adapter_modules", "vocabularies")]
     changed = sorted(n for n, d in before.tensors.items() if n in after.tensors and after.tensors[n] != d)
     missing = sorted(before.tensors.keys() - after.tensors.keys())
     new = sorted(after.tensors.keys() - before.tensors.keys())
     strangers = [name for name in new if not any(mark in f".{name}" for mark in marks)]
-    logits = {
-        code: {"before": d, "after": after.logits.get(code), "equal": after.logits.get(code) == d}
-        for code, d in before.logits.items()
-    }
-    faults = changed or missing or strangers or [code for code, entry in logits.items() if not entry["equal"]]
+    compared = {part: _both(getattr(before, part), getattr(after, part)) for part in COMPARED}
+    if before.settings:
+        compared["settings"] |= _both(dict.fromkeys(after.settings.keys() - before.settings), after.settings)
     return {
-        "holds": not faults,
+        "holds": not (changed or missing or strangers or any(moved(compared, part) for part in COMPARED)),
         "added_languages": added,
         "tensors_compared": len(before.tensors),
         "tensors_changed": changed,
         "tensors_missing": missing,
         "tensors_added": new,
         "tensors_added_without_language": strangers,
-        "logits": logits,
+        **compared,
         "digests": before.tensors,
     }
+
+
+def _both(before: dict, after: dict) -> dict[str, dict]:
+    return {key: {"before": x, "after": after.get(key), "equal": after.get(key) == x} for key, x in before.items()}
+
+
+def moved(proof: dict, part: str) -> list[str]:
+    """What is not as it was in a part of COMPARED."""
+    return [key for key, entry in proof[part].items() if not entry["equal"]]
 
 
 def require(proof: dict) -> None:
     """Raises ProofError when the proof does not hold, naming what moved."""
     if proof["holds"]:
         return
-    moved = [code for code, entry in proof["logits"].items() if not entry["equal"]]
-    raise ProofError(
-        "the proof of non-interference does not hold: "
-        f"tensors changed {proof['tensors_changed'][:5]}, missing {proof['tensors_missing'][:5]}, "
-        f"new without language {proof['tensors_added_without_language'][:5]}, logits moved in {moved}; see proof.json"
-    )
+    faults = {
+        "tensors changed": proof["tensors_changed"],
+        "tensors missing": proof["tensors_missing"],
+        "tensors new without language": proof["tensors_added_without_language"],
+        "logits moved in": moved(proof, "logits"),
+        "other numbers of": _told(proof, "numbers"),
+        "other tokenizers of": moved(proof, "tokenizers"),
+        "other settings": _told(proof, "settings"),
+    }
+    said = [
+        f"{what} {', '.join(found[:5])}{', …' if len(found) > 5 else ''}" for what, found in faults.items() if found
+    ]
+    raise ProofError(f"the proof of non-interference does not hold: {'; '.join(said)}; see proof.json")
+
+
+def _told(proof: dict, part: str) -> list[str]:
+    return [
+        f"{key} ({shown(proof[part][key]['before'])}, now {shown(proof[part][key]['after'])})"
+        for key in moved(proof, part)
+    ]
 
 
 def compare_frozen(before: dict[str, str], after: dict[str, str], trainable: set[str]) -> dict:

@@ -17,7 +17,7 @@ from transformers.activations import ACT2FN
 from xmod_lab.choices import NEAREST, SLOT_INITS
 from xmod_lab.codes import clashing, code_fault
 from xmod_lab.errors import UnknownLanguageError, UserError, reason
-from xmod_lab.foreign import inside, open_tokenizer, share
+from xmod_lab.foreign import inside, is_hub_id, open_tokenizer, share
 from xmod_lab.model.configuration import OURS, XmodConfig, as_ours, name_faults
 from xmod_lab.model.embeddings import Vocabulary
 from xmod_lab.model.encoder import XmodLayer
@@ -98,9 +98,8 @@ class XmodPreTrainedModel(PreTrainedModel):
     def add_language(self, code: str, init: str = "mean", *, pieces: int | None = None, seed: int = 0) -> int:
         """Allocate a slot for ``code`` in every layer and, with ``pieces``, an embedding table and output bias.
 
-        Nothing that exists is altered. The table starts at random; :mod:`xmod_lab.languages.embeddings` fills it. Added
-        languages stand behind the pre-trained ones by the order of their codes, so that a model is a function of what was
-        added and not of when: the numbers of slots behind the new one go up by one.
+        Nothing that exists is altered, and no language's number: the new one stands last. The table starts at random;
+        :mod:`xmod_lab.languages.embeddings` fills it.
 
         Args:
             init: see :meth:`initialise_slot`.
@@ -122,11 +121,8 @@ class XmodPreTrainedModel(PreTrainedModel):
                             "choose a code with another region or script, or a base without it")  # fmt: skip
         _check_slot_init(init, self.config)
         allocate_slot(self.base_model.encoder.layer, code, self.config)
-        self.config.added = sorted([*(self.config.added or []), code])
-        pretrained = [known for known in self.config.languages if known not in self.config.added]
-        self.config.languages = [*pretrained, *self.config.added]
-        for layer in self.base_model.encoder.layer:
-            sort_modules(layer.output.adapter_modules, self.config.languages)
+        self.config.added = [*(self.config.added or []), code]
+        self.config.languages = [*self.config.languages, code]
         self.initialise_slot(code, init, seed=seed)
         if pieces is not None:
             table = Vocabulary(pieces, self.config)
@@ -135,11 +131,8 @@ class XmodPreTrainedModel(PreTrainedModel):
                 weight.copy_(random_value(weight, self.config, seed, code, "embeddings"))
                 weight[self.config.pad_token_id] = 0
             reference = self.get_input_embeddings().weight
-            tables = self.base_model.embeddings.vocabularies
-            tables[code] = table.to(device=reference.device, dtype=reference.dtype)
-            sizes = {**(self.config.vocabularies or {}), code: pieces}
-            self.config.vocabularies = {known: sizes[known] for known in self.config.languages if known in sizes}
-            sort_modules(tables, list(self.config.vocabularies))
+            self.base_model.embeddings.vocabularies[code] = table.to(device=reference.device, dtype=reference.dtype)
+            self.config.vocabularies = {**(self.config.vocabularies or {}), code: pieces}
         return self.config.slot(code)
 
     def initialise_slot(self, code: str, init: str, *, seed: int = 0) -> None:
@@ -159,7 +152,8 @@ class XmodPreTrainedModel(PreTrainedModel):
         fill_slot(self.base_model.encoder.layer, code, init, self.config, seed)
 
     def remove_language(self, code: str) -> None:
-        """Delete the slot of ``code`` and, if it has one, its vocabulary. Later slots move up by one."""
+        """Delete the slot of ``code`` and, if it has one, its vocabulary. The languages behind it get numbers lower by one: in
+        transformers, too, a number is a place among the slots, and an empty place cannot be saved."""
         code = self.config.resolve(code)
         aliases = self.config.aliases or {}
         if code in aliases or code in aliases.values():
@@ -207,21 +201,31 @@ class XmodPreTrainedModel(PreTrainedModel):
         if own is None and not source:
             raise UserError("this model was not loaded from a folder, so its tokenizers are not known; save it, with its "
                             "tokenizers beside it, and load it with from_pretrained()")  # fmt: skip
-        try:
-            if own is None:
-                tokenizer = open_tokenizer(source, part)
-            else:
-                tokenizer = _of_pack(own) if (own / TENSORS).exists() else open_tokenizer(own)
-        except UserError:
-            raise
-        except Exception as error:  # transformers raises whatever its readers and the network raise
-            raise UserError(f"no tokenizer of '{code}' can be loaded from {own or f'{source}/{part}'} ({reason(error)}); "
-                            "copy its files there from the model or pack that the language came with") from error  # fmt: skip
+        if own is None:
+            tokenizer = _opened(source, part, f"'{code}'")
+        elif not (own / TENSORS).exists():
+            tokenizer = _opened(own, "", f"'{code}'")
+        else:
+            with tempfile.TemporaryDirectory() as scratch:
+                unpack(own, Path(scratch))
+                tokenizer = _opened(scratch, "", f"'{code}'", of=own)
         known, limit = len(tokenizer), self.config.vocab_size if pieces is None else pieces
         if known > limit or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
             raise UserError(f"the tokenizer of '{code}' in {own or f'{source}/{part}'} has {known} pieces, the model {limit} "
                             "embeddings; copy the right one there, from the model or pack that the language came with")  # fmt: skip
         return tokenizer
+
+    def base_tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """The tokenizer of the base vocabulary, of the folder or hub id that this model was loaded from; ``None``: there is none.
+
+        Raises:
+            UserError: it is damaged, or asks for code.
+        """
+        folder = Path(self.name_or_path)
+        beside = self.name_or_path and folder.is_dir() and any(map(_of_tokenizer, folder.iterdir()))
+        if not beside and not is_hub_id(self.name_or_path):
+            return None
+        return _opened(self.name_or_path, "", "the base")
 
     def save_pretrained(
         self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs
@@ -321,13 +325,6 @@ class XmodPreTrainedModel(PreTrainedModel):
         return loaded
 
 
-def sort_modules(modules: nn.ModuleDict, names: list[str]) -> None:
-    """Bring ``modules`` into the order of ``names``, which are all of theirs."""
-    found = dict(modules.items())
-    modules.clear()
-    modules.update((name, found[name]) for name in names)
-
-
 def _faults(config: XmodConfig) -> list[str]:
     codes, heads, factor = list(config.languages), config.num_attention_heads, config.adapter_reduction_factor
     faults = name_faults(codes, *(getattr(config, key) for key in OURS))
@@ -361,10 +358,20 @@ def _check_slot_init(init: str, config: XmodConfig) -> None:
     donors_of(init, config)
 
 
-def _of_pack(folder: Path) -> PreTrainedTokenizerBase:
-    with tempfile.TemporaryDirectory() as scratch:
-        unpack(folder, Path(scratch))
-        return open_tokenizer(scratch)
+def _of_tokenizer(file: Path) -> bool:
+    """Whether a file of a model folder holds pieces of a tokenizer."""
+    return file.name in ("tokenizer.json", "vocab.json", "vocab.txt") or file.suffix == ".model"
+
+
+def _opened(source: str | Path, part: str, whose: str, *, of: str | Path | None = None) -> PreTrainedTokenizerBase:
+    """As :func:`open_tokenizer`; of what transformers raises, a UserError. ``of``: where the files come from, if not ``source``."""
+    try:
+        return open_tokenizer(source, part)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises whatever its readers and the network raise
+        raise UserError(f"no tokenizer of {whose} can be loaded from {of or Path(source, part)} ({reason(error)}); "
+                        "copy its files there from the model or pack that the language came with") from error  # fmt: skip
 
 
 def copy_files(source: Path, target: Path, *, root: Path, but: tuple[str, ...] = ()) -> None:

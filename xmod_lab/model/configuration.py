@@ -47,8 +47,8 @@ class XmodConfig(ReferenceConfig):
         vocabularies: language code -> number of pieces, for each language that brought its own vocabulary.
         aliases: language code -> slot, for languages that route through a slot of another name: romanised text through
             that of its language; in the SHARED baseline (X-MOD section 4) all languages through one.
-        added: languages that were added after pre-training. They stand behind the others in the order of their codes, and
-            the mean of all slots leaves them out, so that the order of adding is of no consequence.
+        added: languages that were added after pre-training. They stand behind the others in the order in which they came,
+            so that a number once given stays. The mean of all slots leaves them out: how one begins does not depend on others.
     """
 
     adapter_reduction_factor: int | float = 2  # as documented; transformers itself takes int alone

@@ -1,4 +1,4 @@
-"""Digests of tensors, and of what all languages of a model share: equal digests mean equal to the last bit."""
+"""Digests of tensors, and of a base whatever was added to it: equal digests mean equal to the last bit."""
 
 import hashlib
 import json
@@ -7,8 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-# what config.json must agree on for a pack to fit: everything that gives a tensor another shape or meaning
-_ARCHITECTURE = (
+from xmod_lab.model.configuration import XmodConfig
+
+# what transformers writes into config.json of itself
+_WRITTEN = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "name_or_path")
+_OLD_ARCHITECTURE = (  # what packs of format 3 and 4 know of a base's config.json
     "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "vocab_size",
     "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pre_norm", "adapter_reduction_factor",
     "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter", "pad_token_id", "is_decoder",
@@ -27,13 +30,31 @@ def tensor_digests(model: PreTrainedModel) -> dict[str, str]:
     return {name: digest(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
-def fingerprint(model: PreTrainedModel) -> str:
-    """What a language pack is bound to: the base's architecture and every tensor that all languages share.
+def base_settings(config: XmodConfig) -> dict[str, object]:
+    """What config.json says of the base: all but the languages that were added, and what transformers writes of itself."""
+    said = {key: value for key, value in json.loads(config.to_json_string()).items() if key not in _WRITTEN}
+    added = said.pop("added", [])
+    own = {code: pieces for code, pieces in said.pop("vocabularies", {}).items() if code not in added}
+    said["languages"] = [code for code in said["languages"] if code not in added]
+    return {**said, "vocabularies": own} if own else said
 
-    Slots and vocabularies of single languages are left out, so that packs made on a base fit that base with other
-    packs installed. ``model``: a language model of :mod:`xmod_lab.model`.
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """What a language pack is bound to: every setting and every tensor of the base.
+
+    What was added is left out, so that packs made on a base fit that base with other packs installed. Its tokenizer, which
+    may lie elsewhere, has a digest of its own. ``model``: a language model of :mod:`xmod_lab.model`.
     """
-    own = {name for code in model.config.languages for name in model.language_parameters(code)}
-    shared = {name: d for name, d in tensor_digests(model).items() if name not in own}
-    architecture = {name: getattr(model.config, name) for name in _ARCHITECTURE}
-    return hashlib.sha256(json.dumps([architecture, shared], sort_keys=True).encode()).hexdigest()
+    return _fingerprint(model, base_settings(model.config), model.config.added or [])
+
+
+def old_fingerprint(model: PreTrainedModel) -> str:
+    """That of packs of format 3 and 4, which leaves out all slots, and settings that change no shape."""
+    settings = {name: getattr(model.config, name) for name in _OLD_ARCHITECTURE}
+    return _fingerprint(model, settings, model.config.languages)
+
+
+def _fingerprint(model: PreTrainedModel, settings: dict[str, object], without: list[str]) -> str:
+    own = {name for code in without for name in model.language_parameters(code)}
+    tensors = {name: d for name, d in tensor_digests(model).items() if name not in own}
+    return hashlib.sha256(json.dumps([settings, tensors], sort_keys=True).encode()).hexdigest()

@@ -17,10 +17,9 @@ from xmod_lab.foreign import at_hand
 from xmod_lab.model.backbone import Encoded, XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.digests import fingerprint
 from xmod_lab.model.embeddings import Matrices, as_made
 from xmod_lab.model.loss import chunked_cross_entropy, labelled_cross_entropy, share_of_step
-from xmod_lab.model.packs import expected_tensors, read_pack
+from xmod_lab.model.packs import base_fault, expected_tensors, read_pack
 from xmod_lab.model.precision import in_float32
 from xmod_lab.model.reading import read_config
 from xmod_lab.model.routing import IGNORE, Languages, Places, to_ids
@@ -73,10 +72,11 @@ class XmodLanguageModel(XmodPreTrainedModel):
         """
         folder = at_hand(source).absolute()
         manifest, tensors = read_pack(folder)
-        code, pieces, own = manifest["code"], manifest["pieces"], fingerprint(self)
-        if manifest["base_fingerprint"] != own:
-            raise UserError(f"pack {source} was made on the base {manifest['base_fingerprint'][:12]}, this model is {own[:12]}; use the "
-                            "base it was made on, or add the language to this one with +lang")  # fmt: skip
+        code, pieces = manifest["code"], manifest["pieces"]
+        if fault := base_fault(manifest, self):
+            raise UserError(
+                f"pack {source} {fault}; use the base it was made on, or add the language to this one with +lang"
+            )
         if there := clashing(code, [*self.languages, *self.config.languages]):
             raise UserError(
                 f"pack {source}: language '{code}' exists in this model already as '{there[0]}'; remove it first"

@@ -4,8 +4,8 @@ them.
     pack/<code>/
         pack.safetensors    slot, embedding table, output bias, by their names in the state dict
         tokenizer.json.xz … when the language has its own vocabulary: its tokenizer's files, each compressed
-        manifest.json       format version, code, base fingerprint, digest of every tensor and of each file above (compressed and
-                            as it was), how it was made
+        manifest.json       format version, code, fingerprint and settings of the base, digest of the base's tokenizer, of every
+                            tensor and of each file above (compressed and as it was), how it was made
         README.md           the same for people: a model card, which has no digest, and may be edited
 
 All that the manifest does not name (the card, what the hub puts beside it) is of no account, and is not read. All files of a pack
@@ -35,11 +35,13 @@ from xmod_lab.foreign import (
     read_json,
     refuse_code,
     tensor_fault,
+    tokenizer_digest,
 )
-from xmod_lab.model.digests import digest
+from xmod_lab.model.digests import base_settings, digest, fingerprint, old_fingerprint
 
-FORMAT = 4
-_READ = (3, FORMAT)  # 3 has a digest of the card, which is passed over
+FORMAT = 5
+# 3 has a digest of the card, which is passed over; 3 and 4 know less of their base: see old_fingerprint()
+_READ = (3, 4, FORMAT)
 TENSORS = "pack.safetensors"
 MANIFEST = "manifest.json"
 CARD = "README.md"
@@ -67,7 +69,7 @@ def read_manifest(folder: Path, root: Path | None = None) -> dict:
         raise UserError(f"pack {folder}: its manifest cannot be read: {error}") from error
     found = manifest.get("format")
     if found not in _READ or isinstance(found, bool):
-        raise UserError(f"pack {folder} has format {shown(found)}, this version reads {' and '.join(map(str, _READ))}; use the version "
+        raise UserError(f"pack {folder} has format {shown(found)}, this version reads {', '.join(map(str, _READ))}; use the version "
                         "of xmod_lab that made it, or make it anew with +lang")  # fmt: skip
     for key, kinds in _MANIFEST_TYPES.items():
         if key not in manifest or not isinstance(manifest[key], kinds) or isinstance(manifest[key], bool):
@@ -80,6 +82,8 @@ def read_manifest(folder: Path, root: Path | None = None) -> dict:
         fault = f"{(wrong or ['scores'])[0]} is not what a manifest has there"
     if manifest["pieces"] is not None and manifest["pieces"] < 1:
         fault = "pieces is not a number of pieces"
+    if not isinstance(manifest.get("base_tokenizer"), str | None):
+        fault = "base_tokenizer is no digest"
     if len(manifest["files"]) > _MAX_FILES:
         fault = f"its manifest names {len(manifest['files']):,} files; allowed are {_MAX_FILES}"
     fault = fault or next(filter(None, map(_file_fault, manifest["files"])), None)
@@ -120,6 +124,26 @@ def read_pack(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     if {name: digest(tensor) for name, tensor in tensors.items()} != manifest["tensors"]:
         raise UserError(f"pack {folder}: its tensors are not those of its manifest; {_REMEDY}")
     return manifest, tensors
+
+
+def base_fault(manifest: dict, model: PreTrainedModel) -> str | None:
+    """Why ``model`` is not the base that the pack of ``manifest`` was made on, with what differs; ``None``: it is.
+
+    Tokenizers are compared where that of the base is at hand, and the pack knows it.
+    """
+    of_format = fingerprint(model) if manifest["format"] == FORMAT else old_fingerprint(model)
+    there, here = manifest["base_fingerprint"], of_format
+    if there != here:
+        was, found = manifest.get("base", {}), base_settings(model.config)
+        differs = [f"{key} is {shown(was.get(key))} there, {shown(found.get(key))} here"
+                   for key in sorted(was.keys() | found.keys()) if was.get(key) != found.get(key)]  # fmt: skip
+        what = "; ".join(differs[:3]) if differs and manifest["format"] == FORMAT else "its tensors are others"
+        return f"was made on the base {there[:12]}, this model is {here[:12]}: {what}"
+    tokenizer = model.base_tokenizer() if manifest.get("base_tokenizer") else None
+    if tokenizer is not None and tokenizer_digest(tokenizer) != manifest["base_tokenizer"]:
+        return (f"was made on a base with the tokenizer {manifest['base_tokenizer'][:12]}, that of this model is "
+                f"{tokenizer_digest(tokenizer)[:12]}")  # fmt: skip
+    return None
 
 
 def expected_tensors(

@@ -7,12 +7,21 @@ from xmod_lab.reports.markup import element
 from xmod_lab.reports.runs import Run
 from xmod_lab.reports.tables import Part, Record, Table, number
 
+_PARTS = {  # of a proof that an extension wrote
+    "logits": "languages with equal logits",
+    "numbers": "languages with their number",
+    "tokenizers": "languages with their tokenizer",
+    "settings": "settings kept",
+}
+
 
 def proof(groups: list[Group]) -> list[Part]:
     """Whether each extension left the rest as it was, and what moved if it did not."""
-    note = "Tensors of the base by their sha256 in the saved model; logits on probe sentences of every language of the base."
+    note = ("Tensors of the base by their sha256 in the saved model; logits on probe sentences of every language of the base; its number "
+            "in lang_ids; its tokenizer by what it does to text; settings of config.json but the languages that were added. "
+            "0 of 0: not compared, by an earlier version.")  # fmt: skip
     moved = [element("li", f"{run.name}: {name}") for run in _proved(groups)
-             for name in [*run.proof["tensors_changed"], *run.proof["tensors_missing"]][:20]]  # fmt: skip
+             for name in [*run.proof["tensors_changed"], *run.proof["tensors_missing"], *_other(run.proof)][:20]]  # fmt: skip
     listed = [element("p", "Changed or missing:"), element("ul", *moved)] if moved else []
     return [*_section(groups, "Proof of non-interference", _extension, note), *listed]
 
@@ -21,10 +30,17 @@ def _extension(p: dict) -> dict[str, tuple[int, int] | int]:
     kept = p["tensors_compared"] - len(p["tensors_changed"]) - len(p["tensors_missing"])
     return {
         "tensors kept bit for bit": (kept, p["tensors_compared"]),
-        "languages with equal logits": (sum(entry["equal"] for entry in p["logits"].values()), len(p["logits"])),
+        **{words: (sum(entry["equal"] for entry in p.get(part, {}).values()), len(p.get(part, {})))
+           for part, words in _PARTS.items()},
         "new tensors": len(p["tensors_added"]),
         "new ones of no added language": len(p["tensors_added_without_language"]),
-    }
+    }  # fmt: skip
+
+
+def _other(p: dict) -> list[str]:
+    """What beside tensors and logits is not as it was, with both values."""
+    return [f"{part}: {key} was {entry['before']}, is {entry['after']}"
+            for part in _PARTS if part != "logits" for key, entry in p.get(part, {}).items() if not entry["equal"]]  # fmt: skip
 
 
 def frozen(groups: list[Group]) -> list[Part]:

@@ -37,6 +37,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError, printable
 from xmod_lab.files import build_folder
+from xmod_lab.foreign import tokenizer_digest
 from xmod_lab.text.corpus import Source, Tally, digest_of_files
 from xmod_lab.text.normalisation import Normalisation
 from xmod_lab.text.packing import PackedRow, best_fit, parts_of_passage
@@ -172,11 +173,6 @@ def open_corpus(target: Path, *, expected: str) -> Corpus:
     train, validation = (datasets.load_from_disk(target / split).with_format("numpy") for split in SPLITS)
     counts = np.load(target / "pieces.npy")
     return Corpus(manifest["settings"]["code"], expected, train, validation, counts, manifest, target)
-
-
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Digest of everything that decides how text becomes ids."""
-    return hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
 
 
 def _write(

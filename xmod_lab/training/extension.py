@@ -1,7 +1,8 @@
 """Adding languages to a base: each is trained alone on the untouched base, then all are put together and proved.
 
 Whatever else is added in the same run, a language meets the same base, the same seeds and the same batches: so its pack
-is the same to the bit (in one precision and with one number of threads), and the order of adding is of no consequence.
+is the same to the bit (in one precision and with one number of threads), whatever the order of adding. In the model, added
+languages stand in the order in which they came, so that the number of each stays when others are added.
 """
 
 import hashlib
@@ -10,13 +11,15 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.config import LangConfig, PretrainConfig, TextConfig
 from xmod_lab.errors import UserError
 from xmod_lab.files import build_folder
 from xmod_lab.languages.folders import manifests_in, model_folder, save_model
 from xmod_lab.languages.packs import write_pack
-from xmod_lab.languages.proof import Snapshot, compare, probe_pieces, require, snapshot, whole_digest
+from xmod_lab.languages.proof import COMPARED, Snapshot, compare, probe_pieces, require, snapshot, whole_digest
+from xmod_lab.languages.proof import moved as moved_in
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.packs import MANIFEST, read_pack
 from xmod_lab.text.likelihoods import scored_text
@@ -77,7 +80,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
         if lang.vocabulary == "keep" and (warning := about_kept(prepared, old)):
             log.warning("warning: %s", warning)
     probes = _probes(model, [old, *older])
-    before = snapshot(model, probes)
+    before = snapshot(model, probes, tokenizer=_beside(base, old))
     scorers = {c: s for part in (old, *older) for c, s in part.scorers(base.cfg.objective).items()}
     metrics = score_all(model, scorers, prefix="before/val")
     names = [f"{figure}/{code}" for code in languages for figure in (*TRAINING_FIGURES, "val/loss", "val/bpb")]
@@ -128,6 +131,11 @@ def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
     return model, old, older
 
 
+def _beside(base: Base, old: Prepared) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a base that does not lie in its folder; ``None``: it does."""
+    return None if base.tokenizer is not None and base.tokenizer == base.model else old.tokenizer
+
+
 def _probes(model: XmodLanguageModel, texts: list[Prepared]) -> dict[str, torch.Tensor]:
     """(B, S) piece ids for every language of the base: its own held-out text, else any pieces that it has."""
     rows = {
@@ -164,7 +172,7 @@ def _add_one(
         fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=seed, trainable=trainable, code=code)
         run.remember_once(speed, lambda: fitted.per_second)
         run.remember_once(seconds, lambda: fitted.seconds)
-        proof = compare(before, snapshot(model.eval(), probes), [code])
+        proof = compare(before, snapshot(model.eval(), probes, tokenizer=_beside(base, old)), [code])
         if not proof["holds"] and rank() == 0:
             run.write_json("proof.json", proof)
         require(proof)
@@ -176,7 +184,8 @@ def _add_one(
         }
         own = Path(prepared.folder) if lang.vocabulary == "own" else None
         if rank() == 0:
-            build_folder(pack, lambda scratch: write_pack(model, code, scratch, tokenizer_folder=own, details=details))
+            build_folder(pack, lambda scratch: write_pack(model, code, scratch, tokenizer_folder=own, details=details,
+                                                          base_tokenizer=_beside(base, old)))  # fmt: skip
         barrier()
     manifest, _ = read_pack(pack)
     took = {name: run.remember_once(name, lambda: None) for name in (speed, seconds)}
@@ -234,8 +243,8 @@ def _assemble(
 
     def write(scratch: Path) -> None:
         save_model(model, scratch, source=source)
-        if base.tokenizer is None or base.tokenizer != base.model:
-            old.tokenizer.save_pretrained(scratch)
+        if (tokenizer := _beside(base, old)) is not None:
+            tokenizer.save_pretrained(scratch)
 
     build_folder(run / "model", write, rebuild=True)
     saved = type(model).from_pretrained(run / "model").eval()
@@ -250,9 +259,9 @@ def _show(cfg: PretrainConfig, proof: dict, metrics: dict[str, float], added: li
     score_table(metrics, others, {"before/val": "before", "val": "after"}, f"languages of the base: {how}")
     moved = [code for code in others if any(metrics[f"before/val/{u}/{code}"] != metrics[f"val/{u}/{code}"] for u in ("loss", "bpb"))]  # fmt: skip
     log.info("figures of the base's languages before and after: %s", f"differ for {moved}" if moved else "equal to the last bit")  # fmt: skip
-    equal = sum(entry["equal"] for entry in proof["logits"].values())
-    log.info("proof of non-interference: %s. %d of %d tensors of the base unchanged, logits of %d of %d languages equal to "
-             "the last bit, %d tensors new",
+    kept = {part: f"{len(proof[part]) - len(moved_in(proof, part))} of {len(proof[part])}" for part in COMPARED}
+    log.info("proof of non-interference: %s. Of the base unchanged: %d of %d tensors, logits of %s languages to the last bit, "
+             "numbers of %s, tokenizers of %s, %s settings; %d tensors new",
              "holds" if proof["holds"] else "DOES NOT HOLD",
              proof["tensors_compared"] - len(proof["tensors_changed"]) - len(proof["tensors_missing"]),
-             proof["tensors_compared"], equal, len(proof["logits"]), len(proof["tensors_added"]))  # fmt: skip
+             proof["tensors_compared"], *kept.values(), len(proof["tensors_added"]))  # fmt: skip
