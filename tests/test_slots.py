@@ -92,7 +92,11 @@ def test_a_model_s_beginning_depends_on_the_seed_and_on_names_alone():
         same = [(p, first[name]) for name, p in model.named_parameters() if name in first and p.dim() > 1]
         assert len(same) > 8 and all(torch.equal(p, other) for p, other in same)
     matrices = {name: p for name, p in first.items() if p.dim() > 1}
-    assert all(p.std().item() == pytest.approx(0.2, rel=0.1) and abs(p.mean()) < 0.02 for p in matrices.values() if p.numel() > 1000)
+    assert all(
+        p.std().item() == pytest.approx(0.2, rel=0.1) and abs(p.mean()) < 0.02
+        for p in matrices.values()
+        if p.numel() > 1000
+    )
     assert len({tuple(p.flatten()[-9:].tolist()) for p in matrices.values()}) == len(matrices)
     tables = models[0].roberta.embeddings
     assert not any(t.weight[1].any() for t in (tables.word_embeddings, tables.position_embeddings))

@@ -12,8 +12,8 @@ passage that is longer than a row is cut, see :mod:`xmod_lab.text.packing`.
 
 Statistics of a split, among others: ``bytes``, of the composed text (NFC), which is what a run reads; ``tokens``, pieces of the text;
 ``unknown``, how many of them are <unk>; ``unknown_bytes``, the UTF-8 bytes of the text that these stand for; ``changed``,
-``changed_most`` and ``respelling_bits``, see :mod:`xmod_lab.text.normalisation`; what was left out or replaced when the text was
-read (see :class:`xmod_lab.text.corpus.Tally`); ``padding``, positions of the rows; ``cut``, passages that are longer than a row. Of held-out
+``changed_most``, ``changed_passages`` and ``respelling_bits``, see :mod:`xmod_lab.text.normalisation`; what was left out or replaced when
+the text was read (see :class:`xmod_lab.text.corpus.Tally`); ``padding``, positions of the rows; ``cut``, passages that are longer than a row. Of held-out
 text also ``held_out_by`` (see :mod:`xmod_lab.text.holdout`) and ``in_training``, how many of its passages are training text too. The manifest's
 ``left_out`` names the files of each split that were not read.
 """
@@ -42,7 +42,7 @@ from xmod_lab.text.corpus import Source, Tally, digest_of_files
 from xmod_lab.text.normalisation import Normalisation
 from xmod_lab.text.packing import PackedRow, best_fit, parts_of_passage
 
-FORMAT = 7  # raise when the same settings would give other rows
+FORMAT = 8  # raise when the same settings would give other rows
 SPLITS = ("train", "validation")
 HELD_OUT = "validation.jsonl"
 _STRAY = 0.01  # joiners of a passage that do no harm
