@@ -69,12 +69,8 @@ def _remove(arguments: argparse.Namespace) -> None:
     from xmod_lab.languages.folders import remove
 
     moved = remove(arguments.model, arguments.codes, arguments.out)
-    print(f"{arguments.out}: {arguments.model} without {', '.join(arguments.codes)}")
-    if moved:
-        listed = ", ".join(f"{code} {before} -> {after}" for code, (before, after) in moved.items())
-        print(
-            f"numbers in lang_ids that are others now: {listed}; where numbers were stored, change them, or use codes"
-        )
+    told = [f"{c} is {now} in lang_ids now, and was {was}: change stored numbers" for c, (was, now) in moved.items()]
+    print(f"{arguments.out}: {arguments.model} without {', '.join(arguments.codes)}", *told, sep="\n")
 
 
 def _export(arguments: argparse.Namespace) -> None:
