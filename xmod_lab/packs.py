@@ -51,8 +51,7 @@ def main() -> None:
     sent.add_argument("--base-model", help="for the card: the id of the base on the hub")
     sent.add_argument("--private", action="store_true")
     arguments = parser.parse_args()
-    works = (_install, _remove, _export, _list, _verify, _diff, _push)
-    work = {each.__name__: each for each in works}[f"_{arguments.command}"]
+    work = globals()[f"_{arguments.command}"]  # one of the functions below
     from xmod_lab.command import hide_bars, run_function  # here: no usage waits for it
 
     run_function(lambda: hide_bars() or work(arguments))
