@@ -380,8 +380,8 @@ def _name_fault(name: str, names: int, config: str | None) -> str | None:
         parts, _ = parts_of(name, config)
     except UserError as error:
         return str(error)
-    if parts == [Part("loaded", name)] and not Path(name).exists():
-        return unanswered_fault(name, GIVE)
+    if parts == [Part("loaded", name)] and "/" not in name and not Path(name).exists():
+        return unanswered_fault(name, GIVE)  # an id with a slash may have been prepared where there was a network
     if parts == [Part("file", name)] and Path(name).stat().st_size == 0:
         return f"file '{name}' is empty; give a file with text, one passage a line"
     return None
@@ -404,6 +404,8 @@ def _loaded(name: str, config: str | None, tally: Tally) -> Iterator[dict]:
     """
     import datasets
 
+    if not Path(name).exists() and (fault := unanswered_fault(name, GIVE)):
+        raise UserError(fault)
     try:
         splits = datasets.load_dataset(name, config, streaming=True)
         if "train" not in splits:
