@@ -587,11 +587,11 @@ def test_a_page_with_both_kinds_of_likelihoods_says_which_groups_have_which(tmp_
     groups = {group.runs[0].path.name: group.name for group in groups_of(find_runs([tmp_path]).runs)[0]}
     left, both, again = (escape(groups[name]) for name in ("left", "both sides & more", "again"))
     assert f"<b>{left}.</b> Losses are of held-out text, every piece" in page
-    assert f"<b>{again}, {both}.</b> Losses are of held-out text with a fixed 15 %" in page
+    assert f"<b>{again}, {both}.</b> Nats are of held-out text with a fixed 15 %" in page
     said = f"pseudo-likelihoods: {again}, {both}"
     assert f"<caption>Bits per byte (exact likelihoods: {left}; {said})<" in page
     assert page.count(f"These are exact likelihoods: {left}; {said}.") == 2  # of the curves, and of the price
-    assert "held-out bits per byte (exact or pseudo) by step" in page
+    assert "held-out loss, nats per predicted piece (exact or pseudo) by step" in page
     for name in ("results_bpb", "price", "figures"):
         assert likelihoods_in(files[f"{name}.csv"]) == {
             (groups[name], "exact" if name == "left" else "pseudo") for name in groups
@@ -607,8 +607,76 @@ def test_what_an_evaluation_scored_is_said_by_its_model_and_not_by_its_settings(
         OmegaConf.save(config, tmp_path / name / "config.yaml")
     (tmp_path / "done" / "metrics.json").write_text(json.dumps(figures))
     page, files = render(find_runs([tmp_path / "masked", tmp_path / "done"]))
-    assert "<b>adding languages: masked.</b> Losses are of held-out text with a fixed 15 %" in page
+    assert "<b>adding languages: masked.</b> Nats are of held-out text with a fixed 15 %" in page
     assert "<b>evaluation: done.</b> Losses are of held-out text, every piece" in page
-    assert "These are exact likelihoods. Perplexity is per piece" in page
+    assert "These are exact likelihoods. Nats and perplexity are per piece" in page
     assert likelihoods_in(files["evaluate_languages.csv"]) == {("done", "exact")}
     assert "likelihoods" not in page_of(tmp_path / "undone")
+
+
+def keep_passages(run, bits, *, vocabulary="v", text="t"):
+    """What each passage cost in a run, of 50 bytes each, and the figures that follow from it."""
+    (run / "passages").mkdir()
+    record = {
+        "bits": list(bits),
+        "bytes": [50] * len(bits),
+        "crossed": [0] * len(bits),
+        "text": text,
+        "vocabulary": vocabulary,
+    }
+    (run / "passages" / "el_GR.json").write_text(json.dumps(record))
+    figures = json.loads((run / "metrics.json").read_text())
+    mean = float(np.mean(bits)) / 50
+    figures |= {"val/bpb/el_GR": mean, "val/bpb/el_GR/low": mean - 0.037, "val/bpb/el_GR/high": mean + 0.037}
+    (run / "metrics.json").write_text(json.dumps(figures))
+
+
+def two_methods(tmp_path, *, other="v", text="t"):
+    """Two groups of three seeds each; the second pays a bit a passage more."""
+    bits = np.random.default_rng(1).normal(60, 10, 40)
+    for i, method in enumerate(("focus", "mean")):
+        for seed in (1, 2, 3):
+            run = make_run(tmp_path / f"{i}{seed}", f"lang.new_lang.embedding_init={method}", seed=seed)
+            noise = np.random.default_rng(10 * i + seed).normal(0, 0.5, 40)
+            keep_passages(run, bits + i + noise, vocabulary=other if i else "v", text=text if i else "t")
+    return render(find_runs([tmp_path]))
+
+
+def test_groups_are_compared_by_passage_and_seed_and_told_with_the_digits_that_they_have(tmp_path):
+    page, files = two_methods(tmp_path)
+    found, = csv.DictReader(io.StringIO(files["differences.csv"]))  # fmt: skip
+    assert (found["group"], found["other"], found["passages"], found["seeds"]) == ("focus", "mean", "40", "3")
+    assert float(found["low"]) < -1 / 50 < float(found["high"]) < 0 and float(found["p_holm"]) < 0.05
+    assert "p, Holm over 1" in page and re.search(r"<td>1\.\d\d ± 0\.04</td>", page)  # and not four digits
+    assert "Nats per predicted piece (" in page and "<li>not compared" not in page
+
+
+def test_nats_of_other_vocabularies_are_not_compared_and_bits_per_byte_are(tmp_path):
+    page, files = two_methods(tmp_path, other="w")
+    assert "el_GR: the groups read with other vocabularies, so that nats per piece are not compared here" in page
+    assert "results_loss.csv" not in files and "loss, nats" not in page and "differences.csv" in files
+
+
+def test_what_was_scored_on_other_text_is_refused_in_a_line(tmp_path):
+    page, files = two_methods(tmp_path, text="u")
+    assert page.count("not compared: focus and mean (el_GR): their held-out passages are others") == 1
+    assert "differences.csv" not in files
+
+
+def test_scores_of_an_earlier_version_are_labelled(tmp_path):
+    for i, method in enumerate(("focus", "mean")):
+        make_run(tmp_path / str(i), f"lang.new_lang.embedding_init={method}")
+    page = page_of(tmp_path)
+    assert "focus, mean: bits per byte of an earlier version, which hid pieces" in page
+    assert "did not keep what each passage costs" in page and "held-out bits per byte" not in page
+
+
+@pytest.mark.parametrize(
+    "change", [{"bits": ["x"]}, {"bytes": [0, 1]}, {"crossed": [1]}, {"text": None}, {"bits": float("nan")}]
+)
+def test_damaged_passages_are_a_fault_of_their_run(run, call, change):
+    keep_passages(run, [1.0, 2.0])
+    file = run / "passages" / "el_GR.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    status, said = call(run)
+    assert status == 2 and "el_GR.json" in said and "finish the run again" in said

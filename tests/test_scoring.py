@@ -21,7 +21,7 @@ from xmod_lab.text.objective import Objective
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.vocabulary import load_tokenizer
 from xmod_lab.training.data import Prepared, consumption, prepare_language
-from xmod_lab.training.scoring import Scorer
+from xmod_lab.training.scoring import Scorer, score_passages
 
 LENGTH = 24
 MASKED = Objective("mlm", 0.3, "80-10-10", "row")
@@ -71,23 +71,35 @@ def _plain(
 
 @pytest.mark.parametrize("code", ["en_XX", "fr_XX"])
 @pytest.mark.parametrize("objective", [MASKED, CAUSAL], ids=["masked", "causal"])
-def test_loss_and_bits_per_byte_are_those_of_plain_torch(prepared, objective, code):
-    rows, size, known, unspelt = _held_out(prepared, code)
+def test_loss_is_that_of_plain_torch(prepared, objective, code):
+    rows, _, _, _ = _held_out(prepared, code)
     torch.manual_seed(3)
     model = language_model(tiny_config(vocab_size=len(prepared.tokenizer), is_decoder=objective.causal)).eval()
     scorer = Scorer(prepared.corpora[code], prepared.tokenizer, objective)
-    score = scorer.score(model)
     if objective.causal:
         inputs, labels = rows, np.where(rows <= 1, IGNORE, rows)
     else:
         inputs, labels = (np.stack(part) for part in zip(*scorer.masked, strict=True))
     with torch.no_grad():
         nats, count = _plain(model, rows, labels, inputs, code, shift=int(objective.causal))
-    assert score.predicted == count and score.loss == pytest.approx(nats / count, rel=1e-5)
-    pieces = int((rows > 1).sum()) if objective.causal else known
-    bits = nats / count / math.log(2) * pieces + 8 * unspelt
-    assert score.bpb == pytest.approx(bits / size, rel=1e-5)
-    assert (unspelt / size > 0.8) == (code == "fr_XX") and score.bpb > 8 * unspelt / size
+    figures = scorer.loss_figures(model, "val")
+    assert figures[f"val/loss/{code}"] == scorer.loss(model) == pytest.approx(nats / count, rel=1e-5)
+    assert scorer.predicted.sum() == count
+    assert figures[f"val/loss/{code}/low"] < nats / count < figures[f"val/loss/{code}/high"]
+
+
+@pytest.mark.parametrize("objective", [MASKED, CAUSAL], ids=["masked", "causal"])
+def test_bits_per_byte_are_over_all_bytes_and_charge_what_no_piece_spells(prepared, objective):
+    _, size, _, unspelt = _held_out(prepared, "fr_XX")
+    torch.manual_seed(3)
+    model = language_model(tiny_config(vocab_size=len(prepared.tokenizer), is_decoder=objective.causal)).eval()
+    scorer = Scorer(prepared.corpora["fr_XX"], prepared.tokenizer, objective)
+    figures, records = score_passages(model, {"fr_XX": scorer})
+    record = records["fr_XX"]
+    assert sum(record["bytes"]) == size and len(record["bits"]) == 12
+    assert figures["val/bpb/fr_XX"] == pytest.approx(sum(record["bits"]) / size, rel=1e-6)
+    assert figures["val/bpb/fr_XX"] > 8 * unspelt / size > 6.4
+    assert figures["val/bpb/fr_XX/low"] < figures["val/bpb/fr_XX"] < figures["val/bpb/fr_XX/high"]
 
 
 def test_the_targets_are_the_same_whatever_training_does(prepared):
@@ -113,12 +125,13 @@ def test_the_unigram_score_by_hand(prepared, objective):
         ids = prepared.tokenizer(text, add_special_tokens=False)["input_ids"] + [2] * objective.causal
         np.add.at(counts, [i for i in ids if objective.causal or i != prepared.tokenizer.unk_token_id], 1)
     scorer = Scorer(prepared.corpora["fr_XX"], prepared.tokenizer, objective)
+    cost = -np.log2(counts / counts.sum())
     targets = [int(i) for _, labels in scorer.masked for i in labels if i != IGNORE]
-    bits = -np.log2(counts / counts.sum())[targets].mean()
-    pieces = len(targets) if objective.causal else known
-    score = scorer.unigram()
-    assert score.loss == pytest.approx(bits * math.log(2), rel=1e-6)
-    assert score.bpb == pytest.approx((bits * pieces + 8 * unspelt) / size, rel=1e-6)
+    read = [i for t in passages("el", 12, "val") for i in prepared.tokenizer(t, add_special_tokens=False)["input_ids"] + [2] * objective.causal]  # fmt: skip
+    figures = scorer.unigram()
+    assert figures["unigram/loss/fr_XX"] == pytest.approx(cost[targets].mean() * math.log(2), rel=1e-6)
+    bits = sum(cost[i] for i in read if objective.causal or i != 3)
+    assert figures["unigram/bpb/fr_XX"] == pytest.approx((bits + 8 * unspelt) / size, rel=1e-6)
 
 
 def test_held_out_text_with_nothing_to_hide_is_refused_before_anything_is_trained(tmp_path, tokenizer_folder):
@@ -132,7 +145,7 @@ def test_held_out_text_with_nothing_to_hide_is_refused_before_anything_is_traine
     prepared = prepare_language(PretrainConfig(data=data, task=TaskConfig("clm")), lang, str(tokenizer_folder))
     with pytest.raises(UserError, match=words):
         prepared.scorers(MASKED)
-    assert prepared.scorers(CAUSAL)["el_GR"].unigram().predicted == 3  # ▁, <unk>, </s>
+    assert prepared.scorers(CAUSAL)["el_GR"].predicted.sum() == 3  # ▁, <unk>, </s>
 
 
 def test_consumption_is_what_the_batches_held(prepared):

@@ -9,6 +9,7 @@ from xmod_lab.errors import UserError
 
 OBJECTIVES = ("mlm", "clm")
 POLICIES = ("80-10-10", "all-mask")
+MASK_UNITS = ("piece", "word", "word_end")
 ATTENTION = ("row", "document")
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 SCHEDULES = ("linear", "cosine", "constant")

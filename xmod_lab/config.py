@@ -15,6 +15,7 @@ from xmod_lab.choices import (
     ACCELERATORS,
     ATTENTION,
     EMBEDDING_INITS,
+    MASK_UNITS,
     NORMALIZATIONS,
     OBJECTIVES,
     POLICIES,
@@ -136,11 +137,13 @@ class RecipeConfig:
 
 @dataclass
 class TaskConfig:
-    """What is predicted, and the recipes of pre-training and of extension."""
+    """What is predicted, and the recipes of pre-training and of extension. ``mask_rate``, ``mask_policy`` and ``mask_unit``: see
+    :class:`xmod_lab.text.masking.Masker`."""
 
     name: str = choice(MISSING, OBJECTIVES)
     mask_rate: float = number(0.3, above=0, below=1, hint="a share, e.g. 0.3")
     mask_policy: str = choice("80-10-10", POLICIES)
+    mask_unit: str = choice("piece", MASK_UNITS)
     pretrain: RecipeConfig = field(default_factory=RecipeConfig)
     extend: RecipeConfig = field(default_factory=RecipeConfig, metadata=not_in_base("pre-training has no part in it"))
 
@@ -150,6 +153,8 @@ class DataConfig:
     """How text becomes rows, and in which mixture they are drawn: see :func:`xmod_lab.text.mixture.proportions`.
 
     ``tokenizer_alpha``: the exponent of the text that a shared vocabulary is made from, whatever the mixture is.
+    ``score_passages``: of the held-out text of each language, how many passages the bits per byte of a masked model are of, evenly
+    spaced; ``null``: all. A causal model is scored on all.
     """
 
     folder: str = field(default=MISSING, metadata=uncounted("a place"))
@@ -163,6 +168,12 @@ class DataConfig:
     normalization: str = choice("nmt_nfkc", NORMALIZATIONS)
     validation_share: float = number(0.04, above=0, below=1, hint="a share, e.g. 0.04")
     drop_duplicates: bool = True
+    score_passages: int | None = number(
+        200,
+        not_in_base("it trains alike, and is scored on other passages"),
+        least=1,
+        hint="null: all held-out passages",
+    )
     workers: int = number(1, uncounted("a batch is a function of seed and step, whoever makes it"), least=0)
 
 
@@ -260,7 +271,14 @@ class PretrainConfig(RunConfig):
         """What is predicted, and what may be attended to."""
         from xmod_lab.text.objective import Objective  # here, as below: settings are read and judged without torch
 
-        return Objective(self.task.name, self.task.mask_rate, self.task.mask_policy, self.data.attention)
+        return Objective(
+            self.task.name,
+            self.task.mask_rate,
+            self.task.mask_policy,
+            self.data.attention,
+            self.task.mask_unit,
+            self.data.score_passages,
+        )
 
     @property
     def tokens_per_step(self) -> int:

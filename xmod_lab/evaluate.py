@@ -62,6 +62,7 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | 
     _tables(run, found)
     _plots(run, found.figures)
     run.write_json(SAMPLES, samples)
+    run.write_passages(found.passages)
     run.finish(found.figures)
     log.info("figures, tables and plots in %s", run.path)
 
@@ -70,10 +71,9 @@ def _tables(run: "RunDir", found: "Evaluation") -> None:
     """slots.csv, recognition.csv and retrieval.csv: what metrics.json has, a figure a row."""
     from xmod_lab.text.likelihoods import in_a_word
 
-    figures = found.figures
-    rows = [(t, s, loss, figures.get(f"slots/bpb/{t}/{s}"), in_a_word(bool(figures["val/exact"])))
-            for t, row in found.matrix.items() for s, loss in row.items()]  # fmt: skip
-    _write_csv(run, "slots.csv", ("text", "slot", "loss", "bpb", "likelihood"), rows)
+    kind = in_a_word(bool(found.figures["val/exact"]))
+    rows = [(t, s, loss, kind) for t, row in found.matrix.items() for s, loss in row.items()]
+    _write_csv(run, "slots.csv", ("text", "slot", "loss", "likelihood"), rows)
     counts = [(w, t, s, n) for w, c in found.recognised.items() for t, row in c.items() for s, n in row.items()]
     _write_csv(run, "recognition.csv", ("of", "text", "slot", "count"), counts)
     pairs = [{"set": name, **asdict(result)} for name, results in found.retrieved.items() for result in results]

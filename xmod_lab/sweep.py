@@ -27,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf, read_write
 
 from xmod_lab.command_line import in_quotes
 from xmod_lab.errors import UserError
-from xmod_lab.figures import read_figures
+from xmod_lab.figures import read_figures, told
 from xmod_lab.files import hidden, write_whole
 from xmod_lab.identity import counts
 from xmod_lab.jobs import JOB, Job, read_job
@@ -129,7 +129,8 @@ def _report(folder: Path, jobs: list[tuple[Job, Path | None]]) -> None:
         own = [override for override in job.overrides if override not in common]
         figures = main_figures(RunDir(place)) if place else {}
         likelihood = _likelihood(RunDir(place)) if figures else ""
-        shown = "\n".join(f"{name} {value:.4f}{likelihood and f' ({likelihood})'}" for name, value in figures.items())
+        known = {**read_figures(place / "metrics.json"), **figures} if figures else {}
+        shown = "\n".join(f"{name} {told(known, name)}{likelihood and f' ({likelihood})'}" for name in figures)
         rows.append((str(job.number), " ".join(own), job.outcome, shown or "–", place.name if place else "–"))
         swept = {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in own)}
         records.append({**asdict(job), "folder": str(place.resolve()) if place else "", "swept": swept, "figures": figures,

@@ -7,6 +7,7 @@ from pathlib import Path
 from tests.commands.test_sweep_again import folders
 from tests.commands.test_tracking import records
 from xmod_lab.config import OmegaConf
+from xmod_lab.figures import digits_of, half_width
 from xmod_lab.reports.groups import groups_of
 from xmod_lab.reports.page import render
 from xmod_lab.reports.runs import find_runs
@@ -44,7 +45,7 @@ def test_a_sweep_over_languages_runs_each_once_with_one_tracked_run_each(workpla
 def test_a_sweep_over_seeds_keeps_the_runs_apart(workplace, tmp_path):
     status, out, err = workplace.call("-m", "seed=1,2", "trainer.max_steps=2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert status == 0, err
-    assert out.count("pseudo-likelihoods of held-out text, 15 % of its pieces hidden") == 2
+    assert out.count("pseudo-likelihoods of held-out text, nats of 15 % of its pieces hidden") == 2
     with (tmp_path / "sweep" / "sweep.csv").open(newline="") as stream:
         assert [row["likelihood"] for row in csv.DictReader(stream)] == ["pseudo"] * 2
     jobs = folders(tmp_path / "sweep")
@@ -55,7 +56,9 @@ def test_a_sweep_over_seeds_keeps_the_runs_apart(workplace, tmp_path):
     ((group,), repeats), (page, files) = groups_of(found.runs), render(found)
     losses = [workplace.metrics(job)["val/bpb/de_DE"] for job in jobs]
     assert group.sample("val/bpb/de_DE").values == losses and not repeats and not found.faults
-    assert f"{min(losses):.4f} – {max(losses):.4f}" in page and len(series_of(group.runs, "val/bpb/")["de_DE"]) == 2
+    digits = digits_of(half_width(found.runs[0].metrics, "val/bpb/de_DE"))
+    assert f"{min(losses):.{digits}f} – {max(losses):.{digits}f}" in page
+    assert len(series_of(group.runs, "val/loss/")["de_DE"]) == 2
     assert "results_bpb.tex" in files and "mixture.csv" in files
 
 

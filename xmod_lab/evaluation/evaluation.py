@@ -5,6 +5,8 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from xmod_lab.errors import UserError
 from xmod_lab.evaluation.likelihood import pseudo_likelihood
 from xmod_lab.evaluation.opening import Opened
@@ -16,7 +18,7 @@ from xmod_lab.evaluation.tables import before_table, language_table, recognition
 from xmod_lab.figures import read_figures
 from xmod_lab.text.likelihoods import likelihoods, scored_text
 from xmod_lab.text.parallel import Parallel
-from xmod_lab.training.scoring import Score
+from xmod_lab.training.scoring import named_with_interval
 
 log = logging.getLogger(__name__)
 _MOST = 690.0  # nats whose exponential is a number of JSON
@@ -24,12 +26,14 @@ _MOST = 690.0  # nats whose exponential is a number of JSON
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``figures`` are metrics.json; the rest is what they were made of. ``states``: names of the layers' states."""
+    """``figures`` are metrics.json; the rest is what they were made of. ``states``: names of the layers' states; ``passages``: the bits
+    of each held-out passage, by language."""
 
     figures: dict[str, float]
     matrix: Matrix
     recognised: dict[str, Confusion]
     retrieved: dict[str, list[Retrieval]]
+    passages: dict[str, dict]
     states: list[str]
 
 
@@ -40,16 +44,20 @@ def evaluate(opened: Opened, parallels: list[Parallel], *, pll: bool) -> Evaluat
     exact = bool(model.config.is_decoder)
     matrix, rows = slot_matrix(model, subjects)
     figures: dict[str, float] = {"val/exact": int(exact)}
+    passages = {}
     for subject in subjects:
         loss = matrix[subject.code][subject.slot]
         if not math.isfinite(loss):
             raise UserError(f"the loss of {opened.name} is {loss} on the text of {subject.code}: its weights are damaged, or it diverged "
                             "in training; take an older checkpoint, or another model")  # fmt: skip
-        figures |= _scores("val", subject.code, subject.scorer.score_of(loss))
-        unigram = subject.scorer.unigram()
-        figures |= {f"unigram/loss/{subject.code}": unigram.loss, f"unigram/bpb/{subject.code}": unigram.bpb}
+        scorer, code = subject.scorer, subject.code
+        predicted = scorer.predicted[scorer.predicted > 0]
+        figures |= _losses("val", code, rows[code][:, slots.index(subject.slot)], predicted)
+        bits = scorer.passages.bits(model)
+        passages[code] = scorer.passages.record(bits)
+        figures |= scorer.bits_figures(bits, "val") | scorer.unigram()
         if pll and not exact:
-            figures |= _scores("pll", subject.code, pseudo_likelihood(model, subject.scorer, subject.tokenizer))
+            figures |= _losses("pll", code, *pseudo_likelihood(model, scorer, subject.tokenizer))
     if pll and exact:
         log.info("evaluate.pll is for masked models: the likelihoods of this one are exact already")
     language_table(figures, codes, scored_text(exact))
@@ -57,8 +65,8 @@ def evaluate(opened: Opened, parallels: list[Parallel], *, pll: bool) -> Evaluat
 
     recognised = {}
     if len(slots) > 1:
-        figures |= slot_figures(matrix, subjects)
-        slot_table(matrix, subjects)
+        figures |= slot_figures(matrix, subjects, rows)
+        slot_table(matrix, subjects, figures)
         for what, costs in (("rows", rows), ("sentences", sentence_costs(model, subjects))):
             if not costs:  # no sentence fits the positions, which was said
                 continue
@@ -82,14 +90,15 @@ def evaluate(opened: Opened, parallels: list[Parallel], *, pll: bool) -> Evaluat
         retrieved[parallel.name] = results
         figures |= retrieval_figures(parallel.name, results)
         retrieval_tables(parallel.name, figures, [code for code, _ in languages.values()], state_names(model))
-    return Evaluation(figures, matrix, recognised, retrieved, state_names(model))
+    return Evaluation(figures, matrix, recognised, retrieved, passages, state_names(model))
 
 
-def _scores(prefix: str, code: str, score: Score) -> dict[str, float]:
-    """Loss, bits per byte, perplexity per predicted piece, and how many of these there are."""
-    perplexity = math.exp(min(score.loss, _MOST))
-    values = {"loss": score.loss, "bpb": score.bpb, "perplexity": perplexity, "pieces": score.predicted}
-    return {f"{prefix}/{unit}/{code}": value for unit, value in values.items()}
+def _losses(prefix: str, code: str, nats: np.ndarray, pieces: np.ndarray) -> dict[str, float]:
+    """Loss, with the ends of its interval, perplexity per predicted piece, and how many of these there are; of rows' ``nats`` and
+    ``pieces``, both (R,)."""
+    found = named_with_interval(f"{prefix}/loss/{code}", nats, pieces)
+    perplexity = math.exp(min(found[f"{prefix}/loss/{code}"], _MOST))
+    return found | {f"{prefix}/perplexity/{code}": perplexity, f"{prefix}/pieces/{code}": int(pieces.sum())}
 
 
 def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:

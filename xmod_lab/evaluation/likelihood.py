@@ -1,46 +1,15 @@
 """Likelihoods, piece by piece: of each row, and with every piece hidden alone (pseudo-log-likelihood, Salazar et al. 2020)."""
 
 import numpy as np
-import torch
-from torch.nn.functional import cross_entropy, linear
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.model import IGNORE, XmodLanguageModel
-from xmod_lab.training.scoring import Score, Scorer, Targets
+from xmod_lab.training.scoring import Scorer, Targets
 
-_LOGITS = 1 << 26  # at once: 256 MiB
 _ROWS = 32  # whose copies are made at once
 
-# R rows, T positions, C copies of rows, M labelled positions, V vocabulary
-
-
-@torch.inference_mode()
-def row_nats(model: XmodLanguageModel, targets: Targets) -> np.ndarray:
-    """(R,) nats of the labelled pieces of each row, summed; in float32 and evaluation mode, on the model's device.
-
-    The mean over all of them is :meth:`Targets.loss`, but for the last bits.
-    """
-    assert not model.training
-    table = model.base_model.embeddings.table(model.config.languages[model.lang_id(targets.code)])
-    weight, bias = model.output_matrix(table)
-    total = np.zeros(len(targets.rows))
-    with torch.autocast(model.device.type, enabled=False):
-        for part, batch in targets.batches(model):
-            labels = batch.pop("labels")
-            if model.config.is_decoder:
-                labels = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORE)], dim=1)
-            owners, places = (labels != IGNORE).nonzero(as_tuple=True)
-            states = model.lm_head.transform(
-                model.base_model(**batch, use_cache=False).last_hidden_state[owners, places]
-            )  # (M, D)
-            wanted = labels[owners, places]
-            nats = [
-                cross_entropy(linear(x, weight, bias).float(), y, reduction="none")
-                for x, y in zip(states.split(_LOGITS // len(bias)), wanted.split(_LOGITS // len(bias)), strict=True)
-            ]
-            np.add.at(total[part], owners.cpu().numpy(), torch.cat(nats).double().cpu().numpy())
-    return total
+# R rows, T positions, C copies of rows
 
 
 def hidden_once(
@@ -78,16 +47,18 @@ def one_at_a_time(rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, *, by_pa
     return np.where(ordinary, before, -1)
 
 
-def pseudo_likelihood(model: XmodLanguageModel, scorer: Scorer, tokenizer: PreTrainedTokenizerBase) -> Score:
-    """Every known piece of the held-out text, each hidden alone; bits per byte as in :mod:`xmod_lab.training.scoring`."""
+def pseudo_likelihood(
+    model: XmodLanguageModel, scorer: Scorer, tokenizer: PreTrainedTokenizerBase
+) -> tuple[np.ndarray, np.ndarray]:
+    """(R,) nats of every known piece of the held-out rows, each hidden alone; and (R,) how many there are. The pieces of a word see
+    each other: the shorter they are, the less they cost, so that vocabularies do not compare by it."""
     part = one_at_a_time(scorer.rows, tokenizer, by_passage=scorer.layout.attention == "document")
-    nats = 0.0
+    nats = np.zeros(len(part))
     starts = range(0, len(part), _ROWS)
     for start in tqdm(starts, f"pseudo-likelihood of {scorer.code}", leave=False, disable=None):
         rows = scorer.rows[start : start + _ROWS]
         owners, masked = hidden_once(rows, part[start : start + _ROWS], tokenizer.mask_token_id)
         if masked:
-            nats += float(row_nats(model, Targets(scorer.code, rows[owners], masked, scorer.layout)).sum())
-    pieces = int((part >= 0).sum())
-    score = scorer.score_of(nats / pieces)
-    return Score(score.loss, score.bpb, pieces)
+            found = Targets(scorer.code, rows[owners], masked, scorer.layout).nats(model)
+            np.add.at(nats, start + owners, found)
+    return nats, (part >= 0).sum(1)

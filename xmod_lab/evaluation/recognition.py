@@ -4,25 +4,20 @@ Rows: held-out rows in the vocabulary of their own language, the same pieces hid
 vocabulary of its own is known by that alone, so here it only shows whether its slot is the best for its text.
 
 Sentences: held-out passages as plain text, which every language reads with its own vocabulary and slot; the fewest bits
-win, bytes that a vocabulary cannot spell at 8 bits each. Masked models hide every seventh piece, seven times over, so that
-each is predicted once with about 15 % hidden.
+win, bytes that a vocabulary cannot spell at 8 bits each. Every language predicts the same stretches of the text, see
+:mod:`xmod_lab.training.passages`.
 """
 
 import logging
-import math
 
 import numpy as np
 from tqdm import tqdm
 
-from xmod_lab.evaluation.likelihood import hidden_once, row_nats
 from xmod_lab.evaluation.subjects import Subject
 from xmod_lab.model import XmodLanguageModel
-from xmod_lab.text.objective import EVALUATION_RATE, NextPiece
-from xmod_lab.text.rows import encode
-from xmod_lab.training.scoring import Targets
+from xmod_lab.training.passages import Passages
 
 log = logging.getLogger(__name__)
-_COPIES = math.ceil(1 / EVALUATION_RATE)
 
 Confusion = dict[str, dict[str, int]]  # language of the text -> slot that was taken for its own -> how many
 
@@ -71,25 +66,9 @@ def sentence_costs(model: XmodLanguageModel, subjects: list[Subject]) -> dict[st
 
 def _bits(model: XmodLanguageModel, reader: Subject, texts: list[str], longest: int) -> tuple[np.ndarray, np.ndarray]:
     """(N,) bits of ``texts`` in the vocabulary and slot of ``reader``, and whether each fits the positions."""
-    tokenizer, layout = reader.tokenizer, reader.scorer.layout
-    encoded = list(encode(iter(texts), tokenizer))
-    fits = np.array([len(ids) + 2 <= longest for ids, _, _ in encoded])
-    kept = sorted(np.flatnonzero(fits), key=lambda i: len(encoded[i][0]))  # of one length together
-    bits = 8.0 * np.array([unknown for *_, unknown in encoded])
-    for start in range(0, len(kept), 64):
-        some = kept[start : start + 64]
-        rows = padded([encoded[i][0] for i in some], tokenizer)
-        if layout.causal:
-            owners = np.arange(len(rows))
-            masked = [NextPiece(tokenizer.pad_token_id, tokenizer.bos_token_id).mask(row, []) for row in rows]
-        else:
-            ordinary = ~np.isin(rows, tokenizer.all_special_ids)
-            part = np.where(ordinary, (np.cumsum(ordinary, axis=1) - 1) % _COPIES, -1)
-            owners, masked = hidden_once(rows, part, tokenizer.mask_token_id)
-        if masked:
-            nats = row_nats(model, Targets(reader.code, rows[owners], masked, layout))
-            np.add.at(bits, np.array(some)[owners], nats / math.log(2))
-    return bits, fits
+    read = Passages(reader.code, texts, reader.tokenizer, reader.scorer.objective, length=longest)
+    parts = np.bincount([window.passage for window in read.windows], minlength=len(texts))
+    return read.bits(model), parts == 1
 
 
 def padded(sentences: list[list[int]], tokenizer) -> np.ndarray:

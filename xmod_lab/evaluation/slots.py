@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import numpy as np
 from tqdm import tqdm
 
-from xmod_lab.evaluation.likelihood import row_nats
 from xmod_lab.evaluation.subjects import Subject, slots_of
-from xmod_lab.model import IGNORE, XmodLanguageModel
+from xmod_lab.model import XmodLanguageModel
+from xmod_lab.training.scoring import named_with_interval
 
 Matrix = dict[str, dict[str, float]]  # language of the text -> slot -> nats per predicted piece
 
@@ -41,27 +41,26 @@ def slot_matrix(model: XmodLanguageModel, subjects: list[Subject]) -> tuple[Matr
     slots, matrix, rows = slots_of(subjects), {}, {}
     with tqdm(total=len(subjects) * len(slots), desc="text through slots", leave=False, disable=None) as bar:
         for subject in subjects:
-            matrix[subject.code], nats = {}, []
+            nats, predicted = [], subject.scorer.predicted
             for slot in slots:
                 with through_slot(model, subject.code, slot):
-                    matrix[subject.code][slot] = subject.scorer.loss(model)
-                    nats.append(row_nats(model, subject.scorer))
+                    nats.append(subject.scorer.nats(model))
                 bar.update()
-            predicted = [(labels != IGNORE).any() for _, labels in subject.scorer.masked]
-            rows[subject.code] = np.stack(nats, axis=1)[predicted]
+            matrix[subject.code] = {s: float(n.sum() / predicted.sum()) for s, n in zip(slots, nats, strict=True)}
+            rows[subject.code] = np.stack(nats, axis=1)[predicted > 0]
     return matrix, rows
 
 
-def slot_figures(matrix: Matrix, subjects: list[Subject]) -> dict[str, float]:
-    """``slots/loss|bpb/<text>/<slot>``, and ``slots/wrong/loss|bpb/<text>``: the mean of all slots but its own."""
+def slot_figures(matrix: Matrix, subjects: list[Subject], rows: dict[str, np.ndarray]) -> dict[str, float]:
+    """``slots/loss/<text>/<slot>``, and ``slots/wrong/loss/<text>``: the mean of all slots but its own, with the ends of its interval.
+    All slots of a text are compared in one vocabulary, on the same hidden pieces. ``rows``: as of :func:`slot_matrix`."""
     figures = {}
     for subject in subjects:
         losses, code = matrix[subject.code], subject.code
-        for slot, loss in losses.items():
-            score = subject.scorer.score_of(loss)
-            figures[f"slots/loss/{code}/{slot}"], figures[f"slots/bpb/{code}/{slot}"] = score.loss, score.bpb
-        wrong = [loss for slot, loss in losses.items() if slot != subject.slot]
+        figures |= {f"slots/loss/{code}/{slot}": loss for slot, loss in losses.items()}
+        wrong = [i for i, slot in enumerate(losses) if slot != subject.slot]
         if wrong:
-            score = subject.scorer.score_of(float(np.mean(wrong)))
-            figures[f"slots/wrong/loss/{code}"], figures[f"slots/wrong/bpb/{code}"] = score.loss, score.bpb
+            predicted = subject.scorer.predicted
+            nats = rows[code][:, wrong].mean(1)
+            figures |= named_with_interval(f"slots/wrong/loss/{code}", nats, predicted[predicted > 0])
     return figures

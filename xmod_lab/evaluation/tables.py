@@ -6,6 +6,7 @@ from xmod_lab.evaluation.recognition import Confusion
 from xmod_lab.evaluation.retrieval import ARMS
 from xmod_lab.evaluation.slots import Matrix
 from xmod_lab.evaluation.subjects import Subject
+from xmod_lab.figures import digits_of, half_width, told
 from xmod_lab.training.tables import Rows, show
 
 log = logging.getLogger(__name__)
@@ -19,20 +20,26 @@ def language_table(figures: Figures, codes: list[str], how: str) -> None:
     kinds = {prefix: name for prefix, name in kinds.items() if f"{prefix}/loss/{codes[0]}" in figures}
     units = {"loss": "nats/piece", "bpb": "bits/byte", "perplexity": "perplexity"}
     columns = [(p, unit) for p in kinds for unit in (units if p != "unigram" else ("loss", "bpb"))]
-    rows: Rows = [(code, *(f"{figures[f'{p}/{unit}/{code}']:.4f}" for p, unit in columns)) for code in codes]
+    columns = [(p, unit) for p, unit in columns if f"{p}/{unit}/{codes[0]}" in figures]
+    rows: Rows = [
+        (code, *(f"{figures[name]:.1f}" if unit == "perplexity" else told(figures, name) for p, unit in columns
+                 for name in [f"{p}/{unit}/{code}"]))
+        for code in codes
+    ]  # fmt: skip
     header = ("language", *(f"{units[unit]}, {kinds[p]}" for p, unit in columns))
-    show(f"{how}; perplexity is per piece: only models with one vocabulary compare by it", header, rows)
+    show(f"{how}; nats and perplexity are per piece: only models with one vocabulary compare by them", header, rows)
 
 
-def slot_table(matrix: Matrix, subjects: list[Subject]) -> None:
-    """Of each text, its own slot against the others."""
+def slot_table(matrix: Matrix, subjects: list[Subject], figures: Figures) -> None:
+    """Of each text, its own slot against the others, with the digits that the loss through its own has."""
     rows: Rows = []
     for subject in subjects:
         losses = matrix[subject.code]
         others = {slot: loss for slot, loss in losses.items() if slot != subject.slot}
         nearest = min(others, key=others.get)
         cells = (losses[subject.slot], sum(others.values()) / len(others), others[nearest])
-        rows.append((subject.code, *(f"{cell:.4f}" for cell in cells), nearest))
+        digits = digits_of(half_width(figures, f"val/loss/{subject.code}"))
+        rows.append((subject.code, *(f"{cell:.{digits}f}" for cell in cells), nearest))
     header = ("text of", "its own slot", "other slots, mean", "best of the others", "which is that of")
     show("text through slots, nats/piece, in the vocabulary of the text", header, rows)
 

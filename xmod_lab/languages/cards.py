@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from xmod_lab.codes import known_codes
 from xmod_lab.errors import UserError, printable
+from xmod_lab.figures import told
 from xmod_lab.model import XmodConfig
 from xmod_lab.settings import flatten
 from xmod_lab.text.likelihoods import likelihoods, scored_text
@@ -240,8 +241,8 @@ def _scores_table(scores: dict[str, float], codes: list[str], exact: bool) -> st
     head = " | ".join(f"{unit}, {title}" for title in columns for unit in ("nats/piece", "bits/byte"))
     lines = [f"| {scored_text(exact)} | {head} |", "|---|" + "---:|" * 6]
     for code in codes:
-        cells = [scores.get(f"{p}/{unit}/{code}") for p in columns.values() for unit in ("loss", "bpb")]
-        lines.append(f"| {code} | " + " | ".join("–" if c is None else f"{c:.4f}" for c in cells) + " |")
+        cells = [told(scores, f"{p}/{unit}/{code}") for p in columns.values() for unit in ("loss", "bpb")]
+        lines.append(f"| {code} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n" if codes else ""
 
 

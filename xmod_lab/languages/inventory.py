@@ -5,6 +5,7 @@ from math import prod
 from pathlib import Path
 
 from xmod_lab.errors import UserError
+from xmod_lab.figures import told
 from xmod_lab.foreign import at_hand, inside, read_json, shapes_in, weight_files
 from xmod_lab.languages.cards import parsed_card
 from xmod_lab.languages.folders import card_of, manifests_in, model_folder, pack_folders
@@ -70,7 +71,7 @@ def _exact(manifest: dict) -> bool | None:
 
 
 def _line(code: str, pieces: int | None, size: int, manifest: dict, exact: bool | None) -> tuple[str, ...]:
-    scores = [manifest.get("scores", {}).get(f"val/{unit}/{code}") for unit in ("loss", "bpb")]
+    scores = manifest.get("scores", {})
     text = flatten(manifest).get("data.statistics.train.bytes")
     return (
         code,
@@ -78,6 +79,6 @@ def _line(code: str, pieces: int | None, size: int, manifest: dict, exact: bool 
         f"{size / 1e6:,.2f}",
         manifest.get("base_fingerprint", "–")[:12],  # whole in the manifest
         "–" if not isinstance(text, int) else f"{text / 1e6:,.2f}",
-        *(f"{score:.4f}" if isinstance(score, int | float) else "–" for score in scores),
-        in_a_word(exact) or "–" if any(isinstance(score, int | float) for score in scores) else "–",
+        *(told(scores, f"val/{unit}/{code}") for unit in ("loss", "bpb")),
+        in_a_word(exact) or "–" if any(f"val/{unit}/{code}" in scores for unit in ("loss", "bpb")) else "–",
     )

@@ -4,10 +4,20 @@ import re
 
 from matplotlib.figure import Figure
 
+from xmod_lab.figures import codes_of, digits_of
 from xmod_lab.reports.figures import curves, heat_map, svg
 from xmod_lab.reports.groups import Figures, Group, kinds_of
 from xmod_lab.reports.markup import Html, element
-from xmod_lab.reports.scores import over_seeds, spread_cells, spread_header
+from xmod_lab.reports.pairs import differences_of
+from xmod_lab.reports.scores import (
+    about_units,
+    error_of,
+    other_vocabularies,
+    over_seeds,
+    spread_cells,
+    spread_header,
+    with_error,
+)
 from xmod_lab.reports.tables import Part, Table, number
 from xmod_lab.text.likelihoods import in_a_word
 
@@ -92,7 +102,9 @@ def evaluation_sections(groups: list[Group]) -> list[Part]:
     if not groups:
         return []
     several = len(groups) > 1
-    parts: list[Part] = [element("h2", "Held-out text"), _likelihoods(groups)]
+    codes = list(dict.fromkeys(code for group in groups for code in codes_of(group.figures, "val/loss/")))
+    parts: list[Part] = [element("h2", "Held-out text"), *about_units(groups, codes), _likelihoods(groups, codes)]
+    parts += differences_of(groups, codes) if several else []
     for name, (heading, rows_of, draw, header, note) in _SLOTS.items():
         rows = {row: names for group in groups for row, names in rows_of(group.figures).items()}
         if rows:
@@ -104,20 +116,20 @@ def evaluation_sections(groups: list[Group]) -> list[Part]:
     return parts
 
 
-def _likelihoods(groups: list[Group]) -> Table:
+def _likelihoods(groups: list[Group], codes: list[str]) -> Table:
     columns = [(prefix, unit) for prefix in ("unigram", "before/val", "val", "pll") for unit in ("loss", "bpb", "perplexity")
                if any(name.startswith(f"{prefix}/{unit}/") for group in groups for name in group.figures)]  # fmt: skip
     titles = {"unigram": "unigram", "before/val": "before", "val": "model", "pll": "each piece alone"}
     units = {"loss": "nats/piece", "bpb": "bits/byte", "perplexity": "perplexity"}
-    codes = dict.fromkeys(n.removeprefix("val/loss/") for g in groups for n in g.figures if n.startswith("val/loss/"))
-    return _table("languages", groups, {code: [f"{p}/{u}/{code}" for p, u in columns] for code in codes}, "language",
-                  [f"{units[u]}, {titles[p]}" for p, u in columns],
-                  note=f"These are {kinds_of(groups)}. Perplexity is per piece: only models with one vocabulary compare by it.")  # fmt: skip
+    alone = [code for code in codes if len(groups) > 1 and other_vocabularies(groups, code)]
+    rows = {code: [f"{p}/{u}/{code}" if code not in alone or u == "bpb" else "" for p, u in columns] for code in codes}
+    return _table("languages", groups, rows, "language", [f"{units[u]}, {titles[p]}" for p, u in columns],
+                  note=f"These are {kinds_of(groups)}. Nats and perplexity are per piece: only models with one vocabulary compare by them.")  # fmt: skip
 
 
 def _wrong_slots(figures: Figures) -> dict[str, list[str]]:
     """Text -> loss through its own slot, mean of the others."""
-    texts = [name.rpartition("/")[2] for name in figures if name.startswith("slots/wrong/loss/")]
+    texts = codes_of(figures, "slots/wrong/loss/")
     return {text: [f"val/loss/{text}", f"slots/wrong/loss/{text}"] for text in texts}
 
 
@@ -133,17 +145,19 @@ def _table(
 ) -> Table:
     """Row -> names of figures, of each group; how the seeds scatter in the first figure that a model made."""
     several = len(groups) > 1
-    told = next(i for i, figure in enumerate(next(iter(rows.values()))) if not figure.startswith(("unigram", "before")))
+    told = next(
+        i for i in range(len(header)) if all(not f[i].startswith(("unigram", "before")) and f[i] for f in rows.values())
+    )
     cells, records = [], []
     for row, figures in rows.items():
         for group in groups:
             samples = [group.sample(figure) for figure in figures]
             if not any(samples):
                 continue
-            spread = spread_cells(samples[told], groups)
-            values = [
-                number(s and s.mean, 1 if "perplexity" in f else 4) for f, s in zip(figures, samples, strict=True)
-            ]
+            halves = [error_of(group, figure) for figure in figures]
+            spread = spread_cells(samples[told], groups, digits_of(halves[told]))
+            values = [number(s and s.mean, 1) if "perplexity" in f else with_error(s and s.mean, half)
+                      for f, s, half in zip(figures, samples, halves, strict=True)]  # fmt: skip
             cells.append([row, *([group.name] if several else []), *values, *spread])
             records += [{"group": group.name, **group.settings, first.replace(" ", "_"): row, "figure": figure,
                          "likelihood": in_a_word(group.exact), **sample.record()}

@@ -62,9 +62,8 @@ def other_vocabularies(groups: list[Group]) -> list[Part]:
     if not found:
         return []
     items = [element("li", f"{', '.join(codes)}: {whose}") for whose, codes in found.items()]
-    return [element("p", "These runs read a language with different vocabularies (by the digest of the tokenizer). Where pieces are hidden, "
-                    "neither losses per piece nor bits per byte compare them: one hides other text than the other. To compare, give all "
-                    "of them one vocabulary: data.tokenizer=FOLDER.", kind="bad"), element("ul", *items)]  # fmt: skip
+    return [element("p", "These runs read a language with different vocabularies (by the digest of the tokenizer). Nats per piece do not "
+                    "compare them: a piece is not the same text. Bits per byte do, but for those of an earlier version, which hid pieces.", kind="bad"), element("ul", *items)]  # fmt: skip
 
 
 def overview(found: Found, grouped: dict[str, list[Group]], repeats: dict[Path, str]) -> list[Part]:

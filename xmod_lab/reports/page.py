@@ -37,8 +37,11 @@ thead{display:table-header-group}table{font-size:9px}th,td{padding:.15rem .35rem
 """
 _LIST = ".written.json"  # in the folder of the tables
 _LIKELIHOODS = {  # by whether they are exact
-    False: "Losses are of held-out text with a fixed 15 % of the pieces hidden behind <mask>, in float32. They are "
-    "pseudo-likelihoods: each piece is predicted from both sides.",
+    False: "Nats are of held-out text with a fixed 15 % of the pieces hidden behind <mask>: they compare models with one vocabulary "
+    "alone. Bits per byte hide stretches of the text (words; phrases in scripts without spaces), the same ones whatever the vocabulary; "
+    "the pieces of a stretch are predicted from left to right, the later ones hidden, and every byte is hidden once. They compare "
+    "vocabularies, on the assumption that it is of no consequence that the number of <mask>s, and where <unk> stands, is seen. They are "
+    "pseudo-likelihoods: both sides are seen. All is in float32.",
     True: "Losses are of held-out text, every piece and the end of every passage predicted from the pieces before it, in "
     "float32. They are exact likelihoods of the text as its vocabulary normalises it; bits per byte add a code for what "
     "normalisation changed, and are the length of the text coded with both.",
@@ -192,6 +195,6 @@ def _reading(grouped: dict[str, list[Group]]) -> list[Part]:
         whose = "; ".join((f"{kind}: " if len(grouped) > 1 else "") + ", ".join(of) for kind, of in names.items())
         said.append(element("p", *([element("b", f"{whose}."), " "] if len(told) > 1 else []), _LIKELIHOODS[exact]))
     return [element("h2", "How to read the figures"), *said, element("p",
-            "Bits per byte = loss in bits × pieces / UTF-8 bytes of the same text, so that vocabularies of different size can be "
-            "compared; bytes that a vocabulary cannot spell (<unk>) cost 8 bits each. The unigram figure is the same text guessed by "
+            "Bits per byte are over all UTF-8 bytes of the passages that are scored; bytes that a vocabulary cannot spell (<unk>) cost 8 bits "
+            "each, and so does what its normalisation makes alike, by its code length. The unigram figure is the same text guessed by "
             "piece frequency alone.")]  # fmt: skip

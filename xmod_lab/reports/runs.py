@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from xmod_lab.errors import UserError
-from xmod_lab.figures import read_figures
+from xmod_lab.figures import codes_of, read_figures
 from xmod_lab.files import hidden
 from xmod_lab.reports.markup import visible
 from xmod_lab.settings import flatten, read_settings
@@ -32,6 +32,7 @@ class Run:
     ``roles``: of the languages of a transfer, (role, examples, clusters of them). ``samples``: see :mod:`xmod_lab.training.samples`.
     ``base_digest``: of the base that it began with, as recorded; empty where it is not.
     ``tokenizers``: digest of the one by which each language was read, where the run recorded it.
+    ``passages``: by language, what each held-out passage cost, see :mod:`xmod_lab.training.passages`.
     """
 
     path: Path
@@ -47,6 +48,7 @@ class Run:
     samples: dict[str, list[dict]] = field(default_factory=dict)
     base_digest: str = ""
     tokenizers: dict[str, str] = field(default_factory=dict)
+    passages: dict[str, dict] = field(default_factory=dict)
 
     @property
     def finished(self) -> bool:
@@ -56,6 +58,11 @@ class Run:
     def exact(self) -> bool | None:
         """Whether its likelihoods are exact, else pseudo-likelihoods; ``None``: see :func:`is_exact`."""
         return is_exact(self.config, self.metrics)
+
+    @property
+    def scored(self) -> list[str]:
+        """Languages with held-out figures."""
+        return codes_of(self.metrics, "val/loss/")
 
     @property
     def added(self) -> list[str]:
@@ -193,6 +200,7 @@ def _read(path: Path) -> Run:
             for key, digest in _json(path / "state.json").items()
             if key.startswith("tokenizer/")
         },
+        {file.stem: _passages(file) for file in sorted(path.glob("passages/*.json")) if not hidden(file, path)},
     )
 
 
@@ -213,6 +221,21 @@ def _json(path: Path) -> dict:
     if not isinstance(found, dict):
         raise ValueError(f"{path.name} is no object")
     return _clean(found)
+
+
+def _passages(path: Path) -> dict:
+    """What each held-out passage of a language cost."""
+    found = _json(path)
+    lists = {name: found.get(name) for name in ("bits", "bytes", "crossed")}
+    if not all(
+        isinstance(v, list) and all(isinstance(x, int | float) and abs(x) < 1e300 for x in v) for v in lists.values()
+    ):
+        raise ValueError(f"{path.name} has something else than numbers of bits, bytes and crossings")
+    if len({len(values) for values in lists.values()}) > 1 or min(lists["bytes"], default=1) <= 0:
+        raise ValueError(f"{path.name} has not one number of bits, bytes and crossings for each passage")
+    if not all(isinstance(found.get(name), str) for name in ("text", "vocabulary")):
+        raise ValueError(f"{path.name} does not say of which text and vocabulary it is")
+    return found
 
 
 def _curve(path: Path) -> list[dict[str, float]]:

@@ -2,15 +2,19 @@
 
 from collections.abc import Callable
 
+from xmod_lab.figures import digits_of, half_width
 from xmod_lab.reports.figures import HALF, WIDE, Lines, curves, svg
 from xmod_lab.reports.groups import AT_LEAST, Group, Sample, kind_on_axis, kinds_of
 from xmod_lab.reports.markup import Html, element
+from xmod_lab.reports.pairs import differences_of
 from xmod_lab.reports.runs import Run
 from xmod_lab.reports.tables import Part, Table, number, panels
 from xmod_lab.tasks.statistics import LEVEL
 from xmod_lab.text.likelihoods import in_a_word
 
 _UNITS = {"bpb": "bits per byte", "loss": "nats per predicted piece"}
+_ERROR = (f"± is half of the {LEVEL:.0%} interval that the sample of passages (bits per byte) or rows (nats) gives a figure; no more digits are "
+          "told than that allows.")  # fmt: skip
 _COLUMNS = {"unigram": "unigram", "before/val": "before", "val": "after"}  # by prefix in metrics.json
 _GAP = "▢"
 _MEAN, _ALL = "mean", "all"  # of all languages: a row; a line
@@ -19,26 +23,53 @@ _MEAN, _ALL = "mean", "all"  # of all languages: a row; a line
 def languages(groups: list[Group]) -> list[str]:
     """The added ones; of bases, all that were scored."""
     runs = [run for group in groups for run in group.runs]
-    codes = [run.added or scored(run) for run in runs]
+    codes = [run.added or run.scored for run in runs]
     return list(dict.fromkeys(code for part in codes for code in part))
 
 
-def scored(run: Run) -> list[str]:
-    return [name.removeprefix("val/loss/") for name in run.metrics if name.startswith("val/loss/")]
+def other_vocabularies(groups: list[Group], code: str) -> bool:
+    """Whether groups that have ``code`` read it with different vocabularies, as far as their runs say."""
+    digests = {run.tokenizers[code][:16] for g in groups for run in g.runs if code in run.tokenizers}
+    digests |= {run.passages[code]["vocabulary"] for g in groups for run in g.finished if code in run.passages}
+    return len(digests) > 1
+
+
+def hides_pieces(groups: list[Group]) -> list[str]:
+    """Names of masked groups of an earlier version, whose bits per byte are of hidden pieces."""
+    return [g.name for g in groups if g.exact is False and any(run.scored and not run.passages for run in g.finished)]
+
+
+def about_units(groups: list[Group], codes: list[str]) -> list[Part]:
+    """What must not be compared on a page of several groups, and by what to compare instead."""
+    if len(groups) < 2:
+        return []
+    said = []
+    if other := [code for code in codes if other_vocabularies(groups, code)]:
+        said.append(f"{', '.join(other)}: the groups read with other vocabularies, so that nats per piece are not compared here: a piece is not "
+                    "the same text. Bits per byte compare.")  # fmt: skip
+    if older := hides_pieces(groups):
+        said.append(f"{', '.join(older)}: bits per byte of an earlier version, which hid pieces: they compare runs with one vocabulary alone. "
+                    "python -m xmod_lab.evaluate base=RUN scores a run anew.")  # fmt: skip
+    return [element("p", line, kind="bad") for line in said]
 
 
 def results(groups: list[Group]) -> list[Part]:
-    """Before and after in both units."""
+    """Before and after in both units, and the differences of groups."""
     codes = languages(groups)
     tables = [table for unit in _UNITS if (table := _results(groups, codes, unit)).rows]
     title = "The added languages" if groups[0].runs[0].added else "Results"
-    return [element("h2", title), *tables] if tables else []
+    if not tables:
+        return []
+    return [element("h2", title), *about_units(groups, codes), *tables, *differences_of(groups, codes)]
 
 
 def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
     several = len(groups) > 1
     most, bases = (max(numbers) for numbers in zip(*((len(g.finished), g.bases) for g in groups), strict=True))
     rows, records = [], []
+    if unit == "loss" and len(groups) > 1:
+        codes = [code for code in codes if not other_vocabularies(groups, code)]
+    errors = False
     for code in [*codes, *([_MEAN] if len(codes) > 1 and not groups[0].runs[0].added else [])]:
         for group in groups:
             samples = {name: group.sample(_score(prefix, unit, code, codes)) for prefix, name in _COLUMNS.items()}
@@ -46,10 +77,12 @@ def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
             if after is None:
                 continue
             row = [code, *([group.name] if several else []), *(_counted(after, bases) if most > 1 else [])]
-            row += [number(sample and sample.mean) for sample in samples.values()]
-            rows.append(row + spread_cells(after, groups))
+            halves = {name: error_of(group, f"{prefix}/{unit}/{code}") for prefix, name in _COLUMNS.items()}
+            errors = errors or any(halves.values())
+            row += [with_error(sample and sample.mean, halves[name]) for name, sample in samples.items()]
+            rows.append(row + spread_cells(after, groups, digits_of(halves["after"])))
             records += [{"group": group.name, **group.settings, "language": code, "unit": unit,
-                         "likelihood": in_a_word(group.exact), "figure": name, **sample.record()}
+                         "likelihood": in_a_word(group.exact), "figure": name, **sample.record(), "error": halves[name]}
                         for name, sample in samples.items() if sample]  # fmt: skip
     header = [
         "language",
@@ -58,7 +91,20 @@ def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
         *_COLUMNS.values(),
     ]
     title = f"{_UNITS[unit].capitalize()} ({kinds_of(groups)})"
-    return Table(f"results_{unit}", header + spread_header(groups), rows, records, title=title, note=over_seeds(groups))
+    note = " ".join(part for part in (over_seeds(groups), _ERROR if errors else "") if part)
+    return Table(f"results_{unit}", header + spread_header(groups), rows, records, title=title, note=note)
+
+
+def error_of(group: Group, figure: str) -> float | None:
+    """Half of the interval that its sample gives ``figure``: the mean over runs, which share the sample."""
+    halves = [half for run in group.finished if (half := half_width(run.metrics, figure)) is not None]
+    return sum(halves) / len(halves) if halves else None
+
+
+def with_error(value: float | None, half: float | None) -> str:
+    """``value`` with no more digits than ``half`` allows, and that behind it."""
+    digits = digits_of(half)
+    return number(value, digits) + (f" ± {half:.{digits}f}" if half and value is not None else "")
 
 
 def _counted(sample: Sample, bases: int) -> list[str]:
@@ -125,7 +171,7 @@ def old_languages(groups: list[Group]) -> list[Part]:
     if len(groups) > 1 or len(groups[0].runs) > 1:
         return []
     m, rows, records = run.metrics, [], []
-    for code in (c for c in scored(run) if run.added and c not in run.added):
+    for code in (c for c in run.scored if run.added and c not in run.added):
         pairs = {u: (m.get(f"before/val/{u}/{code}"), m[f"val/{u}/{code}"]) for u in ("loss", "bpb")}
         equal = "equal to the last bit" if all(a == b for a, b in pairs.values()) else "differs"
         rows.append([code, *(number(value) for pair in pairs.values() for value in pair), equal])
@@ -166,7 +212,7 @@ _CURVES = (  # prefix of the figures, the y axis, what is said below
         "Mean over the steps since the last point, as in training.",
     ),
     ("val/loss/", "held-out loss, nats per predicted piece", "On held-out text, its targets fixed."),
-    ("val/bpb/", "held-out bits per byte", "The same scores per UTF-8 byte."),
+    ("val/bpb/", "held-out bits per byte", "Of the same text."),
 )
 
 
@@ -176,9 +222,14 @@ def learning_curves(groups: list[Group]) -> list[Part]:
     for prefix, y, note in _CURVES:
         found = {group.name: series_of(group.runs, prefix) for group in groups}
         codes = list(dict.fromkeys(code for series in found.values() for code in series))
-        if not codes or (len(groups) > 1 and prefix == "val/loss/"):  # which has the shape of bits per byte
+        if len(groups) > 1 and prefix == "val/bpb/" and hides_pieces(groups):
             continue
-        if prefix == "val/bpb/":
+        if len(groups) > 1 and prefix != "val/bpb/":  # nats of pieces
+            other = [code for code in languages(groups) if other_vocabularies(groups, code)]
+            codes = [code for code in codes if code not in other and not (code == _ALL and other)]
+        if not codes:
+            continue
+        if prefix != "train/loss":
             y, note = f"{y} ({kind_on_axis(groups)})", f"{note} These are {kinds_of(groups)}."
         if len(groups) == 1:
             levels = _unigram(groups, prefix, codes[0]) if len(codes) == 1 else {}

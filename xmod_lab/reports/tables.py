@@ -10,13 +10,13 @@ from itertools import chain, count
 from xmod_lab.reports.markup import Html, element, together, visible
 
 Record = dict[str, str | int | float | None]
-_NUMBERS = re.compile(r"(\d[\d,]* of \d[\d,]*( each)?|[\s\d.,%+<\[\]–−-]*)")
+_NUMBERS = re.compile(r"(\d[\d,]* of \d[\d,]*( each)?|[\s\d.,%+±<\[\]–−-]*)")
 _LONG = 40  # characters of a cell that is broken into lines
 _LONGEST = 60  # of a file's name, some of whose letters take four bytes
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    '"': r"\textquotedbl{}", "–": "--", "−": "$-$", "≈": r"$\approx$", "×": r"$\times$", "…": r"\dots{}",
+    '"': r"\textquotedbl{}", "±": r"$\pm$", "–": "--", "−": "$-$", "≈": r"$\approx$", "×": r"$\times$", "…": r"\dots{}",
 }  # fmt: skip
 
 

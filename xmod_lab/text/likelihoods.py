@@ -1,4 +1,8 @@
-"""What losses and bits per byte of held-out text are: exact likelihoods of a causal model, pseudo-likelihoods of a masked one."""
+"""What losses and bits per byte of held-out text are: exact likelihoods of a causal model, pseudo-likelihoods of a masked one.
+
+The loss of a masked model is that of hidden *pieces*, which compares models with one vocabulary alone; its bits per byte are those of hidden
+*stretches of text*, which compare vocabularies, see :mod:`xmod_lab.training.passages`.
+"""
 
 
 def likelihoods(exact: bool) -> str:
@@ -13,7 +17,13 @@ def in_a_word(exact: bool | None) -> str:
 
 def scored_text(exact: bool) -> str:
     """What a table of scores shows."""
-    return f"{likelihoods(exact)} of held-out text, {'every piece, left to right' if exact else '15 % of its pieces hidden'}"
+    how = "every piece, left to right" if exact else "nats of 15 % of its pieces hidden, bits of words hidden"
+    return f"{likelihoods(exact)} of held-out text, {how}"
+
+
+def told_in(exact: bool) -> tuple[str, str]:
+    """What a loss, and bits per byte, are, for columns and lines."""
+    return ("nats per piece", "bits per byte") if exact else ("nats per hidden piece", "bits per byte of hidden words")
 
 
 def is_exact(config: dict, metrics: dict[str, float]) -> bool | None:

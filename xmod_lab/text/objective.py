@@ -34,14 +34,17 @@ class Objective:
     """``mlm``: masked (Devlin et al. 2019); ``clm``: causal, left to right.
 
     Args:
-        mask_rate, mask_policy: of masked training, see :class:`Masker`.
+        mask_rate, mask_policy, mask_unit: of masked training, see :class:`Masker`.
         attention: see :class:`xmod_lab.text.batches.Layout`.
+        score_passages: how many held-out passages of a language bits per byte are of, of a masked model; ``None``: all.
     """
 
     name: str
     mask_rate: float
     mask_policy: str
     attention: str
+    mask_unit: str = "piece"
+    score_passages: int | None = None
 
     @property
     def causal(self) -> bool:
@@ -51,10 +54,10 @@ class Objective:
         """What hides pieces in training."""
         if self.causal:
             return NextPiece(tokenizer.pad_token_id, tokenizer.bos_token_id)
-        return Masker.for_tokenizer(tokenizer, self.mask_rate, self.mask_policy)
+        return Masker.for_tokenizer(tokenizer, self.mask_rate, self.mask_policy, self.mask_unit)
 
     def evaluation(self, tokenizer: PreTrainedTokenizerBase) -> Masker | NextPiece:
-        """What hides pieces in scoring: always 15 %, always behind the mask, whatever training does."""
+        """What hides pieces in scoring by loss: always 15 %, each by itself, always behind the mask, whatever training does."""
         if self.causal:
             return NextPiece(tokenizer.pad_token_id, tokenizer.bos_token_id)
         return Masker.for_tokenizer(tokenizer, EVALUATION_RATE, "all-mask")

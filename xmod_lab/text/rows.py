@@ -282,15 +282,21 @@ def _pack(
 
 
 def encode(passages: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], int, int]]:
-    """Ids, UTF-8 bytes, and bytes behind unknown pieces of each passage. ``<mask>`` and its like inside the text are
-    text, not special pieces."""
+    """Ids, UTF-8 bytes, and bytes behind unknown pieces of each passage."""
+    for text, encoding, unknown in encodings(passages, tokenizer):
+        yield encoding.ids, len(text.encode()), unknown
+
+
+def encodings(passages: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, Encoding, int]]:
+    """Each passage, its pieces with their places in it, and the bytes behind unknown ones. ``<mask>`` and its like inside the text
+    are text, not special pieces."""
     backend = tokenizer.backend_tokenizer
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
     try:
         while batch := list(islice(passages, 1024)):
             for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
-                yield encoding.ids, len(text.encode()), _unknown_bytes(text, encoding, tokenizer.unk_token_id)
+                yield text, encoding, _unknown_bytes(text, encoding, tokenizer.unk_token_id)
     finally:
         backend.encode_special_tokens = before
 

@@ -28,7 +28,8 @@ log = logging.getLogger(__name__)
 _PARTS = {"global_step": int, "pytorch-lightning_version": str, "state_dict": dict, "loops": dict, "callbacks": dict,
           "optimizer_states": list, "lr_schedulers": list}  # fmt: skip
 
-Validate = Callable[[nn.Module, int], dict[str, float]]  # model, step -> figures, which are logged
+# model, step -> figures, of which those are logged that the curve has a column for
+Validate = Callable[[nn.Module, int], dict[str, float]]
 
 
 class LearningCurve(pl.Callback):
@@ -145,7 +146,8 @@ class LearningCurve(pl.Callback):
 
     def _validate(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
         figures = self.validate(module.model, trainer.global_step)
-        self.tracking.log(figures, trainer.global_step)
+        columns = set(self.tracking.curve.columns)
+        self.tracking.log({n: v for n, v in figures.items() if n in columns}, trainer.global_step)
         self.scored_at = trainer.global_step
         return figures
 

@@ -38,10 +38,10 @@ from xmod_lab.training.data import (
 )
 from xmod_lab.training.distributed import barrier, rank
 from xmod_lab.training.fit import fit
-from xmod_lab.training.pretraining import TRAINING_FIGURES
+from xmod_lab.training.pretraining import TRAINING_FIGURES, curve_columns
 from xmod_lab.training.rundir import RunDir
 from xmod_lab.training.samples import SAMPLES, filled
-from xmod_lab.training.scoring import score_all, unigram_all
+from xmod_lab.training.scoring import Scorer, score_losses, score_passages, unigram_all
 from xmod_lab.training.tables import corpus_table, score_table, training_table
 from xmod_lab.training.tracking import Tracking
 
@@ -82,15 +82,19 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
     probes = _probes(model, [old, *older])
     before = snapshot(model, probes, tokenizer=_beside(base, old))
     scorers = {c: s for part in (old, *older) for c, s in part.scorers(base.cfg.objective).items()}
-    metrics = score_all(model, scorers, prefix="before/val")
-    names = [f"{figure}/{code}" for code in languages for figure in (*TRAINING_FIGURES, "val/loss", "val/bpb")]
+    metrics, _ = _scores(model, scorers, "before/val")
+    names = [f"{figure}/{code}" for code in languages for figure in TRAINING_FIGURES] + curve_columns(
+        cfg, list(languages)
+    )
     with Tracking(cfg, run, names, group=group, job_type="extend") as tracking:
         for lang, prepared in languages.values():
             metrics |= _add_one(cfg, run, tracking, base, old, lang, prepared, before, probes)
         packs = [run.path / "pack" / code for code in languages]
         if rank() == 0:
             proof, whole = _assemble(run, base, old, packs, before, probes)
-            metrics |= score_all(whole, scorers)
+            figures, passages = _scores(whole, scorers, "val")
+            metrics |= figures
+            run.write_passages(passages)
             run.write_json("proof.json", proof)
             _show(cfg, proof, metrics, list(languages), list(scorers))
             require(proof)
@@ -103,6 +107,14 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
         tracking.summarise(metrics, packs)
     barrier()
     log.info("model in %s; packs: %s", run / "model", ", ".join(str(p) for p in packs))
+
+
+def _scores(
+    model: XmodLanguageModel, scorers: dict[str, Scorer], prefix: str
+) -> tuple[dict[str, float], dict[str, dict]]:
+    """Losses and bits per byte; and the bits of each passage, by code."""
+    figures, passages = score_passages(model, scorers, prefix=prefix)
+    return score_losses(model, scorers, prefix=prefix) | figures, passages
 
 
 def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
@@ -182,6 +194,7 @@ def _add_one(
             **fitted.after,
             **unigram_all(prepared.scorers(cfg.objective)),
         }
+        run.write_passages(fitted.passages)
         own = Path(prepared.folder) if lang.vocabulary == "own" else None
         if rank() == 0:
             build_folder(pack, lambda scratch: write_pack(model, code, scratch, tokenizer_folder=own, details=details,

@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins import CheckpointIO
@@ -16,7 +16,7 @@ from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.model import XmodLanguageModel, XmodPreTrainedModel
-from xmod_lab.text.likelihoods import likelihoods
+from xmod_lab.text.likelihoods import told_in
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.training.callbacks import (
     Checkpoints,
@@ -32,7 +32,7 @@ from xmod_lab.training.distributed import gather, process_count, rank
 from xmod_lab.training.interruption import Interruption
 from xmod_lab.training.module import LanguageModeling
 from xmod_lab.training.rundir import RunDir, step_of
-from xmod_lab.training.scoring import Scorer, score_all
+from xmod_lab.training.scoring import Scorer, on_device, score_losses, score_passages
 from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
@@ -43,13 +43,15 @@ class Fitted:
     """Scores before the first and after the last step, and the speed. ``model`` was trained in place.
 
     ``per_second``: tokens, or examples; ``None`` where no step was left to take: the run had stopped after its last
-    checkpoint. ``seconds``: training alone, of all steps, over all starts of the run.
+    checkpoint. ``seconds``: training alone, of all steps, over all starts of the run. ``passages``: of a language model, by code,
+    what each held-out passage cost after the last step, see :meth:`xmod_lab.training.passages.Passages.record`.
     """
 
     before: dict[str, float]
     after: dict[str, float]
     per_second: float | None
     seconds: float
+    passages: dict[str, dict] = field(default_factory=dict)
 
 
 def fit(
@@ -69,6 +71,7 @@ def fit(
     Args:
         code: the one language that trains, when a language is added.
     """
+    scorers = prepared.scorers(cfg.objective)
     lang_ids = {c: model.lang_id(c) for c in prepared.corpora}
 
     def loader(first_step: int) -> DataLoader:
@@ -86,25 +89,38 @@ def fit(
 
     curve = LearningCurve(
         tracking,
-        _held_out(prepared.scorers(cfg.objective), likelihoods(cfg.objective.causal)),
+        _held_out(scorers, causal=cfg.objective.causal),
         units_per_step=cfg.tokens_per_step,
         log_every=cfg.trainer.log_every,
         validate_every=cfg.scored_every,
         last_step=cfg.steps,
         suffix=f"/{code}" if code else "",
     )
-    return train(cfg, run, model, loader, curve, seed=seed, trainable=trainable, part=code)
+    fitted = train(cfg, run, model, loader, curve, seed=seed, trainable=trainable, part=code)
+    log.info("scoring held-out text by bits per byte")
+    with on_device(model, cfg.trainer.accelerator):
+        figures, records = score_passages(model, _mine(scorers))
+    return replace(fitted, after={**fitted.after, **gather(figures)}, passages=gather(records))
 
 
-def _held_out(scorers: dict[str, Scorer], kind: str) -> Validate:
-    """Every language's score on its held-out text; several processes share the languages out. ``kind``: of likelihoods."""
+def _mine(scorers: dict[str, Scorer]) -> dict[str, Scorer]:
+    """Several processes share the languages out."""
+    return {code: scorers[code] for code in list(scorers)[rank() :: process_count()]}
+
+
+def _held_out(scorers: dict[str, Scorer], *, causal: bool) -> Validate:
+    """Every language's loss on its held-out text. Bits per byte too before the first step, and of a causal model, which is read once
+    for them, at every one."""
 
     def validate(model: nn.Module, step: int) -> dict[str, float]:
-        mine = list(scorers)[rank() :: process_count()]
-        figures = gather(score_all(model, {code: scorers[code] for code in mine}))
-        figures = {name: figures[name] for code in scorers for name in (f"val/loss/{code}", f"val/bpb/{code}")}
-        mean = sum(v for n, v in figures.items() if n.startswith("val/bpb/")) / len(scorers)
-        log.info("step %d: %.4f bits per byte (%s, mean of %d languages)", step, mean, kind, len(scorers))
+        figures = score_losses(model, _mine(scorers))
+        if causal or step == 0:
+            figures |= score_passages(model, _mine(scorers))[0]
+        figures = gather(figures)
+        means = {unit: [figures[f"val/{unit}/{code}"] for code in scorers if f"val/{unit}/{code}" in figures]
+                 for unit in ("loss", "bpb")}  # fmt: skip
+        told = [f"{sum(values) / len(values):.4f} {words}" for values, words in zip(means.values(), told_in(causal), strict=True) if values]  # fmt: skip
+        log.info("step %d: %s (mean of %d languages)", step, ", ".join(told), len(scorers))
         return figures
 
     return validate

@@ -60,14 +60,14 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None,
     if on_the_way and not launched():
         seconds = seconds_of(cfg, new_model(cfg, prepared.tokenizer), prepared, mixture, seed=cfg.seed)
         log.info("the steps of this base take about %s on this machine", duration(seconds))
-    codes = list(prepared.corpora)
-    columns = [*TRAINING_FIGURES, *(f"val/{unit}/{code}" for code in codes for unit in ("loss", "bpb"))]
+    codes, scorers = list(prepared.corpora), prepared.scorers(cfg.objective)
+    columns = [*TRAINING_FIGURES, *curve_columns(cfg, codes)]
     with Tracking(cfg, run, columns, group=group, job_type="pretrain") as tracking:
         fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=cfg.seed)
         metrics = {
             **{f"before/{name}": value for name, value in fitted.before.items()},
             **fitted.after,
-            **unigram_all(prepared.scorers(cfg.objective)),
+            **unigram_all(scorers),
             **consumption(mixture, prepared, cfg.steps),
             "train/tokens": cfg.steps * cfg.tokens_per_step,
             "train/steps": cfg.steps,
@@ -84,10 +84,9 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None,
                 (out / CARD).write_text(card, encoding="utf-8")
 
             build_folder(run / "model", write, rebuild=True)
-            samples = filled(
-                model, prepared.scorers(cfg.objective), prepared.tokenizer, accelerator=cfg.trainer.accelerator
-            )
+            samples = filled(model, scorers, prepared.tokenizer, accelerator=cfg.trainer.accelerator)
             run.write_json(SAMPLES, samples)
+            run.write_passages(fitted.passages)
             run.finish(metrics)
         tracking.summarise(metrics, [])
     barrier()
@@ -95,6 +94,12 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None,
     if fitted.per_second is not None:
         log.info("trained at %s tokens/s", f"{fitted.per_second:,.0f}")
     log.info("model in %s", run / "model")
+
+
+def curve_columns(cfg: PretrainConfig, codes: list[str]) -> list[str]:
+    """The held-out figures of metrics.csv: losses; bits per byte of a causal model alone, since a masked one takes long to give them."""
+    units = ("loss", "bpb") if cfg.objective.causal else ("loss",)
+    return [f"val/{unit}/{code}" for code in codes for unit in units]
 
 
 def _record(cfg: PretrainConfig, prepared: Prepared, metrics: dict[str, float]) -> dict:

@@ -109,14 +109,19 @@ def rank_beginnings(
                     begun[method, slot] = {
                         n: p.detach().cpu().clone() for n, p in model.language_parameters(code).items()
                     }
-                found[method, slot] = Combination(method, slot, loss, *((score.loss, score.bpb) if score else ()))
+                found[method, slot] = Combination(method, slot, loss, *(score or ()))
     for key, weights in tqdm(begun.items(), f"{cfg.steps} steps of each table of {code}", leave=False, disable=None):
         _train(cfg, model, lang, prepared, weights)
         with on_device(model, cfg.trainer.accelerator):
-            score = scorer.score(model)
-            found[key] = replace(found[key], after=targets.loss(model), after_val=score.loss, after_bpb=score.bpb)
+            val, bpb = scorer.score(model)
+            found[key] = replace(found[key], after=targets.loss(model), after_val=val, after_bpb=bpb)
     ranked = sorted(found.values(), key=lambda c: (c.after is None, c.loss if c.after is None else c.after))  # stable
-    unigram = {"loss": targets.unigram_loss(scorer.counts), "val": scorer.unigram().loss, "bpb": scorer.unigram().bpb}
+    told = scorer.unigram()
+    unigram = {
+        "loss": targets.unigram_loss(scorer.counts),
+        "val": told[f"unigram/loss/{code}"],
+        "bpb": told[f"unigram/bpb/{code}"],
+    }
     return Ranking(code, ranked, vocabularies, nearest, unigram, in_a_word(cfg.objective.causal), cfg.steps)
 
 

@@ -36,13 +36,16 @@ from xmod_lab.training.environment import environment
 log = logging.getLogger(__name__)
 
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
+PASSAGES = (
+    "passages"  # a file for each language: what each of its held-out passages cost, so that runs are compared by them
+)
 ENVIRONMENT = "environment.json"  # by what each start of the run was made; nothing depends on it
 # count, but a run may go on with others: the base is known by its digest, and the batches stay what they are
 MAY_CHANGE = ("base", "trainer.devices", "trainer.nodes")
 Run = TypeVar("Run", bound=RunConfig)
 _LOCKS: dict[Path, Lock] = {}  # by run dir; the system lets go of them when this process ends
 _FINISHED = "metrics.json"
-_FOLDERS = ("predictions", "pack", "model", "checkpoints")
+_FOLDERS = ("predictions", PASSAGES, "pack", "model", "checkpoints")
 _FILES = (_FINISHED, "config.yaml", "metrics.csv", "proof.json", STATE)
 # all that the commands write, in the order in which it is deleted: the mark of a finished run first, and config.yaml, which says
 # that the rest is of a run, last
@@ -189,6 +192,11 @@ class RunDir:
 
     def write_json(self, name: str, content: dict) -> None:
         self.write_text(name, json.dumps(content, indent=1, sort_keys=True))
+
+    def write_passages(self, records: dict[str, dict]) -> None:
+        """Keep the bits of each held-out passage, by language; see :meth:`xmod_lab.training.passages.Passages.record`."""
+        for code, record in records.items():
+            self.write_text(f"{PASSAGES}/{code}.json", json.dumps(record))
 
     def finish(self, metrics: dict[str, float]) -> None:
         """Write metrics.json, when all other files of the run are on the disk. The first process writes."""

@@ -1,26 +1,26 @@
 """How good a model is at a language: loss and bits per byte of its held-out text, which never change.
 
-Masked models: evaluation hides 15 % of the ordinary pieces of every validation row behind <mask>, whatever training does,
-and computes in float32. It is a pseudo-likelihood, since each piece is predicted from both sides. Causal models predict
-every piece and the end of every passage: their loss is the exact code length of the text as the vocabulary normalises it.
+The *loss* of a masked model is that of pieces: 15 % of the ordinary pieces of every validation row are hidden behind <mask>,
+whatever training does. It is the training curve, and compares nothing but models with one vocabulary: the shorter the pieces, the more of
+the same word stays visible. Causal models predict every piece and the end of every passage: the exact code length of the text as the
+vocabulary normalises it.
 
-Bits per byte are over all UTF-8 bytes of the text, composed (NFC), so that different vocabularies and normalisations can be compared
-by them. What a vocabulary cannot spell is charged as the raw bytes that <unk> stands for, 8 bits each; what its normalisation
-makes alike, as a code that tells it apart (``respelling_bits``, see :mod:`xmod_lab.text.normalisation`); beside what the model pays:
+*Bits per byte* compare vocabularies: what is hidden is chosen in the text, see :mod:`xmod_lab.training.passages`. They are over all
+UTF-8 bytes of the passages that are scored, composed (NFC); of masked models these are ``data.score_passages`` of each language.
+What a vocabulary cannot spell is charged as the raw bytes that <unk> stands for, 8 bits each; what its normalisation makes alike, as a
+code that tells it apart (``respelling_bits``, see :mod:`xmod_lab.text.normalisation`).
 
-    masked  (loss in bits × known pieces + charges) / bytes      the text has ``tokens - unknown`` known pieces
-    causal  (loss in bits × predicted pieces + charges) / bytes  <unk> is predicted as well, then spelt
-    charges = 8 × unknown bytes + respelling bits
+All is computed in float32. Every figure has ``…/low`` and ``…/high``, the ends of the interval that its sample gives it.
 """
 
-import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
@@ -29,20 +29,11 @@ from xmod_lab.model import IGNORE, XmodLanguageModel
 from xmod_lab.text.batches import Layout, to_batch
 from xmod_lab.text.objective import EVALUATION_RATE, Objective
 from xmod_lab.text.rows import Corpus
+from xmod_lab.training.passages import Passages, interval, labelled_nats, sample_of
 
 _EVALUATION_SEED = 15
-_BITS_UNKNOWN = 8  # for each byte that no piece spells: its raw value
 _ROWS = 64  # rows scored at once; fixed, so that figures do not depend on the training batch
-
-
-@dataclass(frozen=True)
-class Score:
-    """``loss``: nats per predicted piece; ``bpb``: bits per UTF-8 byte of the text, where what the
-    vocabulary does not tell is charged; see the head of this file."""
-
-    loss: float
-    bpb: float
-    predicted: int
+Figures = dict[str, float]
 
 
 def held_out(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> tuple[np.ndarray, np.ndarray]:
@@ -77,19 +68,26 @@ class Targets:
         """(predicted,) ids of the pieces to be predicted."""
         return np.concatenate([labels[labels != IGNORE] for _, labels in self.masked])
 
+    @property
+    def predicted(self) -> np.ndarray:
+        """(R,) how many pieces of each row are to be predicted."""
+        return np.array([int((labels != IGNORE).sum()) for _, labels in self.masked])
+
     @torch.inference_mode()
-    def loss(self, model: XmodLanguageModel) -> float:
-        """Nats per predicted piece, in float32 and evaluation mode, on the model's device."""
-        was_training = model.training
+    def nats(self, model: XmodLanguageModel) -> np.ndarray:
+        """(R,) nats of the predicted pieces of each row, in float32 and evaluation mode, on the model's device."""
+        was_training, total = model.training, np.zeros(len(self.rows))
         model.eval()
-        total, count = 0.0, 0
         with torch.autocast(model.device.type, enabled=False):
-            for _, batch in self.batches(model):
-                labelled = int((batch["labels"] != IGNORE).sum())
-                total += float(model(**batch, full_logits=False).loss) * labelled
-                count += labelled
+            for part, batch in self.batches(model):
+                rows, nats = labelled_nats(model, self.code, batch)
+                np.add.at(total[part], rows, nats)
         model.train(was_training)
-        return total / count
+        return total
+
+    def loss(self, model: XmodLanguageModel) -> float:
+        """Nats per predicted piece."""
+        return float(self.nats(model).sum() / self.predicted.sum())
 
     def batches(self, model: XmodLanguageModel) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
         """The rows that a batch is made of, and the batch, on the model's device; those without a label are left out."""
@@ -100,19 +98,24 @@ class Targets:
             if (batch["labels"] != IGNORE).any():
                 yield part, {k: v if k == "lang_ids" else v.to(model.device) for k, v in batch.items()}
 
+    def unigram_nats(self, counts: np.ndarray) -> np.ndarray:
+        """(R,) nats of the predicted pieces of each row, each guessed by its frequency, ``counts`` (V,): what a model has to beat."""
+        cost = -log_frequency(counts).double().numpy()
+        return np.array([cost[labels[labels != IGNORE]].sum() for _, labels in self.masked])
+
     def unigram_loss(self, counts: np.ndarray) -> float:
-        """Nats per predicted piece of guessing each by its frequency: what a model has to beat. ``counts`` (V,)."""
-        return float(-log_frequency(counts).double()[torch.from_numpy(self.targets)].mean())
+        """Nats per predicted piece of the same."""
+        return float(self.unigram_nats(counts).sum() / self.predicted.sum())
 
 
 class FixedTargets(Targets):
     """Rows (R, T) of the language ``code``, and what is to be predicted in them, which never changes."""
 
     def __init__(self, code: str, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, objective: Objective):
-        key, hider = zlib.crc32(code.encode()), objective.evaluation(tokenizer)
+        hider = objective.evaluation(tokenizer)
         hidden = _hidden_counts(rows, tokenizer)[1]
         masked = [
-            hider.mask(row, [_EVALUATION_SEED, key, i], count=n)
+            hider.mask(row, [_EVALUATION_SEED, zlib.crc32(row.tobytes()), i], count=n)
             for i, (row, n) in enumerate(zip(rows, hidden.tolist(), strict=True))
         ]
         super().__init__(code, rows, masked, objective.layout(tokenizer))
@@ -123,24 +126,40 @@ class Scorer(FixedTargets):
 
     def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective):
         super().__init__(corpus.code, held_out(corpus, tokenizer, objective)[0], tokenizer, objective)
-        self.corpus, self.objective = corpus, objective
+        self.corpus, self.tokenizer, self.objective = corpus, tokenizer, objective
         self.counts = objective.target_counts(corpus, tokenizer)
 
-    def score(self, model: XmodLanguageModel) -> Score:
-        """Score ``model`` on this language; see :meth:`Targets.loss`."""
-        return self.score_of(self.loss(model))
+    @cached_property
+    def passages(self) -> Passages:
+        """The held-out passages that bits per byte are of."""
+        settings, text = self.corpus.manifest["settings"], self.corpus.manifest["statistics"]["validation"]
+        texts = sample_of(self.corpus, None if self.objective.causal else self.objective.score_passages)
+        return Passages(self.code, texts, self.tokenizer, self.objective, length=settings["length"],
+                        respelling=text["respelling_bits"] / text["bytes"])  # fmt: skip
 
-    def unigram(self) -> Score:
-        """Score of guessing each piece by its frequency in the training text."""
-        return self.score_of(self.unigram_loss(self.counts))
+    def score(self, model: XmodLanguageModel) -> tuple[float, float]:
+        """Nats per predicted piece, and bits per byte."""
+        return self.loss(model), float(self.passages.bits(model).sum() / self.passages.sizes.sum())
 
-    def score_of(self, loss: float) -> Score:
-        """The score of a ``loss`` in nats per predicted piece."""
-        predicted = len(self.targets)
-        text = self.corpus.manifest["statistics"]["validation"]
-        pieces = predicted if self.objective.causal else text["tokens"] - text["unknown"]
-        bits = loss / math.log(2) * pieces + _BITS_UNKNOWN * text["unknown_bytes"] + text["respelling_bits"]
-        return Score(loss, bits / text["bytes"], predicted)
+    def loss_figures(self, model: XmodLanguageModel, prefix: str) -> Figures:
+        """``{prefix}/loss/<code>`` and the ends of its interval over rows."""
+        return named_with_interval(f"{prefix}/loss/{self.code}", self.nats(model), self.predicted)
+
+    def bits_figures(self, bits: np.ndarray, prefix: str) -> Figures:
+        """``{prefix}/bpb/<code>`` of ``bits`` (P,) of each passage, and the ends of its interval over passages."""
+        return named_with_interval(f"{prefix}/bpb/{self.code}", bits, self.passages.sizes)
+
+    def unigram(self) -> Figures:
+        """``unigram/loss/<code>`` and ``unigram/bpb/<code>``: guessing each piece by its frequency in the training text."""
+        loss = named_with_interval(f"unigram/loss/{self.code}", self.unigram_nats(self.counts), self.predicted)
+        return loss | self.bits_figures(self.passages.unigram_bits(self.counts), "unigram")
+
+
+def named_with_interval(name: str, sums: np.ndarray, sizes: np.ndarray) -> Figures:
+    """``sums.sum() / sizes.sum()``, both (N,), under ``name``, and ``…/low`` and ``…/high`` where there is enough for an interval."""
+    ends = interval(sums, sizes)
+    told = {} if ends is None else {f"{name}/low": ends[0], f"{name}/high": ends[1]}
+    return {name: float(sums.sum() / sizes.sum()), **told}
 
 
 @contextmanager
@@ -154,19 +173,23 @@ def on_device(model: XmodLanguageModel, accelerator: str) -> Iterator[None]:
         model.to(home)
 
 
-def score_all(model: XmodLanguageModel, scorers: dict[str, Scorer], *, prefix: str = "val") -> dict[str, float]:
-    """``{prefix}/loss/<code>`` and ``{prefix}/bpb/<code>`` of every language, as in metrics.json."""
-    metrics = {}
-    for code, scorer in scorers.items():
-        score = scorer.score(model)
-        metrics[f"{prefix}/loss/{code}"], metrics[f"{prefix}/bpb/{code}"] = score.loss, score.bpb
-    return metrics
+def score_losses(model: XmodLanguageModel, scorers: dict[str, Scorer], *, prefix: str = "val") -> Figures:
+    """``{prefix}/loss/<code>`` of every language, as in metrics.json."""
+    return {name: value for s in scorers.values() for name, value in s.loss_figures(model, prefix).items()}
 
 
-def unigram_all(scorers: dict[str, Scorer]) -> dict[str, float]:
+def score_passages(
+    model: XmodLanguageModel, scorers: dict[str, Scorer], *, prefix: str = "val"
+) -> tuple[Figures, dict[str, dict]]:
+    """``{prefix}/bpb/<code>`` of every language, as in metrics.json; and, by code, the bits of each passage, as in passages.json."""
+    figures, records = {}, {}
+    for code, scorer in tqdm(scorers.items(), "bits per byte of held-out text", leave=False, disable=None):
+        bits = scorer.passages.bits(model)
+        figures |= scorer.bits_figures(bits, prefix)
+        records[code] = scorer.passages.record(bits)
+    return figures, records
+
+
+def unigram_all(scorers: dict[str, Scorer]) -> Figures:
     """``unigram/loss/<code>`` and ``unigram/bpb/<code>`` of every language."""
-    metrics = {}
-    for code, scorer in scorers.items():
-        score = scorer.unigram()
-        metrics[f"unigram/loss/{code}"], metrics[f"unigram/bpb/{code}"] = score.loss, score.bpb
-    return metrics
+    return {name: value for scorer in scorers.values() for name, value in scorer.unigram().items()}

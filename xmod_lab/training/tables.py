@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.config import PretrainConfig
 from xmod_lab.errors import printable
+from xmod_lab.figures import told
 from xmod_lab.model import XmodConfig, XmodLanguageModel, language_model
 from xmod_lab.text.normalisation import KINDS, named, read_as
 from xmod_lab.text.tokenizer import special_ids
@@ -194,12 +195,11 @@ def _listed(names: list[str]) -> str:
 
 
 def score_table(metrics: dict[str, float], codes: list[str], prefixes: dict[str, str], title: str) -> None:
-    """Loss and bits per byte of each language, for each prefix (metrics.json's) under its title."""
+    """Loss and bits per byte of each language, for each prefix (metrics.json's) under its title, with half of the interval of each."""
     header = ("language", *(f"{unit}, {name}" for name in prefixes.values() for unit in ("nats/piece", "bits/byte")))
     rows = []
     for code in codes:
-        cells = [metrics.get(f"{p}/{unit}/{code}") for p in prefixes for unit in ("loss", "bpb")]
-        rows.append((code, *("–" if cell is None else f"{cell:.4f}" for cell in cells)))
+        rows.append((code, *(told(metrics, f"{p}/{unit}/{code}") for p in prefixes for unit in ("loss", "bpb"))))
     show(title, header, rows)
 
 

@@ -1,0 +1,133 @@
+"""Groups compared on the same held-out text, passage by passage and seed by seed, and how sure the differences are.
+
+The figure is the difference of two groups' bits per byte over the seeds that both have. Passages and bases (where there is one alone, seeds
+on it) were both drawn, see :mod:`xmod_lab.tasks.statistics`; of one it holds for these runs.
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from xmod_lab.figures import digits_of
+from xmod_lab.reports.groups import Group
+from xmod_lab.reports.markup import element
+from xmod_lab.reports.runs import Run
+from xmod_lab.reports.tables import Part, Table
+from xmod_lab.tasks.metrics import Metric, share
+from xmod_lab.tasks.statistics import AT_LEAST, LEVEL, Estimate, difference, holm, interval_text, p_text
+
+_ROWS = 40  # of the table on the page; its file has all
+_BITS_PER_BYTE = Metric(lambda bits, sizes: np.stack([bits, sizes], axis=-1), share)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Bits per byte of one group less those of another, of so many passages and pairs of runs, which stand on so many bases."""
+
+    found: Estimate
+    passages: int
+    seeds: int
+    bases: int
+
+
+def why_not(a: Run, b: Run, code: str) -> str | None:
+    """Why two runs cannot be compared in ``code`` by bits per byte; ``None``: they can."""
+    if a.exact is not b.exact:
+        return "one has exact likelihoods, the other pseudo-likelihoods"
+    older = next((run for run in (a, b) if code not in run.passages), None)
+    if older is not None:
+        return (
+            f"{older.name} did not keep what each passage costs (an earlier version, whose bits per byte of masked models hide "
+            "pieces and do not compare vocabularies); python -m xmod_lab.evaluate base=RUN scores it anew"
+        )
+    if a.passages[code]["text"] != b.passages[code]["text"]:
+        return (
+            "their held-out passages are others; give both the same text, data.validation_share and data.score_passages"
+        )
+    if len(a.passages[code]["bits"]) < AT_LEAST:
+        return (
+            f"fewer than {AT_LEAST} passages are scored: nothing is known of how they scatter; give more held-out text"
+        )
+    if len(_common(a, b, code)) < AT_LEAST:
+        return (
+            f"their vocabularies cut fewer than {AT_LEAST} of the passages at the borders of the same stretches of text; compare "
+            "them by task=clm"
+        )
+    return None
+
+
+def _common(a: Run, b: Run, code: str) -> np.ndarray:
+    """Numbers of the passages whose stretches are the same in both vocabularies."""
+    crossed = [np.array(run.passages[code]["crossed"]) for run in (a, b)]
+    if a.exact or a.passages[code]["vocabulary"] == b.passages[code]["vocabulary"]:
+        return np.arange(len(crossed[0]))
+    return np.flatnonzero((crossed[0] == 0) & (crossed[1] == 0))
+
+
+def compare(a: Group, b: Group, code: str) -> Compared | str:
+    """``a`` less ``b``, or why there is no such figure."""
+    others = {run.seeds: run for run in b.finished}
+    pairs = [(run, others[run.seeds]) for run in a.finished if run.seeds in others]
+    if not pairs:
+        return "they have no seed in common"
+    for pair in pairs:
+        if why := why_not(*pair, code):
+            return why
+    kept = _common(*pairs[0], code)  # of one vocabulary, and one text, in all runs of a group
+    sizes = np.array(pairs[0][0].passages[code]["bytes"], dtype=float)[kept]
+
+    bases = len({run.seeds[1:] for run, _ in pairs})
+
+    def counts(runs: tuple[Run, ...]) -> np.ndarray:  # (1, S, P, 2): S bases, or seeds on one base
+        on: dict[tuple, list[np.ndarray]] = {}
+        for run in runs:
+            key = run.seeds[1:] if bases > 1 else run.seeds
+            on.setdefault(key, []).append(np.array(run.passages[code]["bits"])[kept])
+        return np.stack([_BITS_PER_BYTE.counts(np.mean(bits, axis=0), sizes) for bits in on.values()])[None]
+
+    first, second = zip(*pairs, strict=True)
+    return Compared(difference(counts(first), counts(second), _BITS_PER_BYTE), len(kept), len(pairs), bases)
+
+
+def differences_of(groups: list[Group], codes: list[str]) -> list[Part]:
+    """Every pair of groups in every language; p-values are corrected for the number of all of them (Holm)."""
+    done, refused = [], {}
+    for code in codes:
+        scored = [group for group in groups if any(code in run.scored for run in group.finished)]
+        for a, b in combinations(scored, 2):
+            result = compare(a, b, code)
+            if isinstance(result, str):
+                refused.setdefault(result, []).append(f"{a.name} and {b.name} ({code})")
+            else:
+                done.append((code, a.name, b.name, result))
+    if not done and not refused:
+        return []
+    parts: list[Part] = [element("h2", "Differences")]
+    if done:
+        parts.append(_table(done))
+    lines = [element("li", f"not compared: {', '.join(names)}: {why}") for why, names in refused.items()]
+    return [*parts, element("ul", *lines)] if lines else parts
+
+
+def _table(done: list[tuple[str, str, str, Compared]]) -> Table:
+    """The surest difference first."""
+    corrected = holm([result.found.p for *_, result in done])
+    rows, records = [], []
+    for (code, a, b, result), p in sorted(zip(done, corrected, strict=True), key=lambda r: (r[1], r[0][3].found.p)):
+        d = result.found
+        digits = digits_of((d.high - d.low) / 2)
+        ends = interval_text(d.low, d.high, sign="+", digits=digits)
+        counts = f"{result.passages:,}", str(result.seeds), str(result.bases)
+        rows.append([code, a, b, f"{d.mean:+.{digits}f}", ends, p_text(d.p), p_text(p), *counts])
+        records.append({"language": code, "group": a, "other": b, "difference": d.mean, "low": d.low, "high": d.high, "p": d.p,
+                        "p_holm": p, "passages": result.passages, "seeds": result.seeds, "bases": result.bases})  # fmt: skip
+    header = ["language", "group", "less", "bits/byte", f"{LEVEL:.0%} interval", "p", f"p, Holm over {len(done)}", "passages", "seeds", "bases"]  # fmt: skip
+    note = (
+        "Differences of bits per byte on the same passages, paired by passage and by seed; below zero the first group is better. The "
+        "interval counts passages and bases (of one base, seeds on it) as drawn; of one seed it holds for these runs alone. What counts is "
+        "the corrected p."
+    )
+    if len(rows) > _ROWS:
+        note += f" The {_ROWS} surest of {len(rows)} are shown; differences.csv has all."
+    return Table("differences", header, rows[:_ROWS], records, note=note)
