@@ -11,9 +11,22 @@ from tests.conftest import passages, tiny_config, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.evaluation.evaluation import evaluate
 from xmod_lab.evaluation.likelihood import pseudo_likelihood
+from xmod_lab.evaluation.naive_bayes import ngram_costs
 from xmod_lab.evaluation.opening import Opened
 from xmod_lab.evaluation.recognition import confusion, recognition_figures, sentence_costs
-from xmod_lab.evaluation.retrieval import chance, pooled_states, retrieval_figures, retrieve, state_names, top1_and_mrr
+from xmod_lab.evaluation.retrieval import (
+    against,
+    chance,
+    compare,
+    cosines_of,
+    fixed_state,
+    ngram_retrieval,
+    pooled_states,
+    retrieval_figures,
+    retrieve,
+    state_names,
+    top1_and_mrr,
+)  # fmt: skip
 from xmod_lab.evaluation.slots import slot_figures, slot_matrix, through_slot
 from xmod_lab.evaluation.subjects import Subject, readers
 from xmod_lab.evaluation.tables import retrieval_tables
@@ -171,7 +184,7 @@ def test_recognition_counts_the_lowest_cost():
 @pytest.mark.parametrize("name", ["mlm", "clm"])
 def test_a_sentence_costs_the_bits_of_its_pieces_and_eight_a_byte_that_has_none(corpora, name):
     model, subjects = model_and_subjects(corpora, objective(name))
-    costs = sentence_costs(model, subjects)
+    costs, sentences = sentence_costs(model, subjects)
     tokenizer, layout = corpora[0], subjects[0].scorer.layout
     for code, text in (("en_XX", subjects[0].sentences()[3]), ("fr_XX", subjects[2].sentences()[1])):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -193,7 +206,7 @@ def test_sentences_longer_than_the_positions_are_left_out_and_counted(corpora, c
     model, subjects = model_and_subjects(corpora, objective("mlm"))
     longest = max(len(corpora[0](text)["input_ids"]) for s in subjects for text in s.sentences())
     model.config.max_position_embeddings = longest + 1  # two positions less than the longest needs, one less than none
-    costs = sentence_costs(model, subjects)
+    costs, sentences = sentence_costs(model, subjects)
     assert "longer than the model" in caplog.text
     assert sum(map(len, costs.values())) < sum(len(s.sentences()) for s in subjects)
 
@@ -201,19 +214,24 @@ def test_sentences_longer_than_the_positions_are_left_out_and_counted(corpora, c
 # -- retrieval
 
 
+def scores(queries: torch.Tensor, candidates: torch.Tensor) -> tuple[float, float]:
+    top1, reciprocal = top1_and_mrr(cosines_of(queries, candidates))
+    return float(top1.mean()), float(reciprocal.mean())
+
+
 def test_top1_and_mean_reciprocal_rank_by_hand():
     queries = torch.tensor([[1.0, 0], [0, 1], [1, 1], [-1, 0]])
     candidates = torch.tensor([[2.0, 0], [1, 0.5], [1, 2], [0, -1]])
     # cosines  q0: 1, .894, .447, 0 -> rank 1;  q1: 0, .447, .894, -1 -> 2;  q2: .707, .949, .949, -.707 -> tied 1 and 2
     #          q3: -1, -.894, -.447, 0 -> 1
-    top1, mrr = top1_and_mrr(queries, candidates)
+    top1, mrr = scores(queries, candidates)
     assert top1 == pytest.approx((1 + 0 + 0.5 + 1) / 4)
     assert mrr == pytest.approx((1 + 1 / 2 + (1 + 1 / 2) / 2 + 1) / 4)
 
 
 def test_states_that_are_all_alike_are_at_chance_exactly():
     same = torch.ones(7, 3)
-    assert top1_and_mrr(same, same) == pytest.approx(chance(7)) == (1 / 7, sum(1 / n for n in range(1, 8)) / 7)
+    assert scores(same, same) == pytest.approx(chance(7)) == (1 / 7, sum(1 / n for n in range(1, 8)) / 7)
 
 
 @pytest.mark.parametrize(
@@ -246,7 +264,14 @@ def test_retrieval_of_pairs_with_gaps_and_both_arms(corpora):
     texts["de"][2] = ""
     languages = {column: (f"{column}_{'DE' if column == 'de' else 'XX'}", tokenizer) for column in texts}
     results = retrieve(model, Parallel("set", texts), languages)
-    assert len(results) == 6 * 2 * 5
+    assert len(results) == 6 * 3 * 5
+    states = [pooled_states(model, c, [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts[t] if t], tokenizer)[4]
+              for t, c in (("en", "en_XX"), ("de", "de_DE"))]  # fmt: skip
+    states = [state - state.mean(0) for state in states]  # of all that a language has
+    found = next(
+        r for r in results if (r.query, r.candidates, r.arm, r.state) == ("en_XX", "de_DE", "centred", "layer2")
+    )
+    assert (found.top1, found.mrr) == pytest.approx(scores(states[0][[0, 1, *range(3, 8)]], states[1]))
     rows = [0, 1, *range(3, 8)]  # both in English and German
     for arm, code in (("target", "de_DE"), ("source", "en_XX")):
         pooled = [
@@ -259,9 +284,7 @@ def test_retrieval_of_pairs_with_gaps_and_both_arms(corpora):
             found = next(
                 r for r in results if (r.query, r.candidates, r.arm, r.state) == ("en_XX", "de_DE", arm, state)
             )
-            assert found.rows == 7 and (found.top1, found.mrr) == pytest.approx(
-                top1_and_mrr(pooled[0][k], pooled[1][k])
-            )
+            assert found.rows == 7 and (found.top1, found.mrr) == pytest.approx(scores(pooled[0][k], pooled[1][k]))
     figures = retrieval_figures("set", results)
     assert figures["retrieval/set/sentences/de_DE/fr_XX"] == 6
     assert figures["retrieval/set/chance/top1"] == pytest.approx((2 / 7 + 2 / 7 + 2 / 6) / 6)
@@ -367,11 +390,67 @@ def test_a_model_that_gives_no_numbers_is_refused(corpora):
 
 def test_retrieval_says_how_far_it_is_from_chance(corpora, capsys, caplog):
     figures = {f"retrieval/set/{m}/{part}{state}{end}": 0.1 for m in ("top1", "mrr") for part in ("", "en_XX/", "de_DE/")
-               for state in ("layer0", "layer1") for end in ("", "/source")}  # fmt: skip
+               for state in ("layer0", "layer1") for end in ("", "/source", "/centred")}  # fmt: skip
+    figures |= {f"retrieval/set/ngrams/{m}{part}": 0.2 for m in ("top1", "mrr") for part in ("", "/en_XX", "/de_DE")}
+    figures |= {"retrieval/set/layer": 1, "retrieval/set/against/ngrams/target": -0.1, "retrieval/set/against/ngrams/centred": 0.1,
+                "retrieval/set/against/ngrams/centred/low": 0.05, "retrieval/set/against/ngrams/centred/high": 0.15}  # fmt: skip
     for guess, told in ((0.1, "1.0 times chance (10.0 %): as good as chance"), (0.04, "2.5 times chance (4.0 %)")):
         caplog.clear()
         chances = {f"retrieval/set/chance/{m}": guess for m in ("top1", "mrr")}
         with caplog.at_level("INFO"):
             retrieval_tables("set", figures | chances, ["en_XX", "de_DE"], ["layer0", "layer1"])
         assert told in caplog.text and ("as good as" in caplog.text) == (guess == 0.1)
-        assert capsys.readouterr().out.count("by chance") == 2
+        out = capsys.readouterr().out
+        assert out.count("by chance") == out.count("character n-grams") == 1 and "layer1 *" in out
+        assert (
+            "less that of character n-grams: -0.100 – own slot; +0.100 [+0.050, +0.150] means taken away" in caplog.text
+        )
+
+
+def test_ngrams_retrieve_what_is_spelt_alike_and_nothing_across_scripts():
+    texts = {"en": ["printer 123", "window", "", "network"], "de": ["Drucker 123", "Fenster", "Uhr", "Netzwerk"],
+             "el": ["ΕΚΤ", "ΠΑΡ", "ΩΡΑ", "ΔΙΚ"]}  # fmt: skip
+    codes = {"en": ("en_XX", None), "de": ("de_DE", None), "el": ("el_GR", None)}
+    found = {(r.query, r.candidates): r for r in ngram_retrieval(Parallel("set", texts), codes)}
+    assert found["en_XX", "de_DE"].top1 > 0.6 and found["en_XX", "de_DE"].rows == 3
+    assert np.isnan(found["en_XX", "de_DE"].hits[2]) and found["de_DE", "el_GR"].rows == 4
+    assert found["en_XX", "el_GR"].top1 == pytest.approx(1 / 3)  # all alike: chance
+
+
+def test_retrieval_is_compared_over_rows_at_the_layer_that_was_fixed(corpora):
+    model = tiny_model(vocab_size=len(corpora[0]), max_position_embeddings=130)
+    assert fixed_state(model) == "layer1" and fixed_state(model, 0) == "layer0"
+    with pytest.raises(
+        UserError, match=r"evaluate.layer is 3, but the model has 2 layers; allowed is 0 \(the embeddings\) to 2"
+    ):
+        fixed_state(model, 3)
+    texts = {"en": passages("en", 20, "val"), "de": passages("de", 20, "val")}
+    languages = {"en": ("en_XX", corpora[0]), "de": ("de_DE", corpora[0])}
+    results, spelt = (
+        retrieve(model, Parallel("set", texts), languages, fixed="layer1"),
+        ngram_retrieval(Parallel("set", texts), languages),
+    )
+    figures = against("set", "ngrams", results, spelt, "layer1")
+    own = np.mean([r.top1 for r in results if r.arm == "target" and r.state == "layer1"])
+    gap = own - np.mean([r.top1 for r in spelt])
+    where = "retrieval/set/against/ngrams/target"
+    assert figures[where] == pytest.approx(gap) and figures[f"{where}/low"] < gap < figures[f"{where}/high"]
+    assert compare(spelt, spelt).mean == 0 and {r.state for r in results if r.hits is not None} == {"layer1"}
+
+
+def test_naive_bayes_recognises_by_the_training_text_alone(corpora):
+    _, found = corpora
+    subjects = [
+        Subject(code, "shared" if code != "fr_XX" else code, None, None, source) for code, (_, source) in found.items()
+    ]
+    sentences = {subject.code: subject.sentences() for subject in subjects}
+    costs = ngram_costs(subjects, sentences, ["shared", "fr_XX"])  # Greek text under the name of French
+    assert (
+        costs["fr_XX"].shape == (6, 2)
+        and (costs["fr_XX"].argmin(1) == 1).all()
+        and (costs["en_XX"].argmin(1) == 0).all()
+    )
+    alone = ngram_costs([s for s in subjects if s.code != "de_DE"], {"en_XX": sentences["en_XX"]}, ["shared", "fr_XX"])
+    assert (costs["en_XX"][:, 0] <= ngram_costs(subjects, sentences, ["shared"])["en_XX"][:, 0]).all() and alone[
+        "en_XX"
+    ].shape == (6, 2)

@@ -320,10 +320,13 @@ class PretrainConfig(RunConfig):
 @dataclass
 class EvaluationConfig:
     """``pll``: also hide every held-out piece alone; ``parallel``: files of translations, for retrieval, see
-    :mod:`xmod_lab.text.parallel`."""
+    :mod:`xmod_lab.text.parallel`; ``layer``: at which retrieval is compared, by default two thirds of the way up; ``control``: a run or
+    model (one whose languages share a slot) whose retrieval is compared with."""
 
     pll: bool = False
     parallel: list[str] = field(default_factory=lambda: ["embedded:parallel", "embedded:udhr"])
+    layer: int | None = number(None, least=0)
+    control: str | None = None
 
 
 @dataclass

@@ -15,7 +15,7 @@ import csv
 import io
 import logging
 from collections.abc import Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,13 +47,16 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | 
     cfg = run.fit_to_machine(cfg, trains=False)
     base = settle_model(cfg, asked)
     opened = open_model(base, cfg, asked)
+    control = None
+    if cfg.evaluate.control is not None and parallels:
+        control = open_model(settle_model(replace(cfg, base=cfg.evaluate.control), []), cfg, [])
     if not run.begin(replace(cfg, base=base.name)):  # writes; so all that can be refused was refused before
         return
     run.remember(
         **{f"tokenizer/{one.code}": one.scorer.corpus.manifest["settings"]["tokenizer"] for one in opened.subjects}
     )
     with on_device(opened.model, cfg.trainer.accelerator):
-        found = evaluate(opened, parallels, pll=cfg.evaluate.pll)
+        found = evaluate(opened, parallels, pll=cfg.evaluate.pll, layer=cfg.evaluate.layer, control=control)
         samples = {}
         for subject in opened.subjects:
             samples |= filled(
@@ -76,7 +79,11 @@ def _tables(run: "RunDir", found: "Evaluation") -> None:
     _write_csv(run, "slots.csv", ("text", "slot", "loss", "likelihood"), rows)
     counts = [(w, t, s, n) for w, c in found.recognised.items() for t, row in c.items() for s, n in row.items()]
     _write_csv(run, "recognition.csv", ("of", "text", "slot", "count"), counts)
-    pairs = [{"set": name, **asdict(result)} for name, results in found.retrieved.items() for result in results]
+    pairs = [
+        {"set": name} | {key: value for key, value in vars(result).items() if key != "hits"}
+        for name, results in found.retrieved.items()
+        for result in results
+    ]
     if pairs:
         _write_csv(run, "retrieval.csv", tuple(pairs[0]), (pair.values() for pair in pairs))
 

@@ -33,6 +33,10 @@ def validate(cfg: PretrainConfig) -> None:
         faults += [f"data.tokenizer: {fault}"] if fault else []
     if isinstance(cfg, EvaluateConfig):
         faults += check_parallel(cfg.evaluate.parallel, "evaluate.parallel")
+        if cfg.evaluate.control == "auto":
+            faults.append("evaluate.control is 'auto', but a control is named; give a run or a model folder")
+        elif cfg.evaluate.control not in (None, "random"):
+            faults += [f"evaluate.control: {fault}" for fault in base_faults(cfg.evaluate.control)]
         if cfg.lang:
             faults.append(f"+lang={','.join(cfg.lang)} adds a language, and evaluate adds none; give the run that added it: "
                           "base=RUN")  # fmt: skip

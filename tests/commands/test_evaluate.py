@@ -59,7 +59,8 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
     workplace, extended, evaluate, translations, tmp_path
 ):
     run = tmp_path / "run"
-    status, out, err = evaluate(f"base={extended}", "evaluate.pll=true", f"evaluate.parallel=[{translations}]", run=run)
+    status, out, err = evaluate(f"base={extended}", "evaluate.pll=true", f"evaluate.parallel=[{translations}]",
+                                f"evaluate.control={extended / 'model'}", run=run)  # fmt: skip
     assert status == 0, err
     metrics, own = workplace.metrics(run), workplace.metrics(extended)
     for code in CODES:
@@ -92,11 +93,16 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
 
     with (run / "retrieval.csv").open(newline="") as stream:
         pairs = list(csv.DictReader(stream))
-    assert len(pairs) == 6 * 2 * 5 and {pair["rows"] for pair in pairs} == {"9", "8"}
+    assert len(pairs) == 6 * 3 * 5 and {pair["rows"] for pair in pairs} == {"9", "8"}
     for pair in pairs:
-        end = "/source" if pair["arm"] == "source" else ""
+        end = "" if pair["arm"] == "target" else f"/{pair['arm']}"
         key = f"ten/top1/{pair['query']}/{pair['candidates']}/{pair['state']}{end}"
         assert metrics[f"retrieval/{key}"] == float(pair["top1"])
+    assert metrics["retrieval/ten/layer"] == 1 and 0 <= metrics["retrieval/ten/ngrams/top1/en_XX/de_DE"] <= 1
+    assert (
+        metrics["retrieval/ten/against/control/target"] == metrics["retrieval/ten/against/control/centred"] == 0
+    )  # it is the same model
+    assert metrics["recognition/ngrams/accuracy"] > 0.9 and (run / "recognition_ngrams.png").stat().st_size > 5000
     with (run / "slots.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     cells = {(row["text"], row["slot"]): float(row["loss"]) for row in rows}
@@ -108,11 +114,15 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
     page, files = render(find_runs([run, extended]))
     assert page.index(">Adding languages<") < page.index(">Evaluation<")
     shown = list(csv.DictReader(io.StringIO(files["evaluate_retrieval_ten.csv"])))
-    assert len(shown) == 5 * 2 * 2 and {float(row["value"]) for row in shown} <= set(metrics.values())
+    assert len(shown) == 5 * 3 * 2 and {float(row["value"]) for row in shown} <= set(metrics.values())
     assert {"evaluate_languages.tex", "evaluate_slots.tex", "evaluate_recognition.csv"} <= files.keys()
-    assert page.count('aria-label="loss of every text') == 1 and "* the best layer; by chance top-1" in page
+    assert (
+        page.count('aria-label="loss of every text') == 1
+        and "* the layer that was fixed in advance; by chance top-1" in page
+    )
 
-    status, out, err = evaluate(f"base={extended}", "evaluate.pll=true", f"evaluate.parallel=[{translations}]", run=run)
+    status, out, err = evaluate(f"base={extended}", "evaluate.pll=true", f"evaluate.parallel=[{translations}]",
+                                f"evaluate.control={extended / 'model'}", run=run)  # fmt: skip
     assert status == 0 and "nothing to do" in out + err
 
 
@@ -172,6 +182,8 @@ def test_bad_input_is_refused_before_anything_is_written(workplace, foreign, eva
         ([f"base={folder}", f"evaluate.parallel=[{tmp_path / 'bad.tsv'}]"], "line 2: 2 cells"),
         ([f"base={folder}", "evaluate.parallel=[embedded:x,y.tsv]"], "2 faults"),
         ([f"base={folder}", "evaluate.plll=true"], "pll"),
+        ([f"base={folder}", "evaluate.control=auto"], "control is 'auto'"),
+        ([f"base={folder}", f"evaluate.control={tmp_path / 'gone'}"], "evaluate.control: base '.*gone' does not exist"),
         ([f"base={folder}", "data.row_length=64"], "positions"),
         ([f"base={workplace.base}", "data.row_length=16"], "data.row_length"),
         ([f"base={workplace.base}", "langset.vocabulary_size=77"], "langset.vocabulary_size differs.*base=.*model"),

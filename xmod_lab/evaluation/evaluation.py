@@ -2,16 +2,25 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from xmod_lab.errors import UserError
 from xmod_lab.evaluation.likelihood import pseudo_likelihood
+from xmod_lab.evaluation.naive_bayes import ngram_costs
 from xmod_lab.evaluation.opening import Opened
 from xmod_lab.evaluation.recognition import Confusion, confusion, recognition_figures, sentence_costs
-from xmod_lab.evaluation.retrieval import Retrieval, retrieval_figures, retrieve, state_names
+from xmod_lab.evaluation.retrieval import (
+    Retrieval,
+    against,
+    fixed_state,
+    ngram_retrieval,
+    retrieval_figures,
+    retrieve,
+    state_names,
+)
 from xmod_lab.evaluation.slots import Matrix, slot_figures, slot_matrix
 from xmod_lab.evaluation.subjects import readers, slots_of
 from xmod_lab.evaluation.tables import before_table, language_table, recognition_table, retrieval_tables, slot_table
@@ -37,8 +46,23 @@ class Evaluation:
     states: list[str]
 
 
-def evaluate(opened: Opened, parallels: list[Parallel], *, pll: bool) -> Evaluation:
-    """Compute everything and print the tables. The model is left as it was."""
+def evaluate(
+    opened: Opened, parallels: list[Parallel], *, pll: bool, layer: int | None = None, control: Opened | None = None
+) -> Evaluation:
+    """Compute everything and print the tables. The model is left as it was.
+
+    Args:
+        layer: at which retrieval is compared; default: see :func:`xmod_lab.evaluation.retrieval.fixed_state`.
+        control: a model whose retrieval is compared with, on the same sentences.
+    Raises:
+        UserError: a loss is no number; there is no such layer; the control lacks a language of a file that the model has.
+    """
+    fixed = fixed_state(opened.model, layer)
+    read = {parallel.name: _readers(opened, parallel) for parallel in parallels}
+    controls = {}
+    if control is not None:
+        fixed_state(control.model, layer)
+        controls = {parallel.name: _control_readers(control, parallel, read[parallel.name]) for parallel in parallels}
     model, subjects = opened.model, opened.subjects
     codes, own, slots = [s.code for s in subjects], {s.code: s.slot for s in subjects}, slots_of(subjects)
     exact = bool(model.config.is_decoder)
@@ -67,7 +91,9 @@ def evaluate(opened: Opened, parallels: list[Parallel], *, pll: bool) -> Evaluat
     if len(slots) > 1:
         figures |= slot_figures(matrix, subjects, rows)
         slot_table(matrix, subjects, figures)
-        for what, costs in (("rows", rows), ("sentences", sentence_costs(model, subjects))):
+        bits, sentences = sentence_costs(model, subjects)
+        spelt = ngram_costs(subjects, sentences, slots) if sentences else {}
+        for what, costs in (("rows", rows), ("sentences", bits), ("ngrams", spelt)):
             if not costs:  # no sentence fits the positions, which was said
                 continue
             recognised[what] = confusion(costs, slots)
@@ -80,17 +106,45 @@ def evaluate(opened: Opened, parallels: list[Parallel], *, pll: bool) -> Evaluat
 
     retrieved = {}
     for parallel in parallels:
-        languages, skipped = readers(model, subjects, list(parallel.sentences), opened.tokenizer)
-        for column, why in skipped.items():
-            log.info("%s: column '%s' is skipped: %s", parallel.name, column, why)
-        results = retrieve(model, parallel, languages)
+        languages = read[parallel.name]
+        results = retrieve(model, parallel, languages, fixed=fixed)
         if not results:
             log.warning("%s: no two languages of the model have two sentences in common; no retrieval", parallel.name)
             continue
         retrieved[parallel.name] = results
-        figures |= retrieval_figures(parallel.name, results)
-        retrieval_tables(parallel.name, figures, [code for code, _ in languages.values()], state_names(model))
+        name, spelt = parallel.name, ngram_retrieval(parallel, languages)
+        figures |= retrieval_figures(name, results) | {f"retrieval/{name}/layer": int(fixed.removeprefix("layer"))}
+        figures |= {key.removesuffix("/ngrams/ngrams").replace(f"retrieval/{name}/", f"retrieval/{name}/ngrams/", 1): value
+                    for key, value in retrieval_figures(name, spelt).items() if key.endswith("/ngrams/ngrams")}  # fmt: skip
+        figures |= against(name, "ngrams", results, spelt, fixed)
+        if control is not None:
+            at = fixed_state(control.model, layer)
+            theirs = retrieve(control.model, parallel, controls[name], fixed=at, arms=("target", "centred"))
+            same = {
+                controls[name][column][0]: code for column, (code, _) in languages.items()
+            }  # codes may be spelt otherwise
+            theirs = [replace(r, query=same[r.query], candidates=same[r.candidates]) for r in theirs]
+            figures |= retrieval_figures(f"{name}/control", theirs) | against(name, "control", results, theirs, fixed)
+        retrieval_tables(name, figures, [code for code, _ in languages.values()], state_names(model))
     return Evaluation(figures, matrix, recognised, retrieved, passages, state_names(model))
+
+
+def _readers(opened: Opened, parallel: Parallel) -> dict:
+    """The columns of ``parallel`` that a model reads, each with code and tokenizer."""
+    languages, skipped = readers(opened.model, opened.subjects, list(parallel.sentences), opened.tokenizer)
+    for column, why in skipped.items():
+        log.info("%s: column '%s' is skipped: %s", parallel.name, column, why)
+    return languages
+
+
+def _control_readers(control: Opened, parallel: Parallel, columns: dict) -> dict:
+    """The same columns, as the control reads them."""
+    found, skipped = readers(control.model, control.subjects, list(columns), control.tokenizer)
+    if skipped:
+        raise UserError(f"evaluate.control {control.name} does not read {', '.join(skipped)} of {parallel.name}, which the model reads "
+                        f"({next(iter(skipped.values()))}); add them to it (python -m xmod_lab.pretrain base={control.name} +lang=…), "
+                        "or take another control")  # fmt: skip
+    return found
 
 
 def _losses(prefix: str, code: str, nats: np.ndarray, pieces: np.ndarray) -> dict[str, float]:

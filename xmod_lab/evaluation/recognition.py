@@ -41,9 +41,11 @@ def recognition_figures(what: str, found: Confusion, own: dict[str, str]) -> dic
     return figures
 
 
-def sentence_costs(model: XmodLanguageModel, subjects: list[Subject]) -> dict[str, np.ndarray]:
+def sentence_costs(
+    model: XmodLanguageModel, subjects: list[Subject]
+) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """For each language (N, slots) bits that its sentences cost when the language of each slot reads them; of languages
-    that share a slot, the one that needs fewer."""
+    that share a slot, the one that needs fewer. And the N sentences."""
     texts = {subject.code: subject.sentences() for subject in subjects}
     longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
     everything = [text for part in texts.values() for text in part]
@@ -56,12 +58,14 @@ def sentence_costs(model: XmodLanguageModel, subjects: list[Subject]) -> dict[st
     if not fits.all():
         log.warning("%d of %d sentences are longer than the model's %d positions and left out of the recognition",
                     (~fits).sum(), len(fits), longest)  # fmt: skip
-    table, costs, start = np.stack(list(bits.values()), axis=1), {}, 0
+    table, costs, sentences, start = np.stack(list(bits.values()), axis=1), {}, {}, 0
     for code, part in texts.items():
         kept = slice(start, start + len(part))
-        costs[code] = table[kept][fits[kept]]
+        if fits[kept].any():
+            costs[code] = table[kept][fits[kept]]
+            sentences[code] = [text for text, fit in zip(part, fits[kept], strict=True) if fit]
         start += len(part)
-    return {code: cost for code, cost in costs.items() if len(cost)}
+    return costs, sentences
 
 
 def _bits(model: XmodLanguageModel, reader: Subject, texts: list[str], longest: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,11 +7,13 @@ from xmod_lab.evaluation.retrieval import ARMS
 from xmod_lab.evaluation.slots import Matrix
 from xmod_lab.evaluation.subjects import Subject
 from xmod_lab.figures import digits_of, half_width, told
+from xmod_lab.tasks.statistics import interval_text
 from xmod_lab.training.tables import Rows, show
 
 log = logging.getLogger(__name__)
 Figures = dict[str, float]
-_NEAR_CHANCE = 2  # times chance: less is called chance. The best of many layers is above it by luck alone
+_NEAR_CHANCE = 2  # times chance: less is called chance
+_ARMS = {"target": "own slot", "centred": "means taken away", "source": "slot of the queries"}
 
 
 def language_table(figures: Figures, codes: list[str], how: str) -> None:
@@ -63,39 +65,59 @@ def recognition_table(found: dict[str, Confusion], figures: Figures, own: dict[s
     rows.append(("mean", *(cell for mean in means for cell in (mean, ""))))
     chance = figures["recognition/rows/chance"]
     header = ("text of", *(name for what in found for name in (what, "mistaken most for")))
-    show(f"the language recognised by the slot with the lowest loss; chance {100 * chance:.1f} %", header, rows)
+    show(f"the language recognised by the slot with the lowest loss, and by naive Bayes on character n-grams of the training text "
+         f"(ngrams, same sentences); chance {100 * chance:.1f} %", header, rows)  # fmt: skip
+    if "ngrams" in found and figures["recognition/sentences/accuracy"] <= figures["recognition/ngrams/accuracy"]:
+        log.info(
+            "the slots recognise sentences no better than n-grams do: it does not show that a slot knows its language"
+        )
 
 
 def retrieval_tables(name: str, figures: Figures, codes: list[str], states: list[str]) -> None:
-    """By layer, means over all pairs; and by language, at the layer that is best on average."""
-    where, best = f"retrieval/{name}", best_state(name, figures, states)
-    ends = {"target": "", "source": "/source"}
-    columns = [(m, ends[arm]) for m in ("top1", "mrr") for arm in ARMS]
-    header = tuple(f"{m}, {arm} slot" for m in ("top-1", "MRR") for arm in ARMS)
+    """By layer, means over all pairs; and by language, at the layer that was fixed in advance; with what n-grams find."""
+    where, fixed = f"retrieval/{name}", f"layer{figures[f'retrieval/{name}/layer']}"
+    columns = [(m, "" if arm == "target" else f"/{arm}") for m in ("top1", "mrr") for arm in ARMS]
+    header = tuple(f"{m}, {_ARMS[arm]}" for m in ("top-1", "MRR") for arm in ARMS)
 
     def cells(part: str, state: str) -> list[str]:
         values = [figures.get(f"{where}/{m}/{part}{state}{end}") for m, end in columns]
         return ["–" if value is None else f"{value:.3f}" for value in values]
 
-    rows = [(state + " *" * (state == best), *cells("", state)) for state in states]
-    by_chance = ("by chance", *(f"{figures[f'{where}/chance/{m}']:.3f}" for m, _ in columns))
+    def alone(kind: str, part: str = "") -> tuple[str, ...]:
+        return tuple(
+            f"{figures[f'{where}/{kind}/{m}{part}']:.3f}" if arm == "target" else ""
+            for m in ("top1", "mrr")
+            for arm in ARMS
+        )
+
+    rows = [(state + " *" * (state == fixed), *cells("", state)) for state in states]
+    ends = [("character n-grams", *alone("ngrams")), ("by chance", *alone("chance"))]
+    title = f"translation retrieval, {name}, mean of all ordered pairs; * the layer that was fixed in advance"
+    show(title, ("states of", *header), [*rows, *ends])
+    spelt = [figures.get(f"{where}/ngrams/top1/{code}") for code in codes]
+    rows = [(code, *cells(f"{code}/", fixed), "–" if found is None else f"{found:.3f}")
+            for code, found in zip(codes, spelt, strict=True)]  # fmt: skip
     show(
-        f"translation retrieval, {name}, mean of all ordered pairs; * the best",
-        ("states of", *header),
-        [*rows, by_chance],
+        f"translation retrieval, {name}, {fixed}: mean of the pairs with", ("language", *header, "top-1, n-grams"), rows
     )
-    rows = [(code, *cells(f"{code}/", best)) for code in codes]
-    show(f"translation retrieval, {name}, {best}: mean of the pairs with", ("language", *header), [*rows, by_chance])
-    found, guess = figures[f"{where}/top1/{best}"], figures[f"{where}/chance/top1"]
-    told = f"{name}: the best layer finds {100 * found:.1f} % of the translations, {found / guess:.1f} times chance ({100 * guess:.1f} %)"
+    for what, said in {"ngrams": "character n-grams", "control": "the control"}.items():
+        gaps = {arm: figures.get(f"{where}/against/{what}/{arm}") for arm in ("target", "centred")}
+        if gaps["target"] is not None:
+            told = [
+                f"{gap:+.3f} {_ends(figures, f'{where}/against/{what}/{arm}')} {_ARMS[arm]}"
+                for arm, gap in gaps.items()
+            ]
+            log.info("%s, %s, top-1 less that of %s: %s. Alignment is shown by an interval above 0 alone", name, fixed, said,
+                     "; ".join(told))  # fmt: skip
+    found, guess = figures[f"{where}/top1/{fixed}"], figures[f"{where}/chance/top1"]
+    told = f"{name}: {fixed} finds {100 * found:.1f} % of the translations, {found / guess:.1f} times chance ({100 * guess:.1f} %)"
     if found < _NEAR_CHANCE * guess:
         told += ": as good as chance. Sentences that mean the same are not near each other in this model: it is too small, or trained too short"
     log.info("%s", told)
 
 
-def best_state(name: str, figures: Figures, states: list[str]) -> str:
-    """The state with the highest mean top-1; of equals the first."""
-    return max(states, key=lambda state: figures[f"retrieval/{name}/top1/{state}"])
+def _ends(figures: Figures, name: str) -> str:
+    return interval_text(figures.get(f"{name}/low"), figures.get(f"{name}/high"), sign="+")
 
 
 def before_table(before: Figures, figures: Figures, codes: list[str], kind: str) -> bool:

@@ -19,10 +19,11 @@ from xmod_lab.reports.scores import (
     with_error,
 )
 from xmod_lab.reports.tables import Part, Table, number
+from xmod_lab.tasks.statistics import interval_text
 from xmod_lab.text.likelihoods import in_a_word
 
 Cells = dict[str, dict[str, float]]
-RECOGNISED = ("rows", "sentences")
+RECOGNISED = ("rows", "sentences", "ngrams")  # the last: naive Bayes, on the same sentences
 
 
 def slot_map(figures: Figures, title: str = "") -> Figure | None:
@@ -39,29 +40,50 @@ def recognition_map(figures: Figures, what: str, title: str = "") -> Figure | No
     """Which slot is taken for that of the text."""
     counts = _cells(figures, f"recognition/{what}/count/")
     shares = {text: {slot: n / sum(row.values()) for slot, n in row.items()} for text, row in counts.items()}
-    title = f"{title}{what}: share whose lowest loss is through the slot"
+    said = (
+        "sentences: share that naive Bayes on n-grams takes for"
+        if what == "ngrams"
+        else f"{what}: share whose lowest loss is through the slot"
+    )
+    title = f"{title}{said}"
     return heat_map(shares, title=title, x="slot", y="text of", best=max) if shares else None
 
 
 def retrieval_map(figures: Figures, name: str, title: str = "") -> Figure:
-    """Top-1 of every pair of languages at the best layer."""
-    state, guess = best_state(figures, name), figures[f"retrieval/{name}/chance/top1"]
+    """Top-1 of every pair of languages at the layer that was fixed in advance."""
+    state, guess = fixed_state(figures, name), figures[f"retrieval/{name}/chance/top1"]
     cells = _cells(figures, f"retrieval/{name}/top1/", f"/{state}")
-    title = f"{title}{name}: top-1 of translation retrieval, {state}, each through its own slot; chance {guess:.3f}"
+    title = f"{title}{name}: top-1 of translation retrieval, {state}, each through its own slot; {_levels_text(figures, name)}chance {guess:.3f}"
     return heat_map(cells, title=title, x="candidates", y="queries", best=max)
 
 
 def retrieval_curves(figures: Figures, name: str, title: str = "") -> Figure:
-    """Means of all pairs by layer, candidates through their own slot or that of the queries, with chance."""
+    """Top-1, means of all pairs by layer: as it is, and without each language's mean; of a control the same. With what character
+    n-grams find, and chance."""
     lines = {}
-    for arm, end in (("target slot", ""), ("source slot", "/source")):
-        for metric, shown in (("top1", "top-1"), ("mrr", "MRR")):
-            points = [(_place(state), figures[key]) for state in states(figures, name)
-                      if (key := f"retrieval/{name}/{metric}/{state}{end}") in figures]  # fmt: skip
+    for of, who in (("", ""), ("/control", "control, ")):
+        for arm, end in (("own slot", ""), ("means taken away", "/centred")):
+            points = [(_place(state), figures[key]) for state in states(figures, f"{name}{of}")
+                      if (key := f"retrieval/{name}{of}/top1/{state}{end}") in figures]  # fmt: skip
             if points:
-                lines[f"{shown}, {arm}"] = [points]
-    guess = {"chance, top-1": figures[f"retrieval/{name}/chance/top1"]}
-    return curves(lines, x="layer (half: what its slot reads)", y="mean of all pairs", levels=guess, title=title)
+                lines[f"{who}{arm}"] = [points]
+    return curves(
+        lines,
+        x="layer (half: what its slot reads)",
+        y="top-1, mean of all pairs",
+        levels=_levels(figures, name),
+        title=title,
+    )
+
+
+def _levels(figures: Figures, name: str) -> dict[str, float]:
+    """What no model is needed for; n-grams are not in evaluations of earlier versions."""
+    found = {"chance": f"retrieval/{name}/chance/top1", "n-grams": f"retrieval/{name}/ngrams/top1"}
+    return {level: figures[key] for level, key in found.items() if key in figures}
+
+
+def _levels_text(figures: Figures, name: str) -> str:
+    return "".join(f"{level} {value:.3f}, " for level, value in _levels(figures, name).items() if level != "chance")
 
 
 def retrieval_sets(figures: Figures) -> list[str]:
@@ -72,13 +94,13 @@ def retrieval_sets(figures: Figures) -> list[str]:
 def states(figures: Figures, name: str) -> list[str]:
     """Names of the layers' states, from the embeddings up."""
     prefix = f"retrieval/{name}/top1/"
-    found = [key.removeprefix(prefix) for key in figures if key.startswith(prefix) and key.count("/") == 3]
+    found = [key.removeprefix(prefix) for key in figures if key.startswith(prefix) and "/" not in key[len(prefix) :]]
     return sorted(found, key=_place)
 
 
-def best_state(figures: Figures, name: str) -> str:
-    """The state with the highest mean top-1; of equals the first."""
-    return max(states(figures, name), key=lambda state: figures[f"retrieval/{name}/top1/{state}"])
+def fixed_state(figures: Figures, name: str) -> str:
+    """The state of the layer that was fixed in advance; of evaluations of earlier versions, which have none, the last."""
+    return f"layer{figures[key]:.0f}" if (key := f"retrieval/{name}/layer") in figures else states(figures, name)[-1]
 
 
 def _place(state: str) -> float:
@@ -181,13 +203,16 @@ def _recognition_maps(group: Group, several: bool) -> list[Html]:
 _SLOTS = {  # table -> heading, its rows, its figures, its columns, what is said below
     "slots": ("Text through slots", _wrong_slots, _slot_maps, ["nats/piece, its own slot", "mean of the other slots"],
               "In the vocabulary of the text."),
-    "recognition": ("Languages recognised", _recognition, _recognition_maps, ["accuracy, rows", "accuracy, sentences"],
-                    "The language is told by the slot with the lowest loss."),
+    "recognition": ("Languages recognised", _recognition, _recognition_maps, ["accuracy, rows", "accuracy, sentences", "sentences, n-grams"],
+                    "The language is told by the slot with the lowest loss; in the last column by naive Bayes on character n-grams of the training "
+                    "text, with no model. A slot that is no better has not shown that it knows its language."),
 }  # fmt: skip
 _RETRIEVED = {  # end of a figure's name -> column
     ("top1", ""): "top-1, own slot",
+    ("top1", "/centred"): "top-1, means taken away",
     ("top1", "/source"): "top-1, slot of the queries",
     ("mrr", ""): "MRR, own slot",
+    ("mrr", "/centred"): "MRR, means taken away",
     ("mrr", "/source"): "MRR, slot of the queries",
 }
 
@@ -197,10 +222,10 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
     rows, records, parts = [], [], []
     for group in groups:
         figures, title = group.figures, f"{group.name}: " if several else ""
-        best = best_state(figures, name)
+        fixed = fixed_state(figures, name)
         for state in states(figures, name):
             found = {key: figures.get(f"retrieval/{name}/{key[0]}/{state}{key[1]}") for key in _RETRIEVED}
-            first = [*([group.name] if several else []), state + " *" * (state == best)]
+            first = [*([group.name] if several else []), state + " *" * (state == fixed)]
             rows.append(first + [number(value) for value in found.values()])
             records += [{"group": group.name, **group.settings, "set": name, "state": state, "metric": metric,
                          "slot": end.removeprefix("/") or "target", "value": value}
@@ -210,9 +235,25 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
     if several:
         parts.insert(0, _top1_by_group(groups, name))
     top1, mrr = (groups[0].figures[f"retrieval/{name}/chance/{metric}"] for metric in ("top1", "mrr"))
-    note = f"Means of all ordered pairs of languages; * the best layer; by chance top-1 {top1:.4f}, MRR {mrr:.4f}."
+    note = (f"Means of all ordered pairs of languages; * the layer that was fixed in advance; by chance top-1 {top1:.4f}, MRR {mrr:.4f}. "
+            f"{' '.join(_against(group, name) for group in groups)} A wrong slot breaks what it reads, so the slot of the queries is no "
+            "evidence of alignment.")  # fmt: skip
     header = [*(["group"] if several else []), "states of", *_RETRIEVED.values()]
     return [Table(f"retrieval_{name}", header, rows, records, note=note), *parts]
+
+
+def _against(group: Group, name: str) -> str:
+    """What of a group's retrieval lies above n-grams and above its control."""
+    said = []
+    for what, shown in (("ngrams", "character n-grams"), ("control", "the control")):
+        for arm, how in (("target", "as it is"), ("centred", "with means taken away")):
+            key = f"retrieval/{name}/against/{what}/{arm}"
+            if key in group.figures:
+                ends = interval_text(group.figures.get(f"{key}/low"), group.figures.get(f"{key}/high"), sign="+")
+                said.append(f"{how} less {shown} {group.figures[key]:+.3f} {ends}")
+    return (
+        f"Top-1 of {group.name} there: {'; '.join(said)} (intervals over sentences, given the model)." if said else ""
+    )
 
 
 def _top1_by_group(groups: list[Group], name: str) -> Html:
@@ -224,6 +265,10 @@ def _top1_by_group(groups: list[Group], name: str) -> Html:
         ]
         for group in groups
     }
-    chance = {"chance": groups[0].figures[f"retrieval/{name}/chance/top1"]}
-    figure = curves(lines, x="layer (half: what its slot reads)", y="top-1, mean of all pairs", levels=chance)
+    figure = curves(
+        lines,
+        x="layer (half: what its slot reads)",
+        y="top-1, mean of all pairs",
+        levels=_levels(groups[0].figures, name),
+    )
     return svg(figure, f"top-1 of retrieval by layer and group, {name}")
