@@ -22,6 +22,7 @@ from xmod_lab.languages.folders import export, install, new_folder, remove
 from xmod_lab.languages.inventory import inventory
 from xmod_lab.languages.verify import verify
 from xmod_lab.model import XmodConfig, XmodForMaskedLM, XmodForSequenceClassification, read_config, slot_fault
+from xmod_lab.model.digests import old_fingerprint
 from xmod_lab.text.vocabulary import load_tokenizer
 
 SECONDS = 2.0  # of work until any of these is refused
@@ -289,6 +290,7 @@ def test_what_the_hub_and_people_put_beside_a_pack_is_left_alone(made, tmp_path)
     older = {
         **manifest,
         "format": 3,
+        "base_fingerprint": old_fingerprint(XmodForMaskedLM.from_pretrained(made / "base")),
         "files": {**manifest["files"], "README.md": "0" * 64},
     }  # it had a digest of the card
     del older["base"]

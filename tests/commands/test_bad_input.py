@@ -64,7 +64,9 @@ def test_text_that_is_not_utf8(refused, extend, tmp_path):
 
 
 def test_text_with_fewer_rows_than_a_batch(refused, extend, tmp_path):
-    (tmp_path / "short.txt").write_text("\n".join(f"this is sentence number {i} of a short text" for i in range(12)))
+    (tmp_path / "short.txt").write_text(
+        "\n".join(f"this is sentence number {'i' * i} of a short text" for i in range(12))
+    )
     message = refused(
         *extend,
         f"lang.greek.text={tmp_path / 'short.txt'}",

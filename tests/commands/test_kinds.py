@@ -29,20 +29,21 @@ def _files(folder: Path, kind: str) -> None:
             else:
                 context = " ".join(words * 60)  # longer than the positions: windows
                 answers = [{"text": words[4], "answer_start": context.index(words[4])}]
-                qas = [{"id": f"{i}", "question": words[0], "answers": answers} for i in range(4)]
-                place.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": qas}]}]}))
+                asked = [{"id": f"{i}", "question": words[0], "answers": answers} for i in range(4)]
+                paragraphs = [{"context": f"{context} {one['id']}", "qas": [one]} for one in asked]
+                place.write_text(json.dumps({"data": [{"paragraphs": paragraphs}]}))
 
 
 @pytest.mark.parametrize(
     ("kind", "suffix", "metric", "arms"),
-    [("tagging", "conll", "span_f1", {"target", "source", "none", "wrong", "majority"}),
+    [("tagging", "conll", "span_f1", {"target", "source", "none", "wrong", "majority", "ngrams"}),
      ("qa", "json", "f1", {"target", "source", "none", "wrong"}),
-     ("choice", "jsonl", "accuracy", {"target", "source", "none", "wrong", "majority"})],
+     ("choice", "jsonl", "accuracy", {"target", "source", "none", "wrong", "majority", "ngrams"})],
 )  # fmt: skip
 def test_a_task_of_that_kind_runs_from_files_to_figures(extended, tmp_path, kind, suffix, metric, arms):
     _files(tmp_path, kind)
     path = f"task.data.path={tmp_path}/@language.@split.{suffix}"
-    fields = ["task.tests=null"] if kind == "qa" else []
+    fields = ["task.tests=null", "task.data.held_out=null"] if kind == "qa" else []
     cfg = composed(f"task={kind}", path, *fields, f"base={extended}", *SMALL, "task.seeds=1", "trainer.rows_per_step=4",
                    "trainer.max_steps=2", command="finetune")  # fmt: skip
     transfer = finetune(cfg, RunDir(tmp_path / "run"))

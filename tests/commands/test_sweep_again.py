@@ -216,7 +216,13 @@ def test_texts_and_bases_count_by_their_bytes(tmp_path):
 
 def test_auto_counts_as_the_run_that_it_means_but_for_a_base_made_on_the_way(workplace, tmp_path):
     own = load_config(RunDir(workplace.base))
-    cfg = replace(own, lang={"x": LangConfig(code="el_GR", text=str(workplace.folder / "el.txt"))}, runs=str(tmp_path))
+    text, recipe = str(workplace.folder / "el.txt"), replace(own.task.pretrain, steps=own.steps)
+    cfg = replace(
+        own,
+        lang={"x": LangConfig(code="el_GR", text=text)},
+        task=replace(own.task, pretrain=recipe),
+        runs=str(tmp_path),
+    )
     tuning = FinetuneConfig(base="auto", runs=str(tmp_path))
     assert cfg.base == "auto"
     before, untuned = data_digests(cfg), data_digests(tuning)
@@ -247,7 +253,7 @@ def test_other_code_is_another_job_but_comments_and_pictures_are_not(tmp_path):
     assert edited("jobs.py", '"""What a job', '"""Again: what a job') == same
     assert edited("errors.py", "  # exit status of a run that was asked to stop, the second by SIGTERM", "") == same
     assert edited("reports/page.py", "The unigram figure", "The figure") == same
-    assert edited("text/corpus.py", "digest_size=8", "digest_size=16") != same
+    assert edited("text/holdout.py", "digest_size=8", "digest_size=7") != same
 
 
 def composed_sweep(*overrides: str) -> DictConfig:

@@ -27,7 +27,7 @@ class XmodCollator:
     Args:
         model: loaded from a folder or hub id that has the tokenizers of its languages; see its ``tokenizer_for``.
         length: most pieces a row, special ones included; longer texts are cut. ``None``: the model's positions.
-        mask_rate: share of each row's pieces that are hidden, 80 % behind the mask, 10 % behind another piece, 10 % as they
+        mask_rate: share of each row's ordinary pieces that are hidden, 80 % behind the mask, 10 % behind another piece, 10 % as they
             are. Which ones follows from torch's random numbers, as in transformers' collators. ``None``: none.
     Raises:
         UserError: a row lacks text or language. UnknownLanguageError: the model does not have the language.
