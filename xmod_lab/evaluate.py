@@ -79,11 +79,7 @@ def _tables(run: "RunDir", found: "Evaluation") -> None:
     _write_csv(run, "slots.csv", ("text", "slot", "loss", "likelihood"), rows)
     counts = [(w, t, s, n) for w, c in found.recognised.items() for t, row in c.items() for s, n in row.items()]
     _write_csv(run, "recognition.csv", ("of", "text", "slot", "count"), counts)
-    pairs = [
-        {"set": name} | {key: value for key, value in vars(result).items() if key != "hits"}
-        for name, results in found.retrieved.items()
-        for result in results
-    ]
+    pairs = [{"set": name, **result.record()} for name, results in found.retrieved.items() for result in results]
     if pairs:
         _write_csv(run, "retrieval.csv", tuple(pairs[0]), (pair.values() for pair in pairs))
 

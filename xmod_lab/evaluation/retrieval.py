@@ -58,6 +58,10 @@ class Retrieval:
     mrr: float
     hits: np.ndarray | None = None
 
+    def record(self) -> dict[str, str | int | float]:
+        """For a CSV file."""
+        return {key: value for key, value in vars(self).items() if key != "hits"}
+
 
 def cosines_of(queries: Tensor, candidates: Tensor) -> np.ndarray:
     """(N, N) of states (N, D) and (N, D)."""
