@@ -32,6 +32,7 @@ KEYS = {  # in the order of the measurements
 }
 
 
+@pytest.mark.slow
 def test_every_measurement_runs_and_is_in_table_and_json(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "bf16_speed", lambda: 2.0)  # at this size it matters little
     bench.main(["--size", "toy", "--rounds", "1", "--json", str(tmp_path / "bench.json")])

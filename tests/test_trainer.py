@@ -152,8 +152,9 @@ def test_logits_are_made_beside_the_loss_where_there_are_no_gradients(head, tmp_
 def test_our_own_scores_need_no_logits_of_every_position(head, monkeypatch):
     model = getattr(xmod_lab.model, f"Xmod{head}")(tiny_config(is_decoder=head == "ForCausalLM")).eval()
     made, given = [], tiny_batch()
+    given["labels"][:, 0] = -100  # nothing comes before it
     monkeypatch.setattr(XmodLanguageModel, "logits", lambda *_: made.append(1))
-    targets = object.__new__(Targets)
+    targets = Targets("en_XX", np.zeros((5, 1)), [(row, row) for row in given["labels"].numpy()], None)
     targets.batches = lambda model: [(slice(0, 5), {**given, "lang_ids": torch.zeros(5, dtype=torch.long)})]
     assert targets.loss(model) == pytest.approx(model(**given, lang_ids="en_XX").loss.item()) and not made
 

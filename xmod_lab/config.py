@@ -172,6 +172,7 @@ class DataConfig:
         200,
         not_in_base("it trains alike, and is scored on other passages"),
         least=1,
+        most=10**9,
         hint="null: all held-out passages",
     )
     workers: int = number(1, uncounted("a batch is a function of seed and step, whoever makes it"), least=0)
@@ -325,7 +326,7 @@ class EvaluationConfig:
 
     pll: bool = False
     parallel: list[str] = field(default_factory=lambda: ["embedded:parallel", "embedded:udhr"])
-    layer: int | None = number(None, least=0)
+    layer: int | None = number(None, least=0, most=1_000)
     control: str | None = None
 
 

@@ -16,7 +16,7 @@ from xmod_lab.text.corpus import EMBEDDED
 SMALL = [
     "model.hidden_size=32", "model.num_hidden_layers=2", "model.intermediate_size=64", "data.row_length=32",
     "trainer.rows_per_step=16", "trainer.checkpoint_every=2", "trainer.validate_every=4", "trainer.log_every=2",
-    "logger=csv", "langset=two", "data.workers=0", "trainer.threads=1", "trainer.precision=32-true",
+    "logger=csv", "langset=two", "data.workers=0", "data.score_passages=12", "trainer.threads=1", "trainer.precision=32-true",
 ]  # fmt: skip
 EXTENSION = ["trainer.max_steps=20", "task.extend.peak_lr=2e-3"]
 LANGUAGE_TO_ADD = """# @package lang.{name}

@@ -182,6 +182,7 @@ def test_a_divided_batch_trains_as_in_one_piece(divided, name):
     assert all((weights[0][n] - weights[1][n]).abs().max() < 1e-3 for n in weights[0])
 
 
+@pytest.mark.slow
 def test_two_processes_resume_to_the_same_bits_between_two_lines_of_the_curve(workplace, divided, tmp_path):
     """The line at step 6 is a mean that each process began before the checkpoint at step 4."""
     whole, stopped = divided["processes"], tmp_path / "stopped"

@@ -33,9 +33,10 @@ def stopped(workplace, run: Path, number: int, *overrides: str, everyone: bool) 
 
 @pytest.mark.parametrize(
     ("number", "everyone", "status"),
-    [(signal.SIGINT, True, 130), (signal.SIGTERM, True, 143), (signal.SIGUSR1, False, 130)],
+    [(signal.SIGINT, True, 130), pytest.param(signal.SIGTERM, True, 143, marks=pytest.mark.slow),
+     pytest.param(signal.SIGUSR1, False, 130, marks=pytest.mark.slow)],
     ids=["ctrl-c", "scheduler", "slurm's warning"],
-)
+)  # fmt: skip
 def test_a_run_that_is_asked_to_stop_saves_a_checkpoint_and_goes_on_to_the_same_bits(
     workplace, whole, tmp_path, number, everyone, status
 ):

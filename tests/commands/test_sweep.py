@@ -4,6 +4,8 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.commands.test_sweep_again import folders
 from tests.commands.test_tracking import records
 from xmod_lab.config import OmegaConf
@@ -14,6 +16,7 @@ from xmod_lab.reports.runs import find_runs
 from xmod_lab.reports.scores import series_of
 
 
+@pytest.mark.slow
 def test_a_sweep_over_languages_runs_each_once_with_one_tracked_run_each(workplace, tmp_path):
     """With two devices as well: peers' sweeps run twice then (bug 13)."""
     status, out, err = workplace.call(

@@ -109,6 +109,7 @@ def test_a_stopped_sweep_goes_on_and_an_added_value_runs_alone(workplace, call, 
     assert all((run / "metrics.json").is_file() for run in folders(folder))
 
 
+@pytest.mark.slow
 def test_failed_jobs_are_retried_and_what_other_data_or_code_made_runs_again_beside_it(workplace, call, tmp_path):
     """Three texts: one is edited, one is repaired, one was trained on by other code."""
     texts = [tmp_path / f"{name}.txt" for name in ("edited", "repaired", "same")]

@@ -41,6 +41,7 @@ def _offline_runs(run: Path) -> list[tuple[str, int, dict]]:
     return found
 
 
+@pytest.mark.slow
 def test_a_failed_run_is_marked_failed_and_a_resumed_one_keeps_its_id(workplace, tmp_path):
     run, environment = tmp_path / "run", {"WANDB_API_KEY": "", "HOME": str(tmp_path)}
     overrides = ("trainer.max_steps=4", "logger=default")
