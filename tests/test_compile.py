@@ -41,7 +41,9 @@ def test_no_graph_break_and_no_recompilation_for_new_compositions(autocast):
     assert counts[-1] == counts[len(COMPOSITIONS) - 1] <= 3  # one, several, and the first, which assumed too much
 
 
-@pytest.mark.parametrize("head", ["Model", "ForCausalLM", "ForMultipleChoice"])
+@pytest.mark.parametrize(
+    "head", ["Model", *(pytest.param(head, marks=pytest.mark.slow) for head in ("ForCausalLM", "ForMultipleChoice"))]
+)
 def test_graphs_are_few_for_every_batch(head):
     """Masks, numbers of rows, languages by row and by token: each kind of batch has its graphs, and they come to an end."""
     torch._dynamo.reset()

@@ -25,7 +25,12 @@ def exported(model, folder) -> onnxruntime.InferenceSession:
 
 
 @pytest.mark.parametrize(
-    ("head", "flags"), [*((head, RELEASES[1]) for head in HEADS), ("ForQuestionAnswering", RELEASES[2])]
+    ("head", "flags"),
+    [
+        (HEADS[0], RELEASES[1]),
+        *(pytest.param(head, RELEASES[1], marks=pytest.mark.slow) for head in HEADS[1:]),
+        ("ForQuestionAnswering", RELEASES[2]),
+    ],
 )
 def test_onnx_gives_the_numbers_of_torch_for_every_language(head, flags, tmp_path):
     model = make(head, **flags)
@@ -46,6 +51,7 @@ def test_onnx_gives_the_numbers_of_torch_for_every_language(head, flags, tmp_pat
             assert_close(torch.from_numpy(tensor)[real], getattr(out, name)[real], atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_language_out_of_range_is_an_error_in_onnxruntime(tmp_path):
     """Peers' bug 1 again: numbers below zero would be counted from the last language."""
     session = exported(make("Model"), tmp_path)
@@ -72,6 +78,7 @@ def test_what_no_exported_graph_can_hold_is_refused():
         torch.export.export(model, (ids,), {"lang_ids": torch.zeros(3).long()}, strict=False)
 
 
+@pytest.mark.slow
 def test_a_model_is_as_it_was_when_it_could_not_be_written(tmp_path):
     model = tiny_model().train()
     model.lm_head.eval()

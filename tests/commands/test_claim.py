@@ -8,6 +8,7 @@ LEARNS = ["model.hidden_size=64", "model.intermediate_size=256", "data.row_lengt
           "task.pretrain.peak_lr=3e-3", "trainer.validate_every=400", "trainer.checkpoint_every=400"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_base_learns_what_piece_frequencies_cannot_tell(workplace, tmp_path):
     """It begins near the unigram entropy, since its output bias is the log frequency, and leaves it within 400 steps.
     With attention across the unrelated passages of a row it never does."""

@@ -213,7 +213,11 @@ def test_a_model_folder_reads_added_languages_with_their_own_vocabularies(workpl
     """The folder alone, and texts from the command line: the same figures as the run's own."""
     texts = ",".join(f"{code}:{{text:{workplace.folder / code[:2]}.txt}}" for code in ("el_GR", "sw_KE"))
     status, _, err = evaluate(
-        f"base={extended / 'model'}", "evaluate.parallel=[]", f"+langset.languages={{{texts}}}", run=tmp_path / "run"
+        f"base={extended / 'model'}",
+        "evaluate.parallel=[]",
+        f"+langset.languages={{{texts}}}",
+        "data.score_passages=12",
+        run=tmp_path / "run",
     )
     assert status == 0, err
     metrics, own = workplace.metrics(tmp_path / "run"), workplace.metrics(extended)
@@ -224,7 +228,9 @@ def test_added_languages_of_a_model_folder_are_scored_where_their_text_is_known(
     workplace, extended, evaluate, tmp_path
 ):
     """By the run that it lies in; elsewhere by their packs, if the text is still there."""
-    status, _, err = evaluate(f"base={extended / 'model'}", "evaluate.parallel=[]", run=tmp_path / "run")
+    status, _, err = evaluate(
+        f"base={extended / 'model'}", "evaluate.parallel=[]", "data.score_passages=12", run=tmp_path / "run"
+    )
     assert status == 0, err
     metrics, own = workplace.metrics(tmp_path / "run"), workplace.metrics(extended)
     assert all(metrics[f"val/{unit}/{code}"] == own[f"val/{unit}/{code}"] for code in CODES for unit in ("loss", "bpb"))

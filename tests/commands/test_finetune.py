@@ -195,6 +195,7 @@ def test_a_language_of_another_format_in_the_base_is_refused_before_anything_is_
     assert not (run / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_bits(workplace, extended, tuned):
     run = workplace.folder / "tuned" / "killed"
     overrides = [

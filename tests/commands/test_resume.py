@@ -130,6 +130,7 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_the_checkpoints(workplace, tmp_path)
     RunDir(tmp_path / "run").lock()  # free again
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_a_message_and_loses_nothing(workplace, tmp_path):
     """A limit on the size of files stands for the full disk: checkpoints do not fit, the rest does."""
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731

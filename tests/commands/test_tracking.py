@@ -61,6 +61,7 @@ def test_a_failed_run_is_marked_failed_and_a_resumed_one_keeps_its_id(workplace,
     assert runs[0][2]["trainer"]["max_steps"] == 4
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_be_reached_leaves_an_offline_run(workplace, tmp_path):
     """And a budget of tokens is spent in whole steps of 16 rows of 32."""
     run = tmp_path / "run"
