@@ -5,6 +5,7 @@ is executed or unpickled.
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -219,6 +220,14 @@ def share(file: Path, like: Path) -> None:
 def is_hub_id(source: str | Path) -> bool:
     """Whether ``source`` may be the id of a repository, OWNER/NAME, and is nothing that is here."""
     return _HUB_ID.fullmatch(str(source)) is not None and not Path(source).exists()
+
+
+def refuse_missing(places: list) -> None:
+    """Raises UserError for the first of ``places``, each a path, several or ``None``, that is nothing here, and can be no id on the hub."""
+    for place in (p for given in places if given for p in (given if isinstance(given, list) else [given])):
+        if not os.path.lexists(place) and not is_hub_id(place):
+            raise UserError(f"'{place}' does not exist, and is no hub id (OWNER/NAME); give the path of a run, a model folder or a pack, or "
+                            "such an id")  # fmt: skip
 
 
 def at_hand(source: str | Path, give: str = "a folder or a hub id") -> Path:

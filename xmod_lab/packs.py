@@ -46,15 +46,15 @@ def main() -> None:
     sent = commands.add_parser("push", help="send a pack to the hub, with its card")
     sent.add_argument("pack", type=Path, metavar="PACK")
     sent.add_argument("repository", metavar="OWNER/NAME", help="made if there is none")
-    sent.add_argument("--license", help="for the card, e.g. cc-by-4.0; by default the card names none")
-    sent.add_argument("--author", help="for the card")
-    sent.add_argument("--base-model", help="for the card: the id of the base on the hub")
+    for name, what in (("license", "e.g. cc-by-4.0"), ("author", "a name"), ("base-model", "its id on the hub")):
+        sent.add_argument(f"--{name}", help=f"for the card: {what}; none by default")
     sent.add_argument("--private", action="store_true")
     arguments = parser.parse_args()
-    work = globals()[f"_{arguments.command}"]  # one of the functions below
+    places = [vars(arguments).get(name) for name in ("base", "model", "path", "pack", "packs", "paths", "both")]
     from xmod_lab.command import hide_bars, run_function  # here: no usage waits for it
+    from xmod_lab.foreign import refuse_missing
 
-    run_function(lambda: hide_bars() or work(arguments))
+    run_function(lambda: refuse_missing(places) or hide_bars() or globals()[f"_{arguments.command}"](arguments))
 
 
 def _install(arguments: argparse.Namespace) -> None:
