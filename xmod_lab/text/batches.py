@@ -107,10 +107,11 @@ class BatchStream(Dataset):
         first = labels = 0
         for code, indices in self.mixture.step(step):
             mine = np.arange((unit - first) % units, len(indices), units)
+            whole = self.corpora[code].rows("train", indices)
             if units > 1:
-                labels += int(self.maskers[code].counts(self.corpora[code].rows("train", indices)).sum())
+                labels += int(self.maskers[code].counts(whole).sum())
             if len(mine):
-                rows.append(self.corpora[code].rows("train", indices[mine]))
+                rows.append(whole[mine])
                 lang_ids += [self.lang_ids[code]] * len(mine)
                 numbers += (first + mine).tolist()
                 maskers += [self.maskers[code]] * len(mine)
