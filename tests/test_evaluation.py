@@ -2,6 +2,7 @@
 
 import gzip
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -441,7 +442,8 @@ def test_retrieval_is_compared_over_rows_at_the_layer_that_was_fixed(corpora):
 def test_naive_bayes_recognises_by_the_training_text_alone(corpora):
     _, found = corpora
     subjects = [
-        Subject(code, "shared" if code != "fr_XX" else code, None, None, source) for code, (_, source) in found.items()
+        Subject(code, "shared" if code != "fr_XX" else code, None, SimpleNamespace(corpus=corpus), source)
+        for code, (corpus, source) in found.items()
     ]
     sentences = {subject.code: subject.sentences() for subject in subjects}
     costs = ngram_costs(subjects, sentences, ["shared", "fr_XX"])  # Greek text under the name of French

@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import dataclass
-from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
@@ -31,7 +30,7 @@ class Subject:
 
     def sentences(self) -> list[str]:
         """Held-out passages, the first ones, cut at a space when they are long."""
-        return [_short(passage) for passage in islice(self.source.passages("validation"), _SENTENCES)]
+        return [_short(passage) for passage in self.scorer.corpus.held_out()[:_SENTENCES]]
 
 
 def _short(passage: str) -> str:
