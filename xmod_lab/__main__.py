@@ -4,7 +4,11 @@ python -m xmod_lab.COMMAND --help shows the settings of one.
 """
 
 import ast
+import runpy
+import sys
 from pathlib import Path
+
+from xmod_lab.stops import quiet_when_interrupted
 
 COMMANDS = ("prepare", "pretrain", "rank", "evaluate", "finetune", "packs", "report")
 
@@ -18,6 +22,14 @@ def main() -> None:
     print(
         "\nSettings are KEY=VALUE; --cfg job shows those of a command. What there is more: README.md, and conf/ for all settings."
     )
+
+
+def installed() -> None:
+    """Entry point of the installed commands: ``xmod-lab-pretrain`` is ``python -m xmod_lab.pretrain``, quiet on Ctrl-C from the
+    beginning too."""
+    quiet_when_interrupted()
+    name = Path(sys.argv[0]).stem.removeprefix("xmod-lab-")
+    runpy.run_module(f"xmod_lab.{name}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from xmod_lab.__main__ import COMMANDS
 
 LONG = ["trainer.max_steps=200", "trainer.checkpoint_every=1000", "trainer.validate_every=1000", "trainer.log_every=1"]
 
@@ -56,3 +61,21 @@ def test_two_processes_stop_after_the_same_step(workplace, tmp_path):
     status, said = stopped(workplace, run, signal.SIGTERM, "trainer.devices=2", everyone=False)
     assert status == 143 and "Traceback" not in said, said
     assert len(list((run / "checkpoints").iterdir())) == 1
+
+
+def installed(name: str, *arguments: str) -> subprocess.Popen:
+    """The command as it is installed; a line is printed before it begins."""
+    code = f"import sys; sys.argv[0] = {f'/bin/{name}'!r}; from xmod_lab.__main__ import installed; print('begins', flush=True); installed()"
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+
+
+def test_an_installed_command_is_the_module_and_quiet_while_it_imports():
+    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    assert scripts == {f"xmod-lab-{name}": "xmod_lab.__main__:installed" for name in COMMANDS}
+    out, err = (helped := installed("xmod-lab-packs", "--help")).communicate(timeout=60)
+    assert helped.returncode == 0 and "python -m xmod_lab.packs" in out, err
+    begun = installed("xmod-lab-pretrain", "--help")
+    begun.stdout.readline()
+    time.sleep(0.1)
+    begun.send_signal(signal.SIGINT)
+    assert begun.communicate(timeout=60) == ("", "") and begun.returncode == 130
