@@ -103,6 +103,10 @@ class Targets:
         cost = -log_frequency(counts).double().numpy()
         return np.array([cost[labels[labels != IGNORE]].sum() for _, labels in self.masked])
 
+    def unigram_loss(self, counts: np.ndarray) -> float:
+        """Nats per predicted piece of the same."""
+        return float(self.unigram_nats(counts).sum() / self.predicted.sum())
+
 
 class FixedTargets(Targets):
     """Rows (R, T) of the language ``code``, and what is to be predicted in them, which never changes."""
@@ -132,6 +136,10 @@ class Scorer(FixedTargets):
         texts = sample_of(self.corpus, None if self.objective.causal else self.objective.score_passages)
         return Passages(self.code, texts, self.tokenizer, self.objective, length=settings["length"],
                         respelling=text["respelling_bits"] / text["bytes"])  # fmt: skip
+
+    def score(self, model: XmodLanguageModel) -> tuple[float, float]:
+        """Nats per predicted piece, and bits per byte."""
+        return self.loss(model), float(self.passages.bits(model).sum() / self.passages.sizes.sum())
 
     def loss_figures(self, model: XmodLanguageModel, prefix: str) -> Figures:
         """``{prefix}/loss/<code>`` and the ends of its interval over rows."""
