@@ -53,15 +53,16 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from xmod_lab.config import DataConfig, LangConfig, PretrainConfig, TaskConfig
+from xmod_lab.config.schema import DataConfig, LangConfig, PretrainConfig, TaskConfig
 from xmod_lab.machine import bf16_speed
 from xmod_lab.model import XmodConfig, XmodForMaskedLM
+from xmod_lab.stages.extension import trainable_names
 from xmod_lab.text.mixture import Mixture
+from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.rows import Corpus
-from xmod_lab.training.data import Prepared, batches
-from xmod_lab.training.extension import trainable_names
+from xmod_lab.training.data import batches
 from xmod_lab.training.memory import keep_memory
-from xmod_lab.training.module import clip_gradients
+from xmod_lab.training.step import clip_gradients
 
 LENGTH, MASKED = 128, 38  # tokens of a row, of which 30 % are predicted
 LANGUAGES = [f"l{i}" for i in range(8)]

@@ -18,8 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from xmod_lab.errors import UserError
-from xmod_lab.jobs import current_runs
-from xmod_lab.reports.runs import read_run
+from xmod_lab.reports.results import read_run
+from xmod_lab.runs.jobs import current_runs
 from xmod_lab.text.likelihoods import in_a_word
 
 FIGURES = {"unigram": "unigram/loss", "before": "before/val/loss", "after": "val/loss", "bpb": "val/bpb"}

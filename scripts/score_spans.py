@@ -17,10 +17,10 @@ from omegaconf import OmegaConf
 
 from xmod_lab.errors import UserError
 from xmod_lab.model import read_config
+from xmod_lab.tables import show
 from xmod_lab.tasks.metrics import span_f1
-from xmod_lab.tasks.reading import LabelledSource, Row, read_examples
+from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.tagging import Tagging
-from xmod_lab.training.tables import show
 
 
 def f1(labels: list[str], kind: str, gold: list[list[int]], predicted: list[list[int]]) -> tuple[float, int]:

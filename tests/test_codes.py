@@ -8,9 +8,9 @@ import torch
 from tests.conftest import tiny_batch, tiny_model
 from tests.test_project import composed
 from xmod_lab.codes import clashing, meaning, related, resolve
-from xmod_lab.config import LangsetText
+from xmod_lab.config.rules import validate
+from xmod_lab.config.schema import LangsetText
 from xmod_lab.errors import UnknownLanguageError, UserError
-from xmod_lab.validation import validate
 
 RELEASED = list(composed("langset=xmod81").langset.languages)
 

@@ -15,19 +15,34 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from tests.test_project import composed
-from xmod_lab import machine, sizes
+from xmod_lab import machine
 from xmod_lab.codes import tag_fault
-from xmod_lab.command_line import arranged, as_typed, explain, file_faults, setting_faults, type_of, unknown_keys
-from xmod_lab.config import CONF_DIR, EvaluateConfig, PretrainConfig, from_hydra, register_schemas
+from xmod_lab.config.finetuning import FinetuneConfig, validate_finetune
+from xmod_lab.config.overrides import (
+    arranged,
+    as_typed,
+    explain,
+    file_faults,
+    setting_faults,
+    type_of,
+    unknown_keys,
+)
+from xmod_lab.config.own_files import OwnFiles, hidden_files, own_folders
+from xmod_lab.config.rules import raise_faults, validate
+from xmod_lab.config.schema import (
+    CONF_DIR,
+    EvaluateConfig,
+    PretrainConfig,
+    from_hydra,
+    register_schemas,
+    sizes,
+)
 from xmod_lab.errors import UserError
-from xmod_lab.finetune_config import FinetuneConfig, validate_finetune
 from xmod_lab.model import XmodForMaskedLM
-from xmod_lab.own_files import OwnFiles, hidden_files, own_folders
+from xmod_lab.runs.bases import almost_matching
+from xmod_lab.runs.run import RunDir
 from xmod_lab.settings import Bounds, flatten
 from xmod_lab.training import fit
-from xmod_lab.training.bases import almost_matching
-from xmod_lab.training.rundir import RunDir
-from xmod_lab.validation import raise_faults, validate
 
 
 def faults(*overrides: str, command: str = "pretrain") -> str:

@@ -10,12 +10,14 @@ import torch
 
 from tests.conftest import passages, tiny_config, tiny_model
 from xmod_lab.errors import UserError
-from xmod_lab.evaluation.evaluation import evaluate
-from xmod_lab.evaluation.likelihood import pseudo_likelihood
-from xmod_lab.evaluation.naive_bayes import ngram_costs
-from xmod_lab.evaluation.opening import Opened
-from xmod_lab.evaluation.recognition import confusion, recognition_figures, sentence_costs
-from xmod_lab.evaluation.retrieval import (
+from xmod_lab.languages.proof import tensor_digests
+from xmod_lab.model import IGNORE, language_model
+from xmod_lab.scoring.held_out import Scorer
+from xmod_lab.scoring.likelihood import pseudo_likelihood
+from xmod_lab.scoring.naive_bayes import ngram_costs
+from xmod_lab.scoring.passages import Passages
+from xmod_lab.scoring.recognition import confusion, recognition_figures, sentence_costs
+from xmod_lab.scoring.retrieval import (
     against,
     chance,
     compare,
@@ -28,19 +30,17 @@ from xmod_lab.evaluation.retrieval import (
     state_names,
     top1_and_mrr,
 )  # fmt: skip
-from xmod_lab.evaluation.slots import slot_figures, slot_matrix, through_slot
-from xmod_lab.evaluation.subjects import Subject, readers
-from xmod_lab.evaluation.tables import retrieval_tables
-from xmod_lab.languages.proof import tensor_digests
-from xmod_lab.model import IGNORE, language_model
+from xmod_lab.scoring.samples import filled
+from xmod_lab.scoring.subjects import Subject, readers
+from xmod_lab.scoring.tables import retrieval_tables
+from xmod_lab.scoring.wrong_slots import slot_figures, slot_matrix, through_slot
+from xmod_lab.stages.evaluating import evaluate
+from xmod_lab.stages.opening import Opened
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.objective import Objective
 from xmod_lab.text.parallel import Parallel, check_parallel, read_parallel
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.vocabulary import load_tokenizer
-from xmod_lab.training.passages import Passages
-from xmod_lab.training.samples import filled
-from xmod_lab.training.scoring import Scorer
 
 LENGTH = 24
 TEXTS = {"en_XX": "en", "de_DE": "de", "fr_XX": "el"}  # Greek letters are not in the vocabulary

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from xmod_lab.command import guarded
+from xmod_lab.cli import guarded
 from xmod_lab.errors import UserError
 from xmod_lab.files import Busy, build_folder, clear_scratch, is_full, lock, remove, write_whole
 from xmod_lab.languages.folders import new_folder

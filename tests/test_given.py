@@ -11,12 +11,20 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.conftest import passages
-from xmod_lab.config import DataConfig, LangConfig, LangsetConfig, LangsetText, ModelConfig, PretrainConfig, TaskConfig
+from xmod_lab.config.schema import (
+    DataConfig,
+    LangConfig,
+    LangsetConfig,
+    LangsetText,
+    ModelConfig,
+    PretrainConfig,
+    TaskConfig,
+)
 from xmod_lab.errors import UserError
+from xmod_lab.runs.bases import new_model
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.tokenizer import SPECIALS, special_ids, to_hugging_face, train_sentencepiece
 from xmod_lab.text.vocabulary import about_training, load_tokenizer, own_tokenizer
-from xmod_lab.training.bases import new_model
 from xmod_lab.training.data import about_kept, prepare_base, prepare_beside
 
 LAYOUTS = {  # where <s>, <pad>, </s>, <unk> and <mask> are

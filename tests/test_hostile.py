@@ -21,7 +21,13 @@ from xmod_lab.languages.differences import settings_that_differ
 from xmod_lab.languages.folders import export, install, new_folder, remove
 from xmod_lab.languages.inventory import inventory
 from xmod_lab.languages.verify import verify
-from xmod_lab.model import XmodConfig, XmodForMaskedLM, XmodForSequenceClassification, read_config, slot_fault
+from xmod_lab.model import (
+    XmodConfig,
+    XmodForMaskedLM,
+    XmodForSequenceClassification,
+    read_config,
+    slot_fault,
+)
 from xmod_lab.model.digests import old_fingerprint
 from xmod_lab.text.vocabulary import load_tokenizer
 

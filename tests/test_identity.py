@@ -8,15 +8,23 @@ from typing import Any, get_args, get_origin
 import pytest
 
 from tests.test_project import composed
-from xmod_lab.config import LangConfig, LangsetText, PretrainConfig
+from xmod_lab.config.finetuning import FinetuneConfig
+from xmod_lab.config.identity import NOT_IN_BASE, UNCOUNTED, counts, identity
+from xmod_lab.config.schema import LangConfig, LangsetText, PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.finetune_config import FinetuneConfig
-from xmod_lab.identity import NOT_IN_BASE, UNCOUNTED, counts, identity
-from xmod_lab.tasks.reading import LabelledSource
+from xmod_lab.runs.bases import (
+    Base,
+    almost_matching,
+    base_to_make,
+    inherit,
+    load_config,
+    newest_matching,
+)
+from xmod_lab.runs.run import RunDir
+from xmod_lab.tasks.sources import LabelledSource
+from xmod_lab.text.prepared import Prepared
 from xmod_lab.training import data
-from xmod_lab.training.bases import Base, almost_matching, base_to_make, inherit, load_config, newest_matching
-from xmod_lab.training.data import Prepared, training_settings
-from xmod_lab.training.rundir import RunDir
+from xmod_lab.training.data import training_settings
 
 FEW = 14  # of well over a hundred
 MADE = {

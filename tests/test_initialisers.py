@@ -16,13 +16,18 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from tests.conftest import passages, tiny_model
 from tests.test_project import composed
 from xmod_lab.choices import EMBEDDING_INITS
+from xmod_lab.config.rules import validate
 from xmod_lab.errors import UserError
-from xmod_lab.languages.embeddings import initialise_vocabulary, log_frequency, shared_pieces, special_pairs
+from xmod_lab.languages.embeddings import (
+    initialise_vocabulary,
+    log_frequency,
+    shared_pieces,
+    special_pairs,
+)
 from xmod_lab.languages.focus import auxiliary_vectors, mixtures, sparsemax
 from xmod_lab.languages.initialisers import KEEP_SHARED, letters, script_of
 from xmod_lab.languages.proof import digest, tensor_digests
 from xmod_lab.text.tokenizer import SPECIALS, save_tokenizer, train_sentencepiece
-from xmod_lab.validation import validate
 
 DERIVING = ("overlap_fuzzy", "subword_mean", "focus", "script_mean")
 

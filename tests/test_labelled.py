@@ -13,15 +13,15 @@ from tests.conftest import tiny_config
 from tests.test_project import composed
 from xmod_lab.errors import UserError
 from xmod_lab.languages.cards import task_card
+from xmod_lab.stages.task_data import _clusters, _labelled
 from xmod_lab.tasks.answering import Answering
 from xmod_lab.tasks.choice import Choice
 from xmod_lab.tasks.classification import Classification, Inference
 from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.tasks.labels import classes
-from xmod_lab.tasks.reading import LabelledSource, Row, read_examples
+from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.tagging import Tagging
 from xmod_lab.tasks.values import NO_LABEL, read_value
-from xmod_lab.training.labelled import _clusters, _labelled
 
 KNOWN = ["en_XX", "de_DE"]
 

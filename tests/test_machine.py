@@ -10,11 +10,12 @@ from omegaconf import OmegaConf
 
 from tests.test_project import composed
 from xmod_lab import machine
+from xmod_lab.config.rules import validate
 from xmod_lab.errors import UserError
-from xmod_lab.training import callbacks, rundir
-from xmod_lab.training.bases import base_to_make, newest_matching
-from xmod_lab.training.rundir import RunDir
-from xmod_lab.validation import validate
+from xmod_lab.runs import run as rundir
+from xmod_lab.runs.bases import base_to_make, newest_matching
+from xmod_lab.runs.run import RunDir
+from xmod_lab.training import callbacks
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from xmod_lab.tasks.answering import Answering
 from xmod_lab.tasks.choice import Choice
 from xmod_lab.tasks.classification import Classification, Inference
 from xmod_lab.tasks.ngrams import ngrams, spelling
-from xmod_lab.tasks.reading import LabelledSource, Row, read_examples
+from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.tagging import Tagging
 
 WORDS = ["lamp", "heat", "door", "rain", "milk", "fish", "tree", "song", "coin", "wind"]

@@ -23,7 +23,13 @@ from xmod_lab.languages.inventory import inventory
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.languages.verify import verify
-from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM, language_model, load_language_model, packs
+from xmod_lab.model import (
+    XmodForCausalLM,
+    XmodForMaskedLM,
+    language_model,
+    load_language_model,
+    packs,
+)
 from xmod_lab.model import base as model_base
 from xmod_lab.model.digests import digest, fingerprint, old_fingerprint
 from xmod_lab.model.packs import read_pack

@@ -14,6 +14,8 @@ from tests import synthetic
 from tests.conftest import passages, tiny_config
 from xmod_lab.model import language_model
 from xmod_lab.reports import pairs
+from xmod_lab.scoring.held_out import Scorer
+from xmod_lab.scoring.passages import Passages, interval
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE, Masker
 from xmod_lab.text.objective import Objective
@@ -21,8 +23,6 @@ from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.stretches import SETS, deal, starts_of
 from xmod_lab.text.tokenizer import to_hugging_face, train_sentencepiece
 from xmod_lab.text.vocabulary import load_tokenizer
-from xmod_lab.training.passages import Passages, interval
-from xmod_lab.training.scoring import Scorer
 
 MASKED = Objective("mlm", 0.3, "80-10-10", "document")
 CAUSAL = replace(MASKED, name="clm")

@@ -16,15 +16,19 @@ from tests.conftest import tiny_config
 from tests.test_project import composed
 from xmod_lab.choices import METRICS
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodForMultipleChoice, XmodForQuestionAnswering, XmodForTokenClassification
+from xmod_lab.model import (
+    XmodForMultipleChoice,
+    XmodForQuestionAnswering,
+    XmodForTokenClassification,
+)
+from xmod_lab.scoring.transfer import answers
 from xmod_lab.tasks.answering import Answering
 from xmod_lab.tasks.choice import Choice
+from xmod_lab.tasks.file_formats import READERS
 from xmod_lab.tasks.metrics import span_f1
-from xmod_lab.tasks.readers import READERS
-from xmod_lab.tasks.reading import LabelledSource, Row, read_examples
+from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.statistics import estimate
 from xmod_lab.tasks.tagging import Tagging
-from xmod_lab.training.transfer import answers
 
 KNOWN = ["en_XX", "de_DE"]
 CONLLU = """# text = Dogs don't bark

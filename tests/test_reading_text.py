@@ -17,16 +17,16 @@ from transformers import AutoTokenizer
 
 from tests.conftest import passages
 from tests.test_project import composed
-from xmod_lab.config import LangConfig, PretrainConfig
+from xmod_lab.config.rules import validate
+from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.hub import hub_fault
-from xmod_lab.tasks.reading import LabelledSource
+from xmod_lab.tasks.sources import LabelledSource
 from xmod_lab.text.corpus import Source, Tally, check_source
-from xmod_lab.text.files import decoded_lines, json_rows
 from xmod_lab.text.holdout import Keys, exact_key, letters_of
 from xmod_lab.text.parallel import read_parallel
 from xmod_lab.text.rows import prepare_corpus
-from xmod_lab.validation import validate
+from xmod_lab.text.text_files import decoded_lines, json_rows
 
 KINDS = ("txt", "txt.gz", "jsonl", "tsv", "csv.gz", "parquet", "saved", "folder")
 ODD = ["\ufeffone", "  two\u2028 half ", "three\x0c3\x0b3", "four\x85x", "fa\u3000st", "\u200bsix", "se\u00a0ven\ufeff"]

@@ -18,10 +18,10 @@ from scipy import stats
 
 from tests.test_project import composed
 from xmod_lab import report
-from xmod_lab.reports.figures import bars, curves, dots, heat_map, interval_bars, png, scatter, svg
 from xmod_lab.reports.groups import Sample, groups_of
 from xmod_lab.reports.page import render
-from xmod_lab.reports.runs import find_runs
+from xmod_lab.reports.plots import bars, curves, dots, heat_map, interval_bars, png, scatter, svg
+from xmod_lab.reports.results import find_runs
 from xmod_lab.reports.tables import Table, tex
 
 _composed = functools.cache(composed)  # which takes most of the time

@@ -10,18 +10,19 @@ import pytest
 import torch
 
 from tests.conftest import passages, tiny_config
-from xmod_lab.config import DataConfig, LangConfig, PretrainConfig, TaskConfig
+from xmod_lab.config.schema import DataConfig, LangConfig, PretrainConfig, TaskConfig
 from xmod_lab.errors import UserError
 from xmod_lab.model import language_model
+from xmod_lab.scoring.held_out import Scorer, score_passages, scorers_of
 from xmod_lab.text.batches import BatchStream
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.objective import Objective
+from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.vocabulary import load_tokenizer
-from xmod_lab.training.data import Prepared, consumption, prepare_language
-from xmod_lab.training.scoring import Scorer, score_passages
+from xmod_lab.training.data import consumption, prepare_language
 
 LENGTH = 24
 MASKED = Objective("mlm", 0.3, "80-10-10", "row")
@@ -144,8 +145,8 @@ def test_held_out_text_with_nothing_to_hide_is_refused_before_anything_is_traine
         prepare_language(PretrainConfig(data=data, task=TaskConfig("mlm")), lang, str(tokenizer_folder))
     prepared = prepare_language(PretrainConfig(data=data, task=TaskConfig("clm")), lang, str(tokenizer_folder))
     with pytest.raises(UserError, match=words):
-        prepared.scorers(MASKED)
-    assert prepared.scorers(CAUSAL)["el_GR"].predicted.sum() == 3  # ▁, <unk>, </s>
+        scorers_of(prepared, MASKED)
+    assert scorers_of(prepared, CAUSAL)["el_GR"].predicted.sum() == 3  # ▁, <unk>, </s>
 
 
 def test_consumption_is_what_the_batches_held(prepared):

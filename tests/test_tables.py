@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from xmod_lab.errors import UserError
-from xmod_lab.text.tables import table_cells
+from xmod_lab.text.table_files import table_cells
 
 ROWS = [["label", "text"], ["a", "bane tilo"], ["b", "senpil dor"]]
 

@@ -13,7 +13,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.tasks.classification import Classification, Inference
 from xmod_lab.tasks.examples import ExampleStream
 from xmod_lab.tasks.metrics import accuracy, macro_f1
-from xmod_lab.tasks.reading import LabelledSource, Row, read_examples
+from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.statistics import AT_LEAST, clusters_of, difference, estimate, holm
 
 KNOWN = ["en_XX", "de_DE", "el_GR"]

@@ -7,8 +7,9 @@ import pytest
 from torch.nn import Parameter
 
 from tests.conftest import tiny_model
+from xmod_lab.tables import show
 from xmod_lab.training import tables
-from xmod_lab.training.tables import donor_table, show, training_table
+from xmod_lab.training.tables import donor_table, training_table
 
 HEADER = (
     "language",

@@ -14,7 +14,13 @@ from xmod_lab.choices import NORMALIZATIONS
 from xmod_lab.errors import UserError
 from xmod_lab.text.corpus import EMBEDDED, Source
 from xmod_lab.text.rows import prepare_corpus
-from xmod_lab.text.tokenizer import SPM_FILE, UNK, save_tokenizer, to_hugging_face, train_sentencepiece
+from xmod_lab.text.tokenizer import (
+    SPM_FILE,
+    UNK,
+    save_tokenizer,
+    to_hugging_face,
+    train_sentencepiece,
+)
 from xmod_lab.text.vocabulary import load_tokenizer
 
 LANGUAGES = sorted(p.name.split(".")[0] for p in EMBEDDED.glob("*.train.txt.gz"))

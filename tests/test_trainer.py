@@ -18,7 +18,7 @@ from tests.test_parity import HEADS, LANGUAGES, batch, pair
 from xmod_lab.errors import UserError
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM, XmodLanguageModel
-from xmod_lab.training.scoring import Targets
+from xmod_lab.scoring.held_out import Targets
 
 TRAINED = [head for head in HEADS if head != "Model"]
 LM = ["ForMaskedLM", "ForCausalLM"]

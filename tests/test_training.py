@@ -12,15 +12,15 @@ import torch
 
 from tests.conftest import tiny_batch, tiny_config, tiny_model
 from tests.test_project import composed
-from xmod_lab.config import RecipeConfig
+from xmod_lab.config.schema import RecipeConfig
 from xmod_lab.errors import Stopped, UserError
 from xmod_lab.model import XmodForTokenClassification
+from xmod_lab.processes import STOPS, launch
+from xmod_lab.runs.run import RunDir
 from xmod_lab.training import interruption
 from xmod_lab.training.callbacks import Checkpoints, LearningCurve, WholeFiles
-from xmod_lab.training.distributed import STOPS, launch
 from xmod_lab.training.interruption import Interruption
-from xmod_lab.training.module import LanguageModeling, clip_gradients
-from xmod_lab.training.rundir import RunDir
+from xmod_lab.training.step import LanguageModeling, clip_gradients
 
 
 def _module(**recipe) -> LanguageModeling:
@@ -194,7 +194,7 @@ def test_each_process_takes_up_its_own_sum_and_another_number_of_processes_the_m
 
 _TRAIN = """
 import os, sys, time
-from xmod_lab.training.rundir import RunDir
+from xmod_lab.runs.run import RunDir
 RunDir(sys.argv[1]).lock()
 RunDir(sys.argv[1]).lock()  # one process may ask twice
 child = os.fork()  # as a worker that reads data, which may live a little longer

@@ -9,13 +9,13 @@ from tests.conftest import tiny_model
 from xmod_lab.errors import ProofError
 from xmod_lab.languages.proof import compare_frozen, require_frozen, tensor_digests
 from xmod_lab.model.slots import fill_slot
+from xmod_lab.scoring.transfer import NO_SLOT, answers, slots_of
+from xmod_lab.scoring.transfer_table import Language, Transfer
+from xmod_lab.stages.task_data import task_model
 from xmod_lab.tasks.classification import Classification
 from xmod_lab.tasks.examples import Encoded
-from xmod_lab.tasks.reading import Row
+from xmod_lab.tasks.sources import Row
 from xmod_lab.tasks.statistics import Estimate
-from xmod_lab.training.labelled import task_model
-from xmod_lab.training.transfer import NO_SLOT, answers, slots_of
-from xmod_lab.training.transfer_table import Language, Transfer
 
 KIND = Classification([Row({"text": "", "label": label}, "") for label in "abcd"])
 TEXTS = Encoded(

@@ -13,7 +13,12 @@ from tests.conftest import passages
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.normalisation import Normalisation, kind
 from xmod_lab.text.rows import prepare_corpus
-from xmod_lab.text.tokenizer import NORMALIZATIONS, save_tokenizer, to_hugging_face, train_sentencepiece
+from xmod_lab.text.tokenizer import (
+    NORMALIZATIONS,
+    save_tokenizer,
+    to_hugging_face,
+    train_sentencepiece,
+)
 from xmod_lab.text.vocabulary import load_tokenizer
 
 DECOMPOSABLE = {  # a sentence of scripts in which macOS, or an input method, writes letters in parts

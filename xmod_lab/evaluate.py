@@ -19,12 +19,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xmod_lab.command import run_command
-from xmod_lab.config import EvaluateConfig
+from xmod_lab.cli import run_command
+from xmod_lab.config.schema import EvaluateConfig
 
 if TYPE_CHECKING:
-    from xmod_lab.evaluation.evaluation import Evaluation
-    from xmod_lab.training.rundir import RunDir
+    from xmod_lab.runs.run import RunDir
+    from xmod_lab.stages.evaluating import Evaluation
 
 log = logging.getLogger(__name__)
 
@@ -35,12 +35,12 @@ def main() -> None:
 
 
 def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
-    from xmod_lab.evaluation.evaluation import evaluate  # here: no refusal waits for torch
-    from xmod_lab.evaluation.opening import open_model, settle_model
+    from xmod_lab.runs.run import RunDir
+    from xmod_lab.scoring.held_out import on_device
+    from xmod_lab.scoring.samples import SAMPLES, filled
+    from xmod_lab.stages.evaluating import evaluate  # here: no refusal waits for torch
+    from xmod_lab.stages.opening import open_model, settle_model
     from xmod_lab.text.parallel import read_parallel
-    from xmod_lab.training.rundir import RunDir
-    from xmod_lab.training.samples import SAMPLES, filled
-    from xmod_lab.training.scoring import on_device
 
     parallels = [read_parallel(source) for source in cfg.evaluate.parallel]
     run = RunDir(folder)
@@ -102,7 +102,7 @@ def _plots(run: "RunDir", figures: dict[str, float]) -> None:
         retrieval_sets,
         slot_map,
     )
-    from xmod_lab.reports.figures import png
+    from xmod_lab.reports.plots import png
 
     drawn = {f"recognition_{what}": recognition_map(figures, what) for what in RECOGNISED}
     drawn["slots"] = slot_map(figures)

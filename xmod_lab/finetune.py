@@ -14,11 +14,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xmod_lab.command import run_command
-from xmod_lab.finetune_config import FinetuneConfig, validate_finetune
+from xmod_lab.cli import run_command
+from xmod_lab.config.finetuning import FinetuneConfig, validate_finetune
 
 if TYPE_CHECKING:
-    from xmod_lab.training.transfer_table import Transfer
+    from xmod_lab.scoring.transfer_table import Transfer
 
 log = logging.getLogger(__name__)
 
@@ -29,15 +29,15 @@ def main() -> None:
 
 
 def _start(cfg: FinetuneConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
-    from xmod_lab.training.finetuning import finetune  # here: no refusal waits for torch
-    from xmod_lab.training.rundir import RunDir
+    from xmod_lab.runs.run import RunDir
+    from xmod_lab.stages.finetuning import finetune  # here: no refusal waits for torch
 
     run = RunDir(folder)
     finetune(cfg, run, group=sweep, draw=lambda transfer: _draw(transfer, run / "transfer.png"))
 
 
 def _draw(transfer: "Transfer", path: Path) -> None:
-    from xmod_lab.reports.figures import png
+    from xmod_lab.reports.plots import png
     from xmod_lab.reports.transfer import transfer_bars
 
     title = f"{transfer.task}, fine-tuned on {transfer.source} alone"

@@ -135,7 +135,9 @@ def open_tokenizer(source: str | Path, part: str = "") -> "PreTrainedTokenizerBa
     Raises:
         UserError: it asks for code, a file of it is a link that leads out, or stands for one in Git LFS. Exception: whatever transformers raises.
     """
-    from transformers import AutoTokenizer  # here: other parts of this module are used before torch is loaded
+    from transformers import (
+        AutoTokenizer,  # here: other parts of this module are used before torch is loaded
+    )
 
     folder = Path(source, part)
     for name in ("tokenizer_config.json", "config.json") if folder.is_dir() else ():

@@ -18,7 +18,10 @@ _GIB = 2**30
 def hub_fault(name: str, give: str) -> str | None:
     """Why ``name``, which is nothing on this machine, can be no id on the hub either, and what to ``give``; ``None`` where it may be
     one."""
-    from huggingface_hub.utils import HFValidationError, validate_repo_id  # here: it takes half a second
+    from huggingface_hub.utils import (  # here: it takes half a second
+        HFValidationError,
+        validate_repo_id,
+    )
 
     owner, _, rest = name.partition("/")
     try:

@@ -51,14 +51,17 @@ def main() -> None:
     sent.add_argument("--private", action="store_true")
     arguments = parser.parse_args()
     places = [vars(arguments).get(name) for name in ("base", "model", "path", "pack", "packs", "paths", "both")]
-    from xmod_lab.command import hide_bars, run_function  # here: no usage waits for it
+    from xmod_lab.cli import hide_bars, run_function  # here: no usage waits for it
     from xmod_lab.foreign import refuse_missing
 
     run_function(lambda: refuse_missing(places) or hide_bars() or globals()[f"_{arguments.command}"](arguments))
 
 
 def _install(arguments: argparse.Namespace) -> None:
-    from xmod_lab.languages.folders import install, pack_folders  # here, and below: no usage waits for torch
+    from xmod_lab.languages.folders import (  # here, and below: no usage waits for torch
+        install,
+        pack_folders,
+    )
 
     packs = [pack for path in arguments.packs for pack in pack_folders(path)]
     print(f"{arguments.out}: {arguments.base} with {', '.join(install(arguments.base, packs, arguments.out))}")
@@ -81,7 +84,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     from xmod_lab.languages.inventory import HEADER, inventory
-    from xmod_lab.training.tables import show
+    from xmod_lab.tables import show
 
     for path in arguments.paths:
         show(str(path), HEADER, inventory(path))
@@ -89,9 +92,9 @@ def _list(arguments: argparse.Namespace) -> None:
 
 def _verify(arguments: argparse.Namespace) -> None:
     from xmod_lab.languages.verify import verify
-    from xmod_lab.training.bases import load_config
-    from xmod_lab.training.rundir import RunDir
-    from xmod_lab.training.tables import show
+    from xmod_lab.runs.bases import load_config
+    from xmod_lab.runs.run import RunDir
+    from xmod_lab.tables import show
 
     base = arguments.base
     if base is None and (arguments.path / "config.yaml").is_file():

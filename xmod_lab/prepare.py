@@ -12,8 +12,8 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from xmod_lab.command import run_command
-from xmod_lab.config import PretrainConfig
+from xmod_lab.cli import run_command
+from xmod_lab.config.schema import PretrainConfig
 
 
 def main() -> None:
@@ -22,7 +22,10 @@ def main() -> None:
 
 
 def _prepare(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
-    from xmod_lab.training.data import prepare_base, prepare_beside  # here: no refusal waits for torch
+    from xmod_lab.training.data import (  # here: no refusal waits for torch
+        prepare_base,
+        prepare_beside,
+    )
     from xmod_lab.training.tables import corpus_table
 
     base = prepare_base(cfg)

@@ -14,8 +14,8 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from xmod_lab.command import guarded, hide_bars, run_command
-from xmod_lab.config import PretrainConfig
+from xmod_lab.cli import guarded, hide_bars, run_command
+from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
 
 
@@ -25,7 +25,11 @@ def main() -> None:
 
 
 def _start(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:
-    from xmod_lab.training.distributed import launch, launched, process_count  # here: no refusal waits for torch
+    from xmod_lab.processes import (  # here: no refusal waits for torch
+        launch,
+        launched,
+        process_count,
+    )
 
     devices, nodes = cfg.trainer.devices, cfg.trainer.nodes
     if launched() and cfg.plan:
@@ -49,8 +53,8 @@ def _in_process(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str 
 
 
 def _train(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:
-    from xmod_lab.training.run import run_training
-    from xmod_lab.training.rundir import RunDir
+    from xmod_lab.runs.run import RunDir
+    from xmod_lab.stages.start import run_training
 
     run_training(cfg, RunDir(folder), asked, group=sweep)
     return 0

@@ -19,13 +19,13 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xmod_lab.command import run_command
-from xmod_lab.config import PretrainConfig
+from xmod_lab.cli import run_command
+from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
 
 if TYPE_CHECKING:
-    from xmod_lab.training.ranking import Ranking
-    from xmod_lab.training.rundir import RunDir
+    from xmod_lab.runs.run import RunDir
+    from xmod_lab.stages.ranking import Ranking
 
 log = logging.getLogger(__name__)
 
@@ -42,19 +42,19 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
         raise UserError(
             "plan=true is for pretrain: rank keeps nothing that it trains but a base, where there is none; leave it out"
         )
-    from xmod_lab.training.distributed import launched  # here: no refusal waits for torch
+    from xmod_lab.processes import launched  # here: no refusal waits for torch
 
     if launched() or cfg.trainer.devices * cfg.trainer.nodes > 1:
         raise UserError(
             "rank works in one process; set trainer.devices=1 trainer.nodes=1, and start it without torchrun"
         )
-    from xmod_lab.training.bases import agree
+    from xmod_lab.runs.bases import agree
+    from xmod_lab.runs.run import RunDir
+    from xmod_lab.stages.extension import open_base
+    from xmod_lab.stages.ranking import rank_beginnings, ranking_tables
+    from xmod_lab.stages.start import settle_base
     from xmod_lab.training.data import prepare_beside
-    from xmod_lab.training.extension import open_base
     from xmod_lab.training.memory import keep_memory
-    from xmod_lab.training.ranking import rank_beginnings, ranking_tables
-    from xmod_lab.training.run import settle_base
-    from xmod_lab.training.rundir import RunDir
 
     run = RunDir(folder)
     cfg, base = settle_base(cfg, run, asked)
@@ -83,8 +83,8 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
 
 
 def _write(run: "RunDir", base: str, seed: int, ranking: "Ranking") -> None:
-    from xmod_lab.reports.figures import heat_map, png
-    from xmod_lab.training.ranking import Combination
+    from xmod_lab.reports.plots import heat_map, png
+    from xmod_lab.stages.ranking import Combination
 
     name = f"ranking_{ranking.code}"
     run.write_json(f"{name}.json", {"base": base, "seed": seed, **asdict(ranking)})

@@ -36,7 +36,7 @@ def main() -> None:
         "--out", type=Path, metavar="FILE.html", help="instead of report.html in the folder that is given"
     )
     arguments = parser.parse_args()
-    from xmod_lab.command import run_function  # here: no usage waits for it
+    from xmod_lab.cli import run_function  # here: no usage waits for it
 
     run_function(lambda: _report(arguments.runs, arguments.out))
 
@@ -46,7 +46,7 @@ def _report(paths: list[Path], out: Path | None) -> None:
     if place.suffix != ".html":
         raise UserError(f"--out {place} is no name of a page; let it end in .html")
     from xmod_lab.reports.page import render, write  # here: no usage waits for matplotlib
-    from xmod_lab.reports.runs import find_runs
+    from xmod_lab.reports.results import find_runs
 
     found = find_runs(paths)
     page, files = render(found)

@@ -63,7 +63,7 @@ class Bounds:
 
 
 def uncounted(why: str) -> dict[str, str]:
-    """The mark of a field that changes no result; of a field without it :mod:`xmod_lab.identity` takes that it does."""
+    """The mark of a field that changes no result; of a field without it :mod:`xmod_lab.config.identity` takes that it does."""
     return {"uncounted": why}
 
 

@@ -14,7 +14,7 @@ import pytest
 from tests.campaign.conftest import GREEK, TOY
 from tests.campaign.hostile import NOT_OURS, VICTIM, bad_arguments, hostile_folder
 from tests.commands import forked
-from xmod_lab.config import PretrainConfig
+from xmod_lab.config.schema import PretrainConfig
 
 SECONDS = 120  # of a command that nothing keeps waiting; a machine may be busy
 SCREEN = 25 * 160  # characters

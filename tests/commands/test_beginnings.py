@@ -15,13 +15,13 @@ from tests.test_project import composed
 from xmod_lab.choices import EMBEDDING_INITS
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.rank import main
-from xmod_lab.training.bases import load_config, resolve
-from xmod_lab.training.beginning import begin_language
+from xmod_lab.runs.bases import load_config, resolve
+from xmod_lab.runs.run import RunDir
+from xmod_lab.stages.beginning import begin_language
+from xmod_lab.stages.donors import rank_donors, sampled_targets
+from xmod_lab.stages.extension import open_base
+from xmod_lab.stages.ranking import rank_beginnings
 from xmod_lab.training.data import prepare_language
-from xmod_lab.training.donors import rank_donors, sampled_targets
-from xmod_lab.training.extension import open_base
-from xmod_lab.training.ranking import rank_beginnings
-from xmod_lab.training.rundir import RunDir
 
 NEAREST = ["lang.greek.slot_init=nearest", "lang.greek.embedding_init=focus"]
 

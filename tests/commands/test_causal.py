@@ -12,7 +12,7 @@ from tests.commands.conftest import EXTENSION
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForCausalLM
 from xmod_lab.reports.page import render
-from xmod_lab.reports.runs import find_runs
+from xmod_lab.reports.results import find_runs
 
 
 def nats_per_piece(data, base, *, attention: str) -> float:

@@ -15,13 +15,13 @@ import transformers
 from tests.conftest import passages
 from xmod_lab.evaluate import main
 from xmod_lab.reports.page import render
-from xmod_lab.reports.runs import find_runs
+from xmod_lab.reports.results import find_runs
+from xmod_lab.scoring.held_out import Scorer
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE
 from xmod_lab.text.objective import Objective
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.vocabulary import load_tokenizer
-from xmod_lab.training.scoring import Scorer
 
 CODES = ["en_XX", "de_DE", "el_GR", "sw_KE"]
 

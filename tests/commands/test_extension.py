@@ -164,7 +164,7 @@ def test_a_language_added_after_another_is_the_one_added_alone(workplace, extend
 def test_a_violated_proof_fails_the_run(workplace, tmp_path, monkeypatch, capsys, part):
     """Something moves a frozen tensor during training: the run must say so, exit with 1, and write no pack."""
     from xmod_lab import pretrain
-    from xmod_lab.training.module import LanguageModeling
+    from xmod_lab.training.step import LanguageModeling
 
     def nudge(module, *_):
         name = (

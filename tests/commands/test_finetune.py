@@ -17,16 +17,16 @@ import transformers
 
 from scripts.score_spans import scores
 from tests.test_project import composed
+from xmod_lab.config.finetuning import validate_finetune
 from xmod_lab.errors import ProofError, UserError
 from xmod_lab.finetune import main
-from xmod_lab.finetune_config import validate_finetune
 from xmod_lab.model import XmodForMaskedLM, XmodForSequenceClassification
 from xmod_lab.reports.page import render
-from xmod_lab.reports.runs import find_runs
+from xmod_lab.reports.results import find_runs
+from xmod_lab.runs.run import RunDir
+from xmod_lab.stages import finetuning
 from xmod_lab.text.corpus import EMBEDDED
-from xmod_lab.training import finetuning
 from xmod_lab.training.callbacks import BestWeights
-from xmod_lab.training.rundir import RunDir
 
 SMALL = ["trainer.max_steps=8", "trainer.checkpoint_every=2", "trainer.validate_every=2", "trainer.log_every=2", "logger=csv",
          "task.seeds=2"]  # fmt: skip

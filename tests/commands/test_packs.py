@@ -13,13 +13,13 @@ import torch
 
 from tests.commands.conftest import EXTENSION, Workplace, lines
 from xmod_lab import packs, pretrain
-from xmod_lab.command import guarded
-from xmod_lab.figures import told
+from xmod_lab.cli import guarded
+from xmod_lab.metrics import told
 from xmod_lab.model import XmodForMaskedLM
-from xmod_lab.training.bases import load_config
+from xmod_lab.runs.bases import load_config
+from xmod_lab.runs.run import RunDir
+from xmod_lab.scoring.held_out import score_losses, score_passages, scorers_of
 from xmod_lab.training.data import prepare_language
-from xmod_lab.training.rundir import RunDir
-from xmod_lab.training.scoring import score_losses, score_passages
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_a_text_of_ones_own_ends_in_a_verified_pack_whose_figures_a_fresh_base_r
     cfg = load_config(RunDir(run))
     prepared = prepare_language(cfg, cfg.lang["new_lang"], f"{tmp_path / 'installed'}/languages/tr_TR")
     metrics = workplace.metrics(run)
-    scorers = prepared.scorers(cfg.objective)
+    scorers = scorers_of(prepared, cfg.objective)
     figures = score_losses(model, scorers) | score_passages(model, scorers)[0]
     assert {"val/loss/tr_TR", "val/bpb/tr_TR"} <= figures.keys() and figures.items() <= metrics.items()
 

@@ -8,10 +8,10 @@ import pytest
 from tests.commands.conftest import EXTENSION, SMALL
 from tests.test_project import composed
 from xmod_lab import pretrain
-from xmod_lab.config import LangsetText
+from xmod_lab.config.schema import LangsetText
 from xmod_lab.model import IGNORE
-from xmod_lab.training.bases import new_model
-from xmod_lab.training.cost import measure
+from xmod_lab.runs.bases import new_model
+from xmod_lab.stages.cost import measure
 from xmod_lab.training.data import batches, mixture_of, prepare_base
 
 

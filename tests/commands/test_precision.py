@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from tests.commands.conftest import EXTENSION
 from tests.commands.forked import FORKS
 from xmod_lab.machine import bf16_speed
-from xmod_lab.training.distributed import join, of_first
+from xmod_lab.processes import join, of_first
 
 IN_BF16 = ["trainer.precision=bf16-mixed", "trainer.max_steps=6"]  # as many as the base of the other tests
 

@@ -8,11 +8,11 @@ import pytest
 
 from tests.commands.test_sweep_again import folders
 from tests.commands.test_tracking import records
-from xmod_lab.config import OmegaConf
-from xmod_lab.figures import digits_of, half_width
+from xmod_lab.config.schema import OmegaConf
+from xmod_lab.metrics import digits_of, half_width
 from xmod_lab.reports.groups import groups_of
 from xmod_lab.reports.page import render
-from xmod_lab.reports.runs import find_runs
+from xmod_lab.reports.results import find_runs
 from xmod_lab.reports.scores import series_of
 
 

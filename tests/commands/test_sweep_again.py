@@ -16,13 +16,21 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from xmod_lab import finetune, pretrain
-from xmod_lab.command import run_command
-from xmod_lab.config import CONF_DIR, LangConfig, register_schemas
-from xmod_lab.finetune_config import FinetuneConfig
-from xmod_lab.jobs import Job, code_digest, current_runs, data_digests, job_folder
-from xmod_lab.sweep import begin_sweep, finish_sweep, main_figures, planned_jobs, settle_folder, start_of, sweep_name
-from xmod_lab.training.bases import load_config
-from xmod_lab.training.rundir import RunDir
+from xmod_lab.cli import run_command
+from xmod_lab.config.finetuning import FinetuneConfig
+from xmod_lab.config.schema import CONF_DIR, LangConfig, register_schemas
+from xmod_lab.runs.bases import load_config
+from xmod_lab.runs.jobs import Job, code_digest, current_runs, data_digests, job_folder
+from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.sweep import (
+    begin_sweep,
+    finish_sweep,
+    main_figures,
+    planned_jobs,
+    settle_folder,
+    start_of,
+    sweep_name,
+)
 
 PACKAGE = Path(__file__).parents[2] / "xmod_lab"
 LONG = 100

@@ -9,9 +9,9 @@ import pytest
 from wandb.proto import wandb_internal_pb2
 
 from tests.test_project import composed
-from xmod_lab.training import tracking
-from xmod_lab.training.rundir import RunDir
-from xmod_lab.training.tracking import Tracking
+from xmod_lab.runs import tracking
+from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.tracking import Tracking
 
 
 def records(file: Path) -> Iterator[wandb_internal_pb2.Record]:

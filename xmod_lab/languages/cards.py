@@ -9,7 +9,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from xmod_lab.codes import known_codes
 from xmod_lab.errors import UserError, printable
-from xmod_lab.figures import told
+from xmod_lab.metrics import told
 from xmod_lab.model import XmodConfig
 from xmod_lab.settings import flatten
 from xmod_lab.text.likelihoods import likelihoods, scored_text

@@ -11,8 +11,8 @@ from xmod_lab.foreign import at_hand, inside, read_json, shapes_in
 from xmod_lab.languages.folders import manifests_in, model_folder
 from xmod_lab.model import read_config
 from xmod_lab.model.digests import digest
+from xmod_lab.model.opening import VOCABULARY_FILE
 from xmod_lab.model.packs import MANIFEST, read_manifest
-from xmod_lab.model.reading import VOCABULARY_FILE
 from xmod_lab.settings import flatten
 
 

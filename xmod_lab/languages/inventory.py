@@ -5,12 +5,12 @@ from math import prod
 from pathlib import Path
 
 from xmod_lab.errors import UserError
-from xmod_lab.figures import told
 from xmod_lab.foreign import at_hand, inside, read_json, shapes_in, weight_files
 from xmod_lab.languages.cards import parsed_card
 from xmod_lab.languages.folders import card_of, manifests_in, model_folder, pack_folders
+from xmod_lab.metrics import told
+from xmod_lab.model.opening import VOCABULARY_FILE, check_folder
 from xmod_lab.model.packs import MANIFEST, TENSORS, read_manifest
-from xmod_lab.model.reading import VOCABULARY_FILE, check_folder
 from xmod_lab.settings import flatten
 from xmod_lab.text.likelihoods import in_a_word
 

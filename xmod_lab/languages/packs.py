@@ -14,7 +14,15 @@ from xmod_lab.foreign import hub_id, inside, name_fault, share, tokenizer_digest
 from xmod_lab.languages.cards import pack_card, with_metadata
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.digests import base_settings, digest, fingerprint
-from xmod_lab.model.packs import CARD, FORMAT, MANIFEST, TAKEN, TENSORS, TOKENIZER_SUFFIXES, read_pack
+from xmod_lab.model.packs import (
+    CARD,
+    FORMAT,
+    MANIFEST,
+    TAKEN,
+    TENSORS,
+    TOKENIZER_SUFFIXES,
+    read_pack,
+)
 
 
 def write_pack(

@@ -12,7 +12,16 @@ import torch
 from xmod_lab.errors import ProofError, UserError, reason
 from xmod_lab.foreign import at_hand, read_json
 from xmod_lab.languages.folders import manifests_in, model_folder, pack_folders
-from xmod_lab.languages.proof import COMPARED, Snapshot, compare, moved, probe_pieces, require, snapshot, tensor_digests
+from xmod_lab.languages.proof import (
+    COMPARED,
+    Snapshot,
+    compare,
+    moved,
+    probe_pieces,
+    require,
+    snapshot,
+    tensor_digests,
+)
 from xmod_lab.model import XmodLanguageModel, load_language_model, slot_fault
 from xmod_lab.model.packs import FORMAT, MANIFEST, base_fault, read_pack, strange_files, unpack
 

@@ -20,7 +20,7 @@ from xmod_lab.model.language_models import (
     language_model_class,
     load_language_model,
 )
-from xmod_lab.model.reading import read_config
+from xmod_lab.model.opening import read_config
 from xmod_lab.model.slots import begin_by_name, donors_of, seeded_generator
 from xmod_lab.model.task_heads import (
     XmodForMultipleChoice,

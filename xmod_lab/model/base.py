@@ -21,8 +21,8 @@ from xmod_lab.foreign import inside, is_hub_id, open_tokenizer, share
 from xmod_lab.model.configuration import OURS, XmodConfig, as_ours, name_faults
 from xmod_lab.model.embeddings import Vocabulary
 from xmod_lab.model.encoder import XmodLayer
+from xmod_lab.model.opening import VOCABULARY_FILE, check_folder, vocabulary_file
 from xmod_lab.model.packs import TENSORS, unpack
-from xmod_lab.model.reading import VOCABULARY_FILE, check_folder, vocabulary_file
 from xmod_lab.model.slots import allocate_slot, donors_of, fill_slot, random_value
 
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "subfolder")

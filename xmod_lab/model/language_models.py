@@ -19,9 +19,9 @@ from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import Matrices, as_made
 from xmod_lab.model.loss import chunked_cross_entropy, labelled_cross_entropy, share_of_step
+from xmod_lab.model.opening import read_config
 from xmod_lab.model.packs import base_fault, expected_tensors, read_pack
 from xmod_lab.model.precision import in_float32
-from xmod_lab.model.reading import read_config
 from xmod_lab.model.routing import IGNORE, Languages, Places, to_ids
 
 # B batch rows, S sequence, D model, V vocabulary, M labelled positions

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from xmod_lab.reports.figures import HALF, WIDE, bars, dots, scatter, svg
 from xmod_lab.reports.groups import Group, Sample, kind_on_axis, kinds_of
 from xmod_lab.reports.markup import Html, element
-from xmod_lab.reports.runs import Run
+from xmod_lab.reports.plots import HALF, WIDE, bars, dots, scatter, svg
+from xmod_lab.reports.results import Run
 from xmod_lab.reports.scores import languages
 from xmod_lab.reports.tables import Part, Record, Table, number, panels
 from xmod_lab.text.likelihoods import in_a_word

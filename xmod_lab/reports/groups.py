@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-from xmod_lab.identity import counts
-from xmod_lab.reports.figures import Span
-from xmod_lab.reports.runs import Run
+from xmod_lab.config.identity import counts
+from xmod_lab.reports.plots import Span
+from xmod_lab.reports.results import Run
 from xmod_lab.tasks.statistics import LEVEL
 from xmod_lab.text.likelihoods import in_a_word, likelihoods
 

@@ -10,9 +10,17 @@ from xmod_lab.reports.costs import mixture, price
 from xmod_lab.reports.evaluation import evaluation_sections
 from xmod_lab.reports.groups import Group, groups_of
 from xmod_lab.reports.markup import Html, element, together, visible
-from xmod_lab.reports.overview import differences, other_vocabularies, overview, settings, states, title, unfinished
+from xmod_lab.reports.overview import (
+    differences,
+    other_vocabularies,
+    overview,
+    settings,
+    states,
+    title,
+    unfinished,
+)
 from xmod_lab.reports.proofs import frozen, packs, proof
-from xmod_lab.reports.runs import KINDS, Found, Run
+from xmod_lab.reports.results import KINDS, Found, Run
 from xmod_lab.reports.scores import learning_curves, old_languages, results, samples
 from xmod_lab.reports.tables import Part, Record, Table, file_name, records_csv
 from xmod_lab.reports.transfer import transfer_sections

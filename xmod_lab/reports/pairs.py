@@ -9,13 +9,21 @@ from itertools import combinations
 
 import numpy as np
 
-from xmod_lab.figures import digits_of
+from xmod_lab.metrics import digits_of
 from xmod_lab.reports.groups import Group
 from xmod_lab.reports.markup import element
-from xmod_lab.reports.runs import Run
+from xmod_lab.reports.results import Run
 from xmod_lab.reports.tables import Part, Table
 from xmod_lab.tasks.metrics import Metric, share
-from xmod_lab.tasks.statistics import AT_LEAST, LEVEL, Estimate, difference, holm, interval_text, p_text
+from xmod_lab.tasks.statistics import (
+    AT_LEAST,
+    LEVEL,
+    Estimate,
+    difference,
+    holm,
+    interval_text,
+    p_text,
+)
 
 _ROWS = 40  # of the table on the page; its file has all
 _BITS_PER_BYTE = Metric(lambda bits, sizes: np.stack([bits, sizes], axis=-1), share)

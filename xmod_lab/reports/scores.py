@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 
-from xmod_lab.figures import digits_of, half_width
-from xmod_lab.reports.figures import HALF, WIDE, Lines, curves, svg
+from xmod_lab.metrics import digits_of, half_width
 from xmod_lab.reports.groups import AT_LEAST, Group, Sample, kind_on_axis, kinds_of
 from xmod_lab.reports.markup import Html, element
 from xmod_lab.reports.pairs import differences_of
-from xmod_lab.reports.runs import Run
+from xmod_lab.reports.plots import HALF, WIDE, Lines, curves, svg
+from xmod_lab.reports.results import Run
 from xmod_lab.reports.tables import Part, Table, number, panels
 from xmod_lab.tasks.statistics import LEVEL
 from xmod_lab.text.likelihoods import in_a_word

@@ -2,14 +2,23 @@
 
 from matplotlib.figure import Figure
 
-from xmod_lab.reports.figures import HALF, WIDE, curves, dots, interval_bars, svg
 from xmod_lab.reports.groups import AT_LEAST as OF_BASES
 from xmod_lab.reports.groups import Figures, Group, pool_of, sample_of
 from xmod_lab.reports.markup import Html, element
-from xmod_lab.reports.runs import Run
+from xmod_lab.reports.plots import HALF, WIDE, curves, dots, interval_bars, svg
+from xmod_lab.reports.results import Run
 from xmod_lab.reports.scores import series_of
 from xmod_lab.reports.tables import Part, Record, Table, number, panels
-from xmod_lab.tasks.statistics import AGAINST, ARMS, AT_LEAST, LEVEL, holm, interval_text, p_text, tested_text
+from xmod_lab.tasks.statistics import (
+    AGAINST,
+    ARMS,
+    AT_LEAST,
+    LEVEL,
+    holm,
+    interval_text,
+    p_text,
+    tested_text,
+)
 
 _CHANCE = "majority"
 

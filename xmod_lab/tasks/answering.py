@@ -13,7 +13,7 @@ from xmod_lab.model import XmodForQuestionAnswering
 from xmod_lab.tasks.answer_scores import mlqa_score, squad_score
 from xmod_lab.tasks.examples import Encoded, pad
 from xmod_lab.tasks.metrics import Metric, share
-from xmod_lab.tasks.reading import Row
+from xmod_lab.tasks.sources import Row
 
 _LONGEST = 30  # pieces of an answer, as in BERT's script
 _OVERLAP = 4  # windows of S pieces overlap by S / 4

@@ -12,7 +12,7 @@ from xmod_lab.model import XmodForSequenceClassification
 from xmod_lab.tasks.examples import Encoded, encode_texts, pad
 from xmod_lab.tasks.labels import classes
 from xmod_lab.tasks.metrics import Metric, accuracy, macro_f1
-from xmod_lab.tasks.reading import Row
+from xmod_lab.tasks.sources import Row
 from xmod_lab.tasks.values import NO_LABEL
 
 

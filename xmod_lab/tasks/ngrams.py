@@ -18,7 +18,7 @@ from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import SGDClassifier
 from tqdm import tqdm
 
-from xmod_lab.tasks.reading import Row
+from xmod_lab.tasks.sources import Row
 
 LONGEST = 4  # characters of an n-gram
 _STRENGTHS = (1e-4, 1e-5)  # of the L2 penalty; the development split chooses

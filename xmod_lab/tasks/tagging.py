@@ -13,7 +13,7 @@ from xmod_lab.model import IGNORE, XmodForTokenClassification
 from xmod_lab.tasks.examples import Encoded, pad
 from xmod_lab.tasks.labels import classes
 from xmod_lab.tasks.metrics import Metric, share, span_f1, span_fault
-from xmod_lab.tasks.reading import Row
+from xmod_lab.tasks.sources import Row
 from xmod_lab.tasks.values import NO_LABEL
 
 _CUT = -1  # in place of a position: the word lies behind the last piece, or has none

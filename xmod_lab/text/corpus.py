@@ -19,10 +19,19 @@ from typing import TYPE_CHECKING
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.files import digest_of_files
 from xmod_lab.hub import unanswered_fault
-from xmod_lab.text.files import decoded_lines, file_fault, json_rows, lines_in
 from xmod_lab.text.holdout import Keys, are_documents, exact_key, letters_key, one_side
-from xmod_lab.text.listing import FILE_TYPES, GIVE, TABLES, Part, is_text_file, names_in, parts_of, titled
-from xmod_lab.text.tables import table_cells
+from xmod_lab.text.sources import (
+    FILE_TYPES,
+    GIVE,
+    TABLES,
+    Part,
+    is_text_file,
+    names_in,
+    parts_of,
+    titled,
+)
+from xmod_lab.text.table_files import table_cells
+from xmod_lab.text.text_files import decoded_lines, file_fault, json_rows, lines_in
 
 if TYPE_CHECKING:
     import pyarrow
@@ -39,7 +48,7 @@ _TEXT_TYPES = (*_AS_BYTES, *_AS_BYTES.values(), "null")
 class Source:
     """Where one language's text comes from.
 
-    A passage is a line of a .txt file, or a row of jsonl, a table or a dataset, as :func:`xmod_lab.text.files.one_line`
+    A passage is a line of a .txt file, or a row of jsonl, a table or a dataset, as :func:`xmod_lab.text.text_files.one_line`
     gives it: line breaks inside a row become spaces. It is composed (NFC), so that text as macOS writes it is the same text: the same
     passages are held out, the same are duplicates, and they have the same bytes and pieces. Bytes in a column are read as UTF-8, null
     is counted, any other type

@@ -1,7 +1,7 @@
 """What losses and bits per byte of held-out text are: exact likelihoods of a causal model, pseudo-likelihoods of a masked one.
 
 The loss of a masked model is that of hidden *pieces*, which compares models with one vocabulary alone; its bits per byte are those of hidden
-*stretches of text*, which compare vocabularies, see :mod:`xmod_lab.training.passages`.
+*stretches of text*, which compare vocabularies, see :mod:`xmod_lab.scoring.passages`.
 """
 
 

@@ -23,7 +23,7 @@ class Masker:
         specials: ids below ``pieces``, ascending, each once, that are neither hidden nor drawn.
         unit: what is hidden together. ``piece``: each piece by itself; ``word``: all pieces of a word, the last word that is
             hidden from the piece on with which the number is right; ``word_end``: of each word what stands from a random piece of it on,
-            as bits per byte meet words (:mod:`xmod_lab.training.passages`). Words are the stretches of
+            as bits per byte meet words (:mod:`xmod_lab.scoring.passages`). Words are the stretches of
             :mod:`xmod_lab.text.stretches`, as far as pieces tell them.
         words: (V,) whether a piece begins a word by itself, and (V,) the kinds of its first and last characters, between which a
             word may begin; needed for words alone.

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.text.corpus import EMBEDDED
-from xmod_lab.text.files import file_fault, one_line
-from xmod_lab.text.tables import table_cells
+from xmod_lab.text.table_files import table_cells
+from xmod_lab.text.text_files import file_fault, one_line
 
 FILE_TYPES = (".tsv", ".tsv.gz")
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from xmod_lab.errors import UserError
 from xmod_lab.files import write_whole
 from xmod_lab.machine import OtherPrograms, cores, free_cores
+from xmod_lab.processes import Agreement, gather, process_count, rank
+from xmod_lab.runs.run import checkpoints_in, step_of
+from xmod_lab.runs.tracking import Tracking
 from xmod_lab.settings import flatten
-from xmod_lab.training.distributed import Agreement, gather, process_count, rank
-from xmod_lab.training.rundir import checkpoints_in, step_of
-from xmod_lab.training.tracking import Tracking
 
 log = logging.getLogger(__name__)
 _PARTS = {"global_step": int, "pytorch-lightning_version": str, "state_dict": dict, "loops": dict, "callbacks": dict,

@@ -1,9 +1,8 @@
 """From the configuration to tokenizers, prepared corpora, batches and scorers: what a run reads."""
 
-import hashlib
 import logging
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,20 +10,20 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.config import LangConfig, PretrainConfig
+from xmod_lab.config.identity import identity
+from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.identity import identity
+from xmod_lab.runs.run import MAY_CHANGE
+from xmod_lab.scoring.held_out import held_out
 from xmod_lab.text.batches import BatchStream
-from xmod_lab.text.listing import titled
 from xmod_lab.text.mixture import Mixture, at_cap, proportions
 from xmod_lab.text.normalisation import SPACES
-from xmod_lab.text.objective import Objective
+from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.rows import Corpus, prepare_corpus
+from xmod_lab.text.sources import titled
 from xmod_lab.text.tokenizer import PAD
 from xmod_lab.text.vocabulary import load_tokenizer, own_tokenizer
 from xmod_lab.training.interruption import leave_signals_to_the_run
-from xmod_lab.training.rundir import MAY_CHANGE
-from xmod_lab.training.scoring import Scorer, held_out
 
 log = logging.getLogger(__name__)
 _SMALL = 2**20  # bytes
@@ -39,30 +38,6 @@ _UNKNOWN, _SHORT = (
     0.01,
     0.75,
 )  # of the bytes of a text; of the shortest pieces, in bytes, of a language that the vocabulary is made for
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Languages that share one vocabulary. ``folder`` holds the tokenizer's files; it may be a hub id."""
-
-    tokenizer: PreTrainedTokenizerBase
-    folder: str
-    corpora: dict[str, Corpus]
-
-    @property
-    def digest(self) -> str:
-        """Of the text, tokenizer and settings of all corpora."""
-        parts = [f"{code}={corpus.digest}" for code, corpus in self.corpora.items()]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-    @property
-    def tokenizers(self) -> dict[str, str]:
-        """By which digest of a tokenizer each language was read, for state.json."""
-        return {f"tokenizer/{code}": corpus.manifest["settings"]["tokenizer"] for code, corpus in self.corpora.items()}
-
-    def scorers(self, objective: Objective) -> dict[str, Scorer]:
-        """A scorer for each language."""
-        return {c: Scorer(corpus, self.tokenizer, objective) for c, corpus in self.corpora.items()}
 
 
 def prepare_base(cfg: PretrainConfig, *, tokenizer: str | None = None, codes: list[str] | None = None) -> Prepared:

@@ -7,17 +7,26 @@ from dataclasses import dataclass, field, replace
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins import CheckpointIO
-from lightning_fabric.plugins.environments import ClusterEnvironment, LightningEnvironment, TorchElasticEnvironment
+from lightning_fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    TorchElasticEnvironment,
+)
 from pytorch_lightning.strategies import DDPStrategy
 from torch import nn
 from torch.utils.data import DataLoader
 
-from xmod_lab.config import PretrainConfig
+from xmod_lab.config.finetuning import FinetuneConfig
+from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.finetune_config import FinetuneConfig
 from xmod_lab.model import XmodLanguageModel, XmodPreTrainedModel
+from xmod_lab.processes import gather, process_count, rank
+from xmod_lab.runs.run import RunDir, step_of
+from xmod_lab.runs.tracking import Tracking
+from xmod_lab.scoring.held_out import Scorer, on_device, score_losses, score_passages, scorers_of
 from xmod_lab.text.likelihoods import told_in
 from xmod_lab.text.mixture import Mixture
+from xmod_lab.text.prepared import Prepared
 from xmod_lab.training.callbacks import (
     Checkpoints,
     LearningCurve,
@@ -27,13 +36,9 @@ from xmod_lab.training.callbacks import (
     Validate,
     WholeFiles,
 )
-from xmod_lab.training.data import Prepared, batches
-from xmod_lab.training.distributed import gather, process_count, rank
+from xmod_lab.training.data import batches
 from xmod_lab.training.interruption import Interruption
-from xmod_lab.training.module import LanguageModeling
-from xmod_lab.training.rundir import RunDir, step_of
-from xmod_lab.training.scoring import Scorer, on_device, score_losses, score_passages
-from xmod_lab.training.tracking import Tracking
+from xmod_lab.training.step import LanguageModeling
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +49,7 @@ class Fitted:
 
     ``per_second``: tokens, or examples; ``None`` where no step was left to take: the run had stopped after its last
     checkpoint. ``seconds``: training alone, of all steps, over all starts of the run. ``passages``: of a language model, by code,
-    what each held-out passage cost after the last step, see :meth:`xmod_lab.training.passages.Passages.record`.
+    what each held-out passage cost after the last step, see :meth:`xmod_lab.scoring.passages.Passages.record`.
     """
 
     before: dict[str, float]
@@ -71,7 +76,7 @@ def fit(
     Args:
         code: the one language that trains, when a language is added.
     """
-    scorers = prepared.scorers(cfg.objective)
+    scorers = scorers_of(prepared, cfg.objective)
     lang_ids = {c: model.lang_id(c) for c in prepared.corpora}
 
     def loader(first_step: int) -> DataLoader:
@@ -215,6 +220,6 @@ def make_trainer(
 
 
 def environment() -> ClusterEnvironment:
-    """Where processes come from: torchrun, or :func:`xmod_lab.training.distributed.launch`. Lightning would take any job of SLURM for
+    """Where processes come from: torchrun, or :func:`xmod_lab.processes.launch`. Lightning would take any job of SLURM for
     processes that SLURM has started, and end in an error after the text is prepared, e.g. where its cores were asked for as tasks."""
     return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()

@@ -13,9 +13,9 @@ import time
 import pytorch_lightning as pl
 
 from xmod_lab.errors import Stopped
+from xmod_lab.processes import Agreement
 from xmod_lab.stops import ONCE, STOPS, handle, restore
 from xmod_lab.training.callbacks import Checkpoints
-from xmod_lab.training.distributed import Agreement
 
 
 class Interruption(pl.Callback):

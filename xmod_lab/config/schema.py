@@ -1,0 +1,357 @@
+"""The schemas of all config groups, and where conf/ lies.
+
+A typo or a wrong type fails when Hydra composes the configuration, against these dataclasses; values are judged by
+:mod:`xmod_lab.config.rules`.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+from xmod_lab.choices import (
+    ACCELERATORS,
+    ATTENTION,
+    EMBEDDING_INITS,
+    MASK_UNITS,
+    NORMALIZATIONS,
+    OBJECTIVES,
+    POLICIES,
+    PRECISIONS,
+    RESUME,
+    SCHEDULES,
+    VOCABULARIES,
+    WANDB_MODES,
+)
+from xmod_lab.errors import UserError
+from xmod_lab.settings import choice, not_in_base, number, uncounted
+from xmod_lab.text.corpus import Source
+
+if TYPE_CHECKING:
+    from xmod_lab.model import XmodConfig
+    from xmod_lab.text.objective import Objective
+
+_HERE = Path(__file__).resolve().parent.parent
+CONF_DIR = str(next((d for d in (_HERE / "conf", _HERE.parent / "conf") if (d / "pretrain.yaml").is_file()), ""))
+if not CONF_DIR:
+    raise ImportError(f"xmod_lab's conf/ folder is neither in {_HERE} nor beside it; install the package again")
+
+# why a setting of the trainer is no part of what a base is, or of any result
+IN_STEPS = "a base has the steps of the recipe, or those that replaced them"
+SAME_BATCH = "the same rows a step, worked through in other pieces"
+EXACT_RESUME = "a run that goes on from a checkpoint ends as one that was not interrupted"
+
+SHARED_SLOT = "shared"  # name of the one slot of a SHARED model
+
+
+@dataclass
+class ModelConfig:
+    """Size and flags of X-MOD; names as in ``XmodConfig``. ``shared_slot``: one slot for all languages (SHARED)."""
+
+    hidden_size: int = number(MISSING, least=1, most=65_536)
+    num_hidden_layers: int = number(MISSING, least=1, most=1_000)
+    num_attention_heads: int = number(MISSING, least=1, most=65_536)
+    intermediate_size: int = number(MISSING, least=1, most=1_000_000)
+    adapter_reduction_factor: int = number(2, least=1, most=65_536)
+    hidden_dropout_prob: float = number(0.1, least=0, below=1)
+    attention_probs_dropout_prob: float = number(0.1, least=0, below=1)
+    max_position_embeddings: int = number(514, least=10, most=1_000_002, hint="two more than a row is long")
+    layer_norm_eps: float = number(1e-5, above=0, most=1)
+    pre_norm: bool = False
+    adapter_layer_norm: bool = False
+    adapter_reuse_layer_norm: bool = True
+    ln_before_adapter: bool = True
+    shared_slot: bool = False
+
+
+@dataclass
+class TextConfig:
+    """Where one language's text comes from; see :class:`xmod_lab.text.corpus.Source`."""
+
+    text: Any = MISSING  # a string or a list of them
+    validation: Any = None
+    column: str = "text"
+    dataset_config: str | None = None
+
+
+@dataclass
+class LangsetText(TextConfig):
+    """Text of pre-training. ``slot``: the code whose slot it goes through, or a name for a slot of several languages;
+    ``null``: one of its own. With ``model=shared`` all have the same one, and none may be named."""
+
+    slot: str | None = None
+
+
+@dataclass
+class LangsetConfig:
+    """The languages of pre-training, by code, and the size of the vocabulary they share."""
+
+    languages: dict[str, LangsetText] = field(default_factory=dict)
+    vocabulary_size: int = number(MISSING, least=6, most=10_000_000, hint="five pieces are special")
+
+    def slots(self, *, shared: bool = False) -> tuple[list[str], dict[str, str]]:
+        """The slots in order; and, by the code of each language that goes through a slot of another name, that name. With
+        ``shared`` all go through one."""
+        slots = {code: SHARED_SLOT if shared else text.slot or code for code, text in self.languages.items()}
+        return list(dict.fromkeys(slots.values())), {code: slot for code, slot in slots.items() if code != slot}
+
+
+@dataclass
+class LangConfig(TextConfig):
+    """One language to add.
+
+    ``vocabulary``: ``own`` trains a tokenizer on its text and gives it its own embeddings; ``keep`` uses the base's.
+    ``embedding_init``: see :mod:`xmod_lab.languages.initialisers`; ``slot_init``: :mod:`xmod_lab.model.slots`.
+    ``train_slot: false`` trains the vocabulary alone (MonoTrans, Artetxe et al. 2020).
+    """
+
+    code: str = MISSING
+    vocabulary: str = choice("own", VOCABULARIES)
+    vocabulary_size: int = number(4096, least=6, most=10_000_000, hint="five pieces are special")
+    embedding_init: str = choice("overlap", EMBEDDING_INITS)
+    slot_init: str = "mean"
+    train_slot: bool = True
+
+
+@dataclass
+class RecipeConfig:
+    """How long and how fast to train. ``warmup_share`` is a share of all steps.
+
+    ``dropout_in_frozen``: whether the frozen body drops while a language is added. All dropout of the model is there
+    (embeddings, attention, outputs of layers and slots), so ``false`` means none. Pre-training, where nothing is frozen,
+    always drops.
+    """
+
+    steps: int = number(MISSING, least=1, most=1_000_000_000)
+    peak_lr: float = number(MISSING, above=0, most=1_000)
+    warmup_share: float = number(0.06, least=0, most=1)
+    schedule: str = choice("linear", SCHEDULES)
+    weight_decay: float = number(0.01, least=0, most=100)
+    betas: list[float] = number([0.9, 0.98], count=2, least=0, below=1, hint="e.g. [0.9,0.98]")
+    eps: float = number(1e-6, above=0, most=1)
+    clip_norm: float = number(1.0, above=0, most=1_000_000_000, hint="the most clips nothing")
+    dropout_in_frozen: bool = False
+
+
+@dataclass
+class TaskConfig:
+    """What is predicted, and the recipes of pre-training and of extension. ``mask_rate``, ``mask_policy`` and ``mask_unit``: see
+    :class:`xmod_lab.text.masking.Masker`."""
+
+    name: str = choice(MISSING, OBJECTIVES)
+    mask_rate: float = number(0.3, above=0, below=1, hint="a share, e.g. 0.3")
+    mask_policy: str = choice("80-10-10", POLICIES)
+    mask_unit: str = choice("piece", MASK_UNITS)
+    pretrain: RecipeConfig = field(default_factory=RecipeConfig)
+    extend: RecipeConfig = field(default_factory=RecipeConfig, metadata=not_in_base("pre-training has no part in it"))
+
+
+@dataclass
+class DataConfig:
+    """How text becomes rows, and in which mixture they are drawn: see :func:`xmod_lab.text.mixture.proportions`.
+
+    ``tokenizer_alpha``: the exponent of the text that a shared vocabulary is made from, whatever the mixture is.
+    ``score_passages``: of the held-out text of each language, how many passages the bits per byte of a masked model are of, evenly
+    spaced; ``null``: all. A causal model is scored on all.
+    """
+
+    folder: str = field(default=MISSING, metadata=uncounted("a place"))
+    row_length: int = number(128, least=8, most=1_000_000)
+    alpha: float = number(0.7, least=0, most=10, hint="0: every language alike; 1: in proportion to its size")
+    max_passes: float | None = number(None, above=0, most=1_000_000)
+    attention: str = choice("document", ATTENTION)
+    tokenizer: str | None = None
+    tokenizer_alpha: float = number(0.7, least=0, most=10, hint="0: every language alike; 1: in proportion to its size")
+    byte_fallback: bool = False
+    normalization: str = choice("nmt_nfkc", NORMALIZATIONS)
+    validation_share: float = number(0.04, above=0, below=1, hint="a share, e.g. 0.04")
+    drop_duplicates: bool = True
+    score_passages: int | None = number(
+        200,
+        not_in_base("it trains alike, and is scored on other passages"),
+        least=1,
+        most=10**9,
+        hint="null: all held-out passages",
+    )
+    workers: int = number(1, uncounted("a batch is a function of seed and step, whoever makes it"), least=0)
+
+
+VALIDATIONS = 12  # of a training: the best of many more would be luck, and reading a large development split takes long
+
+
+@dataclass
+class TrainerConfig:
+    """The machinery. ``max_steps`` and ``max_tokens`` replace the recipe's steps; ``rows_per_step`` is the global
+    batch, over all processes and micro-batches. ``precision: auto`` and ``threads: null`` become what suits the machine, see
+    :mod:`xmod_lab.machine`; ``threads`` are those of each process. A checkpoint is saved every
+    ``checkpoint_every`` steps, and after the step at which ``checkpoint_minutes`` have passed since the last. ``validate_every:
+    null`` scores VALIDATIONS times in a training, however long it is."""
+
+    max_steps: int | None = number(None, not_in_base(IN_STEPS), least=1, most=1_000_000_000)
+    max_tokens: int | None = number(None, not_in_base(IN_STEPS), least=1, most=10**15)
+    rows_per_step: int = number(16, least=1, most=1_000_000)
+    accumulate: int = number(1, not_in_base(SAME_BATCH), least=1, most=1_000_000)
+    precision: str = choice("auto", PRECISIONS, not_in_base("what the machine does fast"))
+    threads: int | None = number(None, uncounted("roundings alone"), least=1)
+    accelerator: str = choice("auto", ACCELERATORS, not_in_base("what the machine has"))
+    devices: int = number(1, not_in_base(SAME_BATCH), least=1)
+    nodes: int = number(1, not_in_base(SAME_BATCH), least=1)
+    checkpoint_every: int = number(400, uncounted(EXACT_RESUME), least=1, most=1_000_000_000)
+    checkpoint_minutes: float | None = number(
+        10, uncounted(EXACT_RESUME), above=0, most=1_000_000, hint="null: by steps alone"
+    )
+    keep_checkpoints: int = number(2, uncounted(EXACT_RESUME), least=1, most=1_000_000)
+    validate_every: int | None = number(
+        200,
+        not_in_base("it chooses weights in fine-tuning alone"),
+        least=1,
+        most=1_000_000_000,
+        hint=f"null: {VALIDATIONS} times, evenly",
+    )
+    log_every: int = number(20, uncounted("how densely the curve is drawn"), least=1, most=1_000_000_000)
+    deterministic: bool = field(default=False, metadata=not_in_base("roundings alone"))
+
+
+@dataclass
+class LoggerConfig:
+    """metrics.csv is always written; W&B as ``wandb`` says (``auto``: online with a key, else offline)."""
+
+    wandb: str = choice("auto", WANDB_MODES)
+    project: str = "xmod_lab"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class RunConfig:
+    """What every run has, whatever it trains on."""
+
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig, metadata=uncounted("what is told of a run, and where"))
+    seed: int = number(1, least=0, most=2**32 - 1)
+    base: str = field(default="auto", metadata=not_in_base("a base begins with random weights"))
+    resume: str = choice("auto", RESUME, uncounted(EXACT_RESUME))
+    runs: str = field(default="runs", metadata=uncounted("a place"))
+
+    @property
+    def scored_every(self) -> int:
+        """Steps from one scoring of a training to the next."""
+        return self.trainer.validate_every or max(1, round(self.steps / VALIDATIONS))
+
+
+@dataclass
+class PretrainConfig(RunConfig):
+    """All of ``python -m xmod_lab.pretrain``."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    langset: LangsetConfig = field(default_factory=LangsetConfig)
+    lang: dict[str, LangConfig] = field(default_factory=dict, metadata=not_in_base("languages are added afterwards"))
+    task: TaskConfig = field(default_factory=TaskConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rebuild: bool = field(default=False, metadata=uncounted("the same data, made anew"))
+    plan: bool = field(default=False, metadata=uncounted("nothing is trained"))
+
+    @property
+    def recipe(self) -> RecipeConfig:
+        """The recipe in force: ``task.extend`` when languages are added, else ``task.pretrain``."""
+        return self.task.extend if self.lang else self.task.pretrain
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of this run: ``trainer.max_steps``, else ``trainer.max_tokens``, else the recipe's."""
+        if self.trainer.max_steps is not None:
+            return self.trainer.max_steps
+        if self.trainer.max_tokens is not None:
+            return max(1, self.trainer.max_tokens // self.tokens_per_step)
+        return self.recipe.steps
+
+    @property
+    def objective(self) -> "Objective":
+        """What is predicted, and what may be attended to."""
+        from xmod_lab.text.objective import (
+            Objective,  # here, as below: settings are read and judged without torch
+        )
+
+        return Objective(
+            self.task.name,
+            self.task.mask_rate,
+            self.task.mask_policy,
+            self.data.attention,
+            self.task.mask_unit,
+            self.data.score_passages,
+        )
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Positions that one optimiser step reads."""
+        return self.trainer.rows_per_step * self.data.row_length
+
+    def source(self, text: TextConfig) -> Source:
+        """The text of one language, with the settings of ``data``."""
+        places = {f"langset.languages.{code}": one for code, one in self.langset.languages.items()}
+        places |= {f"lang.{name}": one for name, one in self.lang.items()}
+        return Source(
+            text=text.text,
+            validation=text.validation,
+            column=text.column,
+            dataset_config=text.dataset_config,
+            validation_share=self.data.validation_share,
+            drop_duplicates=self.data.drop_duplicates,
+            key=next((place for place, one in places.items() if one is text), "lang.NAME"),
+        )
+
+    def model_config(self, pieces: int, special_ids: dict[str, int] | None = None) -> "XmodConfig":
+        """Configuration of a base model for this run's languages, with a vocabulary of ``pieces``; ``special_ids``: see
+        :func:`xmod_lab.text.tokenizer.special_ids`; default: those of XLM-R."""
+        from xmod_lab.model import XmodConfig
+
+        flags = {k: v for k, v in asdict(self.model).items() if k != "shared_slot"}
+        slots, aliases = self.langset.slots(shared=self.model.shared_slot)
+        return XmodConfig(
+            **flags,
+            vocab_size=pieces,
+            **(special_ids or {}),
+            type_vocab_size=1,
+            is_decoder=self.objective.causal,
+            languages=slots,
+            aliases=aliases or None,
+        )
+
+
+@dataclass
+class EvaluationConfig:
+    """``pll``: also hide every held-out piece alone; ``parallel``: files of translations, for retrieval, see
+    :mod:`xmod_lab.text.parallel`; ``layer``: at which retrieval is compared, by default two thirds of the way up; ``control``: a run or
+    model (one whose languages share a slot) whose retrieval is compared with."""
+
+    pll: bool = False
+    parallel: list[str] = field(default_factory=lambda: ["embedded:parallel", "embedded:udhr"])
+    layer: int | None = number(None, least=0, most=1_000)
+    control: str | None = None
+
+
+@dataclass
+class EvaluateConfig(PretrainConfig):
+    """All of ``python -m xmod_lab.evaluate``."""
+
+    evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def register_schemas(**schemas: type) -> None:
+    """Make the schemas of whole commands known to Hydra: ``pretrain_schema`` and, by name, others."""
+    for name, schema in {"pretrain_schema": PretrainConfig, **schemas}.items():
+        ConfigStore.instance().store(name=name, node=schema)
+
+
+def from_hydra(cfg: DictConfig) -> Any:
+    """The composed configuration as the dataclasses of its schema.
+
+    Raises:
+        UserError: naming every ``???`` that was left.
+    """
+    missing = sorted(OmegaConf.missing_keys(cfg))
+    if missing:
+        raise UserError("\n".join(["the configuration lacks values:", *(f"  {key}=<value>" for key in missing)]))
+    return OmegaConf.to_object(cfg)

@@ -1,0 +1,102 @@
+"""What a configuration would take in memory, by arithmetic alone: told before anything is allocated."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from xmod_lab.config.schema import ModelConfig, PretrainConfig
+from xmod_lab.machine import device_kind, device_memory, memory
+
+_TRAINED = 16  # bytes of a parameter that is trained in float32: itself, its gradient, and AdamW's two moments
+_HELD = 4
+_STATE = 2  # bytes of a number that is kept for the backward pass, at the least: in bfloat16
+_CHANGED = ("model.num_hidden_layers", "model.hidden_size", "model.intermediate_size", "langset.vocabulary_size",
+            "data.row_length", "trainer.rows_per_step")  # fmt: skip
+_GIB = 2**30
+
+# D model, F feed-forward, R bottleneck, V pieces
+
+
+def parameter_count(m: ModelConfig, *, pieces: int, slots: int) -> int:
+    """Parameters of a language model of that size."""
+    D, F, R = m.hidden_size, m.intermediate_size, m.hidden_size // m.adapter_reduction_factor
+    norm = 2 * D
+    attention = 4 * (D * D + D) + norm
+    feed_forward = D * F + F + F * D + D + norm * (2 if m.adapter_layer_norm else 1)
+    slot = D * R + R + R * D + D
+    embeddings = (pieces + m.max_position_embeddings + 1) * D + norm
+    head = D * D + D + norm + pieces
+    return embeddings + m.num_hidden_layers * (attention + feed_forward + slots * slot) + head + norm * m.pre_norm
+
+
+def bytes_held(cfg: PretrainConfig) -> int:
+    """Bytes of the weights of the base that ``cfg`` describes, which every process makes in the machine's memory."""
+    return _HELD * _parameters(cfg)
+
+
+def bytes_to_train(cfg: PretrainConfig) -> int:
+    """Bytes that pre-training it takes on a device, at the least: weights, gradients and moments, and the states of a micro-batch
+    that the backward pass reads."""
+    t, m, length = cfg.trainer, cfg.model, cfg.data.row_length
+    rows = max(1, t.rows_per_step // (t.devices * t.nodes * t.accumulate))
+    states = rows * length * m.num_hidden_layers * (8 * m.hidden_size + 2 * m.intermediate_size)
+    pairs = rows * length * length if cfg.data.attention == "document" else 0  # which may attend to which
+    return _TRAINED * _parameters(cfg) + _STATE * states + pairs
+
+
+def _parameters(cfg: PretrainConfig) -> int:
+    slots, _ = cfg.langset.slots(shared=cfg.model.shared_slot)
+    return parameter_count(cfg.model, pieces=cfg.langset.vocabulary_size, slots=len(slots))
+
+
+def memory_faults(cfg: PretrainConfig, *, trains: bool = True) -> list[str]:
+    """A fault with what would fit, if this machine cannot hold the base that ``cfg`` describes, or, where it ``trains`` it, its device
+    cannot train it."""
+    have, processes = memory(), cfg.trainer.devices
+
+    def here(other: PretrainConfig) -> int:
+        return processes * (bytes_to_train(other) if trains else bytes_held(other))
+
+    if processes * bytes_held(cfg) > have:
+        return [_too_large(cfg, processes * bytes_held(cfg), "for its weights alone", have, "this machine", here)]
+    if here(cfg) <= have:
+        return []
+    kind = device_kind(cfg.trainer.accelerator)  # asked now alone, as torch takes seconds
+    room = device_memory(kind)
+    if room is None:
+        return [_too_large(cfg, here(cfg), "to train", have, "this machine", here)]
+    takes = bytes_to_train(cfg)
+    return (
+        [] if takes <= room else [_too_large(cfg, takes, "to train", room, f"a device here ({kind})", bytes_to_train)]
+    )
+
+
+def _too_large(
+    cfg: PretrainConfig, takes: int, what: str, have: int, where: str, takes_of: Callable[[PretrainConfig], int]
+) -> str:
+    fits = list(_what_fits(cfg, lambda other: takes_of(other) <= have))[:2]
+    remedy = (
+        f"it would fit with {' or '.join(fits)}"
+        if fits
+        else "choose a smaller one, e.g. model=tiny, and fewer languages"
+    )
+    return (f"a model of {_parameters(cfg):,} parameters takes {takes / _GIB:,.1f} GiB or more {what}, and {where} has "
+            f"{have / _GIB:,.1f} GiB; {remedy}")  # fmt: skip
+
+
+def _what_fits(cfg: PretrainConfig, fits: Callable[[PretrainConfig], bool]) -> Iterator[str]:
+    """``key=value`` for every setting of which a smaller value alone, but no less than a hundredth, would do: the largest."""
+    t = cfg.trainer
+    steps = {"hidden_size": cfg.model.num_attention_heads, "rows_per_step": t.devices * t.nodes * t.accumulate}
+    for key in _CHANGED:
+        group, name = key.split(".")
+        part, step = getattr(cfg, group), steps.get(name, 1)
+        value = getattr(part, name)
+        low, high = 0, value // step  # low fits, or is none
+        while high - low > 1:
+            middle = (low + high) // 2
+            if fits(replace(cfg, **{group: replace(part, **{name: middle * step})})):
+                low = middle
+            else:
+                high = middle
+        if low * step * 100 >= value:
+            yield f"{key}={low * step}"

@@ -1,0 +1,279 @@
+"""Runs on disk: which of the folders that were given are runs, what each one is, and what is in its files."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from xmod_lab.errors import UserError
+from xmod_lab.files import hidden
+from xmod_lab.metrics import codes_of, read_figures
+from xmod_lab.reports.markup import visible
+from xmod_lab.settings import flatten, read_settings
+from xmod_lab.text.likelihoods import is_exact
+
+KINDS = {
+    "pretrain": "pre-training",
+    "extension": "adding languages",
+    "finetune": "fine-tuning",
+    "evaluate": "evaluation",
+}
+DEPTH = 4  # folders down to which runs are looked for: from the project, runs/sweeps/<time>/<job>
+_BASES = 5  # a run, its base, the base of that: so far settings are followed
+
+
+@dataclass(frozen=True)
+class Run:
+    """The files of a run dir, read. ``metrics`` is empty while the run is not finished, ``proof`` where there is none.
+
+    ``name``: short, and of no other run that was found. ``settings``: the configuration by dotted keys; where ``base`` is a run that can be read, its settings too, as ``base.…``.
+    ``roles``: of the languages of a transfer, (role, examples, clusters of them). ``samples``: see :mod:`xmod_lab.scoring.samples`.
+    ``base_digest``: of the base that it began with, as recorded; empty where it is not.
+    ``tokenizers``: digest of the one by which each language was read, where the run recorded it.
+    ``passages``: by language, what each held-out passage cost, see :mod:`xmod_lab.scoring.passages`.
+    """
+
+    path: Path
+    name: str
+    kind: str
+    config: dict
+    settings: dict[str, object]
+    metrics: dict[str, float] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    proof: dict = field(default_factory=dict)
+    packs: dict[str, dict] = field(default_factory=dict)
+    roles: dict[str, tuple[str, int, int]] = field(default_factory=dict)
+    samples: dict[str, list[dict]] = field(default_factory=dict)
+    base_digest: str = ""
+    tokenizers: dict[str, str] = field(default_factory=dict)
+    passages: dict[str, dict] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> bool:
+        return bool(self.metrics)
+
+    @property
+    def exact(self) -> bool | None:
+        """Whether its likelihoods are exact, else pseudo-likelihoods; ``None``: see :func:`is_exact`."""
+        return is_exact(self.config, self.metrics)
+
+    @property
+    def scored(self) -> list[str]:
+        """Languages with held-out figures."""
+        return codes_of(self.metrics, "val/loss/")
+
+    @property
+    def added(self) -> list[str]:
+        return [lang["code"] for lang in (self.config.get("lang") or {}).values()]
+
+    @property
+    def steps(self) -> int:
+        """The last step that something was measured at: of a finished run, all that it took."""
+        return max((int(row["step"]) for row in self.curve), default=0)
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Its own, that of its base, and so on."""
+        return tuple(v for k, v in self.settings.items() if k.rpartition(".")[2] == "seed" and _of_a_run(k))
+
+    def pack_bytes(self, code: str) -> int | None:
+        """Size of the pack of an added language."""
+        if code not in self.packs:
+            return None
+        return sum(file.stat().st_size for file in (self.path / "pack" / code).iterdir())
+
+
+@dataclass(frozen=True)
+class Found:
+    """``faults``: folders of runs that cannot be shown, and why."""
+
+    runs: list[Run]
+    faults: dict[Path, str]
+
+
+def find_runs(paths: list[Path]) -> Found:
+    """Every run in ``paths`` and, where one is a folder of runs, in the folders under it. A run that cannot be read is a
+    fault where others can, so that one broken job does not hide its sweep.
+
+    Raises:
+        UserError: a path is no folder, or has no run that can be read.
+    """
+    runs: dict[Path, Run] = {}
+    faults: dict[Path, str] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"{path} is no folder; give the folder of a run, of a sweep, or of several runs")
+        folders = list(_run_dirs(path, DEPTH))
+        if not folders:
+            raise UserError(f"{path} is no run dir (no config.yaml), and there is none in the {DEPTH} levels of folders under "
+                            "it; give the folder of a run, e.g. runs/pretrain/<time>, or of a sweep")  # fmt: skip
+        for folder in folders:
+            try:
+                runs[folder.resolve()] = read_run(folder)
+            except UserError as error:
+                faults[folder.resolve()] = str(error)
+    if not runs:
+        raise UserError("\n".join(faults.values()))
+    above = Path(os.path.commonpath([*runs, *faults])) if len(runs) + len(faults) > 1 else None
+    named = [replace(run, name=_name(path, above)) for path, run in runs.items()]
+    return Found(named, faults)
+
+
+def _name(path: Path, above: Path | None) -> str:
+    """What tells a run apart from the others ``above`` which all are; not a number alone, as jobs of a sweep have."""
+    name = str(path.relative_to(above)) if above else path.name
+    return visible(f"{path.parent.name}/{name}" if name.isdigit() else name)
+
+
+def _run_dirs(folder: Path, depth: int) -> Iterator[Path]:
+    """Run dirs in order of their names, numbers by value. In a run no other is looked for, nor behind links."""
+    if (folder / "config.yaml").is_file() or _job_name(folder):
+        yield folder
+    elif depth:
+        below = [entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+        for name in sorted(below, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)):
+            if not name.startswith("."):
+                yield from _run_dirs(folder / name, depth - 1)
+
+
+def _job_name(folder: Path) -> str | None:
+    """The command that Hydra started there, where it is one whose runs are shown."""
+    try:
+        name = read_settings(folder / ".hydra" / "hydra.yaml")["hydra"]["job"]["name"]
+    except Exception:  # whatever may be wrong with a file that others wrote
+        return None
+    return name if name in ("pretrain", "finetune", "evaluate") else None
+
+
+def read_run(path: Path) -> Run:
+    """Raises UserError when ``path`` is no run dir, or a file in it cannot be read."""
+    if not (path / "config.yaml").is_file():
+        if _job_name(path):
+            raise UserError(f"{path}: the run never began (no config.yaml): its command was refused, or only planned; see the "
+                            f"*.log there, and {path / '.hydra' / 'overrides.yaml'} for what was asked")  # fmt: skip
+        raise UserError(f"{path} is no run dir (no config.yaml); give the folder of a run, e.g. runs/pretrain/<time>")
+    if next(path.glob("ranking_*.json"), None):
+        raise UserError(f"{path} is a ranking of beginnings: its tables are ranking_*.csv there, and its plots .png")
+    try:
+        return _read(path)
+    except UserError:
+        raise
+    except Exception as error:  # whatever may be wrong with files that others wrote
+        why = visible(f"{error}" or type(error).__name__)
+        raise UserError(
+            f"{path}: a file of the run cannot be read ({why}); finish the run again, or give another"
+        ) from error
+
+
+def _read(path: Path) -> Run:
+    config = _clean(read_settings(path / "config.yaml"))
+    kind = (
+        "evaluate" if "evaluate" in config
+        else "finetune" if "kind" in config["task"]
+        else "extension" if config["lang"] else "pretrain"
+    )  # fmt: skip
+    metrics, proof = _clean(read_figures(path / "metrics.json")), _json(path / "proof.json")
+    packs = {
+        file.parent.name: _json(file) for file in sorted(path.glob("pack/*/manifest.json")) if not hidden(file, path)
+    }
+    roles = {
+        row["language"]: (row["role"], int(row["examples"]), int(row.get("clusters", row["examples"])))
+        for row in _csv(path / "transfer.csv")
+    }
+    return Run(
+        path,
+        _name(path.resolve(), None),
+        kind,
+        config,
+        _settings(config, _BASES),
+        metrics,
+        _curve(path / "metrics.csv"),
+        proof,
+        packs,
+        roles,
+        _json(path / "samples.json"),
+        str(_json(path / "state.json").get("base", "")),
+        {
+            key.removeprefix("tokenizer/"): str(digest)
+            for key, digest in _json(path / "state.json").items()
+            if key.startswith("tokenizer/")
+        },
+        {file.stem: _passages(file) for file in sorted(path.glob("passages/*.json")) if not hidden(file, path)},
+    )
+
+
+def _clean(tree):
+    """``tree`` with all its text as it can be shown."""
+    if isinstance(tree, dict):
+        return {_clean(key): _clean(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_clean(value) for value in tree]
+    return visible(tree) if isinstance(tree, str) else tree
+
+
+def _json(path: Path) -> dict:
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else {}
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} is no object")
+    return _clean(found)
+
+
+def _passages(path: Path) -> dict:
+    """What each held-out passage of a language cost."""
+    found = _json(path)
+    lists = {name: found.get(name) for name in ("bits", "bytes", "crossed")}
+    if not all(
+        isinstance(v, list) and all(isinstance(x, int | float) and abs(x) < 1e300 for x in v) for v in lists.values()
+    ):
+        raise ValueError(f"{path.name} has something else than numbers of bits, bytes and crossings")
+    if len({len(values) for values in lists.values()}) > 1 or min(lists["bytes"], default=1) <= 0:
+        raise ValueError(f"{path.name} has not one number of bits, bytes and crossings for each passage")
+    if not all(isinstance(found.get(name), str) for name in ("text", "vocabulary")):
+        raise ValueError(f"{path.name} does not say of which text and vocabulary it is")
+    return found
+
+
+def _curve(path: Path) -> list[dict[str, float]]:
+    """A dict for each line, of what was measured then; ``step`` always. A last line that a kill cut off is not one."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    lines = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+    found = [{visible(name): float(value) for name, value in line.items() if value} for line in lines]
+    if any("step" not in row for row in found):
+        raise ValueError(f"{path.name} has a line without a step")
+    if not all(abs(value) < 1e300 for row in found for value in row.values()):
+        raise ValueError(f"{path.name} has a figure that is no finite number")
+    return found
+
+
+def _csv(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return _clean(list(csv.DictReader(stream)))
+
+
+def _settings(config: dict, depth: int) -> dict[str, object]:
+    """Flat, the names of languages in place of a list; ``base`` by the settings of the run that it is, if it can be read."""
+    found = flatten(config)
+    found |= {key: ", ".join(tree) for key, tree in (("lang", config.get("lang")),
+              ("langset.languages", config.get("langset", {}).get("languages"))) if tree}  # fmt: skip
+    folder = Path(str(config.get("base", "")))
+    folder = folder.parent if folder.name == "model" else folder
+    if depth and (folder / "config.yaml").is_file():
+        try:
+            base = _settings(_clean(read_settings(folder / "config.yaml")), depth - 1)
+        except Exception:  # then the run itself is shown, without what its base was trained by
+            return found
+        del found["base"]
+        found |= {f"base.{key}": value for key, value in base.items()}
+    return found
+
+
+def _of_a_run(key: str) -> bool:
+    """Whether ``key`` is one at the top of a configuration: ``seed``, ``base.seed``, ``base.base.seed``."""
+    return set(key.split(".")[:-1]) <= {"base"}

@@ -1,0 +1,1 @@
+"""Run folders: their life, their record, the search for a base, sweeps."""

@@ -1,0 +1,305 @@
+"""Which model languages are added to: the one that is named, else the newest base that matches, else a new one."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.codes import clashing
+from xmod_lab.config.identity import counts, identity
+from xmod_lab.config.rules import raise_faults
+from xmod_lab.config.schema import SHARED_SLOT, LangConfig, PretrainConfig
+from xmod_lab.config.sizes import memory_faults
+from xmod_lab.errors import UserError
+from xmod_lab.files import hidden
+from xmod_lab.foreign import at_hand
+from xmod_lab.model import (
+    XmodLanguageModel,
+    begin_by_name,
+    donors_of,
+    language_model,
+    load_language_model,
+    read_config,
+)
+from xmod_lab.runs.run import RunDir, read_json, read_yaml
+from xmod_lab.text.tokenizer import special_ids
+
+log = logging.getLogger(__name__)
+_ALMOST = 3  # settings in which a base may differ and be named
+
+
+@dataclass(frozen=True)
+class Base:
+    """A model that languages are added to.
+
+    Args:
+        model: folder or hub id; ``None``: random weights (``base=random``).
+        tokenizer: its tokenizer's folder or hub id; ``None``: the one that the configuration gives.
+        cfg: how it was pre-trained, or, where that is not known, how its languages are to be read.
+    """
+
+    name: str
+    model: str | None
+    tokenizer: str | None
+    cfg: PretrainConfig
+
+    def load(self, tokenizer: PreTrainedTokenizerBase | None = None) -> XmodLanguageModel:
+        """The model, in evaluation mode. ``tokenizer``: what random weights are made for."""
+        if self.model is None:
+            return new_model(self.cfg, tokenizer).eval()
+        return load_language_model(self.model, f"base '{self.name}'")
+
+
+def new_model(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> XmodLanguageModel:
+    """A model for ``tokenizer``, with random weights: each a function of ``cfg.seed`` and its name, see :func:`begin_by_name`."""
+    import pytorch_lightning as pl
+
+    pl.seed_everything(cfg.seed, workers=True, verbose=False)
+    model = language_model(cfg.model_config(len(tokenizer), special_ids(tokenizer)))
+    begin_by_name(model, cfg.seed)
+    return model
+
+
+def resolve(cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainConfig, RunDir], None]) -> Base:
+    """Find the base that ``cfg.base`` means; ``auto`` calls ``pretrain(cfg, run)`` when there is none yet.
+
+    Args:
+        asked: the keys that were set on the command line: they must not contradict the base.
+    Raises:
+        UserError: the base is of another size than was asked for, or cannot be read.
+    """
+    if cfg.base == "random":
+        log.info("base: random weights")
+        return Base("random", None, None, replace(cfg, lang={}))
+    if cfg.base == "auto":
+        run = newest_matching(cfg)
+        if run is None:
+            run = _pretrain_now(cfg, pretrain)
+        else:
+            log.info("base=auto is the newest finished base under '%s' with this model, language set, data, task, recipe, steps and seed",
+                     cfg.runs)  # fmt: skip
+        return _from_run(run, cfg, asked)
+    path = at_hand(cfg.base, "a run, a model folder or a hub id")
+    if (path / "model" / "config.json").is_file() and (path / "config.yaml").is_file():
+        return _from_run(RunDir(path), cfg, asked)
+    folder = str(path / "model") if (path / "model" / "config.json").is_file() else str(path)
+    return Base(cfg.base, folder, cfg.data.tokenizer or folder, replace(cfg, lang={}))
+
+
+def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list[str]) -> None:
+    """Whether a base fits what was asked for, and is new to the languages.
+
+    Raises:
+        UserError: another size, a code that exists already, or a row longer than its positions.
+    """
+    if model.config.is_decoder != cfg.objective.causal:
+        kind, task = ("causal", "clm") if model.config.is_decoder else ("masked", "mlm")
+        raise UserError(f"base {base.name} is a {kind} language model, task is {cfg.task.name}; set task={task}, or choose "
+                        "another base")  # fmt: skip
+    if _names_model(asked):
+        wanted = cfg.model_config(model.config.vocab_size)
+        sizes = [f.name for f in fields(cfg.model) if f.name != "shared_slot" and "dropout" not in f.name]
+        other = [
+            f"{name} is {getattr(model.config, name)} there, {getattr(wanted, name)} was asked for"
+            for name in sizes
+            if getattr(model.config, name) != getattr(wanted, name)
+        ]
+        shared = SHARED_SLOT in model.config.languages
+        if {"model", "model.shared_slot"} & set(asked) and cfg.model.shared_slot != shared:
+            kinds = ("a slot for each language", "one slot for all languages (model=shared)")
+            other.append(f"it has {kinds[shared]}, {kinds[cfg.model.shared_slot]} was asked for")
+        if other:
+            raise UserError(f"base {base.name} is of another size: {'; '.join(other)}. Leave model out: "
+                            "an extension has the size of its base, or choose another base")  # fmt: skip
+    for name, lang in cfg.lang.items():
+        if there := clashing(lang.code, model.languages):
+            raise UserError(f"lang.{name}.code '{lang.code}' exists in base {base.name} already as '{there[0]}' "
+                            f"({', '.join(model.languages)}); choose a code with another region or script, or a base "
+                            "without it")  # fmt: skip
+        try:
+            donors_of(lang.slot_init, model.config)
+        except UserError as error:
+            raise UserError(f"lang.{name}.slot_init: {error}") from error
+    positions = model.config.max_position_embeddings - model.config.pad_token_id - 1
+    if cfg.data.row_length > positions:
+        raise UserError(
+            f"data.row_length {cfg.data.row_length} exceeds the base's {positions} positions; set a shorter row"
+        )
+
+
+def _names_model(asked: list[str]) -> bool:
+    return any(key == "model" or key.startswith("model.") for key in asked)
+
+
+def inherit(cfg: PretrainConfig, base: Base, asked: list[str]) -> PretrainConfig:
+    """``cfg`` with model, language set and data settings of the base, but for what was set on the command line."""
+    kept = {} if "data" not in asked else asdict(cfg.data)
+    kept |= {f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if f"data.{f.name}" in asked}
+    kept |= {f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if not counts(f"data.{f.name}")}
+    kept["max_passes"] = cfg.data.max_passes  # of a mixture, and a language that is added is alone
+    model = cfg.model if _names_model(asked) else base.cfg.model  # what was asked for is compared in agree()
+    return replace(cfg, model=model, langset=base.cfg.langset, data=replace(base.cfg.data, **kept))
+
+
+def added_before(cfg: PretrainConfig) -> list[tuple[PretrainConfig, LangConfig]]:
+    """Every language that a run, and the runs it was based on, added, with the configuration that it was added by."""
+    found = []
+    while cfg.lang:
+        found = [(cfg, lang) for lang in cfg.lang.values()] + found
+        run = RunDir(cfg.base)
+        if not (run / "config.yaml").is_file():
+            break
+        cfg = load_config(run)
+    return found
+
+
+def newest_matching(cfg: PretrainConfig) -> RunDir | None:
+    """The newest finished base run under ``cfg.runs`` that is, by its settings, the one that would be made."""
+    wanted = _identity(own_base(cfg))
+    return newest_finished(cfg.runs, lambda other: not other.lang and _identity(other) == wanted)
+
+
+def almost_matching(cfg: PretrainConfig) -> str:
+    """The finished base that differs in the fewest settings from the one that ``cfg`` describes, and in which, as the end of a
+    message; nothing where all differ in more than three."""
+    wanted, found = _identity(own_base(cfg)), []
+    for run, other in _finished_runs(cfg.runs):
+        has = _identity(other)
+        keys = [key for key in sorted(wanted.keys() | has.keys()) if wanted.get(key) != has.get(key)]
+        if not other.lang and 0 < len(keys) <= _ALMOST:
+            found.append(
+                (
+                    len(keys),
+                    -_time(run),
+                    run.path,
+                    [f"{key} is {_text(has.get(key))} there, {_text(wanted.get(key))} here" for key in keys],
+                )
+            )
+    if not found:
+        return ""
+    _, _, path, differences = min(found)
+    return f". The nearest is {path}: {', '.join(differences)}; base={path} takes it with its own settings"
+
+
+def _text(value: object) -> str:
+    """A setting as on the command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def newest_finished(runs: str, fits: Callable[[PretrainConfig], bool] = lambda _: True) -> RunDir | None:
+    """The newest finished run with a model under ``runs`` whose configuration ``fits``."""
+    found = [run for run, cfg in _finished_runs(runs) if (run / "model" / "config.json").is_file() and fits(cfg)]
+    return max(found, key=_time, default=None)
+
+
+def newest_that_knows(runs: str, code: str) -> RunDir | None:
+    """The newest finished run under ``runs``, extensions included, whose model is masked and knows the language ``code``."""
+    found = []
+    for run, _ in _finished_runs(runs):  # a fine-tuned model is no base
+        try:
+            config = read_config(run / "model")
+        except UserError as error:
+            if (run / "model" / "config.json").exists():
+                _pass_over(str(error))
+            continue
+        with contextlib.suppress(UserError):
+            config.resolve(code)
+            if not config.is_decoder:
+                found.append(run)
+    return max(found, key=_time, default=None)
+
+
+def _finished_runs(runs: str) -> Iterator[tuple[RunDir, PretrainConfig]]:
+    """Finished runs of pre-training and of extension under ``runs``; those of other commands and versions are not for us. What
+    cannot be read is named, so that one bad neighbour does not end the search."""
+    for file in sorted(Path(runs).glob("**/metrics.json")):
+        run = RunDir(file.parent)
+        if hidden(file, Path(runs)) or not (run / "config.yaml").exists():
+            continue
+        try:
+            run.stored(), read_json(file, dict)
+        except UserError as error:
+            _pass_over(str(error))
+            continue
+        with contextlib.suppress(UserError):
+            yield run, load_config(run)
+
+
+def _time(run: RunDir) -> float:
+    return (run / "metrics.json").stat().st_mtime
+
+
+@cache
+def _pass_over(why: str) -> None:
+    """Told once."""
+    log.warning("warning: a run is passed over in the search for a base: %s", why)
+
+
+def load_config(run: RunDir) -> PretrainConfig:
+    """The configuration that a run wrote down. Raises UserError when it cannot be read."""
+    try:
+        stored = read_yaml(run / "config.yaml")
+        if isinstance(data := stored.get("data"), dict) and "alpha" in data:
+            data.setdefault("tokenizer_alpha", data["alpha"])  # one setting in earlier versions
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PretrainConfig), stored))
+    except (TypeError, ValueError, AttributeError, OmegaConfBaseException) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{run / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}); it may be of another "
+                        "version: give the model folder as base") from error  # fmt: skip
+
+
+def _identity(cfg: PretrainConfig) -> dict[str, object]:
+    """What a base is, by dotted key, with the steps that it takes."""
+    return identity(asdict(cfg), of_base=True) | {"task.pretrain.steps": cfg.steps}
+
+
+def own_base(cfg: PretrainConfig) -> PretrainConfig:
+    """The base that ``cfg`` describes, by the task's own recipe."""
+    trainer = replace(cfg.trainer, max_steps=None, max_tokens=None)  # they are the extension's
+    return replace(cfg, lang={}, base="auto", resume="auto", plan=False, trainer=trainer)
+
+
+def base_to_make(cfg: PretrainConfig) -> tuple[PretrainConfig, RunDir]:
+    """The base that ``cfg`` describes, and the run that pre-trains it where there is none: named by all that such a run, begun
+    before, must agree with to be continued."""
+    own = own_base(cfg)
+    name = hashlib.sha256(json.dumps(identity(asdict(own)), sort_keys=True).encode()).hexdigest()[:8]
+    return own, RunDir(Path(cfg.runs) / "pretrain" / f"base-{name}")
+
+
+def is_made_on_the_way(run: RunDir) -> bool:
+    """Whether :func:`base_to_make` named this run."""
+    return re.fullmatch(r"base-[0-9a-f]{8}", run.path.name) is not None
+
+
+def _pretrain_now(cfg: PretrainConfig, pretrain: Callable[[PretrainConfig, RunDir], None]) -> RunDir:
+    """Pre-train a base; a half-made one is continued."""
+    own, run = base_to_make(cfg)
+    raise_faults(memory_faults(own))
+    log.info("no finished base under '%s' matches; pre-training one in %s%s", cfg.runs, run.path, almost_matching(cfg))
+    pretrain(own, run)
+    return run
+
+
+def _from_run(run: RunDir, cfg: PretrainConfig, asked: list[str]) -> Base:
+    if not run.finished:
+        raise UserError(f"base {run.path} is not finished (no metrics.json); continue it with: "
+                        f"python -m xmod_lab.pretrain hydra.run.dir={run.path} and its settings")  # fmt: skip
+    base_cfg = load_config(run)
+    log.info("base: %s (%d steps, %s tokens); another one with base=PATH", run.path, base_cfg.steps,
+             f"{base_cfg.steps * base_cfg.tokens_per_step:,}")  # fmt: skip
+    model = str(run / "model")
+    if "data.tokenizer" in asked and cfg.data.tokenizer:
+        raise UserError(f"data.tokenizer is '{cfg.data.tokenizer}', but base {run.path} has its own; leave data.tokenizer out, "
+                        f"or give the model folder, base={model}, whose tokenizer can be replaced")  # fmt: skip
+    return Base(str(run.path), model, model, replace(base_cfg, data=replace(base_cfg.data, folder=cfg.data.folder)))

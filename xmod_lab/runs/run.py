@@ -1,0 +1,357 @@
+"""What a run keeps on disk, and whether it may be continued. Every file appears whole or not at all; metrics.json, the mark of a
+finished run, when all others are on the disk."""
+
+import json
+import logging
+import re
+import zipfile
+import zlib
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from xmod_lab.config.identity import identity
+from xmod_lab.config.schema import RunConfig
+from xmod_lab.errors import UserError
+from xmod_lab.files import (
+    Busy,
+    Lock,
+    clear_scratch,
+    is_full,
+    lock,
+    make_folder,
+    remove,
+    sync,
+    sync_tree,
+    write_whole,
+)
+from xmod_lab.machine import (
+    cores,
+    device_kind,
+    fastest_precision,
+    fastest_threads,
+    precision_fault,
+    slow_precision,
+    torch_threads,
+)
+from xmod_lab.processes import barrier, of_first, rank
+from xmod_lab.runs.environment import environment
+from xmod_lab.settings import read_settings
+
+log = logging.getLogger(__name__)
+
+STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
+PASSAGES = (
+    "passages"  # a file for each language: what each of its held-out passages cost, so that runs are compared by them
+)
+ENVIRONMENT = "environment.json"  # by what each start of the run was made; nothing depends on it
+# count, but a run may go on with others: the base is known by its digest, and the batches stay what they are
+MAY_CHANGE = ("base", "trainer.devices", "trainer.nodes")
+Run = TypeVar("Run", bound=RunConfig)
+_LOCKS: dict[Path, Lock] = {}  # by run dir; the system lets go of them when this process ends
+_FINISHED = "metrics.json"
+_FOLDERS = ("predictions", PASSAGES, "pack", "model", "checkpoints")
+_FILES = (_FINISHED, "config.yaml", "metrics.csv", "proof.json", STATE)
+# all that the commands write, in the order in which it is deleted: the mark of a finished run first, and config.yaml, which says
+# that the rest is of a run, last
+_WRITTEN = (_FINISHED, *_FOLDERS, "report_files", "report.html", "metrics.csv", "proof.json", "plan.json", "samples.json",
+            ENVIRONMENT,
+            *(f"{table}.{suffix}" for table in ("transfer", "ranking_*", "slots", "recognition*", "retrieval*")
+              for suffix in ("json", "csv", "png")), STATE, "config.yaml")  # fmt: skip
+_UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
+
+
+class RunDir:
+    """The folder of one run; the files in it are listed in DESIGN and in the README."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path).resolve()
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    @property
+    def finished(self) -> bool:
+        """metrics.json is the last file that a run writes. A damaged one is none."""
+        try:
+            return (self / _FINISHED).is_file() and isinstance(read_json(self / _FINISHED), dict)
+        except UserError:
+            return False
+
+    def stored(self) -> dict:
+        """config.yaml as it is; empty where there is none. Raises UserError when it is no configuration."""
+        return read_yaml(self / "config.yaml") if (self / "config.yaml").is_file() else {}
+
+    def fit_to_machine(self, cfg: Run, *, workers: int = 0, trains: bool = True) -> Run:
+        """``cfg`` with the precision and the threads of this run, and torch set to these threads: what is asked for, else what
+        the run began with, else what this machine does fast. All processes have the first one's.
+
+        Args:
+            workers: loader processes that want a core as well.
+            trains: ``False`` where nothing is trained: then the machine has no say in the precision.
+        Raises:
+            UserError: the run began in a precision that this device does not have.
+        """
+        stored = {}
+        if cfg.resume == "auto":
+            stored = self.stored().get("trainer") or {}
+            kinds = {"precision": str, "threads": int | None}
+            if not isinstance(stored, dict) or not all(
+                isinstance(stored[k], t) for k, t in kinds.items() if k in stored
+            ):
+                raise _damaged(self / "config.yaml", "what it has as trainer is of another type")
+        choose = _precision if trains and not self.finished else _precision_on_paper
+        precision, threads = of_first(lambda: (choose(cfg, stored), _threads(cfg, stored, workers)))
+        torch.set_num_threads(threads)
+        return replace(cfg, trainer=replace(cfg.trainer, precision=precision, threads=threads))
+
+    def begin(self, cfg: RunConfig) -> bool:
+        """Make the folder and write config.yaml; or, where a run began before, see that it was the same run.
+
+        Returns:
+            Whether anything is left to do.
+        Raises:
+            UserError: the folder cannot be written, or holds a run with other settings.
+        """
+        if rank() == 0:
+            self._begin(cfg)
+        barrier()
+        if self.finished:
+            log.info("the run in %s is finished; nothing to do (resume=never starts it over)", self.path)
+        return not self.finished
+
+    def _begin(self, cfg: RunConfig) -> None:
+        self._refuse_strange()
+        if cfg.resume == "never" or not self.finished:
+            self.lock()  # before anything is removed that another process needs
+            for folder in (self.path, *self.path.parents):  # made by Hydra, or a moment ago
+                sync(folder)
+        clear_scratch(self.path)
+        if cfg.resume == "never":
+            self._clear()
+        stored = self.stored()
+        if not stored:
+            self.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(cfg))))
+        differing = _differences(stored or asdict(cfg), asdict(cfg))
+        if differing:
+            raise UserError(f"the run dir {self.path} holds a run with other settings:\n"
+                            + "\n".join(f"  {key}: {old} there, {new} now" for key, old, new in differing)
+                            + "\nuse another hydra.run.dir, the old settings, or resume=never to start it over")  # fmt: skip
+        if not self.finished:
+            self._record_start()
+
+    def _record_start(self) -> None:
+        """Add to environment.json by what this start of the run was made."""
+        try:
+            starts = read_json(self / ENVIRONMENT, dict)["starts"] if (self / ENVIRONMENT).is_file() else []
+        except (UserError, KeyError):
+            starts = []  # nothing depends on it
+        self.write_json(ENVIRONMENT, {"starts": [*starts, environment()]})
+
+    def lock(self) -> None:
+        """Keep other processes from training in this folder, until this process ends, however it ends.
+
+        Raises:
+            UserError: another one is training there.
+        """
+        if rank() or self.path in _LOCKS:
+            return
+        try:
+            make_folder(self.path)
+            _LOCKS[self.path] = lock(self / ".lock", wait=False)
+        except Busy as error:
+            raise UserError(f"another process is training in {self.path}; wait for it, or use another hydra.run.dir"
+                            ) from error  # fmt: skip
+        except OSError as error:
+            if is_full(error):
+                raise
+            raise UserError(f"the run dir {self.path} cannot be written ({error.strerror}); set hydra.run.dir to a "
+                            "folder that you can write to") from error  # fmt: skip
+
+    def _refuse_strange(self) -> None:
+        """Raises UserError where something is in the place of a run's files that no run wrote: it is neither used nor deleted."""
+        for names, fits, kind in (
+            (_FOLDERS, Path.is_dir, "folder"),
+            ((*_FILES, ".lock"), Path.is_file, "regular file"),
+        ):
+            for place in (self / name for name in names):
+                if (place.exists() or place.is_symlink()) and not fits(place):
+                    raise UserError(f"{place} is no {kind}; move it away, or use another hydra.run.dir")
+        if is_run(self.stored()):
+            return
+        there = [name for name in (*_FOLDERS, *_FILES) if (self / name).exists()]
+        if there:
+            raise UserError(f"{self.path} holds {', '.join(there)}, but no config.yaml of a run: this is of something else, and "
+                            "nothing there is overwritten or deleted. Use another hydra.run.dir, or move it away")  # fmt: skip
+
+    def _clear(self) -> None:
+        for name in _WRITTEN:
+            for place in self.path.glob(name):
+                remove(place)
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a file of the run, whole or not at all. The first process writes."""
+        if rank():
+            return
+        write_whole(self / name, text.encode())
+
+    def write_json(self, name: str, content: dict) -> None:
+        self.write_text(name, json.dumps(content, indent=1, sort_keys=True))
+
+    def write_passages(self, records: dict[str, dict]) -> None:
+        """Keep the bits of each held-out passage, by language; see :meth:`xmod_lab.scoring.passages.Passages.record`."""
+        for code, record in records.items():
+            self.write_text(f"{PASSAGES}/{code}.json", json.dumps(record))
+
+    def finish(self, metrics: dict[str, float]) -> None:
+        """Write metrics.json, when all other files of the run are on the disk. The first process writes."""
+        if rank() == 0:
+            sync_tree(self.path)
+            self.write_json(_FINISHED, metrics)
+
+    def remember(self, **facts: object) -> None:
+        """Keep facts about the run in state.json; where one is kept already it must be the same.
+
+        Raises:
+            UserError: a fact differs, e.g. the text was changed since the run began.
+        """
+        state = self._state()
+        for key, value in facts.items():
+            if state.setdefault(key, value) != value:
+                raise UserError(f"the run in {self.path} began with {key} {state[key]}, now it is {value}: the text, "
+                                "tokenizer or base has changed since. Put the old one back, use another hydra.run.dir, "
+                                "or resume=never to start over")  # fmt: skip
+        self.write_json(STATE, state)
+
+    def remember_once(self, key: str, make: Callable[[], object]) -> object:
+        """The value kept under ``key`` in state.json; made and kept when there is none yet.
+
+        It is always as JSON has it, a list where ``make`` gave a tuple, so that a run that goes on finds what it began with.
+        """
+        state = self._state()
+        if key not in state:
+            state[key] = json.loads(json.dumps(make()))
+            self.write_json(STATE, state)
+        return state[key]
+
+    def _state(self) -> dict:
+        return read_json(self / STATE, dict) if (self / STATE).is_file() else {}
+
+    def latest_checkpoint(self, part: str = "") -> Path | None:
+        """The checkpoint with the highest step, after a check of every byte in it.
+
+        Raises:
+            UserError: it is truncated or altered.
+        """
+        found = checkpoints_in(self / "checkpoints" / part)
+        if not found:
+            return None
+        latest, older = found[-1], found[:-1]
+        fault = _zip_fault(latest)
+        if fault:
+            last = f"{older[-1].name} will then be used" if older else "the run will then start from its beginning"
+            raise UserError(
+                f"checkpoint {latest} is damaged ({fault}); delete it ({last}), or resume=never to start over"
+            )
+        return latest
+
+
+def _precision(cfg: RunConfig, stored: dict) -> str:
+    """The precision of a run; ``stored``: what its config.yaml says of ``trainer``, if it has one."""
+    precision, kind = _precision_on_paper(cfg, stored), device_kind(cfg.trainer.accelerator)
+    if precision == "auto":
+        precision, why = fastest_precision(kind)
+        log.info("precision: %s (%s)", precision, why)
+        return precision
+    if fault := precision_fault(precision, kind):
+        raise UserError(f"the run began with trainer.precision={precision}, but {fault}; continue it where it began, or start "
+                        "it over with resume=never")  # fmt: skip
+    if slow := slow_precision(precision, kind):
+        log.warning("warning: trainer.precision is %s, and %s", precision, slow)
+    return precision
+
+
+def _precision_on_paper(cfg: RunConfig, stored: dict) -> str:
+    """What is asked for, else what the run began with, else ``auto``; ``stored`` as above."""
+    return stored.get("precision", "auto") if cfg.trainer.precision == "auto" else cfg.trainer.precision
+
+
+def _threads(cfg: RunConfig, stored: dict, workers: int) -> int:
+    """The threads of each process of a run; ``stored`` as above."""
+    torch_threads()  # asked before a run sets its own
+    share = max(1, cores() // cfg.trainer.devices)
+    if known := cfg.trainer.threads or min(stored.get("threads") or 0, share):
+        return known
+    kind = device_kind(cfg.trainer.accelerator)
+    threads, why = fastest_threads(kind, workers=workers, processes=cfg.trainer.devices)
+    log.info("threads: %d (%s)", threads, why)
+    return threads
+
+
+def read_json(file: Path, kind: type = object) -> object:
+    """What is in a file of a run. Raises UserError when it is no JSON, or of another type than ``kind``."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except _UNREADABLE as error:
+        raise _damaged(file, error) from error
+    if not isinstance(found, kind):
+        raise _damaged(file, f"it holds a {type(found).__name__}")
+    return found
+
+
+def read_yaml(file: Path) -> dict:
+    """The configuration in ``file``. Raises UserError when it is none."""
+    try:
+        found = read_settings(file) if file.is_file() else None
+    except _UNREADABLE as error:
+        raise _damaged(file, error) from error
+    if not isinstance(found, dict):
+        raise _damaged(file, "no mapping" if file.is_file() else "no regular file")
+    return found
+
+
+def _damaged(file: Path, why: object) -> UserError:
+    why = "nested too deep" if isinstance(why, RecursionError) else (str(why).splitlines() or [type(why).__name__])[0]
+    return UserError(f"{file} cannot be read ({why[:200]}); put the right one back, or use another run")
+
+
+def is_run(config: dict) -> bool:
+    """Whether ``config`` is what a run has in its config.yaml, of this version or another."""
+    return {"seed", "base", "trainer", "task"} <= config.keys() and isinstance(config["trainer"], dict)
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints in ``folder``, by step; none when there is no such folder."""
+    found = [file for file in folder.glob("step*.ckpt") if re.fullmatch(r"step\d+\.ckpt", file.name)]
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step after which ``step<number>.ckpt`` was saved."""
+    return int(checkpoint.stem.removeprefix("step"))
+
+
+def _zip_fault(path: Path) -> str | None:
+    """What is wrong with a torch checkpoint, judged by the CRC of every record."""
+    if not path.is_file():
+        return "it is no regular file"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except (OSError, zipfile.BadZipFile, EOFError, ValueError, zlib.error, RuntimeError) as error:
+        return f"not a whole file: {error}"
+    return None if bad is None else f"record {bad} is altered"
+
+
+def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
+    """Dotted keys of settings that count and differ, those in MAY_CHANGE left out."""
+    a, b = identity(old), identity(new)
+    return [
+        (k, a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) and k not in MAY_CHANGE
+    ]

@@ -1,0 +1,163 @@
+"""Where figures go: always metrics.csv, and W&B when it is wanted, which may fail without harming the run."""
+
+import contextlib
+import csv
+import io
+import logging
+import os
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from xmod_lab.config.schema import PretrainConfig
+from xmod_lab.files import sync, write_whole
+from xmod_lab.processes import rank
+from xmod_lab.runs.run import RunDir
+
+log = logging.getLogger(__name__)
+
+
+class Curve:
+    """metrics.csv: one line for every time something was measured; ``step`` first, a column for every figure.
+
+    Each line is with the system as it is written. A resumed run drops the lines after the step it resumes from, so that the
+    file is the one that an uninterrupted run would have written (times apart).
+    """
+
+    def __init__(self, path: Path, columns: list[str]):
+        self.path, self.columns = path, ["step", *columns]
+
+    def start_at(self, step: int, code: str | None = None) -> None:
+        """Forget the lines after ``step``, all of them when it is 0; with ``code``, those of that language only."""
+        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1].splitlines()  # a full disk may have cut off the last line
+        kept = [row for row in csv.DictReader(whole) if _stays(row, step, code)]
+        table = io.StringIO()
+        writer = csv.DictWriter(table, self.columns, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(kept)
+        write_whole(self.path, table.getvalue().encode())
+
+    def sync(self) -> None:
+        """Bring the lines to the disk, before a checkpoint that does not write them again."""
+        if self.path.is_file():
+            sync(self.path)
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Append a line. Every name must be a column."""
+        unknown = metrics.keys() - set(self.columns)
+        assert not unknown, f"no column for {unknown}"
+        with self.path.open("a", newline="") as stream:
+            csv.DictWriter(stream, self.columns).writerow({"step": step, **metrics})
+
+
+def _stays(row: dict[str, str], step: int, code: str | None) -> bool:
+    concerned = code is None or any(value and str(name).endswith(f"/{code}") for name, value in row.items())
+    return not concerned or (step > 0 and (row["step"] or "").isdigit() and int(row["step"]) <= step)
+
+
+class Tracking:
+    """metrics.csv and the W&B run of one run dir; the first process writes, the others do nothing.
+
+    Used as a context: a run that raises is marked failed in W&B. Online W&B was not run here (no network); offline
+    runs were, and ``wandb sync`` uploads those.
+    """
+
+    def __init__(self, cfg: PretrainConfig, run: RunDir, columns: list[str], *, group: str | None, job_type: str):
+        self.curve = Curve(run / "metrics.csv", columns)
+        self.writes = rank() == 0
+        self.wandb: Any = None
+        if self.writes and cfg.logger.wandb != "disabled":
+            self.wandb = _start_wandb(cfg, run, group=group, job_type=job_type)
+
+    def __enter__(self) -> "Tracking":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: object) -> None:
+        self._tell_wandb(lambda run: run.finish(exit_code=0 if kind is None else 1))
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """The same figures everywhere."""
+        if self.writes:
+            self.curve.log(metrics, step)
+        self._tell_wandb(lambda run: run.log({"step": step, **metrics}))
+
+    def summarise(self, metrics: dict[str, float], packs: list[Path]) -> None:
+        """Final figures, and the language packs as artifacts, to W&B."""
+        self._tell_wandb(lambda run: _summarise(run, metrics, packs))
+
+    def _tell_wandb(self, act: Callable[[Any], object]) -> None:
+        """Call ``act`` with the W&B run. One failure, of whatever kind, and the run goes on without W&B."""
+        if self.wandb is None:
+            return
+        try:
+            act(self.wandb)
+        except Exception as error:
+            self.wandb = None
+            log.warning("W&B failed (%s); going on without it: metrics.csv has every figure", _reason(error))
+
+
+def _summarise(run: Any, metrics: dict[str, float], packs: list[Path]) -> None:
+    run.summary.update(metrics)
+    for folder in packs:
+        artifact = wandb.Artifact(f"pack-{folder.name}", type="language-pack")
+        artifact.add_dir(str(folder))
+        run.log_artifact(artifact)
+
+
+def _start_wandb(cfg: PretrainConfig, run: RunDir, *, group: str | None, job_type: str) -> Any:
+    """Start, or continue, this run's W&B run. Its id is on disk before it starts, so that a resumed run finds it."""
+    run_id = run.remember_once("wandb_id", lambda: uuid.uuid4().hex[:8])
+    for attempt in dict.fromkeys([_wandb_mode(cfg), "offline"]):
+        try:
+            started = wandb.init(
+                project=cfg.logger.project,
+                name=run.path.name,
+                id=run_id,
+                group=cfg.logger.group or group,
+                tags=list(cfg.logger.tags),
+                job_type=job_type,
+                dir=str(run.path),
+                config=asdict(cfg),
+                mode=attempt,
+                resume="allow" if attempt == "online" else None,
+                settings=_settings(),
+            )
+            started.define_metric("*", step_metric="step")
+            return started
+        except Exception as error:  # whatever W&B raises, training matters more
+            log.warning("W&B (%s) did not start: %s", attempt, _reason(error))
+            with contextlib.suppress(Exception, SystemExit):
+                wandb.teardown()  # else the next attempt finds the run's id in use
+    log.warning("going on without W&B; metrics.csv has every figure")
+    return None
+
+
+def _settings() -> wandb.Settings:
+    """Quiet; half a minute to start, or what WANDB_INIT_TIMEOUT says."""
+    patience = {} if "WANDB_INIT_TIMEOUT" in os.environ else {"init_timeout": 30}
+    return wandb.Settings(console="off", silent=True, reinit="finish_previous", **patience)
+
+
+def _wandb_mode(cfg: PretrainConfig) -> str:
+    """What was asked for; but online needs a key, which W&B would ask for on a terminal."""
+    mode = os.environ.get("WANDB_MODE") or cfg.logger.wandb
+    if mode not in ("auto", "online"):
+        return mode
+    try:
+        if wandb.login(prompt=False, verify=False):
+            return "online"
+        reason = "there is no key; `wandb login` keeps one"
+    except Exception as error:  # a setting that W&B does not understand
+        reason = _reason(error)
+    if mode == "online":
+        log.warning("W&B cannot go online (%s); its run stays offline, and `wandb sync` uploads it later", reason)
+    return "offline"
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]

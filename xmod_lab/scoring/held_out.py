@@ -1,0 +1,201 @@
+"""How good a model is at a language: loss and bits per byte of its held-out text, which never change.
+
+The *loss* of a masked model is that of pieces: 15 % of the ordinary pieces of every validation row are hidden behind <mask>,
+whatever training does. It is the training curve, and compares nothing but models with one vocabulary: the shorter the pieces, the more of
+the same word stays visible. Causal models predict every piece and the end of every passage: the exact code length of the text as the
+vocabulary normalises it.
+
+*Bits per byte* compare vocabularies: what is hidden is chosen in the text, see :mod:`xmod_lab.scoring.passages`. They are over all
+UTF-8 bytes of the passages that are scored, composed (NFC); of masked models these are ``data.score_passages`` of each language.
+What a vocabulary cannot spell is charged as the raw bytes that <unk> stands for, 8 bits each; what its normalisation makes alike, as a
+code that tells it apart (``respelling_bits``, see :mod:`xmod_lab.text.normalisation`).
+
+All is computed in float32. Every figure has ``…/low`` and ``…/high``, the ends of the interval that its sample gives it.
+"""
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.errors import UserError
+from xmod_lab.languages.embeddings import log_frequency
+from xmod_lab.model import IGNORE, XmodLanguageModel
+from xmod_lab.scoring.passages import Passages, interval, labelled_nats, sample_of
+from xmod_lab.text.batches import Layout, to_batch
+from xmod_lab.text.objective import EVALUATION_RATE, Objective
+from xmod_lab.text.prepared import Prepared
+from xmod_lab.text.rows import Corpus
+
+_EVALUATION_SEED = 15
+_ROWS = 64  # rows scored at once; fixed, so that figures do not depend on the training batch
+Figures = dict[str, float]
+
+
+def held_out(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> tuple[np.ndarray, np.ndarray]:
+    """(rows, T) ids of the validation text, and (rows,) how many pieces of each row masked evaluation hides.
+
+    Raises:
+        UserError: none in any row, so that there is no score.
+    """
+    rows = corpus.rows("validation", np.arange(len(corpus.validation)))
+    ordinary, hidden = _hidden_counts(rows, tokenizer)
+    if not objective.causal and not hidden.any():
+        raise UserError(f"the held-out text of {corpus.code} has {ordinary.sum()} piece(s) that can be hidden, "
+                        f"{EVALUATION_RATE:.0%} of a row is to be hidden, and that rounds to none; give more held-out text "
+                        "(validation), set a larger data.validation_share, or use a vocabulary that has its letters")  # fmt: skip
+    return rows, hidden
+
+
+def _hidden_counts(rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+    """(rows,) ordinary pieces of each row, and how many of them masked evaluation hides."""
+    ordinary = (~np.isin(rows, tokenizer.all_special_ids)).sum(1)
+    return ordinary, np.rint(EVALUATION_RATE * ordinary).astype(int)
+
+
+class Targets:
+    """Rows (R, T) of the language ``code``, and what is to be predicted in them: ``masked``, (inputs, labels) of each row."""
+
+    def __init__(self, code: str, rows: np.ndarray, masked: list[tuple[np.ndarray, np.ndarray]], layout: Layout):
+        self.code, self.rows, self.masked, self.layout = code, rows, masked, layout
+
+    @property
+    def targets(self) -> np.ndarray:
+        """(predicted,) ids of the pieces to be predicted."""
+        return np.concatenate([labels[labels != IGNORE] for _, labels in self.masked])
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """(R,) how many pieces of each row are to be predicted."""
+        return np.array([int((labels != IGNORE).sum()) for _, labels in self.masked])
+
+    @torch.inference_mode()
+    def nats(self, model: XmodLanguageModel) -> np.ndarray:
+        """(R,) nats of the predicted pieces of each row, in float32 and evaluation mode, on the model's device."""
+        was_training, total = model.training, np.zeros(len(self.rows))
+        model.eval()
+        with torch.autocast(model.device.type, enabled=False):
+            for part, batch in self.batches(model):
+                rows, nats = labelled_nats(model, self.code, batch)
+                np.add.at(total[part], rows, nats)
+        model.train(was_training)
+        return total
+
+    def loss(self, model: XmodLanguageModel) -> float:
+        """Nats per predicted piece."""
+        return float(self.nats(model).sum() / self.predicted.sum())
+
+    def batches(self, model: XmodLanguageModel) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
+        """The rows that a batch is made of, and the batch, on the model's device; those without a label are left out."""
+        lang_id = model.lang_id(self.code)
+        for start in range(0, len(self.rows), _ROWS):
+            part = slice(start, start + _ROWS)
+            batch = to_batch(self.rows[part], self.masked[part], [lang_id] * len(self.rows[part]), self.layout)
+            if (batch["labels"] != IGNORE).any():
+                yield part, {k: v if k == "lang_ids" else v.to(model.device) for k, v in batch.items()}
+
+    def unigram_nats(self, counts: np.ndarray) -> np.ndarray:
+        """(R,) nats of the predicted pieces of each row, each guessed by its frequency, ``counts`` (V,): what a model has to beat."""
+        cost = -log_frequency(counts).double().numpy()
+        return np.array([cost[labels[labels != IGNORE]].sum() for _, labels in self.masked])
+
+    def unigram_loss(self, counts: np.ndarray) -> float:
+        """Nats per predicted piece of the same."""
+        return float(self.unigram_nats(counts).sum() / self.predicted.sum())
+
+
+class FixedTargets(Targets):
+    """Rows (R, T) of the language ``code``, and what is to be predicted in them, which never changes."""
+
+    def __init__(self, code: str, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, objective: Objective):
+        hider = objective.evaluation(tokenizer)
+        hidden = _hidden_counts(rows, tokenizer)[1]
+        masked = [
+            hider.mask(row, [_EVALUATION_SEED, zlib.crc32(row.tobytes()), i], count=n)
+            for i, (row, n) in enumerate(zip(rows, hidden.tolist(), strict=True))
+        ]
+        super().__init__(code, rows, masked, objective.layout(tokenizer))
+
+
+class Scorer(FixedTargets):
+    """One language's validation text with its fixed targets. Raises UserError when there are none."""
+
+    def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective):
+        super().__init__(corpus.code, held_out(corpus, tokenizer, objective)[0], tokenizer, objective)
+        self.corpus, self.tokenizer, self.objective = corpus, tokenizer, objective
+        self.counts = objective.target_counts(corpus, tokenizer)
+
+    @cached_property
+    def passages(self) -> Passages:
+        """The held-out passages that bits per byte are of."""
+        settings, text = self.corpus.manifest["settings"], self.corpus.manifest["statistics"]["validation"]
+        texts = sample_of(self.corpus, None if self.objective.causal else self.objective.score_passages)
+        return Passages(self.code, texts, self.tokenizer, self.objective, length=settings["length"],
+                        respelling=text["respelling_bits"] / text["bytes"])  # fmt: skip
+
+    def score(self, model: XmodLanguageModel) -> tuple[float, float]:
+        """Nats per predicted piece, and bits per byte."""
+        return self.loss(model), float(self.passages.bits(model).sum() / self.passages.sizes.sum())
+
+    def loss_figures(self, model: XmodLanguageModel, prefix: str) -> Figures:
+        """``{prefix}/loss/<code>`` and the ends of its interval over rows."""
+        return named_with_interval(f"{prefix}/loss/{self.code}", self.nats(model), self.predicted)
+
+    def bits_figures(self, bits: np.ndarray, prefix: str) -> Figures:
+        """``{prefix}/bpb/<code>`` of ``bits`` (P,) of each passage, and the ends of its interval over passages."""
+        return named_with_interval(f"{prefix}/bpb/{self.code}", bits, self.passages.sizes)
+
+    def unigram(self) -> Figures:
+        """``unigram/loss/<code>`` and ``unigram/bpb/<code>``: guessing each piece by its frequency in the training text."""
+        loss = named_with_interval(f"unigram/loss/{self.code}", self.unigram_nats(self.counts), self.predicted)
+        return loss | self.bits_figures(self.passages.unigram_bits(self.counts), "unigram")
+
+
+def scorers_of(prepared: Prepared, objective: Objective) -> dict[str, Scorer]:
+    """A scorer for each language of ``prepared``."""
+    return {c: Scorer(corpus, prepared.tokenizer, objective) for c, corpus in prepared.corpora.items()}
+
+
+def named_with_interval(name: str, sums: np.ndarray, sizes: np.ndarray) -> Figures:
+    """``sums.sum() / sizes.sum()``, both (N,), under ``name``, and ``…/low`` and ``…/high`` where there is enough for an interval."""
+    ends = interval(sums, sizes)
+    told = {} if ends is None else {f"{name}/low": ends[0], f"{name}/high": ends[1]}
+    return {name: float(sums.sum() / sizes.sum()), **told}
+
+
+@contextmanager
+def on_device(model: XmodLanguageModel, accelerator: str) -> Iterator[None]:
+    """``model`` on the GPU meanwhile, if there is one and ``trainer.accelerator`` allows it."""
+    home = model.device
+    model.to("cuda" if torch.cuda.is_available() and accelerator != "cpu" else home)
+    try:
+        yield
+    finally:
+        model.to(home)
+
+
+def score_losses(model: XmodLanguageModel, scorers: dict[str, Scorer], *, prefix: str = "val") -> Figures:
+    """``{prefix}/loss/<code>`` of every language, as in metrics.json."""
+    return {name: value for s in scorers.values() for name, value in s.loss_figures(model, prefix).items()}
+
+
+def score_passages(
+    model: XmodLanguageModel, scorers: dict[str, Scorer], *, prefix: str = "val"
+) -> tuple[Figures, dict[str, dict]]:
+    """``{prefix}/bpb/<code>`` of every language, as in metrics.json; and, by code, the bits of each passage, as in passages.json."""
+    figures, records = {}, {}
+    for code, scorer in tqdm(scorers.items(), "bits per byte of held-out text", leave=False, disable=None):
+        bits = scorer.passages.bits(model)
+        figures |= scorer.bits_figures(bits, prefix)
+        records[code] = scorer.passages.record(bits)
+    return figures, records
+
+
+def unigram_all(scorers: dict[str, Scorer]) -> Figures:
+    """``unigram/loss/<code>`` and ``unigram/bpb/<code>`` of every language."""
+    return {name: value for scorer in scorers.values() for name, value in scorer.unigram().items()}

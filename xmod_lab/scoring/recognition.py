@@ -1,0 +1,83 @@
+"""Recognition: which language a text is in, told by the slot with the lowest loss. Chance is 1 / slots.
+
+Rows: held-out rows in the vocabulary of their own language, the same pieces hidden for every slot. A language with a
+vocabulary of its own is known by that alone, so here it only shows whether its slot is the best for its text.
+
+Sentences: held-out passages as plain text, which every language reads with its own vocabulary and slot; the fewest bits
+win, bytes that a vocabulary cannot spell at 8 bits each. Every language predicts the same stretches of the text, see
+:mod:`xmod_lab.scoring.passages`.
+"""
+
+import logging
+
+import numpy as np
+from tqdm import tqdm
+
+from xmod_lab.model import XmodLanguageModel
+from xmod_lab.scoring.passages import Passages
+from xmod_lab.scoring.subjects import Subject
+
+log = logging.getLogger(__name__)
+
+Confusion = dict[str, dict[str, int]]  # language of the text -> slot that was taken for its own -> how many
+
+
+def confusion(costs: dict[str, np.ndarray], slots: list[str]) -> Confusion:
+    """From ``costs``, for each language (N, slots), to how often which slot costs least; of equals the first."""
+    counts = {code: np.bincount(cost.argmin(1), minlength=len(slots)) for code, cost in costs.items()}
+    return {code: dict(zip(slots, count.tolist(), strict=True)) for code, count in counts.items()}
+
+
+def recognition_figures(what: str, found: Confusion, own: dict[str, str]) -> dict[str, float]:
+    """``recognition/<what>/accuracy/<code>``, its mean over languages, ``chance``, and the confusions as counts
+    ``recognition/<what>/count/<text>/<slot>``. ``own``: slot of each language."""
+    where, accuracy = f"recognition/{what}", {}
+    figures = {f"{where}/count/{code}/{slot}": n for code, row in found.items() for slot, n in row.items()}
+    for code, row in found.items():
+        accuracy[code] = row[own[code]] / sum(row.values())
+        figures[f"{where}/accuracy/{code}"] = accuracy[code]
+    figures[f"{where}/accuracy"] = float(np.mean(list(accuracy.values())))
+    figures[f"{where}/chance"] = 1 / len(next(iter(found.values())))
+    return figures
+
+
+def sentence_costs(
+    model: XmodLanguageModel, subjects: list[Subject]
+) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
+    """For each language (N, slots) bits that its sentences cost when the language of each slot reads them; of languages
+    that share a slot, the one that needs fewer. And the N sentences."""
+    texts = {subject.code: subject.sentences() for subject in subjects}
+    longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
+    everything = [text for part in texts.values() for text in part]
+    bits: dict[str, np.ndarray] = {}
+    fits = np.ones(len(everything), dtype=bool)
+    for reader in tqdm(subjects, "sentences read by", leave=False, disable=None):
+        cost, fit = _bits(model, reader, everything, longest)
+        bits[reader.slot] = np.minimum(bits[reader.slot], cost) if reader.slot in bits else cost
+        fits &= fit
+    if not fits.all():
+        log.warning("%d of %d sentences are longer than the model's %d positions and left out of the recognition",
+                    (~fits).sum(), len(fits), longest)  # fmt: skip
+    table, costs, sentences, start = np.stack(list(bits.values()), axis=1), {}, {}, 0
+    for code, part in texts.items():
+        kept = slice(start, start + len(part))
+        if fits[kept].any():
+            costs[code] = table[kept][fits[kept]]
+            sentences[code] = [text for text, fit in zip(part, fits[kept], strict=True) if fit]
+        start += len(part)
+    return costs, sentences
+
+
+def _bits(model: XmodLanguageModel, reader: Subject, texts: list[str], longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) bits of ``texts`` in the vocabulary and slot of ``reader``, and whether each fits the positions."""
+    read = Passages(reader.code, texts, reader.tokenizer, reader.scorer.objective, length=longest)
+    parts = np.bincount([window.passage for window in read.windows], minlength=len(texts))
+    return read.bits(model), parts == 1
+
+
+def padded(sentences: list[list[int]], tokenizer) -> np.ndarray:
+    """(N, T) ``<s>``, the pieces, ``</s>``, and padding behind."""
+    rows = np.full((len(sentences), max(map(len, sentences)) + 2), tokenizer.pad_token_id, dtype=np.int64)
+    for row, ids in zip(rows, sentences, strict=True):
+        row[: len(ids) + 2] = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+    return rows

@@ -1,0 +1,281 @@
+"""Translation retrieval: for each sentence, its translation among all sentences of another language, by cosine.
+
+A sentence is the mean of its states over real pieces (neither <s>, </s> nor padding). States of every layer: ``layer0`` are
+the embeddings, ``layer<k>_before`` is what the slot of layer k reads, ``layer<k>`` what the layer gives. Queries go through
+the slot of their language, candidates through that of theirs (arm ``target``), and once more after the mean state of each
+language was taken away, which cosines else measure (arm ``centred``). Two languages are compared on the sentences that both have,
+so chance differs from pair to pair: top-1 1/N, mean reciprocal rank (1 + 1/2 + ... + 1/N) / N.
+
+What a model is compared with: character n-grams (arm ``ngrams``: cosines of tf-idf, nothing is learnt), which find what is spelt
+alike; and another model, a control, on the same sentences. The layer at which they are compared is fixed before anything is seen.
+Candidates through the slot of the queries (arm ``source``) are no such control: a wrong slot breaks them.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import permutations
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from torch import Tensor
+from torch.nn.functional import normalize
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.errors import UserError
+from xmod_lab.model import XmodLanguageModel
+from xmod_lab.scoring.recognition import padded
+from xmod_lab.scoring.wrong_slots import through_slot
+from xmod_lab.tasks.metrics import Metric
+from xmod_lab.tasks.ngrams import ngrams
+from xmod_lab.tasks.statistics import Estimate, difference
+from xmod_lab.text.parallel import Parallel
+from xmod_lab.text.rows import encode
+
+log = logging.getLogger(__name__)
+_ROWS = 64
+_DIGITS = 6  # cosines that agree so far are ties: they are of the same text, and differ by rounding
+ARMS = ("target", "centred", "source")
+NGRAMS = "ngrams"
+
+# N sentences, S positions, D model; K states of a sentence: embeddings, then two for each layer
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """One state, arm and ordered pair of languages. ``rows``: N; ``hits``: of each row of the file whether its translation is found,
+    nan where a language lacks it; kept where models are compared."""
+
+    query: str
+    candidates: str
+    arm: str
+    state: str
+    rows: int
+    top1: float
+    mrr: float
+    hits: np.ndarray | None = None
+
+    def record(self) -> dict[str, str | int | float]:
+        """For a CSV file."""
+        return {key: value for key, value in vars(self).items() if key != "hits"}
+
+
+def cosines_of(queries: Tensor, candidates: Tensor) -> np.ndarray:
+    """(N, N) of states (N, D) and (N, D)."""
+    return (normalize(queries.double(), dim=1) @ normalize(candidates.double(), dim=1).T).numpy()
+
+
+def top1_and_mrr(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) top-1 and (N,) reciprocal rank of each query, of (N, N) cosines where query i belongs to candidate i.
+
+    Ties are broken at random, and this is the expectation: states that are all alike are at chance exactly.
+    """
+    cosines = cosines.round(_DIGITS)
+    own = cosines.diagonal()[:, None]
+    better, tied = (cosines > own).sum(1), (cosines == own).sum(1)  # itself among the tied
+    harmonic = np.concatenate([[0], np.cumsum(1 / np.arange(1, len(cosines) + 1))])
+    return np.where(better == 0, 1 / tied, 0), (harmonic[better + tied] - harmonic[better]) / tied
+
+
+def chance(rows: int) -> tuple[float, float]:
+    """Top-1 and mean reciprocal rank of guessing among ``rows``."""
+    return 1 / rows, float(np.mean(1 / np.arange(1, rows + 1)))
+
+
+def state_names(model: XmodLanguageModel) -> list[str]:
+    """Names of the K states, from the embeddings up."""
+    layers = range(1, model.config.num_hidden_layers + 1)
+    return ["layer0", *(name for k in layers for name in (f"layer{k}_before", f"layer{k}"))]
+
+
+@contextmanager
+def _slot_inputs(model: XmodLanguageModel) -> Iterator[list[Tensor]]:
+    """What the slots read in each forward pass, layer by layer."""
+    seen: list[Tensor] = []
+    layers = model.base_model.encoder.layer
+    hooks = [
+        layer.output.adapter_modules.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        for layer in layers
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.inference_mode()
+def pooled_states(
+    model: XmodLanguageModel, code: str, sentences: list[list[int]], tokenizer: PreTrainedTokenizerBase
+) -> Tensor:
+    """(K, N, D) float32 on the CPU, of sentences that are given as the ids of their pieces."""
+    order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
+    states = torch.empty(2 * model.config.num_hidden_layers + 1, len(sentences), model.config.hidden_size)
+    with _slot_inputs(model) as seen, torch.autocast(model.device.type, enabled=False):
+        for start in range(0, len(order), _ROWS):
+            some = order[start : start + _ROWS]
+            ids = torch.from_numpy(padded([sentences[i] for i in some], tokenizer)).to(model.device)
+            lengths = torch.tensor([len(sentences[i]) for i in some], device=model.device)
+            places = torch.arange(ids.shape[1], device=model.device)
+            real = ((places >= 1) & (places <= lengths[:, None])).to(model.dtype)  # (N, S): the pieces alone
+            seen.clear()
+            out = model.base_model(
+                ids,
+                lang_ids=torch.full((len(ids),), model.lang_id(code)),
+                attention_mask=(places < lengths[:, None] + 2).long(),
+                use_cache=False,
+                output_hidden_states=True,
+            ).hidden_states
+            both = [out[0], *(state for pair in zip(seen, out[1:], strict=True) for state in pair)]
+            for k, state in enumerate(both):
+                states[k, some] = ((state * real[:, :, None]).sum(1) / lengths[:, None]).float().cpu()
+    return states
+
+
+def fixed_state(model: XmodLanguageModel, layer: int | None = None) -> str:
+    """The state at which models are compared: that of ``layer``, by default two thirds of the way up (8 of 12), where related work
+    reads multilingual encoders. It is fixed before any score is seen; the best of all layers is chosen on the pairs themselves.
+
+    Raises:
+        UserError: there is no such layer.
+    """
+    layers = model.config.num_hidden_layers
+    if layer is not None and layer > layers:
+        raise UserError(
+            f"evaluate.layer is {layer}, but the model has {layers} layers; allowed is 0 (the embeddings) to {layers}"
+        )
+    return f"layer{round(2 / 3 * layers) if layer is None else layer}"
+
+
+def retrieve(
+    model: XmodLanguageModel,
+    parallel: Parallel,
+    languages: dict[str, tuple[str, PreTrainedTokenizerBase]],
+    *,
+    fixed: str = "",
+    arms: tuple[str, ...] = ARMS,
+) -> list[Retrieval]:
+    """Every ordered pair of the columns ``languages`` (column -> code, tokenizer), every state, all ``arms``; hits are kept of the state
+    ``fixed``.
+
+    A sentence that is longer than the positions is cut, and their number is said.
+    """
+    longest = model.config.max_position_embeddings - model.config.pad_token_id - 3  # <s> and </s> beside it
+    ids, cut = {}, 0
+    for column, (_, tokenizer) in languages.items():
+        found = [piece_ids for piece_ids, *_ in encode(iter(parallel.sentences[column]), tokenizer)]
+        cut += sum(len(piece_ids) > longest for piece_ids in found)
+        ids[column] = [piece_ids[:longest] for piece_ids in found]
+    if cut:
+        log.warning("%s: %d of %d sentences are longer than %d pieces and cut there", parallel.name, cut,
+                    sum(map(len, ids.values())), longest)  # fmt: skip
+    there = {column: np.array([len(sentence) > 0 for sentence in ids[column]]) for column in languages}
+
+    def states(column: str) -> Tensor:  # of all rows, so that every pair picks its own; those of empty cells stay zero
+        kept = np.flatnonzero(there[column])
+        code, tokenizer = languages[column]
+        found = pooled_states(model, code, [ids[column][i] for i in kept], tokenizer)
+        full = torch.zeros(found.shape[0], len(there[column]), found.shape[2])
+        full[:, kept] = found
+        return full
+
+    slots = {column: model.config.languages[model.config.slot(code)] for column, (code, _) in languages.items()}
+    own = {c: states(c) for c in tqdm(languages, f"{parallel.name}: states", leave=False, disable=None)}
+    centred = {c: states - states[:, there[c]].mean(1, keepdim=True) for c, states in own.items()}
+    results = []
+    pairs = list(permutations(languages, 2))
+    for a, b in tqdm(pairs, f"{parallel.name}: retrieval", leave=False, disable=None):
+        rows = np.flatnonzero(there[a] & there[b])
+        if len(rows) < 2:
+            continue
+        pairs_of = {"target": (own[a], own[b]), "centred": (centred[a], centred[b])}
+        if "source" in arms and slots[a] != slots[b]:
+            with through_slot(model, languages[b][0], slots[a]):
+                pairs_of["source"] = own[a], states(b)
+        for arm, (queries, candidates) in pairs_of.items():
+            for k, name in enumerate(state_names(model)):
+                cosines = cosines_of(queries[k, rows], candidates[k, rows])
+                results.append(_result(languages, a, b, arm, name, rows, cosines, len(there[a]) * (name == fixed)))
+    return results
+
+
+def ngram_retrieval(parallel: Parallel, languages: dict[str, tuple[str, PreTrainedTokenizerBase]]) -> list[Retrieval]:
+    """The same by the cosines of character n-grams (tf-idf over all of the file's sentences): no model, nothing learnt."""
+    texts = {column: parallel.sentences[column] for column in languages}
+    vectorizer = TfidfVectorizer(analyzer=ngrams, sublinear_tf=True)
+    vectorizer.fit(text for column in texts.values() for text in column if text)
+    vectors = {column: vectorizer.transform(column_texts) for column, column_texts in texts.items()}
+    results = []
+    for a, b in permutations(languages, 2):
+        rows = np.array([i for i, pair in enumerate(zip(texts[a], texts[b], strict=True)) if all(pair)], dtype=int)
+        if len(rows) >= 2:
+            cosines = (vectors[a][rows] @ vectors[b][rows].T).toarray()
+            results.append(_result(languages, a, b, NGRAMS, NGRAMS, rows, cosines, len(texts[a])))
+    return results
+
+
+def _result(
+    languages, a: str, b: str, arm: str, state: str, rows: np.ndarray, cosines: np.ndarray, keep: int
+) -> Retrieval:
+    """``keep``: how many rows the file has, where hits are kept."""
+    top1, reciprocal = top1_and_mrr(cosines)
+    hits = None
+    if keep:
+        hits = np.full(keep, np.nan)
+        hits[rows] = top1
+    return Retrieval(
+        languages[a][0], languages[b][0], arm, state, len(rows), float(top1.mean()), float(reciprocal.mean()), hits
+    )
+
+
+def compare(one: list[Retrieval], other: list[Retrieval]) -> Estimate:
+    """Top-1 of one less that of the other, mean over the pairs of languages that both have. The interval is over rows of the file: a
+    sentence and its translations are one draw. ``one``, ``other``: with hits."""
+    found = [{(r.query, r.candidates): r.hits for r in results} for results in (one, other)]
+    pairs = [pair for pair in found[0] if pair in found[1]]
+
+    def counts(hits: dict) -> np.ndarray:  # (1, 1, rows, 2 * pairs)
+        table = np.stack([hits[pair] for pair in pairs], axis=1)
+        return np.concatenate([np.nan_to_num(table), ~np.isnan(table)], axis=1).astype(float)[None, None]
+
+    def reduce(sums: np.ndarray) -> np.ndarray:
+        right, there = np.split(sums, 2, axis=-1)
+        return (right / np.maximum(there, 1)).mean(-1)
+
+    return difference(counts(found[0]), counts(found[1]), Metric(None, reduce))
+
+
+def retrieval_figures(name: str, results: list[Retrieval]) -> dict[str, float]:
+    """``retrieval/<name>/top1|mrr/<query>/<candidates>/<state>`` and the same with ``/centred`` and ``/source``; means over
+    the pairs that a language is in, ``…/<code>/<state>``, and over all pairs, ``…/<state>``; ``retrieval/<name>/sentences/
+    <query>/<candidates>``; ``retrieval/<name>/chance/top1|mrr``, the mean over pairs."""
+    figures: dict[str, float] = {}
+    means: dict[str, list[float]] = {}
+    for r in results:
+        end = r.state if r.arm == "target" else f"{r.state}/{r.arm}"
+        figures[f"retrieval/{name}/sentences/{r.query}/{r.candidates}"] = r.rows
+        for metric, value, guess in zip(("top1", "mrr"), (r.top1, r.mrr), chance(r.rows), strict=True):
+            where = f"retrieval/{name}/{metric}"
+            figures[f"{where}/{r.query}/{r.candidates}/{end}"] = value
+            for part in (f"{where}/{end}", f"{where}/{r.query}/{end}", f"{where}/{r.candidates}/{end}"):
+                means.setdefault(part, []).append(value)
+            if r.arm == "target":
+                means.setdefault(f"retrieval/{name}/chance/{metric}", []).append(guess)
+    return figures | {key: float(np.mean(values)) for key, values in means.items()}
+
+
+def against(name: str, what: str, results: list[Retrieval], others: list[Retrieval], fixed: str) -> dict[str, float]:
+    """``retrieval/<name>/against/<what>/target|centred`` with ``…/low``, ``…/high`` and ``…/p``: top-1 at the state ``fixed`` less that of
+    the n-grams, or of the same arm of a control."""
+    figures = {}
+    for arm in ("target", "centred"):
+        mine = [r for r in results if r.arm == arm and r.state == fixed]
+        theirs = [r for r in others if r.arm in (arm, NGRAMS) and r.hits is not None]
+        found = compare(mine, theirs)
+        where = f"retrieval/{name}/against/{what}/{arm}"
+        ends = {"low": found.low, "high": found.high, "p": found.p}
+        figures |= {where: found.mean} | {f"{where}/{end}": value for end, value in ends.items() if value is not None}
+    return figures

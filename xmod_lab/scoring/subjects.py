@@ -1,0 +1,105 @@
+"""What is evaluated: each language of a model that has held-out text, with the vocabulary that it reads."""
+
+import logging
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.codes import resolve
+from xmod_lab.errors import UnknownLanguageError
+from xmod_lab.model import XmodLanguageModel
+from xmod_lab.scoring.held_out import Scorer, scorers_of
+from xmod_lab.text.corpus import Source
+from xmod_lab.text.objective import Objective
+from xmod_lab.text.prepared import Prepared
+from xmod_lab.text.vocabulary import load_tokenizer
+
+log = logging.getLogger(__name__)
+_SENTENCES, _CHARACTERS = 100, 100  # of a language that are to be recognised; longer passages are cut there
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One language. ``slot``: the name of the slot it routes through; ``source``: where its text comes from."""
+
+    code: str
+    slot: str
+    tokenizer: PreTrainedTokenizerBase
+    scorer: Scorer
+    source: Source
+
+    def sentences(self) -> list[str]:
+        """Held-out passages, the first ones, cut at a space when they are long."""
+        return [_short(passage) for passage in self.scorer.corpus.held_out()[:_SENTENCES]]
+
+
+def _short(passage: str) -> str:
+    return passage if len(passage) <= _CHARACTERS else passage[:_CHARACTERS].rsplit(" ", 1)[0]
+
+
+def subjects_of(
+    model: XmodLanguageModel,
+    texts: list[Prepared],
+    sources: dict[str, Source],
+    objective: Objective,
+    unread: dict[str, str],
+) -> list[Subject]:
+    """The languages of ``texts`` in the order of the model's; one without text is left out, and that is said. ``unread``: why
+    the text of a language that was added was not read."""
+    found = {}
+    for prepared in texts:
+        for code, scorer in scorers_of(prepared, objective).items():
+            slot = model.config.languages[model.config.slot(code)]
+            found[code] = Subject(code, slot, prepared.tokenizer, scorer, sources[code])
+    for code, why in unread.items():
+        log.warning(
+            "%s, which was added, is skipped: %s. Give its text with '+langset.languages={%s:{text:FILE}}'",
+            code,
+            why,
+            code,
+        )
+    without = [code for code in model.languages if code not in found and code not in unread]
+    if without:
+        shown = ", ".join(without[:12]) + (f" and {len(without) - 12} others" if len(without) > 12 else "")
+        log.warning("skipped, because the language set has no text of them: %s. Give some with "
+                    "'+langset.languages={CODE:{text:FILE}}' and base=MODEL_FOLDER", shown)  # fmt: skip
+    return [found[code] for code in model.languages if code in found]
+
+
+def slots_of(subjects: list[Subject]) -> list[str]:
+    """The slots that are compared: those of the languages with text, each once."""
+    return list(dict.fromkeys(subject.slot for subject in subjects))
+
+
+def readers(
+    model: XmodLanguageModel, subjects: list[Subject], columns: list[str], base_tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, tuple[str, PreTrainedTokenizerBase]], dict[str, str]]:
+    """For the columns of a parallel file: (column -> code and tokenizer; column -> why it is skipped).
+
+    A column's name is a code in any spelling. Languages with text come first, so that ``zh`` is ``zh_CN`` where this alone
+    has text. The others need none: they read with the base's tokenizer, or with their own beside the model.
+    """
+    own = {subject.code: subject.tokenizer for subject in subjects}
+    found, skipped = {}, {}
+    for column in columns:
+        try:
+            code = _meant(model, list(own), column)
+        except UnknownLanguageError as error:
+            skipped[column] = str(error).partition(";")[0]
+            continue
+        if code in (taken for taken, _ in found.values()):
+            skipped[column] = f"it means {code}, which another column is already"
+        elif code in own:
+            found[column] = code, own[code]
+        elif code in (model.config.vocabularies or {}):
+            found[column] = code, load_tokenizer(f"{model.name_or_path}/languages/{code}")
+        else:
+            found[column] = code, base_tokenizer
+    return found, skipped
+
+
+def _meant(model: XmodLanguageModel, with_text: list[str], column: str) -> str:
+    try:
+        return resolve(column, with_text)
+    except UnknownLanguageError:
+        return model.config.resolve(column)

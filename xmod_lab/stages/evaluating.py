@@ -1,0 +1,184 @@
+"""All figures of one model, in the order in which they are shown."""
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from xmod_lab.errors import UserError
+from xmod_lab.metrics import read_figures
+from xmod_lab.scoring.held_out import named_with_interval
+from xmod_lab.scoring.likelihood import pseudo_likelihood
+from xmod_lab.scoring.naive_bayes import ngram_costs
+from xmod_lab.scoring.recognition import Confusion, confusion, recognition_figures, sentence_costs
+from xmod_lab.scoring.retrieval import (
+    Retrieval,
+    against,
+    fixed_state,
+    ngram_retrieval,
+    retrieval_figures,
+    retrieve,
+    state_names,
+)
+from xmod_lab.scoring.subjects import readers, slots_of
+from xmod_lab.scoring.tables import (
+    before_table,
+    language_table,
+    recognition_table,
+    retrieval_tables,
+    slot_table,
+)
+from xmod_lab.scoring.wrong_slots import Matrix, slot_figures, slot_matrix
+from xmod_lab.stages.opening import Opened
+from xmod_lab.text.likelihoods import likelihoods, scored_text
+from xmod_lab.text.parallel import Parallel
+
+log = logging.getLogger(__name__)
+_MOST = 690.0  # nats whose exponential is a number of JSON
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """``figures`` are metrics.json; the rest is what they were made of. ``states``: names of the layers' states; ``passages``: the bits
+    of each held-out passage, by language."""
+
+    figures: dict[str, float]
+    matrix: Matrix
+    recognised: dict[str, Confusion]
+    retrieved: dict[str, list[Retrieval]]
+    passages: dict[str, dict]
+    states: list[str]
+
+
+def evaluate(
+    opened: Opened, parallels: list[Parallel], *, pll: bool, layer: int | None = None, control: Opened | None = None
+) -> Evaluation:
+    """Compute everything and print the tables. The model is left as it was.
+
+    Args:
+        layer: at which retrieval is compared; default: see :func:`xmod_lab.scoring.retrieval.fixed_state`.
+        control: a model whose retrieval is compared with, on the same sentences.
+    Raises:
+        UserError: a loss is no number; there is no such layer; the control lacks a language of a file that the model has.
+    """
+    fixed = fixed_state(opened.model, layer)
+    read = {parallel.name: _readers(opened, parallel) for parallel in parallels}
+    controls = {}
+    if control is not None:
+        fixed_state(control.model, layer)
+        controls = {parallel.name: _control_readers(control, parallel, read[parallel.name]) for parallel in parallels}
+    model, subjects = opened.model, opened.subjects
+    codes, own, slots = [s.code for s in subjects], {s.code: s.slot for s in subjects}, slots_of(subjects)
+    exact = bool(model.config.is_decoder)
+    matrix, rows = slot_matrix(model, subjects)
+    figures: dict[str, float] = {"val/exact": int(exact)}
+    passages = {}
+    for subject in subjects:
+        loss = matrix[subject.code][subject.slot]
+        if not math.isfinite(loss):
+            raise UserError(f"the loss of {opened.name} is {loss} on the text of {subject.code}: its weights are damaged, or it diverged "
+                            "in training; take an older checkpoint, or another model")  # fmt: skip
+        scorer, code = subject.scorer, subject.code
+        predicted = scorer.predicted[scorer.predicted > 0]
+        figures |= _losses("val", code, rows[code][:, slots.index(subject.slot)], predicted)
+        bits = scorer.passages.bits(model)
+        passages[code] = scorer.passages.record(bits)
+        figures |= scorer.bits_figures(bits, "val") | scorer.unigram()
+        if pll and not exact:
+            figures |= _losses("pll", code, *pseudo_likelihood(model, scorer, subject.tokenizer))
+    if pll and exact:
+        log.info("evaluate.pll is for masked models: the likelihoods of this one are exact already")
+    language_table(figures, codes, scored_text(exact))
+    figures |= _before(opened, figures)
+
+    recognised = {}
+    if len(slots) > 1:
+        figures |= slot_figures(matrix, subjects, rows)
+        slot_table(matrix, subjects, figures)
+        bits, sentences = sentence_costs(model, subjects)
+        spelt = ngram_costs(subjects, sentences, slots) if sentences else {}
+        for what, costs in (("rows", rows), ("sentences", bits), ("ngrams", spelt)):
+            if not costs:  # no sentence fits the positions, which was said
+                continue
+            recognised[what] = confusion(costs, slots)
+            figures |= recognition_figures(what, recognised[what], own)
+        recognition_table(recognised, figures, own)
+    else:
+        log.info(
+            "the languages with text share one slot (%s): there are no wrong slots, and none to recognise", slots[0]
+        )
+
+    retrieved = {}
+    for parallel in parallels:
+        languages = read[parallel.name]
+        results = retrieve(model, parallel, languages, fixed=fixed)
+        if not results:
+            log.warning("%s: no two languages of the model have two sentences in common; no retrieval", parallel.name)
+            continue
+        retrieved[parallel.name] = results
+        name, spelt = parallel.name, ngram_retrieval(parallel, languages)
+        figures |= retrieval_figures(name, results) | {f"retrieval/{name}/layer": int(fixed.removeprefix("layer"))}
+        figures |= {key.removesuffix("/ngrams/ngrams").replace(f"retrieval/{name}/", f"retrieval/{name}/ngrams/", 1): value
+                    for key, value in retrieval_figures(name, spelt).items() if key.endswith("/ngrams/ngrams")}  # fmt: skip
+        figures |= against(name, "ngrams", results, spelt, fixed)
+        if control is not None:
+            at = fixed_state(control.model, layer)
+            theirs = retrieve(control.model, parallel, controls[name], fixed=at, arms=("target", "centred"))
+            same = {
+                controls[name][column][0]: code for column, (code, _) in languages.items()
+            }  # codes may be spelt otherwise
+            theirs = [replace(r, query=same[r.query], candidates=same[r.candidates]) for r in theirs]
+            figures |= retrieval_figures(f"{name}/control", theirs) | against(name, "control", results, theirs, fixed)
+        retrieval_tables(name, figures, [code for code, _ in languages.values()], state_names(model))
+    return Evaluation(figures, matrix, recognised, retrieved, passages, state_names(model))
+
+
+def _readers(opened: Opened, parallel: Parallel) -> dict:
+    """The columns of ``parallel`` that a model reads, each with code and tokenizer."""
+    languages, skipped = readers(opened.model, opened.subjects, list(parallel.sentences), opened.tokenizer)
+    for column, why in skipped.items():
+        log.info("%s: column '%s' is skipped: %s", parallel.name, column, why)
+    return languages
+
+
+def _control_readers(control: Opened, parallel: Parallel, columns: dict) -> dict:
+    """The same columns, as the control reads them."""
+    found, skipped = readers(control.model, control.subjects, list(columns), control.tokenizer)
+    if skipped:
+        raise UserError(f"evaluate.control {control.name} does not read {', '.join(skipped)} of {parallel.name}, which the model reads "
+                        f"({next(iter(skipped.values()))}); add them to it (python -m xmod_lab.pretrain base={control.name} +lang=…), "
+                        "or take another control")  # fmt: skip
+    return found
+
+
+def _losses(prefix: str, code: str, nats: np.ndarray, pieces: np.ndarray) -> dict[str, float]:
+    """Loss, with the ends of its interval, perplexity per predicted piece, and how many of these there are; of rows' ``nats`` and
+    ``pieces``, both (R,)."""
+    found = named_with_interval(f"{prefix}/loss/{code}", nats, pieces)
+    perplexity = math.exp(min(found[f"{prefix}/loss/{code}"], _MOST))
+    return found | {f"{prefix}/perplexity/{code}": perplexity, f"{prefix}/pieces/{code}": int(pieces.sum())}
+
+
+def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:
+    """Of an extension, the figures of old languages from before; and whether a run's own figures were met again."""
+    try:
+        recorded = read_figures(Path(opened.name) / "metrics.json")
+    except UserError as error:
+        log.warning("nothing is compared with what the run recorded: %s", error)
+        recorded = {}
+    scored = [f"val/{unit}/{s.code}" for s in opened.subjects for unit in ("loss", "bpb")]
+    gaps = [abs(recorded[name] - figures[name]) for name in scored if name in recorded]
+    if gaps:
+        log.info("the figures that the run recorded itself: %s", "equal to the last bit" if not any(gaps) else
+                 f"they differ by up to {max(gaps):.1e} (other hardware or software rounds otherwise)")  # fmt: skip
+    added = set(opened.added)
+    old = [s.code for s in opened.subjects if s.code not in added
+           and all(f"before/val/{unit}/{s.code}" in recorded for unit in ("loss", "bpb"))]  # fmt: skip
+    if not added or not old:
+        return {}
+    before = {f"before/{name}": recorded[f"before/{name}"] for name in scored if name.split("/")[-1] in old}
+    same = before_table(before, figures, old, likelihoods(bool(figures["val/exact"])))
+    log.info("figures of the base's languages before and now: %s", "equal to the last bit" if same else "NOT ALL EQUAL")
+    return before

@@ -1,0 +1,288 @@
+"""Adding languages to a base: each is trained alone on the untouched base, then all are put together and proved.
+
+Whatever else is added in the same run, a language meets the same base, the same seeds and the same batches: so its pack
+is the same to the bit (in one precision and with one number of threads), whatever the order of adding. In the model, added
+languages stand in the order in which they came, so that the number of each stays when others are added.
+"""
+
+import hashlib
+import logging
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.config.schema import LangConfig, PretrainConfig, TextConfig
+from xmod_lab.errors import UserError
+from xmod_lab.files import build_folder
+from xmod_lab.languages.folders import manifests_in, model_folder, save_model
+from xmod_lab.languages.packs import write_pack
+from xmod_lab.languages.proof import (
+    COMPARED,
+    Snapshot,
+    compare,
+    probe_pieces,
+    require,
+    snapshot,
+    whole_digest,
+)
+from xmod_lab.languages.proof import moved as moved_in
+from xmod_lab.model import XmodLanguageModel
+from xmod_lab.model.packs import MANIFEST, read_pack
+from xmod_lab.processes import barrier, rank
+from xmod_lab.runs.bases import Base, added_before, agree
+from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.tracking import Tracking
+from xmod_lab.scoring.held_out import Scorer, score_losses, score_passages, scorers_of, unigram_all
+from xmod_lab.scoring.samples import SAMPLES, filled
+from xmod_lab.stages.beginning import begin_language
+from xmod_lab.stages.pretraining import TRAINING_FIGURES, curve_columns
+from xmod_lab.text.likelihoods import scored_text
+from xmod_lab.text.prepared import Prepared
+from xmod_lab.text.sources import titled
+from xmod_lab.training.data import (
+    about_kept,
+    consumption,
+    mixture_of,
+    prepare_base,
+    prepare_beside,
+    prepare_language,
+    training_settings,
+)
+from xmod_lab.training.fit import fit
+from xmod_lab.training.tables import corpus_table, score_table, training_table
+
+log = logging.getLogger(__name__)
+_PROBE_ROWS = 4
+_IN_DATA = ("code", *(f.name for f in fields(TextConfig)))  # in a pack's manifest with what is known of its text
+
+
+def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str], *, group: str | None = None) -> None:
+    """Add ``cfg.lang`` to ``base`` in ``run``, going on where it stopped. Writes pack/<code>/, model/, proof.json and,
+    last, metrics.json.
+
+    Raises:
+        UserError: bad text, a base that does not fit, a damaged checkpoint. ProofError: something else moved.
+    """
+    cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
+    model, old, older = open_base(base)
+    agree(base, model, cfg, asked)
+    if base.model is not None:
+        manifests_in(model_folder(base.model), model.config.added or [])  # all must be readable when the model is saved
+    known = {code for text in (old, *older) for code in text.corpora}
+    unknown = [code for code in model.languages if code not in known]
+    if unknown:
+        log.warning("no text is known for %s of the base: no scores, and the proof compares their logits on pieces at large",
+                    ", ".join(unknown))  # fmt: skip
+    languages = {}
+    for lang in cfg.lang.values():
+        languages[lang.code] = lang, prepare_beside(cfg, lang, old)
+    if not run.begin(cfg):  # writes; so all that can be refused was refused before
+        return
+    facts = {f"data/{code}": prepared.digest for code, (_, prepared) in languages.items()}
+    facts |= {name: digest for _, prepared in languages.values() for name, digest in prepared.tokenizers.items()}
+    run.remember(base=whole_digest(model), **facts)
+    for code, (lang, prepared) in languages.items():
+        corpus_table(prepared, f"text of {code} ({titled(lang.text)})")
+        if lang.vocabulary == "keep" and (warning := about_kept(prepared, old)):
+            log.warning("warning: %s", warning)
+    probes = _probes(model, [old, *older])
+    before = snapshot(model, probes, tokenizer=_beside(base, old))
+    scorers = {c: s for part in (old, *older) for c, s in scorers_of(part, base.cfg.objective).items()}
+    metrics, _ = _scores(model, scorers, "before/val")
+    names = [f"{figure}/{code}" for code in languages for figure in TRAINING_FIGURES] + curve_columns(
+        cfg, list(languages)
+    )
+    with Tracking(cfg, run, names, group=group, job_type="extend") as tracking:
+        for lang, prepared in languages.values():
+            metrics |= _add_one(cfg, run, tracking, base, old, lang, prepared, before, probes)
+        packs = [run.path / "pack" / code for code in languages]
+        if rank() == 0:
+            proof, whole = _assemble(run, base, old, packs, before, probes)
+            figures, passages = _scores(whole, scorers, "val")
+            metrics |= figures
+            run.write_passages(passages)
+            run.write_json("proof.json", proof)
+            _show(cfg, proof, metrics, list(languages), list(scorers))
+            require(proof)
+            samples = {}
+            for _, prepared in languages.values():
+                own = scorers_of(prepared, cfg.objective)
+                samples |= filled(whole, own, prepared.tokenizer, accelerator=cfg.trainer.accelerator)
+            run.write_json(SAMPLES, samples)
+            run.finish(metrics)
+        tracking.summarise(metrics, packs)
+    barrier()
+    log.info("model in %s; packs: %s", run / "model", ", ".join(str(p) for p in packs))
+
+
+def _scores(
+    model: XmodLanguageModel, scorers: dict[str, Scorer], prefix: str
+) -> tuple[dict[str, float], dict[str, dict]]:
+    """Losses and bits per byte; and the bits of each passage, by code."""
+    figures, passages = score_passages(model, scorers, prefix=prefix)
+    return score_losses(model, scorers, prefix=prefix) | figures, passages
+
+
+def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
+    """The base, the text of its language set as it reads it, and the texts of languages that were added to it."""
+    if base.model is None:
+        old = prepare_base(base.cfg)
+        return base.load(old.tokenizer), old, []
+    model = base.load()
+    own = [code for code in base.cfg.langset.languages if code in (model.config.vocabularies or {})]
+    codes = [code for code in base.cfg.langset.languages if code in model.languages and code not in own]
+    try:
+        old = prepare_base(base.cfg, tokenizer=base.tokenizer, codes=codes)
+    except UserError as error:
+        raise UserError(f"{error}\nthis is the text of base {base.name}, by which its languages are scored before and after; "
+                        "run where it can be read, or give the model folder as base, and a langset that can be read") from error  # fmt: skip
+    if len(old.tokenizer) > model.config.vocab_size:
+        raise UserError(f"the tokenizer {old.folder} has {len(old.tokenizer)} pieces, base {base.name} has "
+                        f"{model.config.vocab_size} embeddings; set data.tokenizer to the one it was trained with")  # fmt: skip
+    if old.tokenizer.pad_token_id != model.config.pad_token_id:
+        raise UserError(f"the tokenizer {old.folder} pads with id {old.tokenizer.pad_token_id}, base {base.name} with "
+                        f"{model.config.pad_token_id}; set data.tokenizer to the one it was trained with")  # fmt: skip
+    older = [prepare_base(base.cfg, tokenizer=f"{base.model}/languages/{code}", codes=[code]) for code in own]
+    for cfg, lang in added_before(base.cfg):
+        folder = f"{base.model}/languages/{lang.code}" if lang.vocabulary == "own" else old.folder
+        older.append(prepare_language(cfg, lang, folder))
+    return model, old, older
+
+
+def _beside(base: Base, old: Prepared) -> PreTrainedTokenizerBase | None:
+    """The tokenizer of a base that does not lie in its folder; ``None``: it does."""
+    return None if base.tokenizer is not None and base.tokenizer == base.model else old.tokenizer
+
+
+def _probes(model: XmodLanguageModel, texts: list[Prepared]) -> dict[str, torch.Tensor]:
+    """(B, S) piece ids for every language of the base: its own held-out text, else any pieces that it has."""
+    rows = {
+        code: torch.from_numpy(corpus.rows("validation", range(min(_PROBE_ROWS, len(corpus.validation)))))
+        for text in texts
+        for code, corpus in text.corpora.items()
+    }
+    return probe_pieces(model, rows)
+
+
+def _add_one(
+    cfg: PretrainConfig,
+    run: RunDir,
+    tracking: Tracking,
+    base: Base,
+    old: Prepared,
+    lang: LangConfig,
+    prepared: Prepared,
+    before: Snapshot,
+    probes: dict[str, torch.Tensor],
+) -> dict[str, float]:
+    """Train one language on a fresh copy of the base, write its pack, and return its figures."""
+    code, pack = lang.code, run.path / "pack" / lang.code
+    seed = seed_of(cfg, code)
+    mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=seed)
+    speed, seconds = f"train/tokens_per_second/{code}", f"train/seconds/{code}"
+    if not (pack / MANIFEST).is_file():
+        model = base.load(old.tokenizer)
+        details = begin_language(
+            cfg, model, lang, old, prepared, keep=lambda make: run.remember_once(f"donors/{code}", make)
+        )
+        trainable = trainable_names(model, lang)
+        training_table(model, trainable, f"adding {code}")
+        fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=seed, trainable=trainable, code=code)
+        run.remember_once(speed, lambda: fitted.per_second)
+        run.remember_once(seconds, lambda: fitted.seconds)
+        proof = compare(before, snapshot(model.eval(), probes, tokenizer=_beside(base, old)), [code])
+        if not proof["holds"] and rank() == 0:
+            run.write_json("proof.json", proof)
+        require(proof)
+        details |= _record(cfg, lang, prepared, mixture, proof)
+        details["scores"] = {
+            **{f"before/{name}": value for name, value in fitted.before.items()},
+            **fitted.after,
+            **unigram_all(scorers_of(prepared, cfg.objective)),
+        }
+        run.write_passages(fitted.passages)
+        own = Path(prepared.folder) if lang.vocabulary == "own" else None
+        if rank() == 0:
+            build_folder(pack, lambda scratch: write_pack(model, code, scratch, tokenizer_folder=own, details=details,
+                                                          base_tokenizer=_beside(base, old)))  # fmt: skip
+        barrier()
+    manifest, _ = read_pack(pack)
+    took = {name: run.remember_once(name, lambda: None) for name in (speed, seconds)}
+    took = {name: value for name, value in took.items() if value is not None}
+    return {**manifest["scores"], **manifest["data"]["consumed"], **took}
+
+
+def seed_of(cfg: PretrainConfig, code: str) -> int:
+    """Of batches and dropout while ``code`` is added, whatever else is."""
+    return int.from_bytes(hashlib.sha256(f"{cfg.seed}/{code}".encode()).digest()[:4], "little")
+
+
+def trainable_names(model: XmodLanguageModel, lang: LangConfig) -> set[str]:
+    """The parameters that move while ``lang`` is added."""
+    own = model.language_parameters(lang.code)
+    return {name for name in own if lang.train_slot or ".adapter_modules." not in name}
+
+
+def _record(cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, proof: dict) -> dict:
+    """Settings, data and proof, for the pack's manifest: nothing that differs between two runs of the same."""
+    corpus = prepared.corpora[lang.code]
+    return {
+        "training": training_settings(cfg)
+        | {f.name: getattr(lang, f.name) for f in fields(lang) if f.name not in _IN_DATA},
+        "data": {
+            **_origin(lang),
+            "source": corpus.manifest["settings"]["source"],
+            "digest": corpus.digest,
+            "statistics": corpus.manifest["statistics"],
+            "consumed": consumption(mixture, prepared, cfg.steps),
+        },
+        "proof": {"holds": proof["holds"]},  # all of it is in proof.json, and depends on what else the base has
+    }
+
+
+def _origin(lang: LangConfig) -> dict:
+    """Where the text of a language was, as it was given, but without the folders of this machine."""
+
+    def name(given: object) -> object:
+        if isinstance(given, list):
+            return [name(each) for each in given]
+        return Path(given).name if Path(str(given)).is_absolute() else str(given)
+
+    given = {key: getattr(lang, key) for key in ("text", "validation", "column", "dataset_config")}
+    return {key: name(value) for key, value in given.items() if value is not None}
+
+
+def _assemble(
+    run: RunDir, base: Base, old: Prepared, packs: list[Path], before: Snapshot, probes: dict[str, torch.Tensor]
+) -> tuple[dict, XmodLanguageModel]:
+    """Install the packs in the base, save it as model/, and prove what was saved, read back from the disk."""
+    model = base.load(old.tokenizer)
+    added = [model.load_language(pack) for pack in packs]
+    source = None if base.model is None else model_folder(base.model)
+
+    def write(scratch: Path) -> None:
+        save_model(model, scratch, source=source)
+        if (tokenizer := _beside(base, old)) is not None:
+            tokenizer.save_pretrained(scratch)
+
+    build_folder(run / "model", write, rebuild=True)
+    saved = type(model).from_pretrained(run / "model").eval()
+    proof = compare(before, snapshot(saved, probes), added)
+    return {**proof, "probes": {code: ids.tolist() for code, ids in probes.items()}}, saved
+
+
+def _show(cfg: PretrainConfig, proof: dict, metrics: dict[str, float], added: list[str], others: list[str]) -> None:
+    prefixes = {"unigram": "unigram", "before/val": "before", "val": "after"}
+    how = scored_text(cfg.objective.causal)
+    score_table(metrics, added, prefixes, f"added languages: {how}")
+    score_table(metrics, others, {"before/val": "before", "val": "after"}, f"languages of the base: {how}")
+    moved = [code for code in others if any(metrics[f"before/val/{u}/{code}"] != metrics[f"val/{u}/{code}"] for u in ("loss", "bpb"))]  # fmt: skip
+    log.info("figures of the base's languages before and after: %s", f"differ for {moved}" if moved else "equal to the last bit")  # fmt: skip
+    kept = {part: f"{len(proof[part]) - len(moved_in(proof, part))} of {len(proof[part])}" for part in COMPARED}
+    log.info("proof of non-interference: %s. Of the base unchanged: %d of %d tensors, logits of %s languages to the last bit, "
+             "numbers of %s, tokenizers of %s, %s settings; %d tensors new",
+             "holds" if proof["holds"] else "DOES NOT HOLD",
+             proof["tensors_compared"] - len(proof["tensors_changed"]) - len(proof["tensors_missing"]),
+             proof["tensors_compared"], *kept.values(), len(proof["tensors_added"]))  # fmt: skip

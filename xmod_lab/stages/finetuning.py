@@ -1,0 +1,259 @@
+"""Fine-tuning: the shared layers learn a task in one language, with embeddings and slots frozen, and are tested in all others.
+
+Each seed is a training of its own: a head drawn by that seed, an order of the examples, dropout. What a training has brought
+is kept in predictions/<language>/seed<number>.json, so that a run that goes on does not repeat it.
+"""
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from safetensors.torch import load_file, save
+from torch.utils.data import DataLoader
+
+from xmod_lab.config.finetuning import FinetuneConfig
+from xmod_lab.errors import UserError
+from xmod_lab.files import build_folder, write_whole
+from xmod_lab.languages.cards import task_card
+from xmod_lab.languages.folders import model_folder, save_model
+from xmod_lab.languages.proof import compare_frozen, require_frozen, tensor_digests
+from xmod_lab.model import XmodPreTrainedModel
+from xmod_lab.model.packs import CARD
+from xmod_lab.runs.bases import newest_that_knows
+from xmod_lab.runs.run import RunDir, read_json
+from xmod_lab.runs.tracking import Tracking
+from xmod_lab.scoring.held_out import on_device
+from xmod_lab.scoring.transfer import answers, transfer_answers
+from xmod_lab.scoring.transfer_table import Result, Transfer, score_transfer
+from xmod_lab.stages.task_data import Setting, open_task, task_model
+from xmod_lab.tasks.examples import Encoded, ExampleStream
+from xmod_lab.tasks.ngrams import Spelling, spelling
+from xmod_lab.tasks.sources import LabelledSource
+from xmod_lab.text.corpus import content_digest
+from xmod_lab.training.callbacks import BestWeights, LearningCurve
+from xmod_lab.training.data import From
+from xmod_lab.training.fit import train
+from xmod_lab.training.memory import keep_memory
+from xmod_lab.training.tables import training_table
+
+log = logging.getLogger(__name__)
+_FIGURES = ("train/loss", "train/examples", "train/examples_per_second", "train/lr", "val/loss")
+
+
+def finetune(
+    cfg: FinetuneConfig, run: RunDir, *, group: str | None = None, draw: Callable[[Transfer], None] | None = None
+) -> Transfer | None:
+    """Fine-tune and test in ``run``, going on where it stopped. Writes predictions/, model/, proof.json, transfer.csv and,
+    last, metrics.json; returns the transfer, or ``None`` where the run was finished already.
+
+    Args:
+        draw: makes a picture of the transfer, before metrics.json.
+    Raises:
+        UserError: a base or data that cannot be used. ProofError: something frozen moved.
+    """
+    keep_memory()
+    cfg = run.fit_to_machine(_with_base(cfg, run))
+    folder = model_folder(cfg.base)
+    setting = open_task(cfg, folder)
+    if not run.begin(cfg):  # writes; so all that can be refused was refused before
+        return None
+    base = content_digest(str(folder), None)
+    data = [source.digest() for source in cfg.sources]
+    run.remember(base=base, data=data)
+    parts = [(setting.source, seed) for seed in cfg.seeds]
+    if cfg.task.upper:
+        parts += [(code, seed) for code in _own_trainings(setting) for seed in cfg.seeds]
+    columns = [f"{figure}/{_part(*part)}" for part in parts for figure in (*_FIGURES, f"val/{cfg.task.metric}")]
+    with Tracking(cfg, run, columns, group=group, job_type="finetune") as tracking:
+        spelt = _spelling(cfg, run, setting)
+        results = {(code, seed): _train_once(cfg, run, tracking, setting, code, seed) for code, seed in parts}
+        proof = {_part(*part): result.proof for part, result in results.items()}
+        best = max(cfg.seeds, key=lambda seed: _rank(results[setting.source, seed]))
+        transfer = score_transfer(cfg, setting, results, spelt)
+        proof["model"] = _save(cfg, run, setting, transfer, best, data)
+        run.write_json("proof.json", {"holds": all(p["holds"] for p in proof.values()), **proof})
+        require_frozen(proof["model"], "model/")
+        log.info("proof: all %d frozen tensors are bit-identical to the base's, in %d trainings and in model/ as read back "
+                 "from the disk", proof["model"]["frozen"], len(parts))  # fmt: skip
+        run.write_text("transfer.csv", transfer.csv())
+        if draw is not None:
+            draw(transfer)
+        figures = transfer.metrics()
+        run.finish(figures)
+        tracking.summarise(figures, [])
+    transfer.show()
+    log.info(
+        "model of seed %d, which scored best on the %s development split, in %s", best, setting.source, run / "model"
+    )
+    return transfer
+
+
+def _with_base(cfg: FinetuneConfig, run: RunDir) -> FinetuneConfig:
+    """``cfg`` with the base that ``run`` began with, else the one that ``auto`` means now."""
+    if cfg.base != "auto":
+        return cfg
+    if cfg.resume == "auto" and (stored := run.stored()):
+        return replace(cfg, base=str(stored.get("base", cfg.base)))
+    found = newest_that_knows(cfg.runs, cfg.task.source)
+    if found is None:
+        raise UserError(f"no finished run under '{cfg.runs}' has a masked language model that knows '{cfg.task.source}'; make one "
+                        "with python -m xmod_lab.pretrain +lang=[new_lang,sw], or give base=PATH")  # fmt: skip
+    log.info("base=auto is the newest finished run under '%s' that knows %s: %s; another one with base=PATH", cfg.runs, cfg.task.source,
+             found.path)  # fmt: skip
+    return replace(cfg, base=str(found.path))
+
+
+def _spelling(cfg: FinetuneConfig, run: RunDir, setting: Setting) -> list[Spelling]:
+    """The n-gram baseline of each seed, which models must pass; written to predictions/<source>/ngrams.json."""
+    source, kind, start = setting.source, setting.kind, time.monotonic()
+    gold = {split: setting.examples[source][split].gold for split in ("train", "dev")}
+    tests = {code: setting.rows[code]["test"] for code in setting.tests}
+    score = kind.metric(cfg.task.metric).score
+    found = spelling(kind, setting.rows[source], gold, tests, score, seeds=cfg.seeds)
+    if not found:
+        log.info("there is no n-gram baseline of %s tasks, whose answers are parts of a text: compare the target slot with the other "
+                 "arms", cfg.task.kind)  # fmt: skip
+        return []
+    log.info("n-grams: %s %.3f on the development split of %s, before any model is trained (%.1f s)", cfg.task.metric,
+             np.mean([one.dev for one in found]), source, time.monotonic() - start)  # fmt: skip
+    run.write_text(f"predictions/{source}/ngrams.json", json.dumps([vars(one) for one in found]))
+    return found
+
+
+def _own_trainings(setting: Setting) -> list[str]:
+    """Languages that can be fine-tuned on themselves: with a train, a dev and a test split."""
+    found = [c for c, splits in setting.examples.items() if len(splits) == 3 and c != setting.source]
+    for code in setting.tests.keys() - {*found, setting.source}:
+        log.warning("no upper bound for %s: it has no train or no dev split", code)
+    return found
+
+
+def _part(code: str, seed: int) -> str:
+    return f"{code}/seed{seed}"
+
+
+def _rank(result: Result) -> tuple[float, float]:
+    return result.dev, -result.dev_loss
+
+
+def _train_once(cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setting: Setting, code: str, seed: int) -> Result:
+    """Fine-tune on ``code``, prove what was frozen, and answer the tests: of the source all, of another language its own."""
+    part = _part(code, seed)
+    kept, best_weights = run / "predictions" / f"{part}.json", run / "checkpoints" / part / "best.safetensors"
+    if kept.is_file() and best_weights.is_file():
+        try:
+            return Result(**read_json(kept, dict))
+        except TypeError as error:
+            raise UserError(f"{kept} is damaged ({error}); delete it, and that training is done again") from error
+    model = task_model(setting.folder, setting.kind, seed)
+    before = tensor_digests(model)
+    model.freeze_embeddings_and_language_adapters()
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if (code, seed) == (setting.source, cfg.seed):
+        training_table(model, trainable, f"fine-tuning on {code}, {len(cfg.seeds)} seed{'s' * (len(cfg.seeds) > 1)}")
+    name, loss = f"val/{cfg.task.metric}/{part}", f"val/loss/{part}"
+    splits = setting.examples[code]
+    curve = LearningCurve(
+        tracking,
+        _development(cfg, setting, code, splits["dev"], name, loss),
+        unit="examples",
+        units_per_step=cfg.trainer.rows_per_step,
+        log_every=cfg.trainer.log_every,
+        validate_every=cfg.scored_every,
+        last_step=cfg.steps,
+        suffix=f"/{part}",
+    )
+    best = BestWeights(curve, figure=name, loss=loss)
+    loader = _loader(cfg, setting.kind, splits["train"], model.lang_id(code), seed)
+    fitted = train(cfg, run, model, loader, curve, seed=seed, trainable=trainable, part=part, also=[best])
+    best.restore(model)
+    proof = compare_frozen(before, tensor_digests(model), trainable)
+    require_frozen(proof, part)
+    weights = {n: model.get_parameter(n).detach().cpu().contiguous() for n in sorted(trainable)}
+    write_whole(best_weights, save(weights))
+    tests = setting.tests if code == setting.source else {code: setting.tests[code]}
+    with on_device(model, cfg.trainer.accelerator):
+        found = transfer_answers(model, setting.kind, tests, code, part)
+    scores = best.scores
+    result = Result(scores[name], scores[loss], best.step, fitted.per_second, fitted.seconds, proof, found)
+    run.write_text(f"predictions/{part}.json", json.dumps(vars(result)))
+    return result
+
+
+def _development(cfg: FinetuneConfig, setting: Setting, code: str, dev: Encoded, name: str, loss: str) -> Callable:
+    """Scores the development split of ``code`` through its own slot."""
+    metric = setting.kind.metric(cfg.task.metric, code)
+
+    def validate(model: XmodPreTrainedModel, step: int) -> dict[str, float]:
+        predictions, mean_loss = answers(model, setting.kind, dev, code, model.lang_id(code))
+        score = metric.score(dev.gold, predictions)
+        log.info("step %d: %s %.3f on the development split of %s", step, cfg.task.metric, score, code)
+        return {name: score, loss: mean_loss}
+
+    return validate
+
+
+def _loader(cfg: FinetuneConfig, kind, encoded: Encoded, lang_id: int, seed: int) -> Callable[[int], DataLoader]:
+    """Micro-batches from a step on."""
+    stream = ExampleStream(
+        len(encoded.ids),
+        lambda indices: kind.batch(encoded, indices),
+        lang_id,
+        seed=seed,
+        steps=cfg.steps,
+        rows_per_step=cfg.trainer.rows_per_step,
+        accumulate=cfg.trainer.accumulate,
+        targets=encoded.targets,
+    )
+
+    def loader(first_step: int) -> DataLoader:
+        return DataLoader(stream, batch_size=None, sampler=From(first_step * cfg.trainer.accumulate, len(stream)))
+
+    return loader
+
+
+def _data_record(cfg: FinetuneConfig, setting: Setting, digests: list[str]) -> dict:
+    """What a model was fine-tuned and tested on: names without their folders, digests, numbers of examples."""
+    sources = [", ".join(filter(None, (_name(source), source.config))) for source in cfg.sources]
+    own = setting.examples[setting.source]
+    return {"sources": sources, "sha256": digests, "train": len(own["train"]), "dev": len(own["dev"]),
+            "test": [f"{code} {len(test):,}" for code, test in setting.tests.items()]}  # fmt: skip
+
+
+def _name(source: LabelledSource) -> str:
+    """Of an embedded task or a hub id its name; of a file or folder the last part of its path."""
+    return Path(source.path).name if Path(source.path).is_dir() or Path(source.path).suffix else source.path
+
+
+def _save(
+    cfg: FinetuneConfig, run: RunDir, setting: Setting, transfer: Transfer, seed: int, digests: list[str]
+) -> dict:
+    """Write the model of one seed to model/, with the tokenizers of all languages and a card, and compare it, read back from
+    the disk, with the base."""
+    model = task_model(setting.folder, setting.kind, seed)
+    before = tensor_digests(model)
+    weights = load_file(run / "checkpoints" / _part(setting.source, seed) / "best.safetensors")
+    model.load_state_dict(weights, strict=False)
+    model.set_default_language(setting.source)  # of pipelines, which know no lang_ids
+    training = {"recipe": vars(cfg.recipe), "steps": cfg.steps, "rows_per_step": cfg.trainer.rows_per_step,
+                "precision": cfg.trainer.precision, "seed": seed}  # fmt: skip
+    record = {"task": cfg.task.name, "source": setting.source, "metric": transfer.metric, "training": training,
+              "class": type(model).__name__, "inputs": setting.kind.inputs, "piped": setting.kind.piped, "labels": setting.kind.labels, "data": _data_record(cfg, setting, digests)}  # fmt: skip
+    metric = transfer.metric
+    scores = {
+        lang.code: (lang.arms[metric]["target"].mean, lang.ngrams(metric), lang.chance(metric))
+        for lang in transfer.languages
+    }
+    card = task_card(model.config, record, scores, pipeline=setting.kind.pipeline)
+
+    def write(out: Path) -> None:
+        save_model(model, out, source=setting.folder)
+        (out / CARD).write_text(card, encoding="utf-8")
+
+    build_folder(run / "model", write, rebuild=True)
+    saved = setting.kind.model_class.from_pretrained(run / "model")
+    return compare_frozen(before, tensor_digests(saved), set(weights))

@@ -1,0 +1,141 @@
+"""Which model is evaluated, and on which text: a run on its own, any other model on that of the language set."""
+
+import glob
+import logging
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.config.identity import identity
+from xmod_lab.config.schema import LangsetText, PretrainConfig, TextConfig
+from xmod_lab.errors import UserError
+from xmod_lab.languages.folders import manifests_in
+from xmod_lab.model import XmodLanguageModel, read_config
+from xmod_lab.runs.bases import Base, added_before, agree, load_config, newest_finished, resolve
+from xmod_lab.runs.run import RunDir
+from xmod_lab.scoring.subjects import Subject, subjects_of
+from xmod_lab.stages.extension import open_base
+from xmod_lab.stages.pretraining import pretrain_base
+from xmod_lab.text.corpus import Source, check_source
+from xmod_lab.text.sources import names_in
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model with the languages that are scored. ``tokenizer`` is that of the base vocabulary; ``added``: the languages
+    that the run which is evaluated added itself."""
+
+    name: str
+    added: list[str]
+    model: XmodLanguageModel
+    tokenizer: PreTrainedTokenizerBase
+    subjects: list[Subject]
+
+
+def settle_model(cfg: PretrainConfig, asked: list[str]) -> Base:
+    """The model that ``cfg.base`` means; ``auto`` is the newest finished run under ``cfg.runs``, of a base or an extension.
+
+    Raises:
+        UserError: there is none, or settings were asked for that a run has otherwise.
+    """
+    if cfg.base == "auto":
+        run = newest_finished(cfg.runs)
+        if run is None:
+            raise UserError(f"no finished run under '{cfg.runs}'; give base=RUN, a model folder or a hub id, or make a base "
+                            "with: python -m xmod_lab.pretrain")  # fmt: skip
+        log.info("base=auto is the newest finished run under '%s', of a base or of an extension", cfg.runs)
+        cfg = replace(cfg, base=str(run.path))
+    base = resolve(cfg, asked, pretrain_base)
+    if Path(base.name, "config.yaml").is_file():  # a run
+        own, wanted = identity(asdict(base.cfg)), identity(asdict(cfg))
+        other = [
+            key
+            for key in sorted(own.keys() | wanted.keys())
+            if own.get(key) != wanted.get(key)
+            and (key.split(".")[0] in ("model", "langset", "data") or key == "task.name")
+            and (key in asked or key.split(".")[0] in asked)
+        ]
+        if other:
+            raise UserError(f"run {base.name} is scored on its own text as it was read, but {', '.join(other[:6])} differs "
+                            f"there; leave that out, or give its model folder: base={base.model}")  # fmt: skip
+    return base
+
+
+def open_model(base: Base, cfg: PretrainConfig, asked: list[str]) -> Opened:
+    """Load the model and prepare its text.
+
+    Raises:
+        UserError: it does not fit what was asked for, or no text is in any of its languages.
+    """
+    base, unread = with_added_text(base)
+    model, old, older = open_base(base)
+    model.float()  # as all scores are computed, however the weights were saved
+    if "task" not in asked and "task.name" not in asked:  # what is predicted, the model says
+        task = replace(cfg.task, name="clm" if model.config.is_decoder else "mlm")
+        cfg, base = replace(cfg, task=task), replace(base, cfg=replace(base.cfg, task=task))
+    agree(base, model, replace(cfg, data=base.cfg.data), asked)
+    sources = {code: base.cfg.source(text) for code, text in base.cfg.langset.languages.items()}
+    sources |= {lang.code: its.source(lang) for its, lang in added_before(base.cfg)}
+    subjects = subjects_of(model, [old, *older], sources, base.cfg.objective, unread)
+    if not subjects:
+        raise UserError(f"{base.name} has the languages {', '.join(model.languages)}, and none of them is in the language set "
+                        f"({', '.join(base.cfg.langset.languages)}); choose another, or give text with "
+                        "'+langset.languages={CODE:{text:FILE}}'")  # fmt: skip
+    added = [lang.code for lang in base.cfg.lang.values()]
+    return Opened(base.name, added, model, old.tokenizer, subjects)
+
+
+def with_added_text(base: Base) -> tuple[Base, dict[str, str]]:
+    """``base`` with the text of the languages that were added to its model, where its configuration does not know of them but the
+    run that it lies in, or their packs, say where it is, and it is still the same; and why the text of others is not read, by code."""
+    if base.model is None or not (Path(base.model) / "config.json").is_file():
+        return base, {}
+    folder = Path(base.model)
+    known = {*base.cfg.langset.languages, *(lang.code for _, lang in added_before(base.cfg))}
+    codes = [code for code in read_config(folder).added or [] if code not in known]
+    if not codes:
+        return base, {}
+    found, unread = _texts_of_run(folder.parent) if folder.name == "model" else {}, {}
+    data = {code: manifest.get("data", {}) for code, manifest in manifests_in(folder, codes).items()}
+    for code in codes:
+        of_pack = data.get(code, {})
+        if code not in found and "text" in of_pack:
+            named = {key: of_pack[key] for key in ("text", "validation", "column", "dataset_config") if key in of_pack}
+            found[code] = LangsetText(**named)
+        why = (
+            _changed(base.cfg.source(found[code]), of_pack.get("source"))
+            if code in found
+            else "its pack does not say where its text is"
+        )
+        if why:
+            unread[code] = why
+    languages = base.cfg.langset.languages | {code: found[code] for code in codes if code not in unread}
+    return replace(base, cfg=replace(base.cfg, langset=replace(base.cfg.langset, languages=languages))), unread
+
+
+def _texts_of_run(run: Path) -> dict[str, LangsetText]:
+    """The texts of the languages that a run added, and the runs before it."""
+    try:
+        added = added_before(load_config(RunDir(run)))
+    except UserError:
+        return {}
+    keys = [field.name for field in fields(TextConfig)]
+    return {lang.code: LangsetText(**{key: getattr(lang, key) for key in keys}) for _, lang in added}
+
+
+def _changed(source: Source, digest: object) -> str | None:
+    """Why the text that a pack names is not read: it is not here, or its ``digest`` is another one than the pack has."""
+    try:
+        names = names_in(source.text) + ([] if source.validation is None else names_in(source.validation))
+        away = [name for name in names if not (name.startswith("embedded:") or glob.glob(name, recursive=True))]
+        if away:
+            return f"its text ({away[0]}) is not here"
+        if faults := check_source(source, "its text"):
+            return faults[0].partition("; ")[0]
+        same = digest is None or source.digest() == digest
+    except UserError as error:
+        return str(error)
+    return None if same else f"its text ({names[0]}) is not what it was when the language was added"

@@ -1,0 +1,279 @@
+"""``plan=true``: what a run would read, train and write, and how long it would take. Nothing is trained, no base is made.
+
+Text is prepared as the run would prepare it (it is kept, and the run finds it there), and a few real steps are taken on a
+model that is then thrown away, so that FLOPs, seconds and bytes are measured and not estimated.
+"""
+
+import json
+import logging
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.codes import meaning
+from xmod_lab.config.rules import raise_faults
+from xmod_lab.config.schema import LangConfig, PretrainConfig, TextConfig
+from xmod_lab.config.sizes import memory_faults
+from xmod_lab.files import write_whole
+from xmod_lab.languages.embeddings import shared_pieces, special_pairs
+from xmod_lab.languages.packs import write_pack
+from xmod_lab.model import XmodLanguageModel
+from xmod_lab.runs.bases import (
+    Base,
+    agree,
+    almost_matching,
+    base_to_make,
+    inherit,
+    new_model,
+    newest_matching,
+    resolve,
+)
+from xmod_lab.runs.run import RunDir
+from xmod_lab.stages.beginning import allocate_language
+from xmod_lab.stages.cost import Cost, duration, measure
+from xmod_lab.stages.extension import open_base, seed_of, trainable_names
+from xmod_lab.tables import show
+from xmod_lab.text.prepared import Prepared
+from xmod_lab.text.sources import titled
+from xmod_lab.text.survey import (
+    NO_LANGUAGE,
+    Spelling,
+    Survey,
+    looks_like,
+    own_spelling,
+    spelling,
+    survey,
+    unknown_letters,
+)
+from xmod_lab.training.data import about_kept, consumption, mixture_of, prepare_base, prepare_beside
+from xmod_lab.training.tables import normalisation_table, training_table
+
+log = logging.getLogger(__name__)
+PLAN = "plan.json"
+# BERT read its text 40 times (Devlin et al. 2019), masked anew each time; a causal model gains little after 4 (Muennighoff et al. 2023)
+MANY_PASSES = {"mlm": 40, "clm": 4}
+UNKNOWN_SCRIPT = 0.5  # "mostly": more letters that no piece of the base has than letters that some piece has
+OTHER_LANGUAGE = 0.5  # a mixed or noisy text is still in its language as long as no other has the majority
+MORE_PIECES = 1.3  # "badly": rows hold a quarter less text
+NEAR_COPIES = 0.1  # from here on the passes that are shown understate the repetition by a tenth or more
+
+
+def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
+    """Show the plan of the run that ``cfg`` describes, and write it to plan.json in its run dir: an entry for ``base``, if
+    one is pre-trained, one for each language to add (the fields of :class:`Cost` and more), and the ``warnings``.
+
+    Raises:
+        UserError: whatever the run itself would refuse before its first step.
+    """
+    written, cfg = cfg, run.fit_to_machine(cfg, workers=cfg.data.workers)
+    plan: dict[str, dict] = {}
+    warnings: list[str] = []
+    if not cfg.lang:
+        plan["base"] = _plan_base(cfg, warnings)
+    else:
+        if cfg.base == "auto" and newest_matching(cfg) is None:
+            (own, _), (_, place) = base_to_make(cfg), base_to_make(written)  # whose folder is named by what is written
+            log.info(
+                "no finished base under '%s' matches: the run would first pre-train one in %s%s",
+                cfg.runs,
+                place.path,
+                almost_matching(cfg),
+            )
+            raise_faults(memory_faults(own))
+            plan["base"] = _plan_base(own, warnings)
+            base = Base("(to be made)", None, None, own)  # random weights of the same size cost the same
+        else:
+            base = resolve(cfg, asked, lambda *_: None)
+        cfg = replace(inherit(cfg, base, asked), base=base.name)
+        model, old, _ = open_base(base)
+        agree(base, model, cfg, asked)
+        for lang in cfg.lang.values():
+            plan[lang.code] = _plan_language(cfg, base, old, lang, warnings)
+    warnings = list(dict.fromkeys(warnings))
+    for warning in warnings:
+        log.warning("warning: %s", warning)
+    log.info("nothing was trained; %s in all for the steps, scoring and saving apart",
+             duration(sum(part["seconds"] for part in plan.values())))  # fmt: skip
+    write_whole(run / PLAN, json.dumps({**plan, "warnings": warnings}, indent=1).encode())
+
+
+def _plan_base(cfg: PretrainConfig, warnings: list[str]) -> dict:
+    """The plan of pre-training: its languages and its cost."""
+    prepared = prepare_base(cfg)
+    mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
+    read = consumption(mixture, prepared, cfg.steps)
+    rows, table = sum(mixture.rows_before(cfg.steps).values()), []
+    for code, text in cfg.langset.languages.items():
+        found, spelt = _survey(cfg, code, text, prepared)
+        looks = looks_like(found)
+        warnings += [*prepared.corpora[code].remarks(), *_about_text(found, looks), *_about_passes(cfg, code, read)]
+        table.append((code, f"{len(prepared.corpora[code].train):,}", f"{sum(_left_out(prepared, code)):,}",
+                      f"{100 * read[f'train/rows/{code}'] / rows:.1f} %",
+                      f"{read[f'train/rows/{code}']:,}", f"{read[f'train/passes/{code}']:.2f}", _per_word(spelt),
+                      f"{100 * spelt.unknown:.2f} %", f"{100 * found.near_copy_share:.1f} %", _looks(looks)))  # fmt: skip
+    header = ("language", "rows", "left out", "share", "rows read", "passes", "pieces/word", "unknown",
+              "near-copies", "looks like")  # fmt: skip
+    show(f"plan: {cfg.steps:,} steps, {cfg.steps * cfg.tokens_per_step:,} tokens", header, table)
+    normalisation_table(prepared)
+    model = new_model(cfg, prepared.tokenizer)
+    training_table(model, {name for name, _ in model.named_parameters()}, "base")
+    cost = measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=None)
+    _cost_table(cfg, cost, [("model/", cost.model_bytes)])
+    return {**asdict(cost), **read}
+
+
+def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangConfig, warnings: list[str]) -> dict:
+    """The plan of adding one language: its text in both vocabularies, and its cost."""
+    code, own = lang.code, lang.vocabulary == "own"
+    prepared = prepare_beside(cfg, lang, old)
+    mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=seed_of(cfg, code))
+    read = consumption(mixture, prepared, cfg.steps)
+    found, spelt = _survey(cfg, code, lang, prepared)
+    looks, by_base = looks_like(found), spelling(found, old.tokenizer)
+    strange = unknown_letters(found, old.tokenizer)
+    warnings += [*prepared.corpora[code].remarks(), *_about_text(found, looks), *_about_passes(cfg, code, read)]
+    if strange > UNKNOWN_SCRIPT:
+        remedy = "its table begins nearly from nothing" if own else "set vocabulary=own, or it is read as <unk>"
+        warnings.append(
+            f"{code}: the base has never seen {100 * strange:.0f} % of the letters ({found.script} script); {remedy}"
+        )
+    estimate = (
+        None
+        if own
+        else own_spelling(
+            found,
+            pieces=lang.vocabulary_size,
+            byte_fallback=cfg.data.byte_fallback,
+            normalization=cfg.data.normalization,
+        )
+    )
+    vocabularies = {"the base's": by_base} | (
+        {"its own": spelt} if own else {"its own (estimate)": estimate} if estimate else {}
+    )
+    if not own and (warning := _about_kept(prepared, old, by_base, estimate)):
+        warnings.append(warning)
+    rows = [
+        ("pieces per word", *(_per_word(s) for s in vocabularies.values())),
+        ("unknown pieces", *(f"{100 * s.unknown:.2f} %" for s in vocabularies.values())),
+        ("bytes that no piece spells", *(f"{100 * s.unknown_bytes:.2f} %" for s in vocabularies.values())),
+    ]
+    show(f"plan: {code} ({titled(lang.text)}) on base {base.name}, in", ("vocabulary", *vocabularies), rows)
+    normalisation_table(prepared)
+    overlap = _overlap(cfg, old.tokenizer, prepared, code) if own else {}
+    facts = [
+        ("rows of its text", f"{len(prepared.corpora[code].train):,}"),
+        ("rows read", f"{read[f'train/rows/{code}']:,}"),
+        ("passes over its text", f"{read[f'train/passes/{code}']:.2f}"),
+        ("duplicates, empty and null rows, left out", ", ".join(f"{n:,}" for n in _left_out(prepared, code))),
+        ("letters that no piece of the base has", f"{100 * strange:.1f} %"),
+        ("near-copies among its passages", f"{100 * found.near_copy_share:.1f} %"),
+        ("looks like", _looks(looks)),
+    ]
+    if own:
+        facts.append(("pieces that the base has as well", f"{overlap['shared_pieces']:,} of {len(prepared.tokenizer):,}, "
+                      f"{100 * overlap['shared_text']:.1f} % of its text"))  # fmt: skip
+    show(f"text of {code}", ("", ""), facts)
+    model = base.load(old.tokenizer)
+    allocate_language(cfg, model, lang, prepared)
+    trainable = trainable_names(model, lang)
+    training_table(model, trainable, f"adding {code}")
+    cost = measure(cfg, model, prepared, mixture, seed=seed_of(cfg, code), trainable=trainable)
+    pack = _pack_bytes(model, code, Path(prepared.folder) if own else None)
+    _cost_table(cfg, cost, [(f"pack/{code}/", pack), ("model/ with it", cost.model_bytes)])
+    spellings = {"old": by_base, "new": spelt} | ({"own": estimate} if estimate else {})
+    return {**asdict(cost), **read, **overlap, "pack_bytes": pack, "unknown_letters": strange,
+            **{f"{name}/{key}": value for name, s in spellings.items() for key, value in asdict(s).items()}}  # fmt: skip
+
+
+def _survey(cfg: PretrainConfig, code: str, text: TextConfig, prepared: Prepared) -> tuple[Survey, Spelling]:
+    found = survey(code, cfg.source(text), prepared.corpora[code].manifest["statistics"]["train"]["passages"])
+    return found, spelling(found, prepared.tokenizer)
+
+
+def _left_out(prepared: Prepared, code: str) -> list[int]:
+    """How many duplicates, empty and null rows of the training text are not read."""
+    counts = prepared.corpora[code].manifest["statistics"]["train"]
+    return [counts[name] for name in ("duplicates_dropped", "empty", "null")]
+
+
+def _overlap(cfg: PretrainConfig, old: PreTrainedTokenizerBase, prepared: Prepared, code: str) -> dict[str, float]:
+    """How many new pieces the base has as well, special ones too, and which share of the text's pieces they are: what
+    ``embedding_init=overlap`` copies."""
+    counts = cfg.objective.target_counts(prepared.corpora[code], prepared.tokenizer)
+    shared = [*shared_pieces(old, prepared.tokenizer), *special_pairs(old, prepared.tokenizer)]
+    return {"shared_pieces": len(shared), "shared_text": float(counts[shared].sum() / counts.sum())}
+
+
+def _about_text(found: Survey, looks: list[tuple[str, float]] | str) -> list[str]:
+    warnings = []
+    if found.near_copy_share > NEAR_COPIES:
+        warnings.append(f"{found.code}: {100 * found.near_copy_share:.0f} % of the passages are like an earlier one but for case, "
+                        "digits, spaces and punctuation; thin them out")  # fmt: skip
+    if isinstance(looks, str):
+        return [*warnings, f"whether a text is in its language was {looks}"]
+    likeliest, share = looks[0]
+    if share > OTHER_LANGUAGE and likeliest == NO_LANGUAGE:
+        warnings.append(f"{found.code}: {100 * share:.0f} % of the passages look like no language: numbers, signs, single letters; see what the "
+                        "text is")  # fmt: skip
+    elif share > OTHER_LANGUAGE and meaning(likeliest).language != meaning(found.code).language:
+        warnings.append(f"{found.code}: {100 * share:.0f} % of the passages look like '{likeliest}'; see that text and code "
+                        "belong together")  # fmt: skip
+    return warnings
+
+
+def _about_kept(prepared: Prepared, old: Prepared, by_base: Spelling, estimate: Spelling | None) -> str | None:
+    """Whether the base's vocabulary suits the text badly, and what one of its own would give."""
+    said = about_kept(prepared, old)
+    if estimate is None or by_base.per_byte < MORE_PIECES * estimate.per_byte:
+        return said
+    code = next(iter(prepared.corpora))
+    said = said or f"{code}: the base's vocabulary cuts it into small pieces; set vocabulary=own"
+    return f"{said} ({100 * estimate.per_byte:.1f} pieces for 100 bytes instead of {100 * by_base.per_byte:.1f})"
+
+
+def _about_passes(cfg: PretrainConfig, code: str, read: dict[str, float]) -> list[str]:
+    passes, limit = read[f"train/passes/{code}"], MANY_PASSES[cfg.task.name]
+    if passes <= limit:
+        return []
+    remedy = "" if cfg.lang else ", or set data.max_passes"
+    return [
+        f"{code}: its text is read {passes:.0f} times (more than {limit}); give more text or train for fewer steps{remedy}"
+    ]
+
+
+def _pack_bytes(model: XmodLanguageModel, code: str, tokenizer_folder: Path | None) -> int:
+    """Of the pack as it would be written, but for what its manifest and its card say of the training."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_pack(model, code, Path(folder) / code, tokenizer_folder=tokenizer_folder, details={})
+        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
+
+
+def _cost_table(cfg: PretrainConfig, cost: Cost, files: list[tuple[str, int]]) -> None:
+    speed = cfg.tokens_per_step / cost.seconds_per_step
+    rows_read = cfg.trainer.rows_per_step / cost.seconds_per_step / (cfg.trainer.devices * cfg.trainer.nodes)
+    rows = [
+        ("trainable parameters", f"{cost.trainable:,}"),
+        ("frozen parameters", f"{cost.frozen:,}"),
+        *((f"bytes of {name}", f"{size:,}") for name, size in files),
+        (f"bytes of a checkpoint ({cfg.trainer.keep_checkpoints} are kept)", f"{cost.checkpoint_bytes:,}"),
+        ("bytes of the optimiser's state in memory", f"{cost.optimizer_bytes:,}"),
+        ("FLOPs of a step (matrix products)", f"{cost.flops_per_step:,}"),
+        (f"FLOPs of {cfg.steps:,} steps", f"{cost.flops_per_step * cfg.steps:.3g}"),
+        ("a step on this machine", f"{1000 * cost.seconds_per_step:.0f} ms, {speed:,.0f} tokens/s"),
+        (f"{cfg.steps:,} steps", duration(cost.seconds)),
+        (
+            "the loader alone",
+            f"{cost.loader_rows_per_second:,.0f} rows/s, {cost.loader_rows_per_second / rows_read:,.1f} × what the steps read",
+        ),
+    ]
+    show("cost", ("", ""), rows)
+
+
+def _per_word(spelt: Spelling) -> str:
+    return "–" if spelt.per_word is None else f"{spelt.per_word:.2f}"
+
+
+def _looks(looks: list[tuple[str, float]] | str) -> str:
+    return "not checked" if isinstance(looks, str) else f"{looks[0][0]} {100 * looks[0][1]:.0f} %"

@@ -1,0 +1,113 @@
+"""Pre-training a base: all languages of the set, every parameter, from random weights."""
+
+import logging
+from pathlib import Path
+
+import torch
+
+from xmod_lab.config.schema import PretrainConfig
+from xmod_lab.files import build_folder
+from xmod_lab.languages.cards import base_card
+from xmod_lab.languages.embeddings import log_frequency
+from xmod_lab.model.digests import fingerprint
+from xmod_lab.model.packs import CARD
+from xmod_lab.processes import barrier, launched, rank
+from xmod_lab.runs.bases import new_model
+from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.tracking import Tracking
+from xmod_lab.scoring.held_out import scorers_of, unigram_all
+from xmod_lab.scoring.samples import SAMPLES, filled
+from xmod_lab.stages.cost import duration, seconds_of
+from xmod_lab.text.likelihoods import scored_text
+from xmod_lab.text.prepared import Prepared
+from xmod_lab.training.data import (
+    consumption,
+    mixed_target_counts,
+    mixture_of,
+    prepare_base,
+    training_settings,
+)
+from xmod_lab.training.fit import fit
+from xmod_lab.training.tables import corpus_table, match_table, score_table, training_table
+
+log = logging.getLogger(__name__)
+TRAINING_FIGURES = ("train/loss", "train/tokens", "train/tokens_per_second", "train/lr")
+
+
+def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None, on_the_way: bool = False) -> None:
+    """Train in ``run``, going on where it stopped; writes model/ and, last, metrics.json.
+
+    Args:
+        on_the_way: the user asked for something that needs this base: say how long it will take.
+    Raises:
+        UserError: bad text, a damaged checkpoint, or a run dir that holds another run.
+    """
+    cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
+    prepared = prepare_base(cfg)
+    mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
+    if not run.begin(cfg):  # writes; so all that can be refused was refused before
+        return
+    run.remember(data=prepared.digest, **prepared.tokenizers)
+    corpus_table(prepared, "text of the language set")
+    model = new_model(cfg, prepared.tokenizer)
+    with torch.no_grad():  # what an untrained output layer would learn first: it spares the body that detour
+        model.lm_head.bias.copy_(log_frequency(mixed_target_counts(cfg, mixture, prepared)))
+    if cfg.model.shared_slot:
+        match_table(cfg, prepared.tokenizer)
+    training_table(model, {name for name, _ in model.named_parameters()}, "base")
+    log.info("%d steps of %d rows of %d pieces: %s tokens in %s", cfg.steps, cfg.trainer.rows_per_step,
+             cfg.data.row_length, f"{cfg.steps * cfg.tokens_per_step:,}", cfg.trainer.precision)  # fmt: skip
+    if on_the_way and not launched():
+        seconds = seconds_of(cfg, new_model(cfg, prepared.tokenizer), prepared, mixture, seed=cfg.seed)
+        log.info("the steps of this base take about %s on this machine", duration(seconds))
+    codes, scorers = list(prepared.corpora), scorers_of(prepared, cfg.objective)
+    columns = [*TRAINING_FIGURES, *curve_columns(cfg, codes)]
+    with Tracking(cfg, run, columns, group=group, job_type="pretrain") as tracking:
+        fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=cfg.seed)
+        metrics = {
+            **{f"before/{name}": value for name, value in fitted.before.items()},
+            **fitted.after,
+            **unigram_all(scorers),
+            **consumption(mixture, prepared, cfg.steps),
+            "train/tokens": cfg.steps * cfg.tokens_per_step,
+            "train/steps": cfg.steps,
+            "train/seconds": fitted.seconds,
+        }
+        if fitted.per_second is not None:
+            metrics["train/tokens_per_second"] = fitted.per_second
+        if rank() == 0:
+            card = base_card(model.config, _record(cfg, prepared, metrics), fingerprint(model))
+
+            def write(out: Path) -> None:
+                model.save_pretrained(out)
+                prepared.tokenizer.save_pretrained(out)
+                (out / CARD).write_text(card, encoding="utf-8")
+
+            build_folder(run / "model", write, rebuild=True)
+            samples = filled(model, scorers, prepared.tokenizer, accelerator=cfg.trainer.accelerator)
+            run.write_json(SAMPLES, samples)
+            run.write_passages(fitted.passages)
+            run.finish(metrics)
+        tracking.summarise(metrics, [])
+    barrier()
+    score_table(metrics, codes, {"unigram": "unigram", "val": "model"}, scored_text(cfg.objective.causal))
+    if fitted.per_second is not None:
+        log.info("trained at %s tokens/s", f"{fitted.per_second:,.0f}")
+    log.info("model in %s", run / "model")
+
+
+def curve_columns(cfg: PretrainConfig, codes: list[str]) -> list[str]:
+    """The held-out figures of metrics.csv: losses; bits per byte of a causal model alone, since a masked one takes long to give them."""
+    units = ("loss", "bpb") if cfg.objective.causal else ("loss",)
+    return [f"val/{unit}/{code}" for code in codes for unit in units]
+
+
+def _record(cfg: PretrainConfig, prepared: Prepared, metrics: dict[str, float]) -> dict:
+    """Data, settings and scores, for the model card."""
+    statistics = {code: corpus.manifest["statistics"]["train"] for code, corpus in prepared.corpora.items()}
+    data = {
+        code: {f"{name} of text": counts[name] for name in ("passages", "bytes", "tokens")}
+        | {f"{name} read": metrics[f"train/{name}/{code}"] for name in ("tokens", "passes")}
+        for code, counts in statistics.items()
+    }
+    return {"data": data, "training": training_settings(cfg), "scores": metrics}

@@ -1,0 +1,237 @@
+"""All the ways in which a language can begin, compared: embedding initialisers × slot initialisers.
+
+Each combination begins exactly as training would begin with it. Losses are those on ROWS rows of the training text, so that
+the choice has not seen what the language is scored on. Before training they compare slots on one table. Across tables they say
+how sure of itself a table is, and little of what it is worth: rows that are all alike (``mean``) predict by frequency alone, and a
+masked model begins at the unigram entropy; rows that tell pieces apart begin above it (experiments/initialisers).
+
+So the best slot of each table, and the configured combination, are trained for ``cfg.steps`` steps, as a run of so many steps
+would train them, and ranked by the loss after that. They are scored on the held-out text too, before and after: before, it is the
+``before`` figure that a run with that combination reports.
+"""
+
+import logging
+import warnings
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.choices import EMBEDDING_INITS, focus_fault
+from xmod_lab.config.schema import LangConfig, PretrainConfig
+from xmod_lab.languages.initialisers import WORD_START, ordinary_pieces
+from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
+from xmod_lab.scoring.held_out import Scorer, on_device
+from xmod_lab.stages.beginning import allocate_language, begin_vocabulary
+from xmod_lab.stages.donors import sampled_targets
+from xmod_lab.stages.extension import seed_of, trainable_names
+from xmod_lab.tables import show
+from xmod_lab.text.likelihoods import in_a_word
+from xmod_lab.text.prepared import Prepared
+from xmod_lab.training.data import batches, mixture_of
+from xmod_lab.training.fit import make_trainer
+from xmod_lab.training.step import LanguageModeling
+
+log = logging.getLogger(__name__)
+_SLOTS = 12  # in the printed table; the files have all
+_PIECES, _NEIGHBOURS = 6, 3  # new pieces whose nearest old ones are shown, and how many of these
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One way to begin. ``loss``: nats per predicted piece of training text; ``val``, ``bpb``: the held-out figures
+    ``before/val/loss`` and ``before/val/bpb`` of a run; ``after`` and ``after_…``: the same after the ranking's steps. ``None``
+    where they were not computed."""
+
+    embedding_init: str
+    slot_init: str
+    loss: float
+    val: float | None = None
+    bpb: float | None = None
+    after: float | None = None
+    after_val: float | None = None
+    after_bpb: float | None = None
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """``combinations``: those that were trained for ``steps`` steps, best first, then the others; ``vocabularies``: by embedding_init, what its table is like; ``unigram``: loss of
+    guessing by frequency on the same training rows, and on the held-out text; ``nearest``: by embedding_init, the donor
+    that ``slot_init=nearest`` would choose; ``likelihood``: exact or pseudo, as of the model."""
+
+    code: str
+    combinations: list[Combination]
+    vocabularies: dict[str, dict]
+    nearest: dict[str, str]
+    unigram: dict[str, float]
+    likelihood: str
+    steps: int
+
+
+def rank_beginnings(
+    cfg: PretrainConfig, model: XmodLanguageModel, lang: LangConfig, old: Prepared, prepared: Prepared
+) -> Ranking:
+    """Try every combination for ``lang``, which is added to ``model`` on the way; everything else is only read.
+
+    With ``vocabulary=keep`` there is no table to begin, and slots alone are compared, under the name ``keep``.
+    """
+    code, own = lang.code, lang.vocabulary == "own"
+    allocate_language(cfg, model, lang, prepared)
+    donors = donors_of(NEAREST, model.config)
+    methods, slots = _methods() if own else ["keep"], _slots(donors, lang)
+    targets, corpus = sampled_targets(cfg, prepared, code), prepared.corpora[code]
+    scorer = Scorer(corpus, prepared.tokenizer, cfg.objective)
+    shown = _frequent_new_pieces(old.tokenizer, prepared.tokenizer, corpus.piece_counts) if own else {}
+    found, begun, vocabularies, nearest = {}, {}, {}, {}
+    bar = tqdm(total=len(methods) * len(slots), desc=f"ranking beginnings of {code}", leave=False, disable=None)
+    with on_device(model, cfg.trainer.accelerator), bar:
+        for method in methods:
+            if own:
+                report = begin_vocabulary(cfg, model, code, old, prepared, method)
+                vocabularies[method] = {**asdict(report), "drawn": report.drawn, **_likeness(model, code, old, shown)}
+            losses = {}
+            for slot in slots:
+                model.initialise_slot(code, slot, seed=cfg.seed)
+                losses[slot] = targets.loss(model)
+                bar.update()
+            nearest[method] = min(donors, key=lambda donor: losses[f"copy:{donor}"])
+            scored = {min(slots, key=losses.get)}
+            if method in (lang.embedding_init, "keep"):
+                scored.add(f"copy:{nearest[method]}" if lang.slot_init == NEAREST else lang.slot_init)
+            for slot, loss in losses.items():
+                score = None
+                if slot in scored:
+                    model.initialise_slot(code, slot, seed=cfg.seed)
+                    score = scorer.score(model)
+                    begun[method, slot] = {
+                        n: p.detach().cpu().clone() for n, p in model.language_parameters(code).items()
+                    }
+                found[method, slot] = Combination(method, slot, loss, *(score or ()))
+    for key, weights in tqdm(begun.items(), f"{cfg.steps} steps of each table of {code}", leave=False, disable=None):
+        _train(cfg, model, lang, prepared, weights)
+        with on_device(model, cfg.trainer.accelerator):
+            val, bpb = scorer.score(model)
+            found[key] = replace(found[key], after=targets.loss(model), after_val=val, after_bpb=bpb)
+    ranked = sorted(found.values(), key=lambda c: (c.after is None, c.loss if c.after is None else c.after))  # stable
+    told = scorer.unigram()
+    unigram = {
+        "loss": targets.unigram_loss(scorer.counts),
+        "val": told[f"unigram/loss/{code}"],
+        "bpb": told[f"unigram/bpb/{code}"],
+    }
+    return Ranking(code, ranked, vocabularies, nearest, unigram, in_a_word(cfg.objective.causal), cfg.steps)
+
+
+def _train(
+    cfg: PretrainConfig, model: XmodLanguageModel, lang: LangConfig, prepared: Prepared, weights: dict[str, Tensor]
+) -> None:
+    """Train ``lang`` in place from ``weights``, as a run of ``cfg.steps`` steps would; nothing is written."""
+    with torch.no_grad():
+        for name, value in weights.items():
+            model.get_parameter(name).copy_(value)
+    seed, fused = seed_of(cfg, lang.code), cfg.trainer.precision != "16-mixed"
+    module = LanguageModeling(
+        model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable_names(model, lang), fused=fused
+    )
+    mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=seed)
+    loader = batches(cfg, prepared, mixture, {lang.code: model.lang_id(lang.code)}, seed=seed, steps=cfg.steps, first_step=0,
+                     rank=0, processes=1)  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        make_trainer(cfg, [], TorchCheckpointIO()).fit(module, loader)
+    model.requires_grad_(True)
+    model.eval()
+
+
+def _slots(donors: list[str], lang: LangConfig) -> list[str]:
+    """Every ``slot_init`` that reads all pre-trained slots, ``donors``, or one of them, or none, and the configured one."""
+    slots = ["random", "zero_output", "mean", *(f"copy:{donor}" for donor in donors)]
+    return slots if lang.slot_init in (*slots, NEAREST) else [*slots, lang.slot_init]
+
+
+def _methods() -> list[str]:
+    fault = focus_fault()
+    if fault:
+        log.warning("the ranking leaves one method out: %s", fault)
+    return [method for method in EMBEDDING_INITS if not (method == "focus" and fault)]
+
+
+def _frequent_new_pieces(
+    old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase, counts: np.ndarray
+) -> dict[str, int]:
+    """The most frequent pieces of three letters or more that the base does not have, by spelling."""
+    known = ordinary_pieces(old)
+    words = {p: i for p, i in ordinary_pieces(new).items() if p not in known and p.removeprefix(WORD_START).isalpha()}
+    long = [p for p in words if len(p.removeprefix(WORD_START)) >= 3]
+    return {p: words[p] for p in sorted(long, key=lambda p: (-counts[words[p]], words[p]))[:_PIECES]}
+
+
+def _likeness(model: XmodLanguageModel, code: str, old: Prepared, shown: dict[str, int]) -> dict:
+    """``mean_cosine`` of all pairs of rows of the table of ``code`` (0: in all directions alike, 1: all rows are one), that
+    of the base, and the ``neighbours``: old pieces nearest to some new ones."""
+    table = model.base_model.embeddings.vocabularies[code].word_embeddings.weight.detach()
+    base = model.get_input_embeddings().weight.detach()
+    pieces = ordinary_pieces(old.tokenizer)
+    names, ids = list(pieces), list(pieces.values())
+    own, others = _unit(table[list(shown.values())]), _unit(base[ids])
+    nearest = (own @ others.T).topk(min(_NEIGHBOURS, len(names)), dim=1).indices.tolist()
+    return {
+        "mean_cosine": _mean_cosine(table),
+        "base_mean_cosine": _mean_cosine(base),
+        "neighbours": {piece: [names[i] for i in row] for piece, row in zip(shown, nearest, strict=True)},
+    }
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows.float(), dim=-1)
+
+
+def _mean_cosine(table: Tensor) -> float:
+    """Over all pairs of different rows that are not zero, without forming the pairs."""
+    unit = _unit(table).double()
+    n = int(unit.any(1).sum())
+    return float((unit.sum(0).square().sum() - n) / (n * (n - 1)))
+
+
+def ranking_tables(ranking: Ranking) -> None:
+    """The combinations as a matrix, the best of them, and what each table is like."""
+    losses = {(c.embedding_init, c.slot_init): c.loss for c in ranking.combinations}
+    methods, slots = list(ranking.nearest), {slot for _, slot in losses}
+    best = {m: min(losses[m, slot] for slot in slots) for m in methods}
+    shown = sorted(slots, key=lambda slot: sum(losses[m, slot] for m in methods))[:_SLOTS]
+    rows = [(slot, *(f"{losses[m, slot]:.3f}{' *'[losses[m, slot] == best[m]]}" for m in methods)) for slot in shown]
+    rows.append(("nearest is", *ranking.nearest.values()))
+    unigram = f"unigram {ranking.unigram['loss']:.3f}"
+    title = (f"{ranking.code} before training: nats/piece of training text ({unigram}); * the best slot of a table. Compare the slots of "
+             "a table: which table will be best after training, these figures do not say")  # fmt: skip
+    show(title, ("slot_init", *methods), rows)
+    tables = list(ranking.vocabularies.values())
+    _show_tables(ranking.code, methods, tables)
+    figures = ("after", "after_val", "after_bpb", "loss", "val", "bpb")
+    trained = [c for c in ranking.combinations if c.after is not None]
+    rows = [(c.embedding_init, c.slot_init, *(f"{getattr(c, name):.4f}" for name in figures)) for c in trained]
+    rows.append(("unigram", "", "", "", "", *(f"{ranking.unigram[name]:.4f}" for name in figures[3:])))
+    units = ("nats/piece, training text", "held-out text", f"bits/byte ({ranking.likelihood})")
+    header = (
+        "embedding_init",
+        "slot_init",
+        *(f"{when}: {unit}" for when in (f"after {ranking.steps} steps", "before") for unit in units),
+    )
+    title = (f"{ranking.code}: the best slot of each table, and what is configured, by the loss after {ranking.steps} steps of training. "
+             "This is one seed: small differences say nothing")  # fmt: skip
+    show(title, header, rows, words=2)
+
+
+def _show_tables(code: str, methods: list[str], tables: list[dict]) -> None:
+    if tables:
+        rows = [(f"rows {name}", *(f"{t[name]:,}" for t in tables)) for name in ("copied", "derived", "drawn")]
+        rows.append(("text copied", *(f"{100 * t['overlap']:.1f} %" for t in tables)))
+        rows.append(("text covered", *(f"{100 * t['coverage']:.1f} %" for t in tables)))
+        rows.append(("mean cosine", *(f"{t['mean_cosine']:.2f}" for t in tables)))
+        rows += [(f"{piece} ~", *(t["neighbours"][piece][0] for t in tables)) for piece in tables[0]["neighbours"]]
+        base = f"the base has a mean cosine of {tables[0]['base_mean_cosine']:.2f}; ~ is nearest to which of its pieces"
+        show(f"{code}: the tables; {base}", ("embedding_init", *methods), rows)

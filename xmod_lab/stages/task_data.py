@@ -1,0 +1,188 @@
+"""A task as a run meets it: the base with a head, and the examples of all languages in the pieces of their vocabularies."""
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+
+from xmod_lab.config.finetuning import FinetuneConfig
+from xmod_lab.errors import UserError, reason
+from xmod_lab.languages.folders import manifests_in
+from xmod_lab.model import XmodPreTrainedModel, read_config
+from xmod_lab.model.slots import random_value
+from xmod_lab.tables import show
+from xmod_lab.tasks.examples import Encoded
+from xmod_lab.tasks.kinds import KINDS
+from xmod_lab.tasks.labels import DOUBTFUL
+from xmod_lab.tasks.sources import GROUP, SPLITS, Labelled, Row, read_examples
+from xmod_lab.tasks.statistics import clusters_of
+from xmod_lab.text.tokenizer import composing
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all trainings of a run share: the base's folder, the task, its encoded examples by language and split, which
+    languages were ``added`` to the base after pre-training, of each test with groups the cluster of each example (N,), and the
+    ``rows`` that the encoded examples were made of."""
+
+    folder: Path
+    source: str
+    added: list[str]
+    kind: object
+    examples: dict[str, dict[str, Encoded]]
+    clusters: dict[str, np.ndarray]
+    rows: Labelled
+
+    @property
+    def tests(self) -> dict[str, Encoded]:
+        """The languages that are tested."""
+        return {code: splits["test"] for code, splits in self.examples.items() if "test" in splits}
+
+
+def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
+    """Read and encode all examples that the model has a slot for, and show what there is.
+
+    Raises:
+        UserError: the base is causal or lacks the source language; the source has no examples in a split; a test has a label
+            that training does not have.
+    """
+    config = read_config(folder)
+    if config.is_decoder:
+        raise UserError(
+            f"base {cfg.base} is a causal language model; tasks are fine-tuned on masked ones: choose another base"
+        )
+    manifests_in(folder, config.added or [])  # all must be readable when the model is saved
+    source, kind_class = config.resolve(cfg.task.source), KINDS[cfg.task.kind]
+    rows, unknown = read_examples(cfg.sources, kind_class.roles, config.known_codes())
+    rows, unlabelled = _labelled(rows, kind_class)
+    for language, why in unknown.items():
+        log.warning("examples in '%s' are left out: the base has no slot for it. %s", language, why)
+    for split in SPLITS:
+        if not rows.get(source, {}).get(split):
+            there = {code: list(splits) for code, splits in rows.items()}
+            without = unlabelled[source, split]
+            lost = f" ({without:,} examples say that they have no label)" if without else ""
+            raise UserError(f"{cfg.task.data.path}: the {split} split of the source language {source} is empty{lost}; there are "
+                            f"{there or 'no examples at all'}. Name the splits with ++task.data.splits.{split}=<name>, or choose "
+                            "another task.source")  # fmt: skip
+    kind = kind_class(rows[source]["train"])
+    for label in sorted(DOUBTFUL & set(kind.labels)):
+        log.warning(
+            "warning: '%s' is a class like any other here; where it says that there is no label, take those rows out",
+            label,
+        )
+    if cfg.task.metric not in kind.metrics:
+        raise UserError(f"task.metric is '{cfg.task.metric}', but the labels of the data ({', '.join(kind.labels[:5])}, …) allow "
+                        f"{', '.join(kind.metrics)} alone: they name no spans")  # fmt: skip
+    model = task_model(folder, kind, seed=0)
+    positions = config.max_position_embeddings - config.pad_token_id - 1
+    wanted = {code: [s for s in ("train", "dev", "test") if s in splits] for code, splits in rows.items()}
+    if not cfg.task.upper:
+        wanted = {
+            code: splits if code == source else [s for s in splits if s == "test"] for code, splits in wanted.items()
+        }
+    examples = {}
+    for code, splits in wanted.items():
+        tokenizer = composing(model.tokenizer_for(code))  # as the text that the base was trained on
+        examples[code] = {split: kind.encode(rows[code][split], tokenizer, positions) for split in splits}
+    examples = {code: splits for code, splits in examples.items() if splits}
+    clusters = _clusters(cfg, {code: rows[code]["test"] for code, splits in examples.items() if "test" in splits})
+    setting = Setting(
+        folder,
+        source,
+        config.added or [],
+        kind,
+        examples,
+        clusters,
+        {c: {s: rows[c][s] for s in splits} for c, splits in examples.items()},
+    )
+    sizes = {code: {s: len(r) for s, r in splits.items()} for code, splits in rows.items()}
+    _data_table(cfg, setting, sizes, unlabelled, positions)
+    return setting
+
+
+def _clusters(cfg: FinetuneConfig, tests: dict[str, list[Row]]) -> dict[str, np.ndarray]:
+    """Of each test whose rows have groups, the number of each row's cluster. Raises UserError where the groups tell no examples
+    apart in any test."""
+    found = {code: clusters_of([row.values.get(GROUP) for row in rows]) for code, rows in tests.items()}
+    found = {code: clusters for code, clusters in found.items() if clusters is not None}
+    if found and max(map(len, found.values())) > 1 and not any(clusters.any() for clusters in found.values()):
+        code = max(found, key=lambda code: len(found[code]))
+        sources = zip(("task.data", "task.tests"), cfg.sources, strict=False)
+        key, source = [pair for pair in sources if GROUP in pair[1].columns][-1]
+        raise UserError(f"{key}.columns.group is '{source.columns[GROUP]}', which is the same in all {len(found[code]):,} test examples of {code} "
+                        f"('{tests[code][0].values[GROUP][:50]}'), and so in every language; name what only some examples share (a template, a document), "
+                        f"or leave it out with '~{key}.columns.group'")  # fmt: skip
+    return found
+
+
+def _labelled(rows: Labelled, kind) -> tuple[Labelled, Counter[tuple[str, str]]]:
+    """The rows that have a label, and how many have none, by language and split."""
+    kept: Labelled = {}
+    without: Counter[tuple[str, str]] = Counter()
+    for code, splits in rows.items():
+        for split, examples in splits.items():
+            labelled = [row for row in examples if kind.is_labelled(row)]
+            without[code, split] = len(examples) - len(labelled)
+            if labelled:
+                kept.setdefault(code, {})[split] = labelled
+            else:
+                log.warning("warning: the %s split of %s is left out: its %d examples say that they have no label",
+                            split, code, len(examples))  # fmt: skip
+    return kept, without
+
+
+def _data_table(
+    cfg: FinetuneConfig,
+    setting: Setting,
+    sizes: dict[str, dict[str, int]],
+    unlabelled: Counter[tuple[str, str]],
+    positions: int,
+) -> None:
+    """Examples of every language, and how many of them were left out, cut or have nothing to read."""
+    rows = []
+    for code, splits in setting.examples.items():
+        test = splits.get("test")
+        counts = (f"{sizes[code].get(split, 0):,}" for split in ("train", "dev", "test"))
+        classes = "–" if test is None else setting.kind.described(test.gold)
+        unknown = "–" if test is None else f"{100 * test.unknown:.1f} %"
+        odd = (sum(unlabelled[code, split] for split in splits), sum(part.truncated for part in splits.values()),
+               sum(part.empty for part in splits.values()))  # fmt: skip
+        rows.append((code, *counts, classes, unknown, *(f"{count:,}" for count in odd)))
+    title = (f"{cfg.task.name}: fine-tuned on {setting.source}; examples; how many had no label and were left out, are cut to "
+             f"{positions} pieces, have a text or word without any piece")  # fmt: skip
+    header = ("language", "train", "dev", "test", "labels in test", "unknown pieces", "no label", "cut", "empty")
+    show(title, header, rows)
+
+
+def task_model(folder: Path, kind, seed: int) -> XmodPreTrainedModel:
+    """The base with a head for the task, whose values are a function of ``seed`` alone; in evaluation mode.
+
+    Raises:
+        UserError: the base cannot be read, or lacks tensors of its body.
+    """
+    config = read_config(folder, **kind.configuration())
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # a new head, and no language-model head: both are meant
+    try:
+        model, info = kind.model_class.from_pretrained(folder, config=config, output_loading_info=True)
+    except UserError:
+        raise
+    except Exception as error:  # transformers raises whatever its readers raise
+        raise UserError(f"base {folder} cannot be loaded ({reason(error)}); give one that is whole") from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+    lost = [name for name in info["missing_keys"] if name.startswith("roberta.") and ".pooler." not in name]
+    if lost:
+        raise UserError(f"base {folder} lacks tensors of its body: {sorted(lost)[:3]}; give one that is whole")
+    with torch.no_grad():
+        for name in sorted(info["missing_keys"]):
+            parameter = model.get_parameter(name)
+            parameter.copy_(random_value(parameter, config, seed, name))
+    return model.eval()

@@ -1,0 +1,200 @@
+"""File types of labelled data: each reader yields rows, column -> value, and where they stand."""
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow.parquet
+
+from xmod_lab.errors import UserError
+from xmod_lab.tasks.values import NO_LABEL
+from xmod_lab.text.table_files import table_cells
+from xmod_lab.text.text_files import decoded_lines, json_rows, json_value
+
+if TYPE_CHECKING:
+    import datasets
+
+log = logging.getLogger(__name__)
+Rows = Iterator[tuple[str, dict]]
+_CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+
+_IGNORED = -100  # a tag that torch's loss leaves out
+
+
+def table_rows(path: Path) -> Rows:
+    """Lines of .csv (quoted as usual) or .tsv (never quoted, as in XNLI), under a first line that names the columns."""
+    header: list[str] | None = None
+    quoted = 0
+    for number, cells in table_cells(path):
+        if header is None:
+            header = cells
+            continue
+        quoted += ".tsv" in path.suffixes and any(re.fullmatch('".*"".*"', cell) for cell in cells)
+        yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
+    if quoted:
+        log.warning("warning: %s: %d rows have cells that look quoted, with quotes doubled inside; a .tsv is read as it is, and these "
+                    "quotes as text. Save it without quoting, or as .csv", path, quoted)  # fmt: skip
+
+
+def conllu_rows(path: Path) -> Rows:
+    """Sentences of CoNLL-U with its ten columns, as ``form``, ``upos``, …; comments, and words that span others, are left out."""
+    words = [(number, fields) for number, fields in _lines(path) if not fields or fields[0].isdigit()]
+    for where, sentence in _sentences(path, words, len(_CONLLU)):
+        yield where, dict(zip(_CONLLU, map(list, zip(*sentence, strict=True)), strict=True))
+
+
+def conll_rows(path: Path) -> Rows:
+    """Sentences of CoNLL: of each word the first column, in ``words``, and the last one that is filled, in ``tags``.
+
+    A line that begins with ``#`` and stands before the first word of a sentence is a comment, unless it reads like a word: as
+    many columns as the others, ``#`` without a space behind it in the first, and in the last the tag of another word.
+
+    Raises:
+        UserError: a word has another number of columns than the first one; the first column counts words (as in GermEval).
+    """
+    lines = _lines(path)
+    doubtful = {number for (_, before), (number, fields) in pairwise([(0, []), *lines])
+                if fields and fields[0].startswith("#") and (not before or before[0].startswith("#"))}  # fmt: skip
+    words = [fields for number, fields in lines if fields and number not in doubtful]
+    width, tags = len(words[0]) if words else 2, {fields[-1] for fields in words}
+    comments = {number for number, fields in lines if number in doubtful
+                and (len(fields) != width or fields[0].startswith("# ") or fields[-1] not in tags)}  # fmt: skip
+    if comments:
+        log.info(
+            "%s: %d lines that begin with # are left out as comments, line %d the first",
+            path,
+            len(comments),
+            min(comments),
+        )
+    sentences = list(_sentences(path, [line for line in lines if line[0] not in comments], max(2, width)))
+    if any(len(s) > 1 for _, s in sentences) and all(
+        [w[0] for w in s] == [str(i + 1) for i in range(len(s))] for _, s in sentences
+    ):
+        raise UserError(f"{sentences[0][0]}: the first column counts the words of each sentence, where words are expected; take it "
+                        "out (between tabs: grep -v '^#' OLD | cut -f2- > NEW)")  # fmt: skip
+    for where, sentence in sentences:
+        yield where, {"words": [fields[0] for fields in sentence], "tags": [fields[-1] for fields in sentence]}
+
+
+def _lines(path: Path) -> list[tuple[int, list[str]]]:
+    """The number of each line, and its columns: what stands between tabs or, where there are none, between spaces. Others, such
+    as U+00A0, are part of a word. Separators at the ends or beside one another hold nothing; so a line of them is blank, and one
+    with -DOCSTART- is taken to be so."""
+    found = []
+    for number, line in enumerate(decoded_lines(path), start=1):
+        line = line.strip(" \t\n")
+        columns = [part.strip(" ") for part in line.split("\t" if "\t" in line else " ") if part.strip(" ")]
+        found.append((number, [] if line.startswith("-DOCSTART-") else columns))
+    return found
+
+
+def _sentences(path: Path, lines: list[tuple[int, list[str]]], width: int) -> Iterator[tuple[str, list[list[str]]]]:
+    """Words between blank lines. Raises UserError, with the line, for one that has not ``width`` columns."""
+    sentence: list[list[str]] = []
+    start = 0
+    for number, fields in [*lines, (0, [])]:
+        if not fields:
+            if sentence:
+                yield f"{path}, line {start}", sentence
+            sentence = []
+            continue
+        if len(fields) != width:
+            raise UserError(f"{path}, line {number}: {len(fields)} columns, where {width} are expected, as in the lines before it, a "
+                            "word the first and a tag the last; repair that line, with _ in a column that is empty")  # fmt: skip
+        start = start if sentence else number
+        sentence.append(fields)
+
+
+def document_rows(path: Path) -> Rows:
+    """Rows of a .json file: questions in SQuAD's layout, or the objects of an array, or, as in .jsonl, of lines."""
+    try:
+        found = json_value("".join(decoded_lines(path)), str(path))
+    except UserError as error:
+        if getattr(error.__cause__, "msg", "") != "Extra data":
+            raise
+        yield from json_rows(path)
+        return
+    if not isinstance(found, list):
+        yield from _squad_rows(path, found)
+        return
+    for number, row in enumerate(found, start=1):
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, entry {number}: {json.dumps(row)[:40]} is no object; expected one for each row, such as "
+                            '{"text": "a passage", "label": "a"}')  # fmt: skip
+        yield f"{path}, entry {number}", row
+
+
+def _squad_rows(path: Path, found: object) -> Rows:
+    """Questions of a SQuAD file: ``id``, ``context``, ``question``, ``answers``."""
+    ids: Counter[str] = Counter()
+    try:
+        for article in found["data"]:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    answers = question.get("answers", [])
+                    given = {key: [answer[key] for answer in answers] for key in ("text", "answer_start")}
+                    ids[str(question["id"])] += 1
+                    yield f"{path}, question {question['id']}", {
+                        "id": question["id"], "context": paragraph["context"], "question": question["question"],
+                        "answers": given,
+                    }  # fmt: skip
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: not in SQuAD's layout ({type(error).__name__}: {error}); expected data, paragraphs, qas, answers, "
+                        "or an array of objects, one for each row") from error  # fmt: skip
+    twice = [name for name, count in ids.items() if count > 1]
+    if twice:
+        log.warning("warning: %s: %d ids stand at several questions, '%s' for one; each of these is an example of its own",
+                    path, len(twice), twice[0])  # fmt: skip
+
+
+def parquet_rows(path: Path) -> Rows:
+    """Rows of a parquet file; numbers of classes become their names, if the file has them."""
+    import datasets  # here, since a configuration is judged without it
+
+    try:
+        table = datasets.Dataset(pyarrow.parquet.ParquetFile(path).read())  # with no cache, which goes by times
+    except Exception as error:  # pyarrow and datasets raise whatever their readers raise
+        raise UserError(
+            f"{path} cannot be read as parquet ({str(error).splitlines()[0]}); it may be damaged"
+        ) from error
+    yield from named_rows(table, str(path))
+
+
+def named_rows(table: "datasets.Dataset", name: str) -> Rows:
+    """Rows of a dataset, with the names of classes in place of their numbers; of -1, which is none, NO_LABEL."""
+    namers = {column: _namer(feature) for column, feature in table.features.items()}
+    try:
+        for number, row in enumerate(table):
+            yield f"{name}, row {number}", {column: namers[column](value) for column, value in row.items()}
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name}: text in it is not UTF-8 ({error.reason}: {error.object[:40]!r}); write it anew"
+        ) from error
+
+
+def _namer(feature: object) -> Callable:
+    import datasets
+
+    if isinstance(feature, datasets.ClassLabel):
+        return lambda value: _class_name(feature, value)
+    inner = getattr(feature, "feature", None)  # of a list
+    if isinstance(inner, datasets.ClassLabel):
+        return lambda values: None if values is None else [_class_name(inner, value) for value in values]
+    return lambda value: value
+
+
+def _class_name(feature: "datasets.ClassLabel", value: int | None) -> object:
+    if value in (-1, _IGNORED):
+        return NO_LABEL
+    return value if value is None else feature.int2str(value)
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": json_rows, ".jsonl.gz": json_rows, ".csv": table_rows, ".tsv": table_rows, ".parquet": parquet_rows,
+    ".conll": conll_rows, ".conllu": conllu_rows, ".json": document_rows,
+}  # fmt: skip

@@ -1,0 +1,272 @@
+"""Labelled examples as rows, by language and split, from the files or datasets that a task names."""
+
+import glob
+import hashlib
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from xmod_lab.codes import resolve
+from xmod_lab.errors import UnknownLanguageError, UserError
+from xmod_lab.hub import hub_fault
+from xmod_lab.settings import number
+from xmod_lab.tasks.file_formats import READERS, Rows, named_rows
+from xmod_lab.tasks.values import read_value
+from xmod_lab.text.corpus import EMBEDDED, content_digest
+
+log = logging.getLogger(__name__)
+SPLITS = ("train", "dev", "test")
+PLACES = ("language", "split")  # columns that every kind of task may have
+GROUP = "group"  # names what examples share that were not drawn independently
+EMBEDDED_TASKS = ("intents", "utterance_slots")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One example: role (``text``, ``label``, …) -> value, of the type that :func:`read_value` gives it, and file and line for
+    messages."""
+
+    values: dict[str, object]
+    where: str
+
+
+Labelled = dict[str, dict[str, list[Row]]]  # language -> split -> rows
+Part = tuple[dict[str, str], Rows]  # what path or configuration say of language and split, and the rows
+
+
+@dataclass
+class LabelledSource:
+    """Where examples are. ``@language`` and ``@split`` in ``path`` or ``config`` stand for any name; what these do not say,
+    columns ``language`` and ``split`` of the rows do.
+
+    Args:
+        path: ``embedded:intents`` or ``embedded:utterance_slots``; files (``nli/@language/@split.tsv`` are those of all languages and splits that are there),
+            see :data:`xmod_lab.tasks.file_formats.READERS`; or a ``datasets`` folder or hub id. A hub id needs the network; folders in
+            the layouts of xnli, wikiann, xquad and mlqa were tried.
+        config: the configurations of a dataset that are read (``xquad.@language``).
+        language: of all rows, where nothing else says it.
+        columns: role -> name of the column, where it is another (``{text: utterance}``); the role's own name is read too.
+            ``group``: a column, or a role, whose value is the same in examples that were not drawn independently (of one
+            template, document, source sentence): intervals and tests take them as one. Without it each example stands alone.
+        splits: train, dev, test -> the name it has in the data, where it is another (``{dev: validation}``), likewise.
+        held_out: share of the training split that is its development split, whole groups, chosen by what stands in them; where the
+            data's own one is not to be used, or there is none.
+    """
+
+    path: str = "embedded:intents"
+    config: str | None = None
+    language: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    splits: dict[str, str] = field(default_factory=dict)
+    held_out: float | None = number(None, above=0, below=1, hint="a share, e.g. 0.05")
+
+    def parts(self, key: str = "task.data") -> Iterator[Part]:
+        """Every file, or split of a configuration; ``key``: of the source, for messages.
+
+        Raises:
+            UserError: there is none, it cannot be read, a file has no rows.
+        """
+        if _suffix(self._pattern) is None:
+            yield from self._dataset_parts(key)
+        else:
+            for path, said in self.files(key):
+                yield said, _some(READERS[_suffix(path.name)](path), path)
+
+    def files(self, key: str = "task.data") -> list[tuple[Path, dict[str, str]]]:
+        """Every file with what its path says. Raises UserError when there is none."""
+        pattern = str(Path(self._pattern).absolute())
+        first = min((pattern.find(mark) for mark in ("@language", "@split") if mark in pattern), default=len(pattern))
+        anchor = Path(pattern[:first]).parent if first < len(pattern) else Path(pattern).parent
+        wildcard = glob.escape(str(Path(pattern).relative_to(anchor))).replace("@language", "*").replace("@split", "*")
+        found = [(path, _said(pattern, str(path))) for path in sorted(anchor.glob(wildcard)) if path.is_file()]
+        found = [(path, said) for path, said in found if said is not None]
+        if not found:
+            raise UserError(f"{key}.path: no file is named like '{self.path}'; give the path of an existing file, with "
+                            "@language and @split where the names of languages and splits stand")  # fmt: skip
+        return found
+
+    @property
+    def _pattern(self) -> str:
+        if not self.path.startswith("embedded:"):
+            return self.path
+        name = self.path.removeprefix("embedded:")
+        if name not in EMBEDDED_TASKS:
+            raise UserError(
+                f"task.data.path: no embedded task '{name}'; allowed are {', '.join(EMBEDDED_TASKS)}, or a path"
+            )
+        return str(EMBEDDED / f"{name}.jsonl.gz")
+
+    def _dataset_parts(self, key: str) -> Iterator[Part]:
+        import datasets  # here, since a configuration is judged without it
+
+        path = Path(self.path)
+        hub_id = re.fullmatch(r"[\w-]+|[\w.-]+/[\w.-]+", self.path) and not self.path.startswith(".")
+        if not path.is_dir() and (path.is_file() or not hub_id):
+            raise UserError(f"{key}.path '{self.path}' is neither a folder nor a file of a known type "
+                            f"({', '.join(READERS)}) nor a hub id; give one of these")  # fmt: skip
+        give = f"the path of a folder or file ({', '.join(READERS)}), or the id of a dataset on the hub"
+        if not path.is_dir() and (fault := hub_fault(self.path, give)):
+            raise UserError(f"{key}.path: {fault}")
+        found = False
+        try:
+            for config, said in self._configurations():
+                with tempfile.TemporaryDirectory() as scratch:  # the cache goes by times: a file may have been replaced
+                    if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+                        loaded = datasets.load_from_disk(self.path)
+                    else:
+                        loaded = datasets.load_dataset(self.path, config, cache_dir=scratch if path.is_dir() else None)
+                    tables = loaded.items() if isinstance(loaded, dict) else [(None, loaded)]
+                    for split, table in tables:
+                        found = True
+                        of_split = {} if split is None else {"split": split}
+                        name = ", ".join([self.path, config or "default", *of_split.values()])
+                        yield of_split | said, named_rows(table, name)
+        except UserError:
+            raise
+        except Exception as error:  # datasets raises whatever its readers and the network raise
+            raise UserError(f"{key}.path: '{self.path}' cannot be read as a dataset ({str(error).splitlines()[0]}); give a folder "
+                            "in a layout of the hub, or a hub id that can be reached") from error  # fmt: skip
+        if not found:
+            raise UserError(f"{key}.config: no configuration of '{self.path}' is named like '{self.config}'")
+
+    def _configurations(self) -> Iterator[tuple[str | None, dict[str, str]]]:
+        if self.config is None:
+            yield None, {}
+            return
+        import datasets
+
+        for name in datasets.get_dataset_config_names(self.path):
+            said = _said(self.config, name)
+            if said is not None:
+                yield name, said
+
+    def digest(self) -> str:
+        """Of every byte that is read; of a hub id, of its revision."""
+        if _suffix(self._pattern) is None:
+            return content_digest(self.path, self.config)
+        parts = [content_digest(str(path), None) for path, _ in self.files()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def value(self, role: str, values: dict, where: str, key: str = "task.data") -> object:
+        """What a row has for ``role``. Raises UserError when it has no such column, null, or what the role cannot be."""
+        column = self.columns.get(role, role)
+        column = column if column in values else role
+        if column not in values:
+            raise UserError(f"{where}: no column '{self.columns.get(role, role)}'; it has {', '.join(map(str, values))}. Name it with "
+                            f"++{key}.columns.{role}=<column>")  # fmt: skip
+        return read_value(role, values[column], f"{where}, column '{column}'")
+
+    def group(self, row: dict, values: dict, where: str, key: str = "task.data") -> dict[str, str]:
+        """``{"group": …}`` of a row with these columns, whose roles ``row`` has; nothing where no column is named.
+
+        Raises:
+            UserError: there is neither such a column nor such a role, or it is null or a list.
+        """
+        if (column := self.columns.get(GROUP)) is None:
+            return {}
+        if column in values:
+            return {GROUP: read_value(GROUP, values[column], f"{where}, column '{column}'")}
+        if isinstance(row.get(column), str):
+            return {GROUP: row[column]}
+        raise UserError(f"{where}: no column '{column}', whose value the examples of a group share; it has {', '.join(map(str, values))}. "
+                        f"Name one with ++{key}.columns.group=<column>; where each example stands alone, leave it out with "
+                        f"'~{key}.columns.group'")  # fmt: skip
+
+    def holds_out(self, row: dict) -> bool:
+        """Whether a training row with these roles is of the development split."""
+        if self.held_out is None:
+            return False
+        text = json.dumps(row[GROUP] if GROUP in row else row, sort_keys=True, default=str)
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < self.held_out * 2**64
+
+
+def _some(rows: Rows, path: Path) -> Rows:
+    """``rows``. Raises UserError behind them when there was none."""
+    row = None
+    for row in rows:
+        yield row
+    if row is None:
+        raise UserError(f"{path}: it has no rows; give it some, or take the file away")
+
+
+def _suffix(name: str) -> str | None:
+    """The file type of ``name``; ``None`` where it is none that is read."""
+    return next((suffix for suffix in READERS if name.endswith(suffix)), None)
+
+
+def _said(pattern: str, name: str) -> dict[str, str] | None:
+    """What ``name`` has in the places of ``pattern``, the same in each; ``None`` where it is not named like that."""
+    expression = re.escape(pattern)
+    for place in PLACES:
+        mark = f"@{place}"
+        expression = expression.replace(mark, f"(?P<{place}>[^/]+?)", 1).replace(mark, f"(?P={place})")
+    match = re.fullmatch(expression, name)
+    return None if match is None else match.groupdict()
+
+
+def read_examples(
+    sources: list[LabelledSource], roles: tuple[str, ...], known: list[str]
+) -> tuple[Labelled, dict[str, str]]:
+    """Rows by language, as ``known`` spells it, and split. Splits of other names than the source's are left out, and named.
+
+    Args:
+        sources: of ``task.data`` and, where there are any, of ``task.tests``.
+        roles: what every row must have.
+    Returns:
+        The rows; and for every language of the data that is none of ``known``, why.
+    Raises:
+        UserError: a file cannot be read, a row lacks a role or has what it cannot be, two names mean one language.
+    """
+    found: Labelled = {}
+    unknown: dict[str, str] = {}
+    for key, source in zip(("task.data", "task.tests"), sources, strict=False):
+        names: dict[str, str] = {}  # code -> its name in this source
+        splits = {split: split for split in SPLITS} | {name: split for split, name in source.splits.items()}
+        others: dict[str, None] = {}
+        named: dict[str, str] = {}  # train, dev, test -> its name in this source
+        held_out = 0
+        for said, rows in source.parts(key):
+            if said.get("split", next(iter(splits))) not in splits:
+                others[said["split"]] = None
+                continue
+            if said.get("language") in unknown:
+                continue
+            for where, values in rows:
+                language = said.get("language") or source.language or source.value("language", values, where, key)
+                split = said.get("split") or source.value("split", values, where, key)
+                if split not in splits:
+                    others[split] = None
+                    continue
+                if language in unknown:
+                    continue
+                try:
+                    code = resolve(language, known)
+                except UnknownLanguageError as error:
+                    unknown[language] = str(error)
+                    continue
+                row = {role: source.value(role, values, where, key) for role in roles}
+                if names.setdefault(code, language) != language:
+                    raise UserError(f"{where}: languages '{names[code]}' and '{language}' are both {code} of this model; "
+                                    "give them one name, or leave one out")  # fmt: skip
+                row |= source.group(row, values, where, key)
+                part = splits[split]
+                if named.setdefault(part, split) != split:
+                    raise UserError(f"{where}: splits '{named[part]}' and '{split}' would both be the {part} split; say which one is meant, and the "
+                                    f"other is left out: ++{key}.splits.{part}={split}")  # fmt: skip
+                if part == "dev" and source.held_out is not None:
+                    raise UserError(f"{where}: it is of a development split, and {key}.held_out={source.held_out} takes that from the training split; "
+                                    f"{key}.held_out=null uses the one that is there")  # fmt: skip
+                if part == "train" and source.holds_out(row):
+                    part, held_out = "dev", held_out + 1
+                found.setdefault(code, {}).setdefault(part, []).append(Row(row, where))
+        if held_out:
+            log.info("%s: %s training examples are the development split, whole groups (%s.held_out=%s)",
+                     source.path, f"{held_out:,}", key, source.held_out)  # fmt: skip
+        if others:
+            log.info("%s: what is named %s is in no split that is read; a split is named with ++%s.splits.dev=<name>",
+                     source.path, ", ".join(others), key)  # fmt: skip
+    return {code: found[code] for code in known if code in found}, unknown

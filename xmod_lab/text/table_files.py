@@ -1,0 +1,101 @@
+"""Tables in text files, under a line that names the columns: .tsv, whose cells are taken as they are, and .csv, whose cells may be
+quoted. No row is lost in silence: a quote that was left open is an error, at the end of the file at the latest, and not one long
+cell."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from xmod_lab.errors import UserError
+from xmod_lab.text.text_files import decoded_lines
+
+_LARGEST = 2**31 - 1  # characters of a cell, the most that csv takes on every platform
+_NAME, _NAMES = 60, 1_000  # characters of the name of a class, and how many classes there may be
+
+Cells = tuple[int, list[str]]  # the line that a row begins in, and its cells
+
+
+def table_cells(path: Path) -> Iterator[Cells]:
+    """Every row of a table, the header first. Blank lines are left out.
+
+    Raises:
+        UserError: not UTF-8, a header with other separators, a column that is named twice, a row with more or fewer cells than the header, quotes that do not
+            fit; it names the line.
+    """
+    rows = _quoted(path) if ".csv" in path.name.lower() else _plain(path)
+    header: list[str] = []
+    for number, cells in rows:
+        if not any(cell.strip() for cell in cells) and len(cells) != len(header):
+            continue
+        if not header:
+            header = cells
+            if len(header) == 1 and any(mark in header[0] for mark in ",;|\t"):
+                raise UserError(f"{path}, line {number}: the header is one column, {header[0]!r:.80}; in a .csv commas stand between "
+                                "columns, in a .tsv tabs. Save it so, or give it the other name")  # fmt: skip
+            twice = sorted({name for name in header if name and header.count(name) > 1})
+            if twice:
+                raise UserError(
+                    f"{path}, line {number}: the header has '{twice[0]}' twice; columns are named each once: rename one"
+                )
+        if len(cells) != len(header):
+            raise UserError(f"{path}, line {number}: {len(cells)} cells, but the header has {len(header)}; give every row as many, "
+                            "an empty one where there is nothing")  # fmt: skip
+        yield number, cells
+
+
+def _plain(path: Path) -> Iterator[Cells]:
+    for number, line in enumerate(decoded_lines(path), start=1):
+        yield number, line.removesuffix("\n").split("\t")
+
+
+def _quoted(path: Path) -> Iterator[Cells]:
+    csv.field_size_limit(_LARGEST)  # its default refuses long texts, and is of no use against quotes that are left open
+    reader = csv.reader(decoded_lines(path), strict=True)
+    known: list[set[str]] = []  # of each column, as far as they may be names of classes
+    doubtful: list[tuple[int, str, int, int, str]] = []
+    begin = 1
+    try:
+        for cells in reader:
+            yield begin, cells
+            if not any("\n" in cell for cell in cells):
+                known += [set() for _ in cells[len(known) :]]
+                for values, cell in zip(known, cells, strict=False):
+                    if 0 < len(cell) <= _NAME and len(values) <= _NAMES:
+                        values.add(cell)
+            else:
+                doubtful += _rows_inside(begin, cells)
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {_explained(str(error), begin)}") from error
+    for begin, line, number, column, value in doubtful:
+        if column < len(known) and len(known[column]) <= _NAMES and value in known[column]:
+            raise UserError(f"{path}, line {begin}: a quote opens a cell of several lines, of which line {number} reads like a row "
+                            f"({line.strip()[:40]!r}). Close the quote, or take it out; if it is one cell indeed, save the data as "
+                            ".jsonl")  # fmt: skip
+
+
+def _rows_inside(begin: int, cells: list[str]) -> Iterator[tuple[int, str, int, int, str]]:
+    """What would stand in other cells if the quotes of a row's cells of several lines were letters: the line where the row begins;
+    a line with as many cells as it should have, and its number; the column and the value of each of its cells."""
+    width = len(cells)
+    for i, cell in enumerate(cells):
+        lines = cell.split("\n")
+        for n, line in enumerate(lines if len(lines) > 1 else []):
+            start = i if n == 0 else 0  # of the row that is opened
+            end = i + 1 if n == len(lines) - 1 else width  # of the row that is closed
+            pieces = line.split(",")
+            if len(pieces) == end - start > 1:
+                edge = i if n in (0, len(lines) - 1) else None  # the cell itself, of which the line has a part
+                yield from ((begin, line, begin + n, c, piece) for c, piece in enumerate(pieces, start) if c != edge)
+
+
+def _explained(error: str, begin: int) -> str:
+    """A message of csv, about a row that begins in line ``begin``, in words that help."""
+    if "unexpected end" in error:
+        return (
+            f"the file ends inside of a quoted cell, which was opened in the row of line {begin}; close the quote there"
+        )
+    if "expected after" in error:
+        return (f"text follows the quote that ends a cell, in the row of line {begin}. Write a quote inside of a quoted cell twice, "
+                "and close a quote where its cell ends")  # fmt: skip
+    return f"{error}; repair that line"
