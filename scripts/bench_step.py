@@ -79,7 +79,9 @@ EXTENSIONS = {
     "keep": "both have the base's pieces: the slot alone is trained",
     "whole_table": f"not the same training: {OWN:,} own pieces against slot and whole table of the base in transformers",
 }
-LEFT_OUT = {("slots", "base"): "500 slots at base are 15 GB of weights; ask for it with --only slots"}
+LEFT_OUT = {
+    ("slots", "base"): "500 slots at base are 15 GB of weights; ask for it with --only slots"
+}
 PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-true"}  # without autocast
 
 Row = dict[str, float | str | None]  # figures of one comparison
@@ -90,13 +92,23 @@ def config(size: str, languages: list[str] = LANGUAGES, pieces: int | None = Non
     """``pieces``: in place of the size's own."""
     hidden, layers, heads, usual, _ = SIZES[size]
     return XmodConfig(
-        vocab_size=pieces or usual, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
-        intermediate_size=4 * hidden, max_position_embeddings=LENGTH + 2, type_vocab_size=1, layer_norm_eps=1e-5,
-        languages=languages, hidden_dropout_prob=0.1, attention_probs_dropout_prob=0.1,
-    )  # fmt: skip
+        vocab_size=pieces or usual,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=LENGTH + 2,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+        languages=languages,
+        hidden_dropout_prob=0.1,
+        attention_probs_dropout_prob=0.1,
+    )
 
 
-def batch(size: str, *, only: int | None = None, pieces: int | None = None, mixed: bool = False) -> Batch:
+def batch(
+    size: str, *, only: int | None = None, pieces: int | None = None, mixed: bool = False
+) -> Batch:
     """Full rows of language ``only``, or each language in turn; ``mixed``: in any order, else sorted."""
     _, _, _, usual, rows = SIZES[size]
     generator = torch.Generator().manual_seed(0)
@@ -106,7 +118,9 @@ def batch(size: str, *, only: int | None = None, pieces: int | None = None, mixe
         chosen = torch.randperm(LENGTH, generator=generator)[:MASKED]
         labels[row, chosen] = ids[row, chosen]
     lang_ids = torch.arange(rows) % len(LANGUAGES) if only is None else torch.full((rows,), only)
-    lang_ids = lang_ids[torch.randperm(rows, generator=generator)] if mixed else lang_ids.sort().values
+    lang_ids = (
+        lang_ids[torch.randperm(rows, generator=generator)] if mixed else lang_ids.sort().values
+    )
     return {"input_ids": ids, "labels": labels, "lang_ids": lang_ids}
 
 
@@ -116,7 +130,9 @@ def ours(size: str, languages: list[str] = LANGUAGES) -> XmodForMaskedLM:
 
 
 def theirs(like: XmodConfig, weights: Batch | None = None) -> transformers.XmodForMaskedLM:
-    settings = {k: v for k, v in like.to_dict().items() if k not in ("vocabularies", "aliases", "added")}
+    settings = {
+        k: v for k, v in like.to_dict().items() if k not in ("vocabularies", "aliases", "added")
+    }
     model = transformers.XmodForMaskedLM(transformers.XmodConfig(**settings)).train()
     if weights is not None:
         model.load_state_dict(weights)
@@ -126,10 +142,22 @@ def theirs(like: XmodConfig, weights: Batch | None = None) -> transformers.XmodF
 def dense(size: str) -> transformers.XLMRobertaForMaskedLM:
     """transformers' XLM-R of that size, random weights."""
     settings = config(size).to_dict()
-    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps",
-             "max_position_embeddings", "type_vocab_size", "hidden_dropout_prob", "attention_probs_dropout_prob")  # fmt: skip
+    names = (
+        "vocab_size",
+        "hidden_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "intermediate_size",
+        "layer_norm_eps",
+        "max_position_embeddings",
+        "type_vocab_size",
+        "hidden_dropout_prob",
+        "attention_probs_dropout_prob",
+    )
     torch.manual_seed(0)
-    return transformers.XLMRobertaForMaskedLM(transformers.XLMRobertaConfig(**{n: settings[n] for n in names})).train()
+    return transformers.XLMRobertaForMaskedLM(
+        transformers.XLMRobertaConfig(**{n: settings[n] for n in names})
+    ).train()
 
 
 def extended(size: str, vocabulary: str) -> XmodForMaskedLM:
@@ -147,10 +175,18 @@ def their_extended(size: str, model: XmodForMaskedLM, what: str) -> transformers
     weights = model.state_dict()
     own = {n: weights.pop(n) for n in list(weights) if ".vocabularies.new." in n}
     if what == "own":
-        table, bias = (own[f"roberta.embeddings.vocabularies.new.{n}"] for n in ("word_embeddings.weight", "bias"))
-        weights |= {"roberta.embeddings.word_embeddings.weight": table, "lm_head.decoder.weight": table}
+        table, bias = (
+            own[f"roberta.embeddings.vocabularies.new.{n}"]
+            for n in ("word_embeddings.weight", "bias")
+        )
+        weights |= {
+            "roberta.embeddings.word_embeddings.weight": table,
+            "lm_head.decoder.weight": table,
+        }
         weights |= {"lm_head.bias": bias, "lm_head.decoder.bias": bias}
-    other = theirs(config(size, list(model.config.languages), OWN if what == "own" else None), weights).eval()
+    other = theirs(
+        config(size, list(model.config.languages), OWN if what == "own" else None), weights
+    ).eval()
     for name, p in other.named_parameters():
         of_table = name in ("roberta.embeddings.word_embeddings.weight", "lm_head.bias")
         p.requires_grad_(".adapter_modules.new." in name or (what != "keep" and of_table))
@@ -193,7 +229,9 @@ def has_bf16() -> bool:
     return bf16_speed() >= 0.5
 
 
-def alternate(a: Callable[[], None], b: Callable[[], None], rounds: int) -> tuple[list[float], list[float]]:
+def alternate(
+    a: Callable[[], None], b: Callable[[], None], rounds: int
+) -> tuple[list[float], list[float]]:
     """Times of ``a`` and ``b``, seconds, called in turn; one round before does not count."""
     times = [(seconds(a), seconds(b)) for _ in range(rounds + 1)][1:]
     return [t for t, _ in times], [t for _, t in times]
@@ -201,7 +239,10 @@ def alternate(a: Callable[[], None], b: Callable[[], None], rounds: int) -> tupl
 
 def faster(model: torch.nn.Module, inputs: Batch) -> Step:
     """The step in float32 or under autocast, whichever is faster here; the other one is dropped."""
-    took, failed = {}, None if has_bf16() else f"bf16-mixed: products at {bf16_speed():.2g} of float32's rate"
+    took, failed = (
+        {},
+        None if has_bf16() else f"bf16-mixed: products at {bf16_speed():.2g} of float32's rate",
+    )
     for autocast in (False, True) if has_bf16() else (False,):
         step = Step(model, inputs, autocast)
         try:
@@ -238,14 +279,27 @@ def compare(a: Step, b: Step, rounds: int) -> Row:
 def useful_flops(size: str) -> int:
     """Of a step that trains everything, as the head of this file counts them."""
     hidden, layers, _, pieces, rows = SIZES[size]
-    square, tokens, predicted = 2 * hidden**2, rows * LENGTH, rows * MASKED  # square: FLOPs of a token through D x D
+    square, tokens, predicted = (
+        2 * hidden**2,
+        rows * LENGTH,
+        rows * MASKED,
+    )  # square: FLOPs of a token through D x D
 
     def layer(read: int) -> int:
         """Of a layer whose output is read at so many positions."""
         keys_and_values = 2 * tokens * square
         scores_and_sums = 2 * read * 2 * LENGTH * hidden
-        queries, output, feed_forward, slot = 1, 1, 8, 2 / config(size).adapter_reduction_factor  # in squares
-        return keys_and_values + scores_and_sums + int(read * square * (queries + output + feed_forward + slot))
+        queries, output, feed_forward, slot = (
+            1,
+            1,
+            8,
+            2 / config(size).adapter_reduction_factor,
+        )  # in squares
+        return (
+            keys_and_values
+            + scores_and_sums
+            + int(read * square * (queries + output + feed_forward + slot))
+        )
 
     head = predicted * (square + 2 * hidden * pieces)
     return 3 * ((layers - 1) * layer(tokens) + layer(predicted) + head)
@@ -254,8 +308,14 @@ def useful_flops(size: str) -> int:
 def rate(size: str, product: str, kind: torch.dtype) -> float:
     """FLOP/s of the ``head``'s product, or of the ``feed_forward``'s, in ``kind``: the best of three."""
     hidden, _, _, pieces, rows = SIZES[size]
-    m, n = (rows * MASKED, -(-pieces // 64) * 64) if product == "head" else (rows * LENGTH, 4 * hidden)
-    x, w, out = torch.randn(m, hidden, dtype=kind), torch.randn(n, hidden, dtype=kind), torch.empty(m, n, dtype=kind)
+    m, n = (
+        (rows * MASKED, -(-pieces // 64) * 64) if product == "head" else (rows * LENGTH, 4 * hidden)
+    )
+    x, w, out = (
+        torch.randn(m, hidden, dtype=kind),
+        torch.randn(n, hidden, dtype=kind),
+        torch.empty(m, n, dtype=kind),
+    )
     flops = 2 * m * n * hidden
     repeats = max(1, int(2e9 / flops))
     work = lambda: [torch.mm(x, w.t(), out=out) for _ in range(repeats)]  # noqa: E731
@@ -266,8 +326,12 @@ def limit(step: Step, size: str) -> Row:
     """What the step, which was taken before, cannot do without on this machine, now; see the head of this file."""
     rates = {product: rate(size, product, step.kind) for product in ("feed_forward", "head")}
     source, target = torch.ones(2, 32_000_000)
-    bandwidth = max(2 * 4 * source.numel() / seconds(lambda: target.copy_(source)) for _ in range(3))
-    moved = sum(p.numel() for p in step.moving if p in step.optimizer.state)  # state comes with the first gradient
+    bandwidth = max(
+        2 * 4 * source.numel() / seconds(lambda: target.copy_(source)) for _ in range(3)
+    )
+    moved = sum(
+        p.numel() for p in step.moving if p in step.optimizer.state
+    )  # state comes with the first gradient
     needed = useful_flops(size) / max(rates.values()) + 7 * 4 * moved / bandwidth
     found = {"limit_milliseconds": 1e3 * needed, "gigaflops": useful_flops(size) / 1e9}
     found |= {f"{product}_gigaflops_per_second": value / 1e9 for product, value in rates.items()}
@@ -287,10 +351,17 @@ def bench_step(size: str, rounds: int) -> dict[str, Row]:
     model, inputs = ours(size), batch(size)
     other = theirs(model.config, model.state_dict())
     a, b = faster(model, inputs), faster(other, inputs)
-    found = {"compares": "all is trained, each side in its faster precision", **compare(a, b, rounds)}
+    found = {
+        "compares": "all is trained, each side in its faster precision",
+        **compare(a, b, rounds),
+    }
     limits, times = zip(*((limit(a, size), 1e3 * seconds(a)) for _ in range(rounds)), strict=True)
-    found |= {key: median(row[key] for row in limits) for key in limits[0]} | {"goal": GOALS.get(size)}
-    found["share_of_limit"] = median(row["limit_milliseconds"] / t for row, t in zip(limits, times, strict=True))
+    found |= {key: median(row[key] for row in limits) for key in limits[0]} | {
+        "goal": GOALS.get(size)
+    }
+    found["share_of_limit"] = median(
+        row["limit_milliseconds"] / t for row, t in zip(limits, times, strict=True)
+    )
     del b  # its moments, in float32
     peer = faster(dense(size), {k: v for k, v in inputs.items() if k != "lang_ids"})
     against = {
@@ -315,10 +386,20 @@ def bench_extension(size: str, rounds: int) -> dict[str, Row]:
         model = extended(size, "keep" if what == "keep" else "own")
         other = their_extended(size, model, what)
         read = [what != "keep", what == "own"]  # whether ours, theirs, reads own pieces
-        inputs, their_inputs = (batch(size, only=len(LANGUAGES), pieces=OWN if own else None) for own in read)
+        inputs, their_inputs = (
+            batch(size, only=len(LANGUAGES), pieces=OWN if own else None) for own in read
+        )
         a, b = faster(model, inputs), faster(other, their_inputs)
-        assert what == "whole_table" or a.parameters == b.parameters, (what, a.parameters, b.parameters)
-        found[what] = {"compares": name, **compare(a, b, rounds), "goal": 6.0 if size == "base" else None}
+        assert what == "whole_table" or a.parameters == b.parameters, (
+            what,
+            a.parameters,
+            b.parameters,
+        )
+        found[what] = {
+            "compares": name,
+            **compare(a, b, rounds),
+            "goal": 6.0 if size == "base" else None,
+        }
     return found
 
 
@@ -330,7 +411,12 @@ def bench_slots(size: str, rounds: int) -> dict[str, Row]:
         many = Step(ours(size, [f"l{i}" for i in range(count)]), inputs, has_bf16())
         slow, fast = alternate(many, one, rounds)
         name = f"time of a step of ours with {count} stored slots over that with one"
-        found[str(count)] = {"compares": name, **ratio(slow, fast), "precision": one.precision, "goal": 1.03}
+        found[str(count)] = {
+            "compares": name,
+            **ratio(slow, fast),
+            "precision": one.precision,
+            "goal": 1.03,
+        }
     return found
 
 
@@ -350,7 +436,11 @@ def bench_inference(size: str, rounds: int) -> dict[str, Row]:
     lengths = torch.randint(8, LENGTH + 1, (64,), generator=torch.Generator().manual_seed(1))
     ids = torch.randint(5, SIZES[size][3], (64, LENGTH), generator=torch.Generator().manual_seed(2))
     mask = (torch.arange(LENGTH)[None] < lengths[:, None]).long()
-    inputs = {"input_ids": torch.where(mask == 1, ids, 1), "attention_mask": mask, "lang_ids": torch.arange(64) % 8}
+    inputs = {
+        "input_ids": torch.where(mask == 1, ids, 1),
+        "attention_mask": mask,
+        "lang_ids": torch.arange(64) % 8,
+    }
 
     def states(encoder: torch.nn.Module) -> Callable[[], None]:
         def work() -> None:
@@ -380,7 +470,9 @@ def memory_of(which: str, size: str) -> float:
     model = ours(size) if which == "ours" else theirs(config(size))
     step = Step(model, batch(size), which == "ours" and has_bf16())
     step(), step()
-    status = Path("/proc/self/status").read_text()  # of this program alone; getrusage() remembers its parent's
+    status = Path(
+        "/proc/self/status"
+    ).read_text()  # of this program alone; getrusage() remembers its parent's
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024 / 1e9
 
 
@@ -389,15 +481,33 @@ def bench_memory(size: str, rounds: int) -> dict[str, Row]:
     peaks = {}
     for which in ("ours", "theirs"):
         command = [sys.executable, __file__, "--memory-of", which, "--size", size]
-        peaks[which] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-    figures = {"ratio": peaks["theirs"] / peaks["ours"], "gigabytes": peaks["ours"], "their_gigabytes": peaks["theirs"]}
-    return {"peak": {"compares": "peak memory of training everything, times smaller", **figures, "goal": 2.0}}
+        peaks[which] = float(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        )
+    figures = {
+        "ratio": peaks["theirs"] / peaks["ours"],
+        "gigabytes": peaks["ours"],
+        "their_gigabytes": peaks["theirs"],
+    }
+    return {
+        "peak": {
+            "compares": "peak memory of training everything, times smaller",
+            **figures,
+            "goal": 2.0,
+        }
+    }
 
 
 def loader(size: str) -> DataLoader:
     """The loader of a run: eight languages with 2,000 rows of random pieces each, in passages of some sixteen; one worker."""
     _, _, _, pieces, rows = SIZES[size]
-    special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "unk_token_id": 3, "mask_token_id": pieces - 1}
+    special = {
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+        "unk_token_id": 3,
+        "mask_token_id": pieces - 1,
+    }
     tokenizer = Pieces(range(pieces))
     vars(tokenizer).update(special, all_special_ids=[*special.values()])
     random = np.random.default_rng(0)
@@ -409,12 +519,18 @@ def loader(size: str) -> DataLoader:
         ids[ends], ids[np.roll(ends, 1, axis=1)], ids[:, 0] = 2, 0, 0
         features = Features({"input_ids": List(Value("int32"), length=LENGTH)})
         split = Dataset.from_dict({"input_ids": ids.tolist()}, features=features)
-        corpora[code] = Corpus(code, "", split, split, np.zeros(pieces), {"settings": {"length": LENGTH}})
+        corpora[code] = Corpus(
+            code, "", split, split, np.zeros(pieces), {"settings": {"length": LENGTH}}
+        )
     cfg = PretrainConfig(task=TaskConfig(name="mlm"), data=DataConfig(folder=""))
-    mixture = Mixture(dict.fromkeys(LANGUAGES, 2_000), dict.fromkeys(LANGUAGES, 1 / 8), rows_per_step=rows, seed=1)
+    mixture = Mixture(
+        dict.fromkeys(LANGUAGES, 2_000), dict.fromkeys(LANGUAGES, 1 / 8), rows_per_step=rows, seed=1
+    )
     lang_ids = {code: number for number, code in enumerate(LANGUAGES)}
     prepared = Prepared(tokenizer, "", corpora)
-    return batches(cfg, prepared, mixture, lang_ids, seed=1, steps=1_000_000, first_step=0, rank=0, processes=1)
+    return batches(
+        cfg, prepared, mixture, lang_ids, seed=1, steps=1_000_000, first_step=0, rank=0, processes=1
+    )
 
 
 class Pieces(list):
@@ -430,23 +546,46 @@ def bench_loader(size: str, rounds: int) -> dict[str, Row]:
     found = ratio([t * steps / 2 for t in slow], fast)
     rows = steps * SIZES[size][4] / median(fast)
     name = "time of a step of ours over that in which one worker of the loader gives the rows of a step"
-    return {"rows": {"compares": name, **found, "rows_per_second": rows, "precision": step.precision, "goal": 1.0}}
+    return {
+        "rows": {
+            "compares": name,
+            **found,
+            "rows_per_second": rows,
+            "precision": step.precision,
+            "goal": 1.0,
+        }
+    }
 
 
 # memory first: what this process has had, it keeps, and with it a process beside it may not fit
-BENCHES = {"memory": bench_memory, "loader": bench_loader, "step": bench_step, "extension": bench_extension, "slots": bench_slots,
-           "order": bench_order, "inference": bench_inference}  # fmt: skip
+BENCHES = {
+    "memory": bench_memory,
+    "loader": bench_loader,
+    "step": bench_step,
+    "extension": bench_extension,
+    "slots": bench_slots,
+    "order": bench_order,
+    "inference": bench_inference,
+}
 
 
 def show(results: dict[tuple[str, str], dict[str, Row]]) -> None:
     """One table of all that was measured."""
     table = Table("what", "size", "ratio", "quartiles", "goal", "more", show_lines=True)
-    table.title = "xmod_lab against transformers (median and quartiles of the ratios of paired times)"
+    table.title = (
+        "xmod_lab against transformers (median and quartiles of the ratios of paired times)"
+    )
     for (what, size), rows in results.items():
         for key, row in rows.items():
             shown = {float: "{:,.2f}", int: "{:,}"}
-            figures = {k: shown.get(type(v), "{}").format(v) for k, v in row.items() if v is not None}
-            first = [f"{what} {key}\n{figures.pop('compares')}", size, figures.pop("ratio", "not run")]
+            figures = {
+                k: shown.get(type(v), "{}").format(v) for k, v in row.items() if v is not None
+            }
+            first = [
+                f"{what} {key}\n{figures.pop('compares')}",
+                size,
+                figures.pop("ratio", "not run"),
+            ]
             low, high, goal = (figures.pop(k, "") for k in ("low", "high", "goal"))
             more = "\n".join(f"{k.replace('_', ' ')}: {v}" for k, v in figures.items())
             table.add_row(*first, f"{low} – {high}" if low else "", goal, more)
@@ -457,7 +596,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["tiny", "small"])
-    parser.add_argument("--only", nargs="+", choices=BENCHES, help="default: all, but for stored slots at base")
+    parser.add_argument(
+        "--only", nargs="+", choices=BENCHES, help="default: all, but for stored slots at base"
+    )
     parser.add_argument("--rounds", type=int, default=7, help="pairs of steps that are timed")
     parser.add_argument("--json", type=Path, help="the file to write")
     parser.add_argument("--memory-of", choices=["ours", "theirs"], help=argparse.SUPPRESS)
@@ -470,12 +611,17 @@ def main(arguments: list[str] | None = None) -> None:
     for size in args.size:
         for what in args.only or BENCHES:
             left_out = None if args.only else LEFT_OUT.get((what, size))
-            results[what, size] = {"": {"compares": left_out}} if left_out else BENCHES[what](size, args.rounds)
+            results[what, size] = (
+                {"": {"compares": left_out}} if left_out else BENCHES[what](size, args.rounds)
+            )
             show({(what, size): results[what, size]})
             if args.json:  # after each, should a later one not fit
                 setting = {"rounds": args.rounds, "threads": torch.get_num_threads()}
                 setting |= {"torch": torch.__version__, "transformers": transformers.__version__}
-                setting |= {"instructions": torch.backends.cpu.get_cpu_capability(), "bf16_speed": bf16_speed()}
+                setting |= {
+                    "instructions": torch.backends.cpu.get_cpu_capability(),
+                    "bf16_speed": bf16_speed(),
+                }
                 figures = {f"{done}/{of}": rows for (done, of), rows in results.items()}
                 args.json.write_text(json.dumps(setting | figures, indent=1) + "\n")
     show(results)

@@ -38,18 +38,32 @@ LANGUAGES = {
     "el": "el",
 }
 LABELS = {
-    "area": "area", "name": "device", "device_class": "device", "color": "color", "state": "state", "temperature": "temperature",
-    **dict.fromkeys(("brightness", "position", "percentage", "volume_level", "volume_step"), "level"),
-    **dict.fromkeys(("hours", "minutes", "seconds", "start_hours", "start_minutes", "start_seconds"), "duration"),
-}  # fmt: skip
-VERBS = ("volume_step", "volume_comparative")  # lists of slot volume_step that hold no level: increase, louder
+    "area": "area",
+    "name": "device",
+    "device_class": "device",
+    "color": "color",
+    "state": "state",
+    "temperature": "temperature",
+    **dict.fromkeys(
+        ("brightness", "position", "percentage", "volume_level", "volume_step"), "level"
+    ),
+    **dict.fromkeys(
+        ("hours", "minutes", "seconds", "start_hours", "start_minutes", "start_seconds"), "duration"
+    ),
+}
+VERBS = (
+    "volume_step",
+    "volume_comparative",
+)  # lists of slot volume_step that hold no level: increase, louder
 # not light and fan: templates say these words outright as well, where there is no slot
 DOMAINS = ("switch", "cover", "lock", "vacuum", "media_player", "climate", "humidifier", "valve")
 SIZES = {"train": 500, "dev": 100, "test": 250}  # of a language, at most
 _PLAIN = 0.2  # of a split, at most, are utterances without a slot
 _DRAWS = 60  # of a template
 
-Marked = list[tuple[str, tuple[str, int] | None]]  # characters, each with the label and number of its slot
+Marked = list[
+    tuple[str, tuple[str, int] | None]
+]  # characters, each with the label and number of its slot
 
 
 class UnsayableError(Exception):
@@ -129,11 +143,16 @@ class Speaker:
         values = self.lists.get(source, {})
         if "range" in values:
             span = values["range"]
-            return self._say(str(self.rng.randrange(span["from"], span["to"] + 1, span.get("step", 1))))
+            return self._say(
+                str(self.rng.randrange(span["from"], span["to"] + 1, span.get("step", 1)))
+            )
         if "values" in values:
             value = self.rng.choice(values["values"])
             return self._say(self._tree(value["in"] if isinstance(value, dict) else value))
-        own = {"area": self.areas, "name": [n for d in self._domains for n in self.names.get(d, [])]}.get(source)
+        own = {
+            "area": self.areas,
+            "name": [n for d in self._domains for n in self.names.get(d, [])],
+        }.get(source)
         if not own:
             raise UnsayableError(source)
         return self._say(self.rng.choice(own))
@@ -162,7 +181,11 @@ def split_of(template: str) -> str:
 
 def _domains(block: dict) -> list[str]:
     """The kinds of device that a block of templates is about."""
-    said = block.get("requires_context", {}).get("domain") or block.get("slots", {}).get("domain") or []
+    said = (
+        block.get("requires_context", {}).get("domain")
+        or block.get("slots", {}).get("domain")
+        or []
+    )
     said = said["value"] if isinstance(said, dict) else said
     return [said] if isinstance(said, str) else said
 
@@ -183,12 +206,16 @@ def _names(wheel: zipfile.ZipFile, code: str) -> tuple[list[str], dict[str, list
     names = {}
     for domain in DOMAINS:
         found = translation(domain)
-        kinds = [kind["name"] for kind in found.get("entity_component", {}).values() if "name" in kind]
+        kinds = [
+            kind["name"] for kind in found.get("entity_component", {}).values() if "name" in kind
+        ]
         names[domain] = small([*([found["title"]] if "title" in found else []), *kinds])
     return small(list(translation("onboarding").get("area", {}).values())), names
 
 
-def sentences(language: str, code: str, intents: zipfile.ZipFile, translations: zipfile.ZipFile) -> Iterator[dict]:
+def sentences(
+    language: str, code: str, intents: zipfile.ZipFile, translations: zipfile.ZipFile
+) -> Iterator[dict]:
     """Rows of a language: of each split as many as SIZES says, one of each intent in turn. Texts that have two readings, or are
     said by templates of two splits, are left out."""
     data = json.loads(intents.read(f"home_assistant_intents/data/{code}.json"))
@@ -202,11 +229,19 @@ def sentences(language: str, code: str, intents: zipfile.ZipFile, translations: 
                 name = f"{language}/{intent}/{b}.{s}"
                 for _ in range(_DRAWS):
                     try:
-                        words, tags = tagged(speaker.say(template, _domains(block)), by_character=language == "zh")
+                        words, tags = tagged(
+                            speaker.say(template, _domains(block)), by_character=language == "zh"
+                        )
                     except UnsayableError:
                         continue
-                    row = {"lang": language, "text": ("" if language == "zh" else " ").join(words), "words": words,
-                           "tags": tags, "template": name, "split": split_of(name)}  # fmt: skip
+                    row = {
+                        "lang": language,
+                        "text": ("" if language == "zh" else " ").join(words),
+                        "words": words,
+                        "tags": tags,
+                        "template": name,
+                        "split": split_of(name),
+                    }
                     by_text.setdefault(row["text"], []).append(row)
                     drawn[row["split"]].setdefault(intent, []).append(row)
     for split, size in SIZES.items():
@@ -215,7 +250,12 @@ def sentences(language: str, code: str, intents: zipfile.ZipFile, translations: 
         for row in _in_turn(drawn[split], speaker.rng):
             readings = {(tuple(other["tags"]), other["split"]) for other in by_text[row["text"]]}
             empty = set(row["tags"]) == {"O"}
-            if row["text"] in taken or len(readings) > 1 or len(taken) == size or (empty and plain >= _PLAIN * size):
+            if (
+                row["text"] in taken
+                or len(readings) > 1
+                or len(taken) == size
+                or (empty and plain >= _PLAIN * size)
+            ):
                 continue
             plain += empty
             taken[row["text"]] = row
@@ -234,9 +274,15 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(name, type=Path)
     args = parser.parse_args(arguments)
     lines = []
-    with zipfile.ZipFile(args.intents) as intents, zipfile.ZipFile(args.translations) as translations:
+    with (
+        zipfile.ZipFile(args.intents) as intents,
+        zipfile.ZipFile(args.translations) as translations,
+    ):
         for language, code in tqdm(LANGUAGES.items(), unit=" languages", disable=None):
-            lines += [json.dumps(row, ensure_ascii=False) for row in sentences(language, code, intents, translations)]
+            lines += [
+                json.dumps(row, ensure_ascii=False)
+                for row in sentences(language, code, intents, translations)
+            ]
     args.out.write_bytes(gzip.compress("".join(f"{line}\n" for line in lines).encode(), mtime=0))
     print(f"{args.out}: {len(lines):,} utterances")
 

@@ -22,8 +22,23 @@ from xmod_lab.reports.results import read_run
 from xmod_lab.runs.jobs import current_runs
 from xmod_lab.text.likelihoods import in_a_word
 
-FIGURES = {"unigram": "unigram/loss", "before": "before/val/loss", "after": "val/loss", "bpb": "val/bpb"}
-COLUMNS = ("code", "embedding_init", "seed", "steps", *FIGURES, "copied", "derived", "coverage", "likelihood")
+FIGURES = {
+    "unigram": "unigram/loss",
+    "before": "before/val/loss",
+    "after": "val/loss",
+    "bpb": "val/bpb",
+}
+COLUMNS = (
+    "code",
+    "embedding_init",
+    "seed",
+    "steps",
+    *FIGURES,
+    "copied",
+    "derived",
+    "coverage",
+    "likelihood",
+)
 MARKS = re.compile(r"(<!-- results -->\n).*?(<!-- /results -->)", re.DOTALL)
 
 Record = dict[str, str | int | float]
@@ -38,11 +53,17 @@ def collect(folder: Path) -> tuple[list[Record], int]:
         for lang in run.config["lang"].values() if run.metrics else ():
             code, vocabulary = lang["code"], run.packs[lang["code"]]["vocabulary"]
             figures = {name: run.metrics[f"{key}/{code}"] for name, key in FIGURES.items()}
-            records.append({
-                "code": code, "embedding_init": lang["embedding_init"], "seed": run.config["seed"],
-                "steps": run.packs[code]["training"]["steps"], **figures,
-                **{name: vocabulary[name] for name in ("copied", "derived", "coverage")}, "likelihood": in_a_word(run.exact),
-            })  # fmt: skip
+            records.append(
+                {
+                    "code": code,
+                    "embedding_init": lang["embedding_init"],
+                    "seed": run.config["seed"],
+                    "steps": run.packs[code]["training"]["steps"],
+                    **figures,
+                    **{name: vocabulary[name] for name in ("copied", "derived", "coverage")},
+                    "likelihood": in_a_word(run.exact),
+                }
+            )
     if not records:
         raise UserError(
             f"{folder} has no finished run; make some: python -m xmod_lab.pretrain +experiment=initialisers"
@@ -70,7 +91,9 @@ def table(records: list[Record]) -> str:
     for code in sorted({r["code"] for r in records}):
         by_method = groups(records, code)
         first = next(iter(by_method.values()))[0]
-        parts.append(f"{code}, {first['steps']} steps; unigram entropy {first['unigram']:.3f} nats/piece:\n")
+        parts.append(
+            f"{code}, {first['steps']} steps; unigram entropy {first['unigram']:.3f} nats/piece:\n"
+        )
         parts.append(
             "| embedding_init | seeds | rows copied, derived | text covered | before | after | "
             f"bits/byte ({first['likelihood']}) after |"
@@ -78,9 +101,14 @@ def table(records: list[Record]) -> str:
         parts.append("|---|---:|---:|---:|---:|---:|---:|")
         for method, rs in by_method.items():
             spread = {name: _spread(_values(rs, name)) for name in ("before", "after", "bpb")}
-            parts.append(f"| {method} | {len(rs)} | {rs[0]['copied']:,}, {rs[0]['derived']:,} | {100 * rs[0]['coverage']:.1f} % | "
-                         f"{spread['before']} | {spread['after']} | {spread['bpb']} |")  # fmt: skip
-        before, after = (np.array([_values(rs, n).mean() for rs in by_method.values()]) for n in ("before", "after"))
+            parts.append(
+                f"| {method} | {len(rs)} | {rs[0]['copied']:,}, {rs[0]['derived']:,} | {100 * rs[0]['coverage']:.1f} % | "
+                f"{spread['before']} | {spread['after']} | {spread['bpb']} |"
+            )
+        before, after = (
+            np.array([_values(rs, n).mean() for rs in by_method.values()])
+            for n in ("before", "after")
+        )
         if len(by_method) > 2:
             parts.append(
                 f"\nRank correlation of before and after over the methods: {_rank_correlation(before, after):.2f}."
@@ -94,7 +122,9 @@ def _values(records: list[Record], name: str) -> np.ndarray:
 
 
 def _spread(values: np.ndarray) -> str:
-    return f"{values.mean():.3f}" + (f" ({values.min():.3f} – {values.max():.3f})" if len(values) > 1 else "")
+    return f"{values.mean():.3f}" + (
+        f" ({values.min():.3f} – {values.max():.3f})" if len(values) > 1 else ""
+    )
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -109,7 +139,9 @@ def plot(records: list[Record], path: Path) -> None:
     for code, axes in zip(codes, np.atleast_1d(figure.subplots(1, len(codes))), strict=True):
         by_method = groups(records, code)
         for i, rs in enumerate(by_method.values()):
-            axes.plot(_values(rs, "after"), [i] * len(rs), "o", color="#1b6ca8", markersize=5, alpha=0.7)
+            axes.plot(
+                _values(rs, "after"), [i] * len(rs), "o", color="#1b6ca8", markersize=5, alpha=0.7
+            )
         axes.set_yticks(range(len(by_method)), list(by_method))
         axes.invert_yaxis()
         axes.set_title(f"{code}: each seed after {rs[0]['steps']} steps", fontsize=9)
@@ -123,7 +155,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0 done, 2 bad input."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=Path, help="the folder of the sweep, e.g. runs/initialisers")
-    parser.add_argument("--out", type=Path, default=Path("experiments/initialisers"), help="the folder to write into")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("experiments/initialisers"),
+        help="the folder to write into",
+    )
     args = parser.parse_args(arguments)
     try:
         records, unfinished = collect(args.runs)

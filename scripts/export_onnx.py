@@ -28,9 +28,13 @@ def load(source: str, head: str | None) -> XmodPreTrainedModel:
     saved = (read_config(source).architectures or ["none"])[0]
     name = saved if head is None else f"Xmod{head}"
     if name not in OUTPUTS:
-        raise UserError(f"{source} was saved as {saved}, which is none of {', '.join(HEADS)}; say which with --head")
+        raise UserError(
+            f"{source} was saved as {saved}, which is none of {', '.join(HEADS)}; say which with --head"
+        )
     try:
-        model, info = getattr(xmod_lab.model, name).from_pretrained(source, output_loading_info=True)
+        model, info = getattr(xmod_lab.model, name).from_pretrained(
+            source, output_loading_info=True
+        )
     except UserError:
         raise
     except Exception as error:  # transformers raises whatever its readers and the network raise
@@ -41,8 +45,10 @@ def load(source: str, head: str | None) -> XmodPreTrainedModel:
         key for key in info["missing_keys"] if "pooler." not in key
     )  # which no output but a classifier's reads
     if lost:
-        raise UserError(f"{source} was saved as {saved}, and has no weights for {name.removeprefix('Xmod')}: {lost[0]} is missing; "
-                        "leave --head out")  # fmt: skip
+        raise UserError(
+            f"{source} was saved as {saved}, and has no weights for {name.removeprefix('Xmod')}: {lost[0]} is missing; "
+            "leave --head out"
+        )
     return model
 
 
@@ -51,17 +57,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("model", help="a folder that save_pretrained wrote, or a hub id")
     parser.add_argument("out", type=Path, help="the file to write")
-    parser.add_argument("--head", choices=HEADS, help="by default the one that the model was saved with")
+    parser.add_argument(
+        "--head", choices=HEADS, help="by default the one that the model was saved with"
+    )
     args = parser.parse_args(arguments)
     try:
         if not args.out.parent.is_dir():
-            raise UserError(f"there is no folder {args.out.parent}; make it: mkdir -p '{args.out.parent}'")
+            raise UserError(
+                f"there is no folder {args.out.parent}; make it: mkdir -p '{args.out.parent}'"
+            )
         model = load(args.model, args.head)
         export_onnx(model, args.out)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{args.out}: lang_ids " + " ".join(f"{i}={code}" for i, code in enumerate(model.config.languages)))
+    print(
+        f"{args.out}: lang_ids "
+        + " ".join(f"{i}={code}" for i, code in enumerate(model.config.languages))
+    )
     return 0
 
 

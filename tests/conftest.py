@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # tests side by side: a thread for each, in the commands that they start too
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # tests side by side: a thread for each, in the commands that they start too
     os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
@@ -23,10 +25,18 @@ from xmod_lab.text.vocabulary import load_tokenizer
 def tiny_config(**changes) -> XmodConfig:
     """Two layers of 16, three languages, 50 pieces, no dropout; ``changes`` replace single settings."""
     settings = {
-        "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
-        "max_position_embeddings": 40, "type_vocab_size": 1, "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0, "languages": ["en_XX", "de_DE", "fr_XX"], "initializer_range": 0.2,
-    }  # fmt: skip
+        "vocab_size": 50,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "max_position_embeddings": 40,
+        "type_vocab_size": 1,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+        "languages": ["en_XX", "de_DE", "fr_XX"],
+        "initializer_range": 0.2,
+    }
     return XmodConfig(**{**settings, **changes})
 
 
@@ -41,7 +51,9 @@ def tiny_model(seed: int = 0, **changes) -> XmodForMaskedLM:
     return model.eval()
 
 
-def tiny_batch(rows: int = 5, length: int = 12, pieces: int = 50, seed: int = 1) -> dict[str, torch.Tensor]:
+def tiny_batch(
+    rows: int = 5, length: int = 12, pieces: int = 50, seed: int = 1
+) -> dict[str, torch.Tensor]:
     """Ids without padding, a third of them to be predicted."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(5, pieces, (rows, length), generator=generator)
@@ -60,7 +72,9 @@ def passages(language: str, count: int, split: str = "train") -> list[str]:
 def tokenizer_folder(tmp_path_factory):
     """A tokenizer of 400 pieces, trained on English and German."""
     folder = tmp_path_factory.mktemp("tokenizer")
-    save_tokenizer(train_sentencepiece(passages("en", 500) + passages("de", 500), pieces=400), folder)
+    save_tokenizer(
+        train_sentencepiece(passages("en", 500) + passages("de", 500), pieces=400), folder
+    )
     return folder
 
 
@@ -83,7 +97,9 @@ def small_disk(tmp_path):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def make_pack(place: Path, tokenizer_folder: Path, text: list[str], *, pieces: int, **details: dict) -> None:
+def make_pack(
+    place: Path, tokenizer_folder: Path, text: list[str], *, pieces: int, **details: dict
+) -> None:
     """Write ``base``, a tiny model with its tokenizer, and ``sw_KE``, a pack made on it whose tokenizer is of ``text``, into
     ``place``. ``details``: what the manifest says beside its score."""
     model = tiny_model(vocab_size=400)

@@ -18,12 +18,20 @@ from xmod_lab.model import XmodForMaskedLM, XmodForMultipleChoice
 
 def make(head: str, **changes):
     torch.manual_seed(0)
-    return getattr(xmod_lab.model, f"Xmod{head}")(tiny_config(is_decoder=head == "ForCausalLM", **changes)).eval()
+    return getattr(xmod_lab.model, f"Xmod{head}")(
+        tiny_config(is_decoder=head == "ForCausalLM", **changes)
+    ).eval()
 
 
 def first(out):
     """The main tensor of an output."""
-    return out.start_logits if "start_logits" in out else out.logits if "logits" in out else out.last_hidden_state
+    return (
+        out.start_logits
+        if "start_logits" in out
+        else out.logits
+        if "logits" in out
+        else out.last_hidden_state
+    )
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -45,7 +53,11 @@ def test_freezing_leaves_exactly_the_shared_layers_and_the_head(head):
     model = make(head, adapter_layer_norm=True)
     model.freeze_embeddings_and_language_adapters()
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
-    wanted = {n for n, _ in model.named_parameters() if any(m in n for m in ("embeddings.", "adapter_modules.", "adapter_layer_norm."))}  # fmt: skip
+    wanted = {
+        n
+        for n, _ in model.named_parameters()
+        if any(m in n for m in ("embeddings.", "adapter_modules.", "adapter_layer_norm."))
+    }
     tied = {"lm_head.decoder.weight"}  # is the embedding
     assert frozen - tied == wanted - tied
 
@@ -115,7 +127,9 @@ def flash():
 
     name = "flash_stand_in"
     transformers.AttentionInterface.register(name, attend)
-    transformers.AttentionMaskInterface.register(name, transformers.masking_utils.flash_attention_mask)
+    transformers.AttentionMaskInterface.register(
+        name, transformers.masking_utils.flash_attention_mask
+    )
     return name
 
 
@@ -131,7 +145,9 @@ def test_masks_of_flash_attention(head, flash):
         assert_close(a[real], b[real], atol=1e-5, rtol=0)
     with pytest.raises(UserError, match=r"ready-made.*set_attn_implementation\('sdpa'\)"):
         other(**batch(head, LANGUAGES["mixed"], "packed")[0])
-    with pytest.raises(UserError, match=r"attentions are to be returned.*set_attn_implementation\('sdpa'\)"):
+    with pytest.raises(
+        UserError, match=r"attentions are to be returned.*set_attn_implementation\('sdpa'\)"
+    ):
         other(**inputs, output_attentions=True)
 
 
@@ -144,7 +160,10 @@ def test_resizing_the_vocabulary_keeps_rows_bias_and_tie(head, tmp_path):
     assert model.config.vocab_size == 60 and model.lm_head.bias.shape == (60,)
     assert model.lm_head.decoder.weight is model.get_input_embeddings().weight
     assert model.lm_head.decoder.bias is model.lm_head.bias
-    assert torch.equal(model.get_input_embeddings().weight[:50], before["roberta.embeddings.word_embeddings.weight"])
+    assert torch.equal(
+        model.get_input_embeddings().weight[:50],
+        before["roberta.embeddings.word_embeddings.weight"],
+    )
     assert torch.equal(model.lm_head.bias[:50], before["lm_head.bias"])
     assert model(torch.arange(50, 60)[None], lang_ids="en_XX").logits.shape == (1, 10, 60)
     model.save_pretrained(tmp_path)
@@ -155,7 +174,9 @@ def test_sharded_saving_and_loading(tmp_path):
     model = tiny_model()
     model.add_language("el_GR", pieces=70)
     model.save_pretrained(tmp_path, max_shard_size="8KB")
-    assert (tmp_path / "model.safetensors.index.json").is_file() and len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert (tmp_path / "model.safetensors.index.json").is_file() and len(
+        list(tmp_path.glob("*.safetensors"))
+    ) > 2
     assert tensor_digests(XmodForMaskedLM.from_pretrained(tmp_path)) == tensor_digests(model)
 
 
@@ -163,7 +184,10 @@ def test_sharded_saving_and_loading(tmp_path):
 def test_auto_classes_give_ours_for_our_configuration_and_theirs_by_name_alone(head, tmp_path):
     model, auto = make(head), getattr(transformers, "AutoModel" + head.removeprefix("Model"))
     model.save_pretrained(tmp_path)
-    ours, theirs = auto.from_pretrained(tmp_path, config=model.config), auto.from_pretrained(tmp_path)
+    ours, theirs = (
+        auto.from_pretrained(tmp_path, config=model.config),
+        auto.from_pretrained(tmp_path),
+    )
     assert type(ours) is type(model) and type(theirs) is getattr(transformers, f"Xmod{head}")
     assert type(auto.from_config(model.config)) is type(model)
 
@@ -173,8 +197,13 @@ def test_a_pretrained_encoder_serves_every_head(tmp_path):
     model.add_language("el_GR", pieces=70)
     model.save_pretrained(tmp_path)
     for head in HEADS[3:]:
-        other, info = getattr(xmod_lab.model, f"Xmod{head}").from_pretrained(tmp_path, output_loading_info=True)
-        assert all(name.startswith(("classifier", "qa_outputs", "roberta.pooler")) for name in info["missing_keys"])
+        other, info = getattr(xmod_lab.model, f"Xmod{head}").from_pretrained(
+            tmp_path, output_loading_info=True
+        )
+        assert all(
+            name.startswith(("classifier", "qa_outputs", "roberta.pooler"))
+            for name in info["missing_keys"]
+        )
         digests = tensor_digests(other)
         shared = {n: d for n, d in tensor_digests(model).items() if n.startswith("roberta.")}
         assert {n: digests[n] for n in shared} == shared  # the added vocabulary as well
@@ -184,7 +213,9 @@ def test_fill_mask_pipeline_of_the_reference_documentation(tmp_path, tokenizer_f
     tokenizer = transformers.AutoTokenizer.from_pretrained(tokenizer_folder)
     model = tiny_model(vocab_size=len(tokenizer))
     model.set_default_language("en_XX")
-    found = transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer)("open the <mask> window")
+    found = transformers.pipeline("fill-mask", model=model, tokenizer=tokenizer)(
+        "open the <mask> window"
+    )
     assert len(found) == 5 and all("token_str" in entry for entry in found)
 
 
@@ -192,7 +223,9 @@ def test_fill_mask_pipeline_of_the_reference_documentation(tmp_path, tokenizer_f
 def test_a_reduction_factor_may_be_any_number(factor, tmp_path):
     """As documented; transformers takes whole ones alone."""
     model = tiny_model(adapter_reduction_factor=factor)
-    assert model.roberta.encoder.layer[0].output.adapter_modules["en_XX"].dense1.out_features == round(16 / factor)
+    assert model.roberta.encoder.layer[0].output.adapter_modules[
+        "en_XX"
+    ].dense1.out_features == round(16 / factor)
     model.save_pretrained(tmp_path)
     assert tensor_digests(XmodForMaskedLM.from_pretrained(tmp_path)) == tensor_digests(model)
 
@@ -203,7 +236,9 @@ def test_an_untied_output_bias_survives_resizing_and_saving(pieces, tmp_path):
     model.resize_token_embeddings(pieces)
     model.save_pretrained(tmp_path)
     inputs = {"input_ids": tiny_batch()["input_ids"], "lang_ids": "de_DE"}
-    assert torch.equal(XmodForMaskedLM.from_pretrained(tmp_path)(**inputs).logits, model(**inputs).logits)
+    assert torch.equal(
+        XmodForMaskedLM.from_pretrained(tmp_path)(**inputs).logits, model(**inputs).logits
+    )
 
 
 class _Wrapped(torch.nn.Module):
@@ -226,7 +261,10 @@ def test_a_decoder_that_is_not_as_it_was_made_is_called(change):
         model.lm_head.decoder = _Wrapped(model.lm_head.decoder)
     else:
         model.lm_head.decoder.register_forward_hook(lambda *args: args[-1] + torch.arange(50.0))
-    found, loss = model(**batch, lang_ids="de_DE", full_logits=True), model(**batch, lang_ids="de_DE").loss
+    found, loss = (
+        model(**batch, lang_ids="de_DE", full_logits=True),
+        model(**batch, lang_ids="de_DE").loss,
+    )
     assert_close(found.loss, loss)
     assert not torch.allclose(found.logits, expected.logits, atol=1e-3)
     loss.backward()
@@ -235,11 +273,15 @@ def test_a_decoder_that_is_not_as_it_was_made_is_called(change):
 
 def test_a_ready_mask_of_integers_is_one_of_booleans():
     """Also where attention is written out, and would add them to the scores."""
-    model, ids = make("Model"), torch.randint(5, 50, (2, 6), generator=torch.Generator().manual_seed(0))
+    model, ids = (
+        make("Model"),
+        torch.randint(5, 50, (2, 6), generator=torch.Generator().manual_seed(0)),
+    )
     mask = torch.eye(6, dtype=torch.long).expand(2, 1, 6, 6)
     for more in ({}, {"output_attentions": True}):
         found, expected = (
-            model(ids, lang_ids="en_XX", attention_mask=m, **more).last_hidden_state for m in (mask, mask.bool())
+            model(ids, lang_ids="en_XX", attention_mask=m, **more).last_hidden_state
+            for m in (mask, mask.bool())
         )
         assert torch.equal(found, expected)
 
@@ -265,11 +307,16 @@ def test_a_traced_model_has_the_language_as_an_input(attention):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # sizes are fixed, as ever in a trace
         traced = torch.jit.trace(whole, (ids, mask, torch.tensor([0, 0, 0])))
-        by_default, ready = torch.jit.trace(whole, (ids, mask)), torch.jit.trace(whole, (ids, first_two))
+        by_default, ready = (
+            torch.jit.trace(whole, (ids, mask)),
+            torch.jit.trace(whole, (ids, first_two)),
+        )
     mask[:, 5:] = 0
     real = mask.bool()
     for lang_ids in (torch.tensor([2, 0, 1]), torch.tensor([1, 1, 1])):
-        assert_close(traced(ids, mask, lang_ids)[real], whole(ids, mask, lang_ids)[real], atol=1e-5, rtol=0)
+        assert_close(
+            traced(ids, mask, lang_ids)[real], whole(ids, mask, lang_ids)[real], atol=1e-5, rtol=0
+        )
     assert_close(by_default(ids, mask)[real], whole(ids, mask)[real], atol=1e-5, rtol=0)
     first_two[:, :, 3] = False  # attends to nothing
     assert_close(ready(ids, first_two), whole(ids, first_two), atol=1e-5, rtol=0)
@@ -278,7 +325,11 @@ def test_a_traced_model_has_the_language_as_an_input(attention):
 def test_eager_attention_on_no_device_at_all():
     """Shapes can be asked of a model without memory: nothing reads a tensor."""
     with torch.device("meta"):
-        model, ids, mask = make("Model"), torch.ones(2, 6).long(), torch.ones(2, 1, 6, 6, dtype=torch.bool)
+        model, ids, mask = (
+            make("Model"),
+            torch.ones(2, 6).long(),
+            torch.ones(2, 1, 6, 6, dtype=torch.bool),
+        )
     out = model(ids, lang_ids="en_XX", attention_mask=mask, output_attentions=True)
     assert out.attentions[0].shape == (2, 2, 6, 6)
 
@@ -292,7 +343,10 @@ def test_multiple_choice_takes_one_language_a_question():
     assert_close(both[1:], model(ids[1:], lang_ids=["en_XX"]).logits)
     each = model(ids, lang_ids=torch.tensor([[2, 0, 1], [0, 0, 2]])).logits  # or one a choice
     for row, choice, code in ((0, 1, "en_XX"), (0, 2, "de_DE"), (1, 2, "fr_XX")):
-        assert_close(each[row, choice], model(ids[row : row + 1, choice : choice + 1], lang_ids=code).logits[0, 0])
+        assert_close(
+            each[row, choice],
+            model(ids[row : row + 1, choice : choice + 1], lang_ids=code).logits[0, 0],
+        )
 
 
 def test_setting_the_language_takes_effect_in_every_head():
@@ -310,18 +364,33 @@ def test_setting_the_language_takes_effect_in_every_head():
 def test_the_reference_documentation_step_by_step(tmp_path):
     """Its statements with ``xmod_lab`` in place of ``transformers``, and a local folder in place of the released model."""
     codes = ["en_XX", *(f"{a}l_XX" for a in "abcdefg"), "de_DE"]
-    settings = {"vocab_size": 100_000, "languages": codes, "hidden_size": 8, "num_attention_heads": 1}
-    transformers.XmodModel(transformers.XmodConfig(**tiny_config(**settings).to_diff_dict())).save_pretrained(tmp_path)
+    settings = {
+        "vocab_size": 100_000,
+        "languages": codes,
+        "hidden_size": 8,
+        "num_attention_heads": 1,
+    }
+    transformers.XmodModel(
+        transformers.XmodConfig(**tiny_config(**settings).to_diff_dict())
+    ).save_pretrained(tmp_path)
 
     from xmod_lab import XmodForSequenceClassification, XmodModel  # noqa: PLC0415
 
     model = XmodModel.from_pretrained(tmp_path)
     model.set_default_language("en_XX")
     ids = torch.randint(5, 100_000, (2, 12), generator=torch.Generator().manual_seed(0))
-    english, mixed = model(ids).last_hidden_state, model(ids, lang_ids=torch.LongTensor([0, 8])).last_hidden_state
+    english, mixed = (
+        model(ids).last_hidden_state,
+        model(ids, lang_ids=torch.LongTensor([0, 8])).last_hidden_state,
+    )
     assert_close(mixed[0], english[0])
     assert not torch.allclose(mixed[1], english[1], atol=1e-3)
-    assert_close(mixed, transformers.XmodModel.from_pretrained(tmp_path)(ids, lang_ids=torch.LongTensor([0, 8])).last_hidden_state)  # fmt: skip
+    assert_close(
+        mixed,
+        transformers.XmodModel.from_pretrained(tmp_path)(
+            ids, lang_ids=torch.LongTensor([0, 8])
+        ).last_hidden_state,
+    )
 
     classifier = XmodForSequenceClassification.from_pretrained(tmp_path)
     classifier.set_default_language("en_XX")

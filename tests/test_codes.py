@@ -18,11 +18,24 @@ RELEASED = list(composed("langset=xmod81").langset.languages)
 @pytest.mark.parametrize(
     ("asked", "meant"),
     [
-        ("de", "de_DE"), ("deu", "de_DE"), ("de-DE", "de_DE"), ("DE_de", "de_DE"), ("de-Latn-DE", "de_DE"),
-        ("en", "en_XX"), ("en-GB", "en_XX"), ("ja", "ja_XX"), ("iw", "he_IL"), ("fil", "tl_XX"), ("swa", "sw_KE"), ("cmn-TW", "zh_TW"),
-        ("zh-Hans", "zh_CN"), ("zh_TW", "zh_TW"), ("zh-Hant", "zh_TW"), ("zh-Hant-TW", "zh_TW"),
+        ("de", "de_DE"),
+        ("deu", "de_DE"),
+        ("de-DE", "de_DE"),
+        ("DE_de", "de_DE"),
+        ("de-Latn-DE", "de_DE"),
+        ("en", "en_XX"),
+        ("en-GB", "en_XX"),
+        ("ja", "ja_XX"),
+        ("iw", "he_IL"),
+        ("fil", "tl_XX"),
+        ("swa", "sw_KE"),
+        ("cmn-TW", "zh_TW"),
+        ("zh-Hans", "zh_CN"),
+        ("zh_TW", "zh_TW"),
+        ("zh-Hant", "zh_TW"),
+        ("zh-Hant-TW", "zh_TW"),
     ],
-)  # fmt: skip
+)
 def test_a_code_in_another_spelling_finds_the_slot_of_the_released_model(asked, meant):
     assert resolve(asked, RELEASED) == meant
 
@@ -52,7 +65,10 @@ def test_what_is_not_the_same_language_is_unknown_and_the_nearest_are_named(aske
 
 def test_the_exact_code_wins_then_the_same_parts_spelt_otherwise():
     assert resolve("de", ["de_DE", "de"]) == "de"
-    assert resolve("fr-CH", ["fr_XX", "fr_CH"]) == "fr_CH" and resolve("fr", ["fr_XX", "fr_CH"]) == "fr_XX"
+    assert (
+        resolve("fr-CH", ["fr_XX", "fr_CH"]) == "fr_CH"
+        and resolve("fr", ["fr_XX", "fr_CH"]) == "fr_XX"
+    )
     assert resolve("hi_rom", ["hi_IN", "hi_IN_rom"]) == "hi_IN_rom"
     with pytest.raises(UnknownLanguageError, match="de_DE or de_CH"):
         resolve("de", ["de_DE", "de_CH"])
@@ -61,12 +77,25 @@ def test_the_exact_code_wins_then_the_same_parts_spelt_otherwise():
 @pytest.mark.parametrize(
     ("one", "other", "same"),
     [
-        ("de", "de_DE", True), ("de", "de_CH", True), ("deu", "de-DE", True), ("sw", "sw_KE", True), ("fr_FR", "fr_XX", True),
-        ("zh-Hans", "zh_CN", True), ("zh", "zh_CN", True), ("iw", "he_IL", True), ("shared", "shared", True),
-        ("de_CH", "de_DE", False), ("gsw", "de_DE", False), ("fr_CH", "fr_XX", False), ("zh-Hans", "zh_TW", False),
-        ("hi_IN_rom", "hi_IN", False), ("my_MM_zaw", "my_MM", False), ("xx_one", "xx_two", True), ("lang1", "lang2", False),
+        ("de", "de_DE", True),
+        ("de", "de_CH", True),
+        ("deu", "de-DE", True),
+        ("sw", "sw_KE", True),
+        ("fr_FR", "fr_XX", True),
+        ("zh-Hans", "zh_CN", True),
+        ("zh", "zh_CN", True),
+        ("iw", "he_IL", True),
+        ("shared", "shared", True),
+        ("de_CH", "de_DE", False),
+        ("gsw", "de_DE", False),
+        ("fr_CH", "fr_XX", False),
+        ("zh-Hans", "zh_TW", False),
+        ("hi_IN_rom", "hi_IN", False),
+        ("my_MM_zaw", "my_MM", False),
+        ("xx_one", "xx_two", True),
+        ("lang1", "lang2", False),
     ],
-)  # fmt: skip
+)
 def test_what_is_the_same_language_does_not_depend_on_the_order(one, other, same):
     assert bool(clashing(one, [other])) == bool(clashing(other, [one])) == same
 
@@ -87,7 +116,10 @@ def test_a_model_takes_codes_in_any_spelling_wherever_it_takes_one():
     ids = torch.arange(5, 15)[None].repeat(3, 1)
     by_code = model(ids, lang_ids=["de", "zh-Hant", "en-GB"]).logits
     assert torch.equal(by_code, model(ids, lang_ids=torch.tensor([1, 3, 0])).logits)
-    assert model.lang_id("deu") == 1 and model.language_parameters("de") == model.language_parameters("de_DE") != {}
+    assert (
+        model.lang_id("deu") == 1
+        and model.language_parameters("de") == model.language_parameters("de_DE") != {}
+    )
     with pytest.raises(UnknownLanguageError, match="zh_CN or zh_TW"):
         model(ids, lang_ids="zh")
     model.set_default_language("de")
@@ -95,7 +127,9 @@ def test_a_model_takes_codes_in_any_spelling_wherever_it_takes_one():
     with pytest.raises(UserError, match="'de_DE' is the default"):
         model.remove_language("de")
     model.config.default_language = "de"  # by hand
-    with pytest.raises(UserError, match="'de_DE' is the default.*default_language in its config.json"):
+    with pytest.raises(
+        UserError, match="'de_DE' is the default.*default_language in its config.json"
+    ):
         model.remove_language("de_DE")
     model.config.default_language = "klingon"
     model.add_language("gsw", "copy:de")
@@ -123,7 +157,9 @@ def test_clashes_within_a_language_set_and_with_a_new_language_are_faults():
         "lang.sw.code 'el' is also the code of lang.new_lang",
     ):
         assert message in str(caught.value)
-    with pytest.raises(UserError, match="'zh-Hans' exists in the base already as 'zh_CN'.*region or script"):
+    with pytest.raises(
+        UserError, match="'zh-Hans' exists in the base already as 'zh_CN'.*region or script"
+    ):
         validate(composed("+lang=new_lang", "lang.new_lang.code=zh-Hans"))
 
 
@@ -141,31 +177,54 @@ def test_text_of_several_codes_may_share_a_slot():
         config = cfg.model_config(50)
         assert config.known_codes()[:2] == ["en_XX", "de_DE"]
     assert config.languages == ["germanic", "fr_XX", "ru_RU", "ar_AR", "hi_IN", "tr_TR", "zh_CN"]
-    assert config.known_codes() == ["en_XX", "de_DE", "fr_XX", "ru_RU", "ar_AR", "hi_IN", "hi_IN_rom", "tr_TR", "zh_CN"]
-    assert config.slot("hi-Latn") == config.slot("hi_IN") == 4 and config.slot("de") == config.slot("en") == 0
+    assert config.known_codes() == [
+        "en_XX",
+        "de_DE",
+        "fr_XX",
+        "ru_RU",
+        "ar_AR",
+        "hi_IN",
+        "hi_IN_rom",
+        "tr_TR",
+        "zh_CN",
+    ]
+    assert (
+        config.slot("hi-Latn") == config.slot("hi_IN") == 4
+        and config.slot("de") == config.slot("en") == 0
+    )
     shared = replace(cfg, model=replace(cfg.model, shared_slot=True)).model_config(50)
     assert shared.languages == ["shared"] and shared.known_codes() == list(languages)
-    for slot, message in (("hi_IN_rom", "goes through the slot of another language itself"), ("fr", "is 'fr_XX' in another"),
-                          ("a.b", "'a.b' cannot be used")):  # fmt: skip
+    for slot, message in (
+        ("hi_IN_rom", "goes through the slot of another language itself"),
+        ("fr", "is 'fr_XX' in another"),
+        ("a.b", "'a.b' cannot be used"),
+    ):
         languages["hi_IN"].slot = slot
         with pytest.raises(UserError, match=message):
             validate(cfg)
     with pytest.raises(
-        UserError, match="hi_IN_rom.slot is 'hi_IN', but model.shared_slot gives all languages one slot"
+        UserError,
+        match="hi_IN_rom.slot is 'hi_IN', but model.shared_slot gives all languages one slot",
     ):
         validate(replace(cfg, model=replace(cfg.model, shared_slot=True)))
 
 
-@pytest.mark.parametrize("code", ["sla", "gem-DE", "bih", "nah", "mul", "und", "und-Latn", "zxx", "MIS"])
+@pytest.mark.parametrize(
+    "code", ["sla", "gem-DE", "bih", "nah", "mul", "und", "und-Latn", "zxx", "MIS"]
+)
 def test_a_code_of_no_single_language_is_refused_wherever_a_language_is_named(code):
     assert meaning(code) is None and related(code, RELEASED) == []
-    with pytest.raises(UnknownLanguageError, match="stands for no single language .*; this model knows: en_XX"):
+    with pytest.raises(
+        UnknownLanguageError, match="stands for no single language .*; this model knows: en_XX"
+    ):
         resolve(code, RELEASED)
     with pytest.raises(UserError, match=f"'{code}' stands for no single language .*qaa to qtz"):
         tiny_model().add_language(code)
     cfg = composed("+lang=new_lang", f"lang.new_lang.code={code}")
     cfg.langset.languages[code] = LangsetText(text="embedded:de")
-    with pytest.raises(UserError, match="(?s)langset.languages: .*no single.*lang.new_lang.code: .*no single"):
+    with pytest.raises(
+        UserError, match="(?s)langset.languages: .*no single.*lang.new_lang.code: .*no single"
+    ):
         validate(cfg)
 
 
@@ -186,6 +245,9 @@ def test_a_slot_that_others_share_cannot_be_removed_and_its_languages_give_one_g
             model.remove_language(code)
     batch = tiny_batch(rows=3)
     model(**batch, lang_ids=["de_DE_rom", "en_XX", "de_DE"]).loss.backward()
-    moved = {n.split(".adapter_modules.")[1].split(".")[0] for n, p in model.named_parameters() if ".adapter_modules." in n
-             and p.grad is not None}  # fmt: skip
+    moved = {
+        n.split(".adapter_modules.")[1].split(".")[0]
+        for n, p in model.named_parameters()
+        if ".adapter_modules." in n and p.grad is not None
+    }
     assert moved == {"de_DE", "en_XX"}

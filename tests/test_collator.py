@@ -25,7 +25,9 @@ def model(tmp_path_factory, tokenizer_folder) -> XmodForMaskedLM:
     """Three languages of the base vocabulary, and Swahili with its own, with their tokenizers."""
     folder = tmp_path_factory.mktemp("model")
     base = AutoTokenizer.from_pretrained(tokenizer_folder)
-    save_tokenizer(train_sentencepiece(passages("sw", 400), pieces=300), folder / "languages" / "sw_KE")
+    save_tokenizer(
+        train_sentencepiece(passages("sw", 400), pieces=300), folder / "languages" / "sw_KE"
+    )
     own = AutoTokenizer.from_pretrained(folder / "languages" / "sw_KE")
     model = tiny_model(vocab_size=len(base))
     model.add_language("sw_KE", "random", pieces=len(own))
@@ -36,7 +38,9 @@ def model(tmp_path_factory, tokenizer_folder) -> XmodForMaskedLM:
 
 def test_each_row_of_a_batch_is_what_its_own_tokenizer_and_the_model_give_alone(model):
     batch = XmodCollator(model)(TEXTS)
-    assert batch["input_ids"].dtype == batch["lang_ids"].dtype == torch.int64 and "labels" not in batch
+    assert (
+        batch["input_ids"].dtype == batch["lang_ids"].dtype == torch.int64 and "labels" not in batch
+    )
     logits = model(**batch).logits
     for i, row in enumerate(TEXTS):
         alone = model.tokenizer_for(row["language"])(row["text"], return_tensors="pt")
@@ -55,7 +59,9 @@ def test_hidden_pieces_are_those_of_each_rows_vocabulary_and_follow_torchs_seed(
     assert torch.equal(batch["labels"][hidden], plain["input_ids"][hidden])
     assert torch.equal(batch["input_ids"][~hidden], plain["input_ids"][~hidden])
     lengths = plain["attention_mask"].sum(1)
-    assert hidden.sum(1).tolist() == [max(1, round(0.3 * (n - 2))) for n in lengths.tolist()]  # <s>, </s>
+    assert hidden.sum(1).tolist() == [
+        max(1, round(0.3 * (n - 2))) for n in lengths.tolist()
+    ]  # <s>, </s>
     sizes = [300 if row["language"].startswith("sw") else 400 for row in TEXTS]
     assert (batch["input_ids"].amax(1) < torch.tensor(sizes)).all()
     assert model(**batch).loss.isfinite()
@@ -69,13 +75,17 @@ def test_labels_pairs_and_lengths(model):
     rows = [{**row, "text": (row["text"], "no"), "label": i % 2} for i, row in enumerate(TEXTS)]
     batch = next(iter(DataLoader(rows, batch_size=4, collate_fn=XmodCollator(model, length=8))))
     assert batch["labels"].tolist() == [0, 1, 0, 1] and batch["input_ids"].shape[1] <= 8
-    pair = model.tokenizer_for("en")("A short one.", "no", truncation=True, max_length=8)["input_ids"]
+    pair = model.tokenizer_for("en")("A short one.", "no", truncation=True, max_length=8)[
+        "input_ids"
+    ]
     assert batch["input_ids"][1, : len(pair)].tolist() == pair
 
 
 def test_what_cannot_be_a_batch_is_refused(model):
     collator = XmodCollator(model)
-    with pytest.raises(UserError, match="row 1 .* no 'language'; it has text. .*remove_unused_columns=False"):
+    with pytest.raises(
+        UserError, match="row 1 .* no 'language'; it has text. .*remove_unused_columns=False"
+    ):
         collator([TEXTS[0], {"text": "x"}])
     with pytest.raises(UnknownLanguageError, match="unknown language 'ta_IN'"):
         collator([{"text": "x", "language": "ta_IN"}])

@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tests.test_project import composed
 from xmod_lab import machine
 from xmod_lab.codes import tag_fault
+from xmod_lab.config import sizes
 from xmod_lab.config.finetuning import FinetuneConfig, validate_finetune
 from xmod_lab.config.overrides import (
     arranged,
@@ -35,7 +36,6 @@ from xmod_lab.config.schema import (
     PretrainConfig,
     from_hydra,
     register_schemas,
-    sizes,
 )
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodForMaskedLM
@@ -48,7 +48,9 @@ from xmod_lab.training import fit
 def faults(*overrides: str, command: str = "pretrain") -> str:
     """The message about a configuration."""
     with pytest.raises(UserError) as caught:
-        (validate_finetune if command == "finetune" else validate)(composed(*overrides, command=command))
+        (validate_finetune if command == "finetune" else validate)(
+            composed(*overrides, command=command)
+        )
     return str(caught.value)
 
 
@@ -61,17 +63,42 @@ def faults(*overrides: str, command: str = "pretrain") -> str:
 def test_flags_may_stand_anywhere(typed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags, settings = arranged(shlex.split(typed))
-    assert flags == ["--multirun"] and sorted(settings) == sorted(s for s in typed.split() if not s.startswith("-"))
+    assert flags == ["--multirun"] and sorted(settings) == sorted(
+        s for s in typed.split() if not s.startswith("-")
+    )
 
 
 def test_a_flag_with_a_value_may_stand_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for typed in (["seed=1", "--cfg", "job", "base=random"], ["--cfg=job", "seed=1", "base=random"]):
+    for typed in (
+        ["seed=1", "--cfg", "job", "base=random"],
+        ["--cfg=job", "seed=1", "base=random"],
+    ):
         assert arranged(typed) == (["--cfg=job"], ["seed=1", "base=random"])
 
 
-ODD_NAMES = ["Ελληνικά.txt", "a=b.txt", "my file (1).txt", "[draft].txt", "it's.txt", 'say "so".txt', "back\\slash.txt", "end\\", "a,b.txt",
-             "{x}.txt", "~x.txt", "${HOME}.txt", "1e3", "null", "#1.txt", "a;b&c.txt", "日本語/文.txt", "*.txt", "a:b.txt", " x "]  # fmt: skip
+ODD_NAMES = [
+    "Ελληνικά.txt",
+    "a=b.txt",
+    "my file (1).txt",
+    "[draft].txt",
+    "it's.txt",
+    'say "so".txt',
+    "back\\slash.txt",
+    "end\\",
+    "a,b.txt",
+    "{x}.txt",
+    "~x.txt",
+    "${HOME}.txt",
+    "1e3",
+    "null",
+    "#1.txt",
+    "a;b&c.txt",
+    "日本語/文.txt",
+    "*.txt",
+    "a:b.txt",
+    " x ",
+]
 
 
 def parsed(setting: str) -> object:
@@ -133,23 +160,55 @@ def test_several_values_without_a_sweep_are_told_what_they_may_be():
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("data.byte_fallback=2", "allowed are true and false"), ("plan=0.5", "allowed are true and false"), ("~seed", "cannot be taken out"),
-     ("~trainer.max_steps", "cannot be taken out"), ("base=1e3", "read as 1000.0; write 'base=\"1e3\"'"), ("lang.sw.text=1_0", "read as 10"),
-     ("lang.sw.code=true", "read as True"), ("langset.languages={oc_FR:{text:a}}", "'++langset.languages={oc_FR:{text:a}}'"),
-     ("lang={eu:{code:eu}}", "'++lang={eu:{code:eu}}'"), ("model={hidden_size:3}", "one by one: model.hidden_size=3"),
-     ("task.pretrain={steps:3,betas:[0.1,0.2]}", "one by one: task.pretrain.steps=3 'task.pretrain.betas=[0.1,0.2]'"),
-     ("langset.languages.de_DE={text:'a b',slot:null}", """'langset.languages.de_DE.text="a b"' langset.languages.de_DE.slot=null""")],
-)  # fmt: skip
+    [
+        ("data.byte_fallback=2", "allowed are true and false"),
+        ("plan=0.5", "allowed are true and false"),
+        ("~seed", "cannot be taken out"),
+        ("~trainer.max_steps", "cannot be taken out"),
+        ("base=1e3", "read as 1000.0; write 'base=\"1e3\"'"),
+        ("lang.sw.text=1_0", "read as 10"),
+        ("lang.sw.code=true", "read as True"),
+        ("langset.languages={oc_FR:{text:a}}", "'++langset.languages={oc_FR:{text:a}}'"),
+        ("lang={eu:{code:eu}}", "'++lang={eu:{code:eu}}'"),
+        ("model={hidden_size:3}", "one by one: model.hidden_size=3"),
+        (
+            "task.pretrain={steps:3,betas:[0.1,0.2]}",
+            "one by one: task.pretrain.steps=3 'task.pretrain.betas=[0.1,0.2]'",
+        ),
+        (
+            "langset.languages.de_DE={text:'a b',slot:null}",
+            """'langset.languages.de_DE.text="a b"' langset.languages.de_DE.slot=null""",
+        ),
+    ],
+)
 def test_a_setting_that_is_taken_for_something_else_is_a_fault(setting, message):
     (fault,) = setting_faults(["seed=1", setting], PretrainConfig)
     assert message in fault
 
 
 def test_settings_that_mean_what_they_say_are_none():
-    said = ["data.byte_fallback=true", "rebuild=1", "~langset.languages.de_DE", "base=runs/2024", "lang.sw.code=no", "seed=1,2", "+lang=[sw,new_lang]",
-            "logger.tags=[1,a]", "data.tokenizer=null", "++lang={eu:{code:eu}}", "data.alpha=1", "+experiment=smoke", "hydra.run.dir=1e3"]  # fmt: skip
+    said = [
+        "data.byte_fallback=true",
+        "rebuild=1",
+        "~langset.languages.de_DE",
+        "base=runs/2024",
+        "lang.sw.code=no",
+        "seed=1,2",
+        "+lang=[sw,new_lang]",
+        "logger.tags=[1,a]",
+        "data.tokenizer=null",
+        "++lang={eu:{code:eu}}",
+        "data.alpha=1",
+        "+experiment=smoke",
+        "hydra.run.dir=1e3",
+    ]
     assert setting_faults(said, PretrainConfig) == []
-    assert setting_faults(["task.seeds=2", "task.upper=1", "+task.data.columns={text:t}"], FinetuneConfig) == []
+    assert (
+        setting_faults(
+            ["task.seeds=2", "task.upper=1", "+task.data.columns={text:t}"], FinetuneConfig
+        )
+        == []
+    )
     assert setting_faults(["task.upper=3"], FinetuneConfig)
 
 
@@ -173,13 +232,16 @@ def test_a_misspelt_key_is_a_fault_with_and_without_a_plus(setting, message, plu
 
 
 @pytest.mark.parametrize(
-    "setting", ["task.data.colums.text=a", "task.tests.pth=a", "task.recipe.step=1", "model.hidden_size=3"]
+    "setting",
+    ["task.data.colums.text=a", "task.tests.pth=a", "task.recipe.step=1", "model.hidden_size=3"],
 )
 def test_of_finetune_too(setting):
     assert ("is no setting" in "".join(setting_faults([f"+{setting}"], FinetuneConfig))) == (
         setting != "model.hidden_size=3"
     )
-    assert setting_faults(["+task.data.columns.text=a", "++task.tests.path=a"], FinetuneConfig) == []
+    assert (
+        setting_faults(["+task.data.columns.text=a", "++task.tests.path=a"], FinetuneConfig) == []
+    )
 
 
 def test_what_reaches_the_configuration_another_way_is_compared_with_the_schema_too():
@@ -193,7 +255,9 @@ def test_what_reaches_the_configuration_another_way_is_compared_with_the_schema_
             "+lang=sw",
             "+langset.languages={el_GR:{text:a}}",
         ]
-        found = unknown_keys(flatten(OmegaConf.to_container(compose("pretrain", overrides=typed))), PretrainConfig)
+        found = unknown_keys(
+            flatten(OmegaConf.to_container(compose("pretrain", overrides=typed))), PretrainConfig
+        )
     assert sorted(fault.partition(" ")[0] for fault in found) == [
         "lag",
         "langset.languages.en_XX.slott",
@@ -204,10 +268,18 @@ def test_what_reaches_the_configuration_another_way_is_compared_with_the_schema_
 
 @pytest.mark.parametrize(
     ("typed", "remedy"),
-    [("+langset.languages.el_GR.text=embedded:el", "+langset.languages={el_GR:{text:embedded:el}}"),
-     ("+langset.languages.el_GR={text:embedded:el}", "+langset.languages={el_GR:{text:embedded:el}}"),
-     ("+lang.mine.text=my file.txt", '+lang={mine:{text:"my file.txt"}}')],
-)  # fmt: skip
+    [
+        (
+            "+langset.languages.el_GR.text=embedded:el",
+            "+langset.languages={el_GR:{text:embedded:el}}",
+        ),
+        (
+            "+langset.languages.el_GR={text:embedded:el}",
+            "+langset.languages={el_GR:{text:embedded:el}}",
+        ),
+        ("+lang.mine.text=my file.txt", '+lang={mine:{text:"my file.txt"}}'),
+    ],
+)
 def test_a_language_that_is_not_there_yet_is_told_how_to_add_it(typed, remedy):
     with pytest.raises(HydraException) as caught:
         composed(typed)
@@ -224,7 +296,9 @@ def test_a_base_to_which_nothing_is_added_is_a_fault_beside_the_others(command):
         and "base is '/does/not/exist', but nothing is added to it" in said
         and "+lang=new_lang" in said
     )
-    assert "nothing is added" not in faults("base=/does/not/exist", "+lang=new_lang", command=command)
+    assert "nothing is added" not in faults(
+        "base=/does/not/exist", "+lang=new_lang", command=command
+    )
 
 
 # Files of one's own
@@ -254,16 +328,30 @@ LANGUAGE = "code: eu\ntext: eu.txt\n"
 
 @pytest.mark.parametrize(
     "head",
-    ["", "# @package lang.eu\n", "# mine\n\n# @package lang.eu\n", "\ufeff", "\ufeff# @package lang.eu\n", "# mine\n"],
+    [
+        "",
+        "# @package lang.eu\n",
+        "# mine\n\n# @package lang.eu\n",
+        "\ufeff",
+        "\ufeff# @package lang.eu\n",
+        "# mine\n",
+    ],
 )
 def test_a_language_file_is_of_the_language_it_is_called_after(own, head):
     own("lang/eu.yaml", head + LANGUAGE)
-    assert OwnFiles("test", f"own://{Path('conf').absolute()}").load_config("lang/eu").header["package"] == "lang.eu"
+    assert (
+        OwnFiles("test", f"own://{Path('conf').absolute()}")
+        .load_config("lang/eu")
+        .header["package"]
+        == "lang.eu"
+    )
 
 
 def test_languages_of_ones_own_and_of_the_package_are_added_together(own):
     own("lang/eu.yaml", LANGUAGE)
-    assert [lang.code for lang in own.compose("+lang=[eu,sw]", "lang.eu.slot_init=random").lang.values()] == [
+    assert [
+        lang.code for lang in own.compose("+lang=[eu,sw]", "lang.eu.slot_init=random").lang.values()
+    ] == [
         "eu",
         "sw_KE",
     ]
@@ -271,12 +359,22 @@ def test_languages_of_ones_own_and_of_the_package_are_added_together(own):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("# @package lang.new_lang\ncode: eu\n", r"eu.yaml, line 1 says '# @package lang.new_lang', but the file is called eu.yaml: delete that line"),
-     ("code: eu\n\ttext: a\n", "eu.yaml, line 2: a tab stands where YAML wants spaces"), ("code:\teu\n  text: a\n", "eu.yaml, line 1: a tab"),
-     ("code: eu\ntext: a\ncode: fr\n", "eu.yaml, line 3: 'code' stands in line 1 already"), ("- code\n", "eu.yaml: expected settings.*found a list"),
-     ("eu\n", "eu.yaml: expected settings.*found 'eu'"), (b"text: Gr\xfc\n", "eu.yaml is not UTF-8"), ("no: 1\n", "line 1: YAML reads 'no' as a bool"),
-     ("code: [eu\n", "eu.yaml, line 2: no YAML"), ("? [a]\n: 1\n", "eu.yaml, line 1")],
-)  # fmt: skip
+    [
+        (
+            "# @package lang.new_lang\ncode: eu\n",
+            r"eu.yaml, line 1 says '# @package lang.new_lang', but the file is called eu.yaml: delete that line",
+        ),
+        ("code: eu\n\ttext: a\n", "eu.yaml, line 2: a tab stands where YAML wants spaces"),
+        ("code:\teu\n  text: a\n", "eu.yaml, line 1: a tab"),
+        ("code: eu\ntext: a\ncode: fr\n", "eu.yaml, line 3: 'code' stands in line 1 already"),
+        ("- code\n", "eu.yaml: expected settings.*found a list"),
+        ("eu\n", "eu.yaml: expected settings.*found 'eu'"),
+        (b"text: Gr\xfc\n", "eu.yaml is not UTF-8"),
+        ("no: 1\n", "line 1: YAML reads 'no' as a bool"),
+        ("code: [eu\n", "eu.yaml, line 2: no YAML"),
+        ("? [a]\n: 1\n", "eu.yaml, line 1"),
+    ],
+)
 def test_a_file_that_cannot_be_meant_as_it_is_written_is_refused_with_its_line(own, text, message):
     own("lang/eu.yaml", text)
     with pytest.raises(UserError, match=message):
@@ -285,9 +383,15 @@ def test_a_file_that_cannot_be_meant_as_it_is_written_is_refused_with_its_line(o
 
 @pytest.mark.parametrize(
     ("languages", "message"),
-    [("no: {text: a}", """line 3: YAML reads 'no' as a bool and not as a word; write it in quotes, "no", or a language as no_XX"""),
-     ("en_XX: a.txt", "line 3: a language needs its text by name; write en_XX: {text: a.txt}"), ("en: {text: a}\n  en: {text: b}", "line 4: 'en' stands in line 3")],
-)  # fmt: skip
+    [
+        (
+            "no: {text: a}",
+            """line 3: YAML reads 'no' as a bool and not as a word; write it in quotes, "no", or a language as no_XX""",
+        ),
+        ("en_XX: a.txt", "line 3: a language needs its text by name; write en_XX: {text: a.txt}"),
+        ("en: {text: a}\n  en: {text: b}", "line 4: 'en' stands in line 3"),
+    ],
+)
 def test_a_language_set_that_cannot_be_meant_so_is_refused_with_its_line(own, languages, message):
     own("langset/mine.yaml", f"vocabulary_size: 400\nlanguages:\n  {languages}\n")
     with pytest.raises(UserError) as caught:
@@ -297,33 +401,52 @@ def test_a_language_set_that_cannot_be_meant_so_is_refused_with_its_line(own, la
 
 @pytest.mark.parametrize(
     ("line", "message"),
-    [("data: {byte_fallback: 2}", "data.byte_fallback is 2; allowed are true and false"), ("plan: 0.5", "plan is 0.5; allowed are true and false"),
-     ("seed: 010", "seed is 010, which YAML reads as 8; write that"), ("runs: 1.50", 'runs is 1.50, which YAML reads as 1.5; write it in quotes, "1.50"'),
-     ("lang: {sw: {code: no, text: a}}", 'lang.sw.code is no, which YAML reads as False; write it in quotes, "no"'),
-     ("trainer: {max_steps: 1:30}", "trainer.max_steps is 1:30, which YAML reads as 90"), ("seed: 1.5", "seed is 1.5; allowed is a whole number"),
-     ("data: {alpha: true}", "data.alpha is true; allowed is a number"), ("seed: yes", "seed is yes; allowed is a number")],
-)  # fmt: skip
+    [
+        ("data: {byte_fallback: 2}", "data.byte_fallback is 2; allowed are true and false"),
+        ("plan: 0.5", "plan is 0.5; allowed are true and false"),
+        ("seed: 010", "seed is 010, which YAML reads as 8; write that"),
+        ("runs: 1.50", 'runs is 1.50, which YAML reads as 1.5; write it in quotes, "1.50"'),
+        (
+            "lang: {sw: {code: no, text: a}}",
+            'lang.sw.code is no, which YAML reads as False; write it in quotes, "no"',
+        ),
+        ("trainer: {max_steps: 1:30}", "trainer.max_steps is 1:30, which YAML reads as 90"),
+        ("seed: 1.5", "seed is 1.5; allowed is a whole number"),
+        ("data: {alpha: true}", "data.alpha is true; allowed is a number"),
+        ("seed: yes", "seed is yes; allowed is a number"),
+    ],
+)
 def test_a_value_of_the_wrong_kind_in_a_file_is_a_fault_with_its_line(own, tmp_path, line, message):
     own("experiment/mine.yaml", f"# @package _global_\n{line}\n")
-    faults = file_faults(tmp_path / "conf/experiment/mine.yaml", Path("experiment/mine.yaml"), PretrainConfig)
+    faults = file_faults(
+        tmp_path / "conf/experiment/mine.yaml", Path("experiment/mine.yaml"), PretrainConfig
+    )
     assert message in faults[0] and faults[0].startswith("conf/experiment/mine.yaml, line 2: ")
 
 
 def test_values_of_a_file_that_mean_what_they_say_are_no_fault(own):
-    for name, text in (("lang/eu", LANGUAGE + "vocabulary_size: 1_000\ntrain_slot: 1\nslot_init: null\n"), ("data/mine", "alpha: 1\nfolder: 2024\n"),
-                       ("task/mine", "mask_rate: 3e-1\npretrain: {betas: [0.9, 0.98], peak_lr: 2e-3}\n"), ("data/none", "")):  # fmt: skip
+    for name, text in (
+        ("lang/eu", LANGUAGE + "vocabulary_size: 1_000\ntrain_slot: 1\nslot_init: null\n"),
+        ("data/mine", "alpha: 1\nfolder: 2024\n"),
+        ("task/mine", "mask_rate: 3e-1\npretrain: {betas: [0.9, 0.98], peak_lr: 2e-3}\n"),
+        ("data/none", ""),
+    ):
         own(f"{name}.yaml", text)
         assert file_faults(Path("conf", f"{name}.yaml"), Path(f"{name}.yaml"), PretrainConfig) == []
 
 
 @pytest.mark.parametrize(
-    ("line", "allowed"), [("vocabulary_size: 3.7", "a whole number"), ("vocabulary_size: true", "a whole number")]
+    ("line", "allowed"),
+    [("vocabulary_size: 3.7", "a whole number"), ("vocabulary_size: true", "a whole number")],
 )
 def test_a_number_that_omegaconf_refuses_is_told_with_its_key(own, line, allowed):
     own("lang/eu.yaml", LANGUAGE + line)
     with pytest.raises((OmegaConfBaseException, HydraException)) as caught:
         own.compose("+lang=eu")
-    assert f"lang.eu.vocabulary_size is {line.split()[1].capitalize()}; allowed is {allowed}" in explain(caught.value)
+    assert (
+        f"lang.eu.vocabulary_size is {line.split()[1].capitalize()}; allowed is {allowed}"
+        in explain(caught.value)
+    )
 
 
 def test_an_unknown_key_of_a_file_is_named_with_those_that_are_allowed(own):
@@ -332,7 +455,9 @@ def test_an_unknown_key_of_a_file_is_named_with_those_that_are_allowed(own):
         own.compose("+lang=eu")
     message = explain(caught.value)
     assert (
-        "lang/eu.yaml" in message and "text, validation, column" in message and "Did you mean 'vocabulary'" in message
+        "lang/eu.yaml" in message
+        and "text, validation, column" in message
+        and "Did you mean 'vocabulary'" in message
     )
 
 
@@ -363,9 +488,9 @@ def test_folders_of_ones_own_are_conf_and_the_one_that_is_named(tmp_path, monkey
     assert own_folders(None) == []
     (tmp_path / "conf").mkdir()
     (tmp_path / "also [1]").mkdir()
-    assert own_folders("also [1]") == [tmp_path / "conf", tmp_path / "also [1]"] and own_folders("./conf") == [
-        tmp_path / "conf"
-    ]
+    assert own_folders("also [1]") == [tmp_path / "conf", tmp_path / "also [1]"] and own_folders(
+        "./conf"
+    ) == [tmp_path / "conf"]
     with pytest.raises(UserError, match="--config-dir 'nowhere' is no folder"):
         own_folders("nowhere")
 
@@ -378,7 +503,11 @@ def numbers(schema: type, prefix: str = "") -> list[tuple[str, object]]:
     found = []
     for f in fields(schema):
         kind = type_of(schema, f.name)
-        inner = kind if is_dataclass(kind) else next((each for each in get_args(kind) if is_dataclass(each)), None)
+        inner = (
+            kind
+            if is_dataclass(kind)
+            else next((each for each in get_args(kind) if is_dataclass(each)), None)
+        )
         if inner is not None:
             found += numbers(inner, f"{prefix}{f.name}.")
         elif kind in (int, float) or set(get_args(kind)) & {int, float}:
@@ -394,46 +523,90 @@ def test_every_number_has_a_range(schema):
         assert bounds is not None, f"{key} needs a range: number(…) in its schema"
         for absurd in (float("nan"), float("inf"), -1e300, -1):
             assert not bounds.hold([absurd, absurd] if bounds.count else absurd)
-        if key not in ("data.workers", "trainer.threads", "trainer.devices", "trainer.nodes"):  # the machine is asked
+        if key not in (
+            "data.workers",
+            "trainer.threads",
+            "trainer.devices",
+            "trainer.nodes",
+        ):  # the machine is asked
             assert bounds.count or not bounds.hold(10**30)
 
 
 @pytest.mark.parametrize(
     ("bounds", "words"),
-    [(Bounds(least=1), "1 or more"), (Bounds(least=1, most=10**9), "1 to 1,000,000,000"), (Bounds(above=0, most=10), "more than 0, up to 10"),
-     (Bounds(least=0, below=1), "0 up to, but not, 1"), (Bounds(above=0, below=1, hint="a share"), "more than 0 and less than 1; a share"),
-     (Bounds(count=2, least=0, below=1), "2 numbers, each 0 up to, but not, 1")],
-)  # fmt: skip
+    [
+        (Bounds(least=1), "1 or more"),
+        (Bounds(least=1, most=10**9), "1 to 1,000,000,000"),
+        (Bounds(above=0, most=10), "more than 0, up to 10"),
+        (Bounds(least=0, below=1), "0 up to, but not, 1"),
+        (Bounds(above=0, below=1, hint="a share"), "more than 0 and less than 1; a share"),
+        (Bounds(count=2, least=0, below=1), "2 numbers, each 0 up to, but not, 1"),
+    ],
+)
 def test_a_range_says_what_it_is(bounds, words):
     assert str(bounds) == words
 
 
 def test_absurd_values_are_faults_all_at_once():
-    message = faults("model.num_hidden_layers=100000", f"trainer.max_steps={10**30}", f"data.workers={10**30}", f"langset.vocabulary_size={10**30}",
-                     "data.alpha=1e308", f"model.intermediate_size={10**400}", "task.pretrain.peak_lr=inf", "data.max_passes=nan")  # fmt: skip
+    message = faults(
+        "model.num_hidden_layers=100000",
+        f"trainer.max_steps={10**30}",
+        f"data.workers={10**30}",
+        f"langset.vocabulary_size={10**30}",
+        "data.alpha=1e308",
+        f"model.intermediate_size={10**400}",
+        "task.pretrain.peak_lr=inf",
+        "data.max_passes=nan",
+    )
     assert "has 8 faults" in message and message.count("allowed is") == 8
-    assert "has 2 faults" in faults(f"task.seeds={10**30}", "task.recipe.eps=nan", command="finetune")
+    assert "has 2 faults" in faults(
+        f"task.seeds={10**30}", "task.recipe.eps=nan", command="finetune"
+    )
     assert "the last of task.seeds=3 models" in faults("seed=4294967295", command="finetune")
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [(["trainer.max_tokens=1000000000000000"], "488,281,250,000 steps"), (["data.byte_fallback=true", "langset.vocabulary_size=261"], "more than 261"),
-     (["model.hidden_size=64", "model.adapter_reduction_factor=65"], "allowed is 1 to model.hidden_size, 64"),
-     (["trainer.devices=5000", "trainer.rows_per_step=5000", "trainer.accelerator=cpu"], "trainer.devices is 5000")],
-)  # fmt: skip
+    [
+        (["trainer.max_tokens=1000000000000000"], "488,281,250,000 steps"),
+        (["data.byte_fallback=true", "langset.vocabulary_size=261"], "more than 261"),
+        (
+            ["model.hidden_size=64", "model.adapter_reduction_factor=65"],
+            "allowed is 1 to model.hidden_size, 64",
+        ),
+        (
+            ["trainer.devices=5000", "trainer.rows_per_step=5000", "trainer.accelerator=cpu"],
+            "trainer.devices is 5000",
+        ),
+    ],
+)
 def test_values_that_do_not_go_together_are_faults(settings, message):
     assert message in faults(*settings)
 
 
-@pytest.mark.parametrize("settings", [[], ["model=base", "model.num_hidden_layers=2"], ["model=large", "model.num_hidden_layers=2"], ["model=shared"],
-                                      ["model.adapter_layer_norm=true", "model.pre_norm=true", "model.hidden_size=100", "model.adapter_reduction_factor=3"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        ["model=base", "model.num_hidden_layers=2"],
+        ["model=large", "model.num_hidden_layers=2"],
+        ["model=shared"],
+        [
+            "model.adapter_layer_norm=true",
+            "model.pre_norm=true",
+            "model.hidden_size=100",
+            "model.adapter_reduction_factor=3",
+        ],
+    ],
+)
 def test_parameters_are_counted_as_the_model_has_them(settings):
     cfg = composed(*settings)
     with torch.device("meta"):
         model = XmodForMaskedLM(cfg.model_config(777))
     slots = len(cfg.langset.slots(shared=cfg.model.shared_slot)[0])
-    assert sizes.parameter_count(cfg.model, pieces=777, slots=slots) == sum(p.numel() for p in model.parameters())
+    assert sizes.parameter_count(cfg.model, pieces=777, slots=slots) == sum(
+        p.numel() for p in model.parameters()
+    )
 
 
 def test_what_does_not_fit_into_memory_is_told_with_what_would(monkeypatch):
@@ -451,7 +624,13 @@ def test_what_does_not_fit_into_memory_is_told_with_what_would(monkeypatch):
             validate(composed(*settings, remedy))
     validate(composed(*large))
     validate(
-        composed(*large, "langset=xmod81", "model.num_hidden_layers=11", "+lang=new_lang", "lang.new_lang.code=oc")
+        composed(
+            *large,
+            "langset=xmod81",
+            "model.num_hidden_layers=11",
+            "+lang=new_lang",
+            "lang.new_lang.code=oc",
+        )
     )  # of a base that there may be
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(sizes, "device_memory", lambda kind: 10**12 if kind == "cuda" else None)
@@ -468,7 +647,9 @@ def test_a_container_may_have_less_memory_than_its_machine(tmp_path, monkeypatch
 
 @pytest.mark.parametrize("code", ["xx_YY", "Basque", "lang1", "xx", "e"])
 def test_a_code_of_no_language_is_a_fault(code):
-    assert f"'{code}' is not the code of a language" in faults("+lang=new_lang", f"lang.new_lang.code={code}")
+    assert f"'{code}' is not the code of a language" in faults(
+        "+lang=new_lang", f"lang.new_lang.code={code}"
+    )
 
 
 def test_a_language_that_is_named_in_english_is_told_its_code():
@@ -510,24 +691,93 @@ def test_a_base_that_nearly_matches_is_named_with_what_differs(tmp_path):
     run.write_json("metrics.json", {})
     assert almost_matching(composed(f"runs={tmp_path}")) == ""
     said = almost_matching(
-        composed(f"runs={tmp_path}", "langset.vocabulary_size=400", "data.row_length=64", "+lang=sw")
+        composed(
+            f"runs={tmp_path}", "langset.vocabulary_size=400", "data.row_length=64", "+lang=sw"
+        )
     )
     assert (
         f"The nearest is {run.path}: data.row_length is 128 there, 64 here, langset.vocabulary_size is 8192 there, 400 here"
         in said
     )
-    assert f"base={run.path}" in said and almost_matching(composed(f"runs={tmp_path}", "model=small")) == ""
+    assert (
+        f"base={run.path}" in said
+        and almost_matching(composed(f"runs={tmp_path}", "model=small")) == ""
+    )
 
 
 # Whatever is typed
 
 
-ABSURD = ["", "null", "nan", "inf", "-1", "0", "1e400", "9" * 30, "9" * 5000, "true", "no", "[]", "{}", "{a:b}", "[1,a]", "x y", "'", "${x}", "${oc.env:NOPE}",
-          "${seed}", "é", "a" * 10_000, "1,2", "glob(*)", "choice(1,2)", "~", "=", "../..", "/proc/self/mem", "/dev/null", "\x1b[31m", "auto", "1.5", "1_0"]  # fmt: skip
-KEYS = [*(key for key, _ in numbers(PretrainConfig) if not key.startswith("lang")), "plan", "base", "runs", "resume", "data.byte_fallback", "data.folder",
-        "data.tokenizer", "data.normalization", "lang.sw.text", "lang.sw.validation", "lang.sw.code", "lang.sw.slot_init", "lang.sw.embedding_init",
-        "lang.sw.vocabulary_size", "langset", "model", "trainer", "task", "langset.languages", "langset.languages.de_DE", "langset.languages.de_DE.text",
-        "langset.languages.de_DE.slot", "lang", "hydra.run.dir", "logger.tags", "logger.wandb", "trainer.max_step", "x", "hydra.verbose", "a b", ""]  # fmt: skip
+ABSURD = [
+    "",
+    "null",
+    "nan",
+    "inf",
+    "-1",
+    "0",
+    "1e400",
+    "9" * 30,
+    "9" * 5000,
+    "true",
+    "no",
+    "[]",
+    "{}",
+    "{a:b}",
+    "[1,a]",
+    "x y",
+    "'",
+    "${x}",
+    "${oc.env:NOPE}",
+    "${seed}",
+    "é",
+    "a" * 10_000,
+    "1,2",
+    "glob(*)",
+    "choice(1,2)",
+    "~",
+    "=",
+    "../..",
+    "/proc/self/mem",
+    "/dev/null",
+    "\x1b[31m",
+    "auto",
+    "1.5",
+    "1_0",
+]
+KEYS = [
+    *(key for key, _ in numbers(PretrainConfig) if not key.startswith("lang")),
+    "plan",
+    "base",
+    "runs",
+    "resume",
+    "data.byte_fallback",
+    "data.folder",
+    "data.tokenizer",
+    "data.normalization",
+    "lang.sw.text",
+    "lang.sw.validation",
+    "lang.sw.code",
+    "lang.sw.slot_init",
+    "lang.sw.embedding_init",
+    "lang.sw.vocabulary_size",
+    "langset",
+    "model",
+    "trainer",
+    "task",
+    "langset.languages",
+    "langset.languages.de_DE",
+    "langset.languages.de_DE.text",
+    "langset.languages.de_DE.slot",
+    "lang",
+    "hydra.run.dir",
+    "logger.tags",
+    "logger.wandb",
+    "trainer.max_step",
+    "x",
+    "hydra.verbose",
+    "a b",
+    "",
+]
 
 
 def said_of(typed: list[str]) -> str | None:
@@ -539,7 +789,9 @@ def said_of(typed: list[str]) -> str | None:
             cfg = compose("pretrain", overrides=settings)
     except UserError as error:
         return str(error)
-    except Exception as error:  # as the command takes whatever is raised before it has a configuration
+    except (
+        Exception
+    ) as error:  # as the command takes whatever is raised before it has a configuration
         return explain(error)
     try:
         validate(from_hydra(cfg))
@@ -550,7 +802,9 @@ def said_of(typed: list[str]) -> str | None:
     return None
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))]
+)
 def test_whatever_is_typed_is_understood_or_told(seed, tmp_path, monkeypatch):
     """Fourteen command lines each."""
     monkeypatch.chdir(tmp_path)

@@ -10,15 +10,28 @@ from tests.test_classes import first, make
 from tests.test_parity import LANGUAGES, batch
 from xmod_lab.model.adapters import grouped_linear
 
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own look at its inputs
-COMPOSITIONS = [[0, 0, 1, 1, 2, 2], [1, 1, 1, 1, 2, 0], [0, 1, 2, 0, 1, 2], [2] * 6, [0, 0, 0, 0, 1, 1], [2, 2, 1, 1, 1, 1],
-                [0] * 6, [1] * 6, [2, 0, 0, 0, 0, 0]]  # fmt: skip
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # torch's own look at its inputs
+COMPOSITIONS = [
+    [0, 0, 1, 1, 2, 2],
+    [1, 1, 1, 1, 2, 0],
+    [0, 1, 2, 0, 1, 2],
+    [2] * 6,
+    [0, 0, 0, 0, 1, 1],
+    [2, 2, 1, 1, 1, 1],
+    [0] * 6,
+    [1] * 6,
+    [2, 0, 0, 0, 0, 0],
+]
 
 
 def _same_gradients(ours, reference):
     wanted = dict(reference.named_parameters())
     for name, parameter in ours.named_parameters():
-        assert (parameter.grad is None) == (wanted[name].grad is None), name  # absent slots: none in both
+        assert (parameter.grad is None) == (wanted[name].grad is None), (
+            name
+        )  # absent slots: none in both
         if parameter.grad is not None:
             assert_close(parameter.grad, wanted[name].grad, atol=1e-6, rtol=1e-5)
 
@@ -27,7 +40,10 @@ def _same_gradients(ours, reference):
 def test_no_graph_break_and_no_recompilation_for_new_compositions(autocast):
     torch._dynamo.reset()
     counter = CompileCounter()  # compiles nothing, counts graphs; fullgraph=True fails on a break
-    ours, reference = tiny_model(adapter_reduction_factor=3).train(), tiny_model(adapter_reduction_factor=3).train()
+    ours, reference = (
+        tiny_model(adapter_reduction_factor=3).train(),
+        tiny_model(adapter_reduction_factor=3).train(),
+    )
     ours.roberta.compile_encoder(backend=counter)
     counts = []
     for lang_ids in COMPOSITIONS * 2:
@@ -38,11 +54,20 @@ def test_no_graph_break_and_no_recompilation_for_new_compositions(autocast):
         if not autocast:
             _same_gradients(ours, reference)
         counts.append(counter.frame_count)
-    assert counts[-1] == counts[len(COMPOSITIONS) - 1] <= 3  # one, several, and the first, which assumed too much
+    assert (
+        counts[-1] == counts[len(COMPOSITIONS) - 1] <= 3
+    )  # one, several, and the first, which assumed too much
 
 
 @pytest.mark.parametrize(
-    "head", ["Model", *(pytest.param(head, marks=pytest.mark.slow) for head in ("ForCausalLM", "ForMultipleChoice"))]
+    "head",
+    [
+        "Model",
+        *(
+            pytest.param(head, marks=pytest.mark.slow)
+            for head in ("ForCausalLM", "ForMultipleChoice")
+        ),
+    ],
 )
 def test_graphs_are_few_for_every_batch(head):
     """Masks, numbers of rows, languages by row and by token: each kind of batch has its graphs, and they come to an end."""
@@ -50,7 +75,12 @@ def test_graphs_are_few_for_every_batch(head):
     counter, counts = CompileCounter(), []
     ours, reference = make(head, pre_norm=True), make(head, pre_norm=True)
     ours.base_model.compile_encoder(backend=counter)
-    varied = [(name, rows_are, rows) for name in LANGUAGES for rows_are in ("full", "padded") for rows in (4, 3, 2)]
+    varied = [
+        (name, rows_are, rows)
+        for name in LANGUAGES
+        for rows_are in ("full", "padded")
+        for rows in (4, 3, 2)
+    ]
     for name, rows_are, rows in varied * 2:
         inputs, _ = batch(head, LANGUAGES[name], rows_are)
         inputs = {key: tensor[:rows] for key, tensor in inputs.items()}
@@ -67,7 +97,9 @@ def test_tokens_of_several_languages_in_one_row():
     ours, reference = tiny_model(), tiny_model()
     ours.roberta.compile_encoder(backend="eager")
     batch = tiny_batch(rows=2)
-    lang_ids = torch.randint(0, 3, batch["input_ids"].shape, generator=torch.Generator().manual_seed(4))
+    lang_ids = torch.randint(
+        0, 3, batch["input_ids"].shape, generator=torch.Generator().manual_seed(4)
+    )
     for model in (ours, reference):
         model(**batch, lang_ids=lang_ids).loss.backward()
     _same_gradients(ours, reference)
@@ -76,7 +108,9 @@ def test_tokens_of_several_languages_in_one_row():
 def test_the_grouped_product_is_that_of_its_groups():
     generator = torch.Generator().manual_seed(0)
     shapes = ((11, 6), (3, 5, 6), (3, 5))
-    x, w, b = (torch.randn(*s, generator=generator, dtype=torch.double, requires_grad=True) for s in shapes)
+    x, w, b = (
+        torch.randn(*s, generator=generator, dtype=torch.double, requires_grad=True) for s in shapes
+    )
     ends = torch.tensor([4, 4, 11])  # the second group is empty
     out = grouped_linear(x, w, b, ends)
     assert_close(out, torch.cat([x[:4] @ w[0].T + b[0], x[4:] @ w[2].T + b[2]]))

@@ -46,12 +46,23 @@ def test_labels_at_padding_count_as_there(tmp_path, head, rows_are):
 
 def test_a_given_cache_is_read_whatever_is_to_be_returned(tmp_path):
     ours, theirs = pair("ForCausalLM", tmp_path)
-    ids, lang_ids = torch.randint(5, 50, (2, 9), generator=torch.Generator().manual_seed(0)), torch.tensor([1, 0])
-    for more in ({}, {"use_cache": False}, {"labels": ids[:, 6:], "full_logits": True}, {"labels": ids[:, 6:]}):
+    ids, lang_ids = (
+        torch.randint(5, 50, (2, 9), generator=torch.Generator().manual_seed(0)),
+        torch.tensor([1, 0]),
+    )
+    for more in (
+        {},
+        {"use_cache": False},
+        {"labels": ids[:, 6:], "full_logits": True},
+        {"labels": ids[:, 6:]},
+    ):
         a, b = (model(ids[:, :6], lang_ids=lang_ids).past_key_values for model in (ours, theirs))
         found = ours(ids[:, 6:], lang_ids=lang_ids, past_key_values=a, **more)
         expected = theirs(
-            ids[:, 6:], lang_ids=lang_ids, past_key_values=b, **{k: v for k, v in more.items() if k != "full_logits"}
+            ids[:, 6:],
+            lang_ids=lang_ids,
+            past_key_values=b,
+            **{k: v for k, v in more.items() if k != "full_logits"},
         )
         if found.logits is not None:
             assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
@@ -69,7 +80,10 @@ def test_a_given_cache_is_read_whatever_is_to_be_returned(tmp_path):
 def test_positions_and_segments_may_be_one_row_for_all(tmp_path):
     """As many rows as positions, in another order than their languages'."""
     ours, theirs = pair("Model", tmp_path, type_vocab_size=2)
-    ids, lang_ids = torch.randint(5, 50, (4, 4), generator=torch.Generator().manual_seed(0)), torch.tensor([2, 0, 1, 0])
+    ids, lang_ids = (
+        torch.randint(5, 50, (4, 4), generator=torch.Generator().manual_seed(0)),
+        torch.tensor([2, 0, 1, 0]),
+    )
     more = {"position_ids": torch.arange(2, 6), "token_type_ids": torch.tensor([0, 1, 1, 0])}
     a, b = (model(ids, lang_ids=lang_ids, **more).last_hidden_state for model in (ours, theirs))
     assert_close(a, b, atol=1e-5, rtol=0)
@@ -88,16 +102,26 @@ def test_a_loss_over_several_batches_of_a_step(tmp_path):
     assert ours.accepts_loss_kwargs
     for more in ({}, {"full_logits": True}):
         found = ours(**inputs, **labels, num_items_in_batch=torch.tensor(40), **more).loss
-        assert_close(found, theirs(**inputs, **labels, num_items_in_batch=torch.tensor(40)).loss, atol=1e-5, rtol=0)
+        assert_close(
+            found,
+            theirs(**inputs, **labels, num_items_in_batch=torch.tensor(40)).loss,
+            atol=1e-5,
+            rtol=0,
+        )
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_a_configuration_of_transformers_makes_our_model(tmp_path, head):
     ours, theirs = pair(head, tmp_path)
     made = type(ours)(theirs.config)
-    assert type(made.config) is xmod_lab.model.XmodConfig and made.state_dict().keys() == ours.state_dict().keys()
+    assert (
+        type(made.config) is xmod_lab.model.XmodConfig
+        and made.state_dict().keys() == ours.state_dict().keys()
+    )
     read = type(ours).from_pretrained(tmp_path, config=theirs.config, attn_implementation="eager")
-    assert tensor_digests(read) == tensor_digests(ours) and read.config._attn_implementation == "eager"
+    assert (
+        tensor_digests(read) == tensor_digests(ours) and read.config._attn_implementation == "eager"
+    )
     with pytest.raises(UserError, match="BertConfig; allowed is an XmodConfig"):
         xmod_lab.model.XmodModel(transformers.BertConfig())
 
@@ -116,7 +140,8 @@ def test_known_differences_of_losses_and_arguments(tmp_path):
     with pytest.raises(UserError, match="all are -100"):
         ours(**inputs, labels=nothing)
     assert (
-        ours(**inputs, labels=nothing, full_logits=True).loss.isnan() and theirs(**inputs, labels=nothing).loss.isnan()
+        ours(**inputs, labels=nothing, full_logits=True).loss.isnan()
+        and theirs(**inputs, labels=nothing).loss.isnan()
     )
     with pytest.raises(TypeError, match="unheard_of"):
         ours(**inputs, unheard_of=1)
@@ -131,7 +156,9 @@ def test_no_second_order_of_the_loss_in_silence():
     weight = model.lm_head.dense.weight
     with pytest.raises(RuntimeError, match="full_logits=True"):
         torch.autograd.grad(model(**inputs, **labels).loss, weight, create_graph=True)
-    (first,) = torch.autograd.grad(model(**inputs, **labels, full_logits=True).loss, weight, create_graph=True)
+    (first,) = torch.autograd.grad(
+        model(**inputs, **labels, full_logits=True).loss, weight, create_graph=True
+    )
     assert torch.autograd.grad(first.square().sum(), weight)[0].abs().sum() > 0
 
 
@@ -139,10 +166,19 @@ def test_known_differences_of_causal_models(tmp_path):
     for head in ("ForMaskedLM", "ForSequenceClassification", "ForMultipleChoice"):
         with pytest.raises(UserError, match="is_decoder=False"):
             getattr(xmod_lab.model, f"Xmod{head}")(tiny_config(is_decoder=True))
-        getattr(transformers, f"Xmod{head}")(transformers.XmodConfig(**tiny_config(is_decoder=True).to_diff_dict()))
+        getattr(transformers, f"Xmod{head}")(
+            transformers.XmodConfig(**tiny_config(is_decoder=True).to_diff_dict())
+        )
     ours, theirs = pair("ForCausalLM", tmp_path)
-    ids, more = torch.randint(5, 50, (1, 4)), {"max_new_tokens": 1, "do_sample": False, "output_logits": True,
-                                               "return_dict_in_generate": True}  # fmt: skip
+    ids, more = (
+        torch.randint(5, 50, (1, 4)),
+        {
+            "max_new_tokens": 1,
+            "do_sample": False,
+            "output_logits": True,
+            "return_dict_in_generate": True,
+        },
+    )
     forward = theirs(ids, lang_ids=torch.tensor([1])).logits[:, -1]
     assert_close(ours.generate(ids, lang_ids="de_DE", **more).logits[0], forward, atol=1e-5, rtol=0)
     from_zero = theirs.generate(ids, lang_ids=torch.tensor([1]), **more).logits[0]

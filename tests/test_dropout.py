@@ -25,7 +25,9 @@ def test_the_gradient_passes_where_the_value_did():
     out = dropout(x, 0.4, True)
     out.sum().backward()
     assert_close(x.grad, out / x.detach())
-    assert_close(x.grad[x.grad != 0], torch.full_like(x.grad[x.grad != 0], 1 / 0.6), rtol=1e-4, atol=0)
+    assert_close(
+        x.grad[x.grad != 0], torch.full_like(x.grad[x.grad != 0], 1 / 0.6), rtol=1e-4, atol=0
+    )
 
 
 def test_masks_follow_the_seed_alone():

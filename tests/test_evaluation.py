@@ -29,7 +29,7 @@ from xmod_lab.scoring.retrieval import (
     retrieve,
     state_names,
     top1_and_mrr,
-)  # fmt: skip
+)
 from xmod_lab.scoring.samples import filled
 from xmod_lab.scoring.subjects import Subject, readers
 from xmod_lab.scoring.tables import retrieval_tables
@@ -59,7 +59,9 @@ def corpora(tmp_path_factory, tokenizer_folder):
         for split, count in (("train", 60), ("val", 6)):
             text = "\n".join(passages(language, count, split))
             (folder / f"{code}.{split}.txt").write_text(text, encoding="utf-8")
-        source = Source(str(folder / f"{code}.train.txt"), validation=str(folder / f"{code}.val.txt"))
+        source = Source(
+            str(folder / f"{code}.train.txt"), validation=str(folder / f"{code}.val.txt")
+        )
         found[code] = prepare_corpus(code, source, tokenizer, length=LENGTH, folder=folder), source
     return tokenizer, found
 
@@ -68,7 +70,11 @@ def model_and_subjects(corpora, goal: Objective):
     """A model with random weights, and what of it is scored."""
     tokenizer, found = corpora
     torch.manual_seed(4)
-    settings = {"vocab_size": len(tokenizer), "is_decoder": goal.causal, "max_position_embeddings": 130}
+    settings = {
+        "vocab_size": len(tokenizer),
+        "is_decoder": goal.causal,
+        "max_position_embeddings": 130,
+    }
     model = language_model(tiny_config(**settings)).eval()
     subjects = [
         Subject(code, code, tokenizer, Scorer(corpus, tokenizer, goal), source)
@@ -142,7 +148,9 @@ def test_text_through_another_slot_keeps_its_vocabulary_and_nothing_is_altered()
     assert mixed.shape[-1] == 30 and not torch.equal(mixed, own["el_GR"])
     with pytest.raises(RuntimeError), through_slot(model, "el_GR", "sw_KE"):
         raise RuntimeError
-    assert tensor_digests(model) == before and torch.equal(model(ids, lang_ids="el_GR").logits, own["el_GR"])
+    assert tensor_digests(model) == before and torch.equal(
+        model(ids, lang_ids="el_GR").logits, own["el_GR"]
+    )
     for layer in model.base_model.encoder.layer:  # a copy of the weights gives the same
         slots = layer.output.adapter_modules
         slots["el_GR"].load_state_dict(slots["de_DE"].state_dict())
@@ -174,12 +182,24 @@ def test_the_matrix_is_the_loss_of_each_text_in_each_language(corpora):
 
 
 def test_recognition_counts_the_lowest_cost():
-    costs = {"en_XX": np.array([[1, 2, 3], [2, 1, 3], [1, 3, 2], [0, 9, 9]]), "de_DE": np.array([[3, 2, 1], [2, 1, 1]])}
+    costs = {
+        "en_XX": np.array([[1, 2, 3], [2, 1, 3], [1, 3, 2], [0, 9, 9]]),
+        "de_DE": np.array([[3, 2, 1], [2, 1, 1]]),
+    }
     found = confusion(costs, ["en_XX", "de_DE", "fr_XX"])
-    assert found == {"en_XX": {"en_XX": 3, "de_DE": 1, "fr_XX": 0}, "de_DE": {"en_XX": 0, "de_DE": 1, "fr_XX": 1}}
+    assert found == {
+        "en_XX": {"en_XX": 3, "de_DE": 1, "fr_XX": 0},
+        "de_DE": {"en_XX": 0, "de_DE": 1, "fr_XX": 1},
+    }
     figures = recognition_figures("rows", found, {"en_XX": "en_XX", "de_DE": "de_DE"})
-    assert figures["recognition/rows/accuracy/en_XX"] == 0.75 and figures["recognition/rows/accuracy"] == 0.625
-    assert figures["recognition/rows/count/de_DE/fr_XX"] == 1 and figures["recognition/rows/chance"] == 1 / 3
+    assert (
+        figures["recognition/rows/accuracy/en_XX"] == 0.75
+        and figures["recognition/rows/accuracy"] == 0.625
+    )
+    assert (
+        figures["recognition/rows/count/de_DE/fr_XX"] == 1
+        and figures["recognition/rows/chance"] == 1 / 3
+    )
 
 
 @pytest.mark.parametrize("name", ["mlm", "clm"])
@@ -187,7 +207,10 @@ def test_a_sentence_costs_the_bits_of_its_pieces_and_eight_a_byte_that_has_none(
     model, subjects = model_and_subjects(corpora, objective(name))
     costs, sentences = sentence_costs(model, subjects)
     tokenizer, layout = corpora[0], subjects[0].scorer.layout
-    for code, text in (("en_XX", subjects[0].sentences()[3]), ("fr_XX", subjects[2].sentences()[1])):
+    for code, text in (
+        ("en_XX", subjects[0].sentences()[3]),
+        ("fr_XX", subjects[2].sentences()[1]),
+    ):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         row = np.array([0, *ids, 2])
         vocabulary = set("".join(tokenizer.get_vocab()))
@@ -206,7 +229,9 @@ def test_a_sentence_costs_the_bits_of_its_pieces_and_eight_a_byte_that_has_none(
 def test_sentences_longer_than_the_positions_are_left_out_and_counted(corpora, caplog):
     model, subjects = model_and_subjects(corpora, objective("mlm"))
     longest = max(len(corpora[0](text)["input_ids"]) for s in subjects for text in s.sentences())
-    model.config.max_position_embeddings = longest + 1  # two positions less than the longest needs, one less than none
+    model.config.max_position_embeddings = (
+        longest + 1
+    )  # two positions less than the longest needs, one less than none
     costs, sentences = sentence_costs(model, subjects)
     assert "longer than the model" in caplog.text
     assert sum(map(len, costs.values())) < sum(len(s.sentences()) for s in subjects)
@@ -232,7 +257,11 @@ def test_top1_and_mean_reciprocal_rank_by_hand():
 
 def test_states_that_are_all_alike_are_at_chance_exactly():
     same = torch.ones(7, 3)
-    assert scores(same, same) == pytest.approx(chance(7)) == (1 / 7, sum(1 / n for n in range(1, 8)) / 7)
+    assert (
+        scores(same, same)
+        == pytest.approx(chance(7))
+        == (1 / 7, sum(1 / n for n in range(1, 8)) / 7)
+    )
 
 
 @pytest.mark.parametrize(
@@ -246,10 +275,16 @@ def test_pooled_states_are_means_over_the_pieces_alone_whatever_stands_beside(co
     assert len(states) == len(state_names(model)) == 5
     for n, ids in enumerate(sentences):
         with torch.no_grad():
-            out = model.base_model(torch.tensor([[0, *ids, 2]]), lang_ids="de_DE", output_hidden_states=True)
+            out = model.base_model(
+                torch.tensor([[0, *ids, 2]]), lang_ids="de_DE", output_hidden_states=True
+            )
         for layer, k in ((0, 0), (1, 2), (2, 4)):
-            assert torch.allclose(states[k, n], out.hidden_states[layer][0, 1:-1].mean(0), atol=1e-6)
-    output = model.base_model.encoder.layer[0].output  # of one piece: what a slot reads, and what the layer makes of it
+            assert torch.allclose(
+                states[k, n], out.hidden_states[layer][0, 1:-1].mean(0), atol=1e-6
+            )
+    output = model.base_model.encoder.layer[
+        0
+    ].output  # of one piece: what a slot reads, and what the layer makes of it
     if not flags:
         read = states[1, 1]
         with torch.no_grad():
@@ -261,43 +296,78 @@ def test_retrieval_of_pairs_with_gaps_and_both_arms(corpora):
     """The candidates' states, computed once more in the language of the slot that they go through."""
     tokenizer = corpora[0]
     model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=130)
-    texts = {"en": passages("en", 8, "val"), "de": passages("de", 8, "val"), "fr": ["", *passages("fr", 7, "val")]}
+    texts = {
+        "en": passages("en", 8, "val"),
+        "de": passages("de", 8, "val"),
+        "fr": ["", *passages("fr", 7, "val")],
+    }
     texts["de"][2] = ""
-    languages = {column: (f"{column}_{'DE' if column == 'de' else 'XX'}", tokenizer) for column in texts}
+    languages = {
+        column: (f"{column}_{'DE' if column == 'de' else 'XX'}", tokenizer) for column in texts
+    }
     results = retrieve(model, Parallel("set", texts), languages)
     assert len(results) == 6 * 3 * 5
-    states = [pooled_states(model, c, [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts[t] if t], tokenizer)[4]
-              for t, c in (("en", "en_XX"), ("de", "de_DE"))]  # fmt: skip
+    states = [
+        pooled_states(
+            model,
+            c,
+            [tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts[t] if t],
+            tokenizer,
+        )[4]
+        for t, c in (("en", "en_XX"), ("de", "de_DE"))
+    ]
     states = [state - state.mean(0) for state in states]  # of all that a language has
     found = next(
-        r for r in results if (r.query, r.candidates, r.arm, r.state) == ("en_XX", "de_DE", "centred", "layer2")
+        r
+        for r in results
+        if (r.query, r.candidates, r.arm, r.state) == ("en_XX", "de_DE", "centred", "layer2")
     )
-    assert (found.top1, found.mrr) == pytest.approx(scores(states[0][[0, 1, *range(3, 8)]], states[1]))
+    assert (found.top1, found.mrr) == pytest.approx(
+        scores(states[0][[0, 1, *range(3, 8)]], states[1])
+    )
     rows = [0, 1, *range(3, 8)]  # both in English and German
     for arm, code in (("target", "de_DE"), ("source", "en_XX")):
         pooled = [
             pooled_states(
-                model, c, [tokenizer(texts[t][i], add_special_tokens=False)["input_ids"] for i in rows], tokenizer
+                model,
+                c,
+                [tokenizer(texts[t][i], add_special_tokens=False)["input_ids"] for i in rows],
+                tokenizer,
             )
             for t, c in (("en", "en_XX"), ("de", code))
         ]
         for k, state in enumerate(state_names(model)):
             found = next(
-                r for r in results if (r.query, r.candidates, r.arm, r.state) == ("en_XX", "de_DE", arm, state)
+                r
+                for r in results
+                if (r.query, r.candidates, r.arm, r.state) == ("en_XX", "de_DE", arm, state)
             )
-            assert found.rows == 7 and (found.top1, found.mrr) == pytest.approx(scores(pooled[0][k], pooled[1][k]))
+            assert found.rows == 7 and (found.top1, found.mrr) == pytest.approx(
+                scores(pooled[0][k], pooled[1][k])
+            )
     figures = retrieval_figures("set", results)
     assert figures["retrieval/set/sentences/de_DE/fr_XX"] == 6
     assert figures["retrieval/set/chance/top1"] == pytest.approx((2 / 7 + 2 / 7 + 2 / 6) / 6)
-    means = [r.mrr for r in results if r.state == "layer2" and r.arm == "source" and "fr_XX" in (r.query, r.candidates)]
-    assert len(means) == 4 and figures["retrieval/set/mrr/fr_XX/layer2/source"] == pytest.approx(np.mean(means))
-    assert figures["retrieval/set/top1/layer0"] == figures["retrieval/set/top1/layer0/source"]  # before any slot
+    means = [
+        r.mrr
+        for r in results
+        if r.state == "layer2" and r.arm == "source" and "fr_XX" in (r.query, r.candidates)
+    ]
+    assert len(means) == 4 and figures["retrieval/set/mrr/fr_XX/layer2/source"] == pytest.approx(
+        np.mean(means)
+    )
+    assert (
+        figures["retrieval/set/top1/layer0"] == figures["retrieval/set/top1/layer0/source"]
+    )  # before any slot
     assert figures["retrieval/set/mrr/layer2"] != figures["retrieval/set/mrr/layer2/source"]
 
 
 def test_sentences_longer_than_the_positions_are_cut_and_counted(corpora, caplog):
     model = tiny_model(vocab_size=400)
-    texts = {"en": ["a b c d " * 20, "x y", "One more sentence"], "de": ["a b", "x y " * 40, "Und noch einer"]}
+    texts = {
+        "en": ["a b c d " * 20, "x y", "One more sentence"],
+        "de": ["a b", "x y " * 40, "Und noch einer"],
+    }
     languages = {"en": ("en_XX", corpora[0]), "de": ("de_DE", corpora[0])}
     assert {r.rows for r in retrieve(model, Parallel("set", texts), languages)} == {3}
     assert "set: 2 of 6 sentences are longer than 36 pieces" in caplog.text
@@ -323,17 +393,26 @@ def test_parallel_files(tmp_path):
     with gzip.open(packed, "wt", encoding="utf-8") as stream:
         stream.write(content)
     for path, name in ((plain, "mine"), (packed, "other")):
-        assert read_parallel(str(path)) == Parallel(name, {"en": ['One "two', ""], "de": ["Eins", "Zwei"]})
+        assert read_parallel(str(path)) == Parallel(
+            name, {"en": ['One "two', ""], "de": ["Eins", "Zwei"]}
+        )
     embedded = read_parallel("embedded:udhr")
-    assert len(embedded.sentences) == 10 and {len(column) for column in embedded.sentences.values()} == {58}
+    assert len(embedded.sentences) == 10 and {
+        len(column) for column in embedded.sentences.values()
+    } == {58}
     assert not check_parallel([str(plain), str(packed), "embedded:parallel"], "evaluate.parallel")
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("id\ten\tde\n1\ta\n", "line 2: 2 cells, but the header has 3"), ("id\ten\n1\ta\n", "line 1.*two languages"),
-     ("id\ten\ten\n1\ta\tb\n", "each once"), ("", "line 1"), ("id\ten\tde\n", "no rows")],
-)  # fmt: skip
+    [
+        ("id\ten\tde\n1\ta\n", "line 2: 2 cells, but the header has 3"),
+        ("id\ten\n1\ta\n", "line 1.*two languages"),
+        ("id\ten\ten\n1\ta\tb\n", "each once"),
+        ("", "line 1"),
+        ("id\ten\tde\n", "no rows"),
+    ],
+)
 def test_a_parallel_file_that_cannot_be_used_is_named_with_its_line(tmp_path, content, words):
     (tmp_path / "bad.tsv").write_text(content)
     with pytest.raises(UserError, match=f"bad.tsv.*{words}"):
@@ -342,10 +421,14 @@ def test_a_parallel_file_that_cannot_be_used_is_named_with_its_line(tmp_path, co
 
 def test_faults_of_parallel_files_are_listed_before_any_is_read(tmp_path):
     (tmp_path / "udhr.tsv").write_text("id\ten\tde\n")
-    faults = check_parallel(["embedded:udrh", "x.csv", "gone.tsv", str(tmp_path / "udhr.tsv"), "embedded:udhr"], "key")
+    faults = check_parallel(
+        ["embedded:udrh", "x.csv", "gone.tsv", str(tmp_path / "udhr.tsv"), "embedded:udhr"], "key"
+    )
     assert len(faults) == 4
     for fault, word in zip(
-        faults, ("Did you mean 'embedded:udhr'", ".tsv.gz", "does not exist", "called 'udhr'"), strict=True
+        faults,
+        ("Did you mean 'embedded:udhr'", ".tsv.gz", "does not exist", "called 'udhr'"),
+        strict=True,
     ):
         assert fault.startswith("key") and word in fault
 
@@ -359,17 +442,29 @@ def test_samples_hide_one_word_and_have_the_model_s_own_probabilities(corpora, n
     model, subjects = model_and_subjects(corpora, objective(name))
     scorers = {subject.code: subject.scorer for subject in subjects}
     samples = filled(model, scorers, tokenizer, accelerator="cpu")
-    assert samples == filled(model, scorers, tokenizer, accelerator="cpu") and list(samples) == list(TEXTS)
+    assert samples == filled(model, scorers, tokenizer, accelerator="cpu") and list(
+        samples
+    ) == list(TEXTS)
     assert samples["fr_XX"] == []  # Greek, of which the vocabulary has no letter
-    held_out = [tokenizer(p, add_special_tokens=False)["input_ids"] for p in found["de_DE"][1].passages("validation")]
+    held_out = [
+        tokenizer(p, add_special_tokens=False)["input_ids"]
+        for p in found["de_DE"][1].passages("validation")
+    ]
     for sample in samples["de_DE"]:
         hidden = tokenizer.convert_tokens_to_ids(sample["hidden"])
         (ids, k) = next(
-            (ids, k) for ids in held_out for k, piece in enumerate(ids) if piece == hidden
+            (ids, k)
+            for ids in held_out
+            for k, piece in enumerate(ids)
+            if piece == hidden
             and tokenizer.decode(ids[:k]).endswith(sample["before"].removeprefix("…"))
             and tokenizer.decode(ids[k + 1 :]).startswith(sample["after"].removesuffix("…"))
-        )  # fmt: skip
-        right = [] if name == "clm" else [tokenizer.mask_token_id, *ids[k + 1 :], tokenizer.eos_token_id]
+        )
+        right = (
+            []
+            if name == "clm"
+            else [tokenizer.mask_token_id, *ids[k + 1 :], tokenizer.eos_token_id]
+        )
         given = torch.tensor([[tokenizer.bos_token_id, *ids[:k], *right]])
         with torch.no_grad():
             logits = model(given, lang_ids="de_DE").logits[0, k + (name == "mlm")]
@@ -378,7 +473,10 @@ def test_samples_hide_one_word_and_have_the_model_s_own_probabilities(corpora, n
             tokenizer.convert_ids_to_tokens(int(wanted.argmax())),
             pytest.approx(float(wanted.max()), abs=6e-5),
         ]
-        assert sample["rank"] == 1 + int((wanted > wanted[hidden]).sum()) and len(sample["likeliest"]) == 5
+        assert (
+            sample["rank"] == 1 + int((wanted > wanted[hidden]).sum())
+            and len(sample["likeliest"]) == 5
+        )
 
 
 def test_a_model_that_gives_no_numbers_is_refused(corpora):
@@ -390,12 +488,29 @@ def test_a_model_that_gives_no_numbers_is_refused(corpora):
 
 
 def test_retrieval_says_how_far_it_is_from_chance(corpora, capsys, caplog):
-    figures = {f"retrieval/set/{m}/{part}{state}{end}": 0.1 for m in ("top1", "mrr") for part in ("", "en_XX/", "de_DE/")
-               for state in ("layer0", "layer1") for end in ("", "/source", "/centred")}  # fmt: skip
-    figures |= {f"retrieval/set/ngrams/{m}{part}": 0.2 for m in ("top1", "mrr") for part in ("", "/en_XX", "/de_DE")}
-    figures |= {"retrieval/set/layer": 1, "retrieval/set/against/ngrams/target": -0.1, "retrieval/set/against/ngrams/centred": 0.1,
-                "retrieval/set/against/ngrams/centred/low": 0.05, "retrieval/set/against/ngrams/centred/high": 0.15}  # fmt: skip
-    for guess, told in ((0.1, "1.0 times chance (10.0 %): as good as chance"), (0.04, "2.5 times chance (4.0 %)")):
+    figures = {
+        f"retrieval/set/{m}/{part}{state}{end}": 0.1
+        for m in ("top1", "mrr")
+        for part in ("", "en_XX/", "de_DE/")
+        for state in ("layer0", "layer1")
+        for end in ("", "/source", "/centred")
+    }
+    figures |= {
+        f"retrieval/set/ngrams/{m}{part}": 0.2
+        for m in ("top1", "mrr")
+        for part in ("", "/en_XX", "/de_DE")
+    }
+    figures |= {
+        "retrieval/set/layer": 1,
+        "retrieval/set/against/ngrams/target": -0.1,
+        "retrieval/set/against/ngrams/centred": 0.1,
+        "retrieval/set/against/ngrams/centred/low": 0.05,
+        "retrieval/set/against/ngrams/centred/high": 0.15,
+    }
+    for guess, told in (
+        (0.1, "1.0 times chance (10.0 %): as good as chance"),
+        (0.04, "2.5 times chance (4.0 %)"),
+    ):
         caplog.clear()
         chances = {f"retrieval/set/chance/{m}": guess for m in ("top1", "mrr")}
         with caplog.at_level("INFO"):
@@ -404,13 +519,17 @@ def test_retrieval_says_how_far_it_is_from_chance(corpora, capsys, caplog):
         out = capsys.readouterr().out
         assert out.count("by chance") == out.count("character n-grams") == 1 and "layer1 *" in out
         assert (
-            "less that of character n-grams: -0.100 – own slot; +0.100 [+0.050, +0.150] means taken away" in caplog.text
+            "less that of character n-grams: -0.100 – own slot; +0.100 [+0.050, +0.150] means taken away"
+            in caplog.text
         )
 
 
 def test_ngrams_retrieve_what_is_spelt_alike_and_nothing_across_scripts():
-    texts = {"en": ["printer 123", "window", "", "network"], "de": ["Drucker 123", "Fenster", "Uhr", "Netzwerk"],
-             "el": ["ΕΚΤ", "ΠΑΡ", "ΩΡΑ", "ΔΙΚ"]}  # fmt: skip
+    texts = {
+        "en": ["printer 123", "window", "", "network"],
+        "de": ["Drucker 123", "Fenster", "Uhr", "Netzwerk"],
+        "el": ["ΕΚΤ", "ΠΑΡ", "ΩΡΑ", "ΔΙΚ"],
+    }
     codes = {"en": ("en_XX", None), "de": ("de_DE", None), "el": ("el_GR", None)}
     found = {(r.query, r.candidates): r for r in ngram_retrieval(Parallel("set", texts), codes)}
     assert found["en_XX", "de_DE"].top1 > 0.6 and found["en_XX", "de_DE"].rows == 3
@@ -422,7 +541,8 @@ def test_retrieval_is_compared_over_rows_at_the_layer_that_was_fixed(corpora):
     model = tiny_model(vocab_size=len(corpora[0]), max_position_embeddings=130)
     assert fixed_state(model) == "layer1" and fixed_state(model, 0) == "layer0"
     with pytest.raises(
-        UserError, match=r"evaluate.layer is 3, but the model has 2 layers; allowed is 0 \(the embeddings\) to 2"
+        UserError,
+        match=r"evaluate.layer is 3, but the model has 2 layers; allowed is 0 \(the embeddings\) to 2",
     ):
         fixed_state(model, 3)
     texts = {"en": passages("en", 20, "val"), "de": passages("de", 20, "val")}
@@ -435,24 +555,41 @@ def test_retrieval_is_compared_over_rows_at_the_layer_that_was_fixed(corpora):
     own = np.mean([r.top1 for r in results if r.arm == "target" and r.state == "layer1"])
     gap = own - np.mean([r.top1 for r in spelt])
     where = "retrieval/set/against/ngrams/target"
-    assert figures[where] == pytest.approx(gap) and figures[f"{where}/low"] < gap < figures[f"{where}/high"]
-    assert compare(spelt, spelt).mean == 0 and {r.state for r in results if r.hits is not None} == {"layer1"}
+    assert (
+        figures[where] == pytest.approx(gap)
+        and figures[f"{where}/low"] < gap < figures[f"{where}/high"]
+    )
+    assert compare(spelt, spelt).mean == 0 and {r.state for r in results if r.hits is not None} == {
+        "layer1"
+    }
 
 
 def test_naive_bayes_recognises_by_the_training_text_alone(corpora):
     _, found = corpora
     subjects = [
-        Subject(code, "shared" if code != "fr_XX" else code, None, SimpleNamespace(corpus=corpus), source)
+        Subject(
+            code,
+            "shared" if code != "fr_XX" else code,
+            None,
+            SimpleNamespace(corpus=corpus),
+            source,
+        )
         for code, (corpus, source) in found.items()
     ]
     sentences = {subject.code: subject.sentences() for subject in subjects}
-    costs = ngram_costs(subjects, sentences, ["shared", "fr_XX"])  # Greek text under the name of French
+    costs = ngram_costs(
+        subjects, sentences, ["shared", "fr_XX"]
+    )  # Greek text under the name of French
     assert (
         costs["fr_XX"].shape == (6, 2)
         and (costs["fr_XX"].argmin(1) == 1).all()
         and (costs["en_XX"].argmin(1) == 0).all()
     )
-    alone = ngram_costs([s for s in subjects if s.code != "de_DE"], {"en_XX": sentences["en_XX"]}, ["shared", "fr_XX"])
-    assert (costs["en_XX"][:, 0] <= ngram_costs(subjects, sentences, ["shared"])["en_XX"][:, 0]).all() and alone[
-        "en_XX"
-    ].shape == (6, 2)
+    alone = ngram_costs(
+        [s for s in subjects if s.code != "de_DE"],
+        {"en_XX": sentences["en_XX"]},
+        ["shared", "fr_XX"],
+    )
+    assert (
+        costs["en_XX"][:, 0] <= ngram_costs(subjects, sentences, ["shared"])["en_XX"][:, 0]
+    ).all() and alone["en_XX"].shape == (6, 2)

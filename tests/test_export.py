@@ -41,14 +41,20 @@ def test_onnx_gives_the_numbers_of_torch_for_every_language(head, flags, tmp_pat
         mask = torch.ones_like(ids)
         mask[0, ..., 3:] = 0
         lang_ids = torch.tensor(lang_ids)
-        feed = {"input_ids": ids.numpy(), "attention_mask": mask.numpy(), "lang_ids": lang_ids.numpy()}
+        feed = {
+            "input_ids": ids.numpy(),
+            "attention_mask": mask.numpy(),
+            "lang_ids": lang_ids.numpy(),
+        }
         with torch.no_grad():
             out = model(ids, attention_mask=mask, lang_ids=lang_ids)
         found = session.run(None, feed)
         assert len(found) == len(OUTPUTS[type(model).__name__])
         for tensor, name in zip(found, OUTPUTS[type(model).__name__], strict=True):
             real = mask.bool() if tensor.shape[:2] == mask.shape else slice(None)
-            assert_close(torch.from_numpy(tensor)[real], getattr(out, name)[real], atol=1e-5, rtol=0)
+            assert_close(
+                torch.from_numpy(tensor)[real], getattr(out, name)[real], atol=1e-5, rtol=0
+            )
 
 
 @pytest.mark.slow
@@ -57,8 +63,14 @@ def test_a_language_out_of_range_is_an_error_in_onnxruntime(tmp_path):
     session = exported(make("Model"), tmp_path)
     ids = np.full((2, 4), 6)
     for wrong in (-1, -3, 3):
-        feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "lang_ids": np.array([0, wrong])}
-        with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="invalid index found"):
+        feed = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "lang_ids": np.array([0, wrong]),
+        }
+        with pytest.raises(
+            onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument, match="invalid index found"
+        ):
             session.run(None, feed)
 
 

@@ -41,10 +41,17 @@ def bert_like(
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?()'\"-/%"
     ordinary = [*letters, *(f"##{c}" for c in letters), *(f"[unused{i}]" for i in range(pieces))]
     free = (i for i in range(pieces) if i not in special.values())
-    tokenizer = Tokenizer(models.WordPiece({**special, **dict(zip(ordinary, free, strict=False))}, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer = Tokenizer(
+        models.WordPiece({**special, **dict(zip(ordinary, free, strict=False))}, unk_token="[UNK]")
+    )
+    tokenizer.normalizer, tokenizer.pre_tokenizer = (
+        normalizers.BertNormalizer(),
+        pre_tokenizers.BertPreTokenizer(),
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=template, pair=f"{template} $B:1 [SEP]:1", special_tokens=[(n, special[n]) for n in ("[CLS]", "[SEP]")]
+        single=template,
+        pair=f"{template} $B:1 [SEP]:1",
+        special_tokens=[(n, special[n]) for n in ("[CLS]", "[SEP]")],
     )
     names = {
         "cls_token": "[CLS]",
@@ -60,7 +67,9 @@ def _configuration(folder, tokenizer: str | None, **data) -> PretrainConfig:
     for code in ("en", "sw"):
         (folder / f"{code}.txt").write_text("\n".join(passages(code, 300)), encoding="utf-8")
     langset = LangsetConfig({"en_XX": LangsetText(str(folder / "en.txt"))}, vocabulary_size=300)
-    size = ModelConfig(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24)
+    size = ModelConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
+    )
     data = DataConfig(folder=str(folder / "prepared"), row_length=32, tokenizer=tokenizer, **data)
     return PretrainConfig(model=size, langset=langset, data=data, task=TaskConfig("mlm"))
 
@@ -75,7 +84,10 @@ def test_model_rows_and_use_agree_wherever_the_special_pieces_are(tmp_path, layo
     tokenizer, special = prepared.tokenizer, LAYOUTS[layout]
     model = new_model(cfg, tokenizer).eval()
     assert (model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id) == (
-        special["[PAD]"], special["[CLS]"], special["[SEP]"])  # fmt: skip
+        special["[PAD]"],
+        special["[CLS]"],
+        special["[SEP]"],
+    )
     row = prepared.corpora["en_XX"].rows("train", np.arange(1))
     first = next(cfg.source(cfg.langset.languages["en_XX"]).passages("train"))
     ids = tokenizer(first)["input_ids"]
@@ -88,7 +100,9 @@ def test_model_rows_and_use_agree_wherever_the_special_pieces_are(tmp_path, layo
     fields = layout_.fields(passage.numpy(), passage.numpy())
     padded = torch.nn.functional.pad(passage, (0, 5), value=special["[PAD]"])
     trained = model(passage, lang_ids="en_XX", **fields).logits
-    used = model(padded, attention_mask=(padded != special["[PAD]"]).long(), lang_ids="en_XX").logits
+    used = model(
+        padded, attention_mask=(padded != special["[PAD]"]).long(), lang_ids="en_XX"
+    ).logits
     torch.testing.assert_close(trained, used[:, : len(ids)], atol=1e-5, rtol=1e-5)
 
 
@@ -111,7 +125,10 @@ def test_a_vocabulary_pads_with_the_id_that_is_asked_for(pad_id):
     rest = [tokenizer.convert_tokens_to_ids(name) for name in ("<s>", "</s>", "<unk>", "<mask>")]
     assert rest == [i for i in range(5) if i != pad_id][:4]
     ids = tokenizer("the\u2f00")["input_ids"]
-    assert (ids[0], ids[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id) and tokenizer.unk_token_id in ids
+    assert (ids[0], ids[-1]) == (
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+    ) and tokenizer.unk_token_id in ids
 
 
 def _save(folder, **changes) -> None:
@@ -123,8 +140,14 @@ def test_tokenizers_that_rows_cannot_be_made_with_are_refused(tmp_path):
     _save(tmp_path / "no end", template="[CLS] $A")
     _save(tmp_path / "holes", layout="last", pieces=120)
     for name, words in (
-        ("pad is sep", r"five ids, here they are .*pad_token \[SEP\] = 102, eos_token \[SEP\] = 102"),
-        ("no end", r"writes '1' as \[CLS\] 1, but training writes a text between \[CLS\] and \[SEP\]"),
+        (
+            "pad is sep",
+            r"five ids, here they are .*pad_token \[SEP\] = 102, eos_token \[SEP\] = 102",
+        ),
+        (
+            "no end",
+            r"writes '1' as \[CLS\] 1, but training writes a text between \[CLS\] and \[SEP\]",
+        ),
         ("holes", r"has \d+ pieces, but their ids go up to 299"),
     ):
         with pytest.raises(UserError, match=words):
@@ -135,7 +158,9 @@ def test_padding_behind_the_last_position_is_refused_before_any_text_is_read(tmp
     _save(tmp_path / "given", layout="last")
     cfg = _configuration(tmp_path, str(tmp_path / "given"))
     cfg.model.max_position_embeddings = 39
-    with pytest.raises(UserError, match="pads with id 7.*needs model.max_position_embeddings=40, here it is 39"):
+    with pytest.raises(
+        UserError, match="pads with id 7.*needs model.max_position_embeddings=40, here it is 39"
+    ):
         prepare_base(cfg)
     assert not (tmp_path / "prepared").exists()
 
@@ -145,10 +170,25 @@ POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 908
 
 def test_pointers_of_git_lfs_and_code_of_others_are_refused(tmp_path, tokenizer_folder):
     for name, file, content, words in (
-        ("lfs", "tokenizer.json", POINTER, "tokenizer.json stands for a file in Git LFS.*git lfs pull"),
-        ("code", "tokenizer_config.json", json.dumps({"auto_map": {"AutoTokenizer": ["evil.T", None]}}), "auto_map.*never run here"),
-        ("config", "config.json", json.dumps({"model_type": "x", "auto_map": {"AutoConfig": "evil.C"}}), "auto_map.*never run here"),
-    ):  # fmt: skip
+        (
+            "lfs",
+            "tokenizer.json",
+            POINTER,
+            "tokenizer.json stands for a file in Git LFS.*git lfs pull",
+        ),
+        (
+            "code",
+            "tokenizer_config.json",
+            json.dumps({"auto_map": {"AutoTokenizer": ["evil.T", None]}}),
+            "auto_map.*never run here",
+        ),
+        (
+            "config",
+            "config.json",
+            json.dumps({"model_type": "x", "auto_map": {"AutoConfig": "evil.C"}}),
+            "auto_map.*never run here",
+        ),
+    ):
         folder = tmp_path / name
         shutil.copytree(tokenizer_folder, folder)
         (folder / file).write_text(content)
@@ -162,16 +202,25 @@ def test_all_of_a_text_makes_the_vocabulary_and_what_was_cut_is_said(tmp_path, t
     """SentencePiece passes over lines of more than 64 KiB, and over those with ▅, and says nothing."""
     plain, long, bars = passages("en", 200), " ".join(passages("el", 900)), "жук ▅ жаба"
     assert len(long.encode()) > 1 << 16
-    (tmp_path / "x.txt").write_text("\n".join([*plain, long, *[f"{bars} {i}" for i in range(9)]]), encoding="utf-8")
+    (tmp_path / "x.txt").write_text(
+        "\n".join([*plain, long, *[f"{bars} {i}" for i in range(9)]]), encoding="utf-8"
+    )
     source = Source(str(tmp_path / "x.txt"), validation=str(tmp_path / "x.txt"))
     folder = own_tokenizer(
-        {"x": source}, pieces=300, alpha=1.0, byte_fallback=False, normalization="nmt_nfkc", folder=tmp_path
+        {"x": source},
+        pieces=300,
+        alpha=1.0,
+        byte_fallback=False,
+        normalization="nmt_nfkc",
+        folder=tmp_path,
     )
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.unk_token_id not in tokenizer("Ωμέγα жук жаба")["input_ids"]
     assert tokenizer.unk_token_id in tokenizer("▅")["input_ids"]
     said = about_training(str(folder))
-    assert "made from 210 of 210 passages, at most 300 pieces" in said.replace(str(len(set(plain)) + 10), "210")
+    assert "made from 210 of 210 passages, at most 300 pieces" in said.replace(
+        str(len(set(plain)) + 10), "210"
+    )
     assert "1 of the passages are long" in said and "9 of the passages hold ▅" in said
     assert about_training(str(tokenizer_folder)) is None
 

@@ -44,7 +44,9 @@ class Hub(ThreadingHTTPServer):
 
     def put(self, repository: str, folder: Path) -> None:
         """What ``hf upload`` sends of a folder, and the file that the hub puts beside it."""
-        found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+        found = {
+            str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+        }
         self.repositories[repository] = {**found, ".gitattributes": b"*.safetensors filter=lfs\n"}
 
 
@@ -68,7 +70,9 @@ class Answer(BaseHTTPRequestHandler):
         name = "/".join(path[4:])
         if files is None or (not api and name not in files):
             return self._say(
-                {"error": "not found"}, 404, X_Error_Code="RepoNotFound" if files is None else "EntryNotFound"
+                {"error": "not found"},
+                404,
+                X_Error_Code="RepoNotFound" if files is None else "EntryNotFound",
             )
         if not api:  # OWNER/NAME/resolve/REVISION/FILE
             etag = hashlib.sha1(files[name]).hexdigest()
@@ -98,13 +102,25 @@ class Answer(BaseHTTPRequestHandler):
         if path[4] == "preupload":
             names = [file["path"] for file in json.loads(content)["files"]]
             return self._say(
-                {"files": [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]}
+                {
+                    "files": [
+                        {"path": name, "uploadMode": "regular", "shouldIgnore": False}
+                        for name in names
+                    ]
+                }
             )
         for line in map(json.loads, content.splitlines()):  # OWNER/NAME/commit/REVISION
             if line["key"] == "file":
                 value = line["value"]
-                self.server.repositories["/".join(path[2:4])][value["path"]] = base64.b64decode(value["content"])
-        return self._say({"commitUrl": f"{self.server.url}/{'/'.join(path[2:4])}/commit/{COMMIT}", "commitOid": COMMIT})
+                self.server.repositories["/".join(path[2:4])][value["path"]] = base64.b64decode(
+                    value["content"]
+                )
+        return self._say(
+            {
+                "commitUrl": f"{self.server.url}/{'/'.join(path[2:4])}/commit/{COMMIT}",
+                "commitOid": COMMIT,
+            }
+        )
 
 
 @pytest.fixture
@@ -113,7 +129,9 @@ def hub(monkeypatch, tmp_path):
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
     monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        constants,
+        "HUGGINGFACE_CO_URL_TEMPLATE",
+        server.url + "/{repo_id}/resolve/{revision}/{filename}",
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -131,7 +149,9 @@ def place(tmp_path_factory, tokenizer_folder) -> Path:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def in_cache(content: Path, cache: Path, repository: str) -> Path:
@@ -147,17 +167,26 @@ def in_cache(content: Path, cache: Path, repository: str) -> Path:
             shutil.copyfile(file, blob)
             link = snapshot / file.relative_to(content)
             link.parent.mkdir(parents=True, exist_ok=True)
-            link.symlink_to(Path(*[".."] * (2 + len(file.relative_to(content).parents) - 1), "blobs", blob.name))
+            link.symlink_to(
+                Path(*[".."] * (2 + len(file.relative_to(content).parents) - 1), "blobs", blob.name)
+            )
     return snapshot
 
 
-def test_a_pack_goes_to_the_hub_and_comes_back_into_a_model_with_its_tokenizer(hub, place, tmp_path):
-    url = push_pack(place / "sw_KE", "me/sw", license="cc-by-4.0", base_model="me/base", author=None)
+def test_a_pack_goes_to_the_hub_and_comes_back_into_a_model_with_its_tokenizer(
+    hub, place, tmp_path
+):
+    url = push_pack(
+        place / "sw_KE", "me/sw", license="cc-by-4.0", base_model="me/base", author=None
+    )
     assert url == f"{hub.url}/me/sw"
     sent = hub.repositories["me/sw"]
     assert sent.keys() == files(place / "sw_KE").keys()
     card = huggingface_hub.ModelCard(sent["README.md"].decode())
-    assert (card.data.license, card.data.base_model) == ("cc-by-4.0", "me/base") and "author" not in card.data.to_dict()
+    assert (card.data.license, card.data.base_model) == (
+        "cc-by-4.0",
+        "me/base",
+    ) and "author" not in card.data.to_dict()
     sent["README.md"] += b"\nOne line more.\n"
     sent[".gitattributes"], sent["notes.txt"] = b"*.safetensors filter=lfs\n", b"mine"
     model = XmodForMaskedLM.from_pretrained(place / "base")
@@ -167,7 +196,9 @@ def test_a_pack_goes_to_the_hub_and_comes_back_into_a_model_with_its_tokenizer(h
     model.save_pretrained(tmp_path / "saved")  # the tokenizer and the manifest go along
     again = XmodForMaskedLM.from_pretrained(tmp_path / "saved")
     assert again.tokenizer_for("sw").get_vocab() == own.get_vocab()
-    assert read_pack(place / "sw_KE")[0] == json.loads((tmp_path / "saved/languages/sw_KE/manifest.json").read_text())
+    assert read_pack(place / "sw_KE")[0] == json.loads(
+        (tmp_path / "saved/languages/sw_KE/manifest.json").read_text()
+    )
     assert not (tmp_path / "saved/languages/sw_KE/notes.txt").exists()
     assert inventory(Path("me/sw"))[0][0] == "sw_KE" and verify(Path("me/sw"), str(place / "base"))
     assert settings_that_differ(Path("me/sw"), place / "sw_KE") == []
@@ -207,7 +238,9 @@ def test_what_the_cache_holds_as_links_is_used_without_a_network(place, tmp_path
     model = XmodForMaskedLM.from_pretrained(installed)
     assert len(model.tokenizer_for("sw_KE")) == 300
     (pack / "spm.model.xz").unlink()
-    (pack / "spm.model.xz").symlink_to(place / "sw_KE" / "spm.model.xz")  # the same bytes, but from elsewhere
+    (pack / "spm.model.xz").symlink_to(
+        place / "sw_KE" / "spm.model.xz"
+    )  # the same bytes, but from elsewhere
     with pytest.raises(UserError, match="spm.model.xz is a link that leads out of"):
         read_pack(pack)
 
@@ -218,13 +251,20 @@ def test_the_card_of_a_pack_names_a_base_of_the_hub(place, tmp_path, monkeypatch
     model.add_language("sw_KE", "random")
     manifest = write_pack(model, "sw_KE", tmp_path / "sw_KE", tokenizer_folder=None, details={})
     card = huggingface_hub.ModelCard.load(tmp_path / "sw_KE" / "README.md")
-    assert card.data.base_model == "me/base" and "`me/base`" in card.text and "me/base" not in json.dumps(manifest)
+    assert (
+        card.data.base_model == "me/base"
+        and "`me/base`" in card.text
+        and "me/base" not in json.dumps(manifest)
+    )
 
 
 def test_a_language_in_memory_is_a_language_of_the_model(place):
     model, text = tiny_model(vocab_size=400), torch.arange(5, 15)[None]
     model.load_language(place / "sw_KE")
-    assert model(text, lang_ids="sw_KE").logits.shape[-1] == 300 and len(model.tokenizer_for("sw_KE")) == 300
+    assert (
+        model(text, lang_ids="sw_KE").logits.shape[-1] == 300
+        and len(model.tokenizer_for("sw_KE")) == 300
+    )
     model.remove_language("sw_KE")
     assert model.language_folders == {}
 
@@ -248,7 +288,9 @@ def test_what_the_disk_has_no_room_for_is_not_fetched(hub, place, tmp_path, monk
 def test_a_name_that_is_nothing_here_is_refused_at_once_where_the_hub_does_not_answer(monkeypatch):
     with socket.socket() as silent:  # it takes connections, up to a few, and no more
         silent.bind(("127.0.0.1", 0))
-        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setattr(
+            huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"
+        )
         began = time.monotonic()
         (fault,) = check_source(Source("typo"), "lang.x")
         assert time.monotonic() - began < 2.5
@@ -256,9 +298,12 @@ def test_a_name_that_is_nothing_here_is_refused_at_once_where_the_hub_does_not_a
             "lang.x.text: 'typo' is no file or folder here, and may be a dataset of the hub, where names without a slash"
         )
         assert "the hub cannot be reached" in fault and "wikitext" in fault
-        assert check_source(Source("me/typo"), "lang.x") == []  # it may have been prepared where there was a network
+        assert (
+            check_source(Source("me/typo"), "lang.x") == []
+        )  # it may have been prepared where there was a network
         with pytest.raises(
-            UserError, match="'me/typo' is no file or folder here, and may be a dataset of the hub; but the hub"
+            UserError,
+            match="'me/typo' is no file or folder here, and may be a dataset of the hub; but the hub",
         ):
             next(Source("me/typo").passages("train", Tally()))
         with pytest.raises(UserError, match="cannot be fetched from the hub"):

@@ -38,7 +38,9 @@ def another(value: Any, kinds: tuple) -> Any:
     """Another value of a field that may be of these ``kinds``."""
     if value is None:
         return "9" if str in kinds else 9
-    return not value if isinstance(value, bool) else [9] if isinstance(value, list) else value * 2 or 1
+    return (
+        not value if isinstance(value, bool) else [9] if isinstance(value, list) else value * 2 or 1
+    )
 
 
 def changed(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -49,7 +51,9 @@ def changed(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         if value is None and (inner := next((kind for kind in kinds if is_dataclass(kind)), None)):
             yield key, replace(config, **{field.name: inner()})
         elif is_dataclass(value):
-            yield from ((k, replace(config, **{field.name: new})) for k, new in changed(value, f"{key}."))
+            yield from (
+                (k, replace(config, **{field.name: new})) for k, new in changed(value, f"{key}.")
+            )
         elif isinstance(value, dict):
             yield key, replace(config, **{field.name: {**value, "added": MADE[field.type]}})
             for name, one in value.items():
@@ -81,17 +85,29 @@ def test_what_is_not_counted_is_little_and_says_why(mark):
 
 
 def test_a_new_field_counts_and_so_does_a_key_that_no_schema_has():
-    assert counts("task.anything") and counts("data.new", of_base=True) and not counts("logger.anything")
-    assert counts("evaluate.pll") and counts("task.upper") and counts("langset.languages.en_XX.slot", of_base=True)
+    assert (
+        counts("task.anything")
+        and counts("data.new", of_base=True)
+        and not counts("logger.anything")
+    )
+    assert (
+        counts("evaluate.pll")
+        and counts("task.upper")
+        and counts("langset.languages.en_XX.slot", of_base=True)
+    )
 
 
 def test_the_order_of_languages_counts():
     cfg = composed()
-    turned = replace(cfg, langset=replace(cfg.langset, languages=dict(reversed(cfg.langset.languages.items()))))
+    turned = replace(
+        cfg, langset=replace(cfg.langset, languages=dict(reversed(cfg.langset.languages.items())))
+    )
     assert identity(asdict(cfg)) != identity(asdict(turned))
 
 
-@pytest.mark.parametrize("damaged", [{}, {"lang": [1]}, {"langset": "x", "lang": None}, {"langset": {"languages": 3}}])
+@pytest.mark.parametrize(
+    "damaged", [{}, {"lang": [1]}, {"langset": "x", "lang": None}, {"langset": {"languages": 3}}]
+)
 def test_any_mapping_has_an_identity(damaged):
     assert set(identity(damaged)) <= {"lang", "langset", "langset.languages"}
 
@@ -110,29 +126,55 @@ def finished(place: RunDir, cfg: PretrainConfig) -> RunDir:
 
 @pytest.mark.parametrize(
     "other",
-    ["seed=2", "task.pretrain.peak_lr=1e-9", "task.pretrain.steps=1", "task.pretrain.weight_decay=0.5", "trainer.rows_per_step=1",
-     "task.mask_rate=0.15", "data.alpha=0.3", "model.hidden_dropout_prob=0.2", "langset.languages.en_XX.slot=de_DE"],
-)  # fmt: skip
+    [
+        "seed=2",
+        "task.pretrain.peak_lr=1e-9",
+        "task.pretrain.steps=1",
+        "task.pretrain.weight_decay=0.5",
+        "trainer.rows_per_step=1",
+        "task.mask_rate=0.15",
+        "data.alpha=0.3",
+        "model.hidden_dropout_prob=0.2",
+        "langset.languages.en_XX.slot=de_DE",
+    ],
+)
 def test_a_base_of_another_recipe_size_or_seed_is_not_taken(tmp_path, other):
     finished(RunDir(tmp_path / "mine"), composed(f"runs={tmp_path}", other))
     key, _, value = other.partition("=")
     assert newest_matching(composed(f"runs={tmp_path}", "+lang=sw")) is None
     said = almost_matching(composed(f"runs={tmp_path}", "+lang=sw"))
-    assert f"{key} is {value.replace('1e-9', '1e-09')} there" in said and f"base={tmp_path / 'mine'}" in said
+    assert (
+        f"{key} is {value.replace('1e-9', '1e-09')} there" in said
+        and f"base={tmp_path / 'mine'}" in said
+    )
 
 
 def test_a_base_of_fewer_steps_is_not_taken_whatever_said_so(tmp_path):
     """A base that was cut short by ``trainer.max_steps``, or ``max_tokens``, is another one than that of the recipe."""
     cfg = composed(f"runs={tmp_path}", "+lang=sw", "trainer.max_steps=1")
     run = finished(RunDir(tmp_path / "mine"), composed(f"runs={tmp_path}", "trainer.max_steps=1"))
-    assert newest_matching(cfg) is None and "task.pretrain.steps is 1 there, 2400 here" in almost_matching(cfg)
-    assert newest_matching(composed(f"runs={tmp_path}", "+lang=sw", "task.pretrain.steps=1")).path == run.path
+    assert newest_matching(
+        cfg
+    ) is None and "task.pretrain.steps is 1 there, 2400 here" in almost_matching(cfg)
+    assert (
+        newest_matching(composed(f"runs={tmp_path}", "+lang=sw", "task.pretrain.steps=1")).path
+        == run.path
+    )
 
 
 def test_what_an_extension_does_is_no_part_of_its_base(tmp_path):
     run = finished(RunDir(tmp_path / "mine"), composed(f"runs={tmp_path}"))
-    for own in (["trainer.max_steps=3"], ["trainer.max_tokens=9999"], ["task.extend.peak_lr=1"], ["trainer.validate_every=7"], ["logger=csv"],
-                ["trainer.accumulate=2"], ["trainer.log_every=3"], ["data.workers=0"], ["lang.sw.vocabulary=keep"]):  # fmt: skip
+    for own in (
+        ["trainer.max_steps=3"],
+        ["trainer.max_tokens=9999"],
+        ["task.extend.peak_lr=1"],
+        ["trainer.validate_every=7"],
+        ["logger=csv"],
+        ["trainer.accumulate=2"],
+        ["trainer.log_every=3"],
+        ["data.workers=0"],
+        ["lang.sw.vocabulary=keep"],
+    ):
         assert newest_matching(composed(f"runs={tmp_path}", "+lang=sw", *own)).path == run.path, own
 
 
@@ -142,15 +184,27 @@ def test_a_base_that_is_half_made_is_continued_only_where_it_can_be(tmp_path):
     first.begin(composed(f"runs={tmp_path}", "trainer.threads=1"))
     for other in ("trainer.accumulate=2", "trainer.validate_every=7", "task.extend.steps=3"):
         own, place = base_to_make(composed(f"runs={tmp_path}", "+lang=sw", other))
-        assert place.path != first.path and place.begin(replace(own, trainer=replace(own.trainer, threads=1)))
-    assert base_to_make(composed(f"runs={tmp_path}", "+lang=new_lang", "trainer.max_steps=9"))[1].path == first.path
+        assert place.path != first.path and place.begin(
+            replace(own, trainer=replace(own.trainer, threads=1))
+        )
+    assert (
+        base_to_make(composed(f"runs={tmp_path}", "+lang=new_lang", "trainer.max_steps=9"))[1].path
+        == first.path
+    )
 
 
 def test_a_run_goes_on_with_what_does_not_count_and_with_nothing_else(tmp_path):
     run = RunDir(tmp_path)
     run.begin(composed("trainer.threads=1"))
-    assert run.begin(composed("trainer.threads=2", "trainer.log_every=7", "logger=csv", "data.workers=0"))
-    for other in ("data.alpha=0.3", "task.extend.eps=0.1", "model.pre_norm=true", "trainer.deterministic=true"):
+    assert run.begin(
+        composed("trainer.threads=2", "trainer.log_every=7", "logger=csv", "data.workers=0")
+    )
+    for other in (
+        "data.alpha=0.3",
+        "task.extend.eps=0.1",
+        "model.pre_norm=true",
+        "trainer.deterministic=true",
+    ):
         with pytest.raises(UserError, match=f"{other.partition('=')[0]}: .* there, .* now"):
             run.begin(composed(other))
 
@@ -161,10 +215,17 @@ def test_the_record_of_a_run_has_all_that_counts_of_task_data_and_trainer():
     same, left_out = training_settings(cfg), set()
     for key, other in changed(cfg):
         part, _, name = key.partition(".")
-        if (training_settings(other) == same) and counts(key) and part in ("task", "data", "trainer", "seed"):
+        if (
+            (training_settings(other) == same)
+            and counts(key)
+            and part in ("task", "data", "trainer", "seed")
+        ):
             left_out.add(name if part != "task" else key)
     assert {key for key in left_out if not key.startswith("task.pretrain.")} == {"devices", "nodes"}
-    assert training_settings(composed("+lang=sw", "data.tokenizer=/my/own")) == {**same, "tokenizer": "own"}
+    assert training_settings(composed("+lang=sw", "data.tokenizer=/my/own")) == {
+        **same,
+        "tokenizer": "own",
+    }
     assert all(
         training_settings(composed("+lang=sw", other)) == same
         for other in ("trainer.threads=2", "data.folder=x", "logger=csv")
@@ -182,7 +243,9 @@ def texts(sizes: dict[str, int]) -> Prepared:
 
 def test_the_vocabulary_does_not_follow_the_mixture(monkeypatch, tmp_path):
     asked = []
-    monkeypatch.setattr(data, "own_tokenizer", lambda *_, alpha, **__: asked.append(alpha) or tmp_path)
+    monkeypatch.setattr(
+        data, "own_tokenizer", lambda *_, alpha, **__: asked.append(alpha) or tmp_path
+    )
     for typed in ([], ["data.alpha=0"], ["data.alpha=0.3"], ["data.tokenizer_alpha=0.3"]):
         data._train_tokenizer(composed(*typed), {}, 100)
     assert asked == [0.7, 0.7, 0.7, 0.3]
@@ -220,4 +283,9 @@ def test_a_language_that_is_added_is_not_held_back_by_the_cap_of_its_base_s_mixt
     base = Base("base", None, None, composed("data.max_passes=4", "data.row_length=64"))
     own = inherit(composed("+lang=sw"), base, []).data
     assert (own.max_passes, own.row_length) == (None, 64)
-    assert inherit(composed("+lang=sw", "data.max_passes=2"), base, ["data.max_passes"]).data.max_passes == 2
+    assert (
+        inherit(
+            composed("+lang=sw", "data.max_passes=2"), base, ["data.max_passes"]
+        ).data.max_passes
+        == 2
+    )

@@ -54,7 +54,10 @@ def begun(old, new, method, *, rows=None, seed=0, model=None):
     table = model.roberta.embeddings.vocabularies["sw_KE"].word_embeddings.weight.detach()
     assert torch.equal(model.roberta.embeddings.vocabularies["sw_KE"].bias, log_frequency(counts))
     named = {piece: table[i] for piece, i in new.get_vocab().items()}
-    base = {piece: model.get_input_embeddings().weight.detach()[i] for piece, i in old.get_vocab().items()}
+    base = {
+        piece: model.get_input_embeddings().weight.detach()[i]
+        for piece, i in old.get_vocab().items()
+    }
     return named, base, report
 
 
@@ -69,12 +72,18 @@ def tokenizers(tmp_path_factory, tokenizer_folder):
 @pytest.fixture(scope="module")
 def text(tokenizers):
     """(R, 64) Swahili."""
-    stream = [i for passage in passages("sw", 400) for i in (*tokenizers[1](passage, add_special_tokens=False)["input_ids"], 2)]  # fmt: skip
+    stream = [
+        i
+        for passage in passages("sw", 400)
+        for i in (*tokenizers[1](passage, add_special_tokens=False)["input_ids"], 2)
+    ]
     return np.array(stream[: len(stream) // 64 * 64]).reshape(-1, 64)
 
 
 @pytest.mark.parametrize("method", EMBEDDING_INITS)
-def test_rows_are_matched_by_piece_and_moved_by_id_and_the_base_is_only_read(tokenizers, text, method):
+def test_rows_are_matched_by_piece_and_moved_by_id_and_the_base_is_only_read(
+    tokenizers, text, method
+):
     """Peers' bugs 5 and 6: embeddings reset before they are copied, the vocabulary's order taken for the id, the old table
     aliased by an in-place resize and overwritten before it is read."""
     old, new = tokenizers
@@ -84,13 +93,19 @@ def test_rows_are_matched_by_piece_and_moved_by_id_and_the_base_is_only_read(tok
     assert {name: d for name, d in tensor_digests(model).items() if name in before} == before
     shared = shared_pieces(old, new)
     moved = [new.convert_ids_to_tokens(n) for n, o in shared.items() if n != o]
-    assert len(moved) > 20 and all(old.convert_ids_to_tokens(shared[new.get_vocab()[p]]) == p for p in moved)
+    assert len(moved) > 20 and all(
+        old.convert_ids_to_tokens(shared[new.get_vocab()[p]]) == p for p in moved
+    )
     assert all(torch.equal(table[p], base[p]) for p in moved) == (method in KEEP_SHARED)
     for piece in ("<s>", "</s>", "<unk>", "<mask>"):
         assert torch.equal(table[piece], base[piece])
     assert not table["<pad>"].any()
-    assert report.copied == len(special_pairs(old, new)) + (len(shared) if method in KEEP_SHARED else 0)
-    assert (report.derived > 0) == (method in DERIVING) and 0 <= report.overlap <= report.coverage <= 1
+    assert report.copied == len(special_pairs(old, new)) + (
+        len(shared) if method in KEEP_SHARED else 0
+    )
+    assert (report.derived > 0) == (
+        method in DERIVING
+    ) and 0 <= report.overlap <= report.coverage <= 1
     assert report.copied + report.derived + report.drawn == report.pieces == len(new)
     assert all(torch.isfinite(row).all() for row in table.values())
 
@@ -126,14 +141,26 @@ def test_every_process_makes_the_same_tables(tokenizers, text, tmp_path):
     np.save(tmp_path / "text.npy", text)
     for name, tokenizer in zip(("old", "new"), tokenizers, strict=True):
         tokenizer.save_pretrained(tmp_path / name)
-    command = [sys.executable, "-c", _DIGESTS, *(str(tmp_path / name) for name in ("old", "new", "text.npy"))]
+    command = [
+        sys.executable,
+        "-c",
+        _DIGESTS,
+        *(str(tmp_path / name) for name in ("old", "new", "text.npy")),
+    ]
     environment = {**os.environ, "PYTHONHASHSEED": "1"}
-    there = json.loads(subprocess.check_output(command, cwd=Path(__file__).parent.parent, env=environment, text=True))
+    there = json.loads(
+        subprocess.check_output(
+            command, cwd=Path(__file__).parent.parent, env=environment, text=True
+        )
+    )
     assert there == digests(*tokenizers, text) and len(set(there.values())) == len(EMBEDDING_INITS)
 
 
 def test_mean_random_and_what_is_left_over_are_as_they_are_described():
-    old, new = handmade(*(f"old{i}" for i in range(200))), handmade(*(f"new{i}" for i in range(4000)))
+    old, new = (
+        handmade(*(f"old{i}" for i in range(200))),
+        handmade(*(f"new{i}" for i in range(4000))),
+    )
     rows = {m: begun(old, new, m) for m in ("mean", "random", "overlap")}
     base = torch.stack([row for piece, row in rows["mean"][1].items() if piece != "<pad>"])
     made = {m: torch.stack([t[f"new{i}"] for i in range(4000)]) for m, (t, _, _) in rows.items()}
@@ -147,7 +174,14 @@ def test_fuzzy_overlap_prefers_the_mark_then_the_accents_then_the_case_then_the_
     old = handmade("ÉTÉ", "ete", "▁Ete", "▁mA", "▁MA", "क", "▁")
     new = handmade("▁été", "été", "Ete", "▁ma", "ma", "▁ete", "क्", "zz", "\u0301")
     table, base, report = begun(old, new, "overlap_fuzzy")
-    for piece, donor in {"▁été": "▁Ete", "▁ete": "▁Ete", "été": "ÉTÉ", "Ete": "ete", "▁ma": "▁mA", "ma": "▁mA"}.items():
+    for piece, donor in {
+        "▁été": "▁Ete",
+        "▁ete": "▁Ete",
+        "été": "ÉTÉ",
+        "Ete": "ete",
+        "▁ma": "▁mA",
+        "ma": "▁mA",
+    }.items():
         assert torch.equal(table[piece], base[donor]), piece
     assert (
         report.derived == 6
@@ -161,14 +195,20 @@ def test_subword_mean_is_the_mean_of_the_old_pieces_that_spell_the_new_one():
     table, base, report = begun(old, new, "subword_mean")
     spelt = {"▁cats": ["▁cat", "s"], "cats": ["c", "a", "t", "s"], "▁dogs": ["▁", "dog", "s"]}
     for piece, parts in spelt.items():
-        torch.testing.assert_close(table[piece], torch.stack([base[p] for p in parts]).mean(0), atol=1e-6, rtol=0)
+        torch.testing.assert_close(
+            table[piece], torch.stack([base[p] for p in parts]).mean(0), atol=1e-6, rtol=0
+        )
     assert torch.equal(table["dog"], base["dog"])
-    assert report.derived == 3  # of the three others a letter is unknown: not even "▁" stands for them
+    assert (
+        report.derived == 3
+    )  # of the three others a letter is unknown: not even "▁" stands for them
 
 
 def test_sparsemax_is_the_projection_onto_the_simplex():
     known = torch.tensor([[1.0, 0.5, -1.0], [0.2, 0.2, 0.2], [5.0, 0.0, 0.0]])
-    torch.testing.assert_close(sparsemax(known), torch.tensor([[0.75, 0.25, 0.0], [1 / 3] * 3, [1.0, 0.0, 0.0]]))
+    torch.testing.assert_close(
+        sparsemax(known), torch.tensor([[0.75, 0.25, 0.0], [1 / 3] * 3, [1.0, 0.0, 0.0]])
+    )
     z = torch.randn(50, 30, generator=torch.Generator().manual_seed(0)).double()
     p = sparsemax(z)
     assert (p >= 0).all() and (p == 0).any()
@@ -186,16 +226,27 @@ def test_mixtures_weigh_the_donors_by_the_sparsemax_of_cosines():
 
 def test_focus_takes_the_rows_of_pieces_that_are_used_alike():
     """``zq`` is used like ``kw``, and ``▁rare`` too seldom to have a vector."""
-    old, new = handmade("kw", "jy", "ab", "cd", "ef", "gh"), handmade("jy", "gh", "ef", "cd", "ab", "kw", "zq", "▁rare")
+    old, new = (
+        handmade("kw", "jy", "ab", "cd", "ef", "gh"),
+        handmade("jy", "gh", "ef", "cd", "ab", "kw", "zq", "▁rare"),
+    )
     ids, random = new.get_vocab(), np.random.default_rng(0)
     frames = {"kw": ("ab", "cd"), "zq": ("ab", "cd"), "jy": ("ef", "gh")}
     rows = np.array(
-        [[0, *(ids[p] for p in (frames[w][0], w, frames[w][1]) * 2), 2] for w in random.choice([*frames], 30_000)]
+        [
+            [0, *(ids[p] for p in (frames[w][0], w, frames[w][1]) * 2), 2]
+            for w in random.choice([*frames], 30_000)
+        ]
     )
     rows[0, 1] = ids["▁rare"]
     table, base, report = begun(old, new, "focus", rows=rows)
-    alike = {piece: float(torch.cosine_similarity(table["zq"], base[piece], dim=0)) for piece in ("kw", "jy")}
-    weights = torch.linalg.lstsq(torch.stack([base[p] for p in sorted(ids) if p in base][5:]).T, table["zq"]).solution
+    alike = {
+        piece: float(torch.cosine_similarity(table["zq"], base[piece], dim=0))
+        for piece in ("kw", "jy")
+    }
+    weights = torch.linalg.lstsq(
+        torch.stack([base[p] for p in sorted(ids) if p in base][5:]).T, table["zq"]
+    ).solution
     assert alike["kw"] > alike["jy"] and report.derived == 1
     assert (weights > -1e-4).all() and float(weights.sum()) == pytest.approx(1, abs=1e-3)
 
@@ -214,9 +265,19 @@ def test_focus_trains_its_vectors_as_its_authors_do(monkeypatch, caplog):
     monkeypatch.setattr(gensim.models, "FastText", stop)
     with caplog.at_level("INFO"), pytest.raises(Stop):
         auxiliary_vectors(np.tile([5, 6, 5, 2], (20, 1)), {5: "ab", 6: "cd"}, seed=1)
-    wanted = {"sg": 0, "negative": 10, "alpha": 0.05, "epochs": 3, "vector_size": 100, "min_count": 10}
+    wanted = {
+        "sg": 0,
+        "negative": 10,
+        "alpha": 0.05,
+        "epochs": 3,
+        "vector_size": 100,
+        "min_count": 10,
+    }
     assert {key: seen[key] for key in wanted} == wanted
-    assert "before the first step, vectors are trained on 60 pieces of the training text, in 3 passes" in caplog.text
+    assert (
+        "before the first step, vectors are trained on 60 pieces of the training text, in 3 passes"
+        in caplog.text
+    )
 
 
 @pytest.mark.parametrize("method", DERIVING)
@@ -225,7 +286,9 @@ def test_without_any_overlap_every_row_is_drawn(method):
     rows = np.tile([0, 5, 6, 5, 6, 2], (40, 1))
     table, _, report = begun(old, new, method, rows=rows)
     assert (report.copied, report.derived, report.drawn) == (5, 0, 2)
-    assert report.overlap < 0.4 and table["νέα"].any() and not torch.equal(table["νέα"], table["▁νέο"])
+    assert (
+        report.overlap < 0.4 and table["νέα"].any() and not torch.equal(table["νέα"], table["▁νέο"])
+    )
 
 
 def test_script_mean_draws_from_the_base_s_pieces_of_the_same_script():
@@ -241,9 +304,19 @@ def test_script_mean_draws_from_the_base_s_pieces_of_the_same_script():
         basis = torch.linalg.svd(rows - rows.mean(0)).Vh[:2]
         torch.testing.assert_close(away, away @ basis.T @ basis, atol=1e-4, rtol=0)
         assert away.norm() > 0.1
-    torch.testing.assert_close(table["щ"], base["ж"], atol=1e-5, rtol=0)  # of a single row there is no covariance
+    torch.testing.assert_close(
+        table["щ"], base["ж"], atol=1e-5, rtol=0
+    )  # of a single row there is no covariance
     assert report.derived == 4  # "34" from "▁" and "12"; Chinese from nothing
-    scripts = {"▁the": "Latn", "ж": "Cyrl", "12": "Zyyy", "▁": "Zyyy", "é": "Latn", "αx": "Grek", "の": "Hira"}
+    scripts = {
+        "▁the": "Latn",
+        "ж": "Cyrl",
+        "12": "Zyyy",
+        "▁": "Zyyy",
+        "é": "Latn",
+        "αx": "Grek",
+        "の": "Hira",
+    }
     assert {piece: script_of(piece) for piece in scripts} == scripts
 
 
@@ -251,20 +324,30 @@ def test_script_mean_has_the_mean_and_covariance_of_the_script():
     old = handmade(*(f"α{i}" for i in range(40)))
     new = handmade(*(f"β{i}" for i in range(4000)))
     table, base, _ = begun(old, new, "script_mean")
-    made, donors = (torch.stack([row for piece, row in t.items() if piece[0] in "αβ"]) for t in (table, base))
+    made, donors = (
+        torch.stack([row for piece, row in t.items() if piece[0] in "αβ"]) for t in (table, base)
+    )
     torch.testing.assert_close(made.mean(0), donors.mean(0), atol=0.02, rtol=0)
-    torch.testing.assert_close(made.T.cov(correction=0), donors.T.cov(correction=0), atol=0.01, rtol=0)
+    torch.testing.assert_close(
+        made.T.cov(correction=0), donors.T.cov(correction=0), atol=0.01, rtol=0
+    )
 
 
 def test_an_unknown_method_and_a_missing_library_are_named_with_the_remedy(tokenizers, monkeypatch):
     with pytest.raises(
-        UserError, match=f"'overlaps'; allowed are {', '.join(EMBEDDING_INITS)}. Did you mean 'overlap'"
+        UserError,
+        match=f"'overlaps'; allowed are {', '.join(EMBEDDING_INITS)}. Did you mean 'overlap'",
     ):
         begun(*tokenizers, "overlaps")
-    with pytest.raises(UserError, match="lang.new_lang.embedding_init is 'magic'; allowed are random, mean, overlap,"):
+    with pytest.raises(
+        UserError,
+        match="lang.new_lang.embedding_init is 'magic'; allowed are random, mean, overlap,",
+    ):
         validate(composed("+lang=new_lang", "lang.new_lang.embedding_init=magic"))
     focus = composed("+lang=new_lang", "lang.new_lang.embedding_init=focus")
     validate(focus)
     monkeypatch.setitem(sys.modules, "gensim", None)
-    with pytest.raises(UserError, match=r"lang.new_lang.embedding_init: 'focus' needs gensim.*xmod_lab\[focus\]"):
+    with pytest.raises(
+        UserError, match=r"lang.new_lang.embedding_init: 'focus' needs gensim.*xmod_lab\[focus\]"
+    ):
         validate(focus)

@@ -11,15 +11,24 @@ from xmod_lab.errors import ProofError
 from xmod_lab.languages.proof import compare, require, snapshot
 
 
-@pytest.mark.parametrize(("setting", "value"), [("default_language", "de_DE"), ("hidden_dropout_prob", 0.3), ("eos_token_id", 4),
-                                                ("aliases", {"nl_XX": "de_DE"})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("default_language", "de_DE"),
+        ("hidden_dropout_prob", 0.3),
+        ("eos_token_id", 4),
+        ("aliases", {"nl_XX": "de_DE"}),
+    ],
+)
 def test_the_proof_finds_a_setting_that_changed(setting, value):
     model = tiny_model()
     before = snapshot(model, {})
     setattr(model.config, setting, value)
     proof = compare(before, snapshot(model, {}), [])
     assert not proof["holds"] and proof["settings"][setting]["after"] == value
-    with pytest.raises(ProofError, match=f"does not hold: other settings {setting} \\(.*, now .*\\); see"):
+    with pytest.raises(
+        ProofError, match=f"does not hold: other settings {setting} \\(.*, now .*\\); see"
+    ):
         require(proof)
 
 
@@ -54,7 +63,9 @@ def test_the_proof_finds_what_moved():
     assert not stranger["holds"] and stranger["tensors_added_without_language"]
     model.roberta.encoder.layer[0].output.adapter_modules["de_DE"].dense1.bias.data[0] += 1e-7
     moved = compare(before, snapshot(model, probes), ["sw_KE"])
-    assert moved["tensors_changed"] == ["roberta.encoder.layer.0.output.adapter_modules.de_DE.dense1.bias"]
+    assert moved["tensors_changed"] == [
+        "roberta.encoder.layer.0.output.adapter_modules.de_DE.dense1.bias"
+    ]
     with pytest.raises(ProofError, match="de_DE"):
         require(moved)
     model.remove_language("sw_KE")

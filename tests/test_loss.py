@@ -13,7 +13,10 @@ from xmod_lab.model.loss import chunked_cross_entropy
 def test_chunked_cross_entropy_is_cross_entropy(monkeypatch, pieces):
     monkeypatch.setattr(module, "_PIECES", pieces)
     generator = torch.Generator().manual_seed(0)
-    x, w, b = (torch.randn(*shape, generator=generator, requires_grad=True) for shape in ((1_700, 8), (33, 8), (33,)))
+    x, w, b = (
+        torch.randn(*shape, generator=generator, requires_grad=True)
+        for shape in ((1_700, 8), (33, 8), (33,))
+    )
     target = torch.randint(0, 33, (1_700,), generator=generator)
     ours = chunked_cross_entropy(x, w, b, target)
     grads = torch.autograd.grad(ours, (x, w, b))
@@ -41,9 +44,13 @@ def test_what_the_vectors_of_all_pieces_share_cancels_in_bfloat16():
     """d loss / d x is a sum of W weighted by (p - y), whose sum is zero: rounded in parts, it would keep some of it."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(16, 64, generator=generator, requires_grad=True)
-    w = 0.1 * torch.randn(100_000, 64, generator=generator) + 2 * torch.randn(64, generator=generator)
+    w = 0.1 * torch.randn(100_000, 64, generator=generator) + 2 * torch.randn(
+        64, generator=generator
+    )
     w, target = w.bfloat16().float(), torch.randint(0, 100_000, (16,), generator=generator)
-    (exact,) = torch.autograd.grad(torch.nn.functional.cross_entropy(x @ w.T, target, reduction="sum"), x)
+    (exact,) = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(x @ w.T, target, reduction="sum"), x
+    )
     with torch.autocast("cpu", torch.bfloat16):
         (found,) = torch.autograd.grad(chunked_cross_entropy(x, w, torch.zeros(len(w)), target), x)
     assert (found - exact).norm() < 0.02 * exact.norm()
@@ -53,7 +60,8 @@ def test_the_loss_of_a_model_in_float64_is_in_float64():
     model = tiny_model().double()
     loss = model(**tiny_batch(), lang_ids="de_DE").loss
     expected = torch.nn.functional.cross_entropy(
-        model(tiny_batch()["input_ids"], lang_ids="de_DE").logits.flatten(0, 1), tiny_batch()["labels"].flatten()
+        model(tiny_batch()["input_ids"], lang_ids="de_DE").logits.flatten(0, 1),
+        tiny_batch()["labels"].flatten(),
     )
     assert loss.dtype == torch.float64
     torch.testing.assert_close(loss, expected, atol=1e-12, rtol=0)
@@ -67,7 +75,9 @@ def test_rare_pieces_have_their_gradient_under_float16_and_its_scaler():
     bias, target = torch.zeros(3_000), torch.randint(0, 10, (2_000,), generator=generator)
     with torch.no_grad():
         bias[10:] -= 13.0
-    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(x @ w.T + bias, target), (x, w))
+    expected = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(x @ w.T + bias, target), (x, w)
+    )
     with torch.autocast("cpu", torch.float16):
         loss = chunked_cross_entropy(x, w, bias, target, divisor=2_000)
     found = [g / 2**16 for g in torch.autograd.grad(loss * 2**16, (x, w))]
@@ -88,7 +98,9 @@ def test_no_labels_have_no_loss(dtype):
 def test_float16_holds_the_gradient_of_a_model_that_is_wrong_everywhere():
     x, w = torch.full((1_100, 4), 90.0, requires_grad=True), torch.zeros(5, 4, requires_grad=True)
     bias, target = torch.tensor([20.0, 0, 0, 0, 0]), torch.ones(1_100, dtype=torch.long)
-    expected = torch.autograd.grad(torch.nn.functional.cross_entropy(x @ w.T + bias, target, reduction="sum"), (x, w))
+    expected = torch.autograd.grad(
+        torch.nn.functional.cross_entropy(x @ w.T + bias, target, reduction="sum"), (x, w)
+    )
     with torch.autocast("cpu", torch.float16):
         loss = chunked_cross_entropy(x, w, bias, target)
     for a, e in zip(torch.autograd.grad(loss, (x, w)), expected, strict=True):
@@ -125,8 +137,12 @@ def test_rows_that_were_looked_up_are_added_to_the_gradient_of_the_output_matrix
         loss.backward()
     torch.testing.assert_close(loss, expected)
     for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
-        found = torch.zeros_like(b.grad) if name.endswith("sw_KE.bias") else a.grad  # which was not needed
-        torch.testing.assert_close(found, b.grad, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        found = (
+            torch.zeros_like(b.grad) if name.endswith("sw_KE.bias") else a.grad
+        )  # which was not needed
+        torch.testing.assert_close(
+            found, b.grad, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
     dense = [name for name in operators.seen if name.startswith("embedding_dense_backward")]
     assert len(dense) == 2, "for the positions and for Swahili, whose rows predict nothing"
 
@@ -178,7 +194,9 @@ def test_a_table_that_is_not_as_it_was_made_is_called_as_it_is(change):
     try:
         found = torch.autograd.grad(model(**batch, lang_ids=lang_ids).loss, table.weight)
         count = len(called)
-        expected = torch.autograd.grad(model(**batch, lang_ids=lang_ids, full_logits=True).loss, table.weight)
+        expected = torch.autograd.grad(
+            model(**batch, lang_ids=lang_ids, full_logits=True).loss, table.weight
+        )
     finally:
         if handle is not None:
             handle.remove()
@@ -189,7 +207,9 @@ def test_a_table_that_is_not_as_it_was_made_is_called_as_it_is(change):
 @pytest.mark.parametrize("pieces", [3814, 3840])
 def test_what_was_left_in_memory_behind_the_logits_is_in_no_gradient(monkeypatch, pieces):
     """A CPU with AMX reads it; on others nothing could go wrong."""
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda like, *size: like.new_full(size, float("nan")))
+    monkeypatch.setattr(
+        torch.Tensor, "new_empty", lambda like, *size: like.new_full(size, float("nan"))
+    )
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, 32, generator=generator).requires_grad_() for n in (322, pieces))
     bias, labels = torch.zeros(pieces), torch.randint(0, pieces, (322,), generator=generator)

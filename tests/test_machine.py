@@ -42,7 +42,9 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "GPU")
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (major, minor))
         monkeypatch.setattr(
-            torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or major >= 8
+            torch.cuda,
+            "is_bf16_supported",
+            lambda including_emulation=True: including_emulation or major >= 8,
         )
 
     return make
@@ -58,7 +60,13 @@ def threads():
 
 @pytest.mark.parametrize(
     ("speed", "precision"),
-    [(0.004, "32-true"), (0.9, "32-true"), (1.4, "32-true"), (1.6, "bf16-mixed"), (16.0, "bf16-mixed")],
+    [
+        (0.004, "32-true"),
+        (0.9, "32-true"),
+        (1.4, "32-true"),
+        (1.6, "bf16-mixed"),
+        (16.0, "bf16-mixed"),
+    ],
 )
 def test_a_cpu_trains_in_bf16_where_that_is_measured_to_be_faster(cpu, speed, precision):
     cpu(speed)
@@ -66,7 +74,16 @@ def test_a_cpu_trains_in_bf16_where_that_is_measured_to_be_faster(cpu, speed, pr
     assert found == precision and f"{speed:.2g} × float32's speed" in why
 
 
-@pytest.mark.parametrize(("capability", "precision"), [((6, 1), "32-true"), ((7, 0), "16-mixed"), ((7, 5), "16-mixed"), ((8, 0), "bf16-mixed"), ((9, 0), "bf16-mixed")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("capability", "precision"),
+    [
+        ((6, 1), "32-true"),
+        ((7, 0), "16-mixed"),
+        ((7, 5), "16-mixed"),
+        ((8, 0), "bf16-mixed"),
+        ((9, 0), "bf16-mixed"),
+    ],
+)
 def test_a_cuda_device_says_itself_what_it_has(gpu, capability, precision):
     gpu(*capability)
     assert machine.fastest_precision(machine.device_kind("auto"))[0] == precision
@@ -84,21 +101,33 @@ def test_apples_gpu_trains_in_float32(cpu, monkeypatch):
 def test_the_measured_speed_is_that_of_products():
     """Of this very machine, whatever it has: products of another size agree within a factor of ten."""
     torch.set_num_threads(1)
-    took = {k: min(machine._product_seconds(256, k) for _ in range(5)) for k in (torch.float32, torch.bfloat16)}
+    took = {
+        k: min(machine._product_seconds(256, k) for _ in range(5))
+        for k in (torch.float32, torch.bfloat16)
+    }
     assert 0.1 < machine.bf16_speed() / (took[torch.float32] / took[torch.bfloat16]) < 10
 
 
 @pytest.mark.parametrize(
     ("setting", "device", "allowed"),
-    [("precision=16-mixed", "cpu", "auto, 32-true, bf16-mixed"), ("precision=bf16-mixed", "turing", "auto, 32-true, 16-mixed"),
-     ("accelerator=gpu", "cpu", "trainer.accelerator=cpu or auto"), ("devices=4", "turing", "1 to 2"),
-     ("threads=1000", "cpu", "or null"), ("threads=0", "cpu", "1 or more")],
-)  # fmt: skip
-def test_what_the_machine_does_not_have_is_a_fault_that_says_what_works(cpu, gpu, setting, device, allowed):
+    [
+        ("precision=16-mixed", "cpu", "auto, 32-true, bf16-mixed"),
+        ("precision=bf16-mixed", "turing", "auto, 32-true, 16-mixed"),
+        ("accelerator=gpu", "cpu", "trainer.accelerator=cpu or auto"),
+        ("devices=4", "turing", "1 to 2"),
+        ("threads=1000", "cpu", "or null"),
+        ("threads=0", "cpu", "1 or more"),
+    ],
+)
+def test_what_the_machine_does_not_have_is_a_fault_that_says_what_works(
+    cpu, gpu, setting, device, allowed
+):
     cpu(0.01) if device == "cpu" else gpu(7, 5, count=2)
     with pytest.raises(UserError, match="has 1 fault") as caught:
         validate(composed(f"trainer.{setting}"))
-    assert f"trainer.{setting.replace('=', ' is ')}".replace("'", "") in str(caught.value).replace("'", "")
+    assert f"trainer.{setting.replace('=', ' is ')}".replace("'", "") in str(caught.value).replace(
+        "'", ""
+    )
     assert allowed in str(caught.value)
 
 
@@ -106,7 +135,10 @@ def test_all_that_the_machine_does_not_have_is_told_at_once(cpu):
     cpu(0.01)
     with pytest.raises(UserError, match="has 3 faults") as caught:
         validate(composed("trainer.accelerator=gpu", "trainer.threads=1000", "data.workers=1000"))
-    assert all(key in str(caught.value) for key in ("trainer.accelerator", "trainer.threads", "data.workers"))
+    assert all(
+        key in str(caught.value)
+        for key in ("trainer.accelerator", "trainer.threads", "data.workers")
+    )
 
 
 def test_more_workers_than_cores_are_a_fault():
@@ -120,8 +152,15 @@ def test_what_a_run_became_is_written_down_and_kept(cpu, tmp_path, caplog):
     assert cfg.trainer.precision == "auto"
     with caplog.at_level(logging.INFO):
         began = run.fit_to_machine(cfg)
-    assert "precision: 32-true (bf16 products run at 0.01 × float32's speed on this CPU)" in caplog.text
-    assert (began.trainer.precision, began.trainer.threads, torch.get_num_threads()) == ("32-true", 1, 1)
+    assert (
+        "precision: 32-true (bf16 products run at 0.01 × float32's speed on this CPU)"
+        in caplog.text
+    )
+    assert (began.trainer.precision, began.trainer.threads, torch.get_num_threads()) == (
+        "32-true",
+        1,
+        1,
+    )
     run.begin(began)
     assert OmegaConf.load(tmp_path / "config.yaml").trainer.precision == "32-true"
     asked = cpu(8.0)  # the same run on another machine, or on one that others have left
@@ -139,7 +178,10 @@ def test_a_run_goes_on_with_other_threads_but_in_no_other_precision(cpu, tmp_pat
         run.begin(run.fit_to_machine(composed("trainer.threads=2")))
     with pytest.raises(UserError, match="trainer.precision: 32-true there, bf16-mixed now"):
         run.begin(run.fit_to_machine(composed("trainer.precision=bf16-mixed")))
-    assert "0.01 × float32's speed on this CPU; trainer.precision=32-true, or auto, is faster here" in caplog.text
+    assert (
+        "0.01 × float32's speed on this CPU; trainer.precision=32-true, or auto, is faster here"
+        in caplog.text
+    )
 
 
 def test_a_run_that_began_in_a_precision_that_is_not_here_says_so(cpu, gpu, tmp_path):
@@ -147,7 +189,9 @@ def test_a_run_that_began_in_a_precision_that_is_not_here_says_so(cpu, gpu, tmp_
     run = RunDir(tmp_path)
     run.begin(run.fit_to_machine(composed("trainer.threads=1")))
     cpu(0.01)
-    with pytest.raises(UserError, match="began with trainer.precision=16-mixed, but a CPU cannot train in it"):
+    with pytest.raises(
+        UserError, match="began with trainer.precision=16-mixed, but a CPU cannot train in it"
+    ):
         run.fit_to_machine(composed())
 
 
@@ -162,40 +206,65 @@ def test_the_machine_is_no_part_of_what_makes_a_base_match(cpu, tmp_path):
     cpu(8.0)
     assert base_to_make(composed(f"runs={tmp_path}"))[1].path == place.path
     assert newest_matching(composed(f"runs={tmp_path}")).path == place.path
-    assert newest_matching(composed(f"runs={tmp_path}", "trainer.precision=bf16-mixed")).path == place.path
+    assert (
+        newest_matching(composed(f"runs={tmp_path}", "trainer.precision=bf16-mixed")).path
+        == place.path
+    )
 
 
 @pytest.mark.parametrize(
     ("cores", "busy", "workers", "processes", "expected"),
-    [(2, 0.1, 1, 1, 2), (2, 1.0, 1, 1, 1), (2, 2.0, 1, 1, 1), (1, 0.0, 1, 1, 1), (8, 0.2, 1, 1, 7), (8, 0.2, 0, 1, 8),
-     (8, 3.1, 1, 1, 4), (16, 0.0, 1, 4, 3), (2, 0.0, 0, 2, 1)],
-)  # fmt: skip
-def test_threads_are_the_cores_that_are_free(monkeypatch, cores, busy, workers, processes, expected):
+    [
+        (2, 0.1, 1, 1, 2),
+        (2, 1.0, 1, 1, 1),
+        (2, 2.0, 1, 1, 1),
+        (1, 0.0, 1, 1, 1),
+        (8, 0.2, 1, 1, 7),
+        (8, 0.2, 0, 1, 8),
+        (8, 3.1, 1, 1, 4),
+        (16, 0.0, 1, 4, 3),
+        (2, 0.0, 0, 2, 1),
+    ],
+)
+def test_threads_are_the_cores_that_are_free(
+    monkeypatch, cores, busy, workers, processes, expected
+):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(machine, "_places", lambda: set(range(cores)))
     monkeypatch.setattr(machine, "torch_threads", lambda: cores)
     monkeypatch.setattr(machine, "busy_cores", lambda: busy)
     assert machine.fastest_threads("cpu", workers=workers, processes=processes)[0] == expected
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert machine.fastest_threads("cpu", workers=workers, processes=processes)[0] == cores  # as torch read it
+    assert (
+        machine.fastest_threads("cpu", workers=workers, processes=processes)[0] == cores
+    )  # as torch read it
 
 
 @pytest.mark.parametrize(
     ("files", "quotas"),
-    [({"cpu.max": "max 100000\n"}, []), ({"cpu.max": "150000 100000\n"}, [1.5]),
-     ({"cfs_quota": "-1\n", "cfs_period": "100000\n"}, []), ({"cfs_quota": "400000\n", "cfs_period": "100000\n"}, [4.0]), ({}, [])],
-)  # fmt: skip
+    [
+        ({"cpu.max": "max 100000\n"}, []),
+        ({"cpu.max": "150000 100000\n"}, [1.5]),
+        ({"cfs_quota": "-1\n", "cfs_period": "100000\n"}, []),
+        ({"cfs_quota": "400000\n", "cfs_period": "100000\n"}, [4.0]),
+        ({}, []),
+    ],
+)
 def test_a_containers_quota_counts(monkeypatch, tmp_path, files, quotas):
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     names = (("cpu.max",), ("cfs_quota", "cfs_period"))
-    monkeypatch.setattr(machine, "_QUOTAS", tuple(tuple(tmp_path / name for name in group) for group in names))
+    monkeypatch.setattr(
+        machine, "_QUOTAS", tuple(tuple(tmp_path / name for name in group) for group in names)
+    )
     assert list(machine._quotas()) == quotas
     monkeypatch.setattr(machine, "_places", lambda: set(range(64)))
     assert machine.cores() == (math.ceil(quotas[0]) if quotas else 64)
 
 
-def test_other_programs_are_seen_and_neither_oneself_nor_cores_that_are_not_ones_own(monkeypatch, tmp_path):
+def test_other_programs_are_seen_and_neither_oneself_nor_cores_that_are_not_ones_own(
+    monkeypatch, tmp_path
+):
     """``/proc/stat`` of a machine on which the one core that may be used was busy for 0.2 seconds, of which half was this process."""
     stat, ticks = tmp_path / "stat", machine.os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(machine, "_STAT", stat)
@@ -205,9 +274,12 @@ def test_other_programs_are_seen_and_neither_oneself_nor_cores_that_are_not_ones
     def look() -> None:
         busy, own, now = next(looks)
         lines = [
-            f"cpu{number} {count} 0 {ticks} 900 10 0 0 0 0 0" for number, count in enumerate((now * 1e6, busy * ticks))
+            f"cpu{number} {count} 0 {ticks} 900 10 0 0 0 0 0"
+            for number, count in enumerate((now * 1e6, busy * ticks))
         ]
-        stat.write_text("\n".join(["cpu  1 2 3 4 5 6 7 8 9 0", *lines, "intr 5"]).replace(".0 ", " "))
+        stat.write_text(
+            "\n".join(["cpu  1 2 3 4 5 6 7 8 9 0", *lines, "intr 5"]).replace(".0 ", " ")
+        )
         monkeypatch.setattr(machine.time, "process_time", lambda: own)
         monkeypatch.setattr(machine.time, "perf_counter", lambda: now)
 
@@ -218,7 +290,8 @@ def test_other_programs_are_seen_and_neither_oneself_nor_cores_that_are_not_ones
 
 
 @pytest.mark.parametrize(
-    ("looks", "busy"), [((0.1,), 0.1), ((1.0, 1.0, 0.2), 0.2), ((1.0,) * 8, 1.0), ((2.0, 1.0, *(1.5,) * 6), 1.0)]
+    ("looks", "busy"),
+    [((0.1,), 0.1), ((1.0, 1.0, 0.2), 0.2), ((1.0,) * 8, 1.0), ((2.0, 1.0, *(1.5,) * 6), 1.0)],
 )
 def test_a_program_that_is_about_to_end_does_not_count(monkeypatch, looks, busy):
     seen = iter(looks)
@@ -240,7 +313,14 @@ def test_a_system_that_does_not_say_has_no_other_programs(monkeypatch, tmp_path)
     assert machine.busy_cores() == 0.0
 
 
-@pytest.mark.parametrize(("busy", "told"), [((0.1, 0.2, 0.1, 0.0, 0.3), 0), ((1.0, 1.0, 0.1, 1.0, 1.0), 0), ((0.9, 1.0, 1.0, 1.0, 1.0), 1)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("busy", "told"),
+    [
+        ((0.1, 0.2, 0.1, 0.0, 0.3), 0),
+        ((1.0, 1.0, 0.1, 1.0, 1.0), 0),
+        ((0.9, 1.0, 1.0, 1.0, 1.0), 1),
+    ],
+)
 def test_a_run_says_once_that_its_cores_were_taken(monkeypatch, caplog, busy, told):
     torch.set_num_threads(2)
     monkeypatch.setattr(callbacks, "cores", lambda: 2)
@@ -254,16 +334,23 @@ def test_a_run_says_once_that_its_cores_were_taken(monkeypatch, caplog, busy, to
     assert caplog.text.count("trainer.threads=1") == told
 
 
-def test_a_finished_run_is_finished_on_any_machine_and_an_evaluation_of_before_goes_on(cpu, gpu, tmp_path):
+def test_a_finished_run_is_finished_on_any_machine_and_an_evaluation_of_before_goes_on(
+    cpu, gpu, tmp_path
+):
     gpu(7, 5)
     run = RunDir(tmp_path)
     run.begin(run.fit_to_machine(composed("trainer.threads=1")))
     run.write_json("metrics.json", {})
     cpu(0.01)
-    assert run.fit_to_machine(composed()).trainer.precision == "16-mixed"  # of which nothing is left to do
+    assert (
+        run.fit_to_machine(composed()).trainer.precision == "16-mixed"
+    )  # of which nothing is left to do
     (tmp_path / "metrics.json").unlink()
     assert run.fit_to_machine(composed(), trains=False).trainer.precision == "16-mixed"
-    assert RunDir(tmp_path / "new").fit_to_machine(composed(), trains=False).trainer.precision == "auto"
+    assert (
+        RunDir(tmp_path / "new").fit_to_machine(composed(), trains=False).trainer.precision
+        == "auto"
+    )
 
 
 def test_a_run_that_goes_on_in_more_processes_shares_the_cores_out(cpu, tmp_path, monkeypatch):

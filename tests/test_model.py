@@ -54,21 +54,31 @@ def test_logits_loss_and_gradients_are_those_of_transformers(tmp_path, flags, la
             assert parameter.grad is None, name  # the known difference: theirs has zeros there
         else:
             torch.testing.assert_close(
-                parameter.grad, wanted[name].grad, atol=1e-5, rtol=0, msg=lambda m, n=name: f"{n}: {m}"
+                parameter.grad,
+                wanted[name].grad,
+                atol=1e-5,
+                rtol=0,
+                msg=lambda m, n=name: f"{n}: {m}",
             )
 
 
 def test_lang_ids_per_token_are_those_of_transformers(tmp_path):
     ours = tiny_model()
     theirs, batch = reference(ours, tmp_path), tiny_batch(rows=2)
-    lang_ids = torch.randint(0, 3, batch["input_ids"].shape, generator=torch.Generator().manual_seed(4))
+    lang_ids = torch.randint(
+        0, 3, batch["input_ids"].shape, generator=torch.Generator().manual_seed(4)
+    )
     expected = theirs(batch["input_ids"], lang_ids=lang_ids).logits
-    torch.testing.assert_close(ours(batch["input_ids"], lang_ids=lang_ids).logits, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        ours(batch["input_ids"], lang_ids=lang_ids).logits, expected, atol=1e-5, rtol=0
+    )
 
 
 def test_a_folder_written_by_transformers_loads_here(tmp_path):
     settings = {
-        k: v for k, v in tiny_config().to_dict().items() if k not in ("vocabularies", "aliases", "transformers_version")
+        k: v
+        for k, v in tiny_config().to_dict().items()
+        if k not in ("vocabularies", "aliases", "transformers_version")
     }
     theirs = transformers.XmodForMaskedLM(transformers.XmodConfig(**settings)).eval()
     theirs.save_pretrained(tmp_path)
@@ -77,7 +87,10 @@ def test_a_folder_written_by_transformers_loads_here(tmp_path):
     batch = tiny_batch()
     expected = theirs(batch["input_ids"], lang_ids=LANG_IDS["mixed"]).logits
     torch.testing.assert_close(
-        ours.eval()(batch["input_ids"], lang_ids=LANG_IDS["mixed"]).logits, expected, atol=1e-5, rtol=0
+        ours.eval()(batch["input_ids"], lang_ids=LANG_IDS["mixed"]).logits,
+        expected,
+        atol=1e-5,
+        rtol=0,
     )
 
 
@@ -125,7 +138,9 @@ def test_the_mean_of_all_slots_is_that_of_the_pretrained_ones(tmp_path):
     second = XmodForMaskedLM.from_pretrained(tmp_path)
     second.add_language("sw_KE", "mean")
     wanted = {name: p.detach() for name, p in alone.language_parameters("sw_KE").items()}
-    assert all(torch.equal(p, wanted[name]) for name, p in second.language_parameters("sw_KE").items())
+    assert all(
+        torch.equal(p, wanted[name]) for name, p in second.language_parameters("sw_KE").items()
+    )
 
 
 @pytest.mark.parametrize("init", ["random", "mean", "mean:en_XX,fr_XX", "copy:de_DE"])
@@ -139,7 +154,11 @@ def test_adding_a_language_alters_nothing_that_exists(init, pieces):
     after = tensor_digests(model)
     assert {name: after[name] for name in before} == before
     assert torch.equal(logits, model.eval()(batch["input_ids"], lang_ids=LANG_IDS["mixed"]).logits)
-    donors = {"copy:de_DE": ["de_DE"], "mean": model.languages[:3], "mean:en_XX,fr_XX": ["en_XX", "fr_XX"]}.get(init)
+    donors = {
+        "copy:de_DE": ["de_DE"],
+        "mean": model.languages[:3],
+        "mean:en_XX,fr_XX": ["en_XX", "fr_XX"],
+    }.get(init)
     if donors:
         slots = model.roberta.encoder.layer[1].output.adapter_modules
         expected = torch.stack([slots[code].dense1.weight for code in donors]).mean(0)
@@ -168,7 +187,10 @@ def test_a_batch_of_several_vocabularies_has_the_loss_of_its_parts():
     base, greek = tiny_batch(rows=3), tiny_batch(rows=2, pieces=70)
     both = {key: torch.cat([base[key][:1], greek[key], base[key][1:]]) for key in base}
     loss = model(**both, lang_ids=torch.tensor([0, 3, 3, 2, 1])).loss
-    parts = [model(**base, lang_ids=torch.tensor([0, 2, 1])).loss, model(**greek, lang_ids=torch.tensor([3, 3])).loss]
+    parts = [
+        model(**base, lang_ids=torch.tensor([0, 2, 1])).loss,
+        model(**greek, lang_ids=torch.tensor([3, 3])).loss,
+    ]
     counts = [int((part["labels"] >= 0).sum()) for part in (base, greek)]
     expected = sum(p * n for p, n in zip(parts, counts, strict=True)) / sum(counts)
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
@@ -195,7 +217,10 @@ def test_a_code_that_exists_cannot_be_added_nor_the_default_removed():
 
 def test_shared_routes_every_language_through_one_slot():
     model = tiny_model(languages=["shared"], aliases={"en_XX": "shared", "de_DE": "shared"})
-    assert model.languages == ["en_XX", "de_DE"] and model.lang_id("en_XX") == model.lang_id("de_DE") == 0
+    assert (
+        model.languages == ["en_XX", "de_DE"]
+        and model.lang_id("en_XX") == model.lang_id("de_DE") == 0
+    )
 
 
 def test_the_last_layer_is_computed_at_the_labelled_positions_alone():
@@ -204,14 +229,18 @@ def test_the_last_layer_is_computed_at_the_labelled_positions_alone():
     model, reference = tiny_model(), tiny_model()
     seen = []
     for layer in model.roberta.encoder.layer:
-        layer.intermediate.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].shape[:2].numel()))
+        layer.intermediate.register_forward_hook(
+            lambda _, inputs, __: seen.append(inputs[0].shape[:2].numel())
+        )
     loss = model(**batch, lang_ids=lang_ids).loss
     expected = reference(**batch, lang_ids=lang_ids, full_logits=True).loss
     assert seen == [batch["labels"].numel(), int((batch["labels"] != -100).sum())]
     torch.testing.assert_close(loss, expected, atol=1e-6, rtol=0)
     loss.backward(), expected.backward()
     for (name, a), b in zip(model.named_parameters(), reference.parameters(), strict=True):
-        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            a.grad, b.grad, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_padding_is_not_computed_and_its_states_are_zero():
@@ -242,7 +271,10 @@ def test_who_attends_to_nothing_gets_nothing_from_every_backend(dtype):
         written_out = model(ids, lang_ids="de_DE", attention_mask=mask, output_attentions=True)
     close = {"atol": 1e-6, "rtol": 0} if dtype == torch.float32 else {"atol": 0.1, "rtol": 0.1}
     torch.testing.assert_close(written_out.last_hidden_state, expected.last_hidden_state, **close)
-    assert not written_out.attentions[0][1, :, :4].any() and not written_out.attentions[1][2, :, 5].any()
+    assert (
+        not written_out.attentions[0][1, :, :4].any()
+        and not written_out.attentions[1][2, :, 5].any()
+    )
 
 
 @pytest.mark.parametrize("head", [XmodForMaskedLM, XmodForCausalLM])

@@ -60,12 +60,20 @@ def place(tmp_path_factory, tokenizer_folder) -> Path:
         model = tiny_model(vocab_size=400)
         own = code != "ca_ES"
         model.add_language(code, "random", pieces=pieces if own else None, seed=i)
-        write_pack(model, code, place / code, tokenizer_folder=place / "own" if own else None, details=details(code))
+        write_pack(
+            model,
+            code,
+            place / code,
+            tokenizer_folder=place / "own" if own else None,
+            details=details(code),
+        )
     return place
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 @pytest.fixture
@@ -110,7 +118,9 @@ def _with_tensors(change):
     def write(folder):
         tensors = change(load_file(folder / "pack.safetensors"))
         save_file(tensors, folder / "pack.safetensors")
-        listed = {p.name: digest_of_files([p]) for p in folder.iterdir() if p.name != "manifest.json"}
+        listed = {
+            p.name: digest_of_files([p]) for p in folder.iterdir() if p.name != "manifest.json"
+        }
         _set(tensors={name: digest(t) for name, t in tensors.items()}, files=listed)(folder)
 
     return write
@@ -127,7 +137,9 @@ def _link(name):
 def _with_file(name, content=b"{}"):
     def change(folder):
         (folder / name).write_bytes(content)
-        listed = {p.name: digest_of_files([p]) for p in folder.iterdir() if p.name != "manifest.json"}
+        listed = {
+            p.name: digest_of_files([p]) for p in folder.iterdir() if p.name != "manifest.json"
+        }
         _set(files=listed)(folder)
 
     return change
@@ -168,7 +180,10 @@ def _without_first(tensors):
         (_set(files={}), "does not list pack.safetensors"),
         (_set(scores={"val/bpb/sw_KE": "low"}), "scores is not what a manifest has there"),
         (_set(data="text"), "data is not what a manifest has there"),
-        (_with_tensors(lambda t: {n: x.half() for n, x in t.items()}), r"float16\), and should be .*float32"),
+        (
+            _with_tensors(lambda t: {n: x.half() for n, x in t.items()}),
+            r"float16\), and should be .*float32",
+        ),
         (_with_tensors(lambda t: {n: x[:-1].clone() for n, x in t.items()}), "do not fit"),
         (_with_tensors(_without_first), "is missing, and should be"),
         (
@@ -193,7 +208,10 @@ def test_a_pack_of_a_language_that_is_there_in_another_spelling_is_refused(pack,
     model = tiny_model()
     model.add_language("swh", "random")
     write_pack(model, "swh", tmp_path / "swh", tokenizer_folder=None, details={})
-    with pytest.raises(UserError, match="swh: language 'swh' exists in this model already as 'sw_KE'; remove it first"):
+    with pytest.raises(
+        UserError,
+        match="swh: language 'swh' exists in this model already as 'sw_KE'; remove it first",
+    ):
         other = tiny_model()
         other.load_language(pack[0])
         other.load_language(tmp_path / "swh")
@@ -216,9 +234,14 @@ def test_pack_tensors_must_be_those_of_the_manifest(pack):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"no archive", "cannot be unpacked"), (lzma.compress(b"x" * 9000), "larger than"),
-                             (lzma.compress(b"[]")[:-9], "not whole"), (lzma.compress(b"[]"), "'tokenizer.json', unpacked, are not")]
-)  # fmt: skip
+    ("content", "message"),
+    [
+        (b"no archive", "cannot be unpacked"),
+        (lzma.compress(b"x" * 9000), "larger than"),
+        (lzma.compress(b"[]")[:-9], "not whole"),
+        (lzma.compress(b"[]"), "'tokenizer.json', unpacked, are not"),
+    ],
+)
 def test_what_cannot_be_unpacked_writes_no_model(place, tmp_path, monkeypatch, content, message):
     monkeypatch.setattr(packs, "_MAX_BYTES", 5000)
     shutil.copytree(place / "ca_ES", tmp_path / "ca_ES")
@@ -228,7 +251,9 @@ def test_what_cannot_be_unpacked_writes_no_model(place, tmp_path, monkeypatch, c
     assert [p.name for p in tmp_path.iterdir()] == ["ca_ES"]
 
 
-def test_packs_install_in_any_order_at_once_or_one_by_one_to_the_same_files_but_for_the_order(place, tmp_path):
+def test_packs_install_in_any_order_at_once_or_one_by_one_to_the_same_files_but_for_the_order(
+    place, tmp_path
+):
     made, base = {}, ["en_XX", "de_DE", "fr_XX"]
     for order in itertools.permutations(CODES):
         install(place / "base", [place / code for code in order], tmp_path / "-".join(order))
@@ -244,16 +269,20 @@ def test_packs_install_in_any_order_at_once_or_one_by_one_to_the_same_files_but_
         assert config.pop("languages") == [*base, *order] and config.pop("added") == [*order]
         settings.append(config)
         assert folder == made[CODES]
-    assert all(config == settings[0] for config in settings) and settings[0]["vocabularies"].keys() == {
+    assert all(config == settings[0] for config in settings) and settings[0][
+        "vocabularies"
+    ].keys() == {
         "el_GR",
         "sw_KE",
     }
     model = XmodForMaskedLM.from_pretrained(source)
-    assert model.languages == [*base, "sw_KE", "ca_ES", "el_GR"] and fingerprint(model) == fingerprint(
-        tiny_model(vocab_size=400)
-    )
+    assert model.languages == [*base, "sw_KE", "ca_ES", "el_GR"] and fingerprint(
+        model
+    ) == fingerprint(tiny_model(vocab_size=400))
     assert model.tokenizer_for("sw_KE").get_vocab() != model.tokenizer_for("ca_ES").get_vocab()
-    assert files(place / "own")["spm.model"] == made[CODES]["languages/sw_KE/spm.model"]  # unpacked as it was
+    assert (
+        files(place / "own")["spm.model"] == made[CODES]["languages/sw_KE/spm.model"]
+    )  # unpacked as it was
 
 
 def test_removing_brings_back_the_model_before_file_by_file(place, tmp_path):
@@ -272,9 +301,15 @@ def test_removing_brings_back_the_model_before_file_by_file(place, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("card", [None, b"", b"# Mine", b"---\r\nlicense: mit\r\n---\r\n# Mine\r\n\r\n\n"])
-@pytest.mark.parametrize("model_class", [transformers.XmodForMaskedLM, transformers.XmodForCausalLM])
-def test_a_base_of_others_is_itself_again_when_its_last_added_language_is_removed(tmp_path, model_class, card):
+@pytest.mark.parametrize(
+    "card", [None, b"", b"# Mine", b"---\r\nlicense: mit\r\n---\r\n# Mine\r\n\r\n\n"]
+)
+@pytest.mark.parametrize(
+    "model_class", [transformers.XmodForMaskedLM, transformers.XmodForCausalLM]
+)
+def test_a_base_of_others_is_itself_again_when_its_last_added_language_is_removed(
+    tmp_path, model_class, card
+):
     """With its own card, to the byte, or with none."""
     config = tiny_config(is_decoder=model_class is transformers.XmodForCausalLM)
     model_class(transformers.XmodConfig(**config.to_diff_dict())).save_pretrained(tmp_path / "base")
@@ -308,14 +343,26 @@ def test_a_folder_appears_whole_or_not_at_all(place, tmp_path, monkeypatch):
         install(tmp_path / "nowhere" / "at" / "all", [place / "sw_KE"], tmp_path / "new")
 
 
-def test_all_files_of_a_pack_are_one_per_cent_more_than_its_tensors_at_the_size_of_the_base_model(tmp_path):
+def test_all_files_of_a_pack_are_one_per_cent_more_than_its_tensors_at_the_size_of_the_base_model(
+    tmp_path,
+):
     """Twelve layers of 768, 4,096 own pieces: tokenizer, manifest and card together, as they lie on the disk."""
     save_tokenizer(train_sentencepiece(passages("el", 6000), pieces=4096), tmp_path / "own")
     model = tiny_model(
-        hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=8, languages=["en_XX"]
+        hidden_size=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        intermediate_size=8,
+        languages=["en_XX"],
     )
     model.add_language("el_GR", pieces=4096)
-    write_pack(model, "el_GR", tmp_path / "el_GR", tokenizer_folder=tmp_path / "own", details=details("el_GR"))
+    write_pack(
+        model,
+        "el_GR",
+        tmp_path / "el_GR",
+        tokenizer_folder=tmp_path / "own",
+        details=details("el_GR"),
+    )
     tensors = sum(p.numel() * p.element_size() for p in model.language_parameters("el_GR").values())
     assert tensors == 4 * (7_091_712 + 4096 * 769)
     assert sum(len(content) for content in files(tmp_path / "el_GR").values()) <= 1.01 * tensors
@@ -327,10 +374,15 @@ def test_an_exported_language_is_used_by_transformers_as_it_is(place, tmp_path, 
     export(tmp_path / "all", spelt, tmp_path / "one")
     code = {"sw": "sw_KE", "deu": "de_DE"}.get(spelt, spelt)
     assert json.loads((tmp_path / "one" / "config.json").read_text())["languages"] == [code]
-    theirs, info = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "one", output_loading_info=True)
+    theirs, info = transformers.AutoModelForMaskedLM.from_pretrained(
+        tmp_path / "one", output_loading_info=True
+    )
     assert type(theirs) is transformers.XmodForMaskedLM
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
-    assert not {"vocabularies", "added", "aliases"} & json.loads((tmp_path / "one" / "config.json").read_text()).keys()
+    assert (
+        not {"vocabularies", "added", "aliases"}
+        & json.loads((tmp_path / "one" / "config.json").read_text()).keys()
+    )
     whole = XmodForMaskedLM.from_pretrained(tmp_path / "all").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "one")
     assert tokenizer.get_vocab() == whole.tokenizer_for(code).get_vocab()
@@ -345,9 +397,9 @@ def test_an_exported_language_is_used_by_transformers_as_it_is(place, tmp_path, 
     assert [entry["token"] for entry in found] == best.indices[0].tolist()
     card = huggingface_hub.ModelCard.load(tmp_path / "one" / "README.md")
     assert card.data.language == [code[:2]] and card.data.pipeline_tag == "fill-mask"
-    assert "The base came without a model card." in card.text and ("Digests of all tensors" in card.text) == (
-        code != "de_DE"
-    )
+    assert "The base came without a model card." in card.text and (
+        "Digests of all tensors" in card.text
+    ) == (code != "de_DE")
 
 
 def test_a_causal_language_is_exported_too(tmp_path, tokenizer_folder):
@@ -357,17 +409,24 @@ def test_a_causal_language_is_exported_too(tmp_path, tokenizer_folder):
     for file in tokenizer_folder.iterdir():
         shutil.copyfile(file, tmp_path / "base" / file.name)
     export(tmp_path / "base", "de_DE", tmp_path / "one")
-    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "one", output_loading_info=True)
+    theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "one", output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"]
     ids = torch.arange(5, 15)[None]
-    torch.testing.assert_close(theirs.eval()(ids).logits, model.eval()(ids, lang_ids="de_DE").logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        theirs.eval()(ids).logits, model.eval()(ids, lang_ids="de_DE").logits, atol=1e-5, rtol=0
+    )
     with pytest.raises(UnknownLanguageError):
         export(tmp_path / "base", "xx_XX", tmp_path / "none")
 
 
 def test_verify_finds_what_was_changed(place, tmp_path):
     install(place / "base", [place / "sw_KE"], tmp_path / "model")
-    findings = dict(verify(place / "sw_KE", str(place / "base")) + verify(tmp_path / "model", str(place / "base")))
+    findings = dict(
+        verify(place / "sw_KE", str(place / "base"))
+        + verify(tmp_path / "model", str(place / "base"))
+    )
     assert findings["logits of its languages"].startswith("3 equal") and "sw_KE" in findings
     with pytest.raises(UserError, match="was made on the base"):
         tiny_model(seed=1, vocab_size=400).save_pretrained(tmp_path / "other")
@@ -388,9 +447,12 @@ def test_verify_finds_what_was_changed(place, tmp_path):
         verify(moved(slot.format("de_DE")), str(place / "base"))
     tokenizer = tmp_path / "model" / "languages" / "sw_KE" / "tokenizer.json"
     whole = tokenizer.read_bytes()
-    tokenizer.write_bytes(whole.replace(b"\xe2\x96\x81na", b"\xe2\x96\x81nb"))  # a piece, spelt otherwise
+    tokenizer.write_bytes(
+        whole.replace(b"\xe2\x96\x81na", b"\xe2\x96\x81nb")
+    )  # a piece, spelt otherwise
     with pytest.raises(
-        ProofError, match="'sw_KE'.* other files than its pack brought: tokenizer.json in languages/sw_KE/"
+        ProofError,
+        match="'sw_KE'.* other files than its pack brought: tokenizer.json in languages/sw_KE/",
     ):
         verify(tmp_path / "model", None)
     tokenizer.unlink()
@@ -415,7 +477,9 @@ def _swapped(folder: Path, one: int, other: int) -> None:
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     pieces = tokenizer["model"]["vocab"]
     pieces[one][0], pieces[other][0] = pieces[other][0], pieces[one][0]
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(
+        json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -429,17 +493,24 @@ def kept(place, tmp_path_factory) -> Path:
     return kept
 
 
-def test_a_piece_swapped_in_the_base_s_tokenizer_is_found_and_its_packs_refused(place, kept, tmp_path):
+def test_a_piece_swapped_in_the_base_s_tokenizer_is_found_and_its_packs_refused(
+    place, kept, tmp_path
+):
     for name, source in (("model", kept / "model"), ("base", place / "base")):
         shutil.copytree(source, tmp_path / name)
         _swapped(tmp_path / name, 17, 95)
     assert "tokenizer" in dict(verify(kept / "model", None))["ca_ES"]
-    assert dict(verify(kept / "ca_ES", str(place / "base")))["tokenizers of the base"] == "3 as before"
+    assert (
+        dict(verify(kept / "ca_ES", str(place / "base")))["tokenizers of the base"] == "3 as before"
+    )
     with pytest.raises(
-        ProofError, match="the base of 'ca_ES', whose pack was made on a base with the tokenizer [0-9a-f]{12}, that of"
+        ProofError,
+        match="the base of 'ca_ES', whose pack was made on a base with the tokenizer [0-9a-f]{12}, that of",
     ):
         verify(tmp_path / "model", None)
-    with pytest.raises(ProofError, match="does not hold: other tokenizers of en_XX, de_DE, fr_XX; see"):
+    with pytest.raises(
+        ProofError, match="does not hold: other tokenizers of en_XX, de_DE, fr_XX; see"
+    ):
         verify(tmp_path / "model", str(place / "base"))
     with pytest.raises(UserError, match="with the tokenizer .*; use the base it was made on"):
         install(tmp_path / "base", [kept / "ca_ES"], tmp_path / "out")
@@ -449,28 +520,44 @@ def test_a_piece_swapped_in_the_base_s_tokenizer_is_found_and_its_packs_refused(
     install(tmp_path / "base", [kept / "ca_ES"], tmp_path / "out")  # there is none to compare with
 
 
-@pytest.mark.parametrize(("key", "value"), [("default_language", "de_DE"), ("hidden_dropout_prob", 0.25), ("bos_token_id", 3),
-                                            ("languages", ["de_DE", "en_XX", "fr_XX", "ca_ES"])])  # fmt: skip
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("default_language", "de_DE"),
+        ("hidden_dropout_prob", 0.25),
+        ("bos_token_id", 3),
+        ("languages", ["de_DE", "en_XX", "fr_XX", "ca_ES"]),
+    ],
+)
 def test_an_edited_configuration_is_found_and_packs_are_refused(place, kept, tmp_path, key, value):
     for name, source in (("model", kept / "model"), ("base", place / "base")):
         shutil.copytree(source, tmp_path / name)
         config = json.loads((tmp_path / name / "config.json").read_text())
-        value = [code for code in value if code in config["languages"]] if isinstance(value, list) else value
+        value = (
+            [code for code in value if code in config["languages"]]
+            if isinstance(value, list)
+            else value
+        )
         (tmp_path / name / "config.json").write_text(json.dumps({**config, key: value}))
-    with pytest.raises(ProofError, match=f"no longer the base of 'ca_ES'.*: {key} is .* there, .* here"):
+    with pytest.raises(
+        ProofError, match=f"no longer the base of 'ca_ES'.*: {key} is .* there, .* here"
+    ):
         verify(tmp_path / "model", None)
-    with pytest.raises(UserError, match=f"was made on the base .*: {key} is .* there, .* here; use the base"):
+    with pytest.raises(
+        UserError, match=f"was made on the base .*: {key} is .* there, .* here; use the base"
+    ):
         install(tmp_path / "base", [kept / "ca_ES"], tmp_path / "out")
 
 
 def test_packs_of_an_earlier_version_are_read_and_compared_by_what_they_know(place, kept, tmp_path):
     shutil.copytree(kept / "ca_ES", tmp_path / "ca_ES")
-    _set(format=4, base_fingerprint=old_fingerprint(tiny_model(vocab_size=400)), base_tokenizer=None)(
-        tmp_path / "ca_ES"
-    )
+    _set(
+        format=4, base_fingerprint=old_fingerprint(tiny_model(vocab_size=400)), base_tokenizer=None
+    )(tmp_path / "ca_ES")
     install(place / "base", [tmp_path / "ca_ES"], tmp_path / "model")
     assert (
-        "of an earlier version, without tokenizer, slots and dropout" in dict(verify(tmp_path / "model", None))["ca_ES"]
+        "of an earlier version, without tokenizer, slots and dropout"
+        in dict(verify(tmp_path / "model", None))["ca_ES"]
     )
     tiny_model(seed=1, vocab_size=400).save_pretrained(tmp_path / "other")
     with pytest.raises(UserError, match="was made on the base .*: its tensors are others"):
@@ -481,7 +568,9 @@ def test_the_packs_of_a_run_come_in_the_order_in_which_it_added_them(place, tmp_
     for code in CODES:
         shutil.copytree(place / code, tmp_path / "pack" / code)
     assert [pack.name for pack in pack_folders(tmp_path)] == sorted(CODES)
-    install(place / "base", [place / code for code in ("sw_KE", "ca_ES", "el_GR")], tmp_path / "model")
+    install(
+        place / "base", [place / code for code in ("sw_KE", "ca_ES", "el_GR")], tmp_path / "model"
+    )
     assert [pack.name for pack in pack_folders(tmp_path)] == ["sw_KE", "ca_ES", "el_GR"]
 
 
@@ -491,7 +580,9 @@ def test_differences_of_packs_and_of_models_are_named(place, tmp_path):
     keys = {key for key, _, _ in settings_that_differ(place / "sw_KE", place / "ca_ES")}
     assert {"code", "pieces", "scores.val/bpb/sw_KE"} <= keys and "training.steps" not in keys
     install(place / "base", [place / "sw_KE"], tmp_path / "model")
-    assert [key for key, _, _ in settings_that_differ(place / "base", tmp_path / "model")][:1] == ["added"]
+    assert [key for key, _, _ in settings_that_differ(place / "base", tmp_path / "model")][:1] == [
+        "added"
+    ]
     assert all(
         "sw_KE" in name and how.startswith("only in")
         for name, how in tensors_that_differ(place / "base", tmp_path / "model")
@@ -509,9 +600,20 @@ def test_what_there_is_is_listed(place, tmp_path):
     lines = {line[0]: line[1:] for line in inventory(tmp_path / "model")}
     assert list(lines) == ["en_XX", "de_DE", "fr_XX", *CODES]
     own = read_pack(place / "sw_KE")[0]
-    assert lines["sw_KE"] == ("300", "0.02", own["base_fingerprint"][:12], "2.00", "2.5000", "0.7500", "pseudo")
+    assert lines["sw_KE"] == (
+        "300",
+        "0.02",
+        own["base_fingerprint"][:12],
+        "2.00",
+        "2.5000",
+        "0.7500",
+        "pseudo",
+    )
     assert lines["en_XX"] == ("the base's", "0.00", "–", "–", "–", "–", "–")
-    assert inventory(place / "sw_KE")[0][0] == "sw_KE" and inventory(place / "sw_KE")[0][2:] != lines["en_XX"]
+    assert (
+        inventory(place / "sw_KE")[0][0] == "sw_KE"
+        and inventory(place / "sw_KE")[0][2:] != lines["en_XX"]
+    )
     with pytest.raises(UserError, match="neither a pack"):
         inventory(tmp_path / "nowhere")
 
@@ -534,11 +636,16 @@ def test_cards_are_those_of_the_hub_and_keep_what_the_base_says(place, tmp_path)
     card = huggingface_hub.ModelCard.load(place / "sw_KE" / "README.md")
     manifest = read_pack(place / "sw_KE")[0]
     assert card.data.language == ["sw"] and "language-pack" in card.data.tags
-    assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("bits_per_byte", 0.75)]
+    assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [
+        ("bits_per_byte", 0.75)
+    ]
     assert (
-        manifest["base_fingerprint"] in card.text and "an X-MOD of 3 languages, 2 layers of 16, 400 pieces" in card.text
+        manifest["base_fingerprint"] in card.text
+        and "an X-MOD of 3 languages, 2 layers of 16, 400 pieces" in card.text
     )
-    assert "| training text: bytes | 2,000,000 |" in card.text and "| peak lr | 0.002 |" in card.text
+    assert (
+        "| training text: bytes | 2,000,000 |" in card.text and "| peak lr | 0.002 |" in card.text
+    )
     shutil.copytree(place / "base", tmp_path / "base")
     (tmp_path / "base" / "README.md").write_text("---\nlicense: mit\nlanguage: [en]\n---\n# Mine\n")
     install(tmp_path / "base", [place / "sw_KE"], tmp_path / "model")
@@ -547,15 +654,24 @@ def test_cards_are_those_of_the_hub_and_keep_what_the_base_says(place, tmp_path)
     assert head == "---\nlicense: mit\nlanguage: [en]\n---\n" and rest.endswith(
         "<!-- end of added languages -->\n# Mine\n"
     )
-    assert "X-MOD of 4 languages, 1 of them added" in rest and "`sw_KE` (300 pieces of its own)" in rest
+    assert (
+        "X-MOD of 4 languages, 1 of them added" in rest
+        and "`sw_KE` (300 pieces of its own)" in rest
+    )
 
 
-@pytest.mark.parametrize(("task", "kind", "other"), [("mlm", "pseudo-", "exact "), ("clm", "exact ", "pseudo-")])
-def test_cards_and_lists_say_which_kind_of_likelihoods_their_scores_are(tmp_path, task, kind, other):
+@pytest.mark.parametrize(
+    ("task", "kind", "other"), [("mlm", "pseudo-", "exact "), ("clm", "exact ", "pseudo-")]
+)
+def test_cards_and_lists_say_which_kind_of_likelihoods_their_scores_are(
+    tmp_path, task, kind, other
+):
     model = language_model(tiny_config(is_decoder=task == "clm"))
     model.save_pretrained(tmp_path / "base")
     model.add_language("ca_ES", "random")
-    manifest = write_pack(model, "ca_ES", tmp_path / "ca_ES", tokenizer_folder=None, details=details("ca_ES", task))
+    manifest = write_pack(
+        model, "ca_ES", tmp_path / "ca_ES", tokenizer_folder=None, details=details("ca_ES", task)
+    )
     install(tmp_path / "base", [tmp_path / "ca_ES"], tmp_path / "model")
     record = {"scores": {"val/loss/en_XX": 2.5, "val/bpb/en_XX": 0.75}}
     cards = {
@@ -565,8 +681,12 @@ def test_cards_and_lists_say_which_kind_of_likelihoods_their_scores_are(tmp_path
         "model": (tmp_path / "model" / "README.md").read_text(),
     }
     for name, card in cards.items():
-        assert f"| {kind}likelihoods of held-out text, " in card and f"{other}likelihoods" not in card, name
+        assert (
+            f"| {kind}likelihoods of held-out text, " in card and f"{other}likelihoods" not in card
+        ), name
         results = huggingface_hub.ModelCard(card).data.eval_results or []
-        assert [r.metric_name for r in results] == [f"bits per byte, {kind}likelihoods"] * (name != "model")
+        assert [r.metric_name for r in results] == [f"bits per byte, {kind}likelihoods"] * (
+            name != "model"
+        )
     for folder in ("ca_ES", "model"):
         assert {line[0]: line[-1] for line in inventory(tmp_path / folder)}["ca_ES"] == kind[:-1]

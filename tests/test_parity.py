@@ -18,12 +18,21 @@ from xmod_lab.text.batches import Layout
 
 B, S, C, PIECES = 4, 9, 3, 50
 ROWS = ("full", "padded", "left", "packed")  # left: padded on the left
-HEADS = ["Model", "ForMaskedLM", "ForCausalLM", "ForSequenceClassification", "ForMultipleChoice",
-         "ForTokenClassification", "ForQuestionAnswering"]  # fmt: skip
+HEADS = [
+    "Model",
+    "ForMaskedLM",
+    "ForCausalLM",
+    "ForSequenceClassification",
+    "ForMultipleChoice",
+    "ForTokenClassification",
+    "ForQuestionAnswering",
+]
 FLAGS = ["pre_norm", "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter"]
 COMBINATIONS = [
     {**dict(zip(FLAGS, values, strict=True)), "adapter_reduction_factor": factor}
-    for *values, factor in itertools.product([False, True], [False, True], [False, True], [False, True], [2, 3])
+    for *values, factor in itertools.product(
+        [False, True], [False, True], [False, True], [False, True], [2, 3]
+    )
 ]
 LANGUAGES = {
     "one": torch.full((B,), 1),
@@ -32,8 +41,12 @@ LANGUAGES = {
 }
 
 
-RELEASES = [COMBINATIONS[0], {**COMBINATIONS[0], "adapter_reuse_layer_norm": True, "ln_before_adapter": True},
-            {**COMBINATIONS[0], "pre_norm": True, "adapter_layer_norm": True}, COMBINATIONS[-1]]  # fmt: skip
+RELEASES = [
+    COMBINATIONS[0],
+    {**COMBINATIONS[0], "adapter_reuse_layer_norm": True, "ln_before_adapter": True},
+    {**COMBINATIONS[0], "pre_norm": True, "adapter_layer_norm": True},
+    COMBINATIONS[-1],
+]
 
 
 def pair(head: str, folder, **changes):
@@ -46,7 +59,9 @@ def pair(head: str, folder, **changes):
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.1)
     ours.save_pretrained(folder)
-    theirs, info = getattr(transformers, f"Xmod{head}").from_pretrained(folder, output_loading_info=True)
+    theirs, info = getattr(transformers, f"Xmod{head}").from_pretrained(
+        folder, output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert {n for n, _ in ours.named_parameters()} == {n for n, _ in theirs.named_parameters()}
     assert ours.state_dict().keys() == theirs.state_dict().keys()
@@ -69,7 +84,9 @@ def batch(head: str, languages: torch.Tensor, rows_are: str) -> tuple[dict, dict
             empty = slice(length, None) if rows_are == "padded" else slice(0, S - length)
             inputs["attention_mask"][row, ..., empty] = 0
             ids[row, ..., empty] = 1
-    if rows_are == "packed":  # two passages in every row: neither attends to the other, each has its own positions
+    if (
+        rows_are == "packed"
+    ):  # two passages in every row: neither attends to the other, each has its own positions
         ids[..., 4] = 2
         layout = Layout("document", pad_id=1, eos_id=2, causal=head == "ForCausalLM")
         fields = layout.fields(ids.flatten(0, -2).numpy(), ids.flatten(0, -2).numpy())
@@ -83,7 +100,10 @@ def batch(head: str, languages: torch.Tensor, rows_are: str) -> tuple[dict, dict
         "ForSequenceClassification": lambda: {"labels": draw(2, B)},
         "ForMultipleChoice": lambda: {"labels": draw(C, B)},
         "ForTokenClassification": lambda: {"labels": torch.where(ids == 1, -100, draw(2, B, S))},
-        "ForQuestionAnswering": lambda: {"start_positions": draw(S + 3, B), "end_positions": draw(S, B)},
+        "ForQuestionAnswering": lambda: {
+            "start_positions": draw(S + 3, B),
+            "end_positions": draw(S, B),
+        },
     }[head]()
     return inputs, labels
 
@@ -105,13 +125,19 @@ def outputs(out) -> dict[str, torch.Tensor]:
     return {n: getattr(out, n) for n in names if getattr(out, n, None) is not None}
 
 
-def assert_same(ours, theirs, head: str, languages: torch.Tensor, rows_are: str, *, more: dict | None = None) -> None:
+def assert_same(
+    ours, theirs, head: str, languages: torch.Tensor, rows_are: str, *, more: dict | None = None
+) -> None:
     """Outputs at real positions, loss, and the gradient of every parameter; ``more`` inputs for both."""
     inputs, labels = batch(head, languages, rows_are)
     inputs |= more or {}
-    if theirs.config._attn_implementation == "eager" and rows_are == "packed":  # which takes no booleans there
+    if (
+        theirs.config._attn_implementation == "eager" and rows_are == "packed"
+    ):  # which takes no booleans there
         allowed = inputs["attention_mask"]
-        inputs["attention_mask"] = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)
+        inputs["attention_mask"] = torch.zeros(allowed.shape).masked_fill(
+            ~allowed, torch.finfo(torch.float32).min
+        )
     full = {"full_logits": True} if "LM" in head else {}
     a, b = ours(**inputs, **labels, **full), reference(theirs, head, inputs, labels)
     real = inputs["input_ids"] != 1
@@ -124,7 +150,9 @@ def assert_same(ours, theirs, head: str, languages: torch.Tensor, rows_are: str,
     ours.zero_grad(), theirs.zero_grad()
     if head == "Model":
         for out in (a, b):
-            ((out.last_hidden_state * real[..., None]).sin().sum() + out.pooler_output.sum()).backward()
+            (
+                (out.last_hidden_state * real[..., None]).sin().sum() + out.pooler_output.sum()
+            ).backward()
     else:
         assert_close(a.loss, b.loss, atol=1e-5, rtol=0)
         if "LM" in head:  # the way that training takes
@@ -137,7 +165,9 @@ def assert_same(ours, theirs, head: str, languages: torch.Tensor, rows_are: str,
     present = {list(ours.config.languages)[i] for i in languages.flatten().tolist()}
     wanted = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
-        slot = name.split("adapter_modules.")[1].split(".")[0] if "adapter_modules." in name else None
+        slot = (
+            name.split("adapter_modules.")[1].split(".")[0] if "adapter_modules." in name else None
+        )
         if slot is not None and slot not in present:
             assert parameter.grad is None, name
         else:
@@ -147,7 +177,9 @@ def assert_same(ours, theirs, head: str, languages: torch.Tensor, rows_are: str,
             assert_close(got, expected, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("flags", COMBINATIONS, ids=lambda f: "-".join(str(int(v)) for v in f.values()))
+@pytest.mark.parametrize(
+    "flags", COMBINATIONS, ids=lambda f: "-".join(str(int(v)) for v in f.values())
+)
 @pytest.mark.parametrize("head", HEADS)
 def test_outputs_and_gradients_are_those_of_transformers(tmp_path, head, flags):
     ours, theirs = pair(head, tmp_path, **flags)
@@ -164,7 +196,9 @@ def test_outputs_and_gradients_are_those_of_transformers(tmp_path, head, flags):
 @pytest.mark.parametrize("head", HEADS)
 def test_eager_attention_too(tmp_path, head, flags):
     """Which trains on CPUs, in 16 bits and with dropout."""
-    rows = [r for r in ROWS if (head, r) != ("ForCausalLM", "left")]  # which reads what attends to nothing, see above
+    rows = [
+        r for r in ROWS if (head, r) != ("ForCausalLM", "left")
+    ]  # which reads what attends to nothing, see above
     ours, theirs = pair(head, tmp_path, **flags)
     for model in (ours, theirs):
         model.set_attn_implementation("eager")
@@ -176,10 +210,16 @@ def test_eager_attention_too(tmp_path, head, flags):
 @pytest.mark.parametrize("head", HEADS)
 def test_a_folder_of_transformers_loads_here_with_the_same_output(tmp_path, head):
     settings = tiny_config(is_decoder=head == "ForCausalLM").to_dict()
-    settings = {k: v for k, v in settings.items() if k not in ("vocabularies", "aliases", "transformers_version")}
+    settings = {
+        k: v
+        for k, v in settings.items()
+        if k not in ("vocabularies", "aliases", "transformers_version")
+    }
     theirs = getattr(transformers, f"Xmod{head}")(transformers.XmodConfig(**settings)).eval()
     theirs.save_pretrained(tmp_path)
-    ours, info = getattr(xmod_lab.model, f"Xmod{head}").from_pretrained(tmp_path, output_loading_info=True)
+    ours, info = getattr(xmod_lab.model, f"Xmod{head}").from_pretrained(
+        tmp_path, output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert_same(ours.eval(), theirs, head, LANGUAGES["mixed"], "padded")
 
@@ -195,7 +235,10 @@ def test_states_attentions_and_every_kind_of_input(tmp_path, attention, pre_norm
             layer.attention.self.is_causal = decoder
         model.set_attn_implementation(attention)
     inputs, _ = batch("Model", LANGUAGES["mixed"], "padded")
-    inputs |= {"token_type_ids": (inputs["input_ids"] % 2), "position_ids": torch.arange(S)[None].expand(B, S) + 3}
+    inputs |= {
+        "token_type_ids": (inputs["input_ids"] % 2),
+        "position_ids": torch.arange(S)[None].expand(B, S) + 3,
+    }
     embeds = ours.embeddings.word_embeddings(inputs["input_ids"]).detach()
     real = inputs["attention_mask"].bool()
     for given in (inputs, {**inputs, "inputs_embeds": embeds, "input_ids": None}):
@@ -210,13 +253,16 @@ def test_states_attentions_and_every_kind_of_input(tmp_path, attention, pre_norm
 
 
 @pytest.mark.parametrize(
-    ("labels", "kind"), [(1, "regression"), (2, "single_label_classification"), (3, "multi_label_classification")]
+    ("labels", "kind"),
+    [(1, "regression"), (2, "single_label_classification"), (3, "multi_label_classification")],
 )
 def test_kinds_of_sequence_labels(tmp_path, labels, kind):
     ours, theirs = pair("ForSequenceClassification", tmp_path, num_labels=labels)
     inputs, _ = batch("ForSequenceClassification", LANGUAGES["mixed"], "full")
     target = {1: torch.rand(B), 2: torch.tensor([0, 1, 1, 0]), 3: torch.rand(B, 3).round()}[labels]
-    assert_close(ours(**inputs, labels=target).loss, theirs(**inputs, labels=target).loss, atol=1e-6, rtol=0)
+    assert_close(
+        ours(**inputs, labels=target).loss, theirs(**inputs, labels=target).loss, atol=1e-6, rtol=0
+    )
     assert ours.config.problem_type == theirs.config.problem_type == kind
 
 
@@ -234,21 +280,39 @@ def test_cross_attention(tmp_path, flags):
             assert_same(ours, theirs, "ForCausalLM", languages, rows_are, more=more)
     for model in (ours, theirs):
         model.set_attn_implementation("eager")
-    a, b = (model(**inputs, **more, output_attentions=True).cross_attentions for model in (ours, theirs))
+    a, b = (
+        model(**inputs, **more, output_attentions=True).cross_attentions for model in (ours, theirs)
+    )
     assert len(a) == len(b) == 2
     for x, y in zip(a, b, strict=True):
         assert_close(x.transpose(1, 2)[real], y.transpose(1, 2)[real], atol=1e-5, rtol=0)
-    step = {**inputs, "input_ids": inputs["input_ids"][:, :1], "attention_mask": torch.ones(B, S + 1).long()}
+    step = {
+        **inputs,
+        "input_ids": inputs["input_ids"][:, :1],
+        "attention_mask": torch.ones(B, S + 1).long(),
+    }
     whole = ours(**{**inputs, "attention_mask": None}, **more, use_cache=True)
     with torch.no_grad():
         cached = ours(**step, **more, past_key_values=whole.past_key_values).logits[:, -1]
         ids = torch.cat([inputs["input_ids"], step["input_ids"]], 1)
         again = ours(ids, lang_ids=inputs["lang_ids"], **more).logits[:, -1]
-    assert_close(cached[[0, 3]], again[[0, 3]], atol=1e-5, rtol=0)  # the others have padding in their middle
-    settings = {**more, "lang_ids": inputs["lang_ids"], "max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+    assert_close(
+        cached[[0, 3]], again[[0, 3]], atol=1e-5, rtol=0
+    )  # the others have padding in their middle
+    settings = {
+        **more,
+        "lang_ids": inputs["lang_ids"],
+        "max_new_tokens": 5,
+        "do_sample": False,
+        "eos_token_id": None,
+    }
     grown = ours.generate(inputs["input_ids"][:, :3], **settings)
-    assert torch.equal(grown, ours.generate(inputs["input_ids"][:, :3], **settings, use_cache=False))
-    other = ours.generate(inputs["input_ids"][:, :3], **{**settings, "encoder_hidden_states": -source})
+    assert torch.equal(
+        grown, ours.generate(inputs["input_ids"][:, :3], **settings, use_cache=False)
+    )
+    other = ours.generate(
+        inputs["input_ids"][:, :3], **{**settings, "encoder_hidden_states": -source}
+    )
     assert not torch.equal(grown, other)
     with pytest.raises(UserError, match="add_cross_attention=True"):
         pair("ForCausalLM", tmp_path)[0](**inputs, **more)

@@ -68,14 +68,22 @@ def test_every_configuration_composes_and_is_valid(path):
 
 
 @pytest.mark.parametrize("command", ["pretrain", "rank", "finetune"])
-@pytest.mark.parametrize(("name", "key", "value"), [("fp32", "precision", "32-true"), ("ddp", "devices", 2)])
-def test_a_file_of_the_trainer_group_sets_one_key_and_leaves_the_command_s_own_settings(command, name, key, value):
-    usual, changed = (asdict(composed(*o, command=command).trainer) for o in ([], [f"trainer={name}"]))
+@pytest.mark.parametrize(
+    ("name", "key", "value"), [("fp32", "precision", "32-true"), ("ddp", "devices", 2)]
+)
+def test_a_file_of_the_trainer_group_sets_one_key_and_leaves_the_command_s_own_settings(
+    command, name, key, value
+):
+    usual, changed = (
+        asdict(composed(*o, command=command).trainer) for o in ([], [f"trainer={name}"])
+    )
     assert changed == {**usual, key: value} and usual[key] != value
     assert usual["rows_per_step"] == (32 if command == "finetune" else 16)
 
 
-@pytest.mark.parametrize(("name", "key"), [("fp32", "precision is 32-true"), ("ddp", "devices is 2")])
+@pytest.mark.parametrize(
+    ("name", "key"), [("fp32", "precision is 32-true"), ("ddp", "devices is 2")]
+)
 def test_evaluate_refuses_settings_of_a_training(name, key):
     validate(composed("trainer.accelerator=cpu", "trainer.threads=1", command="evaluate"))
     with pytest.raises(UserError, match=f"1 fault.*\n.*trainer.{key}, but evaluate trains nothing"):
@@ -83,7 +91,10 @@ def test_evaluate_refuses_settings_of_a_training(name, key):
 
 
 def test_two_languages_at_once():
-    assert [lang.code for lang in composed("+lang=[new_lang,sw]").lang.values()] == ["el_GR", "sw_KE"]
+    assert [lang.code for lang in composed("+lang=[new_lang,sw]").lang.values()] == [
+        "el_GR",
+        "sw_KE",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -106,17 +117,31 @@ def test_every_fault_is_listed_at_once():
     with pytest.raises(UserError) as caught:
         validate(cfg)
     assert all(
-        word in str(caught.value) for word in ("4 faults", "fp8", "row_length", "mask_policy", "embedded corpus 'xx'")
+        word in str(caught.value)
+        for word in ("4 faults", "fp8", "row_length", "mask_policy", "embedded corpus 'xx'")
     )
 
 
 @pytest.mark.parametrize(
     "override",
-    ["model.num_attention_heads=0", "model.adapter_reduction_factor=0", "seed=-1", "task.pretrain.peak_lr=-1",
-     "task.pretrain.betas=[0.9]", "task.pretrain.clip_norm=0", "data.workers=-1", "data.normalization=nfck",
-     "data.validation_share=2", "trainer.precision=bf16-true", "trainer.rows_per_step=0", "data.alpha=-1",
-     "task.pretrain.warmup_share=2", "model.hidden_dropout_prob=1", "langset.vocabulary_size=0"],
-)  # fmt: skip
+    [
+        "model.num_attention_heads=0",
+        "model.adapter_reduction_factor=0",
+        "seed=-1",
+        "task.pretrain.peak_lr=-1",
+        "task.pretrain.betas=[0.9]",
+        "task.pretrain.clip_norm=0",
+        "data.workers=-1",
+        "data.normalization=nfck",
+        "data.validation_share=2",
+        "trainer.precision=bf16-true",
+        "trainer.rows_per_step=0",
+        "data.alpha=-1",
+        "task.pretrain.warmup_share=2",
+        "model.hidden_dropout_prob=1",
+        "langset.vocabulary_size=0",
+    ],
+)
 def test_a_value_out_of_range_is_one_fault_with_key_value_and_what_is_allowed(override):
     key, _, value = override.partition("=")
     with pytest.raises(UserError) as caught:
@@ -135,7 +160,17 @@ def test_sizes_of_a_given_base_are_not_judged_by_this_configuration(tmp_path):
 
 @pytest.mark.slow
 def test_the_wheel_carries_configuration_and_text(tmp_path):
-    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(PACKAGE.parent)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "-w",
+        str(tmp_path),
+        str(PACKAGE.parent),
+    ]
     subprocess.run(command, check=True)
     names = zipfile.ZipFile(next(tmp_path.glob("*.whl"))).namelist()
     assert {
@@ -159,9 +194,22 @@ def _imported(node: ast.AST) -> set[str]:
 
 
 FLOORS = ("model", "text", "languages", "tasks", "config", "runs", "scoring", "training", "stages")
-CORE = ("model", "text", "languages", "config", "runs", "training", "stages/pretraining", "stages/extension")
+CORE = (
+    "model",
+    "text",
+    "languages",
+    "config",
+    "runs",
+    "training",
+    "stages/pretraining",
+    "stages/extension",
+)
 INSTRUMENTS = ("scoring", "tasks", "reports", "stages/ranking", "stages/planning")
-FOR_THE_CORE = ("scoring/held_out", "scoring/passages", "scoring/samples")  # what training scores itself by
+FOR_THE_CORE = (
+    "scoring/held_out",
+    "scoring/passages",
+    "scoring/samples",
+)  # what training scores itself by
 
 
 def _parts(path: Path) -> set[str]:
@@ -183,9 +231,16 @@ def test_imports_go_down_from_floor_to_floor(floor):
 def test_the_ground_imports_no_floor_and_reports_read_files_alone():
     for path in PACKAGE.glob("*.py"):
         if path.stem not in (*COMMANDS, "cli"):
-            assert not {part.split("/")[0] for part in _parts(path)} & {*FLOORS, "reports"}, path.name
+            assert not {part.split("/")[0] for part in _parts(path)} & {*FLOORS, "reports"}, (
+                path.name
+            )
     for path in (PACKAGE / "reports").glob("*.py"):
-        assert not {part.split("/")[0] for part in _parts(path)} & {"training", "stages", "scoring", "model"}, path.name
+        assert not {part.split("/")[0] for part in _parts(path)} & {
+            "training",
+            "stages",
+            "scoring",
+            "model",
+        }, path.name
 
 
 def test_the_core_imports_no_instrument():
@@ -195,7 +250,11 @@ def test_the_core_imports_no_instrument():
         for path in folder.glob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
             if path == PACKAGE / "config" / "finetuning.py":  # the settings of labelled tasks
                 continue
-            wrong = {p for p in _parts(path) if p.startswith(INSTRUMENTS) and not p.startswith(FOR_THE_CORE)}
+            wrong = {
+                p
+                for p in _parts(path)
+                if p.startswith(INSTRUMENTS) and not p.startswith(FOR_THE_CORE)
+            }
             assert not wrong, (path.name, wrong)
 
 
@@ -210,11 +269,19 @@ def test_the_model_needs_torch_transformers_and_what_they_bring():
         "langcodes",
         "xmod_lab",
     }
-    ours = tuple(f"xmod_lab.{name}" for name in ("model", "choices", "codes", "errors", "files", "foreign", "hub"))
-    for path in (*(PACKAGE / "model").glob("*.py"), *(PACKAGE / f"{name.partition('.')[2]}.py" for name in ours[1:])):
+    ours = tuple(
+        f"xmod_lab.{name}"
+        for name in ("model", "choices", "codes", "errors", "files", "foreign", "hub")
+    )
+    for path in (
+        *(PACKAGE / "model").glob("*.py"),
+        *(PACKAGE / f"{name.partition('.')[2]}.py" for name in ours[1:]),
+    ):
         found = _imports(path)
         assert {name.split(".")[0] for name in found} <= allowed, path.name
-        assert all(name.startswith(ours) for name in found if name.startswith("xmod_lab")), path.name
+        assert all(name.startswith(ours) for name in found if name.startswith("xmod_lab")), (
+            path.name
+        )
 
 
 def _name(requirement: str) -> str:
@@ -227,18 +294,31 @@ def test_every_library_that_is_imported_is_declared_with_a_lower_bound_and_pinne
     project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
     extras = {r for group in project["optional-dependencies"].values() for r in group}
     core = {_name(r) for r in project["dependencies"]}
-    pinned = {_name(line) for line in (root / "constraints.txt").read_text().splitlines() if "==" in line}
+    pinned = {
+        _name(line) for line in (root / "constraints.txt").read_text().splitlines() if "==" in line
+    }
     owners = importlib.metadata.packages_distributions()
-    for path in sorted(file for part in ("xmod_lab", "scripts", "tests") for file in (root / part).rglob("*.py")):
+    for path in sorted(
+        file for part in ("xmod_lab", "scripts", "tests") for file in (root / part).rglob("*.py")
+    ):
         tree = ast.parse(path.read_text())
-        for nodes, allowed in ((tree.body, core), (ast.walk(tree), core | {_name(r) for r in extras})):
+        for nodes, allowed in (
+            (tree.body, core),
+            (ast.walk(tree), core | {_name(r) for r in extras}),
+        ):
             if path.is_relative_to(root / "tests"):
                 allowed = core | {_name(r) for r in extras}
             for module in {name.split(".")[0] for node in nodes for name in _imported(node)}:
-                if module not in sys.stdlib_module_names and module not in ("xmod_lab", "scripts", "tests"):
+                if module not in sys.stdlib_module_names and module not in (
+                    "xmod_lab",
+                    "scripts",
+                    "tests",
+                ):
                     libraries = {_name(library) for library in owners[module]}
                     assert libraries & allowed, f"{path.name} imports {module}, of {libraries}"
-    assert [r for r in (*project["dependencies"], *extras) if ">=" not in r or _name(r) not in pinned] == []
+    assert [
+        r for r in (*project["dependencies"], *extras) if ">=" not in r or _name(r) not in pinned
+    ] == []
 
 
 def test_commands_never_import_each_other():
@@ -260,16 +340,25 @@ def test_released_sizes(size, slot):
 @pytest.mark.parametrize("size", [13, 30, 60, 75, 81])
 def test_language_sets_are_those_of_the_released_code_in_the_order_of_their_slots(size):
     """X-MOD's sets are nested and in alphabetical order, but for that of the released checkpoints. Their text here is Wikipedia's."""
-    nested = sorted(code for least, codes in SLOTS_SINCE.items() if least <= size for code in codes.split())
+    nested = sorted(
+        code for least, codes in SLOTS_SINCE.items() if least <= size for code in codes.split()
+    )
     found = composed(f"langset=xmod{size}").langset.languages
     assert list(found) == (RELEASED_SLOTS.split() if size == 81 else nested) and len(found) == size
     assert all(text.text == "wikimedia/wikipedia" for text in found.values())
-    assert {code: text.dataset_config for code, text in found.items()} == {c: f"20231101.{c[:2]}" for c in found}
+    assert {code: text.dataset_config for code, text in found.items()} == {
+        c: f"20231101.{c[:2]}" for c in found
+    }
 
 
 def test_commands_judge_a_configuration_before_anything_heavy_is_imported():
     """Else a refusal would wait for ten seconds of imports."""
-    light = ["hydra", "xmod_lab.config.rules", "xmod_lab.config.finetuning", *(f"xmod_lab.{name}" for name in COMMANDS)]
+    light = [
+        "hydra",
+        "xmod_lab.config.rules",
+        "xmod_lab.config.finetuning",
+        *(f"xmod_lab.{name}" for name in COMMANDS),
+    ]
     heavy = {
         "torch",
         "transformers",
@@ -283,7 +372,9 @@ def test_commands_judge_a_configuration_before_anything_heavy_is_imported():
         "rich",
     }
     code = f"import sys, {', '.join(light)}; print(*sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+    )
     assert not done.stdout.strip()
 
 

@@ -29,7 +29,15 @@ from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.text_files import decoded_lines, json_rows
 
 KINDS = ("txt", "txt.gz", "jsonl", "tsv", "csv.gz", "parquet", "saved", "folder")
-ODD = ["\ufeffone", "  two\u2028 half ", "three\x0c3\x0b3", "four\x85x", "fa\u3000st", "\u200bsix", "se\u00a0ven\ufeff"]
+ODD = [
+    "\ufeffone",
+    "  two\u2028 half ",
+    "three\x0c3\x0b3",
+    "four\x85x",
+    "fa\u3000st",
+    "\u200bsix",
+    "se\u00a0ven\ufeff",
+]
 READ = ["one", "two  half", "three 3 3", "four x", "fa\u3000st", "\u200bsix", "se\u00a0ven"]
 
 
@@ -83,13 +91,18 @@ def test_a_row_is_one_passage_and_its_line_breaks_are_counted(tmp_path, kind):
 def test_lines_end_as_on_any_system(tmp_path, end):
     (tmp_path / "x.txt").write_bytes(end.join(["\ufeffone", "two", "three", ""]).encode())
     assert list(decoded_lines(tmp_path / "x.txt")) == ["one\n", "two\n", "three\n"]
-    (tmp_path / "x.jsonl").write_bytes(b"\xef\xbb\xbf" + end.join(['{"text": 1}', '{"text": 2}']).encode())
+    (tmp_path / "x.jsonl").write_bytes(
+        b"\xef\xbb\xbf" + end.join(['{"text": 1}', '{"text": 2}']).encode()
+    )
     assert [row["text"] for _, row in json_rows(tmp_path / "x.jsonl")] == [1, 2]
 
 
 def test_a_mark_and_odd_line_ends_are_no_part_of_parallel_text(tmp_path):
     (tmp_path / "x.tsv").write_bytes("\ufeffid\ten\tde\r\n1\ta\x85b\tc\r\n2\td\te".encode())
-    assert read_parallel(str(tmp_path / "x.tsv")).sentences == {"en": ["a b", "d"], "de": ["c", "e"]}
+    assert read_parallel(str(tmp_path / "x.tsv")).sentences == {
+        "en": ["a b", "d"],
+        "de": ["c", "e"],
+    }
 
 
 # --- what stands in the column ------------------------------------------------------------------------------------------
@@ -103,14 +116,21 @@ def test_nulls_and_empty_rows_are_counted(tmp_path, kind):
 
 
 def test_of_a_text_that_is_held_out_by_share_they_are_counted_once(tmp_path):
-    source = Source(_write(tmp_path, "jsonl", ["a", None, "b", "c", "", *"defgh"]), validation_share=0.5)
+    source = Source(
+        _write(tmp_path, "jsonl", ["a", None, "b", "c", "", *"defgh"]), validation_share=0.5
+    )
     tallies = Tally(), Tally()
-    read = [list(source.passages(split, t)) for split, t in zip(("train", "validation"), tallies, strict=True)]
+    read = [
+        list(source.passages(split, t))
+        for split, t in zip(("train", "validation"), tallies, strict=True)
+    ]
     assert sorted(read[0] + read[1]) == list("abcdefgh")
     assert [(t.null, t.empty) for t in tallies] == [(1, 1), (0, 0)]
 
 
-@pytest.mark.parametrize("kind", ["binary", "large_binary", "large_string", "string_view", "dictionary"])
+@pytest.mark.parametrize(
+    "kind", ["binary", "large_binary", "large_string", "string_view", "dictionary"]
+)
 @pytest.mark.parametrize("saved", [False, True])
 def test_text_in_columns_of_other_types_is_read_as_text(tmp_path, kind, saved):
     if kind == "dictionary":
@@ -128,9 +148,14 @@ def test_text_in_columns_of_other_types_is_read_as_text(tmp_path, kind, saved):
 
 @pytest.mark.parametrize(
     ("rows", "type_", "kind"),
-    [([["a", "b"], ["c"]], "list<", "a list"), ([{"de": "a"}, {"de": "b"}], "struct<", "an object"),
-     ([1, 0], "int64", "a number"), ([1.5, 0.0], "double", "a number"), ([True, False], "bool", "true or false")],
-)  # fmt: skip
+    [
+        ([["a", "b"], ["c"]], "list<", "a list"),
+        ([{"de": "a"}, {"de": "b"}], "struct<", "an object"),
+        ([1, 0], "int64", "a number"),
+        ([1.5, 0.0], "double", "a number"),
+        ([True, False], "bool", "true or false"),
+    ],
+)
 def test_what_is_no_text_is_refused_with_its_type_and_the_key_to_set(tmp_path, rows, type_, kind):
     for place in ("parquet", "saved"):
         message = _refusal(_write(tmp_path, place, rows), key="lang.oc")
@@ -141,7 +166,9 @@ def test_what_is_no_text_is_refused_with_its_type_and_the_key_to_set(tmp_path, r
 
 def test_bytes_that_are_no_text_are_refused_with_their_row(tmp_path):
     parquet.write_table(pyarrow.table({"text": [b"fine", b"\xff\xfe"]}), tmp_path / "x.parquet")
-    assert "x.parquet, row 2: column 'text' holds bytes that are not UTF-8" in _refusal(str(tmp_path / "x.parquet"))
+    assert "x.parquet, row 2: column 'text' holds bytes that are not UTF-8" in _refusal(
+        str(tmp_path / "x.parquet")
+    )
 
 
 def test_half_a_character_in_json_is_refused_with_its_line(tmp_path):
@@ -151,22 +178,32 @@ def test_half_a_character_in_json_is_refused_with_its_line(tmp_path):
     assert _read(str(tmp_path / "x.jsonl")) == ["\\ud83d"]
 
 
-@pytest.mark.parametrize("content", ["[" * 100_000, '{"a":' * 100_000, '{"text": ' + "9" * 5000 + "}"])
+@pytest.mark.parametrize(
+    "content", ["[" * 100_000, '{"a":' * 100_000, '{"text": ' + "9" * 5000 + "}"]
+)
 def test_absurd_json_is_refused(tmp_path, content):
     (tmp_path / "x.jsonl").write_text('{"text": "fine"}\n' + content)
     assert "x.jsonl, line 2: " in _refusal(str(tmp_path / "x.jsonl"))
 
 
 def test_a_key_that_stands_twice_in_a_row_is_refused_with_its_line(tmp_path):
-    (tmp_path / "x.jsonl").write_text('{"text": "fine"}\n{"text": "one", "n": {"a": 1}, "text": "two"}\n')
-    assert "x.jsonl, line 2: not JSON (key 'text' stands twice)" in _refusal(str(tmp_path / "x.jsonl"))
+    (tmp_path / "x.jsonl").write_text(
+        '{"text": "fine"}\n{"text": "one", "n": {"a": 1}, "text": "two"}\n'
+    )
+    assert "x.jsonl, line 2: not JSON (key 'text' stands twice)" in _refusal(
+        str(tmp_path / "x.jsonl")
+    )
 
 
 def test_the_key_to_set_is_that_of_the_configuration(tmp_path):
     cfg = PretrainConfig(
-        lang={"mine": LangConfig(text=_write(tmp_path, "parquet", ["a"]), column="body", code="oc_FR")}
+        lang={
+            "mine": LangConfig(text=_write(tmp_path, "parquet", ["a"]), column="body", code="oc_FR")
+        }
     )
-    with pytest.raises(UserError, match="no column 'body'; it has text. Set lang.mine.column=<one of them>"):
+    with pytest.raises(
+        UserError, match="no column 'body'; it has text. Set lang.mine.column=<one of them>"
+    ):
         list(cfg.source(cfg.lang["mine"]).passages("train"))
 
 
@@ -176,7 +213,14 @@ def test_the_key_to_set_is_that_of_the_configuration(tmp_path):
 def _mixed(folder: Path) -> Path:
     folder.mkdir()
     (folder / "deep" / ".git").mkdir(parents=True)
-    for name in ("b.txt", "old-test.txt", "deep/a.txt", "test.txt", ".hidden.txt", "deep/.git/c.txt"):
+    for name in (
+        "b.txt",
+        "old-test.txt",
+        "deep/a.txt",
+        "test.txt",
+        ".hidden.txt",
+        "deep/.git/c.txt",
+    ):
         (folder / name).write_text(f"from {name}\n")
     _write(folder, "jsonl", ["from jsonl"], "a")
     _write(folder, "parquet", ["from parquet"], "z")
@@ -189,18 +233,35 @@ def _mixed(folder: Path) -> Path:
 def test_all_files_of_a_folder_are_read_or_named(tmp_path):
     folder, tally = _mixed(tmp_path / "texts"), Tally()
     read = list(Source(str(folder), validation=str(folder)).passages("train", tally))
-    assert read == ["from jsonl", "from b.txt", "from deep/a.txt", "from old-test.txt", "from parquet"]
+    assert read == [
+        "from jsonl",
+        "from b.txt",
+        "from deep/a.txt",
+        "from old-test.txt",
+        "from parquet",
+    ]
     assert sorted(tally.left_out) == [
-        ".hidden.txt (hidden)", "README.md (of no known type)", "deep/.git/c.txt (hidden)", "more.arrow (of no known type)",
+        ".hidden.txt (hidden)",
+        "README.md (of no known type)",
+        "deep/.git/c.txt (hidden)",
+        "more.arrow (of no known type)",
         "test.txt (of another split)",
-    ]  # fmt: skip
+    ]
 
 
 def test_the_layout_of_the_hub_is_read_by_its_names(tmp_path):
-    for name in ("data/train-00000-of-00002", "data/train-00001-of-00002", "data/test-00000-of-00001", "validation/0"):
+    for name in (
+        "data/train-00000-of-00002",
+        "data/train-00001-of-00002",
+        "data/test-00000-of-00001",
+        "validation/0",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         parquet.write_table(pyarrow.table({"text": [f"from {name}"]}), tmp_path / f"{name}.parquet")
-    assert _read(str(tmp_path)) == ["from data/train-00000-of-00002", "from data/train-00001-of-00002"]
+    assert _read(str(tmp_path)) == [
+        "from data/train-00000-of-00002",
+        "from data/train-00001-of-00002",
+    ]
 
 
 def test_a_repository_with_configurations_is_read_by_datasets(tmp_path):
@@ -208,13 +269,16 @@ def test_a_repository_with_configurations_is_read_by_datasets(tmp_path):
         for split in ("train", "test"):
             (tmp_path / f"{name}-{split}.jsonl").write_text(json.dumps({"text": f"{name} {split}"}))
     configs = "".join(
-        f"- config_name: {name}\n  data_files:\n" + "".join(f"  - split: {s}\n    path: {name}-{s}.jsonl\n" for s in ("train", "test"))
+        f"- config_name: {name}\n  data_files:\n"
+        + "".join(f"  - split: {s}\n    path: {name}-{s}.jsonl\n" for s in ("train", "test"))
         for name in ("oc", "eu")
-    )  # fmt: skip
+    )
     (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n# Mine\n")
     tally = Tally()
     source = Source(str(tmp_path), validation=str(tmp_path), dataset_config="oc")
-    assert list(source.passages("train", tally)) == ["oc train"] and tally.left_out == ["split test"]
+    assert list(source.passages("train", tally)) == ["oc train"] and tally.left_out == [
+        "split test"
+    ]
     assert "eu" in _refusal(str(tmp_path))  # the configurations that there are
 
 
@@ -232,8 +296,12 @@ def test_a_dataset_of_several_splits_says_which_there_are(tmp_path):
 
 def test_a_folder_without_text_is_refused_with_what_is_in_it(tmp_path):
     (tmp_path / "x.xlsx").write_text("text\n")
-    fault, = check_source(Source(str(tmp_path)), "lang.oc")  # fmt: skip
-    assert fault.startswith("lang.oc.text: folder") and "x.xlsx (of no known type)" in fault and ".jsonl" in fault
+    (fault,) = check_source(Source(str(tmp_path)), "lang.oc")
+    assert (
+        fault.startswith("lang.oc.text: folder")
+        and "x.xlsx (of no known type)" in fault
+        and ".jsonl" in fault
+    )
 
 
 def test_lists_and_patterns_of_files(tmp_path):
@@ -245,10 +313,15 @@ def test_lists_and_patterns_of_files(tmp_path):
     assert _read(str(folder / "b.txt")) == ["from b.txt"]  # a path with brackets is a path first
     cfg = PretrainConfig(lang={"oc": LangConfig(text=names, code="oc_FR")})
     assert check_source(cfg.source(cfg.lang["oc"]), "lang.oc") == []
-    for text, words in (([], "neither a path nor a list"), (None, "neither a path nor a list"), ([names], "neither a path"),
-                        ([*names, "no.txt"], "'no.txt' does not exist"), (["embedded:de", *names], "stands alone"),
-                        ("no*.txt", "no file of type")):  # fmt: skip
-        fault, = check_source(Source(text), "lang.oc")  # fmt: skip
+    for text, words in (
+        ([], "neither a path nor a list"),
+        (None, "neither a path nor a list"),
+        ([names], "neither a path"),
+        ([*names, "no.txt"], "'no.txt' does not exist"),
+        (["embedded:de", *names], "stands alone"),
+        ("no*.txt", "no file of type"),
+    ):
+        (fault,) = check_source(Source(text), "lang.oc")
         assert fault.startswith("lang.oc.text: ") and words in fault
 
 
@@ -259,13 +332,19 @@ def glob_of(folder: Path) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_that_was_replaced_gives_its_new_content_whatever_its_time(tmp_path, kind):
     source, digests = Source(_write(tmp_path, kind, ["before"])), set()
-    file = next(p for p in (Path(source.text), *Path(source.text).rglob("*")) if p.is_file() and p.suffix != ".json")
+    file = next(
+        p
+        for p in (Path(source.text), *Path(source.text).rglob("*"))
+        if p.is_file() and p.suffix != ".json"
+    )
     for content in ("before", "after!"):
         if content == "after!":
             (tmp_path / "new").mkdir()
             new = _write(tmp_path / "new", kind, [content])
             times = os.stat(file)
-            os.replace(next(p for p in (Path(new), *Path(new).rglob("*")) if p.name == file.name), file)
+            os.replace(
+                next(p for p in (Path(new), *Path(new).rglob("*")) if p.name == file.name), file
+            )
             os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
         digests.add(source.digest())
         assert _read(source.text) == [content]
@@ -279,14 +358,29 @@ RUSSIAN = "Привет, мир! Это текст на русском язык�
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [("Grüße\n".encode("utf-16"), "is UTF-16; convert it: iconv -f UTF-16 -t UTF-8"),
-     (RUSSIAN.encode("utf-16-le"), "UTF-16 without a byte order mark; convert it: iconv -f UTF-16LE"),
-     ("plain words\n".encode("utf-16-be"), "UTF-16 without a byte order mark; convert it: iconv -f UTF-16BE"),
-     ("Grüße\n".encode("utf-16").decode("iso-8859-1").encode(), "UTF-16 that was converted as if it were ISO-8859-1"),
-     ("Grüße\n".encode("utf-32"), "is UTF-32"), (gzip.compress(b"text", mtime=0), "compressed by gzip; give it a name that ends in .gz"),
-     (b"\x28\xb5\x2f\xfd\x04\x00", "compressed by zstd"), (b"PK\x03\x04\x00", "zip archive or an office document"),
-     (b"%PDF-1.5\n%\xbf\xf7", "PDF"), (b"PAR1\x15\x04", "a parquet file"), (bytes(range(256)) * 20, "no text")],
-)  # fmt: skip
+    [
+        ("Grüße\n".encode("utf-16"), "is UTF-16; convert it: iconv -f UTF-16 -t UTF-8"),
+        (
+            RUSSIAN.encode("utf-16-le"),
+            "UTF-16 without a byte order mark; convert it: iconv -f UTF-16LE",
+        ),
+        (
+            "plain words\n".encode("utf-16-be"),
+            "UTF-16 without a byte order mark; convert it: iconv -f UTF-16BE",
+        ),
+        (
+            "Grüße\n".encode("utf-16").decode("iso-8859-1").encode(),
+            "UTF-16 that was converted as if it were ISO-8859-1",
+        ),
+        ("Grüße\n".encode("utf-32"), "is UTF-32"),
+        (gzip.compress(b"text", mtime=0), "compressed by gzip; give it a name that ends in .gz"),
+        (b"\x28\xb5\x2f\xfd\x04\x00", "compressed by zstd"),
+        (b"PK\x03\x04\x00", "zip archive or an office document"),
+        (b"%PDF-1.5\n%\xbf\xf7", "PDF"),
+        (b"PAR1\x15\x04", "a parquet file"),
+        (bytes(range(256)) * 20, "no text"),
+    ],
+)
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.txt.gz"])
 def test_a_file_of_another_kind_is_told(tmp_path, content, says, name):
     if name == "x.txt.gz":
@@ -305,19 +399,30 @@ def test_the_remedy_for_utf16_helps(tmp_path):
 
 def test_what_is_called_gz_and_is_none_is_told(tmp_path):
     (tmp_path / "x.txt.gz").write_text("text\n")
-    assert "no gzip file, although its name ends in .gz; call it x.txt" in _refusal(str(tmp_path / "x.txt.gz"))
+    assert "no gzip file, although its name ends in .gz; call it x.txt" in _refusal(
+        str(tmp_path / "x.txt.gz")
+    )
 
 
-@pytest.mark.parametrize(("encoding", "text"), [("windows-1251", "Привет, мир"), ("windows-1252", "Grüße"), ("gb18030", "你好世界"),
-                                                ("windows-1253", "Καλημέρα")])  # fmt: skip
-def test_text_in_another_encoding_is_shown_in_several_for_the_reader_to_choose(tmp_path, encoding, text):
+@pytest.mark.parametrize(
+    ("encoding", "text"),
+    [
+        ("windows-1251", "Привет, мир"),
+        ("windows-1252", "Grüße"),
+        ("gb18030", "你好世界"),
+        ("windows-1253", "Καλημέρα"),
+    ],
+)
+def test_text_in_another_encoding_is_shown_in_several_for_the_reader_to_choose(
+    tmp_path, encoding, text
+):
     (tmp_path / "x.txt").write_bytes(f"plain\n{text}\n".encode(encoding))
     message = _refusal(str(tmp_path / "x.txt"))
     assert (
         message.startswith(f"{tmp_path / 'x.txt'}, line 2: not UTF-8")
         and "iconv -f ENCODING" in message.splitlines()[0]
     )
-    line, = (line for line in message.splitlines() if line.endswith(f": {text}"))  # fmt: skip
+    (line,) = (line for line in message.splitlines() if line.endswith(f": {text}"))
     assert encoding in line and len(message.splitlines()) < 13
 
 
@@ -329,10 +434,15 @@ def test_a_damaged_line_in_utf8_is_not_called_another_encoding(tmp_path):
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl", "parquet"])
 @pytest.mark.parametrize("line", ["caf\ufffd au lait", "\x01\x02 and words", "two words\x00"])
-def test_text_full_of_characters_that_are_none_is_refused_and_a_few_are_counted(tmp_path, kind, line):
+def test_text_full_of_characters_that_are_none_is_refused_and_a_few_are_counted(
+    tmp_path, kind, line
+):
     rows = [f"{line} {i}" for i in range(30)]
     message = _refusal(_write(tmp_path, kind, rows))
-    assert "% of its characters are control characters or U+FFFD" in message and "allowed: 0.5 %" in message
+    assert (
+        "% of its characters are control characters or U+FFFD" in message
+        and "allowed: 0.5 %" in message
+    )
     text, tally = _write(tmp_path, kind, rows[:3] + passages("en", 100), "more"), Tally()
     list(Source(text, validation=text).passages("train", tally))
     assert 3 <= tally.odd <= 6
@@ -368,10 +478,11 @@ def _caught(call) -> UserError:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("x.json", '[{"text": "a \\"b\\", c"}]'),
-     ("x.jsonl", '[\n {"text": "a \\"b\\", c"}\n]')],
-)  # fmt: skip
-def test_arrays_in_json_are_refused_with_a_command_that_makes_jsonl_of_them(tmp_path, name, content):
+    [("x.json", '[{"text": "a \\"b\\", c"}]'), ("x.jsonl", '[\n {"text": "a \\"b\\", c"}\n]')],
+)
+def test_arrays_in_json_are_refused_with_a_command_that_makes_jsonl_of_them(
+    tmp_path, name, content
+):
     (tmp_path / name).write_text(content)
     source = Source(str(tmp_path / name))
     message = _refusal(source.text) if name == "x.jsonl" else check_source(source, "lang.oc")[0]
@@ -399,31 +510,49 @@ def test_a_text_shorter_than_a_row_is_refused_and_leaves_nothing(tmp_path, token
     with pytest.raises(
         UserError, match="the text of oc is shorter than a row.*while a row has 32.*data.row_length"
     ) as caught:
-        prepare_corpus("oc", Source(text, validation=text), tokenizer, length=32, folder=tmp_path / "prepared")
+        prepare_corpus(
+            "oc", Source(text, validation=text), tokenizer, length=32, folder=tmp_path / "prepared"
+        )
     assert ("49 duplicates" in str(caught.value)) == (len(lines) > 1)
     assert not list((tmp_path / "prepared").iterdir())
 
 
 @pytest.mark.parametrize("duplicates", [True, False])
-def test_held_out_text_that_is_training_text_is_told_with_its_share(tmp_path, tokenizer_folder, duplicates):
-    tokenizer, lines = AutoTokenizer.from_pretrained(tokenizer_folder), list(dict.fromkeys(passages("en", 120)))
+def test_held_out_text_that_is_training_text_is_told_with_its_share(
+    tmp_path, tokenizer_folder, duplicates
+):
+    tokenizer, lines = (
+        AutoTokenizer.from_pretrained(tokenizer_folder),
+        list(dict.fromkeys(passages("en", 120))),
+    )
     make = lambda source: prepare_corpus("oc", source, tokenizer, length=32, folder=tmp_path)  # noqa: E731
-    text, held_out = (_write(tmp_path, "txt", part, name) for part, name in ((lines[:90], "a"), (lines[80:100], "b")))
+    text, held_out = (
+        _write(tmp_path, "txt", part, name)
+        for part, name in ((lines[:90], "a"), (lines[80:100], "b"))
+    )
     corpus = make(Source(text, validation=held_out, drop_duplicates=duplicates))
     assert corpus.manifest["statistics"]["validation"]["in_training"] == 10
-    remark, = corpus.remarks()  # fmt: skip
+    (remark,) = corpus.remarks()
     assert remark.startswith("oc: 10 of the 20 held-out passages (50 %) are training text as well")
     own = make(Source(text, drop_duplicates=duplicates))
     assert own.remarks() == [] and own.manifest["statistics"]["validation"]["in_training"] == 0
 
 
 def test_given_held_out_text_is_compared_by_its_letters(tmp_path, tokenizer_folder):
-    tokenizer, lines = AutoTokenizer.from_pretrained(tokenizer_folder), list(dict.fromkeys(passages("en", 120)))
+    tokenizer, lines = (
+        AutoTokenizer.from_pretrained(tokenizer_folder),
+        list(dict.fromkeys(passages("en", 120))),
+    )
     text = _write(tmp_path, "txt", lines[:90], "a")
     held_out = _write(
-        tmp_path, "txt", [*(f"12) {line.upper()}!" for line in lines[:5]), *lines[90:100], "12", "12 %"], "b"
+        tmp_path,
+        "txt",
+        [*(f"12) {line.upper()}!" for line in lines[:5]), *lines[90:100], "12", "12 %"],
+        "b",
     )
-    corpus = prepare_corpus("oc", Source(text, validation=held_out), tokenizer, length=32, folder=tmp_path)
+    corpus = prepare_corpus(
+        "oc", Source(text, validation=held_out), tokenizer, length=32, folder=tmp_path
+    )
     counts = corpus.manifest["statistics"]["validation"]
     assert (counts["held_out_by"], counts["passages"], counts["in_training"]) == ("given", 17, 5)
     assert (
@@ -439,8 +568,15 @@ def test_what_differs_in_numbers_case_and_punctuation_is_held_out_together(tmp_p
         for i, line in enumerate(dict.fromkeys(passages("en", 300)))
         for text in (f"{line} {i}", f"{line.upper()}, {i + 1}!")
     ]
-    source = Source(_write(tmp_path, kind, [*rows, *map(str, range(300))]), drop_duplicates=False, validation_share=0.2)
-    letters = [{letters_of(text) or text for text in source.passages(split)} for split in ("train", "validation")]
+    source = Source(
+        _write(tmp_path, kind, [*rows, *map(str, range(300))]),
+        drop_duplicates=False,
+        validation_share=0.2,
+    )
+    letters = [
+        {letters_of(text) or text for text in source.passages(split)}
+        for split in ("train", "validation")
+    ]
     assert len(letters[1]) > 50 and not letters[0] & letters[1]
     assert any(text.isdigit() for text in letters[1])  # what has no letters is told by what it has
 
@@ -460,26 +596,37 @@ def test_documents_are_held_out_whole(tmp_path, tokenizer_folder, kind):
     elif kind == "jsonl":
         _write(text, "jsonl", ["\n".join(lines) for lines in documents])
     else:
-        (text / "x.txt").write_text("\n\n\n".join("\n".join(lines) for lines in documents), encoding="utf-8")
+        (text / "x.txt").write_text(
+            "\n\n\n".join("\n".join(lines) for lines in documents), encoding="utf-8"
+        )
     source, tokenizer = Source(str(text)), AutoTokenizer.from_pretrained(tokenizer_folder)
     train, held_out = (list(source.passages(split)) for split in ("train", "validation"))
-    sides = {"".join(text for text in train if text != "Contents"): "train", "".join(held_out): "held out"}
+    sides = {
+        "".join(text for text in train if text != "Contents"): "train",
+        "".join(held_out): "held out",
+    }
     for lines in documents:
         found = {side for whole, side in sides.items() for line in lines[1:] if line in whole}
         assert len(found) == 1, lines
     assert 3 <= len(held_out) / (1 if kind == "jsonl" else 4) <= 25
-    counts = prepare_corpus("oc", source, tokenizer, length=32, folder=tmp_path).manifest["statistics"]
+    counts = prepare_corpus("oc", source, tokenizer, length=32, folder=tmp_path).manifest[
+        "statistics"
+    ]
     assert counts["validation"]["held_out_by"] == ("passage" if kind == "jsonl" else "document")
     assert "Contents" not in held_out and counts["validation"]["in_training"] == (
         kind != "jsonl"
     )  # the others are duplicates
-    assert counts["validation"]["passages"] == len(held_out) and counts["train"]["passages"] == len(train)
+    assert counts["validation"]["passages"] == len(held_out) and counts["train"]["passages"] == len(
+        train
+    )
 
 
 def test_a_few_blank_lines_make_no_documents(tmp_path):
     """Else all of a text, or nothing, would be held out."""
     lines = list(dict.fromkeys(passages("en", 500)))
-    (tmp_path / "x.txt").write_text("\n\n".join("\n".join(lines[i::5]) for i in range(5)), encoding="utf-8")
+    (tmp_path / "x.txt").write_text(
+        "\n\n".join("\n".join(lines[i::5]) for i in range(5)), encoding="utf-8"
+    )
     source = Source(str(tmp_path / "x.txt"))
     assert source.held_out_by == "passage" and 5 < len(list(source.passages("validation"))) < 40
 
@@ -489,7 +636,9 @@ def test_a_million_keys_take_eight_megabytes(monkeypatch):
     keys, numbers = Keys(), [exact_key(str(i)) for i in range(20_500)]
     for number in numbers:
         keys.add(number)
-    assert all(number in keys for number in numbers) and not any(exact_key(f"x{i}") in keys for i in range(1000))
+    assert all(number in keys for number in numbers) and not any(
+        exact_key(f"x{i}") in keys for i in range(1000)
+    )
     assert keys._sorted.nbytes == 8 * 20_000 and len(keys._new) == 500
 
 
@@ -502,20 +651,36 @@ def test_what_was_odd_is_in_the_manifest_and_told(tmp_path, tokenizer_folder):
     corpus = prepare_corpus("oc", Source(str(folder)), tokenizer, length=32, folder=tmp_path)
     counts = corpus.manifest["statistics"]["train"]
     assert [counts[name] for name in ("null", "empty", "line_breaks")] == [1, 1, 1]
-    assert corpus.manifest["left_out"] == {"train": ["notes.md (of no known type)"], "validation": []}
+    assert corpus.manifest["left_out"] == {
+        "train": ["notes.md (of no known type)"],
+        "validation": [],
+    }
     told = "\n".join(corpus.remarks())
     assert all(
         words in told
-        for words in ("null rows of its text, left out: 1", "line breaks inside", "not read of its text: notes.md")
+        for words in (
+            "null rows of its text, left out: 1",
+            "line breaks inside",
+            "not read of its text: notes.md",
+        )
     )
 
 
 def test_the_same_text_gives_the_same_bytes(tmp_path, tokenizer_folder):
-    tokenizer, text = AutoTokenizer.from_pretrained(tokenizer_folder), _write(tmp_path, "txt", passages("en", 200))
+    tokenizer, text = (
+        AutoTokenizer.from_pretrained(tokenizer_folder),
+        _write(tmp_path, "txt", passages("en", 200)),
+    )
     made = []
     for folder in (tmp_path / "a", tmp_path / "b"):
         prepare_corpus("oc", Source(text), tokenizer, length=32, folder=folder)
-        made.append({str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()})
+        made.append(
+            {
+                str(p.relative_to(folder)): p.read_bytes()
+                for p in sorted(folder.rglob("*"))
+                if p.is_file()
+            }
+        )
     assert made[0] == made[1] and len(made[0]) > 6
 
 
@@ -527,10 +692,12 @@ def test_a_path_with_a_slip_is_not_asked_for_at_the_hub(tmp_path, monkeypatch):
     (tmp_path / "runs" / "real").mkdir(parents=True)
     assert hub_fault("facebook/xmod-base", "x") is None and hub_fault("wikitext", "x") is None
     for name in ("runs/reel", "./reel", "/nowhere", "~/x", "a/b/c", "x" * 300):
-        assert "does not exist" in hub_fault(name, "a run") and "give a run" in hub_fault(name, "a run")
-    assert "there is a folder 'runs' here" in hub_fault("runs/reel", "x") and "Did you mean 'real'" in hub_fault(
+        assert "does not exist" in hub_fault(name, "a run") and "give a run" in hub_fault(
+            name, "a run"
+        )
+    assert "there is a folder 'runs' here" in hub_fault(
         "runs/reel", "x"
-    )
+    ) and "Did you mean 'real'" in hub_fault("runs/reel", "x")
     assert "does not exist" in check_source(Source("runs/reel"), "lang.oc")[0]
     with pytest.raises(UserError, match="data.tokenizer: 'runs/reel' does not exist"):
         validate(composed("data.tokenizer=runs/reel"))

@@ -30,12 +30,25 @@ _composed = functools.cache(composed)  # which takes most of the time
 def make_run(folder, *overrides, seed=1, after=1.25, base="auto"):
     """A run dir as `+lang=new_lang` leaves it, with these figures."""
     folder.mkdir(parents=True, exist_ok=True)
-    cfg = replace(_composed("+lang=new_lang", "lang.new_lang.code=el_GR", *overrides), seed=seed, base=str(base))
+    cfg = replace(
+        _composed("+lang=new_lang", "lang.new_lang.code=el_GR", *overrides),
+        seed=seed,
+        base=str(base),
+    )
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(cfg)))
-    scores = {"val/loss/el_GR": 6.125, "val/bpb/el_GR": after, "before/val/loss/el_GR": 9.5, "before/val/bpb/el_GR": 2.5,
-              "unigram/loss/el_GR": 6.5, "unigram/bpb/el_GR": 1.375}  # fmt: skip
+    scores = {
+        "val/loss/el_GR": 6.125,
+        "val/bpb/el_GR": after,
+        "before/val/loss/el_GR": 9.5,
+        "before/val/bpb/el_GR": 2.5,
+        "unigram/loss/el_GR": 6.5,
+        "unigram/bpb/el_GR": 1.375,
+    }
     old = {f"{w}val/{u}/en_XX": 5.0625 for w in ("", "before/") for u in ("loss", "bpb")}
-    counts = {f"train/{k}/el_GR": v for k, v in (("tokens", 8192), ("rows", 64), ("passes", 0.5), ("bytes", 12345))}
+    counts = {
+        f"train/{k}/el_GR": v
+        for k, v in (("tokens", 8192), ("rows", 64), ("passes", 0.5), ("bytes", 12345))
+    }
     speed = {"train/tokens_per_second/el_GR": 1000.0, "train/seconds/el_GR": 10.5}
     (folder / "metrics.json").write_text(json.dumps({**scores, **old, **counts, **speed}))
     with (folder / "metrics.csv").open("w", newline="") as stream:
@@ -47,9 +60,16 @@ def make_run(folder, *overrides, seed=1, after=1.25, base="auto"):
                 [10, 7.5, 6.125, after],
             ]
         )
-    proof = {"holds": True, "tensors_compared": 7, "tensors_changed": [], "tensors_missing": [], "tensors_added": ["a"],
-             "tensors_added_without_language": [], "logits": {"en_XX": {"equal": True}},
-             "numbers": {"en_XX": {"before": 0, "after": 0, "equal": True}}}  # fmt: skip
+    proof = {
+        "holds": True,
+        "tensors_compared": 7,
+        "tensors_changed": [],
+        "tensors_missing": [],
+        "tensors_added": ["a"],
+        "tensors_added_without_language": [],
+        "logits": {"en_XX": {"equal": True}},
+        "numbers": {"en_XX": {"before": 0, "after": 0, "equal": True}},
+    }
     (folder / "proof.json").write_text(json.dumps(proof))
     return folder
 
@@ -79,9 +99,22 @@ def page_of(*paths):
 def test_the_page_has_the_figures_and_needs_nothing_else(run, call):
     assert call(run)[0] == 0
     page = (run / "report.html").read_text()
-    for figure in ("6.1250", "9.5000", "1.3750", "equal to the last bit", "holds", "7 of 7", "8,192", "0.500", "10.5"):
+    for figure in (
+        "6.1250",
+        "9.5000",
+        "1.3750",
+        "equal to the last bit",
+        "holds",
+        "7 of 7",
+        "8,192",
+        "0.500",
+        "10.5",
+    ):
         assert figure in page
-    assert not re.search(r'(?:src|href)="(?!#)', page.replace('xlink:href="#', "")) and "<script" not in page
+    assert (
+        not re.search(r'(?:src|href)="(?!#)', page.replace('xlink:href="#', ""))
+        and "<script" not in page
+    )
     assert page == page_of(run)  # the same run, the same page
 
 
@@ -106,7 +139,11 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag: str, attributes: list) -> None:
         self.found |= {
             tag,
-            *(f"{tag} {name}" for name, _ in attributes if name.startswith("on") or name in ("src", "href")),
+            *(
+                f"{tag} {name}"
+                for name, _ in attributes
+                if name.startswith("on") or name in ("src", "href")
+            ),
         }
 
 
@@ -123,19 +160,31 @@ def test_hostile_names_are_text_wherever_they_stand(tmp_path):
             config.lang.new_lang.code = name
             OmegaConf.save(config, run / "config.yaml")
             for file in ("metrics.json", "proof.json"):
-                content = json.dumps(json.loads((run / file).read_text())).replace("el_GR", json.dumps(name)[1:-1])
+                content = json.dumps(json.loads((run / file).read_text())).replace(
+                    "el_GR", json.dumps(name)[1:-1]
+                )
                 (run / file).write_text(content)
             curve = io.StringIO()
             csv.writer(curve).writerows([["step", f"val/bpb/{name}"], [0, 2.5], [4, 1.5]])
             (run / "metrics.csv").write_text(curve.getvalue())
             proof = json.loads((run / "proof.json").read_text())
-            (run / "proof.json").write_text(json.dumps({**proof, "holds": False, "tensors_changed": [name]}))
-            sample = {"before": name, "hidden": name, "after": name, "rank": 1, "likeliest": [[name, 0.5]]}
+            (run / "proof.json").write_text(
+                json.dumps({**proof, "holds": False, "tensors_changed": [name]})
+            )
+            sample = {
+                "before": name,
+                "hidden": name,
+                "after": name,
+                "rank": 1,
+                "likeliest": [[name, 0.5]],
+            }
             (run / "samples.json").write_text(json.dumps({name: [sample]}))
         top = folder[0].parent
         evaluated = top / "evaluated"
         evaluated.mkdir()
-        config = OmegaConf.merge(OmegaConf.create(asdict(composed())), {"evaluate": {"pll": False}, "base": names[0]})
+        config = OmegaConf.merge(
+            OmegaConf.create(asdict(composed())), {"evaluate": {"pll": False}, "base": names[0]}
+        )
         OmegaConf.save(config, evaluated / "config.yaml")
         where = f"retrieval/{names[0]}"
         figures = {
@@ -155,12 +204,18 @@ def test_hostile_names_are_text_wherever_they_stand(tmp_path):
             paths = [paths[0].parent] if len(paths) > 1 else paths
             page, files = render(find_runs(paths))
             pages.append(page)
-            assert all(re.fullmatch(r"[\w.-]+", name) and len(name.encode()) < 250 for name in files)
+            assert all(
+                re.fullmatch(r"[\w.-]+", name) and len(name.encode()) < 250 for name in files
+            )
             for text in (page, *files.values()):
                 text.encode()
                 assert "\x1b" not in text and "\u202e" not in text
         hostile, harmless = (Tags(page).found for page in pages)
-        assert hostile == harmless and not any(" on" in tag for tag in hostile) and "&lt;img" in pages[0]
+        assert (
+            hostile == harmless
+            and not any(" on" in tag for tag in hostile)
+            and "&lt;img" in pages[0]
+        )
 
 
 def test_names_in_figures_are_neither_formulas_nor_warnings(tmp_path):
@@ -207,7 +262,12 @@ def test_odd_figures_are_a_message_and_hide_no_other_run(tmp_path, call, odd):
     status, said = call(tmp_path)
     assert status == 0 and f"left out: {bad}" in said
     page = (tmp_path / "report.html").read_text()
-    assert "1 of 2 runs are finished" in page and f"<li>{bad}" in page and "6.1250" in page and good.name in page
+    assert (
+        "1 of 2 runs are finished" in page
+        and f"<li>{bad}" in page
+        and "6.1250" in page
+        and good.name in page
+    )
 
 
 FILES = [  # of a run, and what else they may hold
@@ -235,7 +295,9 @@ def test_counts_of_tensors_are_those_of_one_run(tmp_path):
     page = page_of(tmp_path)
     assert "<td>7 of 7 each</td>" in page and "21" not in re.search("Proof of.*?</table>", page)[0]
     proof = json.loads((tmp_path / "2" / "proof.json").read_text())
-    (tmp_path / "2" / "proof.json").write_text(json.dumps({**proof, "tensors_changed": ["lm_head.bias"]}))
+    (tmp_path / "2" / "proof.json").write_text(
+        json.dumps({**proof, "tensors_changed": ["lm_head.bias"]})
+    )
     assert "7 of 7; 6 of 7; 7 of 7" in page_of(tmp_path)
 
 
@@ -249,7 +311,13 @@ def test_samples_of_a_run_are_shown(run):
     }
     (run / "samples.json").write_text(json.dumps({"el_GR": [sample]}))
     page, files = render(find_runs([run]))
-    for text in ("What the model fills in", "the ▢ sat &lt;here&gt;", "▁cat", "▁dog 0.25 · ▁ 0.12", "1,234"):
+    for text in (
+        "What the model fills in",
+        "the ▢ sat &lt;here&gt;",
+        "▁cat",
+        "▁dog 0.25 · ▁ 0.12",
+        "1,234",
+    ):
         assert text in page
     assert files["samples.csv"].splitlines()[1] == "el_GR,the,▁cat,sat <here>,1234,▁dog,0.25"
 
@@ -257,7 +325,9 @@ def test_samples_of_a_run_are_shown(run):
 def test_an_unfinished_run_says_so_and_a_failed_proof_shows_what_moved(run):
     (run / "metrics.json").unlink()
     proof = json.loads((run / "proof.json").read_text())
-    (run / "proof.json").write_text(json.dumps({**proof, "holds": False, "tensors_changed": ["lm_head.bias"]}))
+    (run / "proof.json").write_text(
+        json.dumps({**proof, "holds": False, "tensors_changed": ["lm_head.bias"]})
+    )
     page = page_of(run)
     assert "not finished" in page and "does not hold" in page and "lm_head.bias" in page
 
@@ -267,7 +337,9 @@ def test_what_is_no_run_is_refused(run, damage, call):
     if damage in ("none", "never began"):
         (run / "config.yaml").unlink()
     if damage in ("json", "list"):
-        (run / ("proof.json" if damage == "json" else "config.yaml")).write_text("{" if damage == "json" else "- 1")
+        (run / ("proof.json" if damage == "json" else "config.yaml")).write_text(
+            "{" if damage == "json" else "- 1"
+        )
     if damage == "absent":
         shutil.rmtree(run)
     if damage == "never began":
@@ -294,17 +366,29 @@ def test_broken_and_unfinished_jobs_are_named_and_the_others_shown(tmp_path, cal
     begin_nothing(sweep / "10")
     status, said = call(sweep)
     page = (sweep / "report.html").read_text()
-    assert status == 0 and "2 of 5 runs are finished" in page and "not finished: sweep/1 (step 10)" in page
+    assert (
+        status == 0
+        and "2 of 5 runs are finished" in page
+        and "not finished: sweep/1 (step 10)" in page
+    )
     for job, why in (("2", "cannot be read"), ("10", "never began")):
         assert f"{sweep / job}: " in page and why in page and f"left out: {sweep / job}" in said
-    assert "[" not in re.search("<table><caption>Bits per byte.*?</table>", page)[0]  # two seeds have no interval
+    assert (
+        "[" not in re.search("<table><caption>Bits per byte.*?</table>", page)[0]
+    )  # two seeds have no interval
 
 
 @pytest.mark.parametrize("seeds", [1, 2, 3, 5])
 def test_seeds_are_one_group_with_the_interval_of_scipy(tmp_path, seeds):
     values = np.random.default_rng(seeds).normal(1.2, 0.05, seeds).tolist()
     for seed, value in enumerate(values):
-        make_run(tmp_path / str(seed), f"runs={tmp_path / str(seed)}", "logger=csv", seed=seed, after=value)
+        make_run(
+            tmp_path / str(seed),
+            f"runs={tmp_path / str(seed)}",
+            "logger=csv",
+            seed=seed,
+            after=value,
+        )
     page, files = render(find_runs([tmp_path]))
     (tmp_path / "results.csv").write_text(files["results_bpb.csv"])
     table = pandas.read_csv(tmp_path / "results.csv")
@@ -316,8 +400,14 @@ def test_seeds_are_one_group_with_the_interval_of_scipy(tmp_path, seeds):
     low, high = stats.t.interval(0.95, seeds - 1, loc=np.mean(values), scale=stats.sem(values))
     assert (after.low, after.high) == pytest.approx((low, high), rel=1e-12)
     assert f"[{low:.4f}, {high:.4f}]" in page and f"{min(values):.4f} – {max(values):.4f}" in page
-    saved = pandas.read_csv(write(tmp_path / "price.csv", files["price.csv"])).query("saved_since == 'unigram'").iloc[0]
-    assert (saved.low, saved.high) == pytest.approx((1.375 - high, 1.375 - low)) and saved.tokens == 8192
+    saved = (
+        pandas.read_csv(write(tmp_path / "price.csv", files["price.csv"]))
+        .query("saved_since == 'unigram'")
+        .iloc[0]
+    )
+    assert (saved.low, saved.high) == pytest.approx(
+        (1.375 - high, 1.375 - low)
+    ) and saved.tokens == 8192
     assert saved.seconds == 10.5
 
 
@@ -330,10 +420,14 @@ def test_only_settings_that_differ_are_shown_and_name_the_groups(tmp_path):
     for i, method in enumerate(("focus", "mean")):
         for seed in (1, 2):
             init = f"lang.new_lang.embedding_init={method}"
-            make_run(tmp_path / f"{i}{seed}", init, "trainer.checkpoint_every=7", seed=seed, after=1 + i)
+            make_run(
+                tmp_path / f"{i}{seed}", init, "trainer.checkpoint_every=7", seed=seed, after=1 + i
+            )
     groups, repeats = groups_of(find_runs([tmp_path]).runs)
     assert [group.name for group in groups] == ["focus", "mean"] and not repeats
-    assert [group.settings for group in groups] == [{"lang.new_lang.embedding_init": n} for n in ("focus", "mean")]
+    assert [group.settings for group in groups] == [
+        {"lang.new_lang.embedding_init": n} for n in ("focus", "mean")
+    ]
     assert [group.sample("val/bpb/el_GR").values for group in groups] == [[1, 1], [2, 2]]
 
 
@@ -366,8 +460,16 @@ def test_intervals_over_bases_and_seeds_cover_19_times_in_20(bases, seeds):
     assert 0.93 < np.mean([low <= 1.2 <= high for low, high in found]) < 0.97
     if seeds > 2:
         given = [Sample(list(v), [(1,)] * seeds).interval for v in values[:, 0].tolist()]
-        assert 0.93 < np.mean([low <= b <= high for (low, high), b in zip(given, of_base[:, 0, 0], strict=True)]) < 0.97
-        assert np.mean([low <= 1.2 <= high for low, high in given]) < 0.5  # so the page says: given this base
+        assert (
+            0.93
+            < np.mean(
+                [low <= b <= high for (low, high), b in zip(given, of_base[:, 0, 0], strict=True)]
+            )
+            < 0.97
+        )
+        assert (
+            np.mean([low <= 1.2 <= high for low, high in given]) < 0.5
+        )  # so the page says: given this base
 
 
 def test_bases_come_before_seeds_however_many_runs_each_has():
@@ -378,7 +480,9 @@ def test_bases_come_before_seeds_however_many_runs_each_has():
         stats.ttest_1samp([2, 10, 20], 0).pvalue
     )
     assert (sample.record()["seeds"], sample.record()["bases"]) == (5, 3)
-    deep = Sample([1.0, 3.0, 5.0, 9.0], [(1, 1), (1, 1), (1, 2), (2, 1)])  # the first base of all, then its extension
+    deep = Sample(
+        [1.0, 3.0, 5.0, 9.0], [(1, 1), (1, 1), (1, 2), (2, 1)]
+    )  # the first base of all, then its extension
     assert deep.units == [3.5, 9] and deep.interval is None
     one = Sample([1.0, 2.0, 6.0], [(7, 1), (7, 2), (7, 2)])
     assert one.units == [1, 4]
@@ -387,7 +491,9 @@ def test_bases_come_before_seeds_however_many_runs_each_has():
 
 def _base(folder, seed: int, *overrides: str):
     folder.mkdir(parents=True)
-    OmegaConf.save(OmegaConf.structured(replace(_composed(*overrides), seed=seed)), folder / "config.yaml")
+    OmegaConf.save(
+        OmegaConf.structured(replace(_composed(*overrides), seed=seed)), folder / "config.yaml"
+    )
     return folder
 
 
@@ -395,15 +501,24 @@ def test_a_page_says_whether_its_intervals_are_over_bases_or_given_one(tmp_path)
     for base in (1, 2, 3):
         folder = _base(tmp_path / "bases" / str(base), base)
         for seed in (1, 2, 3):
-            make_run(tmp_path / "all" / f"{base}-{seed}", seed=seed, base=folder, after=base + seed / 100)
+            make_run(
+                tmp_path / "all" / f"{base}-{seed}", seed=seed, base=folder, after=base + seed / 100
+            )
     page, files = render(find_runs([tmp_path / "all"]))
-    (row,) = [r for r in csv.DictReader(io.StringIO(files["results_bpb.csv"])) if r["figure"] == "after"]
+    (row,) = [
+        r for r in csv.DictReader(io.StringIO(files["results_bpb.csv"])) if r["figure"] == "after"
+    ]
     low, high = stats.t.interval(0.95, 2, loc=2.02, scale=stats.sem([1.02, 2.02, 3.02]))
     assert (row["seeds"], row["bases"], row["group"]) == ("9", "3", "9 runs on 3 bases")
-    assert (float(row["low"]), float(row["high"])) == pytest.approx((low, high)) and f"[{low:.4f}, {high:.4f}]" in page
+    assert (float(row["low"]), float(row["high"])) == pytest.approx(
+        (low, high)
+    ) and f"[{low:.4f}, {high:.4f}]" in page
     assert "Means over bases where there are several" in page and "Given this base" not in page
     page = page_of(*(tmp_path / "all" / f"1-{seed}" for seed in (1, 2, 3)))
-    assert "Means over seeds" in page and "Given this base: how much bases differ is not in it." in page
+    assert (
+        "Means over seeds" in page
+        and "Given this base: how much bases differ is not in it." in page
+    )
 
 
 def test_bases_that_only_their_tensors_tell_apart_are_not_pooled_and_the_page_says_so(tmp_path):
@@ -414,13 +529,17 @@ def test_bases_that_only_their_tensors_tell_apart_are_not_pooled_and_the_page_sa
     groups, _ = groups_of(find_runs([tmp_path / "runs"]).runs)
     assert [[run.name for run in group.runs] for group in groups] == [["a", "b"], ["c"]]
     assert [group.settings["base.sha256"] for group in groups] == ["1" * 12, "2" * 12]
-    assert "same settings and the same seed differ in their tensors (base.sha256)" in page_of(tmp_path / "runs")
+    assert "same settings and the same seed differ in their tensors (base.sha256)" in page_of(
+        tmp_path / "runs"
+    )
 
 
 def test_bases_of_other_settings_are_named_on_the_page(tmp_path):
     for name, alpha in (("a", 0.7), ("b", 0.3)):
         make_run(tmp_path / "runs" / name, base=_base(tmp_path / name, 1, f"data.alpha={alpha}"))
-    assert "stand on bases that differ in more than their seed (base.data.alpha)" in page_of(tmp_path / "runs")
+    assert "stand on bases that differ in more than their seed (base.data.alpha)" in page_of(
+        tmp_path / "runs"
+    )
 
 
 def make_tuned(folder, base, seed=1, **scores: float):
@@ -431,8 +550,16 @@ def make_tuned(folder, base, seed=1, **scores: float):
     figures, lines = {"train/steps": 300}, ["language,role,examples,clusters"]
     for code, score in scores.items():
         of, gap = f"test/accuracy/{code}/target", f"difference/accuracy/{code}/target-none"
-        figures |= {of: score, f"{of}/low": score - 0.01, f"{of}/high": score + 0.01, f"test/accuracy/{code}/none": 0.05,
-                    gap: score - 0.05, f"{gap}/low": 0.0, f"{gap}/high": 0.1, f"{gap}/p": 0.03}  # fmt: skip
+        figures |= {
+            of: score,
+            f"{of}/low": score - 0.01,
+            f"{of}/high": score + 0.01,
+            f"test/accuracy/{code}/none": 0.05,
+            gap: score - 0.05,
+            f"{gap}/low": 0.0,
+            f"{gap}/high": 0.1,
+            f"{gap}/p": 0.03,
+        }
         lines.append(f"{code},{'source' if code == 'en_XX' else 'added'},161,38")
     (folder / "metrics.json").write_text(json.dumps(figures))
     (folder / "transfer.csv").write_text("\n".join(lines) + "\n")
@@ -441,12 +568,26 @@ def make_tuned(folder, base, seed=1, **scores: float):
 
 def test_fine_tunings_on_bases_of_other_seeds_are_all_shown_and_pooled_by_base(tmp_path):
     for seed, score in ((1, 0.10), (2, 0.50), (3, 0.20)):
-        make_tuned(tmp_path / "runs" / f"run{seed}", _base(tmp_path / str(seed), seed), el_GR=score, en_XX=0.8)
+        make_tuned(
+            tmp_path / "runs" / f"run{seed}",
+            _base(tmp_path / str(seed), seed),
+            el_GR=score,
+            en_XX=0.8,
+        )
     groups, repeats = groups_of(find_runs([tmp_path / "runs"]).runs)
-    assert [[run.name for run in group.runs] for group in groups] == [["run1"], ["run2"], ["run3"]] and not repeats
-    assert [group.settings["base.seed"] for group in groups] == ["1", "2", "3"] and len({g.name for g in groups}) == 3
+    assert [[run.name for run in group.runs] for group in groups] == [
+        ["run1"],
+        ["run2"],
+        ["run3"],
+    ] and not repeats
+    assert [group.settings["base.seed"] for group in groups] == ["1", "2", "3"] and len(
+        {g.name for g in groups}
+    ) == 3
     page, files = render(find_runs([tmp_path / "runs"]))
-    assert page.count('aria-label="test accuracy by language and arm"') == 3 and "in more than their seed" not in page
+    assert (
+        page.count('aria-label="test accuracy by language and arm"') == 3
+        and "in more than their seed" not in page
+    )
     rows = [
         r
         for r in csv.DictReader(io.StringIO(files["transfer.csv"]))
@@ -455,15 +596,21 @@ def test_fine_tunings_on_bases_of_other_seeds_are_all_shown_and_pooled_by_base(t
     assert {(r["group"], float(r["mean"])) for r in rows} == {
         (g.name, m) for g, m in zip(groups, (0.1, 0.5, 0.2), strict=True)
     }
-    pooled = {(r["language"], r["arm"]): r for r in csv.DictReader(io.StringIO(files["bases.csv"]))}["el_GR", "target"]
+    pooled = {
+        (r["language"], r["arm"]): r for r in csv.DictReader(io.StringIO(files["bases.csv"]))
+    }["el_GR", "target"]
     low, high = stats.t.interval(0.95, 2, loc=0.8 / 3, scale=stats.sem([0.1, 0.5, 0.2]))
     assert float(pooled["mean"]) == pytest.approx(0.8 / 3) and (
         float(pooled["low"]),
         float(pooled["high"]),
     ) == pytest.approx((low, high))
-    paired = {r["language"]: float(r["p"]) for r in csv.DictReader(io.StringIO(files["bases_paired.csv"]))}
+    paired = {
+        r["language"]: float(r["p"]) for r in csv.DictReader(io.StringIO(files["bases_paired.csv"]))
+    }
     assert paired["el_GR"] == pytest.approx(stats.ttest_1samp([0.05, 0.45, 0.15], 0).pvalue)
-    assert "corrected for the 6 tests" in page and "161 in 38" in page and "0.180" in page  # 0.03 of six tests
+    assert (
+        "corrected for the 6 tests" in page and "161 in 38" in page and "0.180" in page
+    )  # 0.03 of six tests
 
 
 def test_groups_with_other_vocabularies_are_said_not_to_be_compared(tmp_path):
@@ -494,7 +641,9 @@ def test_where_the_page_is_written(tmp_path, call, monkeypatch):
     runs = [make_run(tmp_path / "sweep" / str(job), seed=job) for job in range(2)]
     (tmp_path / "sweep" / "report_files").mkdir()
     (tmp_path / "sweep" / "report_files" / "slots.csv").write_text("of an earlier report")
-    (tmp_path / "sweep" / "report_files" / ".written.json").write_text('["slots.csv", "../kept.csv"]')
+    (tmp_path / "sweep" / "report_files" / ".written.json").write_text(
+        '["slots.csv", "../kept.csv"]'
+    )
     (tmp_path / "sweep" / "kept.csv").write_text("mine")
     (tmp_path / "sweep" / "report_files" / "mine.csv").write_text("mine")
     for arguments, place in (
@@ -511,7 +660,9 @@ def test_where_the_page_is_written(tmp_path, call, monkeypatch):
             and "slots.csv" not in files
         )
     assert call(*runs, "--out", "my.pdf")[0] == 2
-    assert (tmp_path / "sweep" / "kept.csv").exists() and (tmp_path / "sweep" / "report_files" / "mine.csv").exists()
+    assert (tmp_path / "sweep" / "kept.csv").exists() and (
+        tmp_path / "sweep" / "report_files" / "mine.csv"
+    ).exists()
 
 
 @pytest.mark.parametrize("mine", ["data.html", "data_files/results_bpb.csv"])
@@ -521,7 +672,9 @@ def test_what_no_report_wrote_is_not_replaced(tmp_path, call, mine):
     (tmp_path / mine).write_text("mine")
     status, err = call(run, "--out", tmp_path / "data.html")
     assert status == 2 and str(tmp_path / mine) in err and "no report wrote it" in err
-    assert (tmp_path / mine).read_text() == "mine" and not (tmp_path / "data_files" / "figures.csv").exists()
+    assert (tmp_path / mine).read_text() == "mine" and not (
+        tmp_path / "data_files" / "figures.csv"
+    ).exists()
 
 
 def test_every_figure_of_every_run_is_in_one_long_file_to_the_last_bit(tmp_path):
@@ -538,8 +691,10 @@ def test_latex_is_escaped_and_has_as_many_cells_as_the_table():
     table = Table("t", ["name", "value"], [[hostile, "1.5"], ["[b", "–"]], [], title="two\nlines")
     lines = table.tex().splitlines()
     assert lines[1] == "% two lines" and r"\begin{tabular}{lr}" in lines
-    assert lines[6] == (r"50 \% of a\_b \& \{c\} \#1 \$x\textasciicircum{}2\$ \textasciitilde{} \textbackslash{}n -- $-$ "
-                        r"\textless{}\textgreater{} & 1.5\\")  # fmt: skip
+    assert lines[6] == (
+        r"50 \% of a\_b \& \{c\} \#1 \$x\textasciicircum{}2\$ \textasciitilde{} \textbackslash{}n -- $-$ "
+        r"\textless{}\textgreater{} & 1.5\\"
+    )
     assert lines[7].startswith("{}[b")  # which the line break would take for its argument
     rows = [line for line in lines if line.endswith(r"\\")]
     assert all(len(re.findall(r"(?<!\\)&", row)) == 1 for row in rows) and len(rows) == 3
@@ -550,10 +705,17 @@ def test_runs_of_several_commands_stand_in_parts_of_their_own(tmp_path):
     make_run(tmp_path / "extension")
     (tmp_path / "base").mkdir()
     OmegaConf.save(OmegaConf.structured(composed()), tmp_path / "base" / "config.yaml")
-    (tmp_path / "base" / "metrics.json").write_text(json.dumps({"val/loss/en_XX": 3.0, "val/bpb/en_XX": 1.0}))
+    (tmp_path / "base" / "metrics.json").write_text(
+        json.dumps({"val/loss/en_XX": 3.0, "val/bpb/en_XX": 1.0})
+    )
     page, files = render(find_runs([tmp_path]))
     assert page.index(">Pre-training<") < page.index(">Adding languages<")
-    assert {"pretrain_results_bpb.csv", "extension_results_bpb.csv", "extension_price.tex", "runs.csv"} <= files.keys()
+    assert {
+        "pretrain_results_bpb.csv",
+        "extension_results_bpb.csv",
+        "extension_price.tex",
+        "runs.csv",
+    } <= files.keys()
 
 
 SAYS = {kind: f"They are {kind}" for kind in ("pseudo-likelihoods", "exact likelihoods")}
@@ -566,14 +728,22 @@ def likelihoods_in(file):
 
 @pytest.mark.parametrize(
     ("task", "kind", "other"),
-    [("mlm", "pseudo-likelihoods", "exact likelihoods"), ("clm", "exact likelihoods", "pseudo-likelihoods")],
+    [
+        ("mlm", "pseudo-likelihoods", "exact likelihoods"),
+        ("clm", "exact likelihoods", "pseudo-likelihoods"),
+    ],
 )
 def test_a_page_says_what_kind_of_likelihoods_it_shows(tmp_path, task, kind, other):
     page, files = render(find_runs([make_run(tmp_path / "run", f"task={task}")]))
     word = re.split("[- ]", kind)[0]
     assert SAYS[kind] in page and other not in page and "<b>" not in page
-    assert f"<caption>Bits per byte ({kind})<" in page and f"<caption>Held-out text ({kind})<" in page
-    assert f'aria-label="held-out bits per byte ({word}) by step"' in page and f"frequency. These are {kind}." in page
+    assert (
+        f"<caption>Bits per byte ({kind})<" in page and f"<caption>Held-out text ({kind})<" in page
+    )
+    assert (
+        f'aria-label="held-out bits per byte ({word}) by step"' in page
+        and f"frequency. These are {kind}." in page
+    )
     assert f"% Bits per byte ({kind})" in files["results_bpb.tex"]
     for name in ("results_bpb", "price", "figures"):
         assert likelihoods_in(files[f"{name}.csv"]) == {("run", word)}
@@ -582,15 +752,23 @@ def test_a_page_says_what_kind_of_likelihoods_it_shows(tmp_path, task, kind, oth
 
 def test_a_page_with_both_kinds_of_likelihoods_says_which_groups_have_which(tmp_path):
     for name, task in (("left", "clm"), ("both sides & more", "mlm"), ("again", "mlm")):
-        make_run(tmp_path / name, f"task={task}", f"lang.new_lang.slot_init={'mean' if name == 'again' else 'random'}")
+        make_run(
+            tmp_path / name,
+            f"task={task}",
+            f"lang.new_lang.slot_init={'mean' if name == 'again' else 'random'}",
+        )
     page, files = render(find_runs([tmp_path]))
-    groups = {group.runs[0].path.name: group.name for group in groups_of(find_runs([tmp_path]).runs)[0]}
+    groups = {
+        group.runs[0].path.name: group.name for group in groups_of(find_runs([tmp_path]).runs)[0]
+    }
     left, both, again = (escape(groups[name]) for name in ("left", "both sides & more", "again"))
     assert f"<b>{left}.</b> Losses are of held-out text, every piece" in page
     assert f"<b>{again}, {both}.</b> Nats are of held-out text with a fixed 15 %" in page
     said = f"pseudo-likelihoods: {again}, {both}"
     assert f"<caption>Bits per byte (exact likelihoods: {left}; {said})<" in page
-    assert page.count(f"These are exact likelihoods: {left}; {said}.") == 2  # of the curves, and of the price
+    assert (
+        page.count(f"These are exact likelihoods: {left}; {said}.") == 2
+    )  # of the curves, and of the price
     assert "held-out loss, nats per predicted piece (exact or pseudo) by step" in page
     for name in ("results_bpb", "price", "figures"):
         assert likelihoods_in(files[f"{name}.csv"]) == {
@@ -601,7 +779,9 @@ def test_a_page_with_both_kinds_of_likelihoods_says_which_groups_have_which(tmp_
 def test_what_an_evaluation_scored_is_said_by_its_model_and_not_by_its_settings(tmp_path):
     make_run(tmp_path / "masked")
     figures = {"val/exact": 1, "val/loss/en_XX": 3.0, "val/bpb/en_XX": 1.0}
-    config = OmegaConf.merge(OmegaConf.create(asdict(composed())), {"evaluate": {"pll": False}})  # whose task is mlm
+    config = OmegaConf.merge(
+        OmegaConf.create(asdict(composed())), {"evaluate": {"pll": False}}
+    )  # whose task is mlm
     for name in ("done", "undone"):
         (tmp_path / name).mkdir()
         OmegaConf.save(config, tmp_path / name / "config.yaml")
@@ -627,7 +807,11 @@ def keep_passages(run, bits, *, vocabulary="v", text="t"):
     (run / "passages" / "el_GR.json").write_text(json.dumps(record))
     figures = json.loads((run / "metrics.json").read_text())
     mean = float(np.mean(bits)) / 50
-    figures |= {"val/bpb/el_GR": mean, "val/bpb/el_GR/low": mean - 0.037, "val/bpb/el_GR/high": mean + 0.037}
+    figures |= {
+        "val/bpb/el_GR": mean,
+        "val/bpb/el_GR/low": mean - 0.037,
+        "val/bpb/el_GR/high": mean + 0.037,
+    }
     (run / "metrics.json").write_text(json.dumps(figures))
 
 
@@ -636,30 +820,50 @@ def two_methods(tmp_path, *, other="v", text="t"):
     bits = np.random.default_rng(1).normal(60, 10, 40)
     for i, method in enumerate(("focus", "mean")):
         for seed in (1, 2, 3):
-            run = make_run(tmp_path / f"{i}{seed}", f"lang.new_lang.embedding_init={method}", seed=seed)
+            run = make_run(
+                tmp_path / f"{i}{seed}", f"lang.new_lang.embedding_init={method}", seed=seed
+            )
             noise = np.random.default_rng(10 * i + seed).normal(0, 0.5, 40)
-            keep_passages(run, bits + i + noise, vocabulary=other if i else "v", text=text if i else "t")
+            keep_passages(
+                run, bits + i + noise, vocabulary=other if i else "v", text=text if i else "t"
+            )
     return render(find_runs([tmp_path]))
 
 
 def test_groups_are_compared_by_passage_and_seed_and_told_with_the_digits_that_they_have(tmp_path):
     page, files = two_methods(tmp_path)
-    found, = csv.DictReader(io.StringIO(files["differences.csv"]))  # fmt: skip
-    assert (found["group"], found["other"], found["passages"], found["seeds"]) == ("focus", "mean", "40", "3")
-    assert float(found["low"]) < -1 / 50 < float(found["high"]) < 0 and float(found["p_holm"]) < 0.05
-    assert "p, Holm over 1" in page and re.search(r"<td>1\.\d\d ± 0\.04</td>", page)  # and not four digits
+    (found,) = csv.DictReader(io.StringIO(files["differences.csv"]))
+    assert (found["group"], found["other"], found["passages"], found["seeds"]) == (
+        "focus",
+        "mean",
+        "40",
+        "3",
+    )
+    assert (
+        float(found["low"]) < -1 / 50 < float(found["high"]) < 0 and float(found["p_holm"]) < 0.05
+    )
+    assert "p, Holm over 1" in page and re.search(
+        r"<td>1\.\d\d ± 0\.04</td>", page
+    )  # and not four digits
     assert "Nats per predicted piece (" in page and "<li>not compared" not in page
 
 
 def test_nats_of_other_vocabularies_are_not_compared_and_bits_per_byte_are(tmp_path):
     page, files = two_methods(tmp_path, other="w")
-    assert "el_GR: the groups read with other vocabularies, so that nats per piece are not compared here" in page
-    assert "results_loss.csv" not in files and "loss, nats" not in page and "differences.csv" in files
+    assert (
+        "el_GR: the groups read with other vocabularies, so that nats per piece are not compared here"
+        in page
+    )
+    assert (
+        "results_loss.csv" not in files and "loss, nats" not in page and "differences.csv" in files
+    )
 
 
 def test_what_was_scored_on_other_text_is_refused_in_a_line(tmp_path):
     page, files = two_methods(tmp_path, text="u")
-    assert page.count("not compared: focus and mean (el_GR): their held-out passages are others") == 1
+    assert (
+        page.count("not compared: focus and mean (el_GR): their held-out passages are others") == 1
+    )
     assert "differences.csv" not in files
 
 
@@ -672,7 +876,8 @@ def test_scores_of_an_earlier_version_are_labelled(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", [{"bits": ["x"]}, {"bytes": [0, 1]}, {"crossed": [1]}, {"text": None}, {"bits": float("nan")}]
+    "change",
+    [{"bits": ["x"]}, {"bytes": [0, 1]}, {"crossed": [1]}, {"text": None}, {"bits": float("nan")}],
 )
 def test_damaged_passages_are_a_fault_of_their_run(run, call, change):
     keep_passages(run, [1.0, 2.0])

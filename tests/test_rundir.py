@@ -29,16 +29,24 @@ def run(tmp_path) -> RunDir:
 
 
 @pytest.mark.parametrize("resume", ["auto", "never"])
-@pytest.mark.parametrize("name", ["model/weights", "checkpoints/mine.ckpt", "config.yaml", "metrics.json"])
+@pytest.mark.parametrize(
+    "name", ["model/weights", "checkpoints/mine.ckpt", "config.yaml", "metrics.json"]
+)
 def test_nothing_is_deleted_or_replaced_in_a_folder_that_is_no_run(tmp_path, name, resume):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("of: another program")
-    with pytest.raises(UserError, match=f"{name.split('/')[0]}.*no config.yaml of a run.*Use another hydra.run.dir"):
+    with pytest.raises(
+        UserError, match=f"{name.split('/')[0]}.*no config.yaml of a run.*Use another hydra.run.dir"
+    ):
         RunDir(tmp_path).begin(composed(f"resume={resume}"))
-    assert [p.name for p in tmp_path.iterdir()] == [name.split("/")[0]] and (tmp_path / name).is_file()
+    assert [p.name for p in tmp_path.iterdir()] == [name.split("/")[0]] and (
+        tmp_path / name
+    ).is_file()
 
 
-def test_whatever_is_left_of_a_run_that_is_half_cleared_does_not_count_as_finished(run, monkeypatch):
+def test_whatever_is_left_of_a_run_that_is_half_cleared_does_not_count_as_finished(
+    run, monkeypatch
+):
     """And config.yaml, which says that the rest is of a run, goes last. Stopped at every deletion."""
     (run / "notes.txt").write_text("mine")
     there = len(list(run.path.glob("[!.]*")))
@@ -61,7 +69,11 @@ def test_whatever_is_left_of_a_run_that_is_half_cleared_does_not_count_as_finish
             run.begin(composed("resume=never"))
         except KeyboardInterrupt:
             assert not run.finished and (run / "config.yaml").is_file()
-    assert {p.name for p in run.path.glob("[!.]*")} == {"config.yaml", "environment.json", "notes.txt"}
+    assert {p.name for p in run.path.glob("[!.]*")} == {
+        "config.yaml",
+        "environment.json",
+        "notes.txt",
+    }
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"a": ', "\0" * 100, "[" * 100_000])
@@ -71,7 +83,9 @@ def test_a_damaged_metrics_json_is_no_mark_of_a_finished_run(run, content):
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "state.json"])
-@pytest.mark.parametrize("content", ["{a: [", "- a\n- b", "\0", "[" * 1_200, "a: &a [b]\nc: [*a, *a]"])
+@pytest.mark.parametrize(
+    "content", ["{a: [", "- a\n- b", "\0", "[" * 1_200, "a: &a [b]\nc: [*a, *a]"]
+)
 def test_a_damaged_file_of_a_run_is_named(run, name, content):
     (run / name).write_text(content)
     (run / "metrics.json").unlink()
@@ -109,13 +123,16 @@ def test_one_bad_neighbour_is_passed_over_and_named(run, caplog):
     (runs / "half" / "config.yaml").write_text((run / "config.yaml").read_text())
     (runs / "half" / "metrics.json").write_text("{")
     for _ in range(2):
-        assert newest_finished(str(runs)).path == newest_that_knows(str(runs), "de").path == run.path
+        assert (
+            newest_finished(str(runs)).path == newest_that_knows(str(runs), "de").path == run.path
+        )
     named = [record.getMessage().split("/runs/")[1].split(" ")[0] for record in caplog.records]
     assert sorted(named) == ["broken/config.yaml", "half/metrics.json", "nested/config.yaml"]
 
 
 @pytest.mark.parametrize(
-    "content", ["{", "[]", '{"start": 1}', '{"start": "", "number": "0", "overrides": [], "status": 0}']
+    "content",
+    ["{", "[]", '{"start": 1}', '{"start": "", "number": "0", "overrides": [], "status": 0}'],
 )
 def test_a_damaged_job_is_not_known(tmp_path, content):
     (tmp_path / "job.json").write_text(content)
@@ -126,7 +143,9 @@ def test_every_start_of_a_run_says_by_what_it_was_made(run):
     (run / "metrics.json").unlink()
     run.begin(composed())
     first, second = json.loads((run / "environment.json").read_text())["starts"]
-    assert first["command"] and first["libraries"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert first["command"] and first["libraries"]["torch"].startswith(
+        torch.__version__.split("+")[0]
+    )
     assert {**first, "time": 0} == {**second, "time": 0}
 
 
@@ -136,16 +155,32 @@ def test_a_commit_is_named_where_there_is_one(tmp_path, monkeypatch):
 
 
 def _checkpoint(**changes) -> dict:
-    parts = {"global_step": 2, "pytorch-lightning_version": "2.5", "state_dict": {}, "loops": {"fit_loop": {"x": 1}}, "callbacks": {},
-             "optimizer_states": [{}], "lr_schedulers": [{}]}  # fmt: skip
+    parts = {
+        "global_step": 2,
+        "pytorch-lightning_version": "2.5",
+        "state_dict": {},
+        "loops": {"fit_loop": {"x": 1}},
+        "callbacks": {},
+        "optimizer_states": [{}],
+        "lr_schedulers": [{}],
+    }
     return {**parts, **changes}
 
 
 @pytest.mark.parametrize(
     "checkpoint",
-    [[], _checkpoint(state_dict=[]), _checkpoint(loops="x"), _checkpoint(loops={"fit_loop": {"x": "y"}}), _checkpoint(callbacks=1),
-     _checkpoint(global_step=3), _checkpoint(global_step="2"), _checkpoint(lr_schedulers=[]), {}],
-)  # fmt: skip
+    [
+        [],
+        _checkpoint(state_dict=[]),
+        _checkpoint(loops="x"),
+        _checkpoint(loops={"fit_loop": {"x": "y"}}),
+        _checkpoint(callbacks=1),
+        _checkpoint(global_step=3),
+        _checkpoint(global_step="2"),
+        _checkpoint(lr_schedulers=[]),
+        {},
+    ],
+)
 def test_what_is_no_checkpoint_of_that_step_is_refused(tmp_path, checkpoint):
     path = tmp_path / "step000002.ckpt"
     torch.save(_checkpoint(), path)

@@ -37,7 +37,9 @@ def prepared(tmp_path_factory, tokenizer_folder) -> Prepared:
     for code, count in (("en_XX", 500), ("de_DE", 300), ("fr_XX", 100)):
         language = {"fr_XX": "el"}.get(code, code[:2])
         (folder / f"{code}.txt").write_text("\n".join(passages(language, count)), encoding="utf-8")
-        (folder / f"{code}.val.txt").write_text("\n".join(passages(language, 12, "val")), encoding="utf-8")
+        (folder / f"{code}.val.txt").write_text(
+            "\n".join(passages(language, 12, "val")), encoding="utf-8"
+        )
         source = Source(str(folder / f"{code}.txt"), validation=str(folder / f"{code}.val.txt"))
         corpora[code] = prepare_corpus(code, source, tokenizer, length=LENGTH, folder=folder)
     return Prepared(tokenizer, str(folder), corpora)
@@ -65,7 +67,9 @@ def _plain(
         mask = torch.from_numpy(row != 1).long()[None]
         logits = model(torch.from_numpy(hidden)[None], lang_ids=code, attention_mask=mask).logits[0]
         wanted = torch.from_numpy(label)[shift:]
-        nats += float(torch.nn.functional.cross_entropy(logits[: len(wanted)], wanted, reduction="sum"))
+        nats += float(
+            torch.nn.functional.cross_entropy(logits[: len(wanted)], wanted, reduction="sum")
+        )
         count += int((wanted != IGNORE).sum())
     return nats, count
 
@@ -75,7 +79,9 @@ def _plain(
 def test_loss_is_that_of_plain_torch(prepared, objective, code):
     rows, _, _, _ = _held_out(prepared, code)
     torch.manual_seed(3)
-    model = language_model(tiny_config(vocab_size=len(prepared.tokenizer), is_decoder=objective.causal)).eval()
+    model = language_model(
+        tiny_config(vocab_size=len(prepared.tokenizer), is_decoder=objective.causal)
+    ).eval()
     scorer = Scorer(prepared.corpora[code], prepared.tokenizer, objective)
     if objective.causal:
         inputs, labels = rows, np.where(rows <= 1, IGNORE, rows)
@@ -84,7 +90,9 @@ def test_loss_is_that_of_plain_torch(prepared, objective, code):
     with torch.no_grad():
         nats, count = _plain(model, rows, labels, inputs, code, shift=int(objective.causal))
     figures = scorer.loss_figures(model, "val")
-    assert figures[f"val/loss/{code}"] == scorer.loss(model) == pytest.approx(nats / count, rel=1e-5)
+    assert (
+        figures[f"val/loss/{code}"] == scorer.loss(model) == pytest.approx(nats / count, rel=1e-5)
+    )
     assert scorer.predicted.sum() == count
     assert figures[f"val/loss/{code}/low"] < nats / count < figures[f"val/loss/{code}/high"]
 
@@ -93,7 +101,9 @@ def test_loss_is_that_of_plain_torch(prepared, objective, code):
 def test_bits_per_byte_are_over_all_bytes_and_charge_what_no_piece_spells(prepared, objective):
     _, size, _, unspelt = _held_out(prepared, "fr_XX")
     torch.manual_seed(3)
-    model = language_model(tiny_config(vocab_size=len(prepared.tokenizer), is_decoder=objective.causal)).eval()
+    model = language_model(
+        tiny_config(vocab_size=len(prepared.tokenizer), is_decoder=objective.causal)
+    ).eval()
     scorer = Scorer(prepared.corpora["fr_XX"], prepared.tokenizer, objective)
     figures, records = score_passages(model, {"fr_XX": scorer})
     record = records["fr_XX"]
@@ -106,9 +116,13 @@ def test_bits_per_byte_are_over_all_bytes_and_charge_what_no_piece_spells(prepar
 def test_the_targets_are_the_same_whatever_training_does(prepared):
     rows, _, _, _ = _held_out(prepared, "en_XX")
     scorer = Scorer(prepared.corpora["en_XX"], prepared.tokenizer, MASKED)
-    other = Scorer(prepared.corpora["en_XX"], prepared.tokenizer, Objective("mlm", 0.6, "all-mask", "document"))
+    other = Scorer(
+        prepared.corpora["en_XX"], prepared.tokenizer, Objective("mlm", 0.6, "all-mask", "document")
+    )
     ordinary = ~np.isin(rows, prepared.tokenizer.all_special_ids)
-    for row, free, (inputs, labels), (again, same) in zip(rows, ordinary, scorer.masked, other.masked, strict=True):
+    for row, free, (inputs, labels), (again, same) in zip(
+        rows, ordinary, scorer.masked, other.masked, strict=True
+    ):
         assert np.array_equal(inputs, again) and np.array_equal(labels, same)
         hidden = labels != IGNORE
         assert hidden.sum() == round(0.15 * free.sum()) and free[hidden].all()
@@ -123,27 +137,44 @@ def test_the_unigram_score_by_hand(prepared, objective):
     rows, size, known, unspelt = _held_out(prepared, "fr_XX")
     counts = np.ones(len(prepared.tokenizer))
     for text in passages("el", 100):
-        ids = prepared.tokenizer(text, add_special_tokens=False)["input_ids"] + [2] * objective.causal
-        np.add.at(counts, [i for i in ids if objective.causal or i != prepared.tokenizer.unk_token_id], 1)
+        ids = (
+            prepared.tokenizer(text, add_special_tokens=False)["input_ids"] + [2] * objective.causal
+        )
+        np.add.at(
+            counts, [i for i in ids if objective.causal or i != prepared.tokenizer.unk_token_id], 1
+        )
     scorer = Scorer(prepared.corpora["fr_XX"], prepared.tokenizer, objective)
     cost = -np.log2(counts / counts.sum())
     targets = [int(i) for _, labels in scorer.masked for i in labels if i != IGNORE]
-    read = [i for t in passages("el", 12, "val") for i in prepared.tokenizer(t, add_special_tokens=False)["input_ids"] + [2] * objective.causal]  # fmt: skip
+    read = [
+        i
+        for t in passages("el", 12, "val")
+        for i in prepared.tokenizer(t, add_special_tokens=False)["input_ids"]
+        + [2] * objective.causal
+    ]
     figures = scorer.unigram()
-    assert figures["unigram/loss/fr_XX"] == pytest.approx(cost[targets].mean() * math.log(2), rel=1e-6)
+    assert figures["unigram/loss/fr_XX"] == pytest.approx(
+        cost[targets].mean() * math.log(2), rel=1e-6
+    )
     bits = sum(cost[i] for i in read if objective.causal or i != 3)
     assert figures["unigram/bpb/fr_XX"] == pytest.approx((bits + 8 * unspelt) / size, rel=1e-6)
 
 
-def test_held_out_text_with_nothing_to_hide_is_refused_before_anything_is_trained(tmp_path, tokenizer_folder):
+def test_held_out_text_with_nothing_to_hide_is_refused_before_anything_is_trained(
+    tmp_path, tokenizer_folder
+):
     (tmp_path / "x.txt").write_text("\n".join(passages("en", 300)), encoding="utf-8")
     (tmp_path / "val.txt").write_text("ΩΩΩ\n", encoding="utf-8")
     lang = LangConfig(str(tmp_path / "x.txt"), validation=str(tmp_path / "val.txt"), code="el_GR")
     data = DataConfig(folder=str(tmp_path), row_length=LENGTH)
     words = "held-out text of el_GR has 1 piece.s. that can be hidden.*validation_share"
     with pytest.raises(UserError, match=words):
-        prepare_language(PretrainConfig(data=data, task=TaskConfig("mlm")), lang, str(tokenizer_folder))
-    prepared = prepare_language(PretrainConfig(data=data, task=TaskConfig("clm")), lang, str(tokenizer_folder))
+        prepare_language(
+            PretrainConfig(data=data, task=TaskConfig("mlm")), lang, str(tokenizer_folder)
+        )
+    prepared = prepare_language(
+        PretrainConfig(data=data, task=TaskConfig("clm")), lang, str(tokenizer_folder)
+    )
     with pytest.raises(UserError, match=words):
         scorers_of(prepared, MASKED)
     assert scorers_of(prepared, CAUSAL)["el_GR"].predicted.sum() == 3  # ▁, <unk>, </s>
@@ -155,10 +186,20 @@ def test_consumption_is_what_the_batches_held(prepared):
     sizes = {code: len(corpus.train) for code, corpus in corpora.items()}
     steps = 3 * sizes["de_DE"] // 16
     mixture = Mixture(sizes, {"en_XX": 0.2, "de_DE": 0.8}, rows_per_step=16, seed=3)
-    stream = BatchStream(corpora, mixture, dict.fromkeys(corpora, CAUSAL.training(prepared.tokenizer)), CAUSAL.layout(prepared.tokenizer),
-                         {code: i for i, code in enumerate(corpora)}, seed=3, steps=steps)  # fmt: skip
-    known = {(i, tuple(row["input_ids"].tolist())): int(row["bytes"])
-             for i, corpus in enumerate(corpora.values()) for row in corpus.train}  # fmt: skip
+    stream = BatchStream(
+        corpora,
+        mixture,
+        dict.fromkeys(corpora, CAUSAL.training(prepared.tokenizer)),
+        CAUSAL.layout(prepared.tokenizer),
+        {code: i for i, code in enumerate(corpora)},
+        seed=3,
+        steps=steps,
+    )
+    known = {
+        (i, tuple(row["input_ids"].tolist())): int(row["bytes"])
+        for i, corpus in enumerate(corpora.values())
+        for row in corpus.train
+    }
     assert len(known) == sum(sizes.values())  # a row is known by its pieces
     read = {code: [0, 0, 0] for code in corpora}  # rows, tokens, bytes
     for step in range(steps):
@@ -170,7 +211,12 @@ def test_consumption_is_what_the_batches_held(prepared):
     found = consumption(mixture, prepared, steps)
     for code, (rows, tokens, size) in read.items():
         names = ("rows", "tokens", "bytes", "passes")
-        assert [found[f"train/{n}/{code}"] for n in names] == [rows, tokens, size, rows / sizes[code]]
+        assert [found[f"train/{n}/{code}"] for n in names] == [
+            rows,
+            tokens,
+            size,
+            rows / sizes[code],
+        ]
     assert found["train/passes/en_XX"] < 1 and 2 < found["train/passes/de_DE"] < 3
 
 
@@ -178,7 +224,11 @@ def test_consumption_reads_no_ids(prepared):
     """32 MB of them stay on disk."""
     rows = 40_000
     train = datasets.Dataset.from_dict(
-        {"input_ids": np.zeros((rows, 200), np.int32), "bytes": np.arange(rows), "padding": np.full(rows, 3, np.int32)}
+        {
+            "input_ids": np.zeros((rows, 200), np.int32),
+            "bytes": np.arange(rows),
+            "padding": np.full(rows, 3, np.int32),
+        }
     ).with_format("numpy")
     corpus = replace(prepared.corpora["en_XX"], train=train)
     mixture = Mixture({"en_XX": rows}, {"en_XX": 1.0}, rows_per_step=rows, seed=1)
@@ -186,7 +236,10 @@ def test_consumption_reads_no_ids(prepared):
     found = consumption(mixture, Prepared(prepared.tokenizer, "", {"en_XX": corpus}), 1)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert found["train/bytes/en_XX"] == rows * (rows - 1) // 2 and found["train/padding/en_XX"] == 3 * rows
+    assert (
+        found["train/bytes/en_XX"] == rows * (rows - 1) // 2
+        and found["train/padding/en_XX"] == 3 * rows
+    )
     assert peak < 4_000_000
 
 

@@ -12,7 +12,9 @@ INITS = ("random", "zero_output", "mean", "mean:en_XX,fr_XX", "copy:de_DE")
 
 
 def _slot(model, code: str) -> dict[str, torch.Tensor]:
-    return {name.replace(f".{code}.", ".x."): p for name, p in model.language_parameters(code).items()}
+    return {
+        name.replace(f".{code}.", ".x."): p for name, p in model.language_parameters(code).items()
+    }
 
 
 @pytest.mark.parametrize("init", INITS)
@@ -30,13 +32,18 @@ def test_means_and_copies_are_those_of_the_donors():
     model = tiny_model()
     model.add_language("el_GR", "random")  # added before: no donor of a mean
     expected = {
-        "mean": ["en_XX", "de_DE", "fr_XX"], "mean:en_XX,fr_XX": ["en_XX", "fr_XX"], "copy:de_DE": ["de_DE"], "copy:el_GR": ["el_GR"],
-    }  # fmt: skip
+        "mean": ["en_XX", "de_DE", "fr_XX"],
+        "mean:en_XX,fr_XX": ["en_XX", "fr_XX"],
+        "copy:de_DE": ["de_DE"],
+        "copy:el_GR": ["el_GR"],
+    }
     model.add_language("sw_KE", "random")
     for init, donors in expected.items():
         model.initialise_slot("sw_KE", init)
         for name, parameter in _slot(model, "sw_KE").items():
-            torch.testing.assert_close(parameter, torch.stack([_slot(model, d)[name] for d in donors]).mean(0))
+            torch.testing.assert_close(
+                parameter, torch.stack([_slot(model, d)[name] for d in donors]).mean(0)
+            )
 
 
 @pytest.mark.parametrize("init", INITS)
@@ -50,8 +57,16 @@ def test_a_slot_begins_alike_when_it_is_filled_again_and_after_other_languages(i
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("flags", [{}, {"ln_before_adapter": False}, {"adapter_reuse_layer_norm": False},
-                                   {"adapter_layer_norm": True, "pre_norm": True}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {},
+        {"ln_before_adapter": False},
+        {"adapter_reuse_layer_norm": False},
+        {"adapter_layer_norm": True, "pre_norm": True},
+    ],
+    ids=str,
+)
 def test_zero_output_adds_nothing_to_any_layer(flags):
     """Each layer's output is the block's without a slot, and so the logits are the same whatever the seed."""
     model = tiny_model(**flags)
@@ -59,7 +74,9 @@ def test_zero_output_adds_nothing_to_any_layer(flags):
     batch = tiny_batch()
     seen = []
     for layer in model.roberta.encoder.layer:
-        layer.output.register_forward_hook(lambda module, inputs, output: seen.append((module, *inputs[:2], output)))
+        layer.output.register_forward_hook(
+            lambda module, inputs, output: seen.append((module, *inputs[:2], output))
+        )
     logits = model(batch["input_ids"], lang_ids="sw_KE").logits
     assert len(seen) == 2
     for module, x, residual, output in seen:
@@ -72,7 +89,9 @@ def test_zero_output_adds_nothing_to_any_layer(flags):
         assert torch.equal(output, normed if module.config.ln_before_adapter else plain)
     model.initialise_slot("sw_KE", "zero_output", seed=2)
     assert torch.equal(model(batch["input_ids"], lang_ids="sw_KE").logits, logits)
-    assert all(p.any() for name, p in _slot(model, "sw_KE").items() if name.endswith("dense1.weight"))
+    assert all(
+        p.any() for name, p in _slot(model, "sw_KE").items() if name.endswith("dense1.weight")
+    )
     model.initialise_slot("sw_KE", "random", seed=2)
     assert not torch.equal(model(batch["input_ids"], lang_ids="sw_KE").logits, logits)
 
@@ -83,13 +102,19 @@ def test_a_model_s_beginning_depends_on_the_seed_and_on_names_alone():
     shared = {"languages": ["shared"], "aliases": {"en_XX": "shared", "de_DE": "shared"}}
     models = [
         tiny_model(seed=n, **sizes, **changes)
-        for n, changes in enumerate(({}, {"languages": ["fr_XX", "sw_KE"]}, shared, {"num_hidden_layers": 1}))
+        for n, changes in enumerate(
+            ({}, {"languages": ["fr_XX", "sw_KE"]}, shared, {"num_hidden_layers": 1})
+        )
     ]
     for model in models:
         begin_by_name(model, 7)
     first = dict(models[0].named_parameters())
     for model in models[1:]:
-        same = [(p, first[name]) for name, p in model.named_parameters() if name in first and p.dim() > 1]
+        same = [
+            (p, first[name])
+            for name, p in model.named_parameters()
+            if name in first and p.dim() > 1
+        ]
         assert len(same) > 8 and all(torch.equal(p, other) for p, other in same)
     matrices = {name: p for name, p in first.items() if p.dim() > 1}
     assert all(
@@ -107,14 +132,21 @@ def test_a_model_s_beginning_depends_on_the_seed_and_on_names_alone():
 def test_what_cannot_begin_is_refused_before_anything_is_changed():
     model = tiny_model()
     before = tensor_digests(model)
-    for init, message in {"magic": f"allowed are {SLOT_INITS}".replace("|", r"\|"), "random:de_DE": "allowed are", "copy:de_DE,en_XX": "allowed are",
-                          "zero_output:en_XX": "allowed are", "nearest": "needs the language's text"}.items():  # fmt: skip
+    for init, message in {
+        "magic": f"allowed are {SLOT_INITS}".replace("|", r"\|"),
+        "random:de_DE": "allowed are",
+        "copy:de_DE,en_XX": "allowed are",
+        "zero_output:en_XX": "allowed are",
+        "nearest": "needs the language's text",
+    }.items():
         with pytest.raises(UserError, match=message):
             model.add_language("sw_KE", init)
     with pytest.raises(UnknownLanguageError, match="Did you mean 'de_DE'"):
         model.add_language("sw_KE", "copy:de_AT")
     assert tensor_digests(model) == before and model.languages == ["en_XX", "de_DE", "fr_XX"]
-    with pytest.raises(UserError, match="was pre-trained and is not overwritten; allowed are .* none yet"):
+    with pytest.raises(
+        UserError, match="was pre-trained and is not overwritten; allowed are .* none yet"
+    ):
         model.initialise_slot("de_DE", "mean")
     with pytest.raises(UnknownLanguageError):
         model.initialise_slot("sw_KE", "mean")

@@ -26,33 +26,54 @@ def _write(path, rows):
 
 
 def _rows(*labels: str) -> list[Row]:
-    return [Row({"text": f"words of {label}", "label": label}, f"file, line {i}") for i, label in enumerate(labels, 1)]
+    return [
+        Row({"text": f"words of {label}", "label": label}, f"file, line {i}")
+        for i, label in enumerate(labels, 1)
+    ]
 
 
 def test_the_embedded_intents_are_read_by_language_and_split_as_the_model_spells_them():
-    found, unknown = read_examples([LabelledSource("embedded:intents", columns={"language": "lang"})], ROLES, KNOWN)
-    sizes = {code: {split: len(rows) for split, rows in splits.items()} for code, splits in found.items()}
+    found, unknown = read_examples(
+        [LabelledSource("embedded:intents", columns={"language": "lang"})], ROLES, KNOWN
+    )
+    sizes = {
+        code: {split: len(rows) for split, rows in splits.items()} for code, splits in found.items()
+    }
     assert list(sizes) == KNOWN
-    assert sizes["en_XX"] == {"train": 483, "dev": 56, "test": 241} and sizes["el_GR"]["test"] == 161
-    assert set(unknown) == {"ar", "fr", "hi", "ru", "sw", "tr", "zh"} and "this model knows: en_XX" in unknown["sw"]
+    assert (
+        sizes["en_XX"] == {"train": 483, "dev": 56, "test": 241} and sizes["el_GR"]["test"] == 161
+    )
+    assert (
+        set(unknown) == {"ar", "fr", "hi", "ru", "sw", "tr", "zh"}
+        and "this model knows: en_XX" in unknown["sw"]
+    )
 
 
 def test_languages_and_splits_may_stand_in_the_path(tmp_path):
     for language in ("en", "de-DE"):
         for split in ("train", "validation"):
-            _write(tmp_path / language / f"x.{split}.jsonl", [{"utterance": f"{language} {split}", "label": "a"}])
+            _write(
+                tmp_path / language / f"x.{split}.jsonl",
+                [{"utterance": f"{language} {split}", "label": "a"}],
+            )
     _write(tmp_path / "de-DE" / "x.other.jsonl", [{"nothing": 1}])  # a split that nobody asked for
     source = LabelledSource(
-        f"{tmp_path}/@language/x.@split.jsonl", columns={"text": "utterance"}, splits={"dev": "validation"}
+        f"{tmp_path}/@language/x.@split.jsonl",
+        columns={"text": "utterance"},
+        splits={"dev": "validation"},
     )
     found, unknown = read_examples([source], ROLES, KNOWN)
     assert not unknown
-    assert {c: {s: rows[0].values["text"] for s, rows in splits.items()} for c, splits in found.items()} == {
+    assert {
+        c: {s: rows[0].values["text"] for s, rows in splits.items()} for c, splits in found.items()
+    } == {
         "en_XX": {"train": "en train", "dev": "en validation"},
         "de_DE": {"train": "de-DE train", "dev": "de-DE validation"},
     }
     _write(tmp_path / "de-DE" / "x.test.jsonl", [{"nothing": 1}])
-    with pytest.raises(UserError, match="x.test.jsonl, line 1: no column 'utterance'; it has nothing"):
+    with pytest.raises(
+        UserError, match="x.test.jsonl, line 1: no column 'utterance'; it has nothing"
+    ):
         read_examples([source], ROLES, KNOWN)
 
 
@@ -71,7 +92,10 @@ def test_data_that_is_not_there_is_an_error(tmp_path, monkeypatch, data, message
 
 
 def test_two_names_of_one_language_are_an_error(tmp_path):
-    _write(tmp_path / "x.jsonl", [{"text": "a", "label": "b", "split": "test", "language": c} for c in ("de", "deu")])
+    _write(
+        tmp_path / "x.jsonl",
+        [{"text": "a", "label": "b", "split": "test", "language": c} for c in ("de", "deu")],
+    )
     with pytest.raises(UserError, match="'de' and 'deu' are both de_DE"):
         read_examples([LabelledSource(str(tmp_path / "x.jsonl"))], ROLES, KNOWN)
 
@@ -80,7 +104,8 @@ def test_a_label_that_training_lacks_is_an_error_with_its_place_and_the_nearest(
     kind = Classification(_rows("on", "off", "on"))
     assert kind.labels == ["off", "on"] and kind.gold(_rows("on", "off")) == [1, 0]
     with pytest.raises(
-        UserError, match="file, line 2: label 'onn' is not in .* allowed are off, on. Did you mean 'on'"
+        UserError,
+        match="file, line 2: label 'onn' is not in .* allowed are off, on. Did you mean 'on'",
     ):
         kind.gold(_rows("on", "onn"))
     with pytest.raises(UserError, match="have one label, 'on'"):
@@ -124,8 +149,16 @@ def test_the_micro_batches_of_a_step_weigh_as_much_as_they_have_targets():
     )  # losses: sums of rows
 
     def stream(accumulate: int) -> ExampleStream:
-        return ExampleStream(8, lambda i: {"i": torch.tensor(i)}, 7, seed=3, steps=2, rows_per_step=4, accumulate=accumulate,
-                             targets=targets)  # fmt: skip
+        return ExampleStream(
+            8,
+            lambda i: {"i": torch.tensor(i)},
+            7,
+            seed=3,
+            steps=2,
+            rows_per_step=4,
+            accumulate=accumulate,
+            targets=targets,
+        )
 
     assert "loss_weight" not in stream(1)[0]
     for step in range(2):
@@ -133,9 +166,14 @@ def test_the_micro_batches_of_a_step_weigh_as_much_as_they_have_targets():
         for accumulate in (2, 4):
             parts = [stream(accumulate)[step * accumulate + n] for n in range(accumulate)]
             means = [
-                losses[p["i"]].sum() / max(1, sum(targets[i] for i in p["i"])) * float(p["loss_weight"]) for p in parts
+                losses[p["i"]].sum()
+                / max(1, sum(targets[i] for i in p["i"]))
+                * float(p["loss_weight"])
+                for p in parts
             ]
-            assert np.mean(means) == pytest.approx(losses[whole].sum() / sum(targets[i] for i in whole))
+            assert np.mean(means) == pytest.approx(
+                losses[whole].sum() / sum(targets[i] for i in whole)
+            )
 
 
 def test_metrics_are_those_of_torchmetrics():
@@ -153,7 +191,9 @@ def test_metrics_are_those_of_torchmetrics():
 def _answers(shares: list[float], examples: int = 400) -> np.ndarray:
     """Counts (1, S, N, 2) of accuracy, of seeds that are right in that share of the examples, drawn independently."""
     generator = np.random.default_rng(1)
-    right = np.stack([generator.permutation(np.arange(examples) < share * examples) for share in shares])
+    right = np.stack(
+        [generator.permutation(np.arange(examples) < share * examples) for share in shares]
+    )
     return np.stack([right, np.ones_like(right)], axis=-1).astype(float)[None]
 
 
@@ -161,7 +201,10 @@ def test_the_interval_of_one_seed_is_the_binomial_one_and_seeds_that_differ_wide
     one = estimate(_answers([0.7]), accuracy())
     spread = 1.96 * np.sqrt(0.7 * 0.3 / 400)
     assert one.mean == pytest.approx(0.7)
-    assert (one.low, one.high) == (pytest.approx(0.7 - spread, abs=0.008), pytest.approx(0.7 + spread, abs=0.008))
+    assert (one.low, one.high) == (
+        pytest.approx(0.7 - spread, abs=0.008),
+        pytest.approx(0.7 + spread, abs=0.008),
+    )
     three = estimate(_answers([0.5, 0.7, 0.9]), accuracy())
     assert three.mean == pytest.approx(0.7) and three.high - three.low > 2 * (one.high - one.low)
     assert estimate(_answers([0.7]), accuracy()) == one
@@ -179,7 +222,11 @@ def test_a_paired_test_finds_a_difference_that_is_there_and_none_that_is_not():
     worse = a.copy()
     worse[0, :, :30, 0] = 0  # wrong in some of the same examples
     found = difference(a, worse, accuracy())
-    assert found.mean == pytest.approx(float((a - worse)[..., 0].mean())) and found.low > 0 and found.p < 0.001
+    assert (
+        found.mean == pytest.approx(float((a - worse)[..., 0].mean()))
+        and found.low > 0
+        and found.p < 0.001
+    )
     same = difference(a, a, accuracy())
     assert (same.mean, same.p) == (0, 1) and -0.01 < same.low < 0 < same.high < 0.01
     chance = difference(_answers([0.5]), _answers([0.5])[:, :, ::-1], accuracy())
@@ -193,7 +240,9 @@ def test_holm_corrects_for_the_number_of_tests_and_rejects_a_family_of_true_null
     assert 0.035 < np.mean([min(holm(row.tolist())) <= 0.05 for row in p]) < 0.065
 
 
-CLUSTERS = np.repeat(np.arange(40), 4)  # of the simulations: 160 examples, as of one template each four
+CLUSTERS = np.repeat(
+    np.arange(40), 4
+)  # of the simulations: 160 examples, as of one template each four
 
 
 def _simulated(
@@ -210,12 +259,17 @@ def _simulated(
         return share * (joint[:, CLUSTERS] + 0.5 * draw((1, 160)))
 
     common = effects(1.0)
-    right = [level + common + (effects(0.5) if arms > 1 else 0) + 0.5 * draw((number, 160)) > 0 for _ in range(arms)]
+    right = [
+        level + common + (effects(0.5) if arms > 1 else 0) + 0.5 * draw((number, 160)) > 0
+        for _ in range(arms)
+    ]
     return [np.stack([r, np.ones_like(r)], axis=-1).astype(float)[None] for r in right]
 
 
 @pytest.mark.parametrize(
-    "seeds", [(0,), (0, 0, 0), (0.3, 0.3, 0.3)], ids=["one seed", "three alike", "three that differ"]
+    "seeds",
+    [(0,), (0, 0, 0), (0.3, 0.3, 0.3)],
+    ids=["one seed", "three alike", "three that differ"],
 )
 def test_intervals_of_clustered_examples_cover_19_times_in_20(seeds):
     generator, draws = np.random.default_rng(4), 1000
@@ -231,7 +285,9 @@ def test_intervals_of_clustered_examples_cover_19_times_in_20(seeds):
 
 
 @pytest.mark.parametrize(
-    "seeds", [(0,), (0, 0, 0), (0.3, 0.3, 0.3)], ids=["one seed", "three alike", "three that differ"]
+    "seeds",
+    [(0,), (0, 0, 0), (0.3, 0.3, 0.3)],
+    ids=["one seed", "three alike", "three that differ"],
 )
 def test_a_true_null_is_rejected_one_time_in_twenty(seeds):
     generator, draws = np.random.default_rng(5), 1000
@@ -247,15 +303,27 @@ def test_clusters_of_one_example_are_examples_and_order_and_repetition_change_no
     alone = estimate(counts, accuracy())
     assert estimate(counts, accuracy(), np.arange(400)) == alone
     assert estimate(counts[:, :, order], accuracy(), order).low == pytest.approx(alone.low)
-    doubled = estimate(np.concatenate([counts, counts], axis=2), accuracy(), np.tile(np.arange(400), 2))
+    doubled = estimate(
+        np.concatenate([counts, counts], axis=2), accuracy(), np.tile(np.arange(400), 2)
+    )
     assert (doubled.low, doubled.high) == pytest.approx((alone.low, alone.high))
-    assert clusters_of([None, None]) is None and clusters_of(["b", None, "a", "b"]).tolist() == [0, 1, 2, 0]
+    assert clusters_of([None, None]) is None and clusters_of(["b", None, "a", "b"]).tolist() == [
+        0,
+        1,
+        2,
+        0,
+    ]
 
 
 def test_ten_clusters_have_an_interval_and_nine_have_none_however_many_their_examples():
     counts = _answers([0.7])
     nine, ten = (estimate(counts, accuracy(), np.arange(400) % number) for number in (9, 10))
-    assert nine.low is None and nine.high is None and nine.mean == pytest.approx(0.7) and ten.low < 0.7 < ten.high
+    assert (
+        nine.low is None
+        and nine.high is None
+        and nine.mean == pytest.approx(0.7)
+        and ten.low < 0.7 < ten.high
+    )
     assert difference(counts, counts, accuracy(), np.arange(400) % 9).p is None
 
 

@@ -13,9 +13,16 @@ from xmod_lab.training.tables import donor_table, training_table
 
 HEADER = (
     "language",
-    *(f"{unit}, {arm}" for arm in ("unigram", "before", "model") for unit in ("nats/piece", "perplexity")),
+    *(
+        f"{unit}, {arm}"
+        for arm in ("unigram", "before", "model")
+        for unit in ("nats/piece", "perplexity")
+    ),
 )
-ROWS = [(code, *(f"{i}{j},000.1234" for j in range(1, 7))) for i, code in enumerate(("el_GR", "sw_KE"), start=1)]
+ROWS = [
+    (code, *(f"{i}{j},000.1234" for j in range(1, 7)))
+    for i, code in enumerate(("el_GR", "sw_KE"), start=1)
+]
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
@@ -25,10 +32,14 @@ def test_all_columns_are_shown_whatever_the_width(monkeypatch, capsys, width):
     show("a title that is longer than forty characters, and says so", HEADER, ROWS)
     said = capsys.readouterr().out
     assert max(map(len, said.splitlines())) <= width
-    assert all(cell in said for row in ROWS for cell in row) and said.count("el_GR") == 1 + said.count("other columns")
+    assert all(cell in said for row in ROWS for cell in row) and said.count(
+        "el_GR"
+    ) == 1 + said.count("other columns")
     assert ("other columns" in said) == (width < 90)
     for row in ROWS:
-        assert [cell for cell in re.findall(r"\d+,000\.\d{4}", said) if cell in row] == list(row[1:])
+        assert [cell for cell in re.findall(r"\d+,000\.\d{4}", said) if cell in row] == list(
+            row[1:]
+        )
 
 
 def test_long_words_are_folded_and_keep_every_letter(monkeypatch, capsys):
@@ -42,7 +53,10 @@ def test_long_words_are_folded_and_keep_every_letter(monkeypatch, capsys):
     )
     said = capsys.readouterr().out
     cells = [re.split("[┃│]", line) for line in said.splitlines() if line.startswith("│")]
-    assert "".join(row[4].strip() for row in cells) == folder and max(map(len, said.splitlines())) <= 60
+    assert (
+        "".join(row[4].strip() for row in cells) == folder
+        and max(map(len, said.splitlines())) <= 60
+    )
     assert [row[3].strip() for row in cells][:2] == ["val/bpb", "1.5"] or "val/bpb 1.5" in said
 
 
@@ -65,8 +79,14 @@ def test_tables_are_written_into_the_log_of_the_run(tmp_path, monkeypatch, capsy
         logging.getLogger().removeHandler(handler)
         handler.close()
     written = (tmp_path / "pretrain.log").read_text(encoding="utf-8")
-    assert "scores" in written and all(cell in written for row in ROWS for cell in row) and "\x1b" not in written
-    assert "other columns" not in written and "jobs of a sweep" not in written  # as wide as it wants to be
+    assert (
+        "scores" in written
+        and all(cell in written for row in ROWS for cell in row)
+        and "\x1b" not in written
+    )
+    assert (
+        "other columns" not in written and "jobs of a sweep" not in written
+    )  # as wide as it wants to be
     assert "the jobs of a sweep" in capsys.readouterr().out
 
 
@@ -81,7 +101,9 @@ def test_frozen_slots_are_one_line_and_the_one_that_trains_another(monkeypatch):
     lines = {row[0]: row[1:] for row in shown if "slot" in row[0] and "LayerNorm" not in row[0]}
     assert list(lines) == ["slot el_GR", f"16 slots: {', '.join(codes[:12])} and 4 others"]
     assert lines["slot el_GR"][0] == "trains"
-    frozen: list[Parameter] = [p for n, p in model.named_parameters() if ".adapter_modules." in n and n not in own]
+    frozen: list[Parameter] = [
+        p for n, p in model.named_parameters() if ".adapter_modules." in n and n not in own
+    ]
     assert lines[list(lines)[1]] == (
         "frozen",
         f"{sum(p.numel() for p in frozen):,}",

@@ -70,7 +70,9 @@ def _damage(folder, kind: str) -> str:
     elif kind == "bad.txt.gz":
         path.write_bytes(gzip.compress(b"fine\n" * 9)[:10] + b"\xff" * 30)
     else:
-        datasets.Dataset.from_dict({"text": [f"{i} {i * 7919 % 1013}" for i in range(5000)]}).to_parquet(str(path))
+        datasets.Dataset.from_dict(
+            {"text": [f"{i} {i * 7919 % 1013}" for i in range(5000)]}
+        ).to_parquet(str(path))
         content = bytearray(path.read_bytes())
         content[4000:8000] = b"\xff" * 4000
         path.write_bytes(content if kind == "bad.parquet" else content[:9000])
@@ -98,7 +100,11 @@ def test_a_damaged_file_is_named_while_it_is_read(tmp_path, kind, words):
 
 def test_duplicates_are_dropped_when_asked(tmp_path):
     (tmp_path / "twice.txt").write_text("\n".join(TEXT + TEXT), encoding="utf-8")
-    kept = [p for split in ("train", "validation") for p in Source(str(tmp_path / "twice.txt")).passages(split)]
+    kept = [
+        p
+        for split in ("train", "validation")
+        for p in Source(str(tmp_path / "twice.txt")).passages(split)
+    ]
     assert sorted(kept) == sorted(set(TEXT))
 
 
@@ -136,11 +142,17 @@ def test_every_passage_is_whole_in_a_row_as_later_readers_give_it(prepared):
             filled = row[row != pad]
             assert row[0] == bos and np.array_equal(filled, row[: len(filled)])
             found += [ids.tolist() for ids in np.split(filled, np.flatnonzero(filled == bos)[1:])]
-        assert sorted(found) == sorted(expected) and all(ids[-1] == eos or len(ids) == 24 for ids in found)
+        assert sorted(found) == sorted(expected) and all(
+            ids[-1] == eos or len(ids) == 24 for ids in found
+        )
         assert statistics["cut"] == cut > 0 and len(whole) == sum(ids[-1] == eos for ids in found)
         assert statistics["tokens"] == sum(map(len, whole)) - 2 * len(whole)
-        assert statistics["padding"] == (rows == pad).sum() == sum(part["padding"]) < 0.08 * rows.size
-        assert sum(part["bytes"]) == sum(len(text.encode()) for text in texts) == statistics["bytes"]
+        assert (
+            statistics["padding"] == (rows == pad).sum() == sum(part["padding"]) < 0.08 * rows.size
+        )
+        assert (
+            sum(part["bytes"]) == sum(len(text.encode()) for text in texts) == statistics["bytes"]
+        )
 
 
 def test_a_passage_of_training_is_computed_as_when_it_is_read_alone(prepared):
@@ -149,13 +161,19 @@ def test_a_passage_of_training_is_computed_as_when_it_is_read_alone(prepared):
     rows = corpora["en"].rows("validation", np.arange(30))
     layout = Layout("document", tokenizer.pad_token_id, tokenizer.eos_token_id)
     model, seen = tiny_model(vocab_size=len(tokenizer)), 0
-    assert (layout.fields(rows, rows)["position_ids"].numpy()[rows == tokenizer.bos_token_id] == 2).all()
+    assert (
+        layout.fields(rows, rows)["position_ids"].numpy()[rows == tokenizer.bos_token_id] == 2
+    ).all()
     with torch.no_grad():
         packed = model(torch.from_numpy(rows), lang_ids="en_XX", **layout.fields(rows, rows)).logits
         for row, logits in zip(rows, packed, strict=True):
-            starts, ends = (np.flatnonzero(row == i) for i in (tokenizer.bos_token_id, tokenizer.eos_token_id))
+            starts, ends = (
+                np.flatnonzero(row == i) for i in (tokenizer.bos_token_id, tokenizer.eos_token_id)
+            )
             for start, end in zip(starts, ends, strict=False):
-                alone = model(torch.from_numpy(row[None, start : end + 1]), lang_ids="en_XX").logits[0]
+                alone = model(
+                    torch.from_numpy(row[None, start : end + 1]), lang_ids="en_XX"
+                ).logits[0]
                 torch.testing.assert_close(logits[start : end + 1], alone, atol=1e-5, rtol=0)
                 seen += start > 0
     assert seen > 3
@@ -164,7 +182,13 @@ def test_a_passage_of_training_is_computed_as_when_it_is_read_alone(prepared):
 def test_rows_are_filled_best_fit_within_bounded_memory():
     parts = [([number] * size, size) for number, size in enumerate((10, 6, 4, 3, 12, 5, 9, 16))]
     rows = [list(dict.fromkeys(row.ids)) for row in best_fit(parts, 16)]
-    assert rows == [[0, 1], [7], [2, 3, 5], [4], [6]]  # 5 goes where 9 are left, and not into a row of its own
+    assert rows == [
+        [0, 1],
+        [7],
+        [2, 3, 5],
+        [4],
+        [6],
+    ]  # 5 goes where 9 are left, and not into a row of its own
     lengths, empty = np.random.default_rng(0).integers(3, 60, 3000).tolist(), []
     for open_rows in (1, 64):
         waiting = most = positions = 0
@@ -186,8 +210,12 @@ def test_rows_are_filled_best_fit_within_bounded_memory():
 
 def test_a_mask_piece_in_the_text_is_text(tmp_path, tokenizer_folder):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    (tmp_path / "x.txt").write_text("\n".join(f"{text} is a <mask> and a </s> in the text" for text in TEXT[:200]))
-    corpus = prepare_corpus("x", Source(str(tmp_path / "x.txt")), tokenizer, length=24, folder=tmp_path)
+    (tmp_path / "x.txt").write_text(
+        "\n".join(f"{text} is a <mask> and a </s> in the text" for text in TEXT[:200])
+    )
+    corpus = prepare_corpus(
+        "x", Source(str(tmp_path / "x.txt")), tokenizer, length=24, folder=tmp_path
+    )
     rows = corpus.rows("train", np.arange(len(corpus.train)))
     assert (rows != tokenizer.mask_token_id).all()
 
@@ -197,8 +225,12 @@ def test_bytes_that_no_piece_spells_are_counted_once_each(tmp_path, tokenizer_fo
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     line = "  the  Ωμέγα and ﷺ, \t½ of ω🙂ω \u03b5\u0301"
     (tmp_path / "x.txt").write_text(f"{line}\n" * 50, encoding="utf-8")
-    text = Source(str(tmp_path / "x.txt"), validation=str(tmp_path / "x.txt"), drop_duplicates=False)
-    statistics = prepare_corpus("x", text, tokenizer, length=24, folder=tmp_path).manifest["statistics"]
+    text = Source(
+        str(tmp_path / "x.txt"), validation=str(tmp_path / "x.txt"), drop_duplicates=False
+    )
+    statistics = prepare_corpus("x", text, tokenizer, length=24, folder=tmp_path).manifest[
+        "statistics"
+    ]
     unspelt = "Ωμέγαﷺ½ω🙂ω\u03ad"  # composed
     for split in ("train", "validation"):
         assert statistics[split]["unknown_bytes"] == 50 * len(unspelt.encode())
@@ -206,15 +238,22 @@ def test_bytes_that_no_piece_spells_are_counted_once_each(tmp_path, tokenizer_fo
         assert statistics[split]["unknown"] == 50 * ids.count(tokenizer.unk_token_id)
 
 
-def test_a_prepared_corpus_that_was_altered_is_refused_with_the_command_that_rebuilds(tmp_path, tokenizer_folder):
+def test_a_prepared_corpus_that_was_altered_is_refused_with_the_command_that_rebuilds(
+    tmp_path, tokenizer_folder
+):
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     source = Source(_write(tmp_path, "txt"))
-    make = lambda **more: prepare_corpus("en", source, tokenizer, length=24, folder=tmp_path / "p", **more)  # noqa: E731
+
+    def make(**more):
+        return prepare_corpus("en", source, tokenizer, length=24, folder=tmp_path / "p", **more)
+
     digest = make().digest
     target = next((tmp_path / "p").glob("en-*"))
     with (target / "pieces.npy").open("ab") as stream:
         stream.write(b"x")
-    with pytest.raises(UserError, match="pieces.npy is missing or altered.*run the same command with rebuild=true"):
+    with pytest.raises(
+        UserError, match="pieces.npy is missing or altered.*run the same command with rebuild=true"
+    ):
         make()
     assert make(rebuild=True).digest == digest == make().digest
 
@@ -222,7 +261,9 @@ def test_a_prepared_corpus_that_was_altered_is_refused_with_the_command_that_reb
 def test_proportions_follow_alpha_and_the_cap():
     sizes = {"a": 1000, "b": 100, "c": 10}
     shares = proportions(sizes, 0.5)
-    assert sum(shares.values()) == pytest.approx(1) and shares["a"] / shares["c"] == pytest.approx(10)
+    assert sum(shares.values()) == pytest.approx(1) and shares["a"] / shares["c"] == pytest.approx(
+        10
+    )
     capped = proportions(sizes, 0.5, max_passes=4, budget_rows=1000)
     assert capped["c"] == pytest.approx(0.04) and sum(capped.values()) == pytest.approx(1)
     assert at_cap(sizes, capped, max_passes=4, budget_rows=1000) == ["c"]
@@ -235,7 +276,11 @@ def test_unimax_is_uniform_but_for_those_at_the_cap():
     """Chung et al. 2023. Their procedure, the smallest language first: each has its even part of what is left, or its cap."""
     sizes = {"a": 1000, "b": 300, "c": 40}
     shares = proportions(sizes, 0, max_passes=4, budget_rows=2000)
-    assert {code: round(100 * share) for code, share in shares.items()} == {"a": 46, "b": 46, "c": 8}
+    assert {code: round(100 * share) for code, share in shares.items()} == {
+        "a": 46,
+        "b": 46,
+        "c": 8,
+    }
     rng = np.random.default_rng(0)
     for _ in range(50):
         sizes = {str(i): int(n) for i, n in enumerate(rng.integers(1, 1000, 6))}
@@ -265,7 +310,9 @@ def test_the_mixture_is_exact_and_sees_every_row_before_any_twice():
         assert sorted(seen[code][:size]) == list(range(size))
         assert abs(len(seen[code]) - 40 * 9 * proportions(sizes, 0.7)[code]) < 7
     again = Mixture(sizes, proportions(sizes, 0.7), rows_per_step=9, seed=5)
-    assert all(np.array_equal(a[1], b[1]) for a, b in zip(again.step(33), mixture.step(33), strict=True))
+    assert all(
+        np.array_equal(a[1], b[1]) for a, b in zip(again.step(33), mixture.step(33), strict=True)
+    )
 
 
 def test_a_step_asked_out_of_order_counts_the_steps_since_the_last_one_alone(monkeypatch):
@@ -274,7 +321,11 @@ def test_a_step_asked_out_of_order_counts_the_steps_since_the_last_one_alone(mon
     make = lambda: Mixture(sizes, proportions(sizes, 0.7), rows_per_step=9, seed=5)  # noqa: E731
     mixture, plain, drawn = make(), [make().step(step) for step in range(100)], []
     offsets = Mixture._offsets
-    monkeypatch.setattr(Mixture, "_offsets", lambda m, first, end: drawn.append(end - first) or offsets(m, first, end))
+    monkeypatch.setattr(
+        Mixture,
+        "_offsets",
+        lambda m, first, end: drawn.append(end - first) or offsets(m, first, end),
+    )
     order = [50, 50, 53, 53, 57, 60, 99]
     for step in [*order, 3, 4, 98]:
         for (code, indices), (other, expected) in zip(mixture.step(step), plain[step], strict=True):
@@ -300,7 +351,9 @@ def test_masks_are_exact_keyed_and_never_on_special_pieces():
     assert (
         chosen.sum() == 599 == masker.counts(row[None])[0] and not chosen[0] and not chosen[-1]
     )  # of 1,998 ordinary ones
-    assert np.array_equal(labels[chosen], row[chosen]) and np.array_equal(inputs[~chosen], row[~chosen])
+    assert np.array_equal(labels[chosen], row[chosen]) and np.array_equal(
+        inputs[~chosen], row[~chosen]
+    )
     assert (inputs[chosen] == 4).mean() == pytest.approx(0.8, abs=0.05)
     assert (inputs[chosen] == row[chosen]).mean() == pytest.approx(0.1, abs=0.04)
     assert np.array_equal(masker.mask(row, [1, 2, 3])[0], inputs) and not np.array_equal(
@@ -326,7 +379,9 @@ def test_masks_are_those_of_a_walk_through_the_vocabulary(pieces):
         expected[swapped] = random.choice(ordinary, size=len(swapped))
         drawn += expected[swapped].tolist()
         inputs, labels = masker.mask(row, [7, 1, number])
-        assert np.array_equal(inputs, expected) and np.flatnonzero(labels != -100).tolist() == sorted(chosen)
+        assert np.array_equal(inputs, expected) and np.flatnonzero(
+            labels != -100
+        ).tolist() == sorted(chosen)
     assert len(drawn) > 100 and not np.isin(drawn, specials).any()
 
 
@@ -342,11 +397,18 @@ def test_rows_are_those_that_arrow_gives_and_a_corpus_travels_without_them(prepa
 def test_rows_of_many_blocks_are_those_that_arrow_gives(prepared):
     """As a file of some gigabytes has them, an empty one among them."""
     whole = prepared[2]["en"].train
-    blocks = [whole.data.slice(0, 7), whole.data.slice(7, 0), whole.data.slice(7, 5), whole.data.slice(12)]
+    blocks = [
+        whole.data.slice(0, 7),
+        whole.data.slice(7, 0),
+        whole.data.slice(7, 5),
+        whole.data.slice(12),
+    ]
     part = datasets.Dataset(datasets.table.concat_tables(blocks)).with_format("numpy")
     corpus = dataclasses.replace(prepared[2]["en"], train=part)
     assert len(part.data.column("input_ids").chunks) >= 3
-    assert np.array_equal(corpus.rows("train", np.arange(len(whole))), np.stack(whole[:]["input_ids"]))
+    assert np.array_equal(
+        corpus.rows("train", np.arange(len(whole))), np.stack(whole[:]["input_ids"])
+    )
 
 
 @pytest.mark.parametrize("attention", ["row", "document"])
@@ -360,20 +422,32 @@ def test_processes_and_micro_batches_see_together_what_one_sees_alone(prepared, 
     def rows_of_step(step: int, accumulate: int, processes: int) -> set:
         found = set()
         for rank in range(processes):
-            stream = BatchStream(corpora, mixture, maskers, layout, {"en": 0, "de": 1}, seed=3, steps=9,
-                                 accumulate=accumulate, rank=rank, processes=processes)  # fmt: skip
+            stream = BatchStream(
+                corpora,
+                mixture,
+                maskers,
+                layout,
+                {"en": 0, "de": 1},
+                seed=3,
+                steps=9,
+                accumulate=accumulate,
+                rank=rank,
+                processes=processes,
+            )
             for micro in range(accumulate):
                 batch = stream[step * accumulate + micro]
                 assert batch["lang_ids"].tolist() == sorted(batch["lang_ids"].tolist())
-                for i, lang, label in zip(batch["input_ids"], batch["lang_ids"], batch["labels"], strict=True):
+                for i, lang, label in zip(
+                    batch["input_ids"], batch["lang_ids"], batch["labels"], strict=True
+                ):
                     found.add((tuple(i.tolist()), int(lang), tuple(label.tolist())))
         return found
 
     for step in (7, 2):
         alone = rows_of_step(step, 1, 1)
-        assert len(alone) == 8 and alone == rows_of_step(step, 1, 2) == rows_of_step(step, 2, 2) == rows_of_step(
-            step, 4, 1
-        )
+        assert len(alone) == 8 and alone == rows_of_step(step, 1, 2) == rows_of_step(
+            step, 2, 2
+        ) == rows_of_step(step, 4, 1)
 
 
 def test_in_a_batch_of_several_vocabularies_each_row_is_hidden_by_its_own(prepared, tmp_path):
@@ -386,15 +460,27 @@ def test_in_a_batch_of_several_vocabularies_each_row_is_hidden_by_its_own(prepar
         "en": corpora["en"],
         "sw": prepare_corpus("sw", Source(str(tmp_path / "sw.txt")), own, length=24, folder=folder),
     }
-    maskers = {code: Masker.for_tokenizer(t, 0.5, "80-10-10") for code, t in (("en", base), ("sw", own))}
+    maskers = {
+        code: Masker.for_tokenizer(t, 0.5, "80-10-10") for code, t in (("en", base), ("sw", own))
+    }
     mixture = Mixture(
-        {c: len(corpus.train) for c, corpus in corpora.items()}, {"en": 0.5, "sw": 0.5}, rows_per_step=16, seed=3
+        {c: len(corpus.train) for c, corpus in corpora.items()},
+        {"en": 0.5, "sw": 0.5},
+        rows_per_step=16,
+        seed=3,
     )
     model = tiny_model(vocab_size=len(base))
     model.add_language("sw", "random", pieces=len(own))
     lang_ids = {"en": model.lang_id("en_XX"), "sw": model.lang_id("sw")}
-    stream = BatchStream(corpora, mixture, maskers, Layout("document", base.pad_token_id, base.eos_token_id), lang_ids,
-                         seed=3, steps=9)  # fmt: skip
+    stream = BatchStream(
+        corpora,
+        mixture,
+        maskers,
+        Layout("document", base.pad_token_id, base.eos_token_id),
+        lang_ids,
+        seed=3,
+        steps=9,
+    )
     drawn = {"en": set(), "sw": set()}
     for step in range(9):
         batch = stream[step]
@@ -411,13 +497,19 @@ def test_the_next_piece_is_every_piece_but_the_beginnings_of_passages_and_paddin
     row = np.array([0, 7, 2, 0, 8, 2, 1])
     inputs, labels = NextPiece(1, 0).mask(row, [])
     assert inputs.tolist() == [0, 7, 2, 0, 8, 2, 1]
-    assert labels.tolist() == [IGNORE, 7, 2, IGNORE, 8, 2, IGNORE] and NextPiece(1, 0).counts(row[None]).tolist() == [4]
+    assert labels.tolist() == [IGNORE, 7, 2, IGNORE, 8, 2, IGNORE] and NextPiece(1, 0).counts(
+        row[None]
+    ).tolist() == [4]
 
 
 def test_rows_of_few_pieces_are_not_hidden_whole():
     """A share of the pieces, whatever else stands in the row: <s> and </s> of short passages, padding."""
     masker = Masker(0.3, "80-10-10", 4, 200, (0, 1, 2, 3, 4))
-    short, empty, one = [0, 9, 2, 0, 8, 2, 0, 7, 2, 0, 6, 2], [0, *range(10, 19), 2, 1, 1], [0, 9, 2] + [1] * 10
+    short, empty, one = (
+        [0, 9, 2, 0, 8, 2, 0, 7, 2, 0, 6, 2],
+        [0, *range(10, 19), 2, 1, 1],
+        [0, 9, 2] + [1] * 10,
+    )
     for row, hidden in ((short, 1), (empty, 3), (one, 1), ([0, 2, 1], 0)):
         labels = masker.mask(np.array(row), [1])[1]
         assert (labels != IGNORE).sum() == hidden == masker.counts(np.array([row]))[0]
@@ -428,7 +520,10 @@ def test_every_label_of_a_step_weighs_the_same_in_all_processes_and_micro_batche
     """The mean over units, which is what DDP and accumulation take, is the loss of the step in one; rows have different numbers of labels."""
     _, tokenizer, corpora = prepared
     mixture = Mixture(
-        {c: len(corpus.train) for c, corpus in corpora.items()}, {"en": 0.5, "de": 0.5}, rows_per_step=7, seed=3
+        {c: len(corpus.train) for c, corpus in corpora.items()},
+        {"en": 0.5, "de": 0.5},
+        rows_per_step=7,
+        seed=3,
     )
     hider = (
         NextPiece(tokenizer.pad_token_id, tokenizer.bos_token_id)
@@ -439,11 +534,30 @@ def test_every_label_of_a_step_weighs_the_same_in_all_processes_and_micro_batche
     model = tiny_model(vocab_size=len(tokenizer)).eval()
     with torch.no_grad():
         for accumulate, processes in ((1, 1), (3, 1), (2, 2)):
-            streams = [BatchStream(corpora, mixture, dict.fromkeys(corpora, hider), layout, {"en": 0, "de": 1}, seed=3, steps=9,
-                                   accumulate=accumulate, rank=rank, processes=processes) for rank in range(processes)]  # fmt: skip
-            batches = [stream[4 * accumulate + micro] for stream in streams for micro in range(accumulate)]
-            losses[accumulate, processes] = float(np.mean([model(**batch).loss for batch in batches]))
-            counts = {int((batch["labels"] != IGNORE).sum()) / len(batch["labels"]) for batch in batches}
+            streams = [
+                BatchStream(
+                    corpora,
+                    mixture,
+                    dict.fromkeys(corpora, hider),
+                    layout,
+                    {"en": 0, "de": 1},
+                    seed=3,
+                    steps=9,
+                    accumulate=accumulate,
+                    rank=rank,
+                    processes=processes,
+                )
+                for rank in range(processes)
+            ]
+            batches = [
+                stream[4 * accumulate + micro] for stream in streams for micro in range(accumulate)
+            ]
+            losses[accumulate, processes] = float(
+                np.mean([model(**batch).loss for batch in batches])
+            )
+            counts = {
+                int((batch["labels"] != IGNORE).sum()) / len(batch["labels"]) for batch in batches
+            }
     assert len(counts) > 1 and list(losses.values()) == pytest.approx([losses[1, 1]] * 3, rel=1e-5)
 
 
@@ -456,6 +570,8 @@ def test_attention_within_passages(causal):
     allowed = fields["attention_mask"][0, 0]
     for i in range(7):
         for j in range(7):
-            expected = i == j or (passage[i] == passage[j] and row[0, j] != 1 and not (causal and j > i))
+            expected = i == j or (
+                passage[i] == passage[j] and row[0, j] != 1 and not (causal and j > i)
+            )
             assert bool(allowed[i, j]) == expected, (i, j)
     assert fields["position_ids"][0].tolist()[:6] == [2, 3, 4, 2, 3, 4]

@@ -42,11 +42,19 @@ def test_ten_languages_are_embedded():
 @pytest.mark.parametrize("code", LANGUAGES)
 def test_encoding_and_decoding_are_those_of_sentencepiece(pair, code):
     processor, tokenizer = pair
-    for text in passages(code, 300, "val") + ["", "  two  spaces ", "\ttab", "ﬁ ﬂ １２３ Å", "🙂 unseen"]:
+    for text in passages(code, 300, "val") + [
+        "",
+        "  two  spaces ",
+        "\ttab",
+        "ﬁ ﬂ １２３ Å",
+        "🙂 unseen",
+    ]:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert ids == processor.encode(text), text
         if UNK not in ids:  # the surface of an unknown piece is a matter of taste
-            assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == processor.decode(ids), text
+            assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == processor.decode(
+                ids
+            ), text
 
 
 def test_names_of_special_pieces_inside_text_are_text_as_in_sentencepiece(pair):
@@ -59,10 +67,59 @@ def test_names_of_special_pieces_inside_text_are_text_as_in_sentencepiece(pair):
     assert 4 in tokenizer("a <mask> b")["input_ids"]  # what fill-mask needs
 
 
-WORDS = ["the", "～", "ς", "İ", " ", "  ", "▁", "\t", "\n", "\r\n", "\x85", "\u2028", "\u3000", "\xa0", "\0", "\x01", "\u200b", "ﬁ", "½", "ﷺ", "Å",
-         "¨", "ä", "ß", "Ω", "и", "文", "한", "क़", "𝕏", "🙂", "<", "<mask>", "</s>", "<unk>", "<0x41>"]  # fmt: skip
-MARKS = ["e\u0301", "e\u0302\u0301", "Ọ\u0300", "\u0301", "\u064e", "\u0e33", "\u200c", "\u200d", "\ufe0f", "\u1112\u1161\u11ab",
-         "ｶﾞ", "ﻻ", "ａ"]  # fmt: skip
+WORDS = [
+    "the",
+    "～",
+    "ς",
+    "İ",
+    " ",
+    "  ",
+    "▁",
+    "\t",
+    "\n",
+    "\r\n",
+    "\x85",
+    "\u2028",
+    "\u3000",
+    "\xa0",
+    "\0",
+    "\x01",
+    "\u200b",
+    "ﬁ",
+    "½",
+    "ﷺ",
+    "Å",
+    "¨",
+    "ä",
+    "ß",
+    "Ω",
+    "и",
+    "文",
+    "한",
+    "क़",
+    "𝕏",
+    "🙂",
+    "<",
+    "<mask>",
+    "</s>",
+    "<unk>",
+    "<0x41>",
+]
+MARKS = [
+    "e\u0301",
+    "e\u0302\u0301",
+    "Ọ\u0300",
+    "\u0301",
+    "\u064e",
+    "\u0e33",
+    "\u200c",
+    "\u200d",
+    "\ufe0f",
+    "\u1112\u1161\u11ab",
+    "ｶﾞ",
+    "ﻻ",
+    "ａ",
+]
 
 
 @pytest.mark.parametrize("byte_fallback", [False, True])
@@ -72,15 +129,25 @@ def test_any_text_is_split_as_by_sentencepiece(normalization, byte_fallback):
     them composed, and what its rules make of them composed again: it leaves marks in another order there."""
     random_ = random.Random(7)
     texts = ["".join(random_.choices(WORDS + MARKS, k=random_.randint(0, 12))) for _ in range(1500)]
-    characters = (chr(c) for c in (*range(0x3000), *range(0x3000, 0x30000, 11)) if not 0xD800 <= c < 0xE000)
+    characters = (
+        chr(c) for c in (*range(0x3000), *range(0x3000, 0x30000, 11)) if not 0xD800 <= c < 0xE000
+    )
     texts += [f"a{c} {c}{c}" for c in characters]
     text = passages("en", 200) + passages("ru", 200)
-    model = train_sentencepiece(text, pieces=500, byte_fallback=byte_fallback, normalization=normalization)
+    model = train_sentencepiece(
+        text, pieces=500, byte_fallback=byte_fallback, normalization=normalization
+    )
     backend = to_hugging_face(model).backend_tokenizer
     backend.encode_special_tokens = True
     found = [encoding.ids for encoding in backend.encode_batch(texts, add_special_tokens=False)]
-    processor, composed = sentencepiece.SentencePieceProcessor(model_proto=model), partial(unicodedata.normalize, "NFC")
-    expected = [processor.encode(composed(processor.normalize(composed(text)).removeprefix("▁"))) for text in texts]
+    processor, composed = (
+        sentencepiece.SentencePieceProcessor(model_proto=model),
+        partial(unicodedata.normalize, "NFC"),
+    )
+    expected = [
+        processor.encode(composed(processor.normalize(composed(text)).removeprefix("▁")))
+        for text in texts
+    ]
     assert [t for t, a, b in zip(texts, found, expected, strict=True) if a != b] == []
 
 
@@ -108,7 +175,9 @@ def test_what_the_text_raises_is_not_taken_for_a_small_vocabulary():
 def test_an_unknown_normalization_is_named_with_those_allowed():
     for normalization in NORMALIZATIONS:
         train_sentencepiece(passages("en", 20), pieces=80, normalization=normalization)
-    with pytest.raises(UserError, match="'nfkd'; allowed are nmt_nfkc, nfkc, nmt_nfkc_cf, nfkc_cf, identity"):
+    with pytest.raises(
+        UserError, match="'nfkd'; allowed are nmt_nfkc, nfkc, nmt_nfkc_cf, nfkc_cf, identity"
+    ):
         train_sentencepiece(passages("en", 20), pieces=80, normalization="nfkd")
 
 
@@ -121,7 +190,11 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_switched_off(tmp_path
     (tmp_path / "text.txt").write_text("\n".join(passages("en", 200)), encoding="utf-8")
     digests = {
         prepare_corpus(
-            "en", Source(str(tmp_path / "text.txt")), load_tokenizer(folder), length=24, folder=tmp_path
+            "en",
+            Source(str(tmp_path / "text.txt")),
+            load_tokenizer(folder),
+            length=24,
+            folder=tmp_path,
         ).digest
         for folder in (tokenizer_folder, tmp_path / "saved")
     }
@@ -131,5 +204,7 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_switched_off(tmp_path
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "xmod"}')
-    with pytest.raises(UserError, match="no pieces but the special ones.*give a folder with its tokenizer.json"):
+    with pytest.raises(
+        UserError, match="no pieces but the special ones.*give a folder with its tokenizer.json"
+    ):
         load_tokenizer(tmp_path)

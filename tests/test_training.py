@@ -24,16 +24,24 @@ from xmod_lab.training.step import LanguageModeling, clip_gradients
 
 
 def _module(**recipe) -> LanguageModeling:
-    return LanguageModeling(tiny_model(), RecipeConfig(**{"steps": 100, "peak_lr": 1e-3} | recipe), steps=100, seed=1)
+    return LanguageModeling(
+        tiny_model(), RecipeConfig(**{"steps": 100, "peak_lr": 1e-3} | recipe), steps=100, seed=1
+    )
 
 
 @pytest.mark.parametrize(
     ("schedule", "shares"),
-    [("linear", [0.75, 0.5, 0.0]), ("cosine", [0.8535534, 0.5, 0.0]), ("constant", [1.0, 1.0, 1.0])],
+    [
+        ("linear", [0.75, 0.5, 0.0]),
+        ("cosine", [0.8535534, 0.5, 0.0]),
+        ("constant", [1.0, 1.0, 1.0]),
+    ],
 )
 def test_the_learning_rate_warms_up_and_then_follows_its_schedule(schedule, shares):
     module = _module(warmup_share=0.2, schedule=schedule)
-    assert [module.lr_share(step) for step in (0, 9, 19, 20)] == pytest.approx([0.05, 0.5, 1.0, 1.0])
+    assert [module.lr_share(step) for step in (0, 9, 19, 20)] == pytest.approx(
+        [0.05, 0.5, 1.0, 1.0]
+    )
     assert [module.lr_share(step) for step in (40, 60, 100)] == pytest.approx(shares)
 
 
@@ -46,18 +54,33 @@ def test_a_micro_batch_weighs_as_it_says_and_one_without_targets_adds_nothing():
         "lang_ids": torch.zeros(5, dtype=torch.long),
     }
     loss = module.training_step(batch, 0).item()
-    assert module.training_step({**batch, "loss_weight": torch.tensor(0.5)}, 0).item() == pytest.approx(loss / 2)
-    empty = {**batch, "labels": torch.full_like(batch["labels"], -100), "loss_weight": torch.tensor(0.0)}
+    assert module.training_step(
+        {**batch, "loss_weight": torch.tensor(0.5)}, 0
+    ).item() == pytest.approx(loss / 2)
+    empty = {
+        **batch,
+        "labels": torch.full_like(batch["labels"], -100),
+        "loss_weight": torch.tensor(0.0),
+    }
     nothing = module.training_step(empty, 0)
     nothing.backward()
-    assert nothing.item() == 0 and all(p.grad is None or not p.grad.any() for p in module.model.parameters())
+    assert nothing.item() == 0 and all(
+        p.grad is None or not p.grad.any() for p in module.model.parameters()
+    )
 
 
 def test_a_training_is_scored_a_dozen_times_however_long_it_is():
-    for overrides, every in ((["task=intents"], 25), (["task=nli"], 5113), (["task=intents", "trainer.max_steps=5"], 1),
-                             (["task=nli", "trainer.validate_every=100"], 100)):  # fmt: skip
+    for overrides, every in (
+        (["task=intents"], 25),
+        (["task=nli"], 5113),
+        (["task=intents", "trainer.max_steps=5"], 1),
+        (["task=nli", "trainer.validate_every=100"], 100),
+    ):
         assert composed(*overrides, command="finetune").scored_every == every
-    assert composed().scored_every == 200 and composed("trainer.validate_every=null").scored_every == 200
+    assert (
+        composed().scored_every == 200
+        and composed("trainer.validate_every=null").scored_every == 200
+    )
 
 
 def test_matrices_decay_and_vectors_do_not():
@@ -67,12 +90,18 @@ def test_matrices_decay_and_vectors_do_not():
     decayed = {name for name, p in module.model.named_parameters() if decays[id(p)] == 0.1}
     assert len(decays) == len(list(module.model.parameters()))
     assert decayed == {name for name, p in module.model.named_parameters() if p.dim() == 2}
-    assert not any(name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name for name in decayed)
+    assert not any(
+        name.endswith("bias") or "LayerNorm" in name or "layer_norm" in name for name in decayed
+    )
 
 
 @pytest.mark.parametrize("size", [0.01, 0.5 - 1e-7, 0.5, 0.7, 9.0])
 def test_clipping_is_that_of_torch_to_the_bit(size):
-    gradients = [torch.full((2,), size), torch.full((2,), -size), None]  # their norm is twice the size; the limit 1
+    gradients = [
+        torch.full((2,), size),
+        torch.full((2,), -size),
+        None,
+    ]  # their norm is twice the size; the limit 1
     ours, theirs = ([torch.nn.Parameter(torch.ones(2)) for _ in gradients] for _ in range(2))
     for a, b, gradient in zip(ours, theirs, gradients, strict=True):
         a.grad, b.grad = (None, None) if gradient is None else (gradient.clone(), gradient.clone())
@@ -101,7 +130,9 @@ def test_the_frozen_body_drops_only_where_the_recipe_says_so(extends, switch, dr
     slot = set(model.language_parameters("de_DE"))
     recipe = RecipeConfig(steps=9, peak_lr=1e-3, dropout_in_frozen=switch)
     module = LanguageModeling(model, recipe, steps=9, seed=1, trainable=slot if extends else None)
-    module._trainer = SimpleNamespace(global_step=0, accumulate_grad_batches=2, global_rank=0, strategy=None)
+    module._trainer = SimpleNamespace(
+        global_step=0, accumulate_grad_batches=2, global_rank=0, strategy=None
+    )
     batch = {**tiny_batch(), "lang_ids": torch.tensor([1] * 5)}
     losses = []
     for number in (0, 1):  # two micro-batches have dropout of their own
@@ -110,12 +141,16 @@ def test_the_frozen_body_drops_only_where_the_recipe_says_so(extends, switch, dr
         losses.append(float(module.training_step(batch, number).detach()))
     without = float(model.eval()(**batch).loss.detach())
     assert (losses[0] != losses[1], losses[0] != without) == (drops, drops)
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == (slot if extends else module.trainable)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == (
+        slot if extends else module.trainable
+    )
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(5000, 2), (4096, 2), (4095, 1), (1, 1)])
 def test_a_budget_of_tokens_is_never_exceeded_by_more_than_the_first_step(tokens, steps):
-    cfg = composed(f"trainer.max_tokens={tokens}", "trainer.rows_per_step=16", "data.row_length=128")
+    cfg = composed(
+        f"trainer.max_tokens={tokens}", "trainer.rows_per_step=16", "data.row_length=128"
+    )
     assert (cfg.tokens_per_step, cfg.steps) == (2048, steps)
 
 
@@ -129,7 +164,9 @@ def test_a_batch_cut_otherwise_is_another_run(tmp_path):
 
 def test_checkpoints_are_ordered_by_number(tmp_path):
     folder = tmp_path / "checkpoints"
-    trainer = SimpleNamespace(accumulate_grad_batches=1, save_checkpoint=lambda path: torch.save({}, path))
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=1, save_checkpoint=lambda path: torch.save({}, path)
+    )
     folder.mkdir()
     for trainer.global_step in (999_998, 1_000_000, 1_000_002):
         Checkpoints(folder, every=2, keep=2).on_train_batch_end(trainer, None, None, None, 0)
@@ -141,7 +178,9 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
 
 def test_checkpoints_are_saved_by_the_clock_too(tmp_path):
     saved = []
-    trainer = SimpleNamespace(accumulate_grad_batches=1, save_checkpoint=saved.append, global_step=3)
+    trainer = SimpleNamespace(
+        accumulate_grad_batches=1, save_checkpoint=saved.append, global_step=3
+    )
     for minutes, due in ((None, 0), (10.0, 0), (1e-9, 1)):
         callback = Checkpoints(tmp_path, every=1000, keep=2, minutes=minutes)
         callback.on_train_start(trainer, None)
@@ -153,7 +192,9 @@ def test_checkpoints_are_saved_by_the_clock_too(tmp_path):
     assert [path.name for path in saved] == ["step000003.ckpt"]
 
 
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch):
+def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_and_nothing_else(
+    tmp_path, monkeypatch
+):
     path = tmp_path / "checkpoints" / "step000002.ckpt"
     WholeFiles().save_checkpoint({"step": 2}, path)
     monkeypatch.setattr("os.fsync", lambda _: os.write(-1, b""))
@@ -178,14 +219,20 @@ def test_seconds_are_the_sum_over_the_starts_of_a_run():
 
 
 def _curve() -> LearningCurve:
-    return LearningCurve(None, lambda model, step: {}, units_per_step=1, log_every=1, validate_every=1, last_step=1)
+    return LearningCurve(
+        None, lambda model, step: {}, units_per_step=1, log_every=1, validate_every=1, last_step=1
+    )
 
 
 def test_each_process_takes_up_its_own_sum_and_another_number_of_processes_the_mean(monkeypatch):
     state = {"loss_sums": {0: 2.0, 1: 4.0}, "losses": 3, "first": {}, "final": {}, "seconds": 8.0}
     curve, found = _curve(), []
     for local_rank, world in ((0, 2), (1, 2), (0, 1), (2, 3)):
-        for name, value in {"LOCAL_RANK": local_rank, "RANK": local_rank, "WORLD_SIZE": world}.items():
+        for name, value in {
+            "LOCAL_RANK": local_rank,
+            "RANK": local_rank,
+            "WORLD_SIZE": world,
+        }.items():
             monkeypatch.setenv(name, str(value))
         curve.load_state_dict(state)
         found.append(curve.loss_sum)
@@ -204,7 +251,9 @@ time.sleep(60)
 
 
 def test_a_run_dir_belongs_to_one_process_until_it_dies(tmp_path):
-    process = subprocess.Popen([sys.executable, "-c", _TRAIN, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", _TRAIN, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     child = int(process.stdout.readline().strip() or process.stdout.readline())
     try:
         with pytest.raises(UserError, match=f"another process is training in {tmp_path}"):
@@ -238,7 +287,9 @@ def fail(how):
         ("both", 2, "error: bad text"),
     ],
 )
-def test_a_fault_of_one_process_or_of_all_is_told_once(how, status, message, tmp_path, monkeypatch, capfd):
+def test_a_fault_of_one_process_or_of_all_is_told_once(
+    how, status, message, tmp_path, monkeypatch, capfd
+):
     (tmp_path / "failing.py").write_text(_FAILING)  # quicker to import than this file
     monkeypatch.syspath_prepend(tmp_path)
     assert launch(import_module("failing").fail, (how,), 2) == status

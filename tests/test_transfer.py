@@ -19,7 +19,11 @@ from xmod_lab.tasks.statistics import Estimate
 
 KIND = Classification([Row({"text": "", "label": label}, "") for label in "abcd"])
 TEXTS = Encoded(
-    [[0, *range(5, 5 + n), 2] for n in (3, 9, 1, 6, 6)], [0, 1, 2, 3, 0], pad_id=1, truncated=0, unknown=0.0
+    [[0, *range(5, 5 + n), 2] for n in (3, 9, 1, 6, 6)],
+    [0, 1, 2, 3, 0],
+    pad_id=1,
+    truncated=0,
+    unknown=0.0,
 )
 
 
@@ -46,7 +50,8 @@ def _loss(model, code: str, slot: str | None = None) -> float:
 
 
 @pytest.mark.parametrize(
-    ("code", "slot"), [("de_DE", "de_DE"), ("el_GR", "el_GR"), ("el_GR", "en_XX"), ("en_XX", "el_GR")]
+    ("code", "slot"),
+    [("de_DE", "de_DE"), ("el_GR", "el_GR"), ("el_GR", "en_XX"), ("en_XX", "el_GR")],
 )
 def test_an_arm_is_the_language_with_its_own_vocabulary_through_that_slot(folder, code, slot):
     model = task_model(folder, KIND, seed=1)
@@ -68,8 +73,17 @@ def test_without_a_slot_is_a_slot_that_adds_nothing(folder):
 
 def test_arms_that_would_be_another_one_are_left_out(folder):
     config = task_model(folder, KIND, seed=1).config
-    assert slots_of(config, "el_GR", "en_XX") == {"target": [3], "source": [0], "none": [NO_SLOT], "wrong": [1, 2]}
-    assert slots_of(config, "en_XX", "en_XX") == {"target": [0], "none": [NO_SLOT], "wrong": [1, 2, 3]}
+    assert slots_of(config, "el_GR", "en_XX") == {
+        "target": [3],
+        "source": [0],
+        "none": [NO_SLOT],
+        "wrong": [1, 2],
+    }
+    assert slots_of(config, "en_XX", "en_XX") == {
+        "target": [0],
+        "none": [NO_SLOT],
+        "wrong": [1, 2, 3],
+    }
     config.languages = ["shared"]
     config.aliases = {"en_XX": "shared", "de_DE": "shared"}
     assert slots_of(config, "de_DE", "en_XX") == {"target": [0], "none": [NO_SLOT]}
@@ -82,9 +96,15 @@ def test_a_head_is_a_function_of_its_seed_and_the_body_is_the_base(folder):
     torch.manual_seed(1)
     first = task_model(folder, KIND, seed=1)
     torch.manual_seed(2)
-    a, b, c = (tensor_digests(m) for m in (first, task_model(folder, KIND, seed=1), task_model(folder, KIND, seed=2)))
+    a, b, c = (
+        tensor_digests(m)
+        for m in (first, task_model(folder, KIND, seed=1), task_model(folder, KIND, seed=2))
+    )
     assert a == b
-    assert {n for n in a if a[n] != c[n]} == {"classifier.dense.weight", "classifier.out_proj.weight"}
+    assert {n for n in a if a[n] != c[n]} == {
+        "classifier.dense.weight",
+        "classifier.out_proj.weight",
+    }
     base = tensor_digests(tiny_model(adapter_layer_norm=True, adapter_reuse_layer_norm=False))
     body = {n for n in base if n.startswith("roberta.")}
     assert body < a.keys() and all(a[n] == base[n] for n in body)
@@ -96,7 +116,9 @@ def test_embeddings_slots_and_their_layer_norm_are_frozen_and_nothing_else(folde
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     marks = ("roberta.embeddings.", ".adapter_modules.", ".adapter_layer_norm.")
     assert frozen == {n for n, _ in model.named_parameters() if any(mark in n for mark in marks)}
-    assert any(".vocabularies.el_GR." in n for n in frozen) and any(".adapter_layer_norm." in n for n in frozen)
+    assert any(".vocabularies.el_GR." in n for n in frozen) and any(
+        ".adapter_layer_norm." in n for n in frozen
+    )
 
 
 def test_a_frozen_tensor_that_moved_is_named_and_fails_the_proof(folder):
@@ -108,28 +130,42 @@ def test_a_frozen_tensor_that_moved_is_named_and_fails_the_proof(folder):
         assert compare_frozen(before, tensor_digests(model), trainable)["holds"]
         model.base_model.embeddings.LayerNorm.bias[0] += 1e-7
     proof = compare_frozen(before, tensor_digests(model), trainable)
-    assert proof["changed"] == ["roberta.embeddings.LayerNorm.bias"] and proof["trainable_moved"] == 1
+    assert (
+        proof["changed"] == ["roberta.embeddings.LayerNorm.bias"] and proof["trainable_moved"] == 1
+    )
     with pytest.raises(ProofError, match="en_XX/seed1: .*LayerNorm.bias"):
         require_frozen(proof, "en_XX/seed1")
 
 
-def _tested(code: str, role: str, low: float, chance: float | None = 0.5, above_ngrams: float | None = 0.1) -> Language:
+def _tested(
+    code: str, role: str, low: float, chance: float | None = 0.5, above_ngrams: float | None = 0.1
+) -> Language:
     arms = {"target": Estimate(0.6, low, 0.7), "none": Estimate(0.4, 0.3, 0.5)}
     arms |= {} if chance is None else {"majority": Estimate(chance, 0.4, 0.6)}
     against = {"none": Estimate(0.2, 0.1, 0.3, 0.01)}
     if above_ngrams is not None:
-        arms["ngrams"], against["ngrams"] = Estimate(0.3, 0.2, 0.4), Estimate(0.3, above_ngrams, 0.5, 0.01)
+        arms["ngrams"], against["ngrams"] = (
+            Estimate(0.3, 0.2, 0.4),
+            Estimate(0.3, above_ngrams, 0.5, 0.01),
+        )
     return Language(code, role, 90, 30, "2 of 2", True, {"accuracy": arms}, {"accuracy": against})
 
 
 @pytest.mark.parametrize(
     ("lows", "chance", "ngrams", "marks", "said"),
-    [((0.55, 0.51), 0.5, None, 2, ""), ((0.55, 0.5), 0.5, None, 1, "one answer to all (majority)"),
-     ((0.4, 0.4), 0.5, None, 0, "one answer to all (majority)"), ((0.55, 0.55), None, None, 0, ""), ((0.55, 0.55), 0.0, None, 0, ""),
-     ((0.55, 0.55), 0.5, 0.01, 2, ""), ((0.55, 0.55), 0.5, 0.0, 0, "n-grams and one answer to all (majority)"),
-     ((0.4, 0.4), 0.5, 0.01, 0, "n-grams and one answer to all (majority)"), ((0.55, 0.55), 0.0, 0.01, 2, ""),
-     ((0.55, 0.55), 0.0, -0.01, 0, "n-grams")],
-)  # fmt: skip
+    [
+        ((0.55, 0.51), 0.5, None, 2, ""),
+        ((0.55, 0.5), 0.5, None, 1, "one answer to all (majority)"),
+        ((0.4, 0.4), 0.5, None, 0, "one answer to all (majority)"),
+        ((0.55, 0.55), None, None, 0, ""),
+        ((0.55, 0.55), 0.0, None, 0, ""),
+        ((0.55, 0.55), 0.5, 0.01, 2, ""),
+        ((0.55, 0.55), 0.5, 0.0, 0, "n-grams and one answer to all (majority)"),
+        ((0.4, 0.4), 0.5, 0.01, 0, "n-grams and one answer to all (majority)"),
+        ((0.55, 0.55), 0.0, 0.01, 2, ""),
+        ((0.55, 0.55), 0.0, -0.01, 0, "n-grams"),
+    ],
+)
 def test_the_table_marks_what_lies_above_ngrams_and_one_answer_to_all_and_says_where_no_language_does(
     capsys, caplog, lows, chance, ngrams, marks, said
 ):
@@ -142,5 +178,7 @@ def test_the_table_marks_what_lies_above_ngrams_and_one_answer_to_all_and_says_w
     assert capsys.readouterr().out.count("0.600*") == marks
     assert caplog.text.count("no transfer is shown") == bool(said)
     assert (
-        f"of 1 other languages, none has its target slot above {said} by all of the interval" in caplog.text or not said
+        f"of 1 other languages, none has its target slot above {said} by all of the interval"
+        in caplog.text
+        or not said
     )

@@ -45,7 +45,9 @@ def _decomposed(text: str) -> str:
 def models_() -> dict[tuple[str, bool], bytes]:
     text = [*DECOMPOSABLE.values()] * 4 + passages("en", 100)
     return {
-        (rule, fallback): train_sentencepiece(text, pieces=600, byte_fallback=fallback, normalization=rule)
+        (rule, fallback): train_sentencepiece(
+            text, pieces=600, byte_fallback=fallback, normalization=rule
+        )
         for rule in NORMALIZATIONS
         for fallback in (False, True)
     }
@@ -58,9 +60,13 @@ def test_decomposed_text_has_the_pieces_of_composed_text(models_, rule, fallback
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)  # as a user loads it
     for text in DECOMPOSABLE.values():
         ids = tokenizer(unicodedata.normalize("NFC", text))["input_ids"]
-        assert ids == tokenizer(_decomposed(text))["input_ids"] and tokenizer.unk_token_id not in ids, text
+        assert (
+            ids == tokenizer(_decomposed(text))["input_ids"] and tokenizer.unk_token_id not in ids
+        ), text
         said = tokenizer.decode(tokenizer(_decomposed(text))["input_ids"], skip_special_tokens=True)
-        same = unicodedata.normalize("NFKC", said.casefold()) == unicodedata.normalize("NFKC", text.casefold())
+        same = unicodedata.normalize("NFKC", said.casefold()) == unicodedata.normalize(
+            "NFKC", text.casefold()
+        )
         assert same, (said, text)  # with all its tones and vowel signs
 
 
@@ -77,9 +83,15 @@ def test_a_decomposed_file_gives_the_rows_of_a_composed_one(tmp_path, models_):
     composed = [unicodedata.normalize("NFC", line) for line in lines]
     found = {}
     for form in ("NFC", "NFD", "both"):
-        written = composed + [_decomposed(line) for line in lines] if form == "both" else [unicodedata.normalize(form, t) for t in lines]  # fmt: skip
+        written = (
+            composed + [_decomposed(line) for line in lines]
+            if form == "both"
+            else [unicodedata.normalize(form, t) for t in lines]
+        )
         (tmp_path / f"{form}.txt").write_text("\n".join(written), encoding="utf-8")
-        found[form] = prepare_corpus("vi", Source(str(tmp_path / f"{form}.txt")), tokenizer, length=24, folder=tmp_path)
+        found[form] = prepare_corpus(
+            "vi", Source(str(tmp_path / f"{form}.txt")), tokenizer, length=24, folder=tmp_path
+        )
     for split in ("train", "validation"):
         size = len(getattr(found["NFC"], split))
         rows = {form: corpus.rows(split, range(size)).tolist() for form, corpus in found.items()}
@@ -91,25 +103,39 @@ def test_a_decomposed_file_gives_the_rows_of_a_composed_one(tmp_path, models_):
         assert [s.pop("composed") for s in statistics.values()] == [0, parts, parts]
         assert statistics["NFC"] == statistics["NFD"] != statistics["both"]
         assert statistics["both"].pop("duplicates_dropped") == statistics["NFC"]["passages"]
-    total = sum(found["NFD"].manifest["statistics"][split]["bytes"] for split in ("train", "validation"))
+    total = sum(
+        found["NFD"].manifest["statistics"][split]["bytes"] for split in ("train", "validation")
+    )
     assert total == sum(len(line.encode()) for line in composed)
 
 
 def _given(normalizer) -> PreTrainedTokenizerFast:
     """A tokenizer of characters that others made."""
-    letters = sorted({c for text in DECOMPOSABLE.values() for c in unicodedata.normalize("NFC", text)})
+    letters = sorted(
+        {c for text in DECOMPOSABLE.values() for c in unicodedata.normalize("NFC", text)}
+    )
     names = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer = Tokenizer(models.Unigram([(piece, -1.0) for piece in (*names, "▁", *letters)], unk_id=3))
+    tokenizer = Tokenizer(
+        models.Unigram([(piece, -1.0) for piece in (*names, "▁", *letters)], unk_id=3)
+    )
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
     )
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", pad_token="<pad>", eos_token="</s>",
-                                   unk_token="<unk>", mask_token="<mask>")  # fmt: skip
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+    )
 
 
-@pytest.mark.parametrize("normalizer", [None, normalizers.Lowercase(), normalizers.Sequence([normalizers.Strip()])])
+@pytest.mark.parametrize(
+    "normalizer", [None, normalizers.Lowercase(), normalizers.Sequence([normalizers.Strip()])]
+)
 def test_a_given_tokenizer_reads_decomposed_text_as_composed_and_is_saved_so(tmp_path, normalizer):
     given = _given(normalizer)
     given.save_pretrained(tmp_path / "given")
@@ -121,7 +147,10 @@ def test_a_given_tokenizer_reads_decomposed_text_as_composed_and_is_saved_so(tmp
         expected = given(composed)["input_ids"]
         assert expected == loaded(composed)["input_ids"] == loaded(_decomposed(text))["input_ids"]
         assert expected == saved(_decomposed(text))["input_ids"]
-    assert given(_decomposed(DECOMPOSABLE["Vietnamese"]))["input_ids"] != given(DECOMPOSABLE["Vietnamese"])["input_ids"]
+    assert (
+        given(_decomposed(DECOMPOSABLE["Vietnamese"]))["input_ids"]
+        != given(DECOMPOSABLE["Vietnamese"])["input_ids"]
+    )
 
 
 def _counted(rule: str, lines: list[str], models_) -> Normalisation:
@@ -136,7 +165,8 @@ def test_what_a_vocabulary_reads_otherwise_is_counted_by_kind(models_):
     assert found.changed() == {"\u200c": 1, "Ａ": 1, "½": 1, "\u00a0": 1, "\x01": 1, "\u200b": 1}
     assert found.summary()["changed"] == {"dropped": 1, "made spaces": 2, "joined": 1, "form": 3}
     assert [
-        _counted("nmt_nfkc", [*lines, *more], models_).summary()["changed_passages"] for more in (["plain"], ["a  b"])
+        _counted("nmt_nfkc", [*lines, *more], models_).summary()["changed_passages"]
+        for more in (["plain"], ["a  b"])
     ] == [3, 4]
     assert [found.image(c) for c in "\u200cＡ½\x01é "] == [" ", "A", "1⁄2", "", "é", " "]
     assert _counted("nmt_nfkc_cf", ["Große Ärzte"], models_).summary()["changed"] == {"case": 2}

@@ -32,8 +32,12 @@ def test_tags_are_valid_bio_of_labels_that_all_languages_share(rows):
         for before, tag in zip(["O", *row["tags"]], row["tags"], strict=False):
             assert tag == "O" or (tag[:2] in ("B-", "I-") and tag[2:] in labels)
             assert not tag.startswith("I-") or before[2:] == tag[2:]
-        spans[row["lang"], row["split"]].update(tag[2:] for tag in row["tags"] if tag.startswith("B-"))
-    assert set(spans["en", "train"]) == set(spans["en", "dev"]) == set(spans["en", "test"]) == labels
+        spans[row["lang"], row["split"]].update(
+            tag[2:] for tag in row["tags"] if tag.startswith("B-")
+        )
+    assert (
+        set(spans["en", "train"]) == set(spans["en", "dev"]) == set(spans["en", "test"]) == labels
+    )
     assert all(len(found) >= 1 for found in spans.values()) and FILE.stat().st_size < 300_000
 
 
@@ -41,7 +45,10 @@ def test_the_counts_in_the_sources_are_those_of_the_file(rows):
     text = (EMBEDDED / "SOURCES.md").read_text(encoding="utf-8")
     for language in {row["lang"] for row in rows}:
         own = [row for row in rows if row["lang"] == language]
-        splits, spans = Counter(r["split"] for r in own), Counter(t[2:] for r in own for t in r["tags"] if t[0] == "B")
+        splits, spans = (
+            Counter(r["split"] for r in own),
+            Counter(t[2:] for r in own for t in r["tags"] if t[0] == "B"),
+        )
         cells = (
             language,
             " / ".join(str(splits[split]) for split in SIZES),
@@ -75,13 +82,17 @@ def test_the_task_reads_them_and_every_test_has_tags_of_english_training_alone()
     found, unknown = read_examples([source], Tagging.roles, KNOWN)
     assert list(found) == KNOWN and not unknown
     kind = Tagging(found["en_XX"]["train"])
-    assert kind.labels == sorted([f"{b}-{label}" for label in set(LABELS.values()) for b in "BI"]) + ["O"]
+    assert kind.labels == sorted(
+        [f"{b}-{label}" for label in set(LABELS.values()) for b in "BI"]
+    ) + ["O"]
     for splits in found.values():
         assert {"train", "dev", "test"} == set(splits) and kind.gold(splits["test"])
 
 
 def _speaker(**lists: list[str]) -> Speaker:
-    lists = {name: {"values": [{"in": value} for value in values]} for name, values in lists.items()}
+    lists = {
+        name: {"values": [{"in": value} for value in values]} for name, values in lists.items()
+    }
     rules = {"set": "(set|put)[ up]", "room": "[the ]{area}"}
     return Speaker(rules, lists, ["living room"], {"lock": ["door"]}, random.Random(0))
 
@@ -100,7 +111,13 @@ def test_a_template_says_its_alternatives_options_rules_and_permutations():
         for room, tags in (("living room", "B-area I-area"), ("the living room", "O B-area I-area"))
     }
     assert _said(speaker, "([in|at] {color};now)") == {
-        (text, " ".join({"red": "B-color", "warm": "B-color", "white": "I-color"}.get(w, "O") for w in text.split()))
+        (
+            text,
+            " ".join(
+                {"red": "B-color", "warm": "B-color", "white": "I-color"}.get(w, "O")
+                for w in text.split()
+            ),
+        )
         for value in ("red", "warm white")
         for prefix in ("", "in ", "at ")
         for text in (f"{prefix}{value} now", f"now {prefix}{value}")
@@ -110,8 +127,12 @@ def test_a_template_says_its_alternatives_options_rules_and_permutations():
 
 def test_a_slot_within_a_word_tags_the_word_and_neighbours_are_spans_of_their_own():
     speaker = _speaker(color=["red"], state=["on"])
-    assert _said(speaker, "{area}daki {name}ı aç") == {("living roomdaki doorı aç", "B-area I-area B-device O")}
-    assert _said(speaker, "{color} {color}, {state}") == {("red red, on", "B-color B-color B-state")}
+    assert _said(speaker, "{area}daki {name}ı aç") == {
+        ("living roomdaki doorı aç", "B-area I-area B-device O")
+    }
+    assert _said(speaker, "{color} {color}, {state}") == {
+        ("red red, on", "B-color B-color B-state")
+    }
     assert _said(speaker, "把{color}a灯", by_character=True) == {("把 reda 灯", "O B-color O")}
 
 
@@ -124,11 +145,16 @@ def test_two_slots_in_a_word_and_slots_without_values_are_not_said(template):
 def test_the_controls_know_digits_alone():
     rows = [
         Row(
-            {"words": "set hall to 5% in 10 minutes 7".split(), "tags": "O B-area O B-level O B-duration O O".split()},
+            {
+                "words": "set hall to 5% in 10 minutes 7".split(),
+                "tags": "O B-area O B-level O B-duration O O".split(),
+            },
             "",
         )
     ]
     kind = Tagging(rows)
     gold, metric = kind.gold(rows), span_f1(kind.labels)
-    assert metric.score(gold, digits(rows, gold, kind.labels, "level")) == pytest.approx(2 * 1 / (3 + 3))
+    assert metric.score(gold, digits(rows, gold, kind.labels, "level")) == pytest.approx(
+        2 * 1 / (3 + 3)
+    )
     assert metric.score(gold, digits(rows, gold, kind.labels)) == pytest.approx(2 * 2 / (3 + 2))

@@ -25,7 +25,9 @@ HEADS = ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQue
 def grown(head: str = "ForMaskedLM", **changes):
     """Three languages of the base vocabulary, two with their own, and a third of these that no batch here has."""
     torch.manual_seed(0)
-    model = getattr(xmod_lab.model, f"Xmod{head}")(tiny_config(is_decoder=head == "ForCausalLM", **changes)).eval()
+    model = getattr(xmod_lab.model, f"Xmod{head}")(
+        tiny_config(is_decoder=head == "ForCausalLM", **changes)
+    ).eval()
     for code, pieces in {**PIECES, "ta_IN": 40}.items():
         model.add_language(code, "random", pieces=pieces)
         torch.nn.init.normal_(model.base_model.embeddings.vocabularies[code].bias)
@@ -35,7 +37,9 @@ def grown(head: str = "ForMaskedLM", **changes):
 def rows(length: int = 9) -> torch.Tensor:
     """(B, S) ids, each row of all the pieces of its language."""
     generator = torch.Generator().manual_seed(2)
-    return torch.stack([torch.randint(5, PIECES.get(code, 50), (length,), generator=generator) for code in ROWS])
+    return torch.stack(
+        [torch.randint(5, PIECES.get(code, 50), (length,), generator=generator) for code in ROWS]
+    )
 
 
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForCausalLM"])
@@ -51,14 +55,19 @@ def test_logits_of_a_mixed_batch_are_those_of_each_row_alone(head, cache):
         alone = model(ids[i : i + 1], lang_ids=code, **options).logits[0]
         assert alone.shape == (9, PIECES.get(code, 50))
         assert_close(logits[i, :, : alone.shape[1]], alone, atol=1e-6, rtol=1e-5)
-        assert (logits[i, :, alone.shape[1] :] == -torch.inf).all()  # no such piece: never predicted
+        assert (
+            logits[i, :, alone.shape[1] :] == -torch.inf
+        ).all()  # no such piece: never predicted
 
 
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForCausalLM"])
 def test_the_loss_of_a_mixed_batch_is_the_mean_over_its_rows_with_and_without_full_logits(head):
     model, ids = grown(head), rows()
     losses = torch.stack(
-        [model(ids[i : i + 1], labels=ids[i : i + 1], lang_ids=ROWS[i]).loss for i in range(len(ROWS))]
+        [
+            model(ids[i : i + 1], labels=ids[i : i + 1], lang_ids=ROWS[i]).loss
+            for i in range(len(ROWS))
+        ]
     )
     assert_close(model(ids, labels=ids, lang_ids=ROWS).loss, losses.mean(), atol=1e-6, rtol=1e-6)
     full = model(ids, labels=ids, lang_ids=ROWS, full_logits=True)
@@ -72,7 +81,12 @@ def test_task_heads_give_a_mixed_batch_what_they_give_each_row(head):
     main = lambda out: out[1] if head == "ForQuestionAnswering" else out[0]  # noqa: E731
     together = main(model(ids, lang_ids=ROWS, return_dict=False))
     for i, code in enumerate(ROWS):
-        assert_close(together[i : i + 1], main(model(ids[i : i + 1], lang_ids=code, return_dict=False)), atol=1e-5, rtol=1e-5)  # fmt: skip
+        assert_close(
+            together[i : i + 1],
+            main(model(ids[i : i + 1], lang_ids=code, return_dict=False)),
+            atol=1e-5,
+            rtol=1e-5,
+        )
 
 
 def test_multiple_choice_with_questions_of_several_vocabularies():
@@ -80,14 +94,19 @@ def test_multiple_choice_with_questions_of_several_vocabularies():
     ids = torch.stack([rows()[:3], rows()[:3].flip(-1)], 1)  # (B, C, S)
     together = model(ids, lang_ids=ROWS[:3]).logits
     for i, code in enumerate(ROWS[:3]):
-        assert_close(together[i : i + 1], model(ids[i : i + 1], lang_ids=code).logits, atol=1e-6, rtol=1e-5)
+        assert_close(
+            together[i : i + 1], model(ids[i : i + 1], lang_ids=code).logits, atol=1e-6, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("full_logits", [False, True])
 def test_only_tables_of_the_batch_get_a_gradient_and_it_is_that_of_their_own_rows(full_logits):
     model, ids = grown(), rows()
     model(ids, labels=ids, lang_ids=ROWS, full_logits=full_logits).loss.backward()
-    tables = {code: v.word_embeddings.weight.grad for code, v in model.roberta.embeddings.vocabularies.items()}
+    tables = {
+        code: v.word_embeddings.weight.grad
+        for code, v in model.roberta.embeddings.vocabularies.items()
+    }
     biases = {code: v.bias.grad for code, v in model.roberta.embeddings.vocabularies.items()}
     assert tables["ta_IN"] is None and biases["ta_IN"] is None
     assert all(p.grad is None for p in model.language_parameters("de_DE").values())
@@ -98,31 +117,47 @@ def test_only_tables_of_the_batch_get_a_gradient_and_it_is_that_of_their_own_row
         vocabulary = alone.roberta.embeddings.vocabularies[code]
         assert_close(tables[code], vocabulary.word_embeddings.weight.grad, atol=1e-6, rtol=1e-4)
         assert_close(biases[code], vocabulary.bias.grad, atol=1e-7, rtol=1e-4)
-    assert model.get_input_embeddings().weight.grad is not None and model.lm_head.bias.grad is not None
+    assert (
+        model.get_input_embeddings().weight.grad is not None and model.lm_head.bias.grad is not None
+    )
 
 
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generate_in_several_vocabularies_at_once_is_generate_in_each(beams):
     model = grown("ForCausalLM", eos_token_id=None)
-    settings = {"max_new_tokens": 6, "do_sample": False, "num_beams": beams, "eos_token_id": None, "pad_token_id": 1}
+    settings = {
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "num_beams": beams,
+        "eos_token_id": None,
+        "pad_token_id": 1,
+    }
     together = model.generate(rows(4), lang_ids=ROWS, **settings)
     for i, code in enumerate(ROWS):
-        assert torch.equal(together[i], model.generate(rows(4)[i : i + 1], lang_ids=code, **settings)[0])
+        assert torch.equal(
+            together[i], model.generate(rows(4)[i : i + 1], lang_ids=code, **settings)[0]
+        )
         assert together[i].max() < PIECES.get(code, 50)
 
 
 def test_a_row_may_mix_languages_of_one_vocabulary_beside_rows_of_another():
     model, ids = grown(), rows()[:2]
-    per_token = torch.tensor([[3] * 9, [0, 0, 1, 1, 2, 2, 0, 0, 1]])  # Greek; English, German and French
+    per_token = torch.tensor(
+        [[3] * 9, [0, 0, 1, 1, 2, 2, 0, 0, 1]]
+    )  # Greek; English, German and French
     logits = model(ids, lang_ids=per_token).logits
-    assert_close(logits[1:, :, :50], model(ids[1:], lang_ids=per_token[1:]).logits, atol=1e-6, rtol=1e-5)
+    assert_close(
+        logits[1:, :, :50], model(ids[1:], lang_ids=per_token[1:]).logits, atol=1e-6, rtol=1e-5
+    )
     assert_close(logits[:1], model(ids[:1], lang_ids="el_GR").logits, atol=1e-6, rtol=1e-5)
     with pytest.raises(UserError, match="different vocabularies in one sequence"):
         model(ids, lang_ids=torch.tensor([[3] * 9, [3, 3, 0, 0, 0, 0, 0, 0, 0]]))
 
 
 def test_a_piece_that_the_vocabulary_of_its_row_lacks_is_named():
-    with pytest.raises(UserError, match="to 60, but the vocabulary of 'sw_KE' has 30 pieces; .*tokenizer_for"):
+    with pytest.raises(
+        UserError, match="to 60, but the vocabulary of 'sw_KE' has 30 pieces; .*tokenizer_for"
+    ):
         grown()(torch.tensor([[6, 60]]), lang_ids="sw_KE")
     with pytest.raises(UserError, match="the base vocabulary has 50"):
         grown()(torch.tensor([[6, 60], [6, 60]]), lang_ids=["el_GR", "en_XX"])
@@ -175,7 +210,9 @@ class Hub:
 
 def test_all_of_a_model_is_sent_to_the_hub_or_nothing(tmp_path, monkeypatch):
     hub, model = Hub(tmp_path / "hub", monkeypatch), grown()
-    with pytest.raises(UserError, match="the tokenizer of 'el_GR' is not at hand.*: hf upload me/mine FOLDER"):
+    with pytest.raises(
+        UserError, match="the tokenizer of 'el_GR' is not at hand.*: hf upload me/mine FOLDER"
+    ):
         model.push_to_hub("me/mine")
     model.save_pretrained(tmp_path / "saved")
     for code in model.config.vocabularies:
@@ -185,19 +222,24 @@ def test_all_of_a_model_is_sent_to_the_hub_or_nothing(tmp_path, monkeypatch):
     (tmp_path / "saved" / "languages" / "ca_ES" / "manifest.json").write_text("{}")
     model.save_pretrained(tmp_path / "saved")
     with pytest.raises(
-        UserError, match=r"save_pretrained\(push_to_hub=True\) would send nothing of el_GR, sw_KE, ta_IN, ca_ES"
+        UserError,
+        match=r"save_pretrained\(push_to_hub=True\) would send nothing of el_GR, sw_KE, ta_IN, ca_ES",
     ):
         model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/mine")
     assert hub.asked == []
     loaded = XmodForMaskedLM.from_pretrained(tmp_path / "saved")
-    loaded.push_to_hub("me/mine", private=True, revision="greek", commit_message="Greek", tags=["xmod"])
+    loaded.push_to_hub(
+        "me/mine", private=True, revision="greek", commit_message="Greek", tags=["xmod"]
+    )
     assert hub.asked == [
         ("repo", "me/mine", True),
         ("branch", "me/mine", "greek"),
         ("commit", "me/mine", "greek", "Greek"),
     ]
-    sent, saved = ({str(p.relative_to(f)): p.read_bytes() for p in f.rglob("*") if p.is_file()}
-                   for f in (tmp_path / "hub", tmp_path / "saved"))  # fmt: skip
+    sent, saved = (
+        {str(p.relative_to(f)): p.read_bytes() for p in f.rglob("*") if p.is_file()}
+        for f in (tmp_path / "hub", tmp_path / "saved")
+    )
     assert b"xmod" in sent.pop("README.md") and sent == saved and len(saved) == 2 + 2 * 3 + 1
     again = XmodForMaskedLM.from_pretrained(tmp_path / "hub")
     assert tensor_digests(again) == tensor_digests(model)
@@ -212,7 +254,10 @@ def test_resizing_the_base_vocabulary_leaves_the_added_ones_alone():
         "roberta.embeddings.word_embeddings.weight",
         "lm_head.bias",
     }
-    assert model(rows(), lang_ids=ROWS).logits.shape[-1] == 70 and model.config.vocabularies["sw_KE"] == 30
+    assert (
+        model(rows(), lang_ids=ROWS).logits.shape[-1] == 70
+        and model.config.vocabularies["sw_KE"] == 30
+    )
 
 
 def test_a_number_once_given_stays_and_orders_of_adding_differ_in_numbers_alone():
@@ -224,9 +269,15 @@ def test_a_number_once_given_stays_and_orders_of_adding_differ_in_numbers_alone(
             assert model.add_language(code, "mean", pieces=PIECES.get(code, 40)) == len(before)
             assert {known: model.lang_id(known) for known in before} == before
     a, b = models
-    assert a.languages == ["en_XX", "de_DE", "fr_XX", *orders[0]] and b.languages[3:] == [*orders[1]]
+    assert a.languages == ["en_XX", "de_DE", "fr_XX", *orders[0]] and b.languages[3:] == [
+        *orders[1]
+    ]
     in_order = [
-        {**model.config.to_dict(), "languages": sorted(model.languages), "added": sorted(model.config.added)}
+        {
+            **model.config.to_dict(),
+            "languages": sorted(model.languages),
+            "added": sorted(model.config.added),
+        }
         for model in models
     ]
     assert in_order[0] == in_order[1] and tensor_digests(a) == tensor_digests(b)
@@ -240,7 +291,9 @@ def test_every_language_reads_with_its_own_tokenizer(tmp_path, tokenizer_folder)
     model = tiny_model(vocab_size=len(base))
     with pytest.raises(UserError, match="was not loaded from a folder"):
         model.tokenizer_for("en_XX")
-    save_tokenizer(train_sentencepiece(passages("sw", 400), pieces=300), tmp_path / "languages" / "sw_KE")
+    save_tokenizer(
+        train_sentencepiece(passages("sw", 400), pieces=300), tmp_path / "languages" / "sw_KE"
+    )
     own = AutoTokenizer.from_pretrained(tmp_path / "languages" / "sw_KE")
     model.add_language("sw_KE", pieces=len(own))
     model.add_language("el_GR")
@@ -268,11 +321,16 @@ def test_the_last_partial_batch_is_a_batch():
     full = model(batch["input_ids"], lang_ids=ROWS).logits
     for count in (3, 1):
         assert_close(
-            model(batch["input_ids"][:count], lang_ids=ROWS[:count]).logits, full[:count], atol=1e-6, rtol=1e-5
+            model(batch["input_ids"][:count], lang_ids=ROWS[:count]).logits,
+            full[:count],
+            atol=1e-6,
+            rtol=1e-5,
         )
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch's own look at its inputs
+@pytest.mark.filterwarnings(
+    "ignore:The .grad attribute of a Tensor"
+)  # torch's own look at its inputs
 def test_the_compiled_encoder_reads_several_vocabularies():
     model, ids = grown(), rows()
     expected = model(ids, lang_ids=ROWS).logits
@@ -285,7 +343,11 @@ def test_a_decoder_goes_on_from_its_cache_in_several_vocabularies():
     model, ids = grown("ForCausalLM"), rows()
     whole = model(ids, lang_ids=ROWS).logits
     first = model(ids[:, :5], lang_ids=ROWS)
-    rest = model(ids[:, 5:], lang_ids=ROWS, past_key_values=first.past_key_values,
-                 position_ids=torch.arange(5, 9)[None].expand(len(ROWS), -1) + 2).logits  # fmt: skip
+    rest = model(
+        ids[:, 5:],
+        lang_ids=ROWS,
+        past_key_values=first.past_key_values,
+        position_ids=torch.arange(5, 9)[None].expand(len(ROWS), -1) + 2,
+    ).logits
     assert type(model) is XmodForCausalLM
     assert_close(torch.cat([first.logits, rest], 1), whole, atol=1e-5, rtol=1e-4)

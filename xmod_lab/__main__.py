@@ -17,7 +17,9 @@ def main() -> None:
     """Print the commands with the first sentence of what each says of itself."""
     print("xmod_lab has these commands; each is also installed as xmod-lab-<name>:\n")
     for name in COMMANDS:
-        said = ast.get_docstring(ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")))
+        said = ast.get_docstring(
+            ast.parse(Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8"))
+        )
         print(f"  python -m xmod_lab.{name:<9} {said.splitlines()[0]}")
     print(
         "\nSettings are KEY=VALUE; --cfg job shows those of a command. What there is more: README.md, and conf/ for all settings."

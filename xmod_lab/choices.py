@@ -14,7 +14,15 @@ ATTENTION = ("row", "document")
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 SCHEDULES = ("linear", "cosine", "constant")
 VOCABULARIES = ("own", "keep")
-EMBEDDING_INITS = ("random", "mean", "overlap", "overlap_fuzzy", "subword_mean", "focus", "script_mean")
+EMBEDDING_INITS = (
+    "random",
+    "mean",
+    "overlap",
+    "overlap_fuzzy",
+    "subword_mean",
+    "focus",
+    "script_mean",
+)
 SLOT_INITS = "random | zero_output | mean | mean:<code>,<code>,... | copy:<code> | nearest"
 NEAREST = "nearest"  # the donor whose slot suits the language's text best; found by xmod_lab.stages.donors
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
@@ -45,7 +53,13 @@ def read_slot_init(init: str) -> tuple[str, list[str]]:
     """
     method, _, names = init.partition(":")
     codes = [name.strip() for name in names.split(",") if name.strip()]
-    fits = {"random": not codes, "zero_output": not codes, NEAREST: not codes, "mean": True, "copy": len(codes) == 1}
+    fits = {
+        "random": not codes,
+        "zero_output": not codes,
+        NEAREST: not codes,
+        "mean": True,
+        "copy": len(codes) == 1,
+    }
     if not fits.get(method, False):
         raise UserError(f"slot_init is '{init}'; allowed are {SLOT_INITS}")
     return method, codes

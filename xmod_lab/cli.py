@@ -45,7 +45,13 @@ from xmod_lab.settings import flatten
 from xmod_lab.stops import Obeying, leave, status_of
 
 log = logging.getLogger(__name__)
-_OF_EVERY_START = (".start", "multirun.yaml", "job.json", "sweep.json", "sweep.csv")  # besides .hydra/ and *.log
+_OF_EVERY_START = (
+    ".start",
+    "multirun.yaml",
+    "job.json",
+    "sweep.json",
+    "sweep.csv",
+)  # besides .hydra/ and *.log
 _MOST_LINES, _LONGEST = 40, 1_000  # of a message
 Work = Callable[[Any, Path, list[str], str | None], int | None]
 
@@ -76,18 +82,26 @@ class _Start:
         of Hydra's, is a pipe, a folder, or a link, which may lead anywhere."""
         self.folder = Path(os.path.abspath(folder))
         try:
-            self.made = [path for path in (*reversed(self.folder.parents), self.folder) if not path.exists()]
+            self.made = [
+                path for path in (*reversed(self.folder.parents), self.folder) if not path.exists()
+            ]
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             key = "hydra.sweep.dir" if self.sweeps else "hydra.run.dir"
-            raise UserError(f"the folder {folder} cannot be made ({error.strerror}: {error.filename}); set {key} to one that you can "
-                            "write to") from error  # fmt: skip
+            raise UserError(
+                f"the folder {folder} cannot be made ({error.strerror}: {error.filename}); set {key} to one that you can "
+                "write to"
+            ) from error
         hydras = self.folder / ".hydra"
         kept = (*self.folder.glob("*.log"), self.folder / "multirun.yaml", *hydras.glob("*"))
-        strange = [path for path in kept if path.is_symlink() or (path.exists() and not path.is_file())]
+        strange = [
+            path for path in kept if path.is_symlink() or (path.exists() and not path.is_file())
+        ]
         if strange := [*([hydras] if hydras.is_symlink() else []), *strange]:
-            raise UserError(f"{strange[0]} is {'a link' if strange[0].is_symlink() else 'no regular file'}, and would be written to; "
-                            "remove it, or choose another folder")  # fmt: skip
+            raise UserError(
+                f"{strange[0]} is {'a link' if strange[0].is_symlink() else 'no regular file'}, and would be written to; "
+                "remove it, or choose another folder"
+            )
 
     def leave_nothing(self) -> None:
         """Remove what this start has made, if no more is in it than what every start writes."""
@@ -102,7 +116,9 @@ class _Start:
                 path.rmdir()
 
     def _of_every_start(self, file: Path) -> bool:
-        hydras = file.parent.name == ".hydra" or file.suffix == ".log" or file.name in _OF_EVERY_START
+        hydras = (
+            file.parent.name == ".hydra" or file.suffix == ".log" or file.name in _OF_EVERY_START
+        )
         return hydras or (file.name == "plan.json" and self.planned)
 
 
@@ -157,7 +173,9 @@ def run_command(
         except Exception as error:
             if start.composed:
                 raise
-            raise UserError(explain(error)) from error  # in a file or on the command line, whatever reads it has raised
+            raise UserError(
+                explain(error)
+            ) from error  # in a file or on the command line, whatever reads it has raised
 
     with Obeying().entered():
         try:
@@ -174,9 +192,16 @@ def run_command(
             start.leave_nothing()
         if set(STOPPED) & set(statuses):
             again = ""
-            if not (start.sweeps or start.named) and start.folder is not None and start.folder.exists():
+            if (
+                not (start.sweeps or start.named)
+                and start.folder is not None
+                and start.folder.exists()
+            ):
                 again = f" with {as_typed('hydra.run.dir', str(start.folder))}"
-            print(f"interrupted; the same command{again} goes on from the newest checkpoint", file=sys.stderr)
+            print(
+                f"interrupted; the same command{again} goes on from the newest checkpoint",
+                file=sys.stderr,
+            )
     leave(status)
 
 
@@ -249,7 +274,9 @@ def _job_of_sweep(work: Callable[[], int | None], *, fresh: bool) -> int:
     from xmod_lab.runs.sweep import start_of
 
     hydra_cfg = HydraConfig.get()
-    job = Job(start_of(Path(hydra_cfg.sweep.dir)), hydra_cfg.job.num, list(hydra_cfg.overrides.task))
+    job = Job(
+        start_of(Path(hydra_cfg.sweep.dir)), hydra_cfg.job.num, list(hydra_cfg.overrides.task)
+    )
     folder, reasons = Path(hydra_cfg.runtime.output_dir), []
     try:
         status = guarded(lambda: work() if job.begin(folder, fresh=fresh) else 0, reasons.append)
@@ -260,20 +287,28 @@ def _job_of_sweep(work: Callable[[], int | None], *, fresh: bool) -> int:
     return status
 
 
-def _judged(composed: DictConfig, hydra_cfg: DictConfig, schema: type, check: Callable[[Any], None]) -> Any:
+def _judged(
+    composed: DictConfig, hydra_cfg: DictConfig, schema: type, check: Callable[[Any], None]
+) -> Any:
     """The configuration as dataclasses of its ``schema``. Raises UserError for what it cannot be."""
-    own = [Path(source.path) for source in hydra_cfg.runtime.config_sources if source.schema == SCHEME]
+    own = [
+        Path(source.path) for source in hydra_cfg.runtime.config_sources if source.schema == SCHEME
+    ]
     faults = setting_faults(list(hydra_cfg.overrides.task), schema)
     typed = {
         override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task
     }  # others may be of another project
     chosen = OmegaConf.to_container(hydra_cfg.runtime.choices)
-    faults += hidden_files(own, Path(CONF_DIR), {group: chosen[group] for group in chosen.keys() & typed})
+    faults += hidden_files(
+        own, Path(CONF_DIR), {group: chosen[group] for group in chosen.keys() & typed}
+    )
     for file, part in chosen_files(own, chosen):
         faults += file_faults(file, part, schema)
     if hydra_cfg.job.chdir:
-        faults.append("hydra.job.chdir is true; paths are meant from where the command is started, and all that a run writes is in its "
-                      "run dir anyway: leave it out")  # fmt: skip
+        faults.append(
+            "hydra.job.chdir is true; paths are meant from where the command is started, and all that a run writes is in its "
+            "run dir anyway: leave it out"
+        )
     faults += unknown_keys(flatten(OmegaConf.to_container(composed)), schema)
     raise_faults(list(dict.fromkeys(faults)))
     cfg = from_hydra(composed)
@@ -281,13 +316,17 @@ def _judged(composed: DictConfig, hydra_cfg: DictConfig, schema: type, check: Ca
     return cfg
 
 
-def _work(composed: DictConfig, work: Work, judge: Callable[[DictConfig, DictConfig], Any]) -> int | None:
+def _work(
+    composed: DictConfig, work: Work, judge: Callable[[DictConfig, DictConfig], Any]
+) -> int | None:
     hydra_cfg = HydraConfig.get()
     cfg = judge(composed, hydra_cfg)
     asked = [override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task]
     usual = compose(hydra_cfg.job.config_name, return_hydra_config=False)
     before, now = flatten(OmegaConf.to_container(usual)), flatten(OmegaConf.to_container(composed))
-    asked += [key for key, value in now.items() if before.get(key) != value]  # by an experiment, say
+    asked += [
+        key for key, value in now.items() if before.get(key) != value
+    ]  # by an experiment, say
     sweep = Path(hydra_cfg.sweep.dir).name if hydra_cfg.mode == RunMode.MULTIRUN else None
     hide_bars()
     return work(cfg, Path(hydra_cfg.runtime.output_dir), asked, sweep)
@@ -302,7 +341,9 @@ def hide_bars() -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def guarded(job: Callable[[], int | None], heard: Callable[[str], None] = lambda message: None) -> int:
+def guarded(
+    job: Callable[[], int | None], heard: Callable[[str], None] = lambda message: None
+) -> int:
     """Call ``job`` and return the exit status: its own, if it returns one. A message for the user goes to stderr, and to
     ``heard``."""
 
@@ -328,7 +369,9 @@ def guarded(job: Callable[[], int | None], heard: Callable[[str], None] = lambda
         except BrokenPipeError:
             if not _unread():
                 raise
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the end
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # for what is flushed at the end
             return 1
         except KeyboardInterrupt as error:
             return _status_of(error)
@@ -387,10 +430,14 @@ def _full(error: BaseException) -> str:
         cause = cause.__cause__ or cause.__context__
     name = getattr(cause, "filename", None) or "a file"
     why = getattr(cause, "strerror", None) or str(error).splitlines()[0]
-    return (f"cannot write {name} ({why}): the disk is full. What was saved is whole; free some space, and give the same command "
-            "again: a run goes on with hydra.run.dir=<its folder>")  # fmt: skip
+    return (
+        f"cannot write {name} ({why}): the disk is full. What was saved is whole; free some space, and give the same command "
+        "again: a run goes on with hydra.run.dir=<its folder>"
+    )
 
 
 def _denied(error: OSError) -> str:
-    return (f"no access to {error.filename} ({error.strerror}); a text must be readable, and hydra.run.dir and runs must be "
-            "folders that you can write to")  # fmt: skip
+    return (
+        f"no access to {error.filename} ({error.strerror}); a text must be readable, and hydra.run.dir and runs must be "
+        "folders that you can write to"
+    )

@@ -16,7 +16,10 @@ from langcodes.registry_parser import parse_registry
 from xmod_lab.errors import UnknownLanguageError, nearest, shown
 
 _NO_REGION = "XX"  # en_XX: English of no country
-_SCRIPT_OF_SUFFIX = {"rom": "Latn", "zaw": "Qaag"}  # hi_IN_rom, my_MM_zaw of CC-100: romanised; Zawgyi (CLDR's code)
+_SCRIPT_OF_SUFFIX = {
+    "rom": "Latn",
+    "zaw": "Qaag",
+}  # hi_IN_rom, my_MM_zaw of CC-100: romanised; Zawgyi (CLDR's code)
 _LONGEST = 64  # letters of a code: it is a part of file names, and of parameter names
 _RELATED = 25  # the distance up to which langcodes, too, takes one language for a match of another
 # What torch.nn.ModuleDict has itself, smart_apply by transformers, which cannot be a key of one; written down, since torch takes
@@ -55,7 +58,9 @@ def meaning(code: str) -> Meaning | None:
         found = Language.get(tag.replace("_", "-")).prefer_macrolanguage()  # cmn is zh
     except ValueError:
         return None
-    if found.language is None or len(found.language) > 3:  # BCP-47 has no language of four letters or more
+    if (
+        found.language is None or len(found.language) > 3
+    ):  # BCP-47 has no language of four letters or more
         return None
     script = found.script or _SCRIPT_OF_SUFFIX.get(suffix)
     region = None if found.territory == _NO_REGION else found.territory
@@ -84,8 +89,10 @@ def collective_fault(code: str) -> str | None:
         return None
     entry = _languages().get(first, {})
     if entry.get("Scope") in ("collection", "special"):  # of languages; mul, und, zxx, mis
-        return (f"language code '{code}' stands for no single language ({entry['Description'][0]}); write the code of one, or, where it has none, "
-                "one of qaa to qtz, which are free for private use")  # fmt: skip
+        return (
+            f"language code '{code}' stands for no single language ({entry['Description'][0]}); write the code of one, or, where it has none, "
+            "one of qaa to qtz, which are free for private use"
+        )
     return None
 
 
@@ -99,18 +106,28 @@ def tag_fault(code: str) -> str | None:
     known, found = _languages(), meaning(code)
     if found is not None and (found.language in known or "qaa" <= found.language <= "qtz"):
         return None
-    named = [tag for tag, entry in known.items() if code.casefold() in map(str.casefold, entry["Description"])]
+    named = [
+        tag
+        for tag, entry in known.items()
+        if code.casefold() in map(str.casefold, entry["Description"])
+    ]
     meant = f" {code} is '{named[0]}'." if named else ""
-    return (f"language code '{code}' is not the code of a language (ISO 639, BCP 47); write one such as eu, eu_ES, gsw or zh-Hans, or, "
-            f"where the language has none, one of qaa to qtz, which are free for private use.{meant}")  # fmt: skip
+    return (
+        f"language code '{code}' is not the code of a language (ISO 639, BCP 47); write one such as eu, eu_ES, gsw or zh-Hans, or, "
+        f"where the language has none, one of qaa to qtz, which are free for private use.{meant}"
+    )
 
 
 def slot_fault(code: object) -> str | None:
     """Why ``code`` cannot name a slot, or ``None``: it is a part of parameter names and of paths."""
-    plain = isinstance(code, str) and re.fullmatch(rf"[A-Za-z][A-Za-z0-9_-]{{0,{_LONGEST - 1}}}", code)
+    plain = isinstance(code, str) and re.fullmatch(
+        rf"[A-Za-z][A-Za-z0-9_-]{{0,{_LONGEST - 1}}}", code
+    )
     if not plain or code in ("True", "False", "None"):
-        return (f"language code {shown(code)} cannot be used; allowed are letters, digits, _ and -, beginning with a letter, e.g. "
-                f"el_GR, {_LONGEST} at most (YAML reads no, on and the like as values: quote them)")  # fmt: skip
+        return (
+            f"language code {shown(code)} cannot be used; allowed are letters, digits, _ and -, beginning with a letter, e.g. "
+            f"el_GR, {_LONGEST} at most (YAML reads no, on and the like as values: quote them)"
+        )
     if code in _METHODS:
         return f"language code '{code}' is the name of a method of torch's containers; write e.g. '{code}_XX'"
     return None
@@ -123,7 +140,9 @@ def known_codes(slots: list[str], aliases: dict[str, str]) -> list[str]:
     for code, slot in aliases.items():
         sharing.setdefault(slot, []).append(code)
     own = {slot for slot in slots if slot not in sharing or meaning(slot)}
-    return [code for slot in slots for code in ([slot] if slot in own else []) + sharing.get(slot, [])]
+    return [
+        code for slot in slots for code in ([slot] if slot in own else []) + sharing.get(slot, [])
+    ]
 
 
 def resolve(code: str, known: list[str]) -> str:
@@ -136,12 +155,16 @@ def resolve(code: str, known: list[str]) -> str:
         return code
     asked = meaning(code)
     fitting = [other for other in known if asked and _fits(asked, meaning(other))]
-    alike = [other for other in fitting if asked[:3] == meaning(other)[:3]]  # the same parts, spelt otherwise
+    alike = [
+        other for other in fitting if asked[:3] == meaning(other)[:3]
+    ]  # the same parts, spelt otherwise
     found = alike if len(alike) == 1 else fitting
     if len(found) == 1:
         return found[0]
     if found:
-        raise UnknownLanguageError(f"language '{code}' may be {' or '.join(found)} of this model; write which")
+        raise UnknownLanguageError(
+            f"language '{code}' may be {' or '.join(found)} of this model; write which"
+        )
     if fault := collective_fault(code):
         raise UnknownLanguageError(f"{fault}; this model knows: {', '.join(known)}")
     raise UnknownLanguageError(

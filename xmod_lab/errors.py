@@ -5,7 +5,10 @@ import re
 import reprlib
 from collections.abc import Iterable
 
-INTERRUPTED, TERMINATED = 130, 143  # exit status of a run that was asked to stop, the second by SIGTERM
+INTERRUPTED, TERMINATED = (
+    130,
+    143,
+)  # exit status of a run that was asked to stop, the second by SIGTERM
 STOPPED = (INTERRUPTED, TERMINATED)
 _WORD, _TEXT = 400, 6000  # characters of a word (a path, say) and of a whole message that are shown
 
@@ -39,7 +42,9 @@ class Stopped(KeyboardInterrupt):
 def printable(message: str) -> str:
     """``message`` as a terminal may be given it: what is in files reaches it too. Characters that do not print are written as
     escapes; what is too long is cut in its middle, and says so."""
-    message = _cut(re.sub(rf"\S{{{_WORD},}}", lambda word: _cut(word.group(), _WORD), str(message)), _TEXT)
+    message = _cut(
+        re.sub(rf"\S{{{_WORD},}}", lambda word: _cut(word.group(), _WORD), str(message)), _TEXT
+    )
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
 
 
@@ -58,7 +63,9 @@ def shown(value: object) -> str:
 
 def reason(error: BaseException) -> str:
     """Why a library failed, in one line, for a message."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [
+        type(error).__name__
+    ]
     return f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
 
 

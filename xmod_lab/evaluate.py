@@ -50,17 +50,27 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | 
     control = None
     if cfg.evaluate.control is not None and parallels:
         control = open_model(settle_model(replace(cfg, base=cfg.evaluate.control), []), cfg, [])
-    if not run.begin(replace(cfg, base=base.name)):  # writes; so all that can be refused was refused before
+    if not run.begin(
+        replace(cfg, base=base.name)
+    ):  # writes; so all that can be refused was refused before
         return
     run.remember(
-        **{f"tokenizer/{one.code}": one.scorer.corpus.manifest["settings"]["tokenizer"] for one in opened.subjects}
+        **{
+            f"tokenizer/{one.code}": one.scorer.corpus.manifest["settings"]["tokenizer"]
+            for one in opened.subjects
+        }
     )
     with on_device(opened.model, cfg.trainer.accelerator):
-        found = evaluate(opened, parallels, pll=cfg.evaluate.pll, layer=cfg.evaluate.layer, control=control)
+        found = evaluate(
+            opened, parallels, pll=cfg.evaluate.pll, layer=cfg.evaluate.layer, control=control
+        )
         samples = {}
         for subject in opened.subjects:
             samples |= filled(
-                opened.model, {subject.code: subject.scorer}, subject.tokenizer, accelerator=cfg.trainer.accelerator
+                opened.model,
+                {subject.code: subject.scorer},
+                subject.tokenizer,
+                accelerator=cfg.trainer.accelerator,
             )
     _tables(run, found)
     _plots(run, found.figures)
@@ -77,9 +87,18 @@ def _tables(run: "RunDir", found: "Evaluation") -> None:
     kind = in_a_word(bool(found.figures["val/exact"]))
     rows = [(t, s, loss, kind) for t, row in found.matrix.items() for s, loss in row.items()]
     _write_csv(run, "slots.csv", ("text", "slot", "loss", "likelihood"), rows)
-    counts = [(w, t, s, n) for w, c in found.recognised.items() for t, row in c.items() for s, n in row.items()]
+    counts = [
+        (w, t, s, n)
+        for w, c in found.recognised.items()
+        for t, row in c.items()
+        for s, n in row.items()
+    ]
     _write_csv(run, "recognition.csv", ("of", "text", "slot", "count"), counts)
-    pairs = [{"set": name, **result.record()} for name, results in found.retrieved.items() for result in results]
+    pairs = [
+        {"set": name, **result.record()}
+        for name, results in found.retrieved.items()
+        for result in results
+    ]
     if pairs:
         _write_csv(run, "retrieval.csv", tuple(pairs[0]), (pair.values() for pair in pairs))
 

@@ -27,7 +27,9 @@ from xmod_lab.errors import UserError
 log = logging.getLogger(__name__)
 _SCRATCH = r"[0-9a-f]{8}\.part"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_IN_WORDS = re.compile(r"os error (28|122|27)\b|No space left on device|Disk quota exceeded|File too large")
+_FULL_IN_WORDS = re.compile(
+    r"os error (28|122|27)\b|No space left on device|Disk quota exceeded|File too large"
+)
 _CANNOT_SYNC = (
     errno.EINVAL,
     errno.ENOTSUP,
@@ -69,7 +71,9 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         raise OSError(error.errno, error.strerror or str(error), str(path)) from error
 
 
-def build_folder(target: Path, write: Callable[[Path], None], *, rebuild: bool = False, wait: bool = True) -> bool:
+def build_folder(
+    target: Path, write: Callable[[Path], None], *, rebuild: bool = False, wait: bool = True
+) -> bool:
     """Let ``write(scratch)`` fill a folder, which then gets the name ``target``. A target that exists is left alone.
 
     Args:
@@ -93,8 +97,10 @@ def build_folder(target: Path, write: Callable[[Path], None], *, rebuild: bool =
         except OSError as error:
             if is_full(error):
                 raise
-            raise UserError(f"cannot write {target.name} to {target.parent} ({error.strerror}); choose a folder that you can "
-                            "write to (prepared data: data.folder)") from error  # fmt: skip
+            raise UserError(
+                f"cannot write {target.name} to {target.parent} ({error.strerror}); choose a folder that you can "
+                "write to (prepared data: data.folder)"
+            ) from error
         write(scratch)
         sync_tree(scratch, mode=scratch.stat().st_mode & 0o666)
         old = _beside(target)
@@ -158,7 +164,9 @@ def lock(place: Path, *, wait: bool) -> Lock:
     """
     waited = False
     while True:
-        stream = open(os.open(place, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666), "r+b", buffering=0)
+        stream = open(
+            os.open(place, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666), "r+b", buffering=0
+        )
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             stream.close()
             raise UserError(f"{place} is no regular file; remove it, or choose another folder")
@@ -172,12 +180,17 @@ def lock(place: Path, *, wait: bool) -> Lock:
                 ) from error
             if not waited:
                 log.info(
-                    "another process is making %s; waiting for it", place.name.removeprefix(".").removesuffix(".lock")
+                    "another process is making %s; waiting for it",
+                    place.name.removeprefix(".").removesuffix(".lock"),
                 )
             waited = True
             fcntl.lockf(stream, fcntl.LOCK_EX)
         except OSError as error:
-            log.warning("%s cannot be locked (%s): see that no other process writes there", place, error.strerror)
+            log.warning(
+                "%s cannot be locked (%s): see that no other process writes there",
+                place,
+                error.strerror,
+            )
             return Lock(stream, False, waited)
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(stream.fileno()), os.stat(place)):

@@ -24,16 +24,34 @@ _MAX_DEPTH, _MAX_DIGITS = 32, 40  # 31 digits has the length that a tokenizer wr
 _MAX_NAME = 120  # bytes; file systems take 255, and names get longer while a file is written
 _LFS = b"version https://git-lfs"  # how a file begins that stands for one in Git LFS
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.xz", "README.md")  # of what lies on the hub
+_READ = (
+    "*.json",
+    "*.safetensors",
+    "*.model",
+    "*.txt",
+    "*.xz",
+    "README.md",
+)  # of what lies on the hub
 # settings of transformers that fetch code, or files of another folder
 _CODE = ("auto_map", "custom_pipelines", "transformers_weights", "configuration_files")
-_KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+_KERNELS = (
+    "attn_implementation",
+    "_attn_implementation",
+    "experts_implementation",
+    "_experts_implementation",
+)
 
 
 def name_fault(name: object) -> str | None:
     """Why ``name``, found in a file, may not become a file's name, or ``None``."""
     plain = isinstance(name, str) and name == Path(name).name and not set("\\:") & set(name)
-    if plain and name and name.isprintable() and not name.startswith(".") and len(name.encode()) <= _MAX_NAME:
+    if (
+        plain
+        and name
+        and name.isprintable()
+        and not name.startswith(".")
+        and len(name.encode()) <= _MAX_NAME
+    ):
         return None
     return f"file name {shown(name)} leaves the folder, is hidden, too long or does not print"
 
@@ -48,19 +66,27 @@ def inside(file: Path, folder: Path) -> Path:
     try:
         real, root = file.resolve(strict=True), folder.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise UserError(f"{file} cannot be read ({reason(error)}); copy it again from where it came") from error
+        raise UserError(
+            f"{file} cannot be read ({reason(error)}); copy it again from where it came"
+        ) from error
     if not any(real.is_relative_to(place) for place in (root, *_blobs(root))):
         raise UserError(
             f"{file} is a link that leads out of {folder}; put the file itself there, or do not use this folder"
         )
     if not real.is_file():
-        raise UserError(f"{file} is no plain file; put the file itself there, or do not use this folder")
+        raise UserError(
+            f"{file} is no plain file; put the file itself there, or do not use this folder"
+        )
     return file
 
 
 def _blobs(folder: Path) -> list[Path]:
     """Where the cache of the hub keeps the content of ``folder``, if it is, or lies in, a snapshot of a repository."""
-    snapshots = [place.parent.parent for place in (folder, *folder.parents) if place.parent.name == "snapshots"]
+    snapshots = [
+        place.parent.parent
+        for place in (folder, *folder.parents)
+        if place.parent.name == "snapshots"
+    ]
     return [repository / "blobs" for repository in snapshots]
 
 
@@ -74,14 +100,18 @@ def read_json(file: Path) -> dict:
             raise ValueError(f"it is larger than {_MAX_JSON >> 20} MiB")
         found = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} cannot be read ({reason(error)}); copy it again from where it came") from error
+        raise UserError(
+            f"{file} cannot be read ({reason(error)}); copy it again from where it came"
+        ) from error
     return found
 
 
 def parse_json(content: bytes) -> dict:
     """The object that ``content`` is. Raises ValueError as :func:`read_json` does UserError."""
     try:
-        found = json.loads(content.decode(), parse_int=_integer, parse_float=_finite, parse_constant=_no_number)
+        found = json.loads(
+            content.decode(), parse_int=_integer, parse_float=_finite, parse_constant=_no_number
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level = [found]
@@ -122,10 +152,14 @@ def refuse_code(settings: dict, where: object) -> None:
     ``where``: what the message calls the file.
     """
     asked = [key for key in _CODE if settings.get(key)]
-    asked += [key for key in _KERNELS if "/" in str(settings.get(key))]  # OWNER/NAME: code on the hub
+    asked += [
+        key for key in _KERNELS if "/" in str(settings.get(key))
+    ]  # OWNER/NAME: code on the hub
     if asked:
-        raise UserError(f"{where} asks for code or files that are not its own ({asked[0]}: {shown(settings[asked[0]])}); code of others "
-                        "is never run here: do not use it, or delete that setting if you know that it is of no use")  # fmt: skip
+        raise UserError(
+            f"{where} asks for code or files that are not its own ({asked[0]}: {shown(settings[asked[0]])}); code of others "
+            "is never run here: do not use it, or delete that setting if you know that it is of no use"
+        )
 
 
 def open_tokenizer(source: str | Path, part: str = "") -> "PreTrainedTokenizerBase":
@@ -159,7 +193,9 @@ def open_tokenizer(source: str | Path, part: str = "") -> "PreTrainedTokenizerBa
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Digest of everything that decides how text becomes ids. Padding and truncation, which every call may set, are left out."""
     if not tokenizer.is_fast:  # its steps are code: its pieces are all that can be told
-        return hashlib.sha256(json.dumps(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(sorted(tokenizer.get_vocab().items())).encode()
+        ).hexdigest()
     backend = tokenizer.backend_tokenizer
     if backend.padding is not None or backend.truncation is not None:
         backend = type(backend).from_str(backend.to_str())
@@ -175,12 +211,16 @@ def weight_files(folder: Path) -> list[Path]:
         UserError: there is none, or its list names a file of another folder; or transformers would load another model.
     """
     if (folder / "adapter_config.json").exists():
-        raise UserError(f"{folder} has adapter_config.json, by which transformers loads the weights of another model; delete that file if "
-                        "you know that it is of no use")  # fmt: skip
+        raise UserError(
+            f"{folder} has adapter_config.json, by which transformers loads the weights of another model; delete that file if "
+            "you know that it is of no use"
+        )
     names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
     if not (folder / names[0]).exists() and (folder / "pytorch_model.bin").exists():
-        raise UserError(f"{folder} has no model.safetensors; pytorch_model.bin is a pickle, which is never read: load it "
-                        "where you trust it, with transformers, and save it again")  # fmt: skip
+        raise UserError(
+            f"{folder} has no model.safetensors; pytorch_model.bin is a pickle, which is never read: load it "
+            "where you trust it, with transformers, and save it again"
+        )
     if not (folder / names[0]).exists() and index.exists():
         listed = read_json(inside(index, folder)).get("weight_map")
         names = sorted(set(map(str, listed.values()))) if isinstance(listed, dict) else []
@@ -195,14 +235,18 @@ def shapes_in(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
     try:
         with safe_open(file, "pt") as opened:
             parts = {name: opened.get_slice(name) for name in opened.keys()}
-            return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()}
+            return {
+                name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()
+            }
     except (OSError, SafetensorError) as error:
         raise UserError(f"{file} {tensor_fault(file, error)}") from error
 
 
 def tensor_fault(file: Path, error: Exception) -> str:
     """Why a .safetensors file cannot be read, and what helps: the second half of a message."""
-    return pointer_fault(file) or f"cannot be read ({reason(error)}); copy it again from where it came"
+    return (
+        pointer_fault(file) or f"cannot be read ({reason(error)}); copy it again from where it came"
+    )
 
 
 def pointer_fault(file: Path) -> str | None:
@@ -226,10 +270,14 @@ def is_hub_id(source: str | Path) -> bool:
 
 def refuse_missing(places: list) -> None:
     """Raises UserError for the first of ``places``, each a path, several or ``None``, that is nothing here, and can be no id on the hub."""
-    for place in (p for given in places if given for p in (given if isinstance(given, list) else [given])):
+    for place in (
+        p for given in places if given for p in (given if isinstance(given, list) else [given])
+    ):
         if not os.path.lexists(place) and not is_hub_id(place):
-            raise UserError(f"'{place}' does not exist, and is no hub id (OWNER/NAME); give the path of a run, a model folder or a pack, or "
-                            "such an id")  # fmt: skip
+            raise UserError(
+                f"'{place}' does not exist, and is no hub id (OWNER/NAME); give the path of a run, a model folder or a pack, or "
+                "such an id"
+            )
 
 
 def at_hand(source: str | Path, give: str = "a folder or a hub id") -> Path:
@@ -258,7 +306,11 @@ def from_hub(source: str, give: str = "a folder or a hub id") -> Path:
     if reached and (fault := room_fault(source, list(_READ))):
         raise UserError(fault)
     try:
-        return Path(snapshot_download(source, allow_patterns=list(_READ), local_files_only=not reached))
+        return Path(
+            snapshot_download(source, allow_patterns=list(_READ), local_files_only=not reached)
+        )
     except Exception as error:  # offline, missing, private: all end the same way for the user
-        raise UserError(f"'{source}' is no folder here, and cannot be fetched from the hub ({reason(error)}); check the name, or the "
-                        "network") from error  # fmt: skip
+        raise UserError(
+            f"'{source}' is no folder here, and cannot be fetched from the hub ({reason(error)}); check the name, or the "
+            "network"
+        ) from error

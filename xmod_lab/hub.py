@@ -30,9 +30,7 @@ def hub_fault(name: str, give: str) -> str | None:
         return f"'{name}' does not exist; give {give}"
     if rest and os.path.isdir(owner):
         near = nearest(rest, os.listdir(owner))
-        return (
-            f"'{name}' does not exist, while there is a folder '{owner}' here; give {give}{'.' + near if near else ''}"
-        )
+        return f"'{name}' does not exist, while there is a folder '{owner}' here; give {give}{'.' + near if near else ''}"
     return None
 
 
@@ -43,7 +41,9 @@ def answers() -> bool:
     place = urlsplit(constants.ENDPOINT)
     if constants.HF_HUB_OFFLINE:
         return False
-    if place.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(place.hostname):
+    if place.scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(
+        place.hostname
+    ):
         return True
     return _connects(place.hostname, place.port or {"http": 80}.get(place.scheme, 443))
 
@@ -59,7 +59,9 @@ def _connects(host: str, port: int) -> bool:
         except OSError:
             found.append(False)
 
-    thread = threading.Thread(target=connect, daemon=True)  # to look a name up takes as long as it takes
+    thread = threading.Thread(
+        target=connect, daemon=True
+    )  # to look a name up takes as long as it takes
     thread.start()
     thread.join(_PATIENCE)
     return found == [True]
@@ -70,8 +72,10 @@ def unanswered_fault(name: str, give: str) -> str | None:
     if answers():
         return None
     old = "" if "/" in name else ", where names without a slash are old ones, such as wikitext"
-    return (f"'{name}' is no file or folder here, and may be a dataset of the hub{old}; but the hub cannot be reached to ask. Give {give}, "
-            "or check the network (HF_HUB_OFFLINE, HF_ENDPOINT)")  # fmt: skip
+    return (
+        f"'{name}' is no file or folder here, and may be a dataset of the hub{old}; but the hub cannot be reached to ask. Give {give}, "
+        "or check the network (HF_HUB_OFFLINE, HF_ENDPOINT)"
+    )
 
 
 def room_fault(source: str, patterns: list[str]) -> str | None:
@@ -84,12 +88,23 @@ def room_fault(source: str, patterns: list[str]) -> str | None:
         found = HfApi().model_info(source, files_metadata=True)
     except Exception:  # missing, private: fetching tells
         return None
-    files = list(filter_repo_objects(found.siblings or [], allow_patterns=patterns, key=lambda file: file.rfilename))
+    files = list(
+        filter_repo_objects(
+            found.siblings or [], allow_patterns=patterns, key=lambda file: file.rfilename
+        )
+    )
     cache = Path(constants.HF_HUB_CACHE)
-    needed = sum(file.size or 0 for file in files
-                 if not isinstance(try_to_load_from_cache(source, file.rfilename, cache, found.sha), str))  # fmt: skip
-    free = shutil.disk_usage(next(place for place in (cache, *cache.absolute().parents) if place.exists())).free
+    needed = sum(
+        file.size or 0
+        for file in files
+        if not isinstance(try_to_load_from_cache(source, file.rfilename, cache, found.sha), str)
+    )
+    free = shutil.disk_usage(
+        next(place for place in (cache, *cache.absolute().parents) if place.exists())
+    ).free
     if needed <= free:
         return None
-    return (f"'{source}' takes {needed / _GIB:,.2f} GiB, and {cache} has {free / _GIB:,.2f} GiB free; free some space, or set HF_HOME to a "
-            "folder on a larger disk")  # fmt: skip
+    return (
+        f"'{source}' takes {needed / _GIB:,.2f} GiB, and {cache} has {free / _GIB:,.2f} GiB free; free some space, or set HF_HOME to a "
+        "folder on a larger disk"
+    )

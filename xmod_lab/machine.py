@@ -30,10 +30,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-_WORTHWHILE = 1.5  # times as fast as float32: below it the casts of a step cost more than its products save
+_WORTHWHILE = (
+    1.5  # times as fast as float32: below it the casts of a step cost more than its products save
+)
 _LOOK = 0.25  # seconds in which the other programs are watched
 _STAT = Path("/proc/stat")
-_QUOTAS = (("/sys/fs/cgroup/cpu.max",), ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"))
+_QUOTAS = (
+    ("/sys/fs/cgroup/cpu.max",),
+    ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
+)
 _LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 
 
@@ -43,7 +48,13 @@ def device_kind(accelerator: str) -> str:
         return "cpu"
     import torch  # here and below: a configuration that names no device is judged without it
 
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    return (
+        "cuda"
+        if torch.cuda.is_available()
+        else "mps"
+        if torch.backends.mps.is_available()
+        else "cpu"
+    )
 
 
 def device_count(kind: str) -> int | None:
@@ -85,7 +96,9 @@ def precision_fault(precision: str, kind: str) -> str | None:
     import torch
 
     if kind == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return f"{torch.cuda.get_device_name()} has no bf16; allowed here are auto, 32-true, 16-mixed"
+        return (
+            f"{torch.cuda.get_device_name()} has no bf16; allowed here are auto, 32-true, 16-mixed"
+        )
     if kind == "mps" and not torch.backends.mps.is_macos_or_newer(14, 0):
         return "MPS has bf16 from macOS 14 on; allowed here are auto, 32-true"
     return None
@@ -95,8 +108,10 @@ def slow_precision(precision: str, kind: str) -> str | None:
     """A warning, if ``precision`` is slower than float32 on this CPU; with the ratio as measured."""
     if kind != "cpu" or precision != "bf16-mixed" or bf16_speed() >= 1:
         return None
-    return (f"products in bf16 run at {bf16_speed():.2g} × float32's speed on this CPU; trainer.precision=32-true, or auto, "
-            "is faster here")  # fmt: skip
+    return (
+        f"products in bf16 run at {bf16_speed():.2g} × float32's speed on this CPU; trainer.precision=32-true, or auto, "
+        "is faster here"
+    )
 
 
 @cache
@@ -108,7 +123,9 @@ def bf16_speed() -> float:
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # two would wait for each other while another program has one of the cores
+    torch.set_num_threads(
+        1
+    )  # two would wait for each other while another program has one of the cores
     try:
         for size in (128, 512):
             took = {torch.float32: math.inf, torch.bfloat16: math.inf}
@@ -138,7 +155,11 @@ def cores() -> int:
 
 def _places() -> set[int]:
     """Numbers of the cores that this process may run on."""
-    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    return (
+        os.sched_getaffinity(0)
+        if hasattr(os, "sched_getaffinity")
+        else set(range(os.cpu_count() or 1))
+    )
 
 
 def _quotas() -> Iterator[float]:

@@ -20,7 +20,9 @@ def read_figures(file: Path) -> dict[str, float]:
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} cannot be read ({ascii(str(error))[1:200]}); finish the run again") from error
+        raise UserError(
+            f"{file} cannot be read ({ascii(str(error))[1:200]}); finish the run again"
+        ) from error
     if not isinstance(found, dict):
         raise UserError(f"{file} is no table of figures by their names; finish the run again")
     for name, value in found.items():
@@ -30,14 +32,24 @@ def read_figures(file: Path) -> dict[str, float]:
             )
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not abs(value) < 1e300:
-            told = "an integer beyond all measure" if isinstance(value, int) and number else ascii(value)[:40]
-            raise UserError(f"{file}: {ascii(name)} is {told}, which is no finite number; finish the run again")
+            told = (
+                "an integer beyond all measure"
+                if isinstance(value, int) and number
+                else ascii(value)[:40]
+            )
+            raise UserError(
+                f"{file}: {ascii(name)} is {told}, which is no finite number; finish the run again"
+            )
     return found
 
 
 def codes_of(figures: dict[str, float], prefix: str) -> list[str]:
     """The languages that have a figure ``<prefix><code>``."""
-    return [n.removeprefix(prefix) for n in figures if n.startswith(prefix) and "/" not in n.removeprefix(prefix)]
+    return [
+        n.removeprefix(prefix)
+        for n in figures
+        if n.startswith(prefix) and "/" not in n.removeprefix(prefix)
+    ]
 
 
 def half_width(figures: dict[str, float], name: str) -> float | None:

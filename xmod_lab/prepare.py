@@ -32,7 +32,9 @@ def _prepare(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | N
     corpus_table(base, f"{cfg.data.folder}: text of the language set; tokenizer {base.folder}")
     for lang in cfg.lang.values():
         prepared = prepare_beside(cfg, lang, base)
-        corpus_table(prepared, f"{cfg.data.folder}: text of {lang.code}; tokenizer {prepared.folder}")
+        corpus_table(
+            prepared, f"{cfg.data.folder}: text of {lang.code}; tokenizer {prepared.folder}"
+        )
 
 
 if __name__ == "__main__":

@@ -37,14 +37,18 @@ def _start(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | Non
             "plan=true plans for all processes in one; start it without torchrun, with the same trainer.devices"
         )
     if launched() and process_count() != devices * nodes:
-        raise UserError(f"{process_count()} processes were started, but trainer.devices={devices} × trainer.nodes={nodes} asks for "
-                        f"{devices * nodes}; set trainer.devices to torchrun's --nproc_per_node and trainer.nodes to its "
-                        "--nnodes")  # fmt: skip
+        raise UserError(
+            f"{process_count()} processes were started, but trainer.devices={devices} × trainer.nodes={nodes} asks for "
+            f"{devices * nodes}; set trainer.devices to torchrun's --nproc_per_node and trainer.nodes to its "
+            "--nnodes"
+        )
     if devices * nodes == 1 or launched() or cfg.plan:
         return _train(cfg, folder, asked, sweep)
     if nodes > 1:
-        raise UserError(f"trainer.nodes is {nodes}: start several machines with torchrun, and name the run "
-                        "dir with hydra.run.dir=PATH")  # fmt: skip
+        raise UserError(
+            f"trainer.nodes is {nodes}: start several machines with torchrun, and name the run "
+            "dir with hydra.run.dir=PATH"
+        )
     return launch(_in_process, (cfg, folder, asked, sweep), devices)
 
 

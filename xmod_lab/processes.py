@@ -52,7 +52,9 @@ def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:
 
     When one process ends badly the others are stopped. A fault that all of them find is told once.
     """
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)  # that it stops them goes without saying
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(
+        logging.ERROR
+    )  # that it stops them goes without saying
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -60,7 +62,11 @@ def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:
         try:
             started = others.follow(
                 lambda: mp.start_processes(
-                    _worker, (work, arguments, processes, port), nprocs=processes, join=False, start_method="spawn"
+                    _worker,
+                    (work, arguments, processes, port),
+                    nprocs=processes,
+                    join=False,
+                    start_method="spawn",
                 )
             )
             while not started.join():
@@ -72,8 +78,11 @@ def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:
                 return error.exit_code
             if -error.exit_code in STOPS:  # one of them was told alone
                 return status_of(-error.exit_code)
-            print(f"error: process {error.error_index} of {processes} was killed by {error.signal_name} (SIGKILL is often a lack "
-                  "of memory); the same command with hydra.run.dir=<its folder> goes on from the newest checkpoint", file=sys.stderr)  # fmt: skip
+            print(
+                f"error: process {error.error_index} of {processes} was killed by {error.signal_name} (SIGKILL is often a lack "
+                "of memory); the same command with hydra.run.dir=<its folder> goes on from the newest checkpoint",
+                file=sys.stderr,
+            )
             return 1
     return 0
 
@@ -117,13 +126,19 @@ def _passed_on() -> Iterator[_Others]:
         restore(previous)
 
 
-def _worker(local_rank: int, work: Callable[..., int], arguments: tuple, processes: int, port: int) -> None:
+def _worker(
+    local_rank: int, work: Callable[..., int], arguments: tuple, processes: int, port: int
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # where no step is at hand, it ends without a word
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ |= {
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "WORLD_SIZE": str(processes),
-        "RANK": str(local_rank), "LOCAL_RANK": str(local_rank),
-    }  # fmt: skip
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "NODE_RANK": "0",
+        "WORLD_SIZE": str(processes),
+        "RANK": str(local_rank),
+        "LOCAL_RANK": str(local_rank),
+    }
     logging.basicConfig(level=logging.WARNING if local_rank else logging.INFO, format="%(message)s")
     said = io.StringIO()
     with contextlib.redirect_stderr(said if local_rank else sys.stderr):

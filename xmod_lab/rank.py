@@ -37,7 +37,9 @@ def main() -> None:
 
 def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
     if not cfg.lang:
-        raise UserError("rank compares beginnings of a language to add; name one: +lang=NAME, e.g. +lang=new_lang")
+        raise UserError(
+            "rank compares beginnings of a language to add; name one: +lang=NAME, e.g. +lang=new_lang"
+        )
     if cfg.plan:
         raise UserError(
             "plan=true is for pretrain: rank keeps nothing that it trains but a base, where there is none; leave it out"
@@ -73,11 +75,20 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
         _write(run, base.name, cfg.seed, ranking)
         for c in ranking.combinations:
             name = f"{lang.code}/{c.embedding_init}/{c.slot_init}"
-            figures |= {f"rank/loss/{name}": c.loss} | ({} if c.after is None else {f"rank/after/{name}": c.after})
+            figures |= {f"rank/loss/{name}": c.loss} | (
+                {} if c.after is None else {f"rank/after/{name}": c.after}
+            )
         best = ranking.combinations[0]
-        chosen = f"lang.{key}.embedding_init={best.embedding_init} " if lang.vocabulary == "own" else ""
+        chosen = (
+            f"lang.{key}.embedding_init={best.embedding_init} " if lang.vocabulary == "own" else ""
+        )
         log.info(
-            "%s: lowest after %d steps: %slang.%s.slot_init=%s", lang.code, ranking.steps, chosen, key, best.slot_init
+            "%s: lowest after %d steps: %slang.%s.slot_init=%s",
+            lang.code,
+            ranking.steps,
+            chosen,
+            key,
+            best.slot_init,
         )
     run.finish(figures)
 
@@ -89,7 +100,9 @@ def _write(run: "RunDir", base: str, seed: int, ranking: "Ranking") -> None:
     name = f"ranking_{ranking.code}"
     run.write_json(f"{name}.json", {"base": base, "seed": seed, **asdict(ranking)})
     table = io.StringIO()
-    writer = csv.DictWriter(table, [*(f.name for f in fields(Combination)), "likelihood"], lineterminator="\n")
+    writer = csv.DictWriter(
+        table, [*(f.name for f in fields(Combination)), "likelihood"], lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows({**asdict(c), "likelihood": ranking.likelihood} for c in ranking.combinations)
     run.write_text(f"{name}.csv", table.getvalue())

@@ -33,7 +33,10 @@ def main() -> None:
         help="a run dir, or a folder with runs in it, e.g. runs/sweeps/<time>",
     )
     parser.add_argument(
-        "--out", type=Path, metavar="FILE.html", help="instead of report.html in the folder that is given"
+        "--out",
+        type=Path,
+        metavar="FILE.html",
+        help="instead of report.html in the folder that is given",
     )
     arguments = parser.parse_args()
     from xmod_lab.cli import run_function  # here: no usage waits for it

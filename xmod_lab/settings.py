@@ -33,7 +33,9 @@ class Bounds:
     def hold(self, value: object) -> bool:
         """Whether ``value`` is within; nan never is."""
         if self.count is not None:
-            return isinstance(value, list) and len(value) == self.count and all(map(self._hold, value))
+            return (
+                isinstance(value, list) and len(value) == self.count and all(map(self._hold, value))
+            )
         return self._hold(value)
 
     def _hold(self, value: object) -> bool:
@@ -72,7 +74,9 @@ def not_in_base(why: str) -> dict[str, str]:
     return {"not_in_base": why}
 
 
-def number(default: object = dataclasses.MISSING, mark: Mapping[str, str] = NO_MARK, **bounds: object) -> object:
+def number(
+    default: object = dataclasses.MISSING, mark: Mapping[str, str] = NO_MARK, **bounds: object
+) -> object:
     """A field of a schema whose value must be within :class:`Bounds`; a list as default is copied."""
     metadata = {"bounds": Bounds(**bounds), **mark}
     if isinstance(default, list):
@@ -113,7 +117,11 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
     """Every leaf of ``tree`` by its dotted key; an empty dict is a leaf."""
     leaves = {}
     for key, value in tree.items():
-        leaves |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        leaves |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, dict) and value
+            else {f"{prefix}{key}": value}
+        )
     return leaves
 
 

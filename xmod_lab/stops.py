@@ -14,7 +14,11 @@ from typing import NoReturn
 
 from xmod_lab.errors import INTERRUPTED, TERMINATED, Stopped
 
-STOPS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+STOPS = [
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    if hasattr(signal, name)
+]
 _threads: list[threading.Thread] = []  # under way, or given up
 ONCE = 1.0  # seconds in which a second signal is the first one, by another way
 
@@ -29,7 +33,9 @@ def handle(handler: Callable[[int, object], None]) -> dict[int, object]:
     threads than the first cannot have handlers."""
     if threading.current_thread() is not threading.main_thread():
         return {}
-    return {n: signal.signal(n, handler) for n in STOPS if signal.getsignal(n) is not signal.SIG_IGN}
+    return {
+        n: signal.signal(n, handler) for n in STOPS if signal.getsignal(n) is not signal.SIG_IGN
+    }
 
 
 def restore(handlers: dict[int, object]) -> None:

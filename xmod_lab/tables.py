@@ -18,7 +18,9 @@ _WIDTH = 110  # characters of a line in logs, and where there is no terminal tha
 _WORDS, _CELLS = 20, 40  # to which longer cells may be folded: in the first columns, in others
 
 
-def show(title: str, header: tuple[str, ...], rows: Rows, *, words: int = 1, logged: bool = True) -> None:
+def show(
+    title: str, header: tuple[str, ...], rows: Rows, *, words: int = 1, logged: bool = True
+) -> None:
     """Print a table, and write it into the run's log file where there is one. Of several processes the first one does.
 
     Args:
@@ -32,11 +34,17 @@ def show(title: str, header: tuple[str, ...], rows: Rows, *, words: int = 1, log
     if not screen.is_terminal and "COLUMNS" not in os.environ:
         screen = Console(width=_WIDTH)
     _print(screen, title, header, rows, words)
-    files = [handler for handler in logging.getLogger().handlers if isinstance(handler, logging.FileHandler)]
+    files = [
+        handler
+        for handler in logging.getLogger().handlers
+        if isinstance(handler, logging.FileHandler)
+    ]
     if files and logged:
         paper = Console(file=io.StringIO(), width=_WIDTH, color_system=None)
         _print(paper, title, header, rows, words)
-        record = log.makeRecord(log.name, logging.INFO, "", 0, paper.file.getvalue().rstrip("\n"), (), None)
+        record = log.makeRecord(
+            log.name, logging.INFO, "", 0, paper.file.getvalue().rstrip("\n"), (), None
+        )
         for handler in files:
             handler.handle(record)
 
@@ -44,9 +52,12 @@ def show(title: str, header: tuple[str, ...], rows: Rows, *, words: int = 1, log
 def _print(console: Console, title: str, header: tuple[str, ...], rows: Rows, words: int) -> None:
     lines = [[printable(cell) for cell in row] for row in (header, *rows)]
     body = [
-        max((cell_len(part) for row in lines[1:] for part in row[i].split("\n")), default=0) for i in range(len(header))
+        max((cell_len(part) for row in lines[1:] for part in row[i].split("\n")), default=0)
+        for i in range(len(header))
     ]
-    heads = [max(map(cell_len, cell.split()), default=0) for cell in lines[0]]  # these are folded between words
+    heads = [
+        max(map(cell_len, cell.split()), default=0) for cell in lines[0]
+    ]  # these are folded between words
     wanted = [max(width, cell_len(cell)) for width, cell in zip(body, lines[0], strict=True)]
     limit = max(8, min(_WORDS, (console.width - 1) // max(1, words) - 3))
     least = [
@@ -67,7 +78,10 @@ def _print(console: Console, title: str, header: tuple[str, ...], rows: Rows, wo
         table = Table(header_style="bold", show_header=any(header))
         for i in columns:
             table.add_column(
-                Text(lines[0][i]), justify="left" if i < words else "right", overflow="fold", width=widths.get(i)
+                Text(lines[0][i]),
+                justify="left" if i < words else "right",
+                overflow="fold",
+                width=widths.get(i),
             )
         for row in lines[1:]:
             table.add_row(*(Text(row[i]) for i in columns))

@@ -9,11 +9,28 @@ from tests.campaign.driver import Trial
 from tests.commands import forked
 from tests.commands.conftest import Workplace, make_workplace
 
-TOY = ["model.hidden_size=16", "model.num_attention_heads=2", "model.intermediate_size=16", "langset.vocabulary_size=400", "trainer.max_steps=2",
-       "trainer.rows_per_step=4", "trainer.checkpoint_every=1", "trainer.log_every=1", "trainer.validate_every=1"]  # fmt: skip
+TOY = [
+    "model.hidden_size=16",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=16",
+    "langset.vocabulary_size=400",
+    "trainer.max_steps=2",
+    "trainer.rows_per_step=4",
+    "trainer.checkpoint_every=1",
+    "trainer.log_every=1",
+    "trainer.validate_every=1",
+]
 GREEK = ["+lang=greek", "lang.greek.vocabulary_size=300"]
-FINETUNE = ["trainer.max_steps=2", "trainer.rows_per_step=4", "trainer.checkpoint_every=1", "trainer.validate_every=1", "task.seeds=1",
-            "logger=csv", "trainer.threads=1", "trainer.precision=32-true"]  # fmt: skip
+FINETUNE = [
+    "trainer.max_steps=2",
+    "trainer.rows_per_step=4",
+    "trainer.checkpoint_every=1",
+    "trainer.validate_every=1",
+    "task.seeds=1",
+    "logger=csv",
+    "trainer.threads=1",
+    "trainer.precision=32-true",
+]
 EVALUATE = ["trainer.threads=1", "trainer.accelerator=cpu", "logger=csv", "evaluate.parallel=[]"]
 NAMES = [
     "prepare",
@@ -57,18 +74,38 @@ def trials(place) -> dict[str, Trial]:
         return [*FINETUNE, f"base={greek}", f"hydra.run.dir={out / 'run'}"]
 
     def evaluate(out: Path) -> list[str]:
-        return [*EVALUATE, f"base={greek}", f"runs={place.folder / 'runs'}", f"hydra.run.dir={out / 'run'}"]
+        return [
+            *EVALUATE,
+            f"base={greek}",
+            f"runs={place.folder / 'runs'}",
+            f"hydra.run.dir={out / 'run'}",
+        ]
 
     def packs(*arguments: object):
         return lambda out: [*map(str, arguments), "--out", str(out / "model")]
 
     corpora = ("prepared/*",)
     found = [
-        Trial("prepare", "prepare", lambda out: [*of_run()(out), f"data.folder={out / 'prepared'}"], corpora),
-        Trial("rebuild", "prepare", lambda out: [*of_run()(out), f"data.folder={out / 'prepared'}", "rebuild=true"], corpora,
-              lambda out: shutil.copytree(prepared, out / "prepared")),
+        Trial(
+            "prepare",
+            "prepare",
+            lambda out: [*of_run()(out), f"data.folder={out / 'prepared'}"],
+            corpora,
+        ),
+        Trial(
+            "rebuild",
+            "prepare",
+            lambda out: [*of_run()(out), f"data.folder={out / 'prepared'}", "rebuild=true"],
+            corpora,
+            lambda out: shutil.copytree(prepared, out / "prepared"),
+        ),
         Trial("pretrain", "pretrain", of_run()),
-        Trial("never", "pretrain", of_run("resume=never"), before=lambda out: shutil.copytree(base, out / "run")),
+        Trial(
+            "never",
+            "pretrain",
+            of_run("resume=never"),
+            before=lambda out: shutil.copytree(base, out / "run"),
+        ),
         Trial("extend", "pretrain", of_run(*GREEK, f"base={base}")),
         Trial("finetune", "finetune", finetune),
         Trial("evaluate", "evaluate", evaluate),
@@ -77,7 +114,7 @@ def trials(place) -> dict[str, Trial]:
         Trial("install", "packs", packs("install", base, pack), ("model",)),
         Trial("remove", "packs", packs("remove", greek, "el_GR"), ("model",)),
         Trial("export", "packs", packs("export", greek, "el_GR"), ("model",)),
-    ]  # fmt: skip
+    ]
     assert [trial.name for trial in found] == NAMES
     return {trial.name: trial for trial in found}
 

@@ -29,7 +29,16 @@ from xmod_lab.errors import UserError
 from xmod_lab.runs.run import RunDir
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
-_NAMES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "os.chmod")
+_NAMES = (
+    "os.rename",
+    "os.remove",
+    "os.mkdir",
+    "os.rmdir",
+    "os.link",
+    "os.symlink",
+    "os.truncate",
+    "os.chmod",
+)
 _TIMES = ("second", "wandb_id")  # in the names of figures that no two runs share
 _OWN_WAY = (
     "environment.json",
@@ -56,7 +65,9 @@ class Trial:
         self.before(out)
         return out
 
-    def run(self, out: Path, hook: Callable[[], contextlib.AbstractContextManager] | None = None) -> tuple[int, str]:
+    def run(
+        self, out: Path, hook: Callable[[], contextlib.AbstractContextManager] | None = None
+    ) -> tuple[int, str]:
         """Exit status (negative: the signal that killed it) and what was said."""
         with tempfile.TemporaryDirectory() as said:
             process = forked.FORKS.Process(
@@ -67,7 +78,9 @@ class Trial:
             if process.exitcode is None:
                 process.kill()
                 raise AssertionError(f"{self.name} hangs")
-            return process.exitcode, "".join(file.read_text(errors="replace") for file in sorted(Path(said).iterdir()))
+            return process.exitcode, "".join(
+                file.read_text(errors="replace") for file in sorted(Path(said).iterdir())
+            )
 
     def operations(self, out: Path) -> int:
         """How many file operations there are, in an undisturbed run."""
@@ -77,20 +90,38 @@ class Trial:
             return int(told.read())
 
 
-def _main(command: str, arguments: list[str], folder: Path, said: Path, hook: Callable[[], None] | None) -> None:
+def _main(
+    command: str, arguments: list[str], folder: Path, said: Path, hook: Callable[[], None] | None
+) -> None:
     with hook() if hook is not None else contextlib.nullcontext():
-        forked._main(command, arguments, folder, [said / "out", said / "err"], {**os.environ, "WANDB_SILENT": "true"})
+        forked._main(
+            command,
+            arguments,
+            folder,
+            [said / "out", said / "err"],
+            {**os.environ, "WANDB_SILENT": "true"},
+        )
 
 
 @contextlib.contextmanager
-def watched(out: Path, before: Callable[[], None], after: Callable[[int], None] = lambda descriptor: None):
+def watched(
+    out: Path, before: Callable[[], None], after: Callable[[int], None] = lambda descriptor: None
+):
     """Call ``before()`` before each file operation under ``out``, and ``after(descriptor)`` after each fsync."""
     place, on, real = str(out), True, os.fsync
 
     def watch(event: str, arguments: tuple) -> None:
         if on and (event == "open" and (arguments[2] or 0) & _WRITES or event in _NAMES):
-            path = os.fspath(arguments[0]) if isinstance(arguments[0], str | bytes | os.PathLike) else ""
-            if os.fsdecode(path).startswith(place) or event != "open" and not os.path.isabs(os.fsdecode(path)):
+            path = (
+                os.fspath(arguments[0])
+                if isinstance(arguments[0], str | bytes | os.PathLike)
+                else ""
+            )
+            if (
+                os.fsdecode(path).startswith(place)
+                or event != "open"
+                and not os.path.isabs(os.fsdecode(path))
+            ):
                 before()  # a name without a folder is one in a folder that is being deleted
 
     def fsync(descriptor: int) -> None:
@@ -138,18 +169,23 @@ def tree(folder: Path) -> dict[str, Path]:
     return {
         str(path.relative_to(folder)): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     }
 
 
 def same(a: Path, b: Path) -> bool:
     """Whether two files say the same: all bytes, but for times in figures."""
     if a.name == "metrics.csv":
-        first, second = ([_timeless(row) for row in csv.DictReader(path.read_text().splitlines())] for path in (a, b))
+        first, second = (
+            [_timeless(row) for row in csv.DictReader(path.read_text().splitlines())]
+            for path in (a, b)
+        )
         return first == second
     if a.name == "config.yaml":  # resume=never is said of a start, not of a run
         first, second = (
-            [line for line in path.read_text().splitlines() if not line.startswith("resume:")] for path in (a, b)
+            [line for line in path.read_text().splitlines() if not line.startswith("resume:")]
+            for path in (a, b)
         )
         return first == second
     if a.name in ("metrics.json", "state.json", "seed1.json"):
@@ -165,19 +201,30 @@ def _of_time(name: str) -> bool:
 
 
 def _timeless(content: object) -> object:
-    return {k: _timeless(v) for k, v in content.items() if not _of_time(k)} if isinstance(content, dict) else content
+    return (
+        {k: _timeless(v) for k, v in content.items() if not _of_time(k)}
+        if isinstance(content, dict)
+        else content
+    )
 
 
 def differences(out: Path, reference: Path) -> list[str]:
     """What is otherwise in ``out`` than where the command was never disturbed, scratch included."""
     here, there = tree(out), tree(reference)
-    faults = [f"{name} is {'missing' if name in there else 'too many'}" for name in sorted(here.keys() ^ there.keys())]
+    faults = [
+        f"{name} is {'missing' if name in there else 'too many'}"
+        for name in sorted(here.keys() ^ there.keys())
+    ]
     faults += [
         f"{n} differs"
         for n in sorted(here.keys() & there.keys())
         if not n.endswith(_OWN_WAY) and not same(here[n], there[n])
     ]
-    scratch = [p for p in out.rglob(".*") if p.name.endswith(".part") or p.name.endswith(".lock") and p.name != ".lock"]
+    scratch = [
+        p
+        for p in out.rglob(".*")
+        if p.name.endswith(".part") or p.name.endswith(".lock") and p.name != ".lock"
+    ]
     return faults + [f"{path} is left" for path in scratch]
 
 
@@ -194,14 +241,23 @@ def faults_of_what_is_left(trial: Trial, out: Path, reference: Path) -> list[str
     faults, whole, there = [], tree(reference), tree(out)
     for pattern in trial.built:
         for folder in (path for path in out.glob(pattern) if not path.name.startswith(".")):
-            faults += [f"of {folder}: {fault}" for fault in differences(folder, reference / folder.relative_to(out))]
+            faults += [
+                f"of {folder}: {fault}"
+                for fault in differences(folder, reference / folder.relative_to(out))
+            ]
     run = RunDir(out / "run")
     if (run / "metrics.json").is_file():
         missing = [name for name in whole if name.startswith("run/") and name not in there]
         faults += [f"metrics.json is there, {name} is not" for name in missing]
         faults += [] if run.finished else ["metrics.json is there, and damaged"]
-        faults += [f"metrics.json is there, {n} differs" for n in there if n.startswith("run/") and n in whole
-                   and not n.endswith(_OWN_WAY) and not same(there[n], whole[n])]  # fmt: skip
+        faults += [
+            f"metrics.json is there, {n} differs"
+            for n in there
+            if n.startswith("run/")
+            and n in whole
+            and not n.endswith(_OWN_WAY)
+            and not same(there[n], whole[n])
+        ]
     for name, path in there.items():
         if (
             name.endswith((".json", ".yaml", ".csv", ".png", ".html", ".tex"))
@@ -209,7 +265,10 @@ def faults_of_what_is_left(trial: Trial, out: Path, reference: Path) -> list[str
             and not path.stat().st_size
         ):
             faults.append(f"{name} is empty")
-    parts = {path.parent.relative_to(run / "checkpoints") for path in (run / "checkpoints").rglob("step*.ckpt")}
+    parts = {
+        path.parent.relative_to(run / "checkpoints")
+        for path in (run / "checkpoints").rglob("step*.ckpt")
+    }
     for part in parts:
         try:
             run.latest_checkpoint(str(part))
@@ -238,7 +297,9 @@ class Disk:
             dict[str, dict[str, int | None]]
         ] = []  # after each fsync: way -> path -> piece, None for a folder
 
-        for place, _, files in os.walk(out):  # what was there before the command has been on the disk for long
+        for place, _, files in os.walk(
+            out
+        ):  # what was there before the command has been on the disk for long
             for path in (place, *(os.path.join(place, name) for name in files)):
                 descriptor = os.open(path, os.O_RDONLY)
                 self._keep(descriptor)
@@ -248,7 +309,10 @@ class Disk:
         """An fsync has returned."""
         self._keep(descriptor)
         self.cuts.append(
-            {"strict": dict(self._strict(self.out.stat().st_ino, "")), "early": dict(self._early(self.out, ""))}
+            {
+                "strict": dict(self._strict(self.out.stat().st_ino, "")),
+                "early": dict(self._early(self.out, "")),
+            }
         )
 
     def _keep(self, descriptor: int) -> None:

@@ -24,10 +24,34 @@ OUT_OF_THE_FOLDER = (
     "en_XX/../x",
 )
 VALUES = (
-    None, True, -1, 0, 1, 0.5, 10**30, -(10**30), float("inf"), float("nan"), "", " ", "x", [], {}, [[]], [None], {"": None},
-    "é\u202etxt", "\x1b[31mred\x1b[0m", "null", "{}", "${oc.env:HOME}", "__class__", "<script>alert(1)</script>", "x" * 100_000,
+    None,
+    True,
+    -1,
+    0,
+    1,
+    0.5,
+    10**30,
+    -(10**30),
+    float("inf"),
+    float("nan"),
+    "",
+    " ",
+    "x",
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+    "é\u202etxt",
+    "\x1b[31mred\x1b[0m",
+    "null",
+    "{}",
+    "${oc.env:HOME}",
+    "__class__",
+    "<script>alert(1)</script>",
+    "x" * 100_000,
     *OUT_OF_THE_FOLDER,
-)  # fmt: skip
+)
 KEYS = (
     "auto_map",
     "custom_pipelines",
@@ -38,9 +62,23 @@ KEYS = (
     "\x00",
     "_attn_implementation",
 )
-TEXTS = ("", "null", "[]", "{", "\x00" * 64, "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
-         "[" * 200_000, '{"format": ' + "9" * 5_000 + "}", "\ufeff{}", '{"a": 1, "a": 2}', "a: *b", "!!python/object/apply:os.getcwd []",
-         "- ? : &a", "'", "\t- a")  # fmt: skip
+TEXTS = (
+    "",
+    "null",
+    "[]",
+    "{",
+    "\x00" * 64,
+    "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n",
+    "[" * 200_000,
+    '{"format": ' + "9" * 5_000 + "}",
+    "\ufeff{}",
+    '{"a": 1, "a": 2}',
+    "a: *b",
+    "!!python/object/apply:os.getcwd []",
+    "- ? : &a",
+    "'",
+    "\t- a",
+)
 VICTIM, NOT_OURS = "victim", "{}"
 Change = Callable[[Path], str]  # makes a folder hostile in one place, and says how
 
@@ -66,20 +104,36 @@ def hostile_folder(folder: Path, target: Path, seed: int, trap: Path) -> str:
 
 def _change(folder: Path, chance: random.Random, trap: Path) -> str:
     files = sorted(
-        file for file in folder.rglob("*") if file.is_file() and file.suffix not in (".html", ".png", ".log")
+        file
+        for file in folder.rglob("*")
+        if file.is_file() and file.suffix not in (".html", ".png", ".log")
     )
     structured = [file for file in files if file.suffix in (".json", ".yaml")]
     if not files:
         return "empty"
     if structured and chance.random() < 0.6:
         file = chance.choice(structured)
-        how = chance.choice((_replace_value, _replace_value, _replace_value, _drop_key, _add_key, _rename_key))
+        how = chance.choice(
+            (_replace_value, _replace_value, _replace_value, _drop_key, _add_key, _rename_key)
+        )
         said = how(file, chance)
         if said:
             return f"{file.relative_to(folder)}: {said}"
     file = chance.choice(files)
     how = chance.choice(
-        (_cut, _flip, _empty, _other_text, _link, _dangling, _fifo, _directory, _remove, _pickled, _header)
+        (
+            _cut,
+            _flip,
+            _empty,
+            _other_text,
+            _link,
+            _dangling,
+            _fifo,
+            _directory,
+            _remove,
+            _pickled,
+            _header,
+        )
     )
     return f"{file.relative_to(folder)}: {how(file, chance, trap)}"
 
@@ -88,7 +142,13 @@ def _places(tree: object, path: tuple = ()) -> Iterator[tuple]:
     """The path of every value in a tree of mappings and lists."""
     if path:
         yield path
-    inner = tree.items() if isinstance(tree, dict) else enumerate(tree[:20]) if isinstance(tree, list) else ()
+    inner = (
+        tree.items()
+        if isinstance(tree, dict)
+        else enumerate(tree[:20])
+        if isinstance(tree, list)
+        else ()
+    )
     for key, value in inner:
         yield from _places(value, (*path, key))
 
@@ -135,7 +195,10 @@ def _drop_key(file: Path, chance: random.Random) -> str:
 
 
 def _add_key(file: Path, chance: random.Random) -> str:
-    name, value = chance.choice(KEYS), chance.choice((*VALUES, {"AutoTokenizer": ["code.Tokenizer", None]}))
+    name, value = (
+        chance.choice(KEYS),
+        chance.choice((*VALUES, {"AutoTokenizer": ["code.Tokenizer", None]})),
+    )
 
     def change(parent, key) -> str:
         (parent if isinstance(parent, dict) else {})[name] = value
@@ -251,16 +314,68 @@ def _header(file: Path, chance: random.Random, trap: Path) -> str:
     return f"header with another {how}"
 
 
-NUMBERS = ("-1", "0", "1e30", "1000000000000000000000000000000", "1e308", "nan", "inf", "-inf", "2", "0.5", "null", "x", "''", "[]",
-           "{}", "[1,2]", "true", "../../escaped", "/proc/x", "/dev/null", "${oc.env:HOME}", "${nothing}", "xx_YY")  # fmt: skip
+NUMBERS = (
+    "-1",
+    "0",
+    "1e30",
+    "1000000000000000000000000000000",
+    "1e308",
+    "nan",
+    "inf",
+    "-inf",
+    "2",
+    "0.5",
+    "null",
+    "x",
+    "''",
+    "[]",
+    "{}",
+    "[1,2]",
+    "true",
+    "../../escaped",
+    "/proc/x",
+    "/dev/null",
+    "${oc.env:HOME}",
+    "${nothing}",
+    "xx_YY",
+)
 
 
 def bad_arguments(keys: list[str], seed: int) -> list[str]:
     """Overrides of one or two of the settings ``keys``, or what is no override at all."""
     chance = random.Random(seed)
     if chance.random() < 0.15:
-        return [chance.choice(("~seed", "seed", "+seed=1", "=", "seed==1", "--nothing", "lang=x", "+lang=[", "+lang=nothing", "seed={",
-                               "trainer=nothing", "model=[tiny,small]", "+x.y=1", "++lang={eu:{}}", "~trainer", "langset.languages=null",
-                               "langset.languages={}", "--cfg", "-m seed=1", "hydra.run.dir=/proc/x", "seed=1,2", "\x1b[31m=1",
-                               "data.folder=/proc", "task=nothing", "+task.data.path=x"))]  # fmt: skip
-    return [f"{key}={chance.choice(NUMBERS)}" for key in chance.sample(keys, chance.choice((1, 1, 2)))]
+        return [
+            chance.choice(
+                (
+                    "~seed",
+                    "seed",
+                    "+seed=1",
+                    "=",
+                    "seed==1",
+                    "--nothing",
+                    "lang=x",
+                    "+lang=[",
+                    "+lang=nothing",
+                    "seed={",
+                    "trainer=nothing",
+                    "model=[tiny,small]",
+                    "+x.y=1",
+                    "++lang={eu:{}}",
+                    "~trainer",
+                    "langset.languages=null",
+                    "langset.languages={}",
+                    "--cfg",
+                    "-m seed=1",
+                    "hydra.run.dir=/proc/x",
+                    "seed=1,2",
+                    "\x1b[31m=1",
+                    "data.folder=/proc",
+                    "task=nothing",
+                    "+task.data.path=x",
+                )
+            )
+        ]
+    return [
+        f"{key}={chance.choice(NUMBERS)}" for key in chance.sample(keys, chance.choice((1, 1, 2)))
+    ]

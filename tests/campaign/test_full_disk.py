@@ -16,7 +16,9 @@ MOMENTS = [
     ("export", 1),
     ("report", 1),
 ]
-ALL = [(name, (i + 0.5) / count) for name, count in MOMENTS for i in range(count)]  # shares of the room that is needed
+ALL = [
+    (name, (i + 0.5) / count) for name, count in MOMENTS for i in range(count)
+]  # shares of the room that is needed
 SAMPLE = ("pretrain", 0.5)
 
 
@@ -30,13 +32,20 @@ def filled(trial, reference, small_disk, share: float) -> list[str]:
     trial.before(out)
     status, said = trial.run(out)
     faults = faults_of_what_is_left(trial, out, whole)
-    if status != 2 or "the disk is full" not in said or "Traceback" in said or f"\n{said}".count("\nerror: ") != 1:
+    if (
+        status != 2
+        or "the disk is full" not in said
+        or "Traceback" in said
+        or f"\n{said}".count("\nerror: ") != 1
+    ):
         faults.append(f"status {status}: {said[-3000:]}")
     subprocess.run(["mount", "-o", "remount,size=256m", str(out)], check=True)
     return faults + faults_of_going_on(trial, out, whole)
 
 
-def test_a_disk_that_fills_ends_a_command_with_a_message_and_loses_nothing(trials, reference, small_disk):
+def test_a_disk_that_fills_ends_a_command_with_a_message_and_loses_nothing(
+    trials, reference, small_disk
+):
     name, share = SAMPLE
     assert filled(trials[name], reference, small_disk, share) == []
 

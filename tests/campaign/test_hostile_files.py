@@ -26,7 +26,9 @@ def made(tmp_path_factory, tokenizer_folder) -> Path:
     """A base, a pack, and the base with that pack."""
     place = tmp_path_factory.mktemp("made")
     training = {"task": "mlm", "steps": 7}
-    make_pack(place, tokenizer_folder, [f"wa na ya {i}" for i in range(60)], pieces=40, training=training)
+    make_pack(
+        place, tokenizer_folder, [f"wa na ya {i}" for i in range(60)], pieces=40, training=training
+    )
     (place / "sw_KE").rename(place / "pack")
     install(place / "base", [place / "pack"], place / "model")
     return place
@@ -40,7 +42,10 @@ def uses(made: Path, here: Path) -> list[Callable[[], object]]:
             lambda: verify(pack, None),
             lambda: install(made / "base", [pack], out),
             lambda: inventory(pack),
-            lambda: (settings_that_differ(pack, made / "pack"), list(tensors_that_differ(pack, made / "pack"))),
+            lambda: (
+                settings_that_differ(pack, made / "pack"),
+                list(tensors_that_differ(pack, made / "pack")),
+            ),
         ]
     return [
         lambda: verify(model, None),
@@ -48,7 +53,10 @@ def uses(made: Path, here: Path) -> list[Callable[[], object]]:
         lambda: export(model, "sw_KE", here / "single"),
         lambda: export(model, "de_DE", here / "other"),
         lambda: inventory(model),
-        lambda: (settings_that_differ(model, made / "model"), list(tensors_that_differ(model, made / "model"))),
+        lambda: (
+            settings_that_differ(model, made / "model"),
+            list(tensors_that_differ(model, made / "model")),
+        ),
         lambda: XmodForMaskedLM.from_pretrained(model).tokenizer_for("sw_KE"),
     ]
 
@@ -63,8 +71,12 @@ def disturb(made: Path, here: Path, seed: int) -> list[str]:
         try:
             use()
         except (UserError, ProofError) as error:
-            if len(str(error)) > 7000 or not all(line.isprintable() for line in str(error).splitlines()):
-                faults.append(f"seed {seed}, use {number}: its message does not print: {str(error)!r}")
+            if len(str(error)) > 7000 or not all(
+                line.isprintable() for line in str(error).splitlines()
+            ):
+                faults.append(
+                    f"seed {seed}, use {number}: its message does not print: {str(error)!r}"
+                )
         except Exception as error:
             faults.append(f"seed {seed}, use {number}: {type(error).__name__}: {error}")
         if time.process_time() - begun > SECONDS:
@@ -72,20 +84,25 @@ def disturb(made: Path, here: Path, seed: int) -> list[str]:
     if (here / VICTIM).read_text() != NOT_OURS:
         faults.append(f"seed {seed}: wrote to a file of others")
     strange = {path.name for path in here.iterdir()} - {kind, "out", "single", "other", VICTIM}
-    return [f"{fault} ({said})" for fault in faults] + [f"seed {seed}: left {strange} ({said})"] * bool(
-        strange - {name for name in strange if name.endswith(".lock")}
-    )
+    return [f"{fault} ({said})" for fault in faults] + [
+        f"seed {seed}: left {strange} ({said})"
+    ] * bool(strange - {name for name in strange if name.endswith(".lock")})
 
 
 def campaign(made: Path, tmp_path: Path, seeds: range) -> list[str]:
-    before = sorted((str(p.relative_to(made)), p.read_bytes()) for p in made.rglob("*") if p.is_file())
+    before = sorted(
+        (str(p.relative_to(made)), p.read_bytes()) for p in made.rglob("*") if p.is_file()
+    )
     faults = []
     for seed in seeds:
         here = tmp_path / str(seed)
         here.mkdir()
         faults += disturb(made, here, seed)
         shutil.rmtree(here)
-    assert sorted((str(p.relative_to(made)), p.read_bytes()) for p in made.rglob("*") if p.is_file()) == before
+    assert (
+        sorted((str(p.relative_to(made)), p.read_bytes()) for p in made.rglob("*") if p.is_file())
+        == before
+    )
     assert not list(tmp_path.iterdir())
     return faults
 

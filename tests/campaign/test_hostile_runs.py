@@ -44,8 +44,16 @@ class Target:
 
     def strange(self) -> list[str]:
         """What lies outside of ``made`` and ``out``."""
-        found = [path for folder, known in ((self.here, ("made", "out", "out.html", "out_files")), (self.here.parent, ("b", VICTIM)), (self.top, ("a",)))
-                 for path in folder.iterdir() if path.name not in known]  # fmt: skip
+        found = [
+            path
+            for folder, known in (
+                (self.here, ("made", "out", "out.html", "out_files")),
+                (self.here.parent, ("b", VICTIM)),
+                (self.top, ("a",)),
+            )
+            for path in folder.iterdir()
+            if path.name not in known
+        ]
         return [str(path) for path in [*found, *Path("/tmp").glob("escaped*")]]
 
 
@@ -71,7 +79,9 @@ def faults_of(command: str, arguments: list[str], folder: Path) -> list[str]:
         faults.append(f"{err.count('error: ')} messages: {err[-300:]!r}")
     if status == 2 and len(err[err.find("error: ") :]) > SCREEN:
         faults.append(f"a message of {len(err)} characters")
-    if controls := sorted(set(re.findall(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", err.replace("\r", "")))):
+    if controls := sorted(
+        set(re.findall(r"[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", err.replace("\r", "")))
+    ):
         faults.append(f"control characters in the message: {controls}")
     if time.monotonic() - began > SECONDS / 2:
         faults.append(f"{time.monotonic() - began:.0f} seconds")
@@ -95,17 +105,52 @@ def campaign(place, stopped: Path, top: Path, numbers: range) -> list[str]:
     uses = [
         (stopped, lambda at: ("pretrain", place.arguments(*TOY, run=at.made))),
         (stopped, lambda at: ("report", [str(at.made), "--out", f"{at.out}.html"])),
-        (greek, lambda at: ("pretrain", place.arguments(*TOY, *GREEK, f"base={place.base}", run=at.made))),
+        (
+            greek,
+            lambda at: (
+                "pretrain",
+                place.arguments(*TOY, *GREEK, f"base={place.base}", run=at.made),
+            ),
+        ),
         (greek, lambda at: ("report", [str(at.made), "--out", f"{at.out}.html"])),
         (stopped, lambda at: ("pretrain", place.arguments(*TOY, "resume=never", run=at.made))),
         (greek, lambda at: ("packs", ["list", str(at.made)])),
-        (place.base, lambda at: ("pretrain", place.arguments(*TOY, *GREEK, f"base={at.made}", "plan=true", run=at.out))),
+        (
+            place.base,
+            lambda at: (
+                "pretrain",
+                place.arguments(*TOY, *GREEK, f"base={at.made}", "plan=true", run=at.out),
+            ),
+        ),
         (greek, lambda at: ("packs", ["verify", str(at.made)])),
-        (place.base, lambda at: ("pretrain", place.arguments(*TOY, *GREEK, f"runs={at.here}", f"data.folder={place.folder / 'runs' / 'prepared'}",
-                                                             "plan=true", run=at.out))),
-        (greek, lambda at: ("evaluate", [f"base={at.made}", "evaluate.parallel=[]", "trainer.threads=1", f"hydra.run.dir={at.out}",
-                                         f"data.folder={place.folder / 'runs' / 'prepared'}"])),
-    ]  # fmt: skip
+        (
+            place.base,
+            lambda at: (
+                "pretrain",
+                place.arguments(
+                    *TOY,
+                    *GREEK,
+                    f"runs={at.here}",
+                    f"data.folder={place.folder / 'runs' / 'prepared'}",
+                    "plan=true",
+                    run=at.out,
+                ),
+            ),
+        ),
+        (
+            greek,
+            lambda at: (
+                "evaluate",
+                [
+                    f"base={at.made}",
+                    "evaluate.parallel=[]",
+                    "trainer.threads=1",
+                    f"hydra.run.dir={at.out}",
+                    f"data.folder={place.folder / 'runs' / 'prepared'}",
+                ],
+            ),
+        ),
+    ]
     kept = {folder: stamps(folder) for folder in (place.base, greek, stopped)}
     wrong = []
     for number in numbers:
@@ -125,7 +170,11 @@ def campaign(place, stopped: Path, top: Path, numbers: range) -> list[str]:
             if stamps(folder) != before:
                 faults.append(f"{folder} has changed")
                 kept[folder] = stamps(folder)
-        wrong += [f"{number}, {command} {' '.join(arguments[-4:])}; {said}: {'; '.join(faults)}"] if faults else []
+        wrong += (
+            [f"{number}, {command} {' '.join(arguments[-4:])}; {said}: {'; '.join(faults)}"]
+            if faults
+            else []
+        )
         shutil.rmtree(target.top)
     return wrong
 
@@ -144,7 +193,9 @@ def keys_of(schema: type, prefix: str = "") -> list[str]:
     found = []
     for field in fields(schema):
         found += (
-            keys_of(field.type, f"{prefix}{field.name}.") if is_dataclass(field.type) else [f"{prefix}{field.name}"]
+            keys_of(field.type, f"{prefix}{field.name}.")
+            if is_dataclass(field.type)
+            else [f"{prefix}{field.name}"]
         )
     return found
 
@@ -153,7 +204,8 @@ def command_lines(place, top: Path, numbers: range) -> list[str]:
     """What is wrong with how plans end that have odd settings. A plan leaves nothing behind."""
     keys = [key for key in keys_of(PretrainConfig) if key not in ("plan", "lang")]
     keys += [
-        f"lang.greek.{key}" for key in ("code", "text", "vocabulary", "vocabulary_size", "embedding_init", "slot_init")
+        f"lang.greek.{key}"
+        for key in ("code", "text", "vocabulary", "vocabulary_size", "embedding_init", "slot_init")
     ]
     wrong = []
     for number in numbers:

@@ -26,7 +26,10 @@ def cut(trial, reference, tmp_path, *, on: int) -> list[str]:
             found = faults_of_what_is_left(trial, out, whole)
             if number in spread(len(cuts), on + 1)[1:]:
                 found += faults_of_going_on(trial, out, whole)
-            faults += [f"{trial.name}, {way}, cut after fsync {number} of {len(cuts)}: {fault}" for fault in found]
+            faults += [
+                f"{trial.name}, {way}, cut after fsync {number} of {len(cuts)}: {fault}"
+                for fault in found
+            ]
     return faults
 
 
@@ -36,5 +39,7 @@ def test_a_power_cut_leaves_nothing_half_that_counts_as_whole(trials, reference,
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_every_command_cut_off_anywhere_goes_on_to_the_same_bytes(name, trials, reference, tmp_path):
+def test_every_command_cut_off_anywhere_goes_on_to_the_same_bytes(
+    name, trials, reference, tmp_path
+):
     assert cut(trials[name], reference, tmp_path, on=ON) == []

@@ -14,9 +14,21 @@ from tests.campaign.driver import differences, tree
 from xmod_lab.errors import INTERRUPTED, TERMINATED
 
 MOMENTS = 6  # of each
-ASKED = {"SIGINT": INTERRUPTED, "SIGTERM": TERMINATED, "SIGHUP": INTERRUPTED, "SIGUSR1": INTERRUPTED}
-RUN = ["model.hidden_size=16", "model.num_attention_heads=2", "model.intermediate_size=16", "langset.vocabulary_size=400",
-       "trainer.max_steps=12", "trainer.rows_per_step=4", "trainer.checkpoint_every=4"]  # fmt: skip
+ASKED = {
+    "SIGINT": INTERRUPTED,
+    "SIGTERM": TERMINATED,
+    "SIGHUP": INTERRUPTED,
+    "SIGUSR1": INTERRUPTED,
+}
+RUN = [
+    "model.hidden_size=16",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=16",
+    "langset.vocabulary_size=400",
+    "trainer.max_steps=12",
+    "trainer.rows_per_step=4",
+    "trainer.checkpoint_every=4",
+]
 WAYS = {
     "loader's workers": ["data.workers=2"],
     "two processes": ["trainer.devices=2"],
@@ -38,7 +50,9 @@ def run(request, place, tmp_path_factory):
 
     def command(number: int | None = None, share: float = 1.0) -> tuple[int, float, str]:
         out = folder / "out"
-        arguments = place.arguments(*RUN, *WAYS[request.param], f"data.folder={out / 'prepared'}", run=out / "run")
+        arguments = place.arguments(
+            *RUN, *WAYS[request.param], f"data.folder={out / 'prepared'}", run=out / "run"
+        )
         arguments.append(f"runs={out / 'runs'}")
         process = place.run(arguments, start_new_session=True)
         if number is not None:
@@ -65,7 +79,9 @@ def faults_of(run, number: int, share: float) -> list[str]:
         return differences(out, reference)
     faults = [] if status == ASKED[number.name] else [f"exit status {status}"]
     faults += [f"it took {seconds:.1f} s to end"] if seconds > 10 else []
-    faults += [said[-1500:]] if "Traceback" in said or "Exception" in said or "Error" in said else []
+    faults += (
+        [said[-1500:]] if "Traceback" in said or "Exception" in said or "Error" in said else []
+    )
     faults += [f"{name} can be seen" for name in tree(out) if ".part" in name]
     again, _, said = command()
     return faults + ([said[-1500:]] if again else differences(out, reference))
@@ -77,5 +93,7 @@ def test_a_command_that_is_asked_to_stop_at_any_moment_goes_on_to_the_same_bytes
     for i in range(MOMENTS):
         number, share = signal.Signals[list(ASKED)[i % len(ASKED)]], moments.uniform(0.05, 1)
         shutil.rmtree(run[1], ignore_errors=True)
-        faults += [f"{number.name} after {share:.0%}: {fault}" for fault in faults_of(run, number, share)]
+        faults += [
+            f"{number.name} after {share:.0%}: {fault}" for fault in faults_of(run, number, share)
+        ]
     assert faults == []

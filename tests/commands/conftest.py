@@ -14,10 +14,21 @@ from tests.commands import forked
 from xmod_lab.text.corpus import EMBEDDED
 
 SMALL = [
-    "model.hidden_size=32", "model.num_hidden_layers=2", "model.intermediate_size=64", "data.row_length=32",
-    "trainer.rows_per_step=16", "trainer.checkpoint_every=2", "trainer.validate_every=4", "trainer.log_every=2",
-    "logger=csv", "langset=two", "data.workers=0", "data.score_passages=12", "trainer.threads=1", "trainer.precision=32-true",
-]  # fmt: skip
+    "model.hidden_size=32",
+    "model.num_hidden_layers=2",
+    "model.intermediate_size=64",
+    "data.row_length=32",
+    "trainer.rows_per_step=16",
+    "trainer.checkpoint_every=2",
+    "trainer.validate_every=4",
+    "trainer.log_every=2",
+    "logger=csv",
+    "langset=two",
+    "data.workers=0",
+    "data.score_passages=12",
+    "trainer.threads=1",
+    "trainer.precision=32-true",
+]
 EXTENSION = ["trainer.max_steps=20", "task.extend.peak_lr=2e-3"]
 LANGUAGE_TO_ADD = """# @package lang.{name}
 code: {code}
@@ -55,7 +66,9 @@ class Workplace:
         """The command in a process of its own."""
         return self.run(self.arguments(*overrides, run=run), **options)
 
-    def run(self, arguments: list[str], *, command: str = "pretrain", **options) -> subprocess.Popen:
+    def run(
+        self, arguments: list[str], *, command: str = "pretrain", **options
+    ) -> subprocess.Popen:
         """The command with just these arguments."""
         command = [sys.executable, "-m", f"xmod_lab.{command}", *arguments]
         environment = {**os.environ, "WANDB_SILENT": "true", **options.pop("env", {})}
@@ -69,7 +82,9 @@ class Workplace:
             **options,
         )
 
-    def call(self, *overrides: str, run: Path | str | None = None, **options) -> tuple[int, str, str]:
+    def call(
+        self, *overrides: str, run: Path | str | None = None, **options
+    ) -> tuple[int, str, str]:
         """Exit status, stdout and stderr of the command; with ``options`` of Popen in a process that is started anew."""
         if not options:
             return forked.call("pretrain", self.arguments(*overrides, run=run), self.folder)
@@ -100,9 +115,12 @@ def make_workplace(folder: Path, *, lines_each: int = 2000) -> Workplace:
     for code in ("en", "de", "el", "sw"):
         (folder / f"{code}.txt").write_text(lines(code, lines_each), encoding="utf-8")
     languages = "\n".join(
-        f"  {code}: {{text: {folder / file}}}" for code, file in (("en_XX", "en.txt"), ("de_DE", "de.txt"))
+        f"  {code}: {{text: {folder / file}}}"
+        for code, file in (("en_XX", "en.txt"), ("de_DE", "de.txt"))
     )
-    (folder / "conf" / "langset" / "two.yaml").write_text(f"vocabulary_size: 1000\nlanguages:\n{languages}\n")
+    (folder / "conf" / "langset" / "two.yaml").write_text(
+        f"vocabulary_size: 1000\nlanguages:\n{languages}\n"
+    )
     for name, code in (("greek", "el_GR"), ("swahili", "sw_KE")):
         content = LANGUAGE_TO_ADD.format(name=name, code=code, text=folder / f"{code[:2]}.txt")
         (folder / "conf" / "lang" / f"{name}.yaml").write_text(content)
@@ -122,6 +140,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 def extended(workplace: Workplace) -> Path:
     """The base with Greek and Swahili, added in one run."""
     run = workplace.folder / "both"
-    status, out, err = workplace.call("+lang=[greek,swahili]", f"base={workplace.base}", *EXTENSION, run=run)
+    status, out, err = workplace.call(
+        "+lang=[greek,swahili]", f"base={workplace.base}", *EXTENSION, run=run
+    )
     assert status == 0, err
     return run

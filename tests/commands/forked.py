@@ -18,7 +18,9 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([f"xmod_lab.{name}" for name in _PRELOADED.split()])
 
 
-def call(command: str, arguments: list[str], folder: Path, *, timeout: float = 300) -> tuple[int, str, str]:
+def call(
+    command: str, arguments: list[str], folder: Path, *, timeout: float = 300
+) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of ``python -m xmod_lab.<command> <arguments>`` in ``folder``."""
     with tempfile.TemporaryDirectory() as said:
         files = [Path(said) / name for name in ("out", "err")]
@@ -30,11 +32,15 @@ def call(command: str, arguments: list[str], folder: Path, *, timeout: float = 3
             process.kill()
             process.join()
         out, err = (file.read_text() if file.exists() else "" for file in files)
-    assert process.exitcode >= 0, f"{command} did not end within {timeout} seconds, or was killed: {err[-2000:]}"
+    assert process.exitcode >= 0, (
+        f"{command} did not end within {timeout} seconds, or was killed: {err[-2000:]}"
+    )
     return process.exitcode, out, err
 
 
-def _main(command: str, arguments: list[str], folder: Path, files: list[Path], environment: dict[str, str]) -> None:
+def _main(
+    command: str, arguments: list[str], folder: Path, files: list[Path], environment: dict[str, str]
+) -> None:
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.environ.clear()

@@ -50,11 +50,17 @@ def test_unknown_donor(refused, extend, tmp_path):
 
 
 def test_missing_and_empty_text(refused, extend, tmp_path):
-    assert "'nowhere.txt' does not exist" in refused(*extend, "lang.greek.text=nowhere.txt", run=tmp_path / "run")
+    assert "'nowhere.txt' does not exist" in refused(
+        *extend, "lang.greek.text=nowhere.txt", run=tmp_path / "run"
+    )
     (tmp_path / "empty.txt").write_text("")
-    assert "is empty" in refused(*extend, f"lang.greek.text={tmp_path / 'empty.txt'}", run=tmp_path / "run")
+    assert "is empty" in refused(
+        *extend, f"lang.greek.text={tmp_path / 'empty.txt'}", run=tmp_path / "run"
+    )
     (tmp_path / "blank.txt").write_text("\n \n")
-    assert "no text" in refused(*extend, f"lang.greek.text={tmp_path / 'blank.txt'}", run=tmp_path / "run")
+    assert "no text" in refused(
+        *extend, f"lang.greek.text={tmp_path / 'blank.txt'}", run=tmp_path / "run"
+    )
 
 
 def test_text_that_is_not_utf8(refused, extend, tmp_path):
@@ -93,26 +99,32 @@ def test_bases_that_are_no_language_model(refused, workplace, tmp_path):
     AutoTokenizer.from_pretrained(workplace.base / "model").save_pretrained(tmp_path / "headless")
     message = refused("+lang=greek", f"base={tmp_path / 'headless'}", run=tmp_path / "run")
     assert "lacks tensors of a language model" in message and "lm_head" in message
-    transformers.RobertaForMaskedLM(transformers.RobertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
-                                    ).save_pretrained(tmp_path / "roberta")  # fmt: skip
+    transformers.RobertaForMaskedLM(
+        transformers.RobertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
+    ).save_pretrained(tmp_path / "roberta")
     message = refused("+lang=greek", f"base={tmp_path / 'roberta'}", run=tmp_path / "run")
     assert "of type 'roberta', not xmod" in message
 
 
 def test_base_with_another_kind_of_slots(refused, extend, tmp_path):
     message = refused(*extend, "model=shared", run=tmp_path / "run")
-    assert "it has a slot for each language, one slot for all languages (model=shared) was asked for" in message
+    assert (
+        "it has a slot for each language, one slot for all languages (model=shared) was asked for"
+        in message
+    )
 
 
 @pytest.mark.parametrize("code", ["to", "False", "a.b", "../x", "é", ""])
 def test_codes_that_cannot_be_used(refused, tmp_path, code):
-    message = refused("+lang=greek", f"lang.greek.code='{code}'", run=tmp_path / "run")  # fmt: skip
+    message = refused("+lang=greek", f"lang.greek.code='{code}'", run=tmp_path / "run")
     assert "lang.greek.code" in message or "code" in message
 
 
 def test_two_lang_files_with_the_same_first_line(refused, workplace, tmp_path):
     folder = workplace.folder / "conf" / "lang"
-    (folder / "copied.yaml").write_text((folder / "greek.yaml").read_text().replace("el_GR", "xx_XX"))
+    (folder / "copied.yaml").write_text(
+        (folder / "greek.yaml").read_text().replace("el_GR", "xx_XX")
+    )
     assert "write '# @package lang.copied'" in refused("+lang=[greek,copied]", run=tmp_path / "run")
 
 
@@ -123,10 +135,16 @@ def test_code_that_exists_already(refused, extend, tmp_path):
 
 def test_all_faults_at_once(refused, tmp_path):
     message = refused(
-        "trainer.rows_per_step=0", "task.mask_rate=2", "+lang=greek", "lang.greek.code=en_XX", run=tmp_path / "run"
+        "trainer.rows_per_step=0",
+        "task.mask_rate=2",
+        "+lang=greek",
+        "lang.greek.code=en_XX",
+        run=tmp_path / "run",
     )
     assert "faults" in message
-    assert all(name in message for name in ("trainer.rows_per_step", "task.mask_rate", "lang.greek.code"))
+    assert all(
+        name in message for name in ("trainer.rows_per_step", "task.mask_rate", "lang.greek.code")
+    )
 
 
 def test_misspelt_key_and_wrong_type(refused, tmp_path):
@@ -146,12 +164,24 @@ def test_run_dir_that_is_read_only(workplace, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     run.chmod(0o555)
-    prefix = ["setpriv", "--bounding-set", "-dac_override", "--inh-caps", "-dac_override"] if os.geteuid() == 0 else []
+    prefix = (
+        ["setpriv", "--bounding-set", "-dac_override", "--inh-caps", "-dac_override"]
+        if os.geteuid() == 0
+        else []
+    )
     if prefix and not shutil.which("setpriv"):
         pytest.skip("root may write everywhere, and setpriv is not installed")
-    command = [*prefix, sys.executable, "-m", "xmod_lab.pretrain", *workplace.arguments("trainer.max_steps=2", run=run)]
+    command = [
+        *prefix,
+        sys.executable,
+        "-m",
+        "xmod_lab.pretrain",
+        *workplace.arguments("trainer.max_steps=2", run=run),
+    ]
     done = subprocess.run(command, cwd=workplace.folder, capture_output=True, text=True)
-    assert done.returncode == 2 and "hydra.run.dir" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert (
+        done.returncode == 2 and "hydra.run.dir" in done.stderr and "Traceback" not in done.stderr
+    ), done.stderr
     assert not list(run.iterdir())
 
 

@@ -18,19 +18,34 @@ from xmod_lab.reports.results import find_runs
 def nats_per_piece(data, base, *, attention: str) -> float:
     """Of English, by transformers' own model, which reads whole rows, or each passage of a row alone, from its <s> on. ``data``: where
     its text was prepared."""
-    theirs, info = transformers.XmodForCausalLM.from_pretrained(base / "model", output_loading_info=True)
+    theirs, info = transformers.XmodForCausalLM.from_pretrained(
+        base / "model", output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    prepared, = data.glob("en_XX-*/validation")  # fmt: skip
+    (prepared,) = data.glob("en_XX-*/validation")
     rows = torch.from_numpy(
-        np.stack(datasets.load_from_disk(prepared).with_format("numpy")["input_ids"]).astype(np.int64)
+        np.stack(datasets.load_from_disk(prepared).with_format("numpy")["input_ids"]).astype(
+            np.int64
+        )
     )
     ends = [[0, *((row == 2).nonzero().flatten() + 1).tolist(), len(row)] for row in rows]
-    parts = [[len(row)] if attention == "row" else np.diff(e).tolist() for row, e in zip(rows, ends, strict=True)]
+    parts = [
+        [len(row)] if attention == "row" else np.diff(e).tolist()
+        for row, e in zip(rows, ends, strict=True)
+    ]
     with torch.no_grad():
-        logits = [theirs.eval()(part[None], attention_mask=(part[None] != 1).long(), lang_ids=torch.zeros(1).long()).logits[0]
-                  for row, lengths in zip(rows, parts, strict=True) for part in row.split(lengths) if len(part)]  # fmt: skip
+        logits = [
+            theirs.eval()(
+                part[None], attention_mask=(part[None] != 1).long(), lang_ids=torch.zeros(1).long()
+            ).logits[0]
+            for row, lengths in zip(rows, parts, strict=True)
+            for part in row.split(lengths)
+            if len(part)
+        ]
     logits = torch.cat(logits).view(*rows.shape, -1)
-    labels = torch.where(rows <= 1, -100, rows)[:, 1:]  # every piece, the ends of passages too, and nothing else
+    labels = torch.where(rows <= 1, -100, rows)[
+        :, 1:
+    ]  # every piece, the ends of passages too, and nothing else
     return float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten()))
 
 
@@ -39,7 +54,7 @@ def code_lengths(data, base) -> list[float | None]:
     than a row, and for one with <unk>, which is charged for."""
     theirs = transformers.XmodForCausalLM.from_pretrained(base / "model").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(base / "model")
-    file, = data.glob("en_XX-*/validation.jsonl")  # fmt: skip
+    (file,) = data.glob("en_XX-*/validation.jsonl")
     bits = []
     for line in file.read_text().splitlines():
         ids = torch.tensor([tokenizer(json.loads(line))["input_ids"]])
@@ -48,21 +63,33 @@ def code_lengths(data, base) -> list[float | None]:
             continue
         with torch.no_grad():
             logits = theirs(ids, lang_ids=torch.zeros(1).long()).logits[0]
-        bits.append(float(torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="sum")) / math.log(2))
+        bits.append(
+            float(torch.nn.functional.cross_entropy(logits[:-1], ids[0, 1:], reduction="sum"))
+            / math.log(2)
+        )
     return bits
 
 
 def test_attention_across_a_row_is_that_of_transformers(workplace, tmp_path):
-    status, _, err = workplace.call("task=clm", "trainer.max_steps=4", "data.attention=row", f"data.folder={tmp_path / 'data'}",
-                                    run=tmp_path / "base")  # fmt: skip
+    status, _, err = workplace.call(
+        "task=clm",
+        "trainer.max_steps=4",
+        "data.attention=row",
+        f"data.folder={tmp_path / 'data'}",
+        run=tmp_path / "base",
+    )
     assert status == 0, err
     own = workplace.metrics(tmp_path / "base")["val/loss/en_XX"]
-    assert math.isclose(own, nats_per_piece(tmp_path / "data", tmp_path / "base", attention="row"), rel_tol=1e-5)
+    assert math.isclose(
+        own, nats_per_piece(tmp_path / "data", tmp_path / "base", attention="row"), rel_tol=1e-5
+    )
 
 
 def test_causal_base_and_extension(workplace, tmp_path):
     base, run = tmp_path / "base", tmp_path / "greek"
-    status, out, err = workplace.call("task=clm", "trainer.max_steps=30", f"data.folder={tmp_path / 'data'}", run=base)
+    status, out, err = workplace.call(
+        "task=clm", "trainer.max_steps=30", f"data.folder={tmp_path / 'data'}", run=base
+    )
     assert status == 0, err
     assert "exact likelihoods of held-out text, every piece, left to right" in out
     assert "bits per byte (mean of 2 languages)" in out + err
@@ -72,14 +99,27 @@ def test_causal_base_and_extension(workplace, tmp_path):
     assert metrics["val/loss/en_XX"] < metrics["before/val/loss/en_XX"]
     theirs = nats_per_piece(tmp_path / "data", base, attention="document")  # the default
     assert math.isclose(metrics["val/loss/en_XX"], theirs, rel_tol=1e-5)
-    assert not math.isclose(theirs, nats_per_piece(tmp_path / "data", base, attention="row"), rel_tol=1e-5)
-    kept, lengths = json.loads((base / "passages" / "en_XX.json").read_text()), code_lengths(tmp_path / "data", base)
+    assert not math.isclose(
+        theirs, nats_per_piece(tmp_path / "data", base, attention="row"), rel_tol=1e-5
+    )
+    kept, lengths = (
+        json.loads((base / "passages" / "en_XX.json").read_text()),
+        code_lengths(tmp_path / "data", base),
+    )
     assert len(kept["bits"]) == len(lengths) and sum(length is not None for length in lengths) > 20
-    assert all(math.isclose(a, b, rel_tol=1e-4) for a, b in zip(kept["bits"], lengths, strict=True) if b is not None)
+    assert all(
+        math.isclose(a, b, rel_tol=1e-4)
+        for a, b in zip(kept["bits"], lengths, strict=True)
+        if b is not None
+    )
 
-    status, _, err = workplace.call("+lang=greek", f"base={base}", *EXTENSION, run=tmp_path / "wrong")
+    status, _, err = workplace.call(
+        "+lang=greek", f"base={base}", *EXTENSION, run=tmp_path / "wrong"
+    )
     assert status == 2 and "set task=clm" in err
-    status, out, err = workplace.call("task=clm", "+lang=greek", f"base={base}", *EXTENSION, run=run)
+    status, out, err = workplace.call(
+        "task=clm", "+lang=greek", f"base={base}", *EXTENSION, run=run
+    )
     assert status == 0, err
     assert (
         "languages of the base: exact likelihoods" in out

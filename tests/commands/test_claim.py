@@ -4,8 +4,15 @@ import pytest
 
 from tests.commands.conftest import make_workplace
 
-LEARNS = ["model.hidden_size=64", "model.intermediate_size=256", "data.row_length=64", "trainer.max_steps=400",
-          "task.pretrain.peak_lr=3e-3", "trainer.validate_every=400", "trainer.checkpoint_every=400"]  # fmt: skip
+LEARNS = [
+    "model.hidden_size=64",
+    "model.intermediate_size=256",
+    "data.row_length=64",
+    "trainer.max_steps=400",
+    "task.pretrain.peak_lr=3e-3",
+    "trainer.validate_every=400",
+    "trainer.checkpoint_every=400",
+]
 
 
 @pytest.mark.slow

@@ -30,11 +30,16 @@ CODES = ["en_XX", "de_DE", "el_GR", "sw_KE"]
 def translations(tmp_path_factory):
     """Ten rows of English, German, Greek and a language that no model here has; two cells are empty."""
     path = tmp_path_factory.mktemp("parallel") / "ten.tsv"
-    columns = {"en": passages("en", 10, "val"), "de": passages("de", 10, "val"), "el": passages("el", 10, "val")}
+    columns = {
+        "en": passages("en", 10, "val"),
+        "de": passages("de", 10, "val"),
+        "el": passages("el", 10, "val"),
+    }
     columns["de"][4] = columns["el"][0] = ""
     rows = zip(range(10), *columns.values(), passages("fr", 10, "val"), strict=True)
     path.write_text(
-        "\n".join("\t".join(map(str, row)) for row in (("id", *columns, "fr"), *rows)) + "\n", encoding="utf-8"
+        "\n".join("\t".join(map(str, row)) for row in (("id", *columns, "fr"), *rows)) + "\n",
+        encoding="utf-8",
     )
     return path
 
@@ -45,8 +50,19 @@ def evaluate(workplace, monkeypatch, capfd):
 
     def call(*overrides: str, run) -> tuple[int, str, str]:
         monkeypatch.chdir(workplace.folder)
-        settings = ["langset=two", "data.row_length=32", "trainer.accelerator=cpu", f"runs={workplace.folder / 'runs'}"]
-        arguments = ["--config-dir", str(workplace.folder / "conf"), *settings, *overrides, f"hydra.run.dir={run}"]
+        settings = [
+            "langset=two",
+            "data.row_length=32",
+            "trainer.accelerator=cpu",
+            f"runs={workplace.folder / 'runs'}",
+        ]
+        arguments = [
+            "--config-dir",
+            str(workplace.folder / "conf"),
+            *settings,
+            *overrides,
+            f"hydra.run.dir={run}",
+        ]
         monkeypatch.setattr("sys.argv", ["evaluate", *arguments])
         with pytest.raises(SystemExit) as stop:
             main()
@@ -59,8 +75,13 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
     workplace, extended, evaluate, translations, tmp_path
 ):
     run = tmp_path / "run"
-    status, out, err = evaluate(f"base={extended}", "evaluate.pll=true", f"evaluate.parallel=[{translations}]",
-                                f"evaluate.control={extended / 'model'}", run=run)  # fmt: skip
+    status, out, err = evaluate(
+        f"base={extended}",
+        "evaluate.pll=true",
+        f"evaluate.parallel=[{translations}]",
+        f"evaluate.control={extended / 'model'}",
+        run=run,
+    )
     assert status == 0, err
     metrics, own = workplace.metrics(run), workplace.metrics(extended)
     for code in CODES:
@@ -72,7 +93,9 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
         assert metrics[f"slots/loss/{code}/{code}"] == metrics[f"val/loss/{code}"]
         assert metrics[f"val/perplexity/{code}"] == math.exp(metrics[f"val/loss/{code}"])
         assert metrics[f"pll/pieces/{code}"] > 5 * metrics[f"val/pieces/{code}"]
-        assert metrics[f"pll/loss/{code}"] == pytest.approx(metrics[f"val/loss/{code}"], rel=0.1)  # of the same text
+        assert metrics[f"pll/loss/{code}"] == pytest.approx(
+            metrics[f"val/loss/{code}"], rel=0.1
+        )  # of the same text
         for name in ("val/loss", "val/bpb", "unigram/bpb", "pll/loss", "slots/wrong/loss"):
             ends = [metrics[f"{name}/{code}/{end}"] for end in ("low", "high")]
             assert ends[0] < metrics[f"{name}/{code}"] < ends[1]
@@ -84,10 +107,15 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
         ] / sum(counts)
     assert metrics["recognition/rows/chance"] == 0.25 and metrics["val/exact"] == 0
     for code in ("en_XX", "de_DE"):
-        assert metrics[f"before/val/loss/{code}"] == own[f"before/val/loss/{code}"] == metrics[f"val/loss/{code}"]
+        assert (
+            metrics[f"before/val/loss/{code}"]
+            == own[f"before/val/loss/{code}"]
+            == metrics[f"val/loss/{code}"]
+        )
     assert "before/val/loss/el_GR" not in metrics
     assert (
-        "recorded itself: equal to the last bit" in err + out and "before and now: equal to the last bit" in err + out
+        "recorded itself: equal to the last bit" in err + out
+        and "before and now: equal to the last bit" in err + out
     )
     assert "'fr' is skipped: unknown language" in err + out and "pseudo-likelihoods" in out
 
@@ -98,31 +126,60 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
         end = "" if pair["arm"] == "target" else f"/{pair['arm']}"
         key = f"ten/top1/{pair['query']}/{pair['candidates']}/{pair['state']}{end}"
         assert metrics[f"retrieval/{key}"] == float(pair["top1"])
-    assert metrics["retrieval/ten/layer"] == 1 and 0 <= metrics["retrieval/ten/ngrams/top1/en_XX/de_DE"] <= 1
     assert (
-        metrics["retrieval/ten/against/control/target"] == metrics["retrieval/ten/against/control/centred"] == 0
+        metrics["retrieval/ten/layer"] == 1
+        and 0 <= metrics["retrieval/ten/ngrams/top1/en_XX/de_DE"] <= 1
+    )
+    assert (
+        metrics["retrieval/ten/against/control/target"]
+        == metrics["retrieval/ten/against/control/centred"]
+        == 0
     )  # it is the same model
-    assert metrics["recognition/ngrams/accuracy"] > 0.9 and (run / "recognition_ngrams.png").stat().st_size > 5000
+    assert (
+        metrics["recognition/ngrams/accuracy"] > 0.9
+        and (run / "recognition_ngrams.png").stat().st_size > 5000
+    )
     with (run / "slots.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     cells = {(row["text"], row["slot"]): float(row["loss"]) for row in rows}
-    assert {row["likelihood"] for row in rows} == {"pseudo"} and "others were added and now: pseudo-likelihoods" in out
-    assert len(cells) == 16 and all(metrics[f"slots/loss/{t}/{s}"] == loss for (t, s), loss in cells.items())
-    names = ("slots", "recognition_rows", "recognition_sentences", "retrieval_ten", "retrieval_ten_layers")
+    assert {row["likelihood"] for row in rows} == {
+        "pseudo"
+    } and "others were added and now: pseudo-likelihoods" in out
+    assert len(cells) == 16 and all(
+        metrics[f"slots/loss/{t}/{s}"] == loss for (t, s), loss in cells.items()
+    )
+    names = (
+        "slots",
+        "recognition_rows",
+        "recognition_sentences",
+        "retrieval_ten",
+        "retrieval_ten_layers",
+    )
     assert all((run / f"{name}.png").stat().st_size > 5000 for name in names)
 
     page, files = render(find_runs([run, extended]))
     assert page.index(">Adding languages<") < page.index(">Evaluation<")
     shown = list(csv.DictReader(io.StringIO(files["evaluate_retrieval_ten.csv"])))
-    assert len(shown) == 5 * 3 * 2 and {float(row["value"]) for row in shown} <= set(metrics.values())
-    assert {"evaluate_languages.tex", "evaluate_slots.tex", "evaluate_recognition.csv"} <= files.keys()
+    assert len(shown) == 5 * 3 * 2 and {float(row["value"]) for row in shown} <= set(
+        metrics.values()
+    )
+    assert {
+        "evaluate_languages.tex",
+        "evaluate_slots.tex",
+        "evaluate_recognition.csv",
+    } <= files.keys()
     assert (
         page.count('aria-label="loss of every text') == 1
         and "* the layer that was fixed in advance; by chance top-1" in page
     )
 
-    status, out, err = evaluate(f"base={extended}", "evaluate.pll=true", f"evaluate.parallel=[{translations}]",
-                                f"evaluate.control={extended / 'model'}", run=run)  # fmt: skip
+    status, out, err = evaluate(
+        f"base={extended}",
+        "evaluate.pll=true",
+        f"evaluate.parallel=[{translations}]",
+        f"evaluate.control={extended / 'model'}",
+        run=run,
+    )
     assert status == 0 and "nothing to do" in out + err
 
 
@@ -133,17 +190,27 @@ def foreign(request, tmp_path_factory, tokenizer_folder):
     kind = transformers.XmodForCausalLM if causal else transformers.XmodForMaskedLM
     torch.manual_seed(0)
     config = transformers.XmodConfig(
-        vocab_size=400, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24, is_decoder=causal,
-        max_position_embeddings=40, type_vocab_size=1, languages=["fr_XX", "de_DE", "en_XX"], initializer_range=0.2,
+        vocab_size=400,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        is_decoder=causal,
+        max_position_embeddings=40,
+        type_vocab_size=1,
+        languages=["fr_XX", "de_DE", "en_XX"],
+        initializer_range=0.2,
         default_language="en_XX",
-    )  # fmt: skip
+    )
     folder = tmp_path_factory.mktemp("foreign")
     kind(config).save_pretrained(folder)
     shutil.copytree(tokenizer_folder, folder, dirs_exist_ok=True)
     return folder, kind
 
 
-def test_a_folder_of_transformers_is_measured_alike(workplace, foreign, evaluate, translations, tmp_path):
+def test_a_folder_of_transformers_is_measured_alike(
+    workplace, foreign, evaluate, translations, tmp_path
+):
     """Its loss is the one that transformers computes itself; the language without text is named and left out."""
     folder, kind = foreign
     causal, run = kind is transformers.XmodForCausalLM, tmp_path / "run"
@@ -155,19 +222,27 @@ def test_a_folder_of_transformers_is_measured_alike(workplace, foreign, evaluate
     assert ("exact likelihoods" in out) == causal == bool(metrics["val/exact"]) and (
         "pll/loss/en_XX" in metrics
     ) != causal
-    assert "before and now" not in said and "retrieval/ten/top1/fr_XX/de_DE/layer1" in metrics  # which needs no text
+    assert (
+        "before and now" not in said and "retrieval/ten/top1/fr_XX/de_DE/layer1" in metrics
+    )  # which needs no text
 
     tokenizer, theirs = load_tokenizer(folder), kind.from_pretrained(folder).eval()
     source = Source(str(workplace.folder / "de.txt"))
     corpus = prepare_corpus("de_DE", source, tokenizer, length=32, folder=tmp_path)
-    scorer = Scorer(corpus, tokenizer, Objective("clm" if causal else "mlm", 0.3, "80-10-10", "row"))
+    scorer = Scorer(
+        corpus, tokenizer, Objective("clm" if causal else "mlm", 0.3, "80-10-10", "row")
+    )
     ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*scorer.masked, strict=True))
     with torch.no_grad():
         lang_ids = torch.full((len(ids),), 1)
-        logits = theirs(ids, attention_mask=(torch.from_numpy(scorer.rows) != 1).long(), lang_ids=lang_ids).logits
+        logits = theirs(
+            ids, attention_mask=(torch.from_numpy(scorer.rows) != 1).long(), lang_ids=lang_ids
+        ).logits
     if causal:
         logits, labels = logits[:, :-1], labels[:, 1:]
-    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+    loss = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE
+    )
     assert metrics["val/loss/de_DE"] == pytest.approx(float(loss), rel=1e-5)
 
 
@@ -183,14 +258,27 @@ def test_bad_input_is_refused_before_anything_is_written(workplace, foreign, eva
         ([f"base={folder}", "evaluate.parallel=[embedded:x,y.tsv]"], "2 faults"),
         ([f"base={folder}", "evaluate.plll=true"], "pll"),
         ([f"base={folder}", "evaluate.control=auto"], "control is 'auto'"),
-        ([f"base={folder}", f"evaluate.control={tmp_path / 'gone'}"], "evaluate.control: base '.*gone' does not exist"),
+        (
+            [f"base={folder}", f"evaluate.control={tmp_path / 'gone'}"],
+            "evaluate.control: base '.*gone' does not exist",
+        ),
         ([f"base={folder}", "data.row_length=64"], "positions"),
         ([f"base={workplace.base}", "data.row_length=16"], "data.row_length"),
-        ([f"base={workplace.base}", "langset.vocabulary_size=77"], "langset.vocabulary_size differs.*base=.*model"),
+        (
+            [f"base={workplace.base}", "langset.vocabulary_size=77"],
+            "langset.vocabulary_size differs.*base=.*model",
+        ),
         (["base=auto", f"runs={tmp_path / 'none'}"], "no finished run"),
-        ([f"base={folder}", "+langset.languages={sw_KE:{text:embedded:sw}}", "~langset.languages.en_XX", "~langset.languages.de_DE"],
-         "none of them is in the language set"),
-    ):  # fmt: skip
+        (
+            [
+                f"base={folder}",
+                "+langset.languages={sw_KE:{text:embedded:sw}}",
+                "~langset.languages.en_XX",
+                "~langset.languages.de_DE",
+            ],
+            "none of them is in the language set",
+        ),
+    ):
         status, _, err = evaluate(*overrides, run=run)
         assert status == 2 and re.search(words, err), (overrides, err)
         assert not (run / "config.yaml").exists() and not (run / "metrics.json").exists()
@@ -209,9 +297,13 @@ def test_one_slot_or_one_language_leaves_out_what_needs_two(workplace, foreign, 
     )
 
 
-def test_a_model_folder_reads_added_languages_with_their_own_vocabularies(workplace, extended, evaluate, tmp_path):
+def test_a_model_folder_reads_added_languages_with_their_own_vocabularies(
+    workplace, extended, evaluate, tmp_path
+):
     """The folder alone, and texts from the command line: the same figures as the run's own."""
-    texts = ",".join(f"{code}:{{text:{workplace.folder / code[:2]}.txt}}" for code in ("el_GR", "sw_KE"))
+    texts = ",".join(
+        f"{code}:{{text:{workplace.folder / code[:2]}.txt}}" for code in ("el_GR", "sw_KE")
+    )
     status, _, err = evaluate(
         f"base={extended / 'model'}",
         "evaluate.parallel=[]",
@@ -221,7 +313,11 @@ def test_a_model_folder_reads_added_languages_with_their_own_vocabularies(workpl
     )
     assert status == 0, err
     metrics, own = workplace.metrics(tmp_path / "run"), workplace.metrics(extended)
-    assert all(metrics[f"val/{unit}/{code}"] == own[f"val/{unit}/{code}"] for code in CODES for unit in ("loss", "bpb"))
+    assert all(
+        metrics[f"val/{unit}/{code}"] == own[f"val/{unit}/{code}"]
+        for code in CODES
+        for unit in ("loss", "bpb")
+    )
 
 
 def test_added_languages_of_a_model_folder_are_scored_where_their_text_is_known(
@@ -229,13 +325,21 @@ def test_added_languages_of_a_model_folder_are_scored_where_their_text_is_known(
 ):
     """By the run that it lies in; elsewhere by their packs, if the text is still there."""
     status, _, err = evaluate(
-        f"base={extended / 'model'}", "evaluate.parallel=[]", "data.score_passages=12", run=tmp_path / "run"
+        f"base={extended / 'model'}",
+        "evaluate.parallel=[]",
+        "data.score_passages=12",
+        run=tmp_path / "run",
     )
     assert status == 0, err
     metrics, own = workplace.metrics(tmp_path / "run"), workplace.metrics(extended)
-    assert all(metrics[f"val/{unit}/{code}"] == own[f"val/{unit}/{code}"] for code in CODES for unit in ("loss", "bpb"))
+    assert all(
+        metrics[f"val/{unit}/{code}"] == own[f"val/{unit}/{code}"]
+        for code in CODES
+        for unit in ("loss", "bpb")
+    )
     assert {
-        code: len(found) for code, found in json.loads((tmp_path / "run" / "samples.json").read_text()).items()
+        code: len(found)
+        for code, found in json.loads((tmp_path / "run" / "samples.json").read_text()).items()
     } == dict.fromkeys(CODES, 3)
 
     folder = shutil.copytree(extended / "model", tmp_path / "elsewhere")
@@ -246,4 +350,6 @@ def test_added_languages_of_a_model_folder_are_scored_where_their_text_is_known(
     status, out, err = evaluate(f"base={folder}", "evaluate.parallel=[]", run=tmp_path / "other")
     assert status == 0, err
     assert workplace.metrics(tmp_path / "other")["val/loss/el_GR"] == own["val/loss/el_GR"]
-    assert "sw_KE, which was added, is skipped: its text (gone.txt) is not here" in " ".join((out + err).split())
+    assert "sw_KE, which was added, is skipped: its text (gone.txt) is not here" in " ".join(
+        (out + err).split()
+    )

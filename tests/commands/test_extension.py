@@ -37,12 +37,17 @@ def test_logits_of_old_languages_are_bit_equal_after_extension(workplace, extend
         assert torch.equal(old(ids, lang_ids=lang_ids).logits, new(ids, lang_ids=lang_ids).logits)
 
 
-def test_figures_of_old_languages_are_equal_to_the_last_bit_and_the_new_ones_have_moved(workplace, extended):
+def test_figures_of_old_languages_are_equal_to_the_last_bit_and_the_new_ones_have_moved(
+    workplace, extended
+):
     metrics = workplace.metrics(extended)
     for unit in ("loss", "bpb"):
         for code in ("en_XX", "de_DE"):
             assert metrics[f"val/{unit}/{code}"] == metrics[f"before/val/{unit}/{code}"]
-            assert metrics[f"val/{unit}/{code}"] == workplace.metrics(workplace.base)[f"val/{unit}/{code}"]
+            assert (
+                metrics[f"val/{unit}/{code}"]
+                == workplace.metrics(workplace.base)[f"val/{unit}/{code}"]
+            )
         for code in ("el_GR", "sw_KE"):
             assert metrics[f"val/{unit}/{code}"] != metrics[f"before/val/{unit}/{code}"]
             assert f"unigram/{unit}/{code}" in metrics
@@ -55,7 +60,9 @@ def test_proof_is_saved_and_holds(extended):
 
 
 def test_each_pack_is_bit_identical_to_the_one_made_alone(workplace, extended, tmp_path):
-    status, _, err = workplace.call("+lang=swahili", f"base={workplace.base}", *EXTENSION, run=tmp_path / "alone")
+    status, _, err = workplace.call(
+        "+lang=swahili", f"base={workplace.base}", *EXTENSION, run=tmp_path / "alone"
+    )
     assert status == 0, err
     assert _files(tmp_path / "alone" / "pack" / "sw_KE") == _files(extended / "pack" / "sw_KE")
 
@@ -67,7 +74,11 @@ def test_packs_give_the_same_model_in_any_order(workplace, extended):
         for code in order:
             model.load_language(extended / "pack" / code)
         digests.append(tensor_digests(model))
-    assert digests[0] == digests[1] == tensor_digests(XmodForMaskedLM.from_pretrained(extended / "model"))
+    assert (
+        digests[0]
+        == digests[1]
+        == tensor_digests(XmodForMaskedLM.from_pretrained(extended / "model"))
+    )
 
 
 def test_only_the_new_language_is_in_the_checkpoints(extended):
@@ -78,7 +89,9 @@ def test_only_the_new_language_is_in_the_checkpoints(extended):
 
 def test_run_loads_in_transformers_with_our_logits(extended):
     ours = XmodForMaskedLM.from_pretrained(extended / "model").eval()
-    theirs, info = transformers.XmodForMaskedLM.from_pretrained(extended / "model", output_loading_info=True)
+    theirs, info = transformers.XmodForMaskedLM.from_pretrained(
+        extended / "model", output_loading_info=True
+    )
     assert not info["missing_keys"] and not info["unexpected_keys"]
     ids = torch.randint(5, 900, (4, 24), generator=torch.Generator().manual_seed(1))
     lang_ids = torch.tensor([1, 0, 0, 1])
@@ -100,7 +113,10 @@ def test_every_language_has_its_tokenizer_in_the_model_and_in_the_pack(extended,
         and greek.backend_tokenizer.to_str() == packed.backend_tokenizer.to_str()
     )
     pieces = json.loads(greek.backend_tokenizer.to_str())
-    assert pieces["model"]["type"] == "Unigram" and len({score for _, score in pieces["model"]["vocab"]}) > 300
+    assert (
+        pieces["model"]["type"] == "Unigram"
+        and len({score for _, score in pieces["model"]["vocab"]}) > 300
+    )
     assert len(pieces["added_tokens"]) == 5  # the special ones alone
     reference = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "spm.model"))
     assert greek(text, add_special_tokens=False)["input_ids"] == reference.encode(text)
@@ -124,8 +140,13 @@ def test_what_an_experiment_sets_is_asked_for_like_the_command_line(workplace, t
 
 
 def test_dropout_in_the_frozen_body_is_recorded_in_the_pack(workplace, extended, tmp_path):
-    status, _, err = workplace.call("+lang=swahili", "task.extend.dropout_in_frozen=true", f"base={workplace.base}",
-                                    "trainer.max_steps=2", run=tmp_path)  # fmt: skip
+    status, _, err = workplace.call(
+        "+lang=swahili",
+        "task.extend.dropout_in_frozen=true",
+        f"base={workplace.base}",
+        "trainer.max_steps=2",
+        run=tmp_path,
+    )
     assert status == 0, err
     for run, switch in ((tmp_path, True), (extended, False)):
         manifest = json.loads((run / "pack" / "sw_KE" / "manifest.json").read_text())
@@ -134,13 +155,22 @@ def test_dropout_in_the_frozen_body_is_recorded_in_the_pack(workplace, extended,
 
 def test_vocabulary_keep_trains_the_slot_alone(workplace, tmp_path):
     run = tmp_path / "keep"
-    status, out, err = workplace.call("+lang=swahili", "lang.swahili.vocabulary=keep", "lang.swahili.slot_init=copy:de_DE",
-                                      f"base={workplace.base}", "trainer.max_steps=2", run=run)  # fmt: skip
+    status, out, err = workplace.call(
+        "+lang=swahili",
+        "lang.swahili.vocabulary=keep",
+        "lang.swahili.slot_init=copy:de_DE",
+        f"base={workplace.base}",
+        "trainer.max_steps=2",
+        run=run,
+    )
     assert status == 0, err
     names = load_file(run / "pack" / "sw_KE" / "pack.safetensors").keys()
     assert names and all(".adapter_modules.sw_KE." in name for name in names)
     manifest = json.loads((run / "pack" / "sw_KE" / "manifest.json").read_text())
-    assert manifest["slot"] == {"init": "copy:de_DE", "donors": ["de_DE"]} and manifest["pieces"] is None
+    assert (
+        manifest["slot"] == {"init": "copy:de_DE", "donors": ["de_DE"]}
+        and manifest["pieces"] is None
+    )
 
 
 def test_a_language_added_after_another_is_the_one_added_alone(workplace, extended, tmp_path):
@@ -152,7 +182,11 @@ def test_a_language_added_after_another_is_the_one_added_alone(workplace, extend
     for code, run in (("el_GR", first), ("sw_KE", second)):
         assert _files(run / "pack" / code) == _files(extended / "pack" / code)
     metrics = workplace.metrics(second)
-    assert metrics["before/val/loss/el_GR"] == metrics["val/loss/el_GR"] == workplace.metrics(first)["val/loss/el_GR"]
+    assert (
+        metrics["before/val/loss/el_GR"]
+        == metrics["val/loss/el_GR"]
+        == workplace.metrics(first)["val/loss/el_GR"]
+    )
     model = XmodForMaskedLM.from_pretrained(second / "model")
     assert model.languages == ["en_XX", "de_DE", "el_GR", "sw_KE"]
     assert set(model.config.vocabularies) == {"el_GR", "sw_KE"}
@@ -184,8 +218,13 @@ def test_a_violated_proof_fails_the_run(workplace, tmp_path, monkeypatch, capsys
     assert stop.value.code == 1
     assert "does not hold" in capsys.readouterr().err
     assert not json.loads((tmp_path / "run" / "proof.json").read_text())["holds"]
-    assert not (tmp_path / "run" / "pack" / "el_GR").exists() and not (tmp_path / "run" / "metrics.json").exists()
+    assert (
+        not (tmp_path / "run" / "pack" / "el_GR").exists()
+        and not (tmp_path / "run" / "metrics.json").exists()
+    )
 
 
 def _files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }

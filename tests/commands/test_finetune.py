@@ -28,18 +28,28 @@ from xmod_lab.stages import finetuning
 from xmod_lab.text.corpus import EMBEDDED
 from xmod_lab.training.callbacks import BestWeights
 
-SMALL = ["trainer.max_steps=8", "trainer.checkpoint_every=2", "trainer.validate_every=2", "trainer.log_every=2", "logger=csv",
-         "task.seeds=2"]  # fmt: skip
+SMALL = [
+    "trainer.max_steps=8",
+    "trainer.checkpoint_every=2",
+    "trainer.validate_every=2",
+    "trainer.log_every=2",
+    "logger=csv",
+    "task.seeds=2",
+]
 
 
 def _config(workplace, base: Path | str, *overrides: str):
-    return composed(f"runs={workplace.folder / 'tuned'}", f"base={base}", *SMALL, *overrides, command="finetune")
+    return composed(
+        f"runs={workplace.folder / 'tuned'}", f"base={base}", *SMALL, *overrides, command="finetune"
+    )
 
 
 def finetune(cfg, run: RunDir):
     """As the command does it: without Lightning's warnings."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch|typing_extensions")
+        warnings.filterwarnings(
+            "ignore", module="pytorch_lightning|lightning_fabric|torch|typing_extensions"
+        )
         return finetuning.finetune(cfg, run)
 
 
@@ -54,16 +64,33 @@ def tuned(workplace, extended) -> Path:
 def test_every_language_is_tested_in_every_arm_with_intervals(tuned):
     metrics = json.loads((tuned / "metrics.json").read_text())
     for code in ("en_XX", "de_DE", "el_GR", "sw_KE"):
-        arms = ["target", "none", "wrong", "ngrams", "majority", *(["source", "upper"] if code != "en_XX" else [])]
+        arms = [
+            "target",
+            "none",
+            "wrong",
+            "ngrams",
+            "majority",
+            *(["source", "upper"] if code != "en_XX" else []),
+        ]
         for metric in ("accuracy", "macro_f1"):
             for arm in arms:
-                mean, *ends = (metrics.get(f"test/{metric}/{code}/{arm}{end}") for end in ("", "/low", "/high"))
+                mean, *ends = (
+                    metrics.get(f"test/{metric}/{code}/{arm}{end}") for end in ("", "/low", "/high")
+                )
                 assert (
-                    ends == [None, None] if code == "sw_KE" else 0 <= ends[0] <= mean <= ends[1] <= 1
+                    ends == [None, None]
+                    if code == "sw_KE"
+                    else 0 <= ends[0] <= mean <= ends[1] <= 1
                 )  # two templates
-    assert "test/accuracy/en_XX/source" not in metrics and "test/accuracy/fr_XX/target" not in metrics
+    assert (
+        "test/accuracy/en_XX/source" not in metrics and "test/accuracy/fr_XX/target" not in metrics
+    )
     assert 0 <= metrics["difference/accuracy/el_GR/target-source/p"] <= 1
-    for code, low, high in (("en_XX", 0.75, 0.87), ("de_DE", 0.2, 0.4), ("el_GR", 0, 0.1)):  # no model is in these
+    for code, low, high in (
+        ("en_XX", 0.75, 0.87),
+        ("de_DE", 0.2, 0.4),
+        ("el_GR", 0, 0.1),
+    ):  # no model is in these
         assert low < metrics[f"test/accuracy/{code}/ngrams"] < high
         gap = metrics[f"test/accuracy/{code}/target"] - metrics[f"test/accuracy/{code}/ngrams"]
         assert metrics[f"difference/accuracy/{code}/target-ngrams"] == pytest.approx(gap)
@@ -74,19 +101,40 @@ def test_every_language_is_tested_in_every_arm_with_intervals(tuned):
     with (tuned / "transfer.csv").open() as stream:
         lines = {(r["language"], r["metric"], r["arm"]): r for r in csv.DictReader(stream)}
     greek = lines["el_GR", "accuracy", "target"]
-    assert (greek["role"], greek["examples"], greek["clusters"], greek["seeds"]) == ("added", "161", "38", "2")
+    assert (greek["role"], greek["examples"], greek["clusters"], greek["seeds"]) == (
+        "added",
+        "161",
+        "38",
+        "2",
+    )
     assert float(greek["mean"]) == metrics["test/accuracy/el_GR/target"]
 
 
 def test_the_report_has_every_arm_every_paired_test_and_every_seed(tuned):
-    metrics, (page, files) = json.loads((tuned / "metrics.json").read_text()), render(find_runs([tuned]))
-    tables = {n: list(csv.DictReader(io.StringIO(files[f"{n}.csv"]))) for n in ("transfer", "paired", "seeds", "proof")}
+    metrics, (page, files) = (
+        json.loads((tuned / "metrics.json").read_text()),
+        render(find_runs([tuned])),
+    )
+    tables = {
+        n: list(csv.DictReader(io.StringIO(files[f"{n}.csv"])))
+        for n in ("transfer", "paired", "seeds", "proof")
+    }
     for name, kind in (("transfer", "test"), ("paired", "difference")):
-        found = {f"{kind}/{row['metric']}/{row['language']}/{row['arm']}": float(row["mean"]) for row in tables[name]}
-        assert found == {n: v for n, v in metrics.items() if n.startswith(f"{kind}/") and n.count("/") == 3}
+        found = {
+            f"{kind}/{row['metric']}/{row['language']}/{row['arm']}": float(row["mean"])
+            for row in tables[name]
+        }
+        assert found == {
+            n: v for n, v in metrics.items() if n.startswith(f"{kind}/") and n.count("/") == 3
+        }
     trained = {(row["language"], row["seed"]): float(row["seconds"]) for row in tables["seeds"]}
-    assert trained == {(c, s): metrics[f"train/seconds/{c}/seed{s}"] for c, s in trained} and len(trained) == 8
-    assert [row["holds"] for row in tables["proof"]] == ["True"] and 'did not move: <span class="good">' in page
+    assert (
+        trained == {(c, s): metrics[f"train/seconds/{c}/seed{s}"] for c, s in trained}
+        and len(trained) == 8
+    )
+    assert [row["holds"] for row in tables["proof"]] == [
+        "True"
+    ] and 'did not move: <span class="good">' in page
     assert f"{metrics['test/accuracy/el_GR/upper']:.3f}" in page and page.count("<svg") == 2
 
 
@@ -100,7 +148,9 @@ def test_figures_follow_from_the_predictions_that_are_kept(tuned):
         said = [labels[i] for i in kept["predictions"]["el_GR"]["target"][0]]
         shares.append(sum(a == b for a, b in zip(said, gold, strict=True)) / len(gold))
     assert metrics["test/accuracy/el_GR/target"] == pytest.approx(sum(shares) / 2)
-    assert metrics["test/accuracy/el_GR/majority"] == pytest.approx(max(map(gold.count, set(gold))) / len(gold))
+    assert metrics["test/accuracy/el_GR/majority"] == pytest.approx(
+        max(map(gold.count, set(gold))) / len(gold)
+    )
 
 
 def _intents(language: str, split: str) -> list[dict]:
@@ -127,13 +177,22 @@ def test_what_was_frozen_is_the_base_to_the_bit_and_the_rest_has_moved(extended,
 
 
 def test_a_fine_tuned_model_is_ready_for_a_pipeline_and_its_card_says_how_it_is_used(tuned):
-    found = transformers.pipeline("text-classification", model=str(tuned / "model"), device="cpu")("turn on the light")
+    found = transformers.pipeline("text-classification", model=str(tuned / "model"), device="cpu")(
+        "turn on the light"
+    )
     model = XmodForSequenceClassification.from_pretrained(tuned / "model")
     labels = list(model.config.id2label.values())
     assert found[0]["label"] in labels and model.config.default_language == "en_XX"
     card = (tuned / "model/README.md").read_text()
-    for words in ("xmod_lab.XmodForSequenceClassification.from_pretrained", 'tokenizer_for("de_DE")', "## Labels\n\n13: `HassCancelTimer`, ",
-                  "| sources | embedded:intents |", "| train | 483 |", "el_GR 161", "Inputs without `lang_ids` are in en_XX"):  # fmt: skip
+    for words in (
+        "xmod_lab.XmodForSequenceClassification.from_pretrained",
+        'tokenizer_for("de_DE")',
+        "## Labels\n\n13: `HassCancelTimer`, ",
+        "| sources | embedded:intents |",
+        "| train | 483 |",
+        "el_GR 161",
+        "Inputs without `lang_ids` are in en_XX",
+    ):
         assert words in card
     scope = {"FOLDER": str(tuned / "model")}
     code = [
@@ -148,8 +207,15 @@ def test_a_fine_tuned_model_is_ready_for_a_pipeline_and_its_card_says_how_it_is_
 def test_weights_are_those_of_the_step_that_the_source_s_development_split_likes_best(tuned):
     metrics = json.loads((tuned / "metrics.json").read_text())
     with (tuned / "metrics.csv").open() as stream:
-        rows = [row for row in csv.DictReader(stream) if row["val/accuracy/en_XX/seed1"] and row["step"] != "0"]
-    best = max(rows, key=lambda r: (float(r["val/accuracy/en_XX/seed1"]), -float(r["val/loss/en_XX/seed1"])))
+        rows = [
+            row
+            for row in csv.DictReader(stream)
+            if row["val/accuracy/en_XX/seed1"] and row["step"] != "0"
+        ]
+    best = max(
+        rows,
+        key=lambda r: (float(r["val/accuracy/en_XX/seed1"]), -float(r["val/loss/en_XX/seed1"])),
+    )
     assert metrics["train/best_step/en_XX/seed1"] == int(best["step"])
     assert metrics["val/accuracy/en_XX/seed1"] == float(best["val/accuracy/en_XX/seed1"])
 
@@ -160,15 +226,24 @@ def test_slots_of_utterances_are_tagged_and_the_table_says_that_one_tag_for_all_
     cfg = _config(workplace, extended, "task=slots", "trainer.max_steps=4", "task.seeds=1")
     transfer = finetune(cfg, RunDir(tmp_path / "run"))
     assert "names no span: 0 by definition" in capfd.readouterr().out.replace("\n", " ")
-    assert {lang.code for lang in transfer.languages} == {"en_XX", "de_DE", "el_GR"}  # Swahili has no slots with values
+    assert {lang.code for lang in transfer.languages} == {
+        "en_XX",
+        "de_DE",
+        "el_GR",
+    }  # Swahili has no slots with values
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
-    assert metrics["test/span_f1/el_GR/majority"] == 0 and 0.5 < metrics["test/accuracy/el_GR/majority"] < 1
+    assert (
+        metrics["test/span_f1/el_GR/majority"] == 0
+        and 0.5 < metrics["test/accuracy/el_GR/majority"] < 1
+    )
     assert [language.chance("span_f1") for language in transfer.languages] == [None] * 3
     for other in (extended, tmp_path / "nothing"):
         with pytest.raises(UserError, match="no finished run of a tagging task"):
             scores(other)
     header, rows = scores(tmp_path / "run")
-    assert header[:5] == ("language", "all", "n-grams", "digits", "digits, typed") and header[5:] == (
+    assert header[:5] == ("language", "all", "n-grams", "digits", "digits, typed") and header[
+        5:
+    ] == (
         "area",
         "color",
         "device",
@@ -184,13 +259,17 @@ def test_slots_of_utterances_are_tagged_and_the_table_says_that_one_tag_for_all_
     assert metrics["test/span_f1/en_XX/ngrams"] > 0.8 > 0.4 > metrics["test/span_f1/de_DE/ngrams"]
 
 
-def test_a_language_of_another_format_in_the_base_is_refused_before_anything_is_trained(workplace, extended, tmp_path):
+def test_a_language_of_another_format_in_the_base_is_refused_before_anything_is_trained(
+    workplace, extended, tmp_path
+):
     base, run = shutil.copytree(extended / "model", tmp_path / "base"), tmp_path / "run"
     manifest = base / "languages/el_GR/manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 1}))
     with pytest.raises(UserError, match="format 1, this version reads"):
         finetune(_config(workplace, base), RunDir(run))
-    status, _, err = workplace.call("+lang=new_lang", "lang.new_lang.code=tr_TR", f"base={base}", run=run)
+    status, _, err = workplace.call(
+        "+lang=new_lang", "lang.new_lang.code=tr_TR", f"base={base}", run=run
+    )
     assert status == 2 and "format 1, this version reads" in err
     assert not (run / "config.yaml").exists()
 
@@ -221,7 +300,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(workplace, extended, tuned):
     for file in ("model/model.safetensors", "transfer.csv"):
         assert (run / file).read_bytes() == (tuned / file).read_bytes()
     figures = [json.loads((r / "metrics.json").read_text()) for r in (run, tuned)]
-    assert [{k: v for k, v in f.items() if "second" not in k} for f in figures][0].items() <= figures[1].items()
+    assert [{k: v for k, v in f.items() if "second" not in k} for f in figures][
+        0
+    ].items() <= figures[1].items()
     assert finetune(_config(workplace, extended, "task.upper=true"), RunDir(run)) is None
 
 
@@ -238,8 +319,15 @@ def test_auto_is_the_newest_run_that_knows_the_source_and_the_command_draws_its_
         main()
     out = capfd.readouterr().out
     assert stopped.value.code == 0
-    assert f"that knows en: {extended}" in out.replace("\n", "") and "trains" in out and "frozen" in out
-    assert all(word in out for word in ("el_GR (added)", "en_XX (source)", "majority", "target slot minus others"))
+    assert (
+        f"that knows en: {extended}" in out.replace("\n", "")
+        and "trains" in out
+        and "frozen" in out
+    )
+    assert all(
+        word in out
+        for word in ("el_GR (added)", "en_XX (source)", "majority", "target slot minus others")
+    )
     assert (run / "transfer.png").stat().st_size > 10_000
     with pytest.raises(UserError, match="no finished run .* knows 'fi'"):
         finetune(_config(workplace, "auto", "task.source=fi"), RunDir(workplace.folder / "none"))
@@ -266,7 +354,9 @@ def test_a_frozen_tensor_that_moves_fails_the_run(workplace, extended, tmp_path,
         ({"label": "HassFly"}, "label 'HassFly' is not in the source's training split"),
     ],
 )
-def test_data_that_does_not_fit_is_refused_before_anything_is_written(workplace, extended, tmp_path, change, message):
+def test_data_that_does_not_fit_is_refused_before_anything_is_written(
+    workplace, extended, tmp_path, change, message
+):
     rows = [
         {**row, "language": row["lang"]}
         for c in ("en", "de")
@@ -281,15 +371,24 @@ def test_data_that_does_not_fit_is_refused_before_anything_is_written(workplace,
     source = change.get("source", "en")
     with pytest.raises(UserError, match=message):
         finetune(
-            _config(workplace, extended, f"task.data.path={tmp_path}/x.jsonl", f"task.source={source}"),
+            _config(
+                workplace, extended, f"task.data.path={tmp_path}/x.jsonl", f"task.source={source}"
+            ),
             RunDir(tmp_path / "run"),
         )
     assert not (tmp_path / "run").exists()
 
 
 def test_all_faults_of_a_configuration_are_listed_at_once():
-    cfg = composed("task.kind=parsing", "task.seeds=0", "trainer.precision=fp8", "trainer.max_tokens=9", "base=nowhere",
-                   "trainer.devices=2", command="finetune")  # fmt: skip
+    cfg = composed(
+        "task.kind=parsing",
+        "task.seeds=0",
+        "trainer.precision=fp8",
+        "trainer.max_tokens=9",
+        "base=nowhere",
+        "trainer.devices=2",
+        command="finetune",
+    )
     with pytest.raises(UserError, match="6 faults") as caught:
         validate_finetune(cfg)
     assert all(
@@ -297,10 +396,17 @@ def test_all_faults_of_a_configuration_are_listed_at_once():
         for word in ("task.kind", "classification", "task.seeds", "fp8", "examples", "nowhere")
     )
     for override, words in (
-        (f"task.seeds={10**30}", "allowed is 1 to 1,000"), (f"seed={2**32}", "allowed is 0 to 4,294,967,295"),
-        ("++task.data.columns.txt=x", "task.data.columns.txt names nothing; allowed are text, label, language, split, group. Did you mean 'text'"),
-        ("++task.data.splits.validation=dev", "task.data.splits.validation names nothing; allowed are train, dev, test"),
-    ):  # fmt: skip
+        (f"task.seeds={10**30}", "allowed is 1 to 1,000"),
+        (f"seed={2**32}", "allowed is 0 to 4,294,967,295"),
+        (
+            "++task.data.columns.txt=x",
+            "task.data.columns.txt names nothing; allowed are text, label, language, split, group. Did you mean 'text'",
+        ),
+        (
+            "++task.data.splits.validation=dev",
+            "task.data.splits.validation names nothing; allowed are train, dev, test",
+        ),
+    ):
         with pytest.raises(UserError, match="1 fault") as caught:
             validate_finetune(composed(override, command="finetune"))
         assert words in str(caught.value)

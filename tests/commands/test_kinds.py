@@ -10,7 +10,10 @@ from tests.test_project import composed
 from xmod_lab.errors import UserError
 from xmod_lab.runs.run import RunDir
 
-WORDS = {"en": "the file is in London today".split(), "el": "το αρχείο είναι στη Λάρισα σήμερα".split()}
+WORDS = {
+    "en": "the file is in London today".split(),
+    "el": "το αρχείο είναι στη Λάρισα σήμερα".split(),
+}
 TAGS = ["O", "O", "O", "O", "B-LOC", "O"]
 
 
@@ -18,14 +21,17 @@ def _files(folder: Path, kind: str) -> None:
     for language, words in WORDS.items():
         for split in ("train", "dev", "test"):
             place = (
-                folder / f"{language}.{split}.{'json' if kind == 'qa' else 'conll' if kind == 'tagging' else 'jsonl'}"
+                folder
+                / f"{language}.{split}.{'json' if kind == 'qa' else 'conll' if kind == 'tagging' else 'jsonl'}"
             )
             if kind == "tagging":
                 sentence = "".join(f"{word} {tag}\n" for word, tag in zip(words, TAGS, strict=True))
                 place.write_text(f"{sentence}\n" * 8)
             elif kind == "choice":
                 row = {"text": " ".join(words), "choices": [words[1], words[4]]}
-                place.write_text("".join(json.dumps({**row, "label": i % 2}) + "\n" for i in range(8)))
+                place.write_text(
+                    "".join(json.dumps({**row, "label": i % 2}) + "\n" for i in range(8))
+                )
             else:
                 context = " ".join(words * 60)  # longer than the positions: windows
                 answers = [{"text": words[4], "answer_start": context.index(words[4])}]
@@ -36,16 +42,39 @@ def _files(folder: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "suffix", "metric", "arms"),
-    [("tagging", "conll", "span_f1", {"target", "source", "none", "wrong", "majority", "ngrams"}),
-     ("qa", "json", "f1", {"target", "source", "none", "wrong"}),
-     ("choice", "jsonl", "accuracy", {"target", "source", "none", "wrong", "majority", "ngrams"})],
-)  # fmt: skip
-def test_a_task_of_that_kind_runs_from_files_to_figures(extended, tmp_path, kind, suffix, metric, arms):
+    [
+        (
+            "tagging",
+            "conll",
+            "span_f1",
+            {"target", "source", "none", "wrong", "majority", "ngrams"},
+        ),
+        ("qa", "json", "f1", {"target", "source", "none", "wrong"}),
+        (
+            "choice",
+            "jsonl",
+            "accuracy",
+            {"target", "source", "none", "wrong", "majority", "ngrams"},
+        ),
+    ],
+)
+def test_a_task_of_that_kind_runs_from_files_to_figures(
+    extended, tmp_path, kind, suffix, metric, arms
+):
     _files(tmp_path, kind)
     path = f"task.data.path={tmp_path}/@language.@split.{suffix}"
     fields = ["task.tests=null", "task.data.held_out=null"] if kind == "qa" else []
-    cfg = composed(f"task={kind}", path, *fields, f"base={extended}", *SMALL, "task.seeds=1", "trainer.rows_per_step=4",
-                   "trainer.max_steps=2", command="finetune")  # fmt: skip
+    cfg = composed(
+        f"task={kind}",
+        path,
+        *fields,
+        f"base={extended}",
+        *SMALL,
+        "task.seeds=1",
+        "trainer.rows_per_step=4",
+        "trainer.max_steps=2",
+        command="finetune",
+    )
     transfer = finetune(cfg, RunDir(tmp_path / "run"))
     greek = next(language for language in transfer.languages if language.code == "el_GR")
     assert greek.arms[metric].keys() == arms
@@ -65,5 +94,8 @@ def test_a_metric_that_the_labels_do_not_allow_is_refused(extended, tmp_path):
         *SMALL,
         command="finetune",
     )
-    with pytest.raises(UserError, match="task.metric is 'span_f1', but the labels .*DET, NOUN.* allow accuracy alone"):
+    with pytest.raises(
+        UserError,
+        match="task.metric is 'span_f1', but the labels .*DET, NOUN.* allow accuracy alone",
+    ):
         finetune(cfg, RunDir(tmp_path / "run"))

@@ -36,40 +36,69 @@ def command(monkeypatch, capsys):
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
-def test_packs_installed_by_the_command_are_the_model_of_the_run_file_by_file(workplace, extended, command, tmp_path):
+def test_packs_installed_by_the_command_are_the_model_of_the_run_file_by_file(
+    workplace, extended, command, tmp_path
+):
     base, made = workplace.base, [extended / "pack" / code for code in ("el_GR", "sw_KE")]
     status, out, err = command(packs.main, "install", base, *made, "--out", tmp_path / "all")
     assert status == 0 and "el_GR, sw_KE" in out, err
     assert files(tmp_path / "all") == files(extended / "model")
-    assert command(packs.main, "install", base, extended, "--out", tmp_path / "same")[0] == 0  # all packs of a run
+    assert (
+        command(packs.main, "install", base, extended, "--out", tmp_path / "same")[0] == 0
+    )  # all packs of a run
     assert files(tmp_path / "same") == files(extended / "model")
-    listed = [command(packs.main, "list", extended / place)[1] for place in ("pack", "pack/el_GR", "pack/sw_KE")]
-    assert "el_GR" in listed[0] and "sw_KE" in listed[0] and "sw_KE" not in listed[1]  # a folder of packs
-    status, out, err = command(packs.main, "remove", tmp_path / "all", "el_GR", "--out", tmp_path / "less")
-    assert status == 0 and "sw_KE is 2 in lang_ids now, and was 3: change stored numbers" in out, err
-    status, out, err = command(packs.main, "remove", tmp_path / "all", "el_GR", "sw_KE", "--out", tmp_path / "back")
+    listed = [
+        command(packs.main, "list", extended / place)[1]
+        for place in ("pack", "pack/el_GR", "pack/sw_KE")
+    ]
+    assert (
+        "el_GR" in listed[0] and "sw_KE" in listed[0] and "sw_KE" not in listed[1]
+    )  # a folder of packs
+    status, out, err = command(
+        packs.main, "remove", tmp_path / "all", "el_GR", "--out", tmp_path / "less"
+    )
+    assert status == 0 and "sw_KE is 2 in lang_ids now, and was 3: change stored numbers" in out, (
+        err
+    )
+    status, out, err = command(
+        packs.main, "remove", tmp_path / "all", "el_GR", "sw_KE", "--out", tmp_path / "back"
+    )
     assert status == 0 and files(tmp_path / "back") == files(base / "model"), err
 
 
 def test_a_run_a_pack_and_a_model_are_verified_and_shown(workplace, extended, command, tmp_path):
     status, out, err = command(packs.main, "verify", extended)
-    assert status == 0 and "logits of its languages" in out and "pack el_GR" in out and "verified" in out, err
-    status, out, err = command(packs.main, "verify", extended / "pack" / "el_GR", "--base", workplace.base)
+    assert (
+        status == 0
+        and "logits of its languages" in out
+        and "pack el_GR" in out
+        and "verified" in out
+    ), err
+    status, out, err = command(
+        packs.main, "verify", extended / "pack" / "el_GR", "--base", workplace.base
+    )
     assert status == 0 and "equal to the last bit" in out, err
     metrics = workplace.metrics(extended)
     status, out, err = command(packs.main, "list", extended, extended / "pack" / "el_GR")
     assert status == 0 and out.count(told(metrics, "val/bpb/el_GR")) == 2, err
     assert told(metrics, "val/bpb/de_DE") in out
-    status, out, err = command(packs.main, "diff", extended / "pack" / "el_GR", extended / "pack" / "sw_KE")
+    status, out, err = command(
+        packs.main, "diff", extended / "pack" / "el_GR", extended / "pack" / "sw_KE"
+    )
     assert status == 0 and "code: el_GR | sw_KE" in out
     assert "no difference" in command(packs.main, "diff", extended, extended / "model")[1]
 
 
 def test_the_cards_of_a_base_and_of_what_it_has_become(workplace, extended):
-    base, grown = (huggingface_hub.ModelCard.load(run / "model" / "README.md") for run in (workplace.base, extended))
+    base, grown = (
+        huggingface_hub.ModelCard.load(run / "model" / "README.md")
+        for run in (workplace.base, extended)
+    )
     metrics = workplace.metrics(workplace.base)
     assert {r.dataset_config: r.metric_value for r in base.data.eval_results} == {
         c: metrics[f"val/bpb/{c}"] for c in ("en_XX", "de_DE")
@@ -105,13 +134,17 @@ def test_a_run_whose_model_was_changed_is_found_out_with_status_1(extended, comm
     assert status == 2 and "has no pack of el_GR" in err
 
 
-def test_a_run_whose_base_is_gone_is_verified_by_the_digests_in_its_proof(extended, command, tmp_path):
+def test_a_run_whose_base_is_gone_is_verified_by_the_digests_in_its_proof(
+    extended, command, tmp_path
+):
     """Logits are rounded otherwise on another machine: where every tensor is the same, that is said and is no fault."""
     shutil.copytree(extended, tmp_path / "run")
     config, proof = tmp_path / "run" / "config.yaml", tmp_path / "run" / "proof.json"
     config.write_text(re.sub(r"(?m)^base: .*$", f"base: {tmp_path / 'gone'}", config.read_text()))
     status, out, err = command(packs.main, "verify", tmp_path / "run")
-    assert status == 0 and "the digests in proof.json" in out and "2 equal to the last bit" in out, err
+    assert (
+        status == 0 and "the digests in proof.json" in out and "2 equal to the last bit" in out
+    ), err
     stored = json.loads(proof.read_text())
     stored["logits"]["de_DE"]["before"] = "0" * 64
     proof.write_text(json.dumps(stored))
@@ -127,17 +160,32 @@ def test_a_run_whose_base_is_gone_is_verified_by_the_digests_in_its_proof(extend
     ("arguments", "message"),
     [
         (("install", "BASE", "EXTENDED", "--out", "BASE"), "exists already; choose a new folder"),
-        (("install", "EXTENDED", "EXTENDED", "--out", "OUT"), "exists in this model already as '.*'; remove it first"),
+        (
+            ("install", "EXTENDED", "EXTENDED", "--out", "OUT"),
+            "exists in this model already as '.*'; remove it first",
+        ),
         (
             ("install", "BASE", "BASE", "--out", "OUT"),
             "neither a pack .*, nor a folder of packs, nor a run dir with packs",
         ),
-        (("install", "nowhere", "EXTENDED", "--out", "OUT"), "'nowhere' does not exist, and is no hub id"),
-        (("remove", "EXTENDED", "el_GX", "--out", "OUT"), "unknown language 'el_GX'.*Did you mean 'el_GR'"),
-        (("export", "EXTENDED", "el_GX", "--out", "OUT"), "unknown language 'el_GX'.*Did you mean 'el_GR'"),
+        (
+            ("install", "nowhere", "EXTENDED", "--out", "OUT"),
+            "'nowhere' does not exist, and is no hub id",
+        ),
+        (
+            ("remove", "EXTENDED", "el_GX", "--out", "OUT"),
+            "unknown language 'el_GX'.*Did you mean 'el_GR'",
+        ),
+        (
+            ("export", "EXTENDED", "el_GX", "--out", "OUT"),
+            "unknown language 'el_GX'.*Did you mean 'el_GR'",
+        ),
         (("verify", "EXTENDED", "--base", "EXTENDED"), "is not the base of"),
         (("list", "nowhere"), "'nowhere' does not exist"),
-        (("list", "CONF"), "'.*conf' is neither a pack .with manifest.json., nor a folder of packs, nor a run dir"),
+        (
+            ("list", "CONF"),
+            "'.*conf' is neither a pack .with manifest.json., nor a folder of packs, nor a run dir",
+        ),
         (("diff", "EXTENDED", "nowhere"), "'nowhere' does not exist"),
         (("instal", "BASE"), "invalid choice: 'instal'"),
     ],
@@ -145,7 +193,12 @@ def test_a_run_whose_base_is_gone_is_verified_by_the_digests_in_its_proof(extend
 def test_bad_input_is_named_with_status_2_and_nothing_is_written(
     workplace, extended, command, tmp_path, arguments, message
 ):
-    places = {"BASE": workplace.base, "EXTENDED": extended, "OUT": tmp_path / "out", "CONF": workplace.folder / "conf"}
+    places = {
+        "BASE": workplace.base,
+        "EXTENDED": extended,
+        "OUT": tmp_path / "out",
+        "CONF": workplace.folder / "conf",
+    }
     status, out, err = command(packs.main, *(places.get(a, a) for a in arguments))
     assert status == 2 and list(tmp_path.iterdir()) == []
     assert re.search(message, err.replace("\n", " ")), err
@@ -168,25 +221,42 @@ def test_a_reader_of_the_output_who_has_read_enough_is_no_bug(monkeypatch, capfd
         guarded(elsewhere)
 
 
-def test_a_text_of_ones_own_ends_in_a_verified_pack_whose_figures_a_fresh_base_reproduces(workplace, command, tmp_path):
+def test_a_text_of_ones_own_ends_in_a_verified_pack_whose_figures_a_fresh_base_reproduces(
+    workplace, command, tmp_path
+):
     """A language that the project does not know, from a file; the figures are equal to the last bit."""
     text, run = tmp_path / "mine.txt", tmp_path / "run"
     text.write_text(lines("sw", 1500).replace("a", "ä").replace("k", "q"), encoding="utf-8")
-    status, out, err = workplace.call("+lang=new_lang", "lang.new_lang.code=tr_TR", f"lang.new_lang.text={text}",
-                                      "lang.new_lang.vocabulary_size=500", f"base={workplace.base}", *EXTENSION, run=run)  # fmt: skip
+    status, out, err = workplace.call(
+        "+lang=new_lang",
+        "lang.new_lang.code=tr_TR",
+        f"lang.new_lang.text={text}",
+        "lang.new_lang.vocabulary_size=500",
+        f"base={workplace.base}",
+        *EXTENSION,
+        run=run,
+    )
     assert status == 0, err
     shutil.copytree(workplace.base / "model", tmp_path / "fresh")
     pack = run / "pack" / "tr_TR"
     assert command(packs.main, "verify", run)[0] == 0
     assert command(packs.main, "verify", pack, "--base", tmp_path / "fresh")[0] == 0
-    assert command(packs.main, "install", tmp_path / "fresh", pack, "--out", tmp_path / "installed")[0] == 0
+    assert (
+        command(packs.main, "install", tmp_path / "fresh", pack, "--out", tmp_path / "installed")[0]
+        == 0
+    )
     model = XmodForMaskedLM.from_pretrained(tmp_path / "installed")
     cfg = load_config(RunDir(run))
-    prepared = prepare_language(cfg, cfg.lang["new_lang"], f"{tmp_path / 'installed'}/languages/tr_TR")
+    prepared = prepare_language(
+        cfg, cfg.lang["new_lang"], f"{tmp_path / 'installed'}/languages/tr_TR"
+    )
     metrics = workplace.metrics(run)
     scorers = scorers_of(prepared, cfg.objective)
     figures = score_losses(model, scorers) | score_passages(model, scorers)[0]
-    assert {"val/loss/tr_TR", "val/bpb/tr_TR"} <= figures.keys() and figures.items() <= metrics.items()
+    assert {
+        "val/loss/tr_TR",
+        "val/bpb/tr_TR",
+    } <= figures.keys() and figures.items() <= metrics.items()
 
 
 def test_three_languages_are_the_same_packs_in_any_order_and_keep_their_numbers(
@@ -205,9 +275,14 @@ def test_three_languages_are_the_same_packs_in_any_order_and_keep_their_numbers(
         run = tmp_path / f"{base.name}-{'+'.join(added)}"
         own = mine if "new_lang" in added else []
         arguments = workplace.arguments(
-            f"+lang=[{','.join(added)}]", *own, f"base={base}", "trainer.max_steps=2", "trainer.validate_every=2",
-            "logger.wandb=disabled", run=run,
-        )  # fmt: skip
+            f"+lang=[{','.join(added)}]",
+            *own,
+            f"base={base}",
+            "trainer.max_steps=2",
+            "trainer.validate_every=2",
+            "logger.wandb=disabled",
+            run=run,
+        )
         status, _, err = command(pretrain.main, *arguments)
         assert status == 0, err
         return run
@@ -224,17 +299,23 @@ def test_three_languages_are_the_same_packs_in_any_order_and_keep_their_numbers(
         ["el_GR", "sw_KE", "tr_TR"],
         ["tr_TR", "sw_KE", "el_GR"],
     ]
-    assert [config.pop("added") for config in settings] == [["el_GR", "sw_KE", "tr_TR"], ["tr_TR", "sw_KE", "el_GR"]]
+    assert [config.pop("added") for config in settings] == [
+        ["el_GR", "sw_KE", "tr_TR"],
+        ["tr_TR", "sw_KE", "el_GR"],
+    ]
     assert one == other and settings[0] == settings[1]
     proof = json.loads((then / "proof.json").read_text())
     assert proof["numbers"] == {
-        code: {"before": n, "after": n, "equal": True} for n, code in enumerate(("en_XX", "de_DE", "tr_TR"))
+        code: {"before": n, "after": n, "equal": True}
+        for n, code in enumerate(("en_XX", "de_DE", "tr_TR"))
     }
     assert (
         proof["tokenizers"].keys() == proof["numbers"].keys()
         and {"hidden_dropout_prob", "default_language"} <= proof["settings"].keys()
     )
-    assert all(entry["equal"] for part in ("tokenizers", "settings") for entry in proof[part].values())
+    assert all(
+        entry["equal"] for part in ("tokenizers", "settings") for entry in proof[part].values()
+    )
     loaded = XmodForMaskedLM.from_pretrained(together / "model")
     mixed = torch.arange(5, 5 + 5 * 7).view(5, 7)
     assert torch.isfinite(loaded(mixed, labels=mixed, lang_ids=loaded.languages).loss)

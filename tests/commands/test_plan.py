@@ -21,7 +21,9 @@ def plan(workplace, monkeypatch, capfd):
 
     def call(*overrides: str, run: Path) -> tuple[dict, str]:
         monkeypatch.chdir(workplace.folder)
-        monkeypatch.setattr("sys.argv", ["pretrain", *workplace.arguments("plan=true", *overrides, run=run)])
+        monkeypatch.setattr(
+            "sys.argv", ["pretrain", *workplace.arguments("plan=true", *overrides, run=run)]
+        )
         with pytest.raises(SystemExit) as stop:
             pretrain.main()
         out, err = capfd.readouterr()
@@ -37,7 +39,9 @@ def _bytes(folder: Path, *but: str) -> int:
 
 
 def test_the_plan_of_an_extension_is_what_the_run_writes(workplace, extended, plan, tmp_path):
-    planned, said = plan("+lang=[greek,swahili]", f"base={workplace.base}", *EXTENSION, run=tmp_path / "run")
+    planned, said = plan(
+        "+lang=[greek,swahili]", f"base={workplace.base}", *EXTENSION, run=tmp_path / "run"
+    )
     assert list(planned) == ["el_GR", "sw_KE", "warnings"] and "nothing was trained" in said
     metrics = workplace.metrics(extended)
     for code in ("el_GR", "sw_KE"):
@@ -62,15 +66,25 @@ def test_the_plan_of_an_extension_is_what_the_run_writes(workplace, extended, pl
     assert status == 0 and (tmp_path / "run" / "metrics.json").is_file(), err
 
 
-def test_without_a_base_the_plan_has_the_base_that_would_be_made_and_makes_none(workplace, plan, tmp_path):
+def test_without_a_base_the_plan_has_the_base_that_would_be_made_and_makes_none(
+    workplace, plan, tmp_path
+):
     runs = tmp_path / "runs"
-    overrides = ["+lang=swahili", f"runs={runs}", f"data.folder={workplace.folder / 'runs' / 'prepared'}"]
+    overrides = [
+        "+lang=swahili",
+        f"runs={runs}",
+        f"data.folder={workplace.folder / 'runs' / 'prepared'}",
+    ]
     planned, said = plan(*overrides, "lang.swahili.vocabulary=keep", run=tmp_path / "run")
-    assert f"would first pre-train one in {runs / 'pretrain' / 'base-'}" in said and not runs.exists()
+    assert (
+        f"would first pre-train one in {runs / 'pretrain' / 'base-'}" in said and not runs.exists()
+    )
     base, real = planned["base"], workplace.base
     checkpoint = max((real / "checkpoints").glob("*.ckpt"))
     assert base["checkpoint_bytes"] == pytest.approx(checkpoint.stat().st_size, rel=0.02)
-    assert base["model_bytes"] == pytest.approx((real / "model" / "model.safetensors").stat().st_size, rel=0.05)
+    assert base["model_bytes"] == pytest.approx(
+        (real / "model" / "model.safetensors").stat().st_size, rel=0.05
+    )
     assert base["frozen"] == 0 and base["train/rows/en_XX"] + base["train/rows/de_DE"] == 2400 * 16
     slot = 2 * (32 * 16 + 16 + 16 * 32 + 32)
     assert planned["sw_KE"]["trainable"] == slot and planned["sw_KE"]["frozen"] == base["trainable"]
@@ -78,8 +92,14 @@ def test_without_a_base_the_plan_has_the_base_that_would_be_made_and_makes_none(
 
 
 def test_a_text_that_is_not_what_its_code_says_and_repeats_is_warned_of(workplace, plan, tmp_path):
-    planned, said = plan("+lang=swahili", "lang.swahili.code=tr_TR", f"lang.swahili.text={_doubled(workplace, tmp_path)}",
-                         f"base={workplace.base}", "trainer.max_steps=9000", run=tmp_path / "run")  # fmt: skip
+    planned, said = plan(
+        "+lang=swahili",
+        "lang.swahili.code=tr_TR",
+        f"lang.swahili.text={_doubled(workplace, tmp_path)}",
+        f"base={workplace.base}",
+        "trainer.max_steps=9000",
+        run=tmp_path / "run",
+    )
     for words in ("look like 'sw'", "times (more than 40)", "like an earlier one but for case"):
         assert any(words in warning for warning in planned["warnings"]) and words in said
 
@@ -96,30 +116,53 @@ def _doubled(workplace, folder: Path) -> Path:
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_flops_are_those_counted_by_hand(workplace, precision):
     """2 FLOPs a multiplication and addition; backward twice forward where weights train, once where they are frozen."""
-    cfg = composed(*[o for o in SMALL if not o.startswith("langset")], f"data.folder={workplace.folder}/runs/prepared",
-                   "langset.vocabulary_size=1000", "trainer.max_steps=6", f"trainer.precision={precision}")  # fmt: skip
-    cfg.langset.languages = {c: LangsetText(text=f"{workplace.folder}/{c[:2]}.txt") for c in ("en_XX", "de_DE")}
+    cfg = composed(
+        *[o for o in SMALL if not o.startswith("langset")],
+        f"data.folder={workplace.folder}/runs/prepared",
+        "langset.vocabulary_size=1000",
+        "trainer.max_steps=6",
+        f"trainer.precision={precision}",
+    )
+    cfg.langset.languages = {
+        c: LangsetText(text=f"{workplace.folder}/{c[:2]}.txt") for c in ("en_XX", "de_DE")
+    }
     prepared = prepare_base(cfg)
     mixture = mixture_of(cfg, prepared, steps=6, seed=1)
     model = new_model(cfg, prepared.tokenizer)
     ids = {"en_XX": 0, "de_DE": 1}
-    batch = next(iter(batches(cfg, prepared, mixture, ids, seed=1, steps=1, first_step=0, rank=0, processes=1)))
+    batch = next(
+        iter(
+            batches(cfg, prepared, mixture, ids, seed=1, steps=1, first_step=0, rank=0, processes=1)
+        )
+    )
     B, S, D, F, R, V, layers = 16, 32, 32, 64, 16, len(prepared.tokenizer), 2
     N, M = B * S, int((batch["labels"] != IGNORE).sum())
-    attention, read = 4 * B * S * S * D, 6 * N * D * D  # products of queries, keys and values; their projections
-    K = (layers - 1) * N + M  # tokens behind attention, in all layers: of the last, those to be predicted
+    attention, read = (
+        4 * B * S * S * D,
+        6 * N * D * D,
+    )  # products of queries, keys and values; their projections
+    K = (
+        layers - 1
+    ) * N + M  # tokens behind attention, in all layers: of the last, those to be predicted
     body, slots = 2 * K * D * D + 4 * K * D * F, 4 * K * D * R
     by_hand = 3 * (layers * (attention + read) + body + slots + 2 * M * D * D + 2 * M * D * V)
     assert measure(cfg, model, prepared, mixture, seed=1, trainable=None).flops_per_step == by_hand
     embeddings = {name for name in dict(model.named_parameters()) if "word_embeddings" in name}
-    frozen_body = layers * (3 * attention + 2 * read) + 2 * (body + slots + 2 * M * D * D) + 3 * 2 * M * D * V
-    assert measure(cfg, model, prepared, mixture, seed=1, trainable=embeddings).flops_per_step == frozen_body
+    frozen_body = (
+        layers * (3 * attention + 2 * read) + 2 * (body + slots + 2 * M * D * D) + 3 * 2 * M * D * V
+    )
+    assert (
+        measure(cfg, model, prepared, mixture, seed=1, trainable=embeddings).flops_per_step
+        == frozen_body
+    )
 
 
 def test_a_plan_under_torchrun_is_refused(workplace, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("LOCAL_RANK", "0")
     monkeypatch.chdir(workplace.folder)
-    monkeypatch.setattr("sys.argv", ["pretrain", *workplace.arguments("plan=true", run=tmp_path / "run")])
+    monkeypatch.setattr(
+        "sys.argv", ["pretrain", *workplace.arguments("plan=true", run=tmp_path / "run")]
+    )
     with pytest.raises(SystemExit) as stop:
         pretrain.main()
     assert stop.value.code == 2 and "without torchrun" in capfd.readouterr().err

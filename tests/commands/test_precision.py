@@ -14,7 +14,10 @@ from tests.commands.forked import FORKS
 from xmod_lab.machine import bf16_speed
 from xmod_lab.processes import join, of_first
 
-IN_BF16 = ["trainer.precision=bf16-mixed", "trainer.max_steps=6"]  # as many as the base of the other tests
+IN_BF16 = [
+    "trainer.precision=bf16-mixed",
+    "trainer.max_steps=6",
+]  # as many as the base of the other tests
 
 
 def test_a_base_and_a_language_are_trained_in_bf16_and_the_proof_holds(workplace, tmp_path):
@@ -22,7 +25,9 @@ def test_a_base_and_a_language_are_trained_in_bf16_and_the_proof_holds(workplace
     for place, overrides in ((base, []), (run, ["+lang=greek", f"base={base}", *EXTENSION])):
         status, out, err = workplace.call(*overrides, *IN_BF16, run=place)
         assert status == 0, err
-        assert ("trainer.precision is bf16-mixed, and products in bf16" in out + err) == (bf16_speed() < 1)
+        assert ("trainer.precision is bf16-mixed, and products in bf16" in out + err) == (
+            bf16_speed() < 1
+        )
     assert json.loads((run / "proof.json").read_text())["holds"]
     plain = workplace.metrics(workplace.base)
     found = workplace.metrics(base)
@@ -30,12 +35,17 @@ def test_a_base_and_a_language_are_trained_in_bf16_and_the_proof_holds(workplace
     assert found["val/bpb/en_XX"] != plain["val/bpb/en_XX"]
 
 
-def test_auto_becomes_what_the_machine_does_fast_and_a_run_that_goes_on_keeps_it(workplace, tmp_path):
+def test_auto_becomes_what_the_machine_does_fast_and_a_run_that_goes_on_keeps_it(
+    workplace, tmp_path
+):
     overrides = ["trainer.precision=auto", "trainer.threads=null", "trainer.max_steps=2"]
     status, out, err = workplace.call(*overrides, run=tmp_path)
     assert status == 0, err
     trainer = OmegaConf.load(tmp_path / "config.yaml").trainer
-    assert f"precision: {trainer.precision} (" in out + err and f"threads: {trainer.threads} (" in out + err
+    assert (
+        f"precision: {trainer.precision} (" in out + err
+        and f"threads: {trainer.threads} (" in out + err
+    )
     assert trainer.precision in ("32-true", "bf16-mixed") and trainer.threads >= 1
     (tmp_path / "metrics.json").unlink()
     status, out, err = workplace.call(*overrides, run=tmp_path)
@@ -43,8 +53,13 @@ def test_auto_becomes_what_the_machine_does_fast_and_a_run_that_goes_on_keeps_it
 
 
 def _ask(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "RANK": str(rank),
-                   "LOCAL_RANK": str(rank)}  # fmt: skip
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+    }
     join("cpu")
     asked: list[int] = []
     answer = of_first(lambda: asked.append(rank) or ("32-true", 10 + rank))

@@ -13,8 +13,16 @@ LANGUAGES = ("en_XX", "de_DE", "el_GR")
 
 def prepare(folder: Path, *overrides: str) -> tuple[int, str, str]:
     """Exit status, stdout and stderr of the command on two languages and one to add."""
-    arguments = ["--config-dir", "conf", "langset=two", "+lang=greek", "data.folder=prepared", "data.row_length=32",
-                 "hydra.run.dir=out", *overrides]  # fmt: skip
+    arguments = [
+        "--config-dir",
+        "conf",
+        "langset=two",
+        "+lang=greek",
+        "data.folder=prepared",
+        "data.row_length=32",
+        "hydra.run.dir=out",
+        *overrides,
+    ]
     return forked.call("prepare", arguments, folder)
 
 
@@ -23,7 +31,11 @@ def state(folder: Path) -> dict[str, tuple[int, str, dict]]:
     found = {}
     for file in (folder / "prepared").glob("*/manifest.json"):
         manifest = json.loads(file.read_text())
-        found[file.parent.name] = file.stat().st_mtime_ns, manifest["digest"], manifest.get("statistics", {})
+        found[file.parent.name] = (
+            file.stat().st_mtime_ns,
+            manifest["digest"],
+            manifest.get("statistics", {}),
+        )
     return found
 
 
@@ -40,10 +52,14 @@ def test_every_language_is_shown_and_written(made):
     folder, out, before = made
     assert all(f" {code} " in out for code in LANGUAGES) and "bytes/piece" in out
     names = [name.rpartition("-")[0] for name in before]
-    assert sorted(names) == sorted([*LANGUAGES, "tokenizer", "tokenizer"])  # el_GR has a tokenizer of its own
+    assert sorted(names) == sorted(
+        [*LANGUAGES, "tokenizer", "tokenizer"]
+    )  # el_GR has a tokenizer of its own
     for name in before:
         parts = {p.name for p in (folder / "prepared" / name).iterdir()}
-        assert parts >= ({"spm.model"} if name.startswith("tokenizer") else {"train", "validation", "pieces.npy"})
+        assert parts >= (
+            {"spm.model"} if name.startswith("tokenizer") else {"train", "validation", "pieces.npy"}
+        )
     assert not list((folder / "prepared").glob(".*"))  # no half-made folder
 
 
@@ -59,9 +75,13 @@ def test_what_was_altered_is_refused_and_made_again_by_rebuild(made):
     intact = pieces.read_bytes()
     pieces.write_bytes(intact[:-8])
     status, _, err = prepare(folder)
-    assert status == 2 and "run the same command with rebuild=true" in err and "Traceback" not in err
+    assert (
+        status == 2 and "run the same command with rebuild=true" in err and "Traceback" not in err
+    )
     status, _, err = prepare(folder, "rebuild=true")
     after = state(folder)
     assert status == 0, err
     assert after.keys() == before.keys() and pieces.read_bytes() == intact
-    assert all(after[name][0] > before[name][0] and after[name][1:] == before[name][1:] for name in before)
+    assert all(
+        after[name][0] > before[name][0] and after[name][1:] == before[name][1:] for name in before
+    )

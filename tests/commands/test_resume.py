@@ -33,7 +33,9 @@ def _kill_during(process, checkpoints: Path, at_least: int, delay: float) -> Non
 
 def _curve(run: Path) -> list[dict]:
     with (run / "metrics.csv").open() as stream:
-        return [{k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(stream)]
+        return [
+            {k: v for k, v in row.items() if "second" not in k} for row in csv.DictReader(stream)
+        ]
 
 
 @pytest.mark.parametrize("kind", ["base", "extension"])
@@ -46,17 +48,24 @@ def test_a_killed_run_resumes_to_the_same_bits(workplace, tmp_path, kind):
     process = workplace.start(
         *overrides, "trainer.keep_checkpoints=99", "trainer.checkpoint_minutes=0.0001", run=killed
     )
-    _kill_during(process, killed / "checkpoints" / part, 2 * random.randint(1, 2), random.random() * 0.05)
+    _kill_during(
+        process, killed / "checkpoints" / part, 2 * random.randint(1, 2), random.random() * 0.05
+    )
     assert not (killed / "metrics.json").exists()
     status, out, err = workplace.call(*overrides, run=killed)
     assert status == 0, err
     assert "resuming from" in out + err
     for file in (
-        ("model.safetensors",) if kind == "base" else ("model.safetensors", "languages/el_GR/vocabulary.safetensors")
+        ("model.safetensors",)
+        if kind == "base"
+        else ("model.safetensors", "languages/el_GR/vocabulary.safetensors")
     ):
         assert (whole / "model" / file).read_bytes() == (killed / "model" / file).read_bytes()
     assert _curve(whole) == _curve(killed)
-    final = [{k: v for k, v in workplace.metrics(run).items() if "second" not in k} for run in (whole, killed)]
+    final = [
+        {k: v for k, v in workplace.metrics(run).items() if "second" not in k}
+        for run in (whole, killed)
+    ]
     assert final[0] == final[1]
 
 
@@ -80,7 +89,9 @@ def _other_optimiser(checkpoint: dict) -> None:
         (_other_optimiser, "its optimiser's state is of other parameters"),
     ],
 )
-def test_a_checkpoint_that_was_altered_is_refused_before_a_step_is_taken(workplace, tmp_path, alter, why):
+def test_a_checkpoint_that_was_altered_is_refused_before_a_step_is_taken(
+    workplace, tmp_path, alter, why
+):
     run = tmp_path / "run"
     shutil.copytree(workplace.base, run)
     (run / "metrics.json").unlink()
@@ -110,7 +121,13 @@ def test_resume_never_starts_over(workplace, tmp_path):
         assert status == 0, err
         assert "resuming" not in out + err and "finished" not in out + err
         files.append({path.name for path in run.iterdir()})
-        for name in ("plan.json", "ranking_el_GR.json", "ranking_el_GR.csv", "ranking_el_GR.png", "retrieval_udhr.png"):
+        for name in (
+            "plan.json",
+            "ranking_el_GR.json",
+            "ranking_el_GR.csv",
+            "ranking_el_GR.png",
+            "retrieval_udhr.png",
+        ):
             (run / name).write_text("of another run")
         (run / "notes.txt").write_text("mine")
     assert files[1] == files[0] | {"notes.txt"}
@@ -121,7 +138,11 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_the_checkpoints(workplace, tmp_path)
     process = workplace.start("trainer.max_steps=4000", run=tmp_path / "run")
     _wait_for(tmp_path / "run" / "checkpoints", process)
     status, _, err = workplace.call("trainer.max_steps=4000", "resume=never", run=tmp_path / "run")
-    assert status == 2 and f"another process is training in {tmp_path / 'run'}" in err and "hydra.run.dir" in err
+    assert (
+        status == 2
+        and f"another process is training in {tmp_path / 'run'}" in err
+        and "hydra.run.dir" in err
+    )
     assert process.poll() is None and list((tmp_path / "run" / "checkpoints").glob("*.ckpt"))
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -147,7 +168,10 @@ def test_a_full_disk_ends_the_run_with_a_message_and_loses_nothing(workplace, tm
         (run / "checkpoints" / f".step000001.ckpt.{left}").write_text("half")
     status, out, err = workplace.call("trainer.max_steps=2", run=run)
     assert status == 0 and "resuming from" in out + err, err
-    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["step000001.ckpt", "step000002.ckpt"]
+    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == [
+        "step000001.ckpt",
+        "step000002.ckpt",
+    ]
     assert (run / "model" / "model.safetensors").read_bytes() == weights
 
 
@@ -157,7 +181,11 @@ def _wait_for(folder: Path, process) -> None:
         time.sleep(0.05)
 
 
-DIVIDED = {"whole": "trainer.devices=1", "processes": "trainer.devices=2", "parts": "trainer.accumulate=4"}
+DIVIDED = {
+    "whole": "trainer.devices=1",
+    "processes": "trainer.devices=2",
+    "parts": "trainer.accumulate=4",
+}
 SIX_STEPS = ["trainer.max_steps=6", "trainer.precision=32-true", "trainer.log_every=3"]
 
 
@@ -176,7 +204,9 @@ def test_a_divided_batch_trains_as_in_one_piece(divided, name):
     """Two gloo processes, or four micro-batches, see together the batch that one sees alone. Sums run in another order,
     so: close, not equal."""
     runs = divided["whole"], divided[name]
-    losses = [[float(row["train/loss"]) for row in _curve(run) if row["train/loss"]] for run in runs]
+    losses = [
+        [float(row["train/loss"]) for row in _curve(run) if row["train/loss"]] for run in runs
+    ]
     weights = [load_file(run / "model" / "model.safetensors") for run in runs]
     assert len(losses[0]) == 2
     assert losses[0] == pytest.approx(losses[1], abs=2e-5)
@@ -184,7 +214,9 @@ def test_a_divided_batch_trains_as_in_one_piece(divided, name):
 
 
 @pytest.mark.slow
-def test_two_processes_resume_to_the_same_bits_between_two_lines_of_the_curve(workplace, divided, tmp_path):
+def test_two_processes_resume_to_the_same_bits_between_two_lines_of_the_curve(
+    workplace, divided, tmp_path
+):
     """The line at step 6 is a mean that each process began before the checkpoint at step 4."""
     whole, stopped = divided["processes"], tmp_path / "stopped"
     shutil.copytree(whole, stopped)
@@ -193,7 +225,9 @@ def test_two_processes_resume_to_the_same_bits_between_two_lines_of_the_curve(wo
     status, out, err = workplace.call(*SIX_STEPS, DIVIDED["processes"], run=stopped)
     assert status == 0 and "resuming from" in out + err, err
     assert _curve(whole) == _curve(stopped)
-    assert (whole / "model/model.safetensors").read_bytes() == (stopped / "model/model.safetensors").read_bytes()
+    assert (whole / "model/model.safetensors").read_bytes() == (
+        stopped / "model/model.safetensors"
+    ).read_bytes()
 
 
 def test_more_processes_than_devices_are_refused(workplace, tmp_path, monkeypatch, capfd):

@@ -12,7 +12,12 @@ import pytest
 
 from xmod_lab.__main__ import COMMANDS
 
-LONG = ["trainer.max_steps=200", "trainer.checkpoint_every=1000", "trainer.validate_every=1000", "trainer.log_every=1"]
+LONG = [
+    "trainer.max_steps=200",
+    "trainer.checkpoint_every=1000",
+    "trainer.validate_every=1000",
+    "trainer.log_every=1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -38,21 +43,28 @@ def stopped(workplace, run: Path, number: int, *overrides: str, everyone: bool) 
 
 @pytest.mark.parametrize(
     ("number", "everyone", "status"),
-    [(signal.SIGINT, True, 130), pytest.param(signal.SIGTERM, True, 143, marks=pytest.mark.slow),
-     pytest.param(signal.SIGUSR1, False, 130, marks=pytest.mark.slow)],
+    [
+        (signal.SIGINT, True, 130),
+        pytest.param(signal.SIGTERM, True, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, False, 130, marks=pytest.mark.slow),
+    ],
     ids=["ctrl-c", "scheduler", "slurm's warning"],
-)  # fmt: skip
+)
 def test_a_run_that_is_asked_to_stop_saves_a_checkpoint_and_goes_on_to_the_same_bits(
     workplace, whole, tmp_path, number, everyone, status
 ):
     run = tmp_path / "run"
     found, said = stopped(workplace, run, number, "data.workers=1", everyone=everyone)
-    assert found == status and "Traceback" not in said and "goes on from the newest checkpoint" in said, said
+    assert (
+        found == status and "Traceback" not in said and "goes on from the newest checkpoint" in said
+    ), said
     (checkpoint,) = (run / "checkpoints").iterdir()
     assert not (run / "metrics.json").exists()
     again, out, err = workplace.call(*LONG, run=run)
     assert again == 0 and f"resuming from {checkpoint}" in out + err, err
-    assert (run / "model" / "model.safetensors").read_bytes() == (whole / "model" / "model.safetensors").read_bytes()
+    assert (run / "model" / "model.safetensors").read_bytes() == (
+        whole / "model" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_two_processes_stop_after_the_same_step(workplace, tmp_path):
@@ -66,11 +78,18 @@ def test_two_processes_stop_after_the_same_step(workplace, tmp_path):
 def installed(name: str, *arguments: str) -> subprocess.Popen:
     """The command as it is installed; a line is printed before it begins."""
     code = f"import sys; sys.argv[0] = {f'/bin/{name}'!r}; from xmod_lab.__main__ import installed; print('begins', flush=True); installed()"
-    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_an_installed_command_is_the_module_and_quiet_while_it_imports():
-    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"][
+        "scripts"
+    ]
     assert scripts == {f"xmod-lab-{name}": "xmod_lab.__main__:installed" for name in COMMANDS}
     out, err = (helped := installed("xmod-lab-packs", "--help")).communicate(timeout=60)
     assert helped.returncode == 0 and "python -m xmod_lab.packs" in out, err

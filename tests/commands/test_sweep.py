@@ -20,9 +20,15 @@ from xmod_lab.reports.scores import series_of
 def test_a_sweep_over_languages_runs_each_once_with_one_tracked_run_each(workplace, tmp_path):
     """With two devices as well: peers' sweeps run twice then (bug 13)."""
     status, out, err = workplace.call(
-        "-m", "+lang=greek,swahili", f"base={workplace.base}", "trainer.max_steps=2", "trainer.devices=2", "logger=default",
-        f"hydra.sweep.dir={tmp_path / 'sweep'}", env={"WANDB_API_KEY": "", "HOME": str(tmp_path)},
-    )  # fmt: skip
+        "-m",
+        "+lang=greek,swahili",
+        f"base={workplace.base}",
+        "trainer.max_steps=2",
+        "trainer.devices=2",
+        "logger=default",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        env={"WANDB_API_KEY": "", "HOME": str(tmp_path)},
+    )
     assert status == 0, err
     jobs = folders(tmp_path / "sweep")
     assert set(jobs) == {p for p in (tmp_path / "sweep").iterdir() if p.is_dir()}
@@ -46,7 +52,9 @@ def test_a_sweep_over_languages_runs_each_once_with_one_tracked_run_each(workpla
 
 
 def test_a_sweep_over_seeds_keeps_the_runs_apart(workplace, tmp_path):
-    status, out, err = workplace.call("-m", "seed=1,2", "trainer.max_steps=2", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    status, out, err = workplace.call(
+        "-m", "seed=1,2", "trainer.max_steps=2", f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    )
     assert status == 0, err
     assert out.count("pseudo-likelihoods of held-out text, nats of 15 % of its pieces hidden") == 2
     with (tmp_path / "sweep" / "sweep.csv").open(newline="") as stream:
@@ -66,20 +74,29 @@ def test_a_sweep_over_seeds_keeps_the_runs_apart(workplace, tmp_path):
 
 
 def test_a_failing_job_does_not_stop_its_siblings(workplace, tmp_path):
-    status, _, err = workplace.call("-m", "+lang=greek", f"base={tmp_path / 'nowhere'},{workplace.base}", "trainer.max_steps=2",
-                                    f"hydra.sweep.dir={tmp_path / 'sweep'}")  # fmt: skip
+    status, _, err = workplace.call(
+        "-m",
+        "+lang=greek",
+        f"base={tmp_path / 'nowhere'},{workplace.base}",
+        "trainer.max_steps=2",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    )
     assert status == 2 and f"base '{tmp_path / 'nowhere'}' does not exist" in err
     failed, done = folders(tmp_path / "sweep")
     assert not (failed / "metrics.json").exists()
     assert json.loads((done / "proof.json").read_text())["holds"]
     assert (done / "metrics.json").is_file()
     found = find_runs([tmp_path / "sweep"])
-    assert [run.added for run in found.runs] == [["el_GR"]] and [path.name for path in found.faults] == [failed.name]
+    assert [run.added for run in found.runs] == [["el_GR"]] and [
+        path.name for path in found.faults
+    ] == [failed.name]
     page = render(found)[0]
     assert "1 of 2 runs are finished" in page and f"{failed}: the run never began" in page
 
 
-def test_auto_uses_the_newest_base_that_matches_and_makes_one_when_there_is_none(workplace, tmp_path):
+def test_auto_uses_the_newest_base_that_matches_and_makes_one_when_there_is_none(
+    workplace, tmp_path
+):
     runs = [
         f"runs={tmp_path / 'runs'}",
         f"data.folder={workplace.folder / 'runs' / 'prepared'}",

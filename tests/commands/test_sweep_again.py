@@ -54,7 +54,9 @@ def result(run: Path) -> dict[Path, int]:
     """When each file of a run was written, but for what Hydra and the sweep write at every start."""
     written = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
     return {
-        p: t for p, t in written.items() if p.parent.name != ".hydra" and p.name not in ("job.json", "pretrain.log")
+        p: t
+        for p, t in written.items()
+        if p.parent.name != ".hydra" and p.name not in ("job.json", "pretrain.log")
     }
 
 
@@ -109,32 +111,57 @@ def test_a_stopped_sweep_goes_on_and_an_added_value_runs_alone(workplace, call, 
     assert first == "skipped: finished" and second.startswith("interrupted after step ")
     _, long = folders(folder)
 
-    status, said = call(*workplace.arguments("-m", f"trainer.max_steps=1,2,{LONG}", *sweep, "data.workers=1"))
+    status, said = call(
+        *workplace.arguments("-m", f"trainer.max_steps=1,2,{LONG}", *sweep, "data.workers=1")
+    )
     assert status == 0, said
-    assert outcomes(folder) == ["ran", "skipped: finished", f"resumed from step {second.split()[-1]}"]
+    assert outcomes(folder) == [
+        "ran",
+        "skipped: finished",
+        f"resumed from step {second.split()[-1]}",
+    ]
     assert folders(folder)[1:] == [short, long] and result(short) == before and "3 jobs" in said
-    assert [OmegaConf.load(run / "config.yaml").trainer.max_steps for run in folders(folder)] == [1, 2, LONG]
+    assert [OmegaConf.load(run / "config.yaml").trainer.max_steps for run in folders(folder)] == [
+        1,
+        2,
+        LONG,
+    ]
     assert all((run / "metrics.json").is_file() for run in folders(folder))
 
 
 @pytest.mark.slow
-def test_failed_jobs_are_retried_and_what_other_data_or_code_made_runs_again_beside_it(workplace, call, tmp_path):
+def test_failed_jobs_are_retried_and_what_other_data_or_code_made_runs_again_beside_it(
+    workplace, call, tmp_path
+):
     """Three texts: one is edited, one is repaired, one was trained on by other code."""
     texts = [tmp_path / f"{name}.txt" for name in ("edited", "repaired", "same")]
     for text in texts:
         shutil.copy(workplace.folder / "el.txt", text)
     texts[1].write_bytes("Grüße\n".encode("latin-1"))
     sweep = tmp_path / "sweep"
-    command = workplace.arguments("-m", "+lang=greek", f"base={workplace.base}", "trainer.max_steps=1",
-                                  f"hydra.sweep.dir={sweep}", f"lang.greek.text={','.join(map(str, texts))}")  # fmt: skip
+    command = workplace.arguments(
+        "-m",
+        "+lang=greek",
+        f"base={workplace.base}",
+        "trainer.max_steps=1",
+        f"hydra.sweep.dir={sweep}",
+        f"lang.greek.text={','.join(map(str, texts))}",
+    )
     status, said = call(*command)
     first, second, third = outcomes(sweep)
     assert status == 2 and (first, third) == ("ran", "ran")
-    assert second.startswith("failed: ") and "not UTF-8" in second and "\n" not in second and "1 failed" in said
+    assert (
+        second.startswith("failed: ")
+        and "not UTF-8" in second
+        and "\n" not in second
+        and "1 failed" in said
+    )
     old = folders(sweep)
     before = result(old[0])
 
-    texts[0].write_text(texts[0].read_text(encoding="utf-8") + "μία ακόμη γραμμή\n", encoding="utf-8")
+    texts[0].write_text(
+        texts[0].read_text(encoding="utf-8") + "μία ακόμη γραμμή\n", encoding="utf-8"
+    )
     shutil.copy(workplace.folder / "el.txt", texts[1])
     settings, code, data = old[2].name.split("-")
     other = old[2].rename(old[2].with_name(f"{settings}-{'0' * len(code)}-{data}"))
@@ -146,15 +173,27 @@ def test_failed_jobs_are_retried_and_what_other_data_or_code_made_runs_again_bes
         f"ran: finished before by other code, in {other.name}",
     ]
     new = folders(sweep)
-    assert new[0] != old[0] and result(old[0]) == before and new[2] == old[2] and (other / "metrics.json").is_file()
+    assert (
+        new[0] != old[0]
+        and result(old[0]) == before
+        and new[2] == old[2]
+        and (other / "metrics.json").is_file()
+    )
     assert current_runs(sweep) == sorted(new)
     status, said = call(*command)
     assert status == 0 and outcomes(sweep) == ["skipped: finished"] * 3, said
 
 
 def test_finetune_remembers_too(workplace, call, tmp_path):
-    command = ["-m", f"base={workplace.base}", "task.seeds=1", "trainer.max_steps=1", "logger=csv", f"runs={tmp_path}",
-               "task.recipe.peak_lr=1e-3"]  # fmt: skip
+    command = [
+        "-m",
+        f"base={workplace.base}",
+        "task.seeds=1",
+        "trainer.max_steps=1",
+        "logger=csv",
+        f"runs={tmp_path}",
+        "task.recipe.peak_lr=1e-3",
+    ]
     for expected in ("ran", "skipped: finished"):
         status, said = call(*command, command=finetune)
         assert status == 0, said
@@ -171,10 +210,14 @@ def test_a_bug_in_one_job_is_told_in_its_log_and_the_others_go_on(tmp_path, monk
         (folder / "worked").touch()
         1 / (cfg.seed - 1)
 
-    monkeypatch.setattr("sys.argv", ["pretrain", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"])
+    monkeypatch.setattr(
+        "sys.argv", ["pretrain", "-m", "seed=1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    )
     with pytest.raises(SystemExit) as stop:
         run_command("pretrain", work)
-    assert stop.value.code == 1 and "2 jobs, 1 failed, 1 ran" in " ".join(capfd.readouterr().out.split())
+    assert stop.value.code == 1 and "2 jobs, 1 failed, 1 ran" in " ".join(
+        capfd.readouterr().out.split()
+    )
     assert outcomes(tmp_path / "sweep") == ["failed: ZeroDivisionError: division by zero", "ran"]
     first, second = folders(tmp_path / "sweep")
     assert (first / "worked").exists() and (second / "worked").exists()
@@ -189,13 +232,27 @@ def named(*overrides: str, command: str = "pretrain") -> list[str]:
     register_schemas(finetune_schema=FinetuneConfig)
     with initialize_config_dir(CONF_DIR, version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
-        return job_folder(_root_=hydra.compose_config(command, list(overrides), run_mode=RunMode.RUN)).split("-")
+        return job_folder(
+            _root_=hydra.compose_config(command, list(overrides), run_mode=RunMode.RUN)
+        ).split("-")
 
 
 def test_a_job_is_its_settings_but_for_places_and_workers():
-    places = ["runs=elsewhere", "logger=csv", "data.workers=3", "trainer.keep_checkpoints=9", "resume=never"]
+    places = [
+        "runs=elsewhere",
+        "logger=csv",
+        "data.workers=3",
+        "trainer.keep_checkpoints=9",
+        "resume=never",
+    ]
     assert named("seed=1", "trainer.max_steps=3") == named(*places, "trainer.max_steps=3")
-    for other in (["seed=2"], ["+lang=sw"], ["trainer.devices=2"], ["base=random"], ["data.row_length=64"]):
+    for other in (
+        ["seed=2"],
+        ["+lang=sw"],
+        ["trainer.devices=2"],
+        ["base=random"],
+        ["data.row_length=64"],
+    ):
         assert named(*other)[0] != named()[0]
     assert named(command="rank")[0] != named()[0]
 
@@ -247,7 +304,9 @@ def test_auto_counts_as_the_run_that_it_means_but_for_a_base_made_on_the_way(wor
 
 
 def test_other_code_is_another_job_but_comments_and_pictures_are_not(tmp_path):
-    shutil.copytree(PACKAGE, tmp_path / "0", ignore=shutil.ignore_patterns("__pycache__", "embedded"))
+    shutil.copytree(
+        PACKAGE, tmp_path / "0", ignore=shutil.ignore_patterns("__pycache__", "embedded")
+    )
     same = code_digest(PACKAGE)
     assert code_digest(tmp_path / "0") == same
 
@@ -259,8 +318,15 @@ def test_other_code_is_another_job_but_comments_and_pictures_are_not(tmp_path):
         (copy / name).write_text(source.replace(old, new))
         return code_digest(copy)
 
-    assert edited("jobs.py", '"""What a job', '"""Again: what a job') == same
-    assert edited("errors.py", "  # exit status of a run that was asked to stop, the second by SIGTERM", "") == same
+    assert edited("runs/jobs.py", '"""What a job', '"""Again: what a job') == same
+    assert (
+        edited(
+            "errors.py",
+            "  # exit status of a run that was asked to stop, the second by SIGTERM",
+            "",
+        )
+        == same
+    )
     assert edited("reports/page.py", "The unigram figure", "The figure") == same
     assert edited("text/holdout.py", "digest_size=8", "digest_size=7") != same
 
@@ -279,8 +345,12 @@ def test_a_sweep_is_what_is_swept_and_what_is_set_beside_it():
     assert first.startswith("pretrain_lang_seed-")
     assert sweep_name(composed_sweep("seed=1,2,3", "+lang=sw,new_lang", "logger=csv")) == first
     assert sweep_name(composed_sweep("+lang=sw", "seed=1,2")) != first
-    assert sweep_name(composed_sweep("+lang=new_lang,sw", "seed=1,2", "trainer.max_steps=2")) != first
-    assert sweep_name(composed_sweep("+experiment=initialisers")).startswith("pretrain_embedding_init_seed-")
+    assert (
+        sweep_name(composed_sweep("+lang=new_lang,sw", "seed=1,2", "trainer.max_steps=2")) != first
+    )
+    assert sweep_name(composed_sweep("+experiment=initialisers")).startswith(
+        "pretrain_embedding_init_seed-"
+    )
 
 
 def test_a_job_whose_process_was_killed_has_failed(tmp_path):
@@ -299,16 +369,22 @@ def test_a_job_whose_process_was_killed_has_failed(tmp_path):
 
 
 def test_jobs_that_had_not_begun_are_in_the_table(tmp_path, capsys):
-    sweep = composed_sweep("seed=1,2,3", "trainer.max_steps=2,5", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    sweep = composed_sweep(
+        "seed=1,2,3", "trainer.max_steps=2,5", f"hydra.sweep.dir={tmp_path / 'sweep'}"
+    )
     folder = settle_folder(sweep)
     begin_sweep(folder, again=False)
-    job, place = Job(start_of(tmp_path / "sweep"), 0, ["seed=1", "trainer.max_steps=2"]), tmp_path / "sweep" / "0"
+    job, place = (
+        Job(start_of(tmp_path / "sweep"), 0, ["seed=1", "trainer.max_steps=2"]),
+        tmp_path / "sweep" / "0",
+    )
     place.mkdir()
     assert job.begin(place, fresh=False)
     job.end(place, 130, "")
     assert finish_sweep(folder, planned_jobs(sweep)) == 130
     assert outcomes(tmp_path / "sweep") == ["interrupted", *["not begun"] * 5]
     said = " ".join(capsys.readouterr().out.split())
-    assert "6 jobs, 1 interrupted, 5 not begun" in said and "seed=3 trainer.max_steps=5" in " ".join(
-        said.replace("│", "").split()
+    assert (
+        "6 jobs, 1 interrupted, 5 not begun" in said
+        and "seed=3 trainer.max_steps=5" in " ".join(said.replace("│", "").split())
     )

@@ -57,7 +57,9 @@ def test_a_failed_run_is_marked_failed_and_a_resumed_one_keeps_its_id(workplace,
     assert status == 0, err
     runs = _offline_runs(run)
     assert [exit_status for _, exit_status, _ in runs] == [0, 1, 0]
-    assert {run_id for run_id, _, _ in runs} == {json.loads((run / "state.json").read_text())["wandb_id"]}
+    assert {run_id for run_id, _, _ in runs} == {
+        json.loads((run / "state.json").read_text())["wandb_id"]
+    }
     assert runs[0][2]["trainer"]["max_steps"] == 4
 
 
@@ -65,13 +67,25 @@ def test_a_failed_run_is_marked_failed_and_a_resumed_one_keeps_its_id(workplace,
 def test_a_server_that_cannot_be_reached_leaves_an_offline_run(workplace, tmp_path):
     """And a budget of tokens is spent in whole steps of 16 rows of 32."""
     run = tmp_path / "run"
-    environment = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
-    status, out, err = workplace.call("trainer.max_tokens=1500", "logger=default", "logger.wandb=online", run=run,
-                                      env={**environment, "HOME": str(tmp_path)})  # fmt: skip
+    environment = {
+        "WANDB_API_KEY": "0" * 40,
+        "WANDB_BASE_URL": "http://127.0.0.1:9",
+        "WANDB_INIT_TIMEOUT": "1",
+    }
+    status, out, err = workplace.call(
+        "trainer.max_tokens=1500",
+        "logger=default",
+        "logger.wandb=online",
+        run=run,
+        env={**environment, "HOME": str(tmp_path)},
+    )
     assert status == 0, err
     assert "W&B (online) did not start" in out + err and "going on without W&B" not in out + err
     assert [status for _, status, _ in _offline_runs(run)] == [0]
-    assert workplace.metrics(run)["train/steps"] == 2 and workplace.metrics(run)["train/tokens"] == 1024
+    assert (
+        workplace.metrics(run)["train/steps"] == 2
+        and workplace.metrics(run)["train/tokens"] == 1024
+    )
 
 
 @pytest.mark.parametrize("asked", ["online", "auto"])
@@ -93,7 +107,11 @@ class _Broken:
 
 def test_a_w_and_b_that_breaks_does_not_end_the_run(tmp_path, caplog):
     with Tracking(
-        composed("logger.wandb=disabled"), RunDir(tmp_path), ["train/loss"], group=None, job_type="x"
+        composed("logger.wandb=disabled"),
+        RunDir(tmp_path),
+        ["train/loss"],
+        group=None,
+        job_type="x",
     ) as kept:
         kept.curve.start_at(0)
         kept.wandb = _Broken()

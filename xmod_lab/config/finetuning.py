@@ -76,10 +76,14 @@ def validate_finetune(cfg: FinetuneConfig) -> None:
             )
     faults += [*machine_faults(cfg.trainer), *_wrong_names(cfg)]
     if cfg.trainer.max_tokens is not None:
-        faults.append("trainer.max_tokens is set, but fine-tuning counts examples; set trainer.max_steps instead")
+        faults.append(
+            "trainer.max_tokens is set, but fine-tuning counts examples; set trainer.max_steps instead"
+        )
     if cfg.trainer.devices * cfg.trainer.nodes > 1:
-        faults.append(f"trainer.devices × trainer.nodes is {cfg.trainer.devices * cfg.trainer.nodes}; allowed is 1: a task is "
-                      "fine-tuned in one process. Start several runs with other seeds, or a sweep")  # fmt: skip
+        faults.append(
+            f"trainer.devices × trainer.nodes is {cfg.trainer.devices * cfg.trainer.nodes}; allowed is 1: a task is "
+            "fine-tuned in one process. Start several runs with other seeds, or a sweep"
+        )
     raise_faults([*faults, *base_faults(cfg.base)])
 
 
@@ -88,7 +92,13 @@ def _wrong_names(cfg: FinetuneConfig) -> list[str]:
     roles = (*ROLES.get(cfg.task.kind, ()), *PLACES, GROUP)
     faults = []
     for key, source in zip(("task.data", "task.tests"), cfg.sources, strict=False):
-        for name, allowed, given in (("columns", roles, source.columns), ("splits", SPLITS, source.splits)):
-            faults += [f"{key}.{name}.{role} names nothing; allowed are {', '.join(allowed)}.{nearest(role, allowed)}"
-                       for role in given if role not in allowed]  # fmt: skip
+        for name, allowed, given in (
+            ("columns", roles, source.columns),
+            ("splits", SPLITS, source.splits),
+        ):
+            faults += [
+                f"{key}.{name}.{role} names nothing; allowed are {', '.join(allowed)}.{nearest(role, allowed)}"
+                for role in given
+                if role not in allowed
+            ]
     return faults

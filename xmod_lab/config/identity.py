@@ -13,7 +13,10 @@ from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.config.schema import EvaluateConfig
 from xmod_lab.settings import flatten
 
-SCHEMAS = (EvaluateConfig, FinetuneConfig)  # the former has all that pretrain, prepare and rank have
+SCHEMAS = (
+    EvaluateConfig,
+    FinetuneConfig,
+)  # the former has all that pretrain, prepare and rank have
 
 
 def marked(mark: str) -> dict[str, str]:

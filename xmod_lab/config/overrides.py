@@ -31,7 +31,11 @@ _NUMBERS = {"Integer": "a whole number", "Float": "a number"}
 _NO_NUMBER = re.compile(
     r"^Value '(.*)' of type '\w+' could not be converted to (Integer|Float)$"
 )  # as OmegaConf says it
-_INNER = ("full_key:", "object_type=", "reference_type=")  # of OmegaConf, beside the key and the value
+_INNER = (
+    "full_key:",
+    "object_type=",
+    "reference_type=",
+)  # of OmegaConf, beside the key and the value
 
 
 def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -39,7 +43,9 @@ def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:
     folders of configuration are a setting. Raises SystemExit for unknown flags, UserError for a folder that does not exist."""
     parser = get_args_parser()
     found = parser.parse_intermixed_args(arguments)
-    settings = [setting for setting in found.overrides if not setting.startswith("hydra.searchpath=")]
+    settings = [
+        setting for setting in found.overrides if not setting.startswith("hydra.searchpath=")
+    ]
     if settings == found.overrides and (folders := own_folders(found.config_dir)):
         found.config_dir = None
         paths = [in_quotes(f"{SCHEME}://{folder}") for folder in folders]
@@ -50,7 +56,9 @@ def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:
     for action in parser._actions:
         value = getattr(found, action.dest, None) if action.option_strings else None
         if value not in (None, False):
-            flags.append(action.option_strings[0] if value is True else f"{action.option_strings[0]}={value}")
+            flags.append(
+                action.option_strings[0] if value is True else f"{action.option_strings[0]}={value}"
+            )
     return flags, settings
 
 
@@ -81,7 +89,11 @@ def _within(kind: object, name: str) -> object:
         inner = next((f.type for f in fields(kind) if f.name == name), None)
     else:
         inner = get_args(kind)[1] if get_origin(kind) is dict else None
-    return next(each for each in get_args(inner) if each is not type(None)) if get_origin(inner) is UnionType else inner
+    return (
+        next(each for each in get_args(inner) if each is not type(None))
+        if get_origin(inner) is UnionType
+        else inner
+    )
 
 
 def unknown_keys(keys: Iterable[str], schema: type) -> list[str]:
@@ -92,7 +104,10 @@ def unknown_keys(keys: Iterable[str], schema: type) -> list[str]:
         for end, name in enumerate(parts, 1):
             inner = _within(here, name)
             if inner is None and here is not Any:
-                place, names = ".".join(parts[:end]), [f.name for f in fields(here)] if is_dataclass(here) else []
+                place, names = (
+                    ".".join(parts[:end]),
+                    [f.name for f in fields(here)] if is_dataclass(here) else [],
+                )
                 known = f"allowed names: {', '.join(names)}.{nearest(name, names)}"
                 alone = f"{'.'.join(parts[: end - 1])} has a single value"
                 faults[place] = f"{place} is no setting; {known if names else alone}"
@@ -106,20 +121,37 @@ def setting_faults(settings: list[str], schema: type) -> list[str]:
     mapping that is not the whole mapping."""
     faults = []
     for override in OverridesParser.create().parse_overrides(settings):
-        key, value = override.key_or_group, None if override.is_sweep_override() else override.value()
+        key, value = (
+            override.key_or_group,
+            None if override.is_sweep_override() else override.value(),
+        )
         kind, typed = type_of(schema, key), override.input_line.partition("=")[2]
-        if "." in key and type_of(schema, key.partition(".")[0]) is not None:  # others are Hydra's, or choose a file
+        if (
+            "." in key and type_of(schema, key.partition(".")[0]) is not None
+        ):  # others are Hydra's, or choose a file
             faults += unknown_keys([key], schema)
         if kind is bool and isinstance(value, int | float) and value not in _FALSE_OR_TRUE:
             faults.append(f"{key} is {typed}; allowed are true and false")
         if kind in (str, Any) and isinstance(value, int | float) and str(value) != typed:
             faults.append(f"{key}={typed} is read as {value}; write {as_typed(key, typed)}")
-        if get_origin(kind) is dict and isinstance(value, dict) and not (override.is_add() or override.is_force_add()):
-            faults.append(f"{key}={{…}} does not replace what is there, it is merged into it. To have these alone, put them into a file, "
-                          f"conf/{key.replace('.', '/', 1).partition('/')[0]}/<name>.yaml, and choose it by <name>; to have them besides, "
-                          f"write {shlex.quote('++' + override.input_line)}")  # fmt: skip
-        if is_dataclass(kind) and isinstance(value, dict) and not (override.is_add() or override.is_force_add()):
-            single = " ".join(shlex.quote(f"{key}.{name}={part}") for name, part in flatten(_plain(value)).items())
+        if (
+            get_origin(kind) is dict
+            and isinstance(value, dict)
+            and not (override.is_add() or override.is_force_add())
+        ):
+            faults.append(
+                f"{key}={{…}} does not replace what is there, it is merged into it. To have these alone, put them into a file, "
+                f"conf/{key.replace('.', '/', 1).partition('/')[0]}/<name>.yaml, and choose it by <name>; to have them besides, "
+                f"write {shlex.quote('++' + override.input_line)}"
+            )
+        if (
+            is_dataclass(kind)
+            and isinstance(value, dict)
+            and not (override.is_add() or override.is_force_add())
+        ):
+            single = " ".join(
+                shlex.quote(f"{key}.{name}={part}") for name, part in flatten(_plain(value)).items()
+            )
             faults.append(
                 f"{key}={{…}} does not replace what is there, it is merged into it; write its settings one by one: {single}"
             )
@@ -145,8 +177,14 @@ def file_faults(file: Path, part: Path, schema: type) -> list[str]:
             faults.append(f"{where} is {node.value}; allowed is a whole number")
         if kind in (int, float) and isinstance(value, int) and not _DECIMAL.fullmatch(node.value):
             faults.append(f"{where} is {node.value}, which YAML reads as {value}; write that")
-        if kind in (str, Any) and isinstance(value, bool | int | float) and str(value) != node.value:
-            faults.append(f'{where} is {node.value}, which YAML reads as {value}; write it in quotes, "{node.value}"')
+        if (
+            kind in (str, Any)
+            and isinstance(value, bool | int | float)
+            and str(value) != node.value
+        ):
+            faults.append(
+                f'{where} is {node.value}, which YAML reads as {value}; write it in quotes, "{node.value}"'
+            )
     return faults
 
 
@@ -172,29 +210,44 @@ def explain(error: Exception) -> str:
         return _not_read(error.override)
     if isinstance(error, MissingConfigException) and error.options:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return (f"there is no {error.missing_cfg_file}.yaml; there are {', '.join(error.options)}.{nearest(name, error.options)} A file of "
-                f"your own is found as conf/{group}/<name>.yaml where the command is started, or under --config-dir")  # fmt: skip
+        return (
+            f"there is no {error.missing_cfg_file}.yaml; there are {', '.join(error.options)}.{nearest(name, error.options)} A file of "
+            f"your own is found as conf/{group}/<name>.yaml where the command is started, or under --config-dir"
+        )
     causes: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in causes:
         causes.append(cause)
         cause = cause.__cause__ or cause.__context__
     text = "\n".join(map(str, causes))
-    schema = next((each.object_type for each in causes if is_dataclass(getattr(each, "object_type", None))), None)
+    schema = next(
+        (each.object_type for each in causes if is_dataclass(getattr(each, "object_type", None))),
+        None,
+    )
     if ambiguous := re.search(r"Ambiguous value for argument '(.*)'\n", text):
         key, _, value = ambiguous[1].partition("=")
-        return (f"'{ambiguous[1]}' may be several values, one a run: then write -m in front; a list: {shlex.quote(f'{key}=[{value}]')}; or one "
-                f"value with a comma in it: {as_typed(key, value)}")  # fmt: skip
+        return (
+            f"'{ambiguous[1]}' may be several values, one a run: then write -m in front; a list: {shlex.quote(f'{key}=[{value}]')}; or one "
+            f"value with a comma in it: {as_typed(key, value)}"
+        )
     said: list[str] = []  # without what was only under way when it was raised
     cause = error
     while cause is not None:
         said += [line.strip() for line in str(cause).splitlines()]
         cause = cause.__cause__
-    said = [re.sub(r"^In .(.*).: \w+ raised while composing config:$", r"in \1.yaml:", line) for line in said]
+    said = [
+        re.sub(r"^In .(.*).: \w+ raised while composing config:$", r"in \1.yaml:", line)
+        for line in said
+    ]
     if wrong := re.search(r"full_key: (\S+)", text):
-        said = [_NO_NUMBER.sub(lambda m: f"{wrong[1]} is {m[1]}; allowed is {_NUMBERS[m[2]]}", line) for line in said]
+        said = [
+            _NO_NUMBER.sub(lambda m: f"{wrong[1]} is {m[1]}; allowed is {_NUMBERS[m[2]]}", line)
+            for line in said
+        ]
     lines = [line for line in dict.fromkeys(said) if line and not line.startswith(_INNER)]
-    if new := re.search(r"Error merging override \+*([\w.]+)\.(\w+)\.(\w+)=(.*)\n.*dict is not a subclass of", text):
+    if new := re.search(
+        r"Error merging override \+*([\w.]+)\.(\w+)\.(\w+)=(.*)\n.*dict is not a subclass of", text
+    ):
         group, name, key, value = new.groups()
         if value.startswith("{"):  # of the whole entry
             group, name, entry = f"{group}.{name}", key, value
@@ -221,8 +274,10 @@ def _not_read(override: str) -> str:
     """Why Hydra's grammar does not take ``override``, and what to write."""
     key, equals, value = override.partition("=")
     if not equals:
-        return (f"'{override}' is no setting: settings are KEY=VALUE, such as trainer.max_steps=100. A value with a space in it stands in "
-                f"quotes: {as_typed('lang.new_lang.text', 'my file.txt')}")  # fmt: skip
+        return (
+            f"'{override}' is no setting: settings are KEY=VALUE, such as trainer.max_steps=100. A value with a space in it stands in "
+            f"quotes: {as_typed('lang.new_lang.text', 'my file.txt')}"
+        )
     if not _KEY.fullmatch(key):
         return f"'{key}' in '{override}' is no name of a setting; a name has letters a to z, digits, _, - and dots, such as lang.new_lang.text"
     of_list = value.startswith("[") and value.endswith("]")

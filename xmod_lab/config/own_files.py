@@ -17,7 +17,9 @@ from hydra.plugins.config_source import ConfigResult
 from xmod_lab.errors import UserError
 
 SCHEME = "own"  # of a folder in Hydra's search path: own:///home/me/conf
-_HEADER = re.compile(r"^\ufeff?\s*#\s*@package\s+(\S+)", re.MULTILINE)  # Hydra itself finds it in the first lines alone
+_HEADER = re.compile(
+    r"^\ufeff?\s*#\s*@package\s+(\S+)", re.MULTILINE
+)  # Hydra itself finds it in the first lines alone
 
 
 class OwnFiles(FileConfigSource):
@@ -38,8 +40,10 @@ class OwnFiles(FileConfigSource):
             own = f"lang.{file.stem}"
             if said and said[1] != own:
                 line = text.count("\n", 0, said.start(1)) + 1
-                raise UserError(f"{file}, line {line} says '# @package {said[1]}', but the file is called {file.name}: delete that line, "
-                                f"or write '# @package lang.{file.stem}'")  # fmt: skip
+                raise UserError(
+                    f"{file}, line {line} says '# @package {said[1]}', but the file is called {file.name}: delete that line, "
+                    f"or write '# @package lang.{file.stem}'"
+                )
             found.header["package"] = own
         return found
 
@@ -54,9 +58,19 @@ def own_folders(named: str | None) -> list[Path]:
         UserError: there is no such folder.
     """
     if named is not None and not Path(named).is_dir():
-        raise UserError(f"--config-dir '{named}' is no folder; give one with files such as lang/<name>.yaml in it")
-    found = [Path(name).absolute() for name in ("conf", named) if name is not None and Path(name).is_dir()]
-    return [folder for number, folder in enumerate(found) if not any(map(folder.samefile, found[:number]))]
+        raise UserError(
+            f"--config-dir '{named}' is no folder; give one with files such as lang/<name>.yaml in it"
+        )
+    found = [
+        Path(name).absolute()
+        for name in ("conf", named)
+        if name is not None and Path(name).is_dir()
+    ]
+    return [
+        folder
+        for number, folder in enumerate(found)
+        if not any(map(folder.samefile, found[:number]))
+    ]
 
 
 def chosen_files(folders: list[Path], choices: dict[str, object]) -> Iterator[tuple[Path, Path]]:
@@ -69,9 +83,11 @@ def chosen_files(folders: list[Path], choices: dict[str, object]) -> Iterator[tu
 
 def hidden_files(folders: list[Path], package: Path, choices: dict[str, object]) -> list[str]:
     """A fault for each of :func:`chosen_files` that one of the ``package`` of the same name hides."""
-    return [f"{os.path.relpath(file)} is not read: xmod_lab has a {part} itself; give yours another name"
-            for file, part in chosen_files(folders, choices)
-            if (package / part).is_file() and not file.samefile(package / part)]  # fmt: skip
+    return [
+        f"{os.path.relpath(file)} is not read: xmod_lab has a {part} itself; give yours another name"
+        for file, part in chosen_files(folders, choices)
+        if (package / part).is_file() and not file.samefile(package / part)
+    ]
 
 
 def scalars(file: Path, part: Path) -> Iterator[tuple[str, yaml.ScalarNode]]:
@@ -96,12 +112,18 @@ def _checked(file: Path) -> str:
         text = file.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8") from error
+        raise UserError(
+            f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = "" if mark is None else f", line {mark.line + 1}"
         problem = getattr(error, "problem", None) or str(error)
-        why = "a tab stands where YAML wants spaces; use spaces" if "\\t" in problem else f"no YAML ({problem})"
+        why = (
+            "a tab stands where YAML wants spaces; use spaces"
+            if "\\t" in problem
+            else f"no YAML ({problem})"
+        )
         raise UserError(f"{file}{line}: {why}") from error
     if root is not None and not isinstance(root, yaml.MappingNode):
         raise UserError(
@@ -122,9 +144,14 @@ def _check_keys(node: yaml.Node, file: Path, path: tuple[str, ...]) -> None:
     lines: dict[str, int] = {}
     for key, value in node.value:
         line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode) or key.tag not in ("tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"):
-            raise UserError(f"{file}, line {line}: YAML reads {key.value!r:.60} as a {key.tag.rpartition(':')[2]} and not as a word; write "
-                            f"it in quotes, \"{key.value!s:.60}\", or a language as no_XX")  # fmt: skip
+        if not isinstance(key, yaml.ScalarNode) or key.tag not in (
+            "tag:yaml.org,2002:str",
+            "tag:yaml.org,2002:merge",
+        ):
+            raise UserError(
+                f"{file}, line {line}: YAML reads {key.value!r:.60} as a {key.tag.rpartition(':')[2]} and not as a word; write "
+                f'it in quotes, "{key.value!s:.60}", or a language as no_XX'
+            )
         if key.value in lines:
             raise UserError(
                 f"{file}, line {line}: '{key.value}' stands in line {lines[key.value]} already; keep one of them"

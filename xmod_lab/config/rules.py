@@ -27,22 +27,33 @@ def validate(cfg: PretrainConfig) -> None:
     faults = list(value_faults(cfg))
     if not faults:  # what follows calculates with these
         faults += [*trainer_faults(cfg.trainer), *_size_faults(cfg)]
-    faults += [*machine_faults(cfg.trainer, cfg.data.workers), *_check_languages(cfg), *_check_base(cfg)]
+    faults += [
+        *machine_faults(cfg.trainer, cfg.data.workers),
+        *_check_languages(cfg),
+        *_check_base(cfg),
+    ]
     if cfg.data.tokenizer and not Path(cfg.data.tokenizer).exists():
         fault = hub_fault(cfg.data.tokenizer, "a folder that save_pretrained wrote, or a hub id")
         faults += [f"data.tokenizer: {fault}"] if fault else []
     if isinstance(cfg, EvaluateConfig):
         faults += check_parallel(cfg.evaluate.parallel, "evaluate.parallel")
         if cfg.evaluate.control == "auto":
-            faults.append("evaluate.control is 'auto', but a control is named; give a run or a model folder")
+            faults.append(
+                "evaluate.control is 'auto', but a control is named; give a run or a model folder"
+            )
         elif cfg.evaluate.control not in (None, "random"):
             faults += [f"evaluate.control: {fault}" for fault in base_faults(cfg.evaluate.control)]
         if cfg.lang:
-            faults.append(f"+lang={','.join(cfg.lang)} adds a language, and evaluate adds none; give the run that added it: "
-                          "base=RUN")  # fmt: skip
-        faults += [f"trainer.{key} is {getattr(cfg.trainer, key)}, but evaluate trains nothing: it scores in float32, in one process; "
-                   "leave that out" for key, usual in (("precision", "auto"), ("devices", 1), ("nodes", 1))
-                   if getattr(cfg.trainer, key) != usual]  # fmt: skip
+            faults.append(
+                f"+lang={','.join(cfg.lang)} adds a language, and evaluate adds none; give the run that added it: "
+                "base=RUN"
+            )
+        faults += [
+            f"trainer.{key} is {getattr(cfg.trainer, key)}, but evaluate trains nothing: it scores in float32, in one process; "
+            "leave that out"
+            for key, usual in (("precision", "auto"), ("devices", 1), ("nodes", 1))
+            if getattr(cfg.trainer, key) != usual
+        ]
         if cfg.plan:
             faults.append("plan=true is for pretrain: evaluate trains nothing; leave it out")
     raise_faults(faults)
@@ -52,7 +63,9 @@ def raise_faults(faults: list[str]) -> None:
     """Raises UserError with all of ``faults``, if there are any."""
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise UserError("\n".join([f"the configuration has {count}:", *(f"  - {fault}" for fault in faults)]))
+        raise UserError(
+            "\n".join([f"the configuration has {count}:", *(f"  - {fault}" for fault in faults)])
+        )
 
 
 def trainer_faults(t: TrainerConfig) -> list[str]:
@@ -60,10 +73,14 @@ def trainer_faults(t: TrainerConfig) -> list[str]:
     faults = []
     units = t.devices * t.nodes * t.accumulate
     if t.rows_per_step % units:
-        faults.append(f"trainer.rows_per_step {t.rows_per_step} is not a multiple of devices × nodes × accumulate "
-                      f"= {units}; e.g. trainer.rows_per_step={max(units, t.rows_per_step // units * units)}")  # fmt: skip
+        faults.append(
+            f"trainer.rows_per_step {t.rows_per_step} is not a multiple of devices × nodes × accumulate "
+            f"= {units}; e.g. trainer.rows_per_step={max(units, t.rows_per_step // units * units)}"
+        )
     if t.max_steps is not None and t.max_tokens is not None:
-        faults.append("trainer.max_steps and trainer.max_tokens are both set; leave one of them null")
+        faults.append(
+            "trainer.max_steps and trainer.max_tokens are both set; leave one of them null"
+        )
     return faults
 
 
@@ -72,28 +89,40 @@ def machine_faults(t: TrainerConfig, workers: int = 0) -> list[str]:
     faults, kind, have = [], "cpu", cores()
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks.isdecimal() and int(tasks) > 1 and "LOCAL_RANK" not in os.environ:
-        faults.append(f"srun starts this command {tasks} times, each of which would be the whole run; write srun --ntasks=1 "
-                      f"--cpus-per-task={tasks}, and for several devices set trainer.devices, or start torchrun by it")  # fmt: skip
-    if t.accelerator == "gpu" or t.precision in ("bf16-mixed", "16-mixed") or t.devices > 1:  # else torch is not asked
+        faults.append(
+            f"srun starts this command {tasks} times, each of which would be the whole run; write srun --ntasks=1 "
+            f"--cpus-per-task={tasks}, and for several devices set trainer.devices, or start torchrun by it"
+        )
+    if (
+        t.accelerator == "gpu" or t.precision in ("bf16-mixed", "16-mixed") or t.devices > 1
+    ):  # else torch is not asked
         kind = device_kind(t.accelerator)
     if t.accelerator == "gpu" and kind == "cpu":
-        faults.append("trainer.accelerator is 'gpu', but torch sees none here; set trainer.accelerator=cpu or auto")
+        faults.append(
+            "trainer.accelerator is 'gpu', but torch sees none here; set trainer.accelerator=cpu or auto"
+        )
     elif t.precision in PRECISIONS and (fault := precision_fault(t.precision, kind)):
         faults.append(f"trainer.precision is '{t.precision}', but {fault}")
     devices = device_count(kind)
     if devices is not None and t.devices > devices:
-        faults.append(f"trainer.devices is {t.devices}, but torch sees {devices} here ({kind}); allowed is 1 to {devices}, or "
-                      "trainer.accelerator=cpu")  # fmt: skip
+        faults.append(
+            f"trainer.devices is {t.devices}, but torch sees {devices} here ({kind}); allowed is 1 to {devices}, or "
+            "trainer.accelerator=cpu"
+        )
     if devices is None and t.devices > max(2, have):
         faults.append(
             f"trainer.devices is {t.devices}, but these would be processes on {have} cores; allowed is 1 to {max(2, have)}"
         )
     if t.threads is not None and t.threads * t.devices > have:
         each = f" in each of {t.devices} processes" if t.devices > 1 else ""
-        faults.append(f"trainer.threads is {t.threads}{each}, but this process may use {have} cores; allowed is 1 to "
-                      f"{max(1, have // max(1, t.devices))}, or null")  # fmt: skip
+        faults.append(
+            f"trainer.threads is {t.threads}{each}, but this process may use {have} cores; allowed is 1 to "
+            f"{max(1, have // max(1, t.devices))}, or null"
+        )
     if workers > have:
-        faults.append(f"data.workers is {workers}; allowed is 0 to {have}, the cores that this process may use")
+        faults.append(
+            f"data.workers is {workers}; allowed is 0 to {have}, the cores that this process may use"
+        )
     return faults
 
 
@@ -101,22 +130,35 @@ def _size_faults(cfg: PretrainConfig) -> list[str]:
     """Of the model and of the rows that it reads."""
     faults, m, pieces = [], cfg.model, {"langset": cfg.langset.vocabulary_size}
     if _makes_model(cfg) and cfg.data.row_length > m.max_position_embeddings - 2:
-        faults.append(f"data.row_length {cfg.data.row_length} exceeds the model's {m.max_position_embeddings - 2} positions; "
-                      f"set model.max_position_embeddings={cfg.data.row_length + 2} or a shorter row")  # fmt: skip
+        faults.append(
+            f"data.row_length {cfg.data.row_length} exceeds the model's {m.max_position_embeddings - 2} positions; "
+            f"set model.max_position_embeddings={cfg.data.row_length + 2} or a shorter row"
+        )
     if m.hidden_size % m.num_attention_heads:
-        faults.append(f"model.hidden_size {m.hidden_size} is not a multiple of model.num_attention_heads "
-                      f"{m.num_attention_heads}; choose a divisor of it")  # fmt: skip
+        faults.append(
+            f"model.hidden_size {m.hidden_size} is not a multiple of model.num_attention_heads "
+            f"{m.num_attention_heads}; choose a divisor of it"
+        )
     if m.adapter_reduction_factor > m.hidden_size:
-        faults.append(f"model.adapter_reduction_factor is {m.adapter_reduction_factor}; allowed is 1 to model.hidden_size, "
-                      f"{m.hidden_size}")  # fmt: skip
+        faults.append(
+            f"model.adapter_reduction_factor is {m.adapter_reduction_factor}; allowed is 1 to model.hidden_size, "
+            f"{m.hidden_size}"
+        )
     if cfg.steps > MOST_STEPS:
         faults.append(
             f"trainer.max_tokens {cfg.trainer.max_tokens} are {cfg.steps:,} steps; allowed are {MOST_STEPS:,}"
         )
     pieces |= {f"lang.{name}": lang.vocabulary_size for name, lang in cfg.lang.items()}
-    faults += [f"{where}.vocabulary_size is {size}; with data.byte_fallback=true it must be more than {_BYTES}: every byte is a piece"
-               for where, size in pieces.items() if cfg.data.byte_fallback and size <= _BYTES]  # fmt: skip
-    return faults if faults or not _makes_model(cfg) else memory_faults(cfg, trains=not _opens_base(cfg))
+    faults += [
+        f"{where}.vocabulary_size is {size}; with data.byte_fallback=true it must be more than {_BYTES}: every byte is a piece"
+        for where, size in pieces.items()
+        if cfg.data.byte_fallback and size <= _BYTES
+    ]
+    return (
+        faults
+        if faults or not _makes_model(cfg)
+        else memory_faults(cfg, trains=not _opens_base(cfg))
+    )
 
 
 def _opens_base(cfg: PretrainConfig) -> bool:
@@ -138,8 +180,11 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
             faults.append(f"langset.languages: {fault}")
         if text.slot is not None:
             faults += _check_slot(cfg, f"{where}.slot", text.slot)
-        faults += [f"langset.languages: '{code}' means the same language as '{other}'; keep one, or give one of them a "
-                   "region or script that differs" for other in clashing(code, known[:number])]  # fmt: skip
+        faults += [
+            f"langset.languages: '{code}' means the same language as '{other}'; keep one, or give one of them a "
+            "region or script that differs"
+            for other in clashing(code, known[:number])
+        ]
     if not known:
         faults.append("langset.languages is empty; choose a set, e.g. langset=embedded")
     codes: dict[str, str] = {}
@@ -155,7 +200,9 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
         if lang.vocabulary == "own" and lang.embedding_init == "focus" and (fault := focus_fault()):
             faults.append(f"lang.{name}.embedding_init: {fault}")
         if lang.vocabulary == "keep" and not lang.train_slot:
-            faults.append(f"lang.{name}: vocabulary=keep with train_slot=false leaves nothing to train; change one")
+            faults.append(
+                f"lang.{name}: vocabulary=keep with train_slot=false leaves nothing to train; change one"
+            )
         if cfg.base in ("auto", "random"):
             faults += _check_against_langset(cfg, name, lang)
     return faults
@@ -167,9 +214,13 @@ def _check_slot(cfg: PretrainConfig, where: str, slot: str) -> list[str]:
     if fault := slot_fault(slot):
         return [f"{where}: {fault}"]
     if cfg.model.shared_slot:
-        return [f"{where} is '{slot}', but model.shared_slot gives all languages one slot; leave one of them out"]
+        return [
+            f"{where} is '{slot}', but model.shared_slot gives all languages one slot; leave one of them out"
+        ]
     if slot in others and others[slot].slot not in (None, slot):
-        return [f"{where} is '{slot}', which goes through the slot of another language itself; name that one"]
+        return [
+            f"{where} is '{slot}', which goes through the slot of another language itself; name that one"
+        ]
     if slot not in others and (same := clashing(slot, others)):
         return [f"{where} is '{slot}', which is '{same[0]}' in another spelling; write that"]
     return []
@@ -180,8 +231,10 @@ def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> 
     known = list(cfg.langset.languages)
     faults = []
     if there := clashing(lang.code, known):
-        faults.append(f"lang.{name}.code '{lang.code}' exists in the base already as '{there[0]}' ({', '.join(known)}); "
-                      "choose a code with another region or script, or a language set without it")  # fmt: skip
+        faults.append(
+            f"lang.{name}.code '{lang.code}' exists in the base already as '{there[0]}' ({', '.join(known)}); "
+            "choose a code with another region or script, or a language set without it"
+        )
     slots, aliases = cfg.langset.slots(shared=cfg.model.shared_slot)
     try:
         for code in read_slot_init(lang.slot_init)[1]:
@@ -197,8 +250,10 @@ def _check_base(cfg: PretrainConfig) -> list[str]:
         return base_faults(cfg.base) if cfg.base != "random" else []
     if cfg.base == "auto":
         return []
-    return [f"base is '{cfg.base}', but nothing is added to it: pre-training begins with random weights; leave base out, or add a "
-            "language to it, e.g. +lang=new_lang"]  # fmt: skip
+    return [
+        f"base is '{cfg.base}', but nothing is added to it: pre-training begins with random weights; leave base out, or add a "
+        "language to it, e.g. +lang=new_lang"
+    ]
 
 
 def base_faults(base: str) -> list[str]:
@@ -208,8 +263,12 @@ def base_faults(base: str) -> list[str]:
     if Path(base).exists():
         if any((Path(base) / part / "config.json").is_file() for part in ("", "model")):
             return []
-        return [f"base '{base}' is neither a run folder (with model/) nor a model folder (with config.json); "
-                "give one, a hub id, or base=auto"]  # fmt: skip
+        return [
+            f"base '{base}' is neither a run folder (with model/) nor a model folder (with config.json); "
+            "give one, a hub id, or base=auto"
+        ]
     give = "a run folder, a model folder, a hub id such as facebook/xmod-base, or base=auto"
-    fault = hub_fault(base, give) if base.count("/") == 1 else f"'{base}' does not exist; give {give}"
+    fault = (
+        hub_fault(base, give) if base.count("/") == 1 else f"'{base}' does not exist; give {give}"
+    )
     return [f"base {fault}"] if fault else []

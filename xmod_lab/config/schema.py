@@ -34,9 +34,15 @@ if TYPE_CHECKING:
     from xmod_lab.text.objective import Objective
 
 _HERE = Path(__file__).resolve().parent.parent
-CONF_DIR = str(next((d for d in (_HERE / "conf", _HERE.parent / "conf") if (d / "pretrain.yaml").is_file()), ""))
+CONF_DIR = str(
+    next(
+        (d for d in (_HERE / "conf", _HERE.parent / "conf") if (d / "pretrain.yaml").is_file()), ""
+    )
+)
 if not CONF_DIR:
-    raise ImportError(f"xmod_lab's conf/ folder is neither in {_HERE} nor beside it; install the package again")
+    raise ImportError(
+        f"xmod_lab's conf/ folder is neither in {_HERE} nor beside it; install the package again"
+    )
 
 # why a setting of the trainer is no part of what a base is, or of any result
 IN_STEPS = "a base has the steps of the recipe, or those that replaced them"
@@ -57,7 +63,9 @@ class ModelConfig:
     adapter_reduction_factor: int = number(2, least=1, most=65_536)
     hidden_dropout_prob: float = number(0.1, least=0, below=1)
     attention_probs_dropout_prob: float = number(0.1, least=0, below=1)
-    max_position_embeddings: int = number(514, least=10, most=1_000_002, hint="two more than a row is long")
+    max_position_embeddings: int = number(
+        514, least=10, most=1_000_002, hint="two more than a row is long"
+    )
     layer_norm_eps: float = number(1e-5, above=0, most=1)
     pre_norm: bool = False
     adapter_layer_norm: bool = False
@@ -94,8 +102,13 @@ class LangsetConfig:
     def slots(self, *, shared: bool = False) -> tuple[list[str], dict[str, str]]:
         """The slots in order; and, by the code of each language that goes through a slot of another name, that name. With
         ``shared`` all go through one."""
-        slots = {code: SHARED_SLOT if shared else text.slot or code for code, text in self.languages.items()}
-        return list(dict.fromkeys(slots.values())), {code: slot for code, slot in slots.items() if code != slot}
+        slots = {
+            code: SHARED_SLOT if shared else text.slot or code
+            for code, text in self.languages.items()
+        }
+        return list(dict.fromkeys(slots.values())), {
+            code: slot for code, slot in slots.items() if code != slot
+        }
 
 
 @dataclass
@@ -145,7 +158,9 @@ class TaskConfig:
     mask_policy: str = choice("80-10-10", POLICIES)
     mask_unit: str = choice("piece", MASK_UNITS)
     pretrain: RecipeConfig = field(default_factory=RecipeConfig)
-    extend: RecipeConfig = field(default_factory=RecipeConfig, metadata=not_in_base("pre-training has no part in it"))
+    extend: RecipeConfig = field(
+        default_factory=RecipeConfig, metadata=not_in_base("pre-training has no part in it")
+    )
 
 
 @dataclass
@@ -159,11 +174,15 @@ class DataConfig:
 
     folder: str = field(default=MISSING, metadata=uncounted("a place"))
     row_length: int = number(128, least=8, most=1_000_000)
-    alpha: float = number(0.7, least=0, most=10, hint="0: every language alike; 1: in proportion to its size")
+    alpha: float = number(
+        0.7, least=0, most=10, hint="0: every language alike; 1: in proportion to its size"
+    )
     max_passes: float | None = number(None, above=0, most=1_000_000)
     attention: str = choice("document", ATTENTION)
     tokenizer: str | None = None
-    tokenizer_alpha: float = number(0.7, least=0, most=10, hint="0: every language alike; 1: in proportion to its size")
+    tokenizer_alpha: float = number(
+        0.7, least=0, most=10, hint="0: every language alike; 1: in proportion to its size"
+    )
     byte_fallback: bool = False
     normalization: str = choice("nmt_nfkc", NORMALIZATIONS)
     validation_share: float = number(0.04, above=0, below=1, hint="a share, e.g. 0.04")
@@ -175,7 +194,9 @@ class DataConfig:
         most=10**9,
         hint="null: all held-out passages",
     )
-    workers: int = number(1, uncounted("a batch is a function of seed and step, whoever makes it"), least=0)
+    workers: int = number(
+        1, uncounted("a batch is a function of seed and step, whoever makes it"), least=0
+    )
 
 
 VALIDATIONS = 12  # of a training: the best of many more would be luck, and reading a large development split takes long
@@ -210,7 +231,9 @@ class TrainerConfig:
         most=1_000_000_000,
         hint=f"null: {VALIDATIONS} times, evenly",
     )
-    log_every: int = number(20, uncounted("how densely the curve is drawn"), least=1, most=1_000_000_000)
+    log_every: int = number(
+        20, uncounted("how densely the curve is drawn"), least=1, most=1_000_000_000
+    )
     deterministic: bool = field(default=False, metadata=not_in_base("roundings alone"))
 
 
@@ -229,7 +252,9 @@ class RunConfig:
     """What every run has, whatever it trains on."""
 
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    logger: LoggerConfig = field(default_factory=LoggerConfig, metadata=uncounted("what is told of a run, and where"))
+    logger: LoggerConfig = field(
+        default_factory=LoggerConfig, metadata=uncounted("what is told of a run, and where")
+    )
     seed: int = number(1, least=0, most=2**32 - 1)
     base: str = field(default="auto", metadata=not_in_base("a base begins with random weights"))
     resume: str = choice("auto", RESUME, uncounted(EXACT_RESUME))
@@ -247,7 +272,9 @@ class PretrainConfig(RunConfig):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     langset: LangsetConfig = field(default_factory=LangsetConfig)
-    lang: dict[str, LangConfig] = field(default_factory=dict, metadata=not_in_base("languages are added afterwards"))
+    lang: dict[str, LangConfig] = field(
+        default_factory=dict, metadata=not_in_base("languages are added afterwards")
+    )
     task: TaskConfig = field(default_factory=TaskConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rebuild: bool = field(default=False, metadata=uncounted("the same data, made anew"))
@@ -353,5 +380,7 @@ def from_hydra(cfg: DictConfig) -> Any:
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:
-        raise UserError("\n".join(["the configuration lacks values:", *(f"  {key}=<value>" for key in missing)]))
+        raise UserError(
+            "\n".join(["the configuration lacks values:", *(f"  {key}=<value>" for key in missing)])
+        )
     return OmegaConf.to_object(cfg)

@@ -9,8 +9,14 @@ from xmod_lab.machine import device_kind, device_memory, memory
 _TRAINED = 16  # bytes of a parameter that is trained in float32: itself, its gradient, and AdamW's two moments
 _HELD = 4
 _STATE = 2  # bytes of a number that is kept for the backward pass, at the least: in bfloat16
-_CHANGED = ("model.num_hidden_layers", "model.hidden_size", "model.intermediate_size", "langset.vocabulary_size",
-            "data.row_length", "trainer.rows_per_step")  # fmt: skip
+_CHANGED = (
+    "model.num_hidden_layers",
+    "model.hidden_size",
+    "model.intermediate_size",
+    "langset.vocabulary_size",
+    "data.row_length",
+    "trainer.rows_per_step",
+)
 _GIB = 2**30
 
 # D model, F feed-forward, R bottleneck, V pieces
@@ -25,7 +31,12 @@ def parameter_count(m: ModelConfig, *, pieces: int, slots: int) -> int:
     slot = D * R + R + R * D + D
     embeddings = (pieces + m.max_position_embeddings + 1) * D + norm
     head = D * D + D + norm + pieces
-    return embeddings + m.num_hidden_layers * (attention + feed_forward + slots * slot) + head + norm * m.pre_norm
+    return (
+        embeddings
+        + m.num_hidden_layers * (attention + feed_forward + slots * slot)
+        + head
+        + norm * m.pre_norm
+    )
 
 
 def bytes_held(cfg: PretrainConfig) -> int:
@@ -39,7 +50,9 @@ def bytes_to_train(cfg: PretrainConfig) -> int:
     t, m, length = cfg.trainer, cfg.model, cfg.data.row_length
     rows = max(1, t.rows_per_step // (t.devices * t.nodes * t.accumulate))
     states = rows * length * m.num_hidden_layers * (8 * m.hidden_size + 2 * m.intermediate_size)
-    pairs = rows * length * length if cfg.data.attention == "document" else 0  # which may attend to which
+    pairs = (
+        rows * length * length if cfg.data.attention == "document" else 0
+    )  # which may attend to which
     return _TRAINED * _parameters(cfg) + _STATE * states + pairs
 
 
@@ -57,7 +70,16 @@ def memory_faults(cfg: PretrainConfig, *, trains: bool = True) -> list[str]:
         return processes * (bytes_to_train(other) if trains else bytes_held(other))
 
     if processes * bytes_held(cfg) > have:
-        return [_too_large(cfg, processes * bytes_held(cfg), "for its weights alone", have, "this machine", here)]
+        return [
+            _too_large(
+                cfg,
+                processes * bytes_held(cfg),
+                "for its weights alone",
+                have,
+                "this machine",
+                here,
+            )
+        ]
     if here(cfg) <= have:
         return []
     kind = device_kind(cfg.trainer.accelerator)  # asked now alone, as torch takes seconds
@@ -66,12 +88,19 @@ def memory_faults(cfg: PretrainConfig, *, trains: bool = True) -> list[str]:
         return [_too_large(cfg, here(cfg), "to train", have, "this machine", here)]
     takes = bytes_to_train(cfg)
     return (
-        [] if takes <= room else [_too_large(cfg, takes, "to train", room, f"a device here ({kind})", bytes_to_train)]
+        []
+        if takes <= room
+        else [_too_large(cfg, takes, "to train", room, f"a device here ({kind})", bytes_to_train)]
     )
 
 
 def _too_large(
-    cfg: PretrainConfig, takes: int, what: str, have: int, where: str, takes_of: Callable[[PretrainConfig], int]
+    cfg: PretrainConfig,
+    takes: int,
+    what: str,
+    have: int,
+    where: str,
+    takes_of: Callable[[PretrainConfig], int],
 ) -> str:
     fits = list(_what_fits(cfg, lambda other: takes_of(other) <= have))[:2]
     remedy = (
@@ -79,14 +108,19 @@ def _too_large(
         if fits
         else "choose a smaller one, e.g. model=tiny, and fewer languages"
     )
-    return (f"a model of {_parameters(cfg):,} parameters takes {takes / _GIB:,.1f} GiB or more {what}, and {where} has "
-            f"{have / _GIB:,.1f} GiB; {remedy}")  # fmt: skip
+    return (
+        f"a model of {_parameters(cfg):,} parameters takes {takes / _GIB:,.1f} GiB or more {what}, and {where} has "
+        f"{have / _GIB:,.1f} GiB; {remedy}"
+    )
 
 
 def _what_fits(cfg: PretrainConfig, fits: Callable[[PretrainConfig], bool]) -> Iterator[str]:
     """``key=value`` for every setting of which a smaller value alone, but no less than a hundredth, would do: the largest."""
     t = cfg.trainer
-    steps = {"hidden_size": cfg.model.num_attention_heads, "rows_per_step": t.devices * t.nodes * t.accumulate}
+    steps = {
+        "hidden_size": cfg.model.num_attention_heads,
+        "rows_per_step": t.devices * t.nodes * t.accumulate,
+    }
     for key in _CHANGED:
         group, name = key.split(".")
         part, step = getattr(cfg, group), steps.get(name, 1)

@@ -14,22 +14,40 @@ from xmod_lab.model import XmodConfig
 from xmod_lab.settings import flatten
 from xmod_lab.text.likelihoods import likelihoods, scored_text
 
-_ADDED, _END = "<!-- added languages -->", "<!-- end of added languages -->"  # between them a card is ours to write
+_ADDED, _END = (
+    "<!-- added languages -->",
+    "<!-- end of added languages -->",
+)  # between them a card is ours to write
 _WITHOUT = "# X-MOD\n\nThe base came without a model card.\n"
 _TAG = "xmod_lab"
 
 # what a manifest has that is worth a table: (title, key)
-_TABLES = (("Data", "data"), ("Beginning", "slot"), ("Vocabulary", "vocabulary"), ("Training", "training"))
+_TABLES = (
+    ("Data", "data"),
+    ("Beginning", "slot"),
+    ("Vocabulary", "vocabulary"),
+    ("Training", "training"),
+)
 _WORDS = {  # how keys begin, and what a card has in their place
-    "statistics.train.": "training text: ", "statistics.validation.": "held-out text: ", "consumed.train/": "read in training: ",
+    "statistics.train.": "training text: ",
+    "statistics.validation.": "held-out text: ",
+    "consumed.train/": "read in training: ",
     "recipe.": "",
-}  # fmt: skip
+}
 _NAMES = {
-    "kind": "whose vocabulary", "method": "how its table began", "copied": "rows copied from the base", "derived": "rows derived from others",
-    "drawn": "rows drawn at random", "overlap": "share of the text that copied rows spell", "init": "how the slot began",
-    "coverage": "share of the text that copied and derived rows spell", "donors": "slots that it was made of", "eps": "AdamW's eps",
-    "training text: unknown": "training text: unknown pieces", "held-out text: unknown": "held-out text: unknown pieces",
-}  # fmt: skip
+    "kind": "whose vocabulary",
+    "method": "how its table began",
+    "copied": "rows copied from the base",
+    "derived": "rows derived from others",
+    "drawn": "rows drawn at random",
+    "overlap": "share of the text that copied rows spell",
+    "init": "how the slot began",
+    "coverage": "share of the text that copied and derived rows spell",
+    "donors": "slots that it was made of",
+    "eps": "AdamW's eps",
+    "training text: unknown": "training text: unknown pieces",
+    "held-out text: unknown": "held-out text: unknown pieces",
+}
 _LEFT_OUT = ("digest", "source", "ranking")  # of no use to a reader: they are in manifest.json
 
 
@@ -90,7 +108,9 @@ Languages: {", ".join(config.known_codes())}. Fingerprint of the base: `{fingerp
 {_scores_table(record["scores"], config.known_codes(), config.is_decoder)}
 {_texts_table(record.get("data", {}))}
 {_tables({k: v for k, v in record.items() if k != "data"}, level="##")}"""
-    return _card(config.known_codes(), body, record["scores"], task=_task(config), exact=config.is_decoder)
+    return _card(
+        config.known_codes(), body, record["scores"], task=_task(config), exact=config.is_decoder
+    )
 
 
 def export_card(code: str, config: XmodConfig, manifest: dict | None, whole: str | None) -> str:
@@ -113,10 +133,18 @@ One language of a modular multilingual model, with a vocabulary of {config.vocab
 `transformers` loads model and tokenizer as they are, and `{code}` is the default language.
 
 {facts}"""
-    return _card([code], body, (manifest or {}).get("scores", {}), task=_task(config), exact=config.is_decoder)
+    return _card(
+        [code],
+        body,
+        (manifest or {}).get("scores", {}),
+        task=_task(config),
+        exact=config.is_decoder,
+    )
 
 
-def task_card(config: XmodConfig, record: dict, scores: dict[str, tuple[float | None, ...]], *, pipeline: str) -> str:
+def task_card(
+    config: XmodConfig, record: dict, scores: dict[str, tuple[float | None, ...]], *, pipeline: str
+) -> str:
     """The card of a model that was fine-tuned on a task.
 
     Args:
@@ -179,9 +207,13 @@ def with_added(card: str | None, config: XmodConfig, manifests: dict[str, dict])
     head = _without_added(card)
     if head.startswith("---"):
         parsed = parsed_card(head)
-        if parsed and _TAG in (parsed.data.tags or []):  # the list of languages in the front matter is ours to keep
+        if parsed and _TAG in (
+            parsed.data.tags or []
+        ):  # the list of languages in the front matter is ours to keep
             added = config.added or []
-            parsed.data.language = _iso([code for code in config.known_codes() if code not in added] + sorted(added))
+            parsed.data.language = _iso(
+                [code for code in config.known_codes() if code not in added] + sorted(added)
+            )
             head = str(parsed)
     if not config.added:
         return None if head.endswith(_WITHOUT) else head
@@ -205,7 +237,11 @@ def _added_section(config: XmodConfig, manifests: dict[str, dict]) -> str:
         f"`{code}` ({f'{own[code]:,} pieces of its own' if code in own else 'the vocabulary of the base'})"
         for code in added
     ]
-    scores = {name: score for manifest in manifests.values() for name, score in manifest.get("scores", {}).items()}
+    scores = {
+        name: score
+        for manifest in manifests.values()
+        for name, score in manifest.get("scores", {}).items()
+    }
     unknown = [code for code in added if code not in manifests]
     example = next((code for code in added if code in own), added[0])
     return f"""# X-MOD of {len(codes)} languages, {len(added)} of them added
@@ -238,10 +274,14 @@ def _scores_table(scores: dict[str, float], codes: list[str], exact: bool) -> st
     """Held-out loss and bits per byte of those of ``codes`` that are in ``scores``."""
     codes = [code for code in codes if f"val/loss/{code}" in scores or f"val/bpb/{code}" in scores]
     columns = {"unigram": "unigram", "before": "before/val", "after": "val"}
-    head = " | ".join(f"{unit}, {title}" for title in columns for unit in ("nats/piece", "bits/byte"))
+    head = " | ".join(
+        f"{unit}, {title}" for title in columns for unit in ("nats/piece", "bits/byte")
+    )
     lines = [f"| {scored_text(exact)} | {head} |", "|---|" + "---:|" * 6]
     for code in codes:
-        cells = [told(scores, f"{p}/{unit}/{code}") for p in columns.values() for unit in ("loss", "bpb")]
+        cells = [
+            told(scores, f"{p}/{unit}/{code}") for p in columns.values() for unit in ("loss", "bpb")
+        ]
         lines.append(f"| {code} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n" if codes else ""
 
@@ -250,7 +290,10 @@ def _texts_table(data: dict[str, dict]) -> str:
     """A line for each language of a base: what its text is, and how much of it was read."""
     names = list(next(iter(data.values()), {}))
     lines = [f"| language | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
-    lines += [f"| {code} | {' | '.join(_cell(counts[name]) for name in names)} |" for code, counts in data.items()]
+    lines += [
+        f"| {code} | {' | '.join(_cell(counts[name]) for name in names)} |"
+        for code, counts in data.items()
+    ]
     return "## Data\n\n" + "\n".join(lines) + "\n" if data else ""
 
 
@@ -258,10 +301,14 @@ def _tables(record: dict, *, level: str) -> str:
     parts = []
     for title, key in _TABLES:
         leaves = {
-            k: v for k, v in flatten(record.get(key) or {}).items() if k not in _LEFT_OUT and (key != "data" or v != 0)
+            k: v
+            for k, v in flatten(record.get(key) or {}).items()
+            if k not in _LEFT_OUT and (key != "data" or v != 0)
         }
         if leaves:
-            rows = "\n".join(f"| {_label(name)} | {_cell(value)} |" for name, value in leaves.items())
+            rows = "\n".join(
+                f"| {_label(name)} | {_cell(value)} |" for name, value in leaves.items()
+            )
             parts.append(f"{level} {title}\n\n| | |\n|---|---|\n{rows}\n")
     return "\n".join(parts)
 
@@ -292,9 +339,14 @@ def _iso(codes: list[str]) -> list[str]:
 
 
 def _card(
-    codes: list[str], body: str, scores: dict[str, float], *, task: str | None = None, exact: bool = False,
+    codes: list[str],
+    body: str,
+    scores: dict[str, float],
+    *,
+    task: str | None = None,
+    exact: bool = False,
     base_model: str | None = None,
-) -> str:  # fmt: skip
+) -> str:
     """``task``: what ``pipeline`` does with the model; ``None``: it is no model by itself; ``exact``: what ``scores`` are."""
     results = [
         EvalResult(

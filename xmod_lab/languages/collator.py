@@ -33,13 +33,23 @@ class XmodCollator:
         UserError: a row lacks text or language. UnknownLanguageError: the model does not have the language.
     """
 
-    def __init__(self, model: XmodPreTrainedModel, *, length: int | None = None, mask_rate: float | None = None):
+    def __init__(
+        self,
+        model: XmodPreTrainedModel,
+        *,
+        length: int | None = None,
+        mask_rate: float | None = None,
+    ):
         config = model.config
         positions = config.max_position_embeddings - config.pad_token_id - 1
         if length is not None and not 2 < length <= positions:
-            raise UserError(f"length is {length}; allowed are 3 to {positions}, the positions of this model")
+            raise UserError(
+                f"length is {length}; allowed are 3 to {positions}, the positions of this model"
+            )
         if mask_rate is not None and not 0 < mask_rate < 1:
-            raise UserError(f"mask_rate is {mask_rate}; allowed are numbers between 0 and 1, or None to hide nothing")
+            raise UserError(
+                f"mask_rate is {mask_rate}; allowed are numbers between 0 and 1, or None to hide nothing"
+            )
         self.model, self.length, self.mask_rate = model, length or positions, mask_rate
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 
@@ -62,14 +72,18 @@ class XmodCollator:
                 ids[number, span], labels[number, span] = self._hide(pieces, code)
             batch["labels"] = torch.from_numpy(labels)
         elif any("label" in row or "labels" in row for row in rows):
-            batch["labels"] = torch.tensor([row["label"] if "label" in row else row["labels"] for row in rows])
+            batch["labels"] = torch.tensor(
+                [row["label"] if "label" in row else row["labels"] for row in rows]
+            )
         return {"input_ids": torch.from_numpy(ids), **batch}
 
     def _code(self, row: Mapping, number: int) -> str:
         for key in ("text", "language"):
             if key not in row:
-                raise UserError(f"row {number} of the batch has no '{key}'; it has {', '.join(row) or 'nothing'}. With the Trainer, set "
-                                "remove_unused_columns=False")  # fmt: skip
+                raise UserError(
+                    f"row {number} of the batch has no '{key}'; it has {', '.join(row) or 'nothing'}. With the Trainer, set "
+                    "remove_unused_columns=False"
+                )
         return self.model.config.resolve(row["language"])
 
     def _encode(self, text: str | Sequence[str], code: str) -> np.ndarray:
@@ -77,7 +91,9 @@ class XmodCollator:
         if code not in self._tokenizers:
             self._tokenizers[code] = self.model.tokenizer_for(code)
         texts = [text] if isinstance(text, str) else text
-        return np.array(self._tokenizers[code](*texts, truncation=True, max_length=self.length)["input_ids"])
+        return np.array(
+            self._tokenizers[code](*texts, truncation=True, max_length=self.length)["input_ids"]
+        )
 
     def _hide(self, pieces: np.ndarray, code: str) -> tuple[np.ndarray, np.ndarray]:
         masker = Masker.for_tokenizer(self._tokenizers[code], self.mask_rate, "80-10-10")

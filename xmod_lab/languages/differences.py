@@ -19,7 +19,11 @@ from xmod_lab.settings import flatten
 def settings_that_differ(a: Path, b: Path) -> list[tuple[str, object, object]]:
     """Key and both values (``None`` where there is none) of every setting, count and score that differs."""
     mine, other = _settings(a), _settings(b)
-    return [(k, mine.get(k), other.get(k)) for k in sorted(mine.keys() | other.keys()) if mine.get(k) != other.get(k)]
+    return [
+        (k, mine.get(k), other.get(k))
+        for k in sorted(mine.keys() | other.keys())
+        if mine.get(k) != other.get(k)
+    ]
 
 
 def tensors_that_differ(a: Path, b: Path) -> Iterator[tuple[str, str]]:
@@ -35,7 +39,10 @@ def tensors_that_differ(a: Path, b: Path) -> Iterator[tuple[str, str]]:
                 yield name, f"{tuple(x.shape)} {x.dtype} and {tuple(y.shape)} {y.dtype}"
             elif digest(x) != digest(y):
                 moved = (x.double() - y.double()).abs()
-                yield name, f"{int((moved > 0).sum()):,} of {moved.numel():,} values, by {moved.max():.3g} at most"
+                yield (
+                    name,
+                    f"{int((moved > 0).sum()):,} of {moved.numel():,} values, by {moved.max():.3g} at most",
+                )
 
 
 def _place(path: Path) -> tuple[Path, bool]:
@@ -52,7 +59,10 @@ def _settings(path: Path) -> dict[str, object]:
         config = read_json(folder / "config.json")
         found = {
             "": config,
-            **{f"{code}.": m for code, m in manifests_in(folder, read_config(folder).added or []).items()},
+            **{
+                f"{code}.": m
+                for code, m in manifests_in(folder, read_config(folder).added or []).items()
+            },
         }
     left_out = ("tensors", "files", "unpacked")  # digests: the tensors themselves are compared
     return {
@@ -66,8 +76,14 @@ def _tensors(stack: ExitStack, path: Path) -> dict[str, tuple[safe_open, str]]:
     """Name in the state dict -> (open file, name there), of every tensor that lies in ``path``."""
     folder, is_pack = _place(path)
     found = {}
-    for file in sorted(folder.glob("*.safetensors")) + sorted(folder.glob(f"languages/*/{VOCABULARY_FILE}")):
-        prefix = f"roberta.embeddings.vocabularies.{file.parent.name}." if file.name == VOCABULARY_FILE else ""
+    for file in sorted(folder.glob("*.safetensors")) + sorted(
+        folder.glob(f"languages/*/{VOCABULARY_FILE}")
+    ):
+        prefix = (
+            f"roberta.embeddings.vocabularies.{file.parent.name}."
+            if file.name == VOCABULARY_FILE
+            else ""
+        )
         shapes_in(inside(file, folder))  # or says what is wrong with it
         opened = stack.enter_context(safe_open(file, "pt"))
         found |= {prefix + key: (opened, key) for key in opened.keys()}

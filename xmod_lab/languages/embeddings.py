@@ -62,8 +62,10 @@ def initialise_vocabulary(
         UserError: the new tokenizer lacks a special piece of the base's, or ``method`` is unknown.
     """
     if method not in METHODS:
-        raise UserError(f"embedding_init is '{method}'; allowed are {', '.join(EMBEDDING_INITS)}."
-                        f"{nearest(method, EMBEDDING_INITS)}")  # fmt: skip
+        raise UserError(
+            f"embedding_init is '{method}'; allowed are {', '.join(EMBEDDING_INITS)}."
+            f"{nearest(method, EMBEDDING_INITS)}"
+        )
     base = model.get_input_embeddings().weight.detach().float().cpu()  # (O, D), only read
     specials, pad = special_pairs(old, new), model.config.pad_token_id
     shared = shared_pieces(old, new) if method in KEEP_SHARED else {}
@@ -85,7 +87,10 @@ def initialise_vocabulary(
     with torch.no_grad():
         vocabulary.word_embeddings.weight.copy_(table)
         vocabulary.bias.copy_(log_frequency(piece_counts))
-    overlap, more = (float(piece_counts[ids].sum() / max(1, piece_counts.sum())) for ids in (list(copied), derived))
+    overlap, more = (
+        float(piece_counts[ids].sum() / max(1, piece_counts.sum()))
+        for ids in (list(copied), derived)
+    )
     return InitReport(method, len(table), len(copied), len(derived), overlap, overlap + more)
 
 
@@ -101,7 +106,9 @@ def special_pairs(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) ->
     for role in _SPECIALS:
         name = getattr(old, role)
         if getattr(new, role) is None:
-            raise UserError(f"the new tokenizer has no {role}; the base's is '{name}'. Train it with that piece")
+            raise UserError(
+                f"the new tokenizer has no {role}; the base's is '{name}'. Train it with that piece"
+            )
         pairs[new.convert_tokens_to_ids(getattr(new, role))] = old.convert_tokens_to_ids(name)
     return pairs
 

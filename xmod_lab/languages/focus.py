@@ -33,7 +33,9 @@ _AT_ONCE = 1024  # new pieces, so that memory is bounded by _AT_ONCE × shared p
 # R rows of T pieces, N new pieces, K shared pieces, D model
 
 
-def auxiliary_vectors(rows: np.ndarray, names: dict[int, str], *, seed: int) -> dict[int, np.ndarray]:
+def auxiliary_vectors(
+    rows: np.ndarray, names: dict[int, str], *, seed: int
+) -> dict[int, np.ndarray]:
     """Id -> fastText vector of every piece in ``names`` that is frequent enough in ``rows`` (R, T); the same in every
     process.
 
@@ -47,8 +49,12 @@ def auxiliary_vectors(rows: np.ndarray, names: dict[int, str], *, seed: int) -> 
     frequent = [i for i in names if counts[i] >= _MIN_COUNT]
     if not frequent:
         return {}
-    log.info("focus: before the first step, vectors are trained on %s pieces of the training text, in %d passes; no other method "
-             "reads it", f"{sum(map(len, sentences)):,}", _SETTINGS["epochs"])  # fmt: skip
+    log.info(
+        "focus: before the first step, vectors are trained on %s pieces of the training text, in %d passes; no other method "
+        "reads it",
+        f"{sum(map(len, sentences)):,}",
+        _SETTINGS["epochs"],
+    )
     model = FastText(
         sentences,
         **_SETTINGS,
@@ -80,7 +86,9 @@ def _sentences(rows: np.ndarray, names: dict[int, str]) -> list[list[str]]:
 
 def mixtures(wanted: np.ndarray, known: np.ndarray, donors: Tensor) -> Tensor:
     """(N, D) convex combinations of ``donors`` (K, D), for vectors ``wanted`` (N, size) and ``known`` (K, size)."""
-    a, b = (torch.nn.functional.normalize(torch.from_numpy(v).float(), dim=1) for v in (wanted, known))
+    a, b = (
+        torch.nn.functional.normalize(torch.from_numpy(v).float(), dim=1) for v in (wanted, known)
+    )
     return torch.cat([sparsemax(part @ b.T) @ donors for part in a.split(_AT_ONCE)])
 
 

@@ -34,8 +34,10 @@ def model_folder(source: str | Path) -> Path:
         if (folder / "config.json").is_file():
             return folder
     if Path(source).exists() or str(source).count("/") != 1:
-        raise UserError(f"'{source}' is neither a run dir (with model/), nor a model folder (with config.json), nor a hub id; "
-                        "give one")  # fmt: skip
+        raise UserError(
+            f"'{source}' is neither a run dir (with model/), nor a model folder (with config.json), nor a hub id; "
+            "give one"
+        )
     return from_hub(str(source), "a run dir, a model folder or a hub id")
 
 
@@ -52,17 +54,25 @@ def pack_folders(source: Path) -> list[Path]:
         if not hidden(path, source)
     )
     if not found:
-        raise UserError(f"'{source}' is neither a pack (with {MANIFEST}), nor a folder of packs, nor a run dir with packs in pack/, "
-                        "nor a hub id; give one that +lang=NAME wrote")  # fmt: skip
+        raise UserError(
+            f"'{source}' is neither a pack (with {MANIFEST}), nor a folder of packs, nor a run dir with packs in pack/, "
+            "nor a hub id; give one that +lang=NAME wrote"
+        )
     whole = source / "model"
     added = (read_config(whole).added or []) if (whole / "config.json").is_file() else []
-    return sorted(found, key=lambda pack: added.index(pack.name) if pack.name in added else len(added))
+    return sorted(
+        found, key=lambda pack: added.index(pack.name) if pack.name in added else len(added)
+    )
 
 
 def manifests_in(folder: Path, codes: list[str]) -> dict[str, dict]:
     """The manifests that installed languages came with, by code; ``codes``: of a configuration that was read. Raises UserError."""
     there = {code: folder / "languages" / code for code in codes}
-    return {code: read_manifest(place, folder) for code, place in there.items() if (place / MANIFEST).exists()}
+    return {
+        code: read_manifest(place, folder)
+        for code, place in there.items()
+        if (place / MANIFEST).exists()
+    }
 
 
 def install(source: str | Path, packs: list[Path], out: Path) -> list[str]:
@@ -88,7 +98,9 @@ def remove(source: str | Path, codes: list[str], out: Path) -> dict[str, tuple[i
     for code in codes:
         model.remove_language(code)
     new_folder(out, lambda scratch: save_model(model, scratch, source=folder))
-    return {c: (before[c], model.lang_id(c)) for c in model.languages if before[c] != model.lang_id(c)}
+    return {
+        c: (before[c], model.lang_id(c)) for c in model.languages if before[c] != model.lang_id(c)
+    }
 
 
 def save_model(model: XmodLanguageModel, out: Path, *, source: Path | None) -> None:
@@ -101,7 +113,9 @@ def save_model(model: XmodLanguageModel, out: Path, *, source: Path | None) -> N
         copy_files(source, out, root=source, but=_WRITTEN_ANEW)
     model.save_pretrained(out)
     card = with_added(
-        None if source is None else card_of(source), model.config, manifests_in(out, model.config.added or [])
+        None if source is None else card_of(source),
+        model.config,
+        manifests_in(out, model.config.added or []),
     )
     if card is not None:
         (out / CARD).write_bytes(card.encode(errors="surrogateescape"))
@@ -129,7 +143,10 @@ def export(source: str | Path, code: str, out: Path) -> None:
     code = model.config.resolve(code)
     tokenizer, own = model.tokenizer_for(code), code in (model.config.vocabularies or {})
     single = _single(model, code)
-    single.config.bos_token_id, single.config.eos_token_id = tokenizer.bos_token_id, tokenizer.eos_token_id
+    single.config.bos_token_id, single.config.eos_token_id = (
+        tokenizer.bos_token_id,
+        tokenizer.eos_token_id,
+    )
 
     def write(scratch: Path) -> None:
         single.save_pretrained(scratch)
@@ -137,7 +154,9 @@ def export(source: str | Path, code: str, out: Path) -> None:
         transformers.XmodConfig.from_dict(settings).save_pretrained(scratch)
         place = folder / "languages" / code if own else folder
         copy_files(place, scratch, root=folder, but=(*_WRITTEN_ANEW, MANIFEST))
-        card = export_card(code, single.config, manifests_in(folder, [code]).get(code), card_of(folder))
+        card = export_card(
+            code, single.config, manifests_in(folder, [code]).get(code), card_of(folder)
+        )
         (scratch / CARD).write_bytes(card.encode(errors="surrogateescape"))
 
     new_folder(out, write)
@@ -147,7 +166,11 @@ def _single(model: XmodLanguageModel, code: str) -> XmodLanguageModel:
     """``code`` alone, in a model of its own with the weights of ``model``."""
     config = type(model.config).from_dict(model.config.to_dict())
     slot = config.languages[config.slot(code)]
-    own = model.base_model.embeddings.vocabularies[code] if code in (config.vocabularies or {}) else None
+    own = (
+        model.base_model.embeddings.vocabularies[code]
+        if code in (config.vocabularies or {})
+        else None
+    )
     config.vocab_size = (config.vocabularies or {}).get(code, config.vocab_size)
     config.languages, config.default_language = [code], code
     config.vocabularies = config.aliases = config.added = None
@@ -155,7 +178,8 @@ def _single(model: XmodLanguageModel, code: str) -> XmodLanguageModel:
     state = {
         name.replace(f".adapter_modules.{slot}.", f".adapter_modules.{code}."): tensor
         for name, tensor in model.state_dict().items()
-        if ".vocabularies." not in name and (".adapter_modules." not in name or f".adapter_modules.{slot}." in name)
+        if ".vocabularies." not in name
+        and (".adapter_modules." not in name or f".adapter_modules.{slot}." in name)
     }
     if own is not None:
         for name in ("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"):
@@ -172,7 +196,9 @@ def new_folder(out: Path, write: Callable[[Path], None]) -> None:
         if out.is_symlink() or not build_folder(out.absolute(), write, wait=False):
             raise UserError(f"'{out}' exists already; choose a new folder: nothing is overwritten")
     except Busy as error:
-        raise UserError(f"another process is writing '{out}' now; wait for it, or choose another folder") from error
+        raise UserError(
+            f"another process is writing '{out}' now; wait for it, or choose another folder"
+        ) from error
     except OSError as error:
         if not out.exists():
             raise

@@ -78,7 +78,9 @@ def overlap_fuzzy(m: Material) -> Rows:
     alike.pop("", None)  # a mark or an accent alone is no letter
     found = {}
     for new_id, piece in m.new_pieces().items():
-        found[new_id] = min(((_differences(piece, other), i) for other, i in alike[letters(piece)]), default=None)
+        found[new_id] = min(
+            ((_differences(piece, other), i) for other, i in alike[letters(piece)]), default=None
+        )
     chosen = {new_id: best[1] for new_id, best in found.items() if best}
     return list(chosen), m.base[list(chosen.values())]
 
@@ -96,7 +98,11 @@ def _without_accents(piece: str) -> str:
 def _differences(one: str, other: str) -> tuple[bool, bool, bool]:
     """Whether two pieces of the same letters differ in the mark, in accents, in case."""
     a, b = one.removeprefix(WORD_START), other.removeprefix(WORD_START)
-    return one.startswith(WORD_START) != other.startswith(WORD_START), a.casefold() != b.casefold(), a != b
+    return (
+        one.startswith(WORD_START) != other.startswith(WORD_START),
+        a.casefold() != b.casefold(),
+        a != b,
+    )
 
 
 def subword_mean(m: Material) -> Rows:
@@ -105,7 +111,9 @@ def subword_mean(m: Material) -> Rows:
     model, unknown = m.old.backend_tokenizer.model, m.old.unk_token_id
     spelt = {}
     for new_id, piece in m.new_pieces().items():
-        ids = [token.id for token in model.tokenize(piece)]  # the model alone: no "▁" is put in front
+        ids = [
+            token.id for token in model.tokenize(piece)
+        ]  # the model alone: no "▁" is put in front
         if ids and unknown not in ids:
             spelt[new_id] = ids
     if not spelt:
@@ -123,7 +131,9 @@ def focus(m: Material) -> Rows:
     if not known or not wanted:
         return no_rows(m)
     donors = m.base[[m.shared[i] for i in known]]
-    return wanted, mixtures(np.stack([vectors[i] for i in wanted]), np.stack([vectors[i] for i in known]), donors)
+    return wanted, mixtures(
+        np.stack([vectors[i] for i in wanted]), np.stack([vectors[i] for i in known]), donors
+    )
 
 
 def script_mean(m: Material) -> Rows:
@@ -153,7 +163,9 @@ def _normal(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     rows = rows.double()
     centred = rows - rows.mean(0)
     values, vectors = torch.linalg.eigh(centred.T @ centred / len(rows))
-    root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # symmetric: whatever signs the eigenvectors come with
+    root = (
+        vectors * values.clamp(min=0).sqrt() @ vectors.T
+    )  # symmetric: whatever signs the eigenvectors come with
     noise = torch.randn(count, rows.shape[1], generator=generator, dtype=torch.float64)
     return (rows.mean(0) + noise @ root).float()
 
@@ -161,7 +173,11 @@ def _normal(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def ordinary_pieces(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """Id by spelling of the pieces that are not special, in the order of their ids."""
     special = set(tokenizer.all_special_ids)
-    return {piece: i for piece, i in sorted(tokenizer.get_vocab().items(), key=lambda p: p[1]) if i not in special}
+    return {
+        piece: i
+        for piece, i in sorted(tokenizer.get_vocab().items(), key=lambda p: p[1])
+        if i not in special
+    }
 
 
 METHODS: dict[str, Callable[[Material], Rows]] = {

@@ -15,24 +15,45 @@ from xmod_lab.settings import flatten
 from xmod_lab.text.likelihoods import in_a_word
 
 FIGURES = "metrics.json"  # of a run: scores of the base's languages
-HEADER = ("language", "pieces", "tensors, MB", "base", "text, MB", "nats/piece", "bits/byte", "likelihood")
+HEADER = (
+    "language",
+    "pieces",
+    "tensors, MB",
+    "base",
+    "text, MB",
+    "nats/piece",
+    "bits/byte",
+    "likelihood",
+)
 
 
 def inventory(path: Path) -> list[tuple[str, ...]]:
     """A line under HEADER for each language. Raises UserError when ``path`` is neither pack, run nor model."""
     path = at_hand(path)
-    if (path / MANIFEST).is_file() or not any((path / part / "config.json").is_file() for part in ("model", "")):
+    if (path / MANIFEST).is_file() or not any(
+        (path / part / "config.json").is_file() for part in ("model", "")
+    ):
         packs = [(folder, read_manifest(folder)) for folder in pack_folders(path)]
         for pack, _ in packs:
             if not (pack / TENSORS).is_file():
                 raise UserError(f"pack {pack}: {TENSORS} is missing; copy the pack again")
-        return [_line(m["code"], m["pieces"], (pack / TENSORS).stat().st_size, m, _exact(m)) for pack, m in packs]
+        return [
+            _line(m["code"], m["pieces"], (pack / TENSORS).stat().st_size, m, _exact(m))
+            for pack, m in packs
+        ]
     folder = model_folder(path)
     config = check_folder(folder)
     manifests = manifests_in(folder, config.added or [])
     figures = read_json(path / FIGURES) if (path / FIGURES).is_file() else _scores_in_card(folder)
-    size, own, exact = _sizes(folder, config.known_codes()), config.vocabularies or {}, config.is_decoder
-    return [_line(c, own.get(c), size[c], manifests.get(c, {"scores": figures}), exact) for c in config.known_codes()]
+    size, own, exact = (
+        _sizes(folder, config.known_codes()),
+        config.vocabularies or {},
+        config.is_decoder,
+    )
+    return [
+        _line(c, own.get(c), size[c], manifests.get(c, {"scores": figures}), exact)
+        for c in config.known_codes()
+    ]
 
 
 def _sizes(folder: Path, codes: list[str]) -> dict[str, int]:
@@ -46,7 +67,9 @@ def _sizes(folder: Path, codes: list[str]) -> dict[str, int]:
     for code in codes:
         own = folder / "languages" / code / VOCABULARY_FILE
         if own.exists():
-            size[code] += sum(_bytes(shape, kind) for shape, kind in shapes_in(inside(own, folder)).values())
+            size[code] += sum(
+                _bytes(shape, kind) for shape, kind in shapes_in(inside(own, folder)).values()
+            )
     return size
 
 
@@ -60,8 +83,16 @@ def _scores_in_card(folder: Path) -> dict[str, float]:
     """Bits per byte that the card of a base has in its head, as figures of a run."""
     text = card_of(folder) or ""
     card = parsed_card(text) if text.startswith("---") else None
-    results = [r for r in card.data.eval_results or [] if r.metric_type == "bits_per_byte"] if card else []
-    return {f"val/bpb/{r.dataset_config}": r.metric_value for r in results if isinstance(r.metric_value, float)}
+    results = (
+        [r for r in card.data.eval_results or [] if r.metric_type == "bits_per_byte"]
+        if card
+        else []
+    )
+    return {
+        f"val/bpb/{r.dataset_config}": r.metric_value
+        for r in results
+        if isinstance(r.metric_value, float)
+    }
 
 
 def _exact(manifest: dict) -> bool | None:
@@ -70,7 +101,9 @@ def _exact(manifest: dict) -> bool | None:
     return None if task is None else task == "clm"
 
 
-def _line(code: str, pieces: int | None, size: int, manifest: dict, exact: bool | None) -> tuple[str, ...]:
+def _line(
+    code: str, pieces: int | None, size: int, manifest: dict, exact: bool | None
+) -> tuple[str, ...]:
     scores = manifest.get("scores", {})
     text = flatten(manifest).get("data.statistics.train.bytes")
     return (
@@ -80,5 +113,7 @@ def _line(code: str, pieces: int | None, size: int, manifest: dict, exact: bool 
         manifest.get("base_fingerprint", "–")[:12],  # whole in the manifest
         "–" if not isinstance(text, int) else f"{text / 1e6:,.2f}",
         *(told(scores, f"val/{unit}/{code}") for unit in ("loss", "bpb")),
-        in_a_word(exact) or "–" if any(f"val/{unit}/{code}" in scores for unit in ("loss", "bpb")) else "–",
+        in_a_word(exact) or "–"
+        if any(f"val/{unit}/{code}" in scores for unit in ("loss", "bpb"))
+        else "–",
     )

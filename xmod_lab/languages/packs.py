@@ -42,7 +42,10 @@ def write_pack(
         UserError: a file of the tokenizer has a name that no pack may have.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: p.detach().cpu().contiguous() for name, p in sorted(model.language_parameters(code).items())}
+    tensors = {
+        name: p.detach().cpu().contiguous()
+        for name, p in sorted(model.language_parameters(code).items())
+    }
     unpacked = {}
     for file in sorted(tokenizer_folder.iterdir()) if tokenizer_folder is not None else ():
         if file.suffix in TOKENIZER_SUFFIXES and file.name not in TAKEN:
@@ -63,17 +66,23 @@ def write_pack(
         **details,
     }
     base = hub_id(model.name_or_path)
-    (folder / CARD).write_text(pack_card(manifest, exact=model.config.is_decoder, base_model=base), encoding="utf-8")
+    (folder / CARD).write_text(
+        pack_card(manifest, exact=model.config.is_decoder, base_model=base), encoding="utf-8"
+    )
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     share(folder / TENSORS, like=folder / CARD)
     manifest["files"] = {
-        p.name: digest_of_files([p]) for p in sorted(folder.iterdir()) if p.name not in (MANIFEST, CARD)
+        p.name: digest_of_files([p])
+        for p in sorted(folder.iterdir())
+        if p.name not in (MANIFEST, CARD)
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True))
     return manifest
 
 
-def push_pack(folder: Path, repository: str, *, private: bool = False, **metadata: str | None) -> str:
+def push_pack(
+    folder: Path, repository: str, *, private: bool = False, **metadata: str | None
+) -> str:
     """Send a pack to the hub: the files of its manifest and its card; returns the address. Was run against a stand-in alone.
 
     Args:
@@ -83,14 +92,25 @@ def push_pack(folder: Path, repository: str, *, private: bool = False, **metadat
         UserError: the pack is damaged, or the hub refuses.
     """
     manifest, _ = read_pack(folder)
-    card = inside(folder / CARD, folder).read_text(encoding="utf-8") if (folder / CARD).exists() else ""
+    card = (
+        inside(folder / CARD, folder).read_text(encoding="utf-8")
+        if (folder / CARD).exists()
+        else ""
+    )
     card = with_metadata(card, {key: value for key, value in metadata.items() if value is not None})
-    sent = [CommitOperationAdd(name, str(folder / name)) for name in sorted({*manifest["files"], MANIFEST})]
+    sent = [
+        CommitOperationAdd(name, str(folder / name))
+        for name in sorted({*manifest["files"], MANIFEST})
+    ]
     sent.append(CommitOperationAdd(CARD, card.encode()))
     try:
         url = HfApi().create_repo(repository, private=private, exist_ok=True)
-        HfApi().create_commit(url.repo_id, sent, commit_message=f"Language pack of {manifest['code']}")
+        HfApi().create_commit(
+            url.repo_id, sent, commit_message=f"Language pack of {manifest['code']}"
+        )
     except Exception as error:  # no network, no token, no right: all end the same way for the user
-        raise UserError(f"'{repository}' cannot be sent to the hub ({reason(error)}); check the name, the network, and that you are "
-                        "logged in: hf auth login") from error  # fmt: skip
+        raise UserError(
+            f"'{repository}' cannot be sent to the hub ({reason(error)}); check the name, the network, and that you are "
+            "logged in: hf auth login"
+        ) from error
     return str(url)

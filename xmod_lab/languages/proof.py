@@ -43,16 +43,29 @@ def whole_digest(model: XmodLanguageModel) -> str:
     return hashlib.sha256(json.dumps(tensor_digests(model), sort_keys=True).encode()).hexdigest()
 
 
-def probe_pieces(model: XmodLanguageModel, rows: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+def probe_pieces(
+    model: XmodLanguageModel, rows: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
     """(B, S) piece ids for every language of ``model``: those of ``rows``, else any pieces that its vocabulary has."""
-    pieces = {code: (model.config.vocabularies or {}).get(code, model.config.vocab_size) for code in model.languages}
-    length = min(_PROBE_PIECES, model.config.max_position_embeddings - model.config.pad_token_id - 1)
+    pieces = {
+        code: (model.config.vocabularies or {}).get(code, model.config.vocab_size)
+        for code in model.languages
+    }
+    length = min(
+        _PROBE_PIECES, model.config.max_position_embeddings - model.config.pad_token_id - 1
+    )
     any_pieces = torch.arange(5, 5 + length)[None]
-    return {code: (rows or {}).get(code, any_pieces % pieces[code])[:, :length] for code in model.languages}
+    return {
+        code: (rows or {}).get(code, any_pieces % pieces[code])[:, :length]
+        for code in model.languages
+    }
 
 
 def snapshot(
-    model: XmodLanguageModel, probes: dict[str, Tensor], *, tokenizer: PreTrainedTokenizerBase | None = None
+    model: XmodLanguageModel,
+    probes: dict[str, Tensor],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Snapshot:
     """What a model is now.
 
@@ -69,7 +82,13 @@ def snapshot(
             logits[code] = digest(model(ids, lang_ids=lang_ids).logits)
     model.train(was_training)
     numbers = {code: model.lang_id(code) for code in model.languages}
-    return Snapshot(tensor_digests(model), logits, numbers, _tokenizers(model, tokenizer), base_settings(model.config))
+    return Snapshot(
+        tensor_digests(model),
+        logits,
+        numbers,
+        _tokenizers(model, tokenizer),
+        base_settings(model.config),
+    )
 
 
 def _tokenizers(model: XmodLanguageModel, base: PreTrainedTokenizerBase | None) -> dict[str, str]:
@@ -88,15 +107,21 @@ def compare(before: Snapshot, after: Snapshot, added: list[str]) -> dict:
     """The proof: all that is in ``before`` is in ``after``, unchanged; all new tensors belong to the ``added`` languages, and
     no setting is new. ``holds`` says whether that is so; the rest says where it is not."""
     marks = [f".{part}.{code}." for code in added for part in ("adapter_modules", "vocabularies")]
-    changed = sorted(n for n, d in before.tensors.items() if n in after.tensors and after.tensors[n] != d)
+    changed = sorted(
+        n for n, d in before.tensors.items() if n in after.tensors and after.tensors[n] != d
+    )
     missing = sorted(before.tensors.keys() - after.tensors.keys())
     new = sorted(after.tensors.keys() - before.tensors.keys())
     strangers = [name for name in new if not any(mark in f".{name}" for mark in marks)]
     compared = {part: _both(getattr(before, part), getattr(after, part)) for part in COMPARED}
     if before.settings:
-        compared["settings"] |= _both(dict.fromkeys(after.settings.keys() - before.settings), after.settings)
+        compared["settings"] |= _both(
+            dict.fromkeys(after.settings.keys() - before.settings), after.settings
+        )
     return {
-        "holds": not (changed or missing or strangers or any(moved(compared, part) for part in COMPARED)),
+        "holds": not (
+            changed or missing or strangers or any(moved(compared, part) for part in COMPARED)
+        ),
         "added_languages": added,
         "tensors_compared": len(before.tensors),
         "tensors_changed": changed,
@@ -109,7 +134,10 @@ def compare(before: Snapshot, after: Snapshot, added: list[str]) -> dict:
 
 
 def _both(before: dict, after: dict) -> dict[str, dict]:
-    return {key: {"before": x, "after": after.get(key), "equal": after.get(key) == x} for key, x in before.items()}
+    return {
+        key: {"before": x, "after": after.get(key), "equal": after.get(key) == x}
+        for key, x in before.items()
+    }
 
 
 def moved(proof: dict, part: str) -> list[str]:
@@ -131,9 +159,13 @@ def require(proof: dict) -> None:
         "other settings": _told(proof, "settings"),
     }
     said = [
-        f"{what} {', '.join(found[:5])}{', …' if len(found) > 5 else ''}" for what, found in faults.items() if found
+        f"{what} {', '.join(found[:5])}{', …' if len(found) > 5 else ''}"
+        for what, found in faults.items()
+        if found
     ]
-    raise ProofError(f"the proof of non-interference does not hold: {'; '.join(said)}; see proof.json")
+    raise ProofError(
+        f"the proof of non-interference does not hold: {'; '.join(said)}; see proof.json"
+    )
 
 
 def _told(proof: dict, part: str) -> list[str]:
@@ -149,12 +181,21 @@ def compare_frozen(before: dict[str, str], after: dict[str, str], trainable: set
     changed = sorted(name for name, d in frozen.items() if after.get(name) != d)
     new = sorted(after.keys() - before.keys())
     moved = sum(after.get(name) != before[name] for name in trainable)
-    return {"holds": not changed and not new, "frozen": len(frozen), "changed": changed, "new": new,
-            "trainable": len(trainable), "trainable_moved": moved, "digests": frozen}  # fmt: skip
+    return {
+        "holds": not changed and not new,
+        "frozen": len(frozen),
+        "changed": changed,
+        "new": new,
+        "trainable": len(trainable),
+        "trainable_moved": moved,
+        "digests": frozen,
+    }
 
 
 def require_frozen(proof: dict, what: str) -> None:
     """Raises ProofError when the proof of a fine-tuning does not hold, naming what moved."""
     if not proof["holds"]:
-        raise ProofError(f"{what}: tensors that were frozen have changed: {proof['changed'][:5]}, or are new: "
-                         f"{proof['new'][:5]}; see proof.json")  # fmt: skip
+        raise ProofError(
+            f"{what}: tensors that were frozen have changed: {proof['changed'][:5]}, or are new: "
+            f"{proof['new'][:5]}; see proof.json"
+        )

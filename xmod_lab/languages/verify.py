@@ -48,8 +48,10 @@ def verify(path: Path, base: str | None) -> Findings:
         findings += _against(model, snapshot(before, probes), probes, model.config.added or [])
     findings += _installed(model, model_folder(path))
     if not findings:
-        raise UserError(f"'{path}' has no added language with a manifest: there is nothing to compare it with; give its base "
-                        "with --base")  # fmt: skip
+        raise UserError(
+            f"'{path}' has no added language with a manifest: there is nothing to compare it with; give its base "
+            "with --base"
+        )
     return findings
 
 
@@ -63,7 +65,9 @@ def verify_pack(path: Path, base: str | None) -> Findings:
     ]
     with tempfile.TemporaryDirectory() as scratch:
         unpack(path, Path(scratch))
-    findings.append(("tokenizer", f"{len(manifest['unpacked'])} files, unpacked, as in the manifest"))
+    findings.append(
+        ("tokenizer", f"{len(manifest['unpacked'])} files, unpacked, as in the manifest")
+    )
     if base is None:
         return [*findings, ("base", f"{mark}; not compared: give it with --base")]
     model = _open(base)
@@ -92,13 +96,19 @@ def _installed(model: XmodLanguageModel, folder: Path) -> Findings:
         stored = manifests[code]["tensors"]
         wrong = sorted(n for n in mine.keys() | stored.keys() if mine.get(n) != stored.get(n))
         if wrong:
-            raise ProofError(f"language '{code}' of {folder} is not what its pack brought: {wrong[:3]}")
+            raise ProofError(
+                f"language '{code}' of {folder} is not what its pack brought: {wrong[:3]}"
+            )
         if wrong := strange_files(folder / "languages" / code, manifests[code]):
-            raise ProofError(f"language '{code}' of {folder} has other files than its pack brought: {', '.join(wrong)} in "
-                             f"languages/{code}/; install the pack again")  # fmt: skip
+            raise ProofError(
+                f"language '{code}' of {folder} has other files than its pack brought: {', '.join(wrong)} in "
+                f"languages/{code}/; install the pack again"
+            )
         if fault := base_fault(manifests[code], model):
-            raise ProofError(f"{folder} is no longer the base of '{code}', whose pack {fault}; copy the base's files again, or "
-                             "install the pack in the base that it was made on")  # fmt: skip
+            raise ProofError(
+                f"{folder} is no longer the base of '{code}', whose pack {fault}; copy the base's files again, or "
+                "install the pack in the base that it was made on"
+            )
         files = len(manifests[code]["unpacked"])
         findings.append(
             (
@@ -111,7 +121,10 @@ def _installed(model: XmodLanguageModel, folder: Path) -> Findings:
 
 def _mark(manifest: dict) -> str:
     """What a pack knows its base by."""
-    mark, tokenizer = f"fingerprint {manifest['base_fingerprint'][:12]}", manifest.get("base_tokenizer")
+    mark, tokenizer = (
+        f"fingerprint {manifest['base_fingerprint'][:12]}",
+        manifest.get("base_tokenizer"),
+    )
     if manifest["format"] < FORMAT:
         return f"{mark} (of an earlier version, without tokenizer, slots and dropout)"
     return mark if tokenizer is None else f"{mark} and tokenizer {tokenizer[:12]}"
@@ -121,43 +134,83 @@ def _run(path: Path, model: XmodLanguageModel, base: str | None) -> Findings:
     """The model of a run against the proof that the run wrote, and against the base itself where it is at hand."""
     try:
         stored = read_json(path / PROOF)
-        parts = {part: {key: entry["before"] for key, entry in found.items()}
-                 for part in COMPARED if (found := stored.get(part)) is not None or part == "logits"}  # fmt: skip
-        before = Snapshot(stored["digests"], **parts)  # an earlier version compared tensors and logits alone
-        probes = {code: torch.tensor(ids, dtype=torch.long) for code, ids in stored["probes"].items()}
+        parts = {
+            part: {key: entry["before"] for key, entry in found.items()}
+            for part in COMPARED
+            if (found := stored.get(part)) is not None or part == "logits"
+        }
+        before = Snapshot(
+            stored["digests"], **parts
+        )  # an earlier version compared tensors and logits alone
+        probes = {
+            code: torch.tensor(ids, dtype=torch.long) for code, ids in stored["probes"].items()
+        }
         added = stored["added_languages"]
-        if not isinstance(before.tensors, dict) or not isinstance(added, list) or any(map(slot_fault, added)):
+        if (
+            not isinstance(before.tensors, dict)
+            or not isinstance(added, list)
+            or any(map(slot_fault, added))
+        ):
             raise TypeError("digests or added_languages are not what a proof has there")
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:  # the last one is torch's
-        raise UserError(f"{path / PROOF} cannot be read ({reason(error)}); run the extension again, or verify {path / 'model'}") from error  # fmt: skip
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+    ) as error:  # the last one is torch's
+        raise UserError(
+            f"{path / PROOF} cannot be read ({reason(error)}); run the extension again, or verify {path / 'model'}"
+        ) from error
     findings, packs = [], {pack.name: pack for pack in pack_folders(path)}
     if lost := [code for code in added if code not in packs]:
-        raise UserError(f"{path / 'pack'} has no pack of {', '.join(lost)}, which the run added; copy it again, or verify "
-                        f"{path / 'model'}")  # fmt: skip
+        raise UserError(
+            f"{path / 'pack'} has no pack of {', '.join(lost)}, which the run added; copy it again, or verify "
+            f"{path / 'model'}"
+        )
     for pack in packs.values():
         manifest, _ = read_pack(pack)
         if manifests_in(path / "model", [manifest["code"]]).get(manifest["code"]) != manifest:
-            raise ProofError(f"{pack} is not the pack that {path / 'model'} was made with: their manifests differ")
-        findings.append((f"pack {manifest['code']}", f"{len(manifest['files'])} files as in its manifest"))
+            raise ProofError(
+                f"{pack} is not the pack that {path / 'model'} was made with: their manifests differ"
+            )
+        findings.append(
+            (f"pack {manifest['code']}", f"{len(manifest['files'])} files as in its manifest")
+        )
     if base is None:
         findings.append(("compared with", f"the digests in {PROOF}"))
         return findings + _against(model, before, probes, added, elsewhere=True)
     again = snapshot(_open(base), probes)
-    other = "tensors" if again.tensors != before.tensors else "settings" if again.settings != before.settings else None
+    other = (
+        "tensors"
+        if again.tensors != before.tensors
+        else "settings"
+        if again.settings != before.settings
+        else None
+    )
     if other == "tensors" or (other and before.settings):
-        raise UserError(f"{base} is not the base of {path}: its {other} are others than {path / PROOF} says; give the base that "
-                        "the run was made on")  # fmt: skip
+        raise UserError(
+            f"{base} is not the base of {path}: its {other} are others than {path / PROOF} says; give the base that "
+            "the run was made on"
+        )
     findings.append(("compared with", base))
     return findings + _against(model, replace(again, tokenizers=before.tokenizers), probes, added)
 
 
 def _against(
-    model: XmodLanguageModel, before: Snapshot, probes: dict, added: list[str], *, elsewhere: bool = False
+    model: XmodLanguageModel,
+    before: Snapshot,
+    probes: dict,
+    added: list[str],
+    *,
+    elsewhere: bool = False,
 ) -> Findings:
     """``elsewhere``: the logits of ``before`` may come from another machine, so that equal tensors are proof enough."""
     if lost := [code for code in probes if code not in model.languages]:
-        raise ProofError(f"the model knows {', '.join(model.languages)}, and not {', '.join(lost)} of the base: it is not that "
-                         "base with languages added")  # fmt: skip
+        raise ProofError(
+            f"the model knows {', '.join(model.languages)}, and not {', '.join(lost)} of the base: it is not that "
+            "base with languages added"
+        )
     after = snapshot(model, probes)
     proof = compare(before, after, added)
     logits = f"{len(proof['logits'])} equal to the last bit"
@@ -172,5 +225,8 @@ def _against(
             (f"{part} of the base", f"{len(proof[part])} as before" if proof[part] else "not known")
             for part in COMPARED[1:]
         ),
-        ("new tensors", f"{len(proof['tensors_added'])}, all of {', '.join(proof['added_languages'])}"),
+        (
+            "new tensors",
+            f"{len(proof['tensors_added'])}, all of {', '.join(proof['added_languages'])}",
+        ),
     ]

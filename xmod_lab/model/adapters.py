@@ -32,7 +32,9 @@ def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor) -> Ten
 
 
 @torch.library.custom_op("xmod_lab::grouped_linear_backward", mutates_args=())
-def _grouped_linear_backward(grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _grouped_linear_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
     grad_bias = weight.new_empty(weight.shape[:2])
     for group, span in enumerate(_spans(ends)):
@@ -99,7 +101,11 @@ class XmodAdapter(nn.Module):
     def __init__(self, config: XmodConfig):
         super().__init__()
         factor = config.adapter_reduction_factor  # whole numbers round down, as in transformers
-        bottleneck = config.hidden_size // factor if isinstance(factor, int) else round(config.hidden_size / factor)
+        bottleneck = (
+            config.hidden_size // factor
+            if isinstance(factor, int)
+            else round(config.hidden_size / factor)
+        )
         self.dense1 = nn.Linear(config.hidden_size, bottleneck)
         self.act = ACT2FN[config.hidden_act]
         self.dense2 = nn.Linear(bottleneck, config.hidden_size)
@@ -126,11 +132,15 @@ class XmodSlots(nn.ModuleDict):
             return adapters[route.slots[0]](x)
         if not route.per_token:
             parts = x.split(route.sizes)
-            return torch.cat([adapters[s](part) for s, part in zip(route.slots, parts, strict=True)])
+            return torch.cat(
+                [adapters[s](part) for s, part in zip(route.slots, parts, strict=True)]
+            )
         flat = x.flatten(0, 1)  # (N, D)
         if route.order is not None:
             flat = flat.index_select(0, route.order.to(x.device))
-        out = torch.cat([adapters[s](p) for s, p in zip(route.slots, flat.split(route.sizes), strict=True)])
+        out = torch.cat(
+            [adapters[s](p) for s, p in zip(route.slots, flat.split(route.sizes), strict=True)]
+        )
         if route.order is not None:
             out = out.index_select(0, route.inverse.to(x.device))
         return out.view_as(x)
@@ -152,7 +162,9 @@ class XmodSlots(nn.ModuleDict):
             flat = flat.index_select(0, route.order)
         dtype = product_type(flat)
         w = route.layers[self.number]
-        inner = grouped_linear(flat.to(dtype), w.down.to(dtype), w.down_bias.to(dtype), route.ends)  # (N, F)
+        inner = grouped_linear(
+            flat.to(dtype), w.down.to(dtype), w.down_bias.to(dtype), route.ends
+        )  # (N, F)
         inner = next(iter(self.values())).act(inner)
         out = grouped_linear(inner, w.up.to(dtype), w.up_bias.to(dtype), route.ends)  # (N, D)
         if route.order is not None:

@@ -70,7 +70,9 @@ class XmodModel(XmodPreTrainedModel):
         self.encoder.compile(fullgraph=True, **options)
         self.compiled = True
 
-    def plan(self, lang_ids: Languages, rows: int, length: int, *, keep_order: bool = False) -> Route:
+    def plan(
+        self, lang_ids: Languages, rows: int, length: int, *, keep_order: bool = False
+    ) -> Route:
         """The batch's route; without ``lang_ids``, all rows in the default language.
 
         Raises:
@@ -78,9 +80,11 @@ class XmodModel(XmodPreTrainedModel):
         """
         slots = self.encoder.slots
         if slots is not None and slots != list(self.config.languages):
-            raise UserError(f"the configuration has the languages {list(self.config.languages)}, the model the slots {slots}; "
-                            "they change by add_language() and remove_language() alone, and each model needs a configuration "
-                            "of its own: copy.deepcopy(config)")  # fmt: skip
+            raise UserError(
+                f"the configuration has the languages {list(self.config.languages)}, the model the slots {slots}; "
+                "they change by add_language() and remove_language() alone, and each model needs a configuration "
+                "of its own: copy.deepcopy(config)"
+            )
         if lang_ids is None:
             default = self.config.default_language
             if default is None:
@@ -92,7 +96,11 @@ class XmodModel(XmodPreTrainedModel):
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             return self._exported(lang_ids)
         return plan_route(
-            lang_ids, rows=rows, length=length, languages=list(self.config.languages), keep_order=keep_order
+            lang_ids,
+            rows=rows,
+            length=length,
+            languages=list(self.config.languages),
+            keep_order=keep_order,
         )
 
     def _exported(self, lang_ids: Tensor) -> Route:
@@ -153,8 +161,16 @@ class XmodModel(XmodPreTrainedModel):
         trace = Trace() if states or attentions else None
         self._check_backend(attention_mask, attentions)
         mask, source = route.enter(attention_mask), route.enter(encoder_hidden_states)
-        whole = trace is not None or source is not None or cache is not None or self.compiled or route.per_token
-        whole = whole or route.exported is not None or torch.jit.is_tracing() or not self.encoder.layer
+        whole = (
+            trace is not None
+            or source is not None
+            or cache is not None
+            or self.compiled
+            or route.per_token
+        )
+        whole = (
+            whole or route.exported is not None or torch.jit.is_tracing() or not self.encoder.layer
+        )
         skips = skip_padding and labels is None and not whole
         around = Surroundings(
             self._mask(x, mask, cache),
@@ -163,14 +179,25 @@ class XmodModel(XmodPreTrainedModel):
             want_weights=attentions,
             real=_real(mask, route.enter(read), rows, length) if skips else None,
         )
-        predicted = None if labels is None or whole else _predicted(Places.labelled(labels, route, x.shape[:2]))
+        predicted = (
+            None
+            if labels is None or whole
+            else _predicted(Places.labelled(labels, route, x.shape[:2]))
+        )
         way = self.encoder.grouped(route, length, x.device) if self.compiled else route
         x = self.encoder(x, around, way, trace, predicted)
         left = lambda tensors, wanted: tuple(route.leave(t) for t in tensors) if wanted else None  # noqa: E731
         extras = {"hidden_states": None, "attentions": None}
         if trace is not None:
-            extras = {"hidden_states": left(trace.states, states), "attentions": left(trace.attentions, attentions)}
-        crossed = left(trace.crossed, attentions) if trace is not None and around.source is not None else None
+            extras = {
+                "hidden_states": left(trace.states, states),
+                "attentions": left(trace.attentions, attentions),
+            }
+        crossed = (
+            left(trace.crossed, attentions)
+            if trace is not None and around.source is not None
+            else None
+        )
         return Encoded(x, route, extras, crossed, cache if wanted else None, predicted)
 
     def _wanted(self, asked: bool | None, name: str) -> bool:
@@ -181,9 +208,11 @@ class XmodModel(XmodPreTrainedModel):
         backend = self.config._attn_implementation or ""
         wanted = "attentions are to be returned" if attentions else "attention_mask is ready-made"
         if "flash" in backend and (attentions or (mask is not None and mask.dim() > 2)):
-            raise UserError(f"{wanted}, but the attention backend is {backend}, which knows masks (rows, sequence) alone and "
-                            "keeps no weights; call set_attn_implementation('sdpa'). Of training rows, task or data, "
-                            "data.attention=row needs no ready-made mask")  # fmt: skip
+            raise UserError(
+                f"{wanted}, but the attention backend is {backend}, which knows masks (rows, sequence) alone and "
+                "keeps no weights; call set_attn_implementation('sdpa'). Of training rows, task or data, "
+                "data.attention=row needs no ready-made mask"
+            )
 
     def _wants_cache(self, asked: bool | None) -> bool:
         wanted = self.config.use_cache if asked is None else asked
@@ -197,9 +226,11 @@ class XmodModel(XmodPreTrainedModel):
         """The key-value cache of a decoder: the given one, or a new one when it is wanted."""
         if given is not None:
             if not self.config.is_decoder or self._recomputes():
-                raise UserError("past_key_values are given (generate makes them), but the model is no decoder, or computes its "
-                                "layers twice (gradient checkpointing in training); allowed are they with is_decoder=True and "
-                                "without checkpointing: call eval(), or generate(use_cache=False)")  # fmt: skip
+                raise UserError(
+                    "past_key_values are given (generate makes them), but the model is no decoder, or computes its "
+                    "layers twice (gradient checkpointing in training); allowed are they with is_decoder=True and "
+                    "without checkpointing: call eval(), or generate(use_cache=False)"
+                )
             return given
         if not wanted:
             return None
@@ -212,7 +243,9 @@ class XmodModel(XmodPreTrainedModel):
             return create_causal_mask(self.config, x, mask, past_key_values=cache)
         return None if mask is None else create_bidirectional_mask(self.config, x, mask)
 
-    def _source(self, x: Tensor, states: Tensor | None, mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    def _source(
+        self, x: Tensor, states: Tensor | None, mask: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """An encoder's states, and their mask."""
         if states is None:
             return None, None
@@ -279,11 +312,15 @@ class XmodModel(XmodPreTrainedModel):
         )
 
 
-def shape_of(input_ids: Tensor | None, inputs_embeds: Tensor | None, sizes: tuple[str, ...]) -> list[int]:
+def shape_of(
+    input_ids: Tensor | None, inputs_embeds: Tensor | None, sizes: tuple[str, ...]
+) -> list[int]:
     """``sizes`` of a batch, by either. Raises UserError for both or none, another number of sizes, or an empty batch."""
     if (input_ids is None) == (inputs_embeds is None):
         raise UserError("give exactly one of input_ids and inputs_embeds")
-    name, given = ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+    name, given = (
+        ("input_ids", input_ids) if inputs_embeds is None else ("inputs_embeds", inputs_embeds)
+    )
     wanted = sizes if inputs_embeds is None else (*sizes, "hidden size")
     if given.dim() != len(wanted) or 0 in given.shape:
         raise UserError(
@@ -296,8 +333,10 @@ def check_vocabularies(config: XmodConfig) -> None:
     """Raises UserError for vocabularies of added languages: in a graph of one table their ids would mean other pieces."""
     if config.vocabularies:
         own = ", ".join(config.vocabularies)
-        raise UserError(f"{own} have vocabularies of their own, and an exported model has the base's alone; remove these "
-                        "languages with remove_language(), and make each a model of its own: python -m xmod_lab.packs export")  # fmt: skip
+        raise UserError(
+            f"{own} have vocabularies of their own, and an exported model has the base's alone; remove these "
+            "languages with remove_language(), and make each a model of its own: python -m xmod_lab.packs export"
+        )
 
 
 def check_mask(mask: Tensor | None, rows: int, length: int, past: int) -> Tensor | None:
@@ -307,8 +346,10 @@ def check_mask(mask: Tensor | None, rows: int, length: int, past: int) -> Tensor
         return mask
     flat = mask.dim() == 2 and mask.shape[0] == rows and mask.shape[1] == past + length
     if not flat and (mask.dim() != 4 or mask.shape[0] not in (1, rows) or mask.shape[2] != length):
-        raise UserError(f"attention_mask has shape {tuple(mask.shape)}; allowed are ({rows}, {past + length}), one a token, "
-                        f"cached ones too, and a ready mask ({rows}, 1, {length}, keys)")  # fmt: skip
+        raise UserError(
+            f"attention_mask has shape {tuple(mask.shape)}; allowed are ({rows}, {past + length}), one a token, "
+            f"cached ones too, and a ready mask ({rows}, 1, {length}, keys)"
+        )
     return mask if flat or mask.is_floating_point() else mask.bool()
 
 

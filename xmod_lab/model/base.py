@@ -56,11 +56,15 @@ class XmodPreTrainedModel(PreTrainedModel):
         config = as_ours(config)
         faults = _faults(config)
         if self.causal and not config.is_decoder:
-            faults.append(f"{type(self).__name__} needs is_decoder=True: without it every piece would see the one that it is to "
-                          "predict")  # fmt: skip
+            faults.append(
+                f"{type(self).__name__} needs is_decoder=True: without it every piece would see the one that it is to "
+                "predict"
+            )
         if self.causal is False and config.is_decoder:
-            faults.append(f"{type(self).__name__} needs is_decoder=False: with True no token sees what comes after it, and the "
-                          "first sees itself alone; a causal language model is an XmodForCausalLM")  # fmt: skip
+            faults.append(
+                f"{type(self).__name__} needs is_decoder=False: with True no token sees what comes after it, and the "
+                "first sees itself alone; a causal language model is an XmodForCausalLM"
+            )
         if faults:
             raise UserError("the configuration cannot be used:\n  " + "\n  ".join(faults))
         super().__init__(config)
@@ -95,7 +99,9 @@ class XmodPreTrainedModel(PreTrainedModel):
             if layer.output.adapter_layer_norm is not None:
                 layer.output.adapter_layer_norm.requires_grad_(False)
 
-    def add_language(self, code: str, init: str = "mean", *, pieces: int | None = None, seed: int = 0) -> int:
+    def add_language(
+        self, code: str, init: str = "mean", *, pieces: int | None = None, seed: int = 0
+    ) -> int:
         """Allocate a slot for ``code`` in every layer and, with ``pieces``, an embedding table and output bias.
 
         Nothing that exists is altered, and no language's number: the new one stands last. The table starts at random;
@@ -117,8 +123,10 @@ class XmodPreTrainedModel(PreTrainedModel):
                 f"pieces is {pieces}; allowed are numbers above {self.config.pad_token_id}, that of the padding"
             )
         if there := clashing(code, [*self.languages, *self.config.languages]):
-            raise UserError(f"language '{code}' exists in this model already as '{there[0]}' ({', '.join(self.languages)}); "
-                            "choose a code with another region or script, or a base without it")  # fmt: skip
+            raise UserError(
+                f"language '{code}' exists in this model already as '{there[0]}' ({', '.join(self.languages)}); "
+                "choose a code with another region or script, or a base without it"
+            )
         _check_slot_init(init, self.config)
         allocate_slot(self.base_model.encoder.layer, code, self.config)
         self.config.added = [*(self.config.added or []), code]
@@ -131,7 +139,9 @@ class XmodPreTrainedModel(PreTrainedModel):
                 weight.copy_(random_value(weight, self.config, seed, code, "embeddings"))
                 weight[self.config.pad_token_id] = 0
             reference = self.get_input_embeddings().weight
-            self.base_model.embeddings.vocabularies[code] = table.to(device=reference.device, dtype=reference.dtype)
+            self.base_model.embeddings.vocabularies[code] = table.to(
+                device=reference.device, dtype=reference.dtype
+            )
             self.config.vocabularies = {**(self.config.vocabularies or {}), code: pieces}
         return self.config.slot(code)
 
@@ -146,8 +156,10 @@ class XmodPreTrainedModel(PreTrainedModel):
         """
         code = self.config.resolve(code)
         if code not in (self.config.added or []):
-            raise UserError(f"the slot of '{code}' was pre-trained and is not overwritten; allowed are languages that were "
-                            f"added: {', '.join(self.config.added or []) or 'none yet'}")  # fmt: skip
+            raise UserError(
+                f"the slot of '{code}' was pre-trained and is not overwritten; allowed are languages that were "
+                f"added: {', '.join(self.config.added or []) or 'none yet'}"
+            )
         _check_slot_init(init, self.config)
         fill_slot(self.base_model.encoder.layer, code, init, self.config, seed)
 
@@ -161,18 +173,24 @@ class XmodPreTrainedModel(PreTrainedModel):
                 f"'{code}' shares the slot '{aliases.get(code, code)}', which cannot be removed for it alone"
             )
         if len(self.config.languages) == 1:
-            raise UserError(f"'{code}' is the only language of this model, which cannot be without one")
+            raise UserError(
+                f"'{code}' is the only language of this model, which cannot be without one"
+            )
         if self._is_default(code):
             others = ", ".join(known for known in self.languages if known != code)
-            raise UserError(f"'{code}' is the default language; call set_default_language() with another one first ({others}), "
-                            "or, of a folder, change default_language in its config.json")  # fmt: skip
+            raise UserError(
+                f"'{code}' is the default language; call set_default_language() with another one first ({others}), "
+                "or, of a folder, change default_language in its config.json"
+            )
         for layer in self.base_model.encoder.layer:
             del layer.output.adapter_modules[code]
         self.config.languages = [kept for kept in self.config.languages if kept != code]
         self.config.added = [kept for kept in self.config.added or [] if kept != code] or None
         if code in self.base_model.embeddings.vocabularies:
             del self.base_model.embeddings.vocabularies[code]
-            self.config.vocabularies = {k: v for k, v in self.config.vocabularies.items() if k != code} or None
+            self.config.vocabularies = {
+                k: v for k, v in self.config.vocabularies.items() if k != code
+            } or None
         self.language_folders.pop(code, None)
 
     def _is_default(self, code: str) -> bool:
@@ -185,7 +203,11 @@ class XmodPreTrainedModel(PreTrainedModel):
         """Every parameter that belongs to ``code`` alone, by its name in the state dict."""
         code = self.config.resolve(code)
         marks = (f".adapter_modules.{code}.", f".vocabularies.{code}.")
-        return {name: p for name, p in self.named_parameters() if any(mark in f".{name}" for mark in marks)}
+        return {
+            name: p
+            for name, p in self.named_parameters()
+            if any(mark in f".{name}" for mark in marks)
+        }
 
     def tokenizer_for(self, code: str) -> PreTrainedTokenizerBase:
         """The tokenizer that ``code`` reads with: its own, of the pack or of the model folder that it came from, else the base's,
@@ -199,8 +221,10 @@ class XmodPreTrainedModel(PreTrainedModel):
         own = self.language_folders.get(code) if pieces is not None else None
         source, part = self.name_or_path, "" if pieces is None else f"languages/{code}"
         if own is None and not source:
-            raise UserError("this model was not loaded from a folder, so its tokenizers are not known; save it, with its "
-                            "tokenizers beside it, and load it with from_pretrained()")  # fmt: skip
+            raise UserError(
+                "this model was not loaded from a folder, so its tokenizers are not known; save it, with its "
+                "tokenizers beside it, and load it with from_pretrained()"
+            )
         if own is None:
             tokenizer = _opened(source, part, f"'{code}'")
         elif not (own / TENSORS).exists():
@@ -211,8 +235,10 @@ class XmodPreTrainedModel(PreTrainedModel):
                 tokenizer = _opened(scratch, "", f"'{code}'", of=own)
         known, limit = len(tokenizer), self.config.vocab_size if pieces is None else pieces
         if known > limit or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
-            raise UserError(f"the tokenizer of '{code}' in {own or f'{source}/{part}'} has {known} pieces, the model {limit} "
-                            "embeddings; copy the right one there, from the model or pack that the language came with")  # fmt: skip
+            raise UserError(
+                f"the tokenizer of '{code}' in {own or f'{source}/{part}'} has {known} pieces, the model {limit} "
+                "embeddings; copy the right one there, from the model or pack that the language came with"
+            )
         return tokenizer
 
     def base_tokenizer(self) -> PreTrainedTokenizerBase | None:
@@ -237,8 +263,10 @@ class XmodPreTrainedModel(PreTrainedModel):
             UserError: ``push_to_hub=True`` with added languages, whose files would not be sent.
         """
         if kwargs.get("push_to_hub") and self.config.added:
-            raise UserError(f"save_pretrained(push_to_hub=True) would send nothing of {', '.join(self.config.added)}; save, and "
-                            "then call push_to_hub(), or send the whole folder: hf upload REPO FOLDER")  # fmt: skip
+            raise UserError(
+                f"save_pretrained(push_to_hub=True) would send nothing of {', '.join(self.config.added)}; save, and "
+                "then call push_to_hub(), or send the whole folder: hf upload REPO FOLDER"
+            )
         state = self.state_dict() if state_dict is None else state_dict
         own = {name for name in state if ".vocabularies." in f".{name}"}
         resumed = _CHECKPOINT.fullmatch(Path(save_directory).name)
@@ -251,11 +279,17 @@ class XmodPreTrainedModel(PreTrainedModel):
             folder = target / "languages" / code
             folder.mkdir(parents=True, exist_ok=True)
             mark = f"vocabularies.{code}."
-            tensors = {n.split(mark)[1]: state[n].detach().cpu().contiguous() for n in sorted(own) if mark in n}
+            tensors = {
+                n.split(mark)[1]: state[n].detach().cpu().contiguous()
+                for n in sorted(own)
+                if mark in n
+            }
             save_file(tensors, folder / VOCABULARY_FILE, metadata={"format": "pt"})
         like = target / "config.json"
         for file in (
-            (*target.glob("*.safetensors"), *target.glob(f"languages/*/{VOCABULARY_FILE}")) if like.exists() else ()
+            (*target.glob("*.safetensors"), *target.glob(f"languages/*/{VOCABULARY_FILE}"))
+            if like.exists()
+            else ()
         ):
             share(file, like)
 
@@ -269,8 +303,10 @@ class XmodPreTrainedModel(PreTrainedModel):
         if (source / TENSORS).exists():
             unpack(source, target)
         elif not source.is_dir():
-            raise UserError(f"the tokenizer and the manifest of '{code}' were in {source}, which is gone; put it back, or load the "
-                            "language again")  # fmt: skip
+            raise UserError(
+                f"the tokenizer and the manifest of '{code}' were in {source}, which is gone; put it back, or load the "
+                "language again"
+            )
         elif source.resolve() != target.resolve():
             copy_files(source, target, root=source.parent.parent, but=(VOCABULARY_FILE,))
 
@@ -285,16 +321,24 @@ class XmodPreTrainedModel(PreTrainedModel):
         for code in self.config.vocabularies or {}:
             source = self.language_folders.get(code)
             if source is None or not any(file.name != VOCABULARY_FILE for file in source.glob("*")):
-                raise UserError(f"the tokenizer of '{code}' is not at hand: this model was not loaded from a folder that has "
-                                f"languages/{code}/; load it from one, or send that one: hf upload {repo_id} FOLDER")  # fmt: skip
+                raise UserError(
+                    f"the tokenizer of '{code}' is not at hand: this model was not loaded from a folder that has "
+                    f"languages/{code}/; load it from one, or send that one: hf upload {repo_id} FOLDER"
+                )
         return super().push_to_hub(repo_id, **kwargs)
 
-    def _upload_modified_files(self, working_dir: str, repo_id: str, files_timestamps: dict, **commit) -> CommitInfo:
+    def _upload_modified_files(
+        self, working_dir: str, repo_id: str, files_timestamps: dict, **commit
+    ) -> CommitInfo:
         """transformers' own sends the files of one level of folders and stumbles over the next."""
         if commit.get("revision") and not commit["revision"].startswith("refs/pr"):
-            HfApi().create_branch(repo_id, branch=commit["revision"], token=commit.get("token"), exist_ok=True)
+            HfApi().create_branch(
+                repo_id, branch=commit["revision"], token=commit.get("token"), exist_ok=True
+            )
         message = commit.pop("commit_message", None) or f"Upload {type(self).__name__}"
-        return HfApi().upload_folder(repo_id=repo_id, folder_path=working_dir, commit_message=message, **commit)
+        return HfApi().upload_folder(
+            repo_id=repo_id, folder_path=working_dir, commit_message=message, **commit
+        )
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args, **kwargs):
@@ -309,7 +353,11 @@ class XmodPreTrainedModel(PreTrainedModel):
             return super().from_pretrained(None, *args, **kwargs)
         where = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name)}
         folder = Path(source, where.get("subfolder", ""))
-        if kwargs.setdefault("use_safetensors", True) and not kwargs.get("variant") and folder.is_dir():
+        if (
+            kwargs.setdefault("use_safetensors", True)
+            and not kwargs.get("variant")
+            and folder.is_dir()
+        ):
             check_folder(folder)
         loaded = super().from_pretrained(source, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -319,17 +367,28 @@ class XmodPreTrainedModel(PreTrainedModel):
             table.load_state_dict(load_file(path))
             table.to(device=reference.device, dtype=reference.dtype)
         for code in model.config.added or []:
-            place = folder / "languages" / code if folder.is_dir() else _fetched(str(source), code, where)
+            place = (
+                folder / "languages" / code
+                if folder.is_dir()
+                else _fetched(str(source), code, where)
+            )
             if place.is_dir():
                 model.language_folders[code] = place.absolute()
         return loaded
 
 
 def _faults(config: XmodConfig) -> list[str]:
-    codes, heads, factor = list(config.languages), config.num_attention_heads, config.adapter_reduction_factor
+    codes, heads, factor = (
+        list(config.languages),
+        config.num_attention_heads,
+        config.adapter_reduction_factor,
+    )
     faults = name_faults(codes, *(getattr(config, key) for key in OURS))
     if not isinstance(config.pad_token_id, int):
-        return [*faults, f"pad_token_id is {config.pad_token_id}; allowed is the number of the padding"]
+        return [
+            *faults,
+            f"pad_token_id is {config.pad_token_id}; allowed is the number of the padding",
+        ]
     if not codes or len(set(codes)) < len(codes):
         faults.append(f"languages are {codes}; allowed are one or more, each once")
     if heads < 1 or config.hidden_size % heads:
@@ -343,18 +402,27 @@ def _faults(config: XmodConfig) -> list[str]:
     if isinstance(config.hidden_act, str) and config.hidden_act not in ACT2FN:
         faults.append(f"hidden_act is '{config.hidden_act}'; allowed are {', '.join(ACT2FN)}")
     sizes = {"vocab_size": config.vocab_size, **(config.vocabularies or {})}
-    faults += [f"{name} has {pieces} pieces; allowed are numbers above pad_token_id, {config.pad_token_id}"
-               for name, pieces in sizes.items() if pieces <= config.pad_token_id]  # fmt: skip
-    strangers = sorted({*(config.vocabularies or {})} - {*codes} | {*(config.aliases or {}).values()} - {*codes})
+    faults += [
+        f"{name} has {pieces} pieces; allowed are numbers above pad_token_id, {config.pad_token_id}"
+        for name, pieces in sizes.items()
+        if pieces <= config.pad_token_id
+    ]
+    strangers = sorted(
+        {*(config.vocabularies or {})} - {*codes} | {*(config.aliases or {}).values()} - {*codes}
+    )
     if strangers:
-        faults.append(f"vocabularies or aliases name {', '.join(strangers)}; allowed are languages: {', '.join(codes)}")
+        faults.append(
+            f"vocabularies or aliases name {', '.join(strangers)}; allowed are languages: {', '.join(codes)}"
+        )
     return faults
 
 
 def _check_slot_init(init: str, config: XmodConfig) -> None:
     if init == NEAREST:
-        raise UserError(f"slot_init '{NEAREST}' needs the language's text, which the command has and a model has not; here "
-                        f"allowed are {SLOT_INITS.removesuffix(f' | {NEAREST}')}")  # fmt: skip
+        raise UserError(
+            f"slot_init '{NEAREST}' needs the language's text, which the command has and a model has not; here "
+            f"allowed are {SLOT_INITS.removesuffix(f' | {NEAREST}')}"
+        )
     donors_of(init, config)
 
 
@@ -363,15 +431,19 @@ def _of_tokenizer(file: Path) -> bool:
     return file.name in ("tokenizer.json", "vocab.json", "vocab.txt") or file.suffix == ".model"
 
 
-def _opened(source: str | Path, part: str, whose: str, *, of: str | Path | None = None) -> PreTrainedTokenizerBase:
+def _opened(
+    source: str | Path, part: str, whose: str, *, of: str | Path | None = None
+) -> PreTrainedTokenizerBase:
     """As :func:`open_tokenizer`; of what transformers raises, a UserError. ``of``: where the files come from, if not ``source``."""
     try:
         return open_tokenizer(source, part)
     except UserError:
         raise
     except Exception as error:  # transformers raises whatever its readers and the network raise
-        raise UserError(f"no tokenizer of {whose} can be loaded from {of or Path(source, part)} ({reason(error)}); "
-                        "copy its files there from the model or pack that the language came with") from error  # fmt: skip
+        raise UserError(
+            f"no tokenizer of {whose} can be loaded from {of or Path(source, part)} ({reason(error)}); "
+            "copy its files there from the model or pack that the language came with"
+        ) from error
 
 
 def copy_files(source: Path, target: Path, *, root: Path, but: tuple[str, ...] = ()) -> None:

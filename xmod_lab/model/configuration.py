@@ -13,7 +13,9 @@ OURS = ("vocabularies", "aliases", "added")
 _MAX_NUMBER, _MAX_LABELS = 1 << 31, 100_000  # no size of a model that fits into a machine is larger
 
 
-def name_faults(languages: object, vocabularies: object, aliases: object, added: object) -> list[str]:
+def name_faults(
+    languages: object, vocabularies: object, aliases: object, added: object
+) -> list[str]:
     """What is wrong with the names of languages that a configuration has, each with its key: the one check that they pass
     before they become parts of paths. Arguments as in :class:`XmodConfig`."""
     lists = {"languages": languages, "added": added or []}
@@ -24,15 +26,28 @@ def name_faults(languages: object, vocabularies: object, aliases: object, added:
         if not isinstance(x, list | tuple)
     ]
     faults += [
-        f"{key} is {shown(x)}; allowed is a table by code" for key, x in tables.items() if not isinstance(x, dict)
+        f"{key} is {shown(x)}; allowed is a table by code"
+        for key, x in tables.items()
+        if not isinstance(x, dict)
     ]
     if faults:
         return faults
     slots = list(tables["aliases"].values())
-    named = {**lists, "vocabularies": list(vocabularies or {}), "aliases": [*tables["aliases"], *slots]}
-    faults = [f"{key}: {fault}" for key, codes in named.items() for fault in map(slot_fault, codes) if fault]
+    named = {
+        **lists,
+        "vocabularies": list(vocabularies or {}),
+        "aliases": [*tables["aliases"], *slots],
+    }
+    faults = [
+        f"{key}: {fault}"
+        for key, codes in named.items()
+        for fault in map(slot_fault, codes)
+        if fault
+    ]
     if not faults and (strange := [code for code in lists["added"] if code not in languages]):
-        faults.append(f"added names {', '.join(strange[:3])}; allowed are languages: {', '.join(languages[:10])}")
+        faults.append(
+            f"added names {', '.join(strange[:3])}; allowed are languages: {', '.join(languages[:10])}"
+        )
     return faults
 
 
@@ -64,9 +79,13 @@ class XmodConfig(ReferenceConfig):
             UserError: a value of another type or out of all range, a name that makes no path, or a wish for code.
         """
         refuse_code(config_dict, "config.json")
-        faults = name_faults(config_dict.get("languages", ["en_XX"]), *(config_dict.get(key) for key in OURS))
+        faults = name_faults(
+            config_dict.get("languages", ["en_XX"]), *(config_dict.get(key) for key in OURS)
+        )
         if not isinstance(config_dict.get("pad_token_id", 1), int):
-            faults.append(f"pad_token_id is {shown(config_dict['pad_token_id'])}; allowed is the number of the padding")
+            faults.append(
+                f"pad_token_id is {shown(config_dict['pad_token_id'])}; allowed is the number of the padding"
+            )
         for key, value in config_dict.items():
             limit = _MAX_LABELS if key == "num_labels" else _MAX_NUMBER
             if isinstance(value, int | float) and not -limit <= value <= limit:
@@ -76,7 +95,9 @@ class XmodConfig(ReferenceConfig):
         try:
             found = super().from_dict(config_dict, **kwargs) if not faults else None
         except Exception as error:  # transformers raises whatever its readers raise
-            faults.append(re.sub(r"^\w* ?[Vv]alidation error for \w+ '\w+': \w+: ", "", reason(error)))
+            faults.append(
+                re.sub(r"^\w* ?[Vv]alidation error for \w+ '\w+': \w+: ", "", reason(error))
+            )
         if faults:
             raise UserError("the configuration cannot be used:\n  " + "\n  ".join(faults[:10]))
         return found

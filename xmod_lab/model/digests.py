@@ -10,12 +10,32 @@ from transformers import PreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 
 # what transformers writes into config.json of itself
-_WRITTEN = ("transformers_version", "architectures", "dtype", "torch_dtype", "_name_or_path", "name_or_path")
+_WRITTEN = (
+    "transformers_version",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "_name_or_path",
+    "name_or_path",
+)
 _OLD_ARCHITECTURE = (  # what packs of format 3 and 4 know of a base's config.json
-    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act", "vocab_size",
-    "max_position_embeddings", "type_vocab_size", "layer_norm_eps", "pre_norm", "adapter_reduction_factor",
-    "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter", "pad_token_id", "is_decoder",
-)  # fmt: skip
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "vocab_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "pre_norm",
+    "adapter_reduction_factor",
+    "adapter_layer_norm",
+    "adapter_reuse_layer_norm",
+    "ln_before_adapter",
+    "pad_token_id",
+    "is_decoder",
+)
 
 
 def digest(tensor: Tensor) -> str:
@@ -27,14 +47,22 @@ def digest(tensor: Tensor) -> str:
 
 def tensor_digests(model: PreTrainedModel) -> dict[str, str]:
     """Digest of every parameter and buffer, tied ones once."""
-    return {name: digest(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    return {
+        name: digest(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
 
 
 def base_settings(config: XmodConfig) -> dict[str, object]:
     """What config.json says of the base: all but the languages that were added, and what transformers writes of itself."""
-    said = {key: value for key, value in json.loads(config.to_json_string()).items() if key not in _WRITTEN}
+    said = {
+        key: value
+        for key, value in json.loads(config.to_json_string()).items()
+        if key not in _WRITTEN
+    }
     added = said.pop("added", [])
-    own = {code: pieces for code, pieces in said.pop("vocabularies", {}).items() if code not in added}
+    own = {
+        code: pieces for code, pieces in said.pop("vocabularies", {}).items() if code not in added
+    }
     said["languages"] = [code for code in said["languages"] if code not in added]
     return {**said, "vocabularies": own} if own else said
 

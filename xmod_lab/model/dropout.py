@@ -23,7 +23,9 @@ def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """
     if not training or p == 0 or p == 1 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return nn.functional.dropout(x, p, training)
-    dropped = min(round(p * 2**_LANE), 2**_LANE - 1)  # where p is nearly one, something is left to scale
+    dropped = min(
+        round(p * 2**_LANE), 2**_LANE - 1
+    )  # where p is nearly one, something is left to scale
     draws = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
     lanes = draws.view(torch.int16)[: x.numel()].view(x.shape)
     # A product with a bool would cast it each time, forward and backward; this mask takes more memory until then.

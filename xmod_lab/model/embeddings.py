@@ -11,7 +11,9 @@ from xmod_lab.model.routing import Route
 
 # B batch rows, S sequence, D model, V vocabulary
 
-Matrices = dict[nn.Embedding, Tensor]  # tables as their output matrices, with the lookup's gradient behind them
+Matrices = dict[
+    nn.Embedding, Tensor
+]  # tables as their output matrices, with the lookup's gradient behind them
 
 
 class Vocabulary(nn.Module):
@@ -19,7 +21,9 @@ class Vocabulary(nn.Module):
 
     def __init__(self, pieces: int, config: XmodConfig):
         super().__init__()
-        self.word_embeddings = nn.Embedding(pieces, config.hidden_size, padding_idx=config.pad_token_id)
+        self.word_embeddings = nn.Embedding(
+            pieces, config.hidden_size, padding_idx=config.pad_token_id
+        )
         self.bias = nn.Parameter(torch.zeros(pieces))
 
 
@@ -40,12 +44,18 @@ class _TiedLookup(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad: Tensor | None, grad_matrix: Tensor | None) -> tuple[None, Tensor | None, None]:
+    def backward(
+        ctx, grad: Tensor | None, grad_matrix: Tensor | None
+    ) -> tuple[None, Tensor | None, None]:
         (ids,) = ctx.saved_tensors
         if grad is None:
             return None, grad_matrix, None
         if grad_matrix is None:  # nothing was predicted in these rows
-            return None, torch.ops.aten.embedding_dense_backward(grad, ids, ctx.pieces, ctx.padding, False), None
+            return (
+                None,
+                torch.ops.aten.embedding_dense_backward(grad, ids, ctx.pieces, ctx.padding, False),
+                None,
+            )
         rows = grad.masked_fill(ids.eq(ctx.padding)[..., None], 0.0).flatten(0, -2)
         return None, grad_matrix.index_add_(0, ids.flatten(), rows), None
 
@@ -57,7 +67,9 @@ class XmodEmbeddings(nn.Module):
         super().__init__()
         self.padding_idx = config.pad_token_id
         self.config = config
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=self.padding_idx)
+        self.word_embeddings = nn.Embedding(
+            config.vocab_size, config.hidden_size, padding_idx=self.padding_idx
+        )
         self.position_embeddings = nn.Embedding(
             config.max_position_embeddings, config.hidden_size, padding_idx=self.padding_idx
         )
@@ -65,7 +77,10 @@ class XmodEmbeddings(nn.Module):
         self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.vocabularies = nn.ModuleDict(
-            {code: Vocabulary(pieces, config) for code, pieces in (config.vocabularies or {}).items()}
+            {
+                code: Vocabulary(pieces, config)
+                for code, pieces in (config.vocabularies or {}).items()
+            }
         )
 
     def forward(
@@ -88,10 +103,16 @@ class XmodEmbeddings(nn.Module):
         if position_ids is None:
             position_ids = self.default_positions(input_ids, inputs_embeds, past)
         if token_type_ids is None:
-            segment = self.token_type_embeddings.weight[0]  # (D,): one segment unless told otherwise
+            segment = self.token_type_embeddings.weight[
+                0
+            ]  # (D,): one segment unless told otherwise
         else:
-            segment = self._chosen(self.token_type_embeddings, token_type_ids, "token_type_ids", "leave them out")
-        position = self._chosen(self.position_embeddings, position_ids, "position_ids", "truncate the sequences")
+            segment = self._chosen(
+                self.token_type_embeddings, token_type_ids, "token_type_ids", "leave them out"
+            )
+        position = self._chosen(
+            self.position_embeddings, position_ids, "position_ids", "truncate the sequences"
+        )
         x = inputs_embeds + segment + position
         return self.dropout(self.LayerNorm(x))
 
@@ -100,8 +121,10 @@ class XmodEmbeddings(nn.Module):
         try:
             return table(ids)
         except IndexError as error:  # a GPU stops with an assertion of its own instead
-            raise UserError(f"{name} go from {int(ids.min())} to {int(ids.max())}; allowed are 0 to "
-                            f"{table.num_embeddings - 1}; {remedy}") from error  # fmt: skip
+            raise UserError(
+                f"{name} go from {int(ids.min())} to {int(ids.max())}; allowed are 0 to "
+                f"{table.num_embeddings - 1}; {remedy}"
+            ) from error
 
     @property
     def longest(self) -> int:
@@ -112,7 +135,9 @@ class XmodEmbeddings(nn.Module):
         """Piece vectors (B, S, D), each run of rows from the table of its language."""
         runs = self.tables(route)
         parts = input_ids.split([size for _, size in runs]) if len(runs) > 1 else [input_ids]
-        found = [self._rows(table, part, matrices) for (table, _), part in zip(runs, parts, strict=True)]
+        found = [
+            self._rows(table, part, matrices) for (table, _), part in zip(runs, parts, strict=True)
+        ]
         return found[0] if len(found) == 1 else torch.cat(found)
 
     def _rows(self, table: nn.Embedding, ids: Tensor, matrices: Matrices | None) -> Tensor:
@@ -120,18 +145,26 @@ class XmodEmbeddings(nn.Module):
             if matrices is None or not _passes_gradients(table):
                 return table(ids)
             padding = -1 if table.padding_idx is None else table.padding_idx
-            rows, matrices[table] = _TiedLookup.apply(ids, matrices.get(table, table.weight), padding)
+            rows, matrices[table] = _TiedLookup.apply(
+                ids, matrices.get(table, table.weight), padding
+            )
             return rows
         except IndexError as error:  # a GPU stops with an assertion of its own instead
-            owner = next((code for code, v in self.vocabularies.items() if v.word_embeddings is table), None)
+            owner = next(
+                (code for code, v in self.vocabularies.items() if v.word_embeddings is table), None
+            )
             whose = "the base vocabulary" if owner is None else f"the vocabulary of '{owner}'"
-            raise UserError(f"input_ids go from {int(ids.min())} to {int(ids.max())}, but {whose} has "
-                            f"{table.num_embeddings} pieces; each row is read by the tokenizer of its own language, "
-                            "see tokenizer_for()") from error  # fmt: skip
+            raise UserError(
+                f"input_ids go from {int(ids.min())} to {int(ids.max())}, but {whose} has "
+                f"{table.num_embeddings} pieces; each row is read by the tokenizer of its own language, "
+                "see tokenizer_for()"
+            ) from error
 
     def tables(self, route: Route) -> list[tuple[nn.Embedding, int]]:
         """(table, rows) for the runs of ``route``, neighbours of one table merged."""
-        if not self.vocabularies or route.exported is not None:  # an exported model has the base vocabulary alone
+        if (
+            not self.vocabularies or route.exported is not None
+        ):  # an exported model has the base vocabulary alone
             return [(self.word_embeddings, sum(route.sizes))]
         runs = [(slots, 1) for slots in route.row_slots]
         if not route.per_token:
@@ -156,7 +189,9 @@ class XmodEmbeddings(nn.Module):
             return self.vocabularies[language].word_embeddings
         return self.word_embeddings
 
-    def default_positions(self, input_ids: Tensor | None, inputs_embeds: Tensor, past: int = 0) -> Tensor:
+    def default_positions(
+        self, input_ids: Tensor | None, inputs_embeds: Tensor, past: int = 0
+    ) -> Tensor:
         """Positions count from ``padding_idx + 1``; padding keeps ``padding_idx`` (RoBERTa). (B or 1, S)."""
         length = inputs_embeds.shape[1]
         if past + length > self.longest:
@@ -164,7 +199,12 @@ class XmodEmbeddings(nn.Module):
                 f"a sequence of {past + length} tokens is longer than the model's {self.longest} positions; truncate it"
             )
         if input_ids is None:
-            return torch.arange(length, device=inputs_embeds.device)[None] + past + self.padding_idx + 1
+            return (
+                torch.arange(length, device=inputs_embeds.device)[None]
+                + past
+                + self.padding_idx
+                + 1
+            )
         real = input_ids.ne(self.padding_idx).long()
         return (real.cumsum(1) + past) * real + self.padding_idx
 
@@ -172,14 +212,23 @@ class XmodEmbeddings(nn.Module):
 def _passes_gradients(table: nn.Embedding) -> bool:
     """Whether ``_TiedLookup`` can stand for a call of ``table``: on a CPU (on a GPU the addition in place would not be
     deterministic), where there is a gradient, and nobody changes the call or listens to it."""
-    plain = as_made(table, nn.Embedding) and not (table.max_norm or table.sparse or table.scale_grad_by_freq)
-    moves = torch.is_grad_enabled() and table.weight.requires_grad and table.weight.device.type == "cpu"
+    plain = as_made(table, nn.Embedding) and not (
+        table.max_norm or table.sparse or table.scale_grad_by_freq
+    )
+    moves = (
+        torch.is_grad_enabled() and table.weight.requires_grad and table.weight.device.type == "cpu"
+    )
     return plain and moves and not torch.compiler.is_compiling()
 
 
 def as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether arithmetic on the weights of ``module`` can stand for a call of it: it is torch's ``kind``, unwrapped, and nobody
     changes the call or listens to it."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
     watched = any(hooks) or nn.modules.module._has_any_global_hook() or "forward" in vars(module)
     return type(module) is kind and not watched

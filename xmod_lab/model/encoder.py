@@ -57,15 +57,25 @@ class Trace:
     crossed: list[Tensor] = field(default_factory=list)
 
 
-def eager_attention(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs):
+def eager_attention(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs
+):
     """Attention written out: (B, H, S, K) -> (B, S, H, K) and the weights (B, H, S, P)."""
     scores = (q * kwargs["scaling"]) @ k.transpose(2, 3)  # (B, H, S, P)
     if mask is None and module.is_causal and q.shape[2] > 1:
-        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(k.shape[2] - q.shape[2])
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril(
+            k.shape[2] - q.shape[2]
+        )
     if mask is not None:
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+        scores = (
+            scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
+            if mask.dtype == torch.bool
+            else scores + mask
+        )
     weights = scores.softmax(-1)
-    if mask is not None and mask.dtype == torch.bool:  # who may attend to nothing gets nothing, as from torch's kernels
+    if (
+        mask is not None and mask.dtype == torch.bool
+    ):  # who may attend to nothing gets nothing, as from torch's kernels
         some = mask.any(-1, keepdim=True)
         # only on a CPU, and not while a graph is written down, may a tensor be looked at
         unread = q.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing()
@@ -94,10 +104,14 @@ class XmodSelfAttention(nn.Module):
         q = self.heads(around.with_padding(self.query(x)))
         k, v = self.keys_and_values(x, around)
         mask = around.source_mask if self.crosses else around.mask
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
         p = self.dropout.p if self.training else 0.0
         slow = q.device.type == "cpu" and (q.dtype == torch.bfloat16 or p > 0)
-        if slow or around.want_weights:  # torch's CPU kernel takes three times as long in bfloat16 (2.13, 128 tokens)
+        if (
+            slow or around.want_weights
+        ):  # torch's CPU kernel takes three times as long in bfloat16 (2.13, 128 tokens)
             attend = eager_attention
         out, weights = attend(self, q, k, v, mask, dropout=p, scaling=self.head_dim**-0.5)
         return around.without_padding(out.flatten(2)), weights
@@ -141,7 +155,9 @@ class XmodAttention(nn.Module):
         self.output = XmodSelfOutput(config)
         self.pre_norm = config.pre_norm
 
-    def forward(self, x: Tensor, around: Surroundings, predicted: Places | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, around: Surroundings, predicted: Places | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         out, weights = self.self(self.output.LayerNorm(x) if self.pre_norm else x, around)
         if predicted is not None:
             x, out = predicted.take(x), predicted.take(out)  # (1, M, D)
@@ -199,13 +215,19 @@ class XmodLayer(GradientCheckpointingLayer):
         self.attention = XmodAttention(config, number)
         if config.add_cross_attention:
             if not config.is_decoder:
-                raise UserError("add_cross_attention needs is_decoder=True: only a decoder attends to an encoder")
+                raise UserError(
+                    "add_cross_attention needs is_decoder=True: only a decoder attends to an encoder"
+                )
             self.crossattention = XmodAttention(config, number, crosses=True)
         self.intermediate = XmodIntermediate(config)
         self.output = XmodOutput(config, number)
 
     def forward(
-        self, x: Tensor, around: Surroundings, route: Route | GroupedRoute, predicted: Places | None = None
+        self,
+        x: Tensor,
+        around: Surroundings,
+        route: Route | GroupedRoute,
+        predicted: Places | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         x, weights = self.attention(x, around, predicted)
         crossed = None
@@ -221,8 +243,12 @@ class XmodEncoder(nn.Module):
 
     def __init__(self, config: XmodConfig):
         super().__init__()
-        self.layer = nn.ModuleList(XmodLayer(config, number) for number in range(config.num_hidden_layers))
-        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_norm else None
+        self.layer = nn.ModuleList(
+            XmodLayer(config, number) for number in range(config.num_hidden_layers)
+        )
+        self.LayerNorm = (
+            nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.pre_norm else None
+        )
 
     @property
     def slots(self) -> list[str] | None:

@@ -29,9 +29,13 @@ class _Positional(torch.nn.Module):
         super().__init__()
         self.model, self.names = model, OUTPUTS[type(model).__name__]
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, lang_ids: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, lang_ids: Tensor
+    ) -> tuple[Tensor, ...]:
         off = {"use_cache": False} if self.model.config.is_decoder else {}
-        out = self.model(input_ids=input_ids, attention_mask=attention_mask, lang_ids=lang_ids, **off)
+        out = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, lang_ids=lang_ids, **off
+        )
         return tuple(getattr(out, name) for name in self.names)
 
 
@@ -55,7 +59,9 @@ def export_onnx(model: XmodPreTrainedModel, path: Path) -> None:
     ids = torch.full(shape, model.config.pad_token_id + 4)
     longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
     batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=longest)
-    free = {0: batch, 1: torch.export.Dim("choices"), 2: length} if choices else {0: batch, 1: length}
+    free = (
+        {0: batch, 1: torch.export.Dim("choices"), 2: length} if choices else {0: batch, 1: length}
+    )
     lang_ids = torch.arange(3) % len(model.config.languages)
     modes = {module: module.training for module in model.modules()}
     try:

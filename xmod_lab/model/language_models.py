@@ -84,9 +84,13 @@ class XmodLanguageModel(XmodPreTrainedModel):
         shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
         expected = expected_tensors(self, code, pieces)
         if shapes != expected:
-            name = min(n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n))
-            raise UserError(f"pack {source}: its tensors do not fit this model: {name} is {shapes.get(name, 'missing')}, and should "
-                            f"be {expected.get(name, 'absent')}; use the base it was made on")  # fmt: skip
+            name = min(
+                n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n)
+            )
+            raise UserError(
+                f"pack {source}: its tensors do not fit this model: {name} is {shapes.get(name, 'missing')}, and should "
+                f"be {expected.get(name, 'absent')}; use the base it was made on"
+            )
         self.add_language(code, "random", pieces=pieces)
         with torch.no_grad():
             for name, parameter in self.language_parameters(code).items():
@@ -99,7 +103,9 @@ class XmodLanguageModel(XmodPreTrainedModel):
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head.decoder = value
-        if value.bias is not None:  # it follows a change of size: tied, or, untied, as the memory that nobody reads
+        if (
+            value.bias is not None
+        ):  # it follows a change of size: tied, or, untied, as the memory that nobody reads
             tied = self.config.tie_word_embeddings
             self.lm_head.bias = value.bias if tied else nn.Parameter(value.bias.detach().clone())
 
@@ -129,7 +135,9 @@ class XmodLanguageModel(XmodPreTrainedModel):
 
     def _over(self, table: nn.Embedding, x: Tensor) -> Tensor:
         """Logits (..., V) of states (..., D) that the head has transformed."""
-        return self.lm_head.decoder(x) if self._calls(table) else linear(x, *self.output_matrix(table))
+        return (
+            self.lm_head.decoder(x) if self._calls(table) else linear(x, *self.output_matrix(table))
+        )
 
     def _wants_logits(self, asked: bool | None, labels: Tensor | None) -> bool:
         """Whether logits are made: ``full_logits``, see :meth:`XmodForMaskedLM.forward`."""
@@ -153,25 +161,37 @@ class XmodLanguageModel(XmodPreTrainedModel):
         labels = out.route.enter(labels)
         if not len(places.flat):
             if not items:
-                raise UserError("labels predict nothing: all are -100; give the true piece at one position or more")
-            return in_float32(places.take(out.x)).sum()  # of nothing: zero, and so are its gradients
-        states = self.lm_head.transform(places.take(out.x) if out.predicted is None else out.x)[0]  # (M, D)
+                raise UserError(
+                    "labels predict nothing: all are -100; give the true piece at one position or more"
+                )
+            return in_float32(
+                places.take(out.x)
+            ).sum()  # of nothing: zero, and so are its gradients
+        states = self.lm_head.transform(places.take(out.x) if out.predicted is None else out.x)[
+            0
+        ]  # (M, D)
         targets = labels.flatten().index_select(0, places.flat)
         tables = self.roberta.embeddings.tables(out.route)
         sizes = [size for _, size in tables] if len(tables) > 1 else [len(labels)]  # in rows
         counts = [int(part.sum()) for part in torch.tensor(places.counts).split(sizes)]
         total = out.x.new_zeros((), dtype=torch.float32)
-        for (table, _), part, target in zip(tables, states.split(counts), targets.split(counts), strict=True):
+        for (table, _), part, target in zip(
+            tables, states.split(counts), targets.split(counts), strict=True
+        ):
             if not len(part):
                 continue
             if self._calls(table):
-                loss = cross_entropy(in_float32(self.lm_head.decoder(part)), target, reduction="sum")
+                loss = cross_entropy(
+                    in_float32(self.lm_head.decoder(part)), target, reduction="sum"
+                )
                 total = total + loss / len(states)
             else:
                 matrix, bias = self.output_matrix(table)
                 if matrix is table.weight:
                     matrix = matrices.get(table, matrix)
-                total = total + chunked_cross_entropy(part, matrix, bias, target, divisor=len(states))
+                total = total + chunked_cross_entropy(
+                    part, matrix, bias, target, divisor=len(states)
+                )
         return share_of_step(total, labels, items)
 
     def _loss_of(self, logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
@@ -322,7 +342,9 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             matrices=matrices,
         )
         logits, loss = None, None
-        last = logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
+        last = (
+            logits_to_keep if isinstance(logits_to_keep, Tensor) else slice(-logits_to_keep, None)
+        )
         if matrices is not None:
             loss = self.labelled_loss(out, after, matrices, num_items_in_batch)
         elif after is not None:
@@ -332,7 +354,11 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         else:
             logits = self.logits(out, last)
         return CausalLMOutputWithCrossAttentions(
-            loss=loss, logits=logits, past_key_values=out.cache, cross_attentions=out.crossed, **out.extras
+            loss=loss,
+            logits=logits,
+            past_key_values=out.cache,
+            cross_attentions=out.crossed,
+            **out.extras,
         )
 
     def generate(self, inputs: Tensor | None = None, *args, lang_ids: Languages = None, **kwargs):
@@ -342,8 +368,10 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             rows = next((len(tensor) for tensor in given if tensor is not None), 1)
             kwargs["lang_ids"] = to_ids(lang_ids, self.config, rows)
             if kwargs["lang_ids"].shape != (rows,):
-                raise UserError(f"lang_ids has shape {tuple(kwargs['lang_ids'].shape)}; what is generated has one language a "
-                                f"sequence: ({rows},)")  # fmt: skip
+                raise UserError(
+                    f"lang_ids has shape {tuple(kwargs['lang_ids'].shape)}; what is generated has one language a "
+                    f"sequence: ({rows},)"
+                )
         return super().generate(inputs, *args, **kwargs)
 
     def _prepare_cache_for_generation(
@@ -354,11 +382,15 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         mask, positions = inputs.get("attention_mask"), self.roberta.embeddings.longest
         padding = int((mask == 0).sum(1).min()) if mask is not None and mask.dim() == 2 else 0
         if longest - padding > positions:
-            raise UserError(f"{longest - padding} pieces would be read in the end, and the model has {positions} positions; "
-                            "lower max_new_tokens (or max_length), or truncate the input")  # fmt: skip
+            raise UserError(
+                f"{longest - padding} pieces would be read in the end, and the model has {positions} positions; "
+                "lower max_new_tokens (or max_length), or truncate the input"
+            )
         return super()._prepare_cache_for_generation(config, inputs, mode, rows, longest)
 
-    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict) -> Tensor:
+    def _prepare_position_ids_for_generation(
+        self, inputs_tensor: Tensor, model_kwargs: dict
+    ) -> Tensor:
         """Positions count from ``pad_token_id + 1``, as in :meth:`forward`; transformers lets ``generate`` count from 0."""
         first = self.config.pad_token_id + 1
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs) + first
@@ -368,7 +400,9 @@ def _next_pieces(labels: Tensor | None, shifted: Shifted) -> Tensor | None:
     """(B, S) what each position is to predict. Raises TypeError for other keys of ``shifted``."""
     unknown = shifted.keys() - Shifted.__annotations__.keys()
     if unknown:
-        raise TypeError(f"XmodForCausalLM.forward() got an unexpected keyword argument '{min(unknown)}'")
+        raise TypeError(
+            f"XmodForCausalLM.forward() got an unexpected keyword argument '{min(unknown)}'"
+        )
     given = shifted.get("shift_labels")
     if given is not None or labels is None:
         return given
@@ -395,11 +429,15 @@ def load_language_model(source: str, what: str) -> XmodLanguageModel:
     """
     remedy = "give a folder that save_pretrained of an X-MOD language model wrote, or a run that is finished"
     try:
-        model, info = language_model_class(read_config(source)).from_pretrained(source, output_loading_info=True)
+        model, info = language_model_class(read_config(source)).from_pretrained(
+            source, output_loading_info=True
+        )
     except UserError:
         raise
     except Exception as error:  # transformers raises whatever its readers and the network raise
         raise UserError(f"{what} cannot be loaded ({reason(error)}); {remedy}") from error
     if info["missing_keys"]:
-        raise UserError(f"{what} lacks tensors of a language model: {sorted(info['missing_keys'])[:3]}; {remedy}")
+        raise UserError(
+            f"{what} lacks tensors of a language model: {sorted(info['missing_keys'])[:3]}; {remedy}"
+        )
     return model.eval()

@@ -29,7 +29,9 @@ def _logits(x: Tensor, weight: Tensor) -> Tensor:
 def _negative_logs(scores: Tensor, probs: Tensor, answer: Tensor) -> Tensor:
     """-log of the probability of each ``answer`` (M, 1), in float32, also where that probability is nearly one or too small
     for float32: by way of the largest score, whose probability is at least 1 / V."""
-    return scores.amax(1, keepdim=True) - scores.gather(1, answer) - probs.amax(1, keepdim=True).log()
+    return (
+        scores.amax(1, keepdim=True) - scores.gather(1, answer) - probs.amax(1, keepdim=True).log()
+    )
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -41,13 +43,23 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx, x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, chunk: int, divisor: int, dtype: torch.dtype
+        ctx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        labels: Tensor,
+        chunk: int,
+        divisor: int,
+        dtype: torch.dtype,
     ):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         enlarged = dtype == torch.float16 and weight.dtype != dtype and len(labels) > 0
         share, ctx.rest = 1 / divisor, 1.0
         if enlarged:
-            sums = x.abs().amax() * min(chunk, len(labels)), weight.abs().amax() * 2  # that gradients are, at most
+            sums = (
+                x.abs().amax() * min(chunk, len(labels)),
+                weight.abs().amax() * 2,
+            )  # that gradients are, at most
             room = 2.0**14 / torch.maximum(*sums).float().clamp(min=1.0)
             share, ctx.rest = 1.0, 1 / (divisor * room)
         x_low, weight_low = x.to(dtype), weight.to(dtype)
@@ -71,31 +83,51 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 if needs_bias:
                     grad_bias += grad.sum(0)
             if needs_x:  # one sum over all pieces: what their vectors share cancels in it before it is rounded
-                torch.addmm(part, logits, weight_low, beta=0, alpha=share, out=grad_x[start : start + chunk])
+                torch.addmm(
+                    part, logits, weight_low, beta=0, alpha=share, out=grad_x[start : start + chunk]
+                )
             if needs_weight:
                 if start == 0:
                     grad_weight = torch.empty_like(weight)
-                for pieces, rows in zip(logits.split(_PIECES, 1), grad_weight.split(_PIECES), strict=True):
+                for pieces, rows in zip(
+                    logits.split(_PIECES, 1), grad_weight.split(_PIECES), strict=True
+                ):
                     product = torch.addmm(weight_low[:1], pieces.t(), part, beta=0, alpha=share)
                     rows.copy_(product) if start == 0 else rows.add_(product)
         if needs_weight and grad_weight is None:  # no labels
             grad_weight = torch.zeros_like(weight)
         grads = (grad_x, grad_weight, grad_bias.mul_(share) if needs_bias else None)
-        ctx.gradients = [g if g is None else g.to(like.dtype) for g, like in zip(grads, (x, weight, bias), strict=True)]
+        ctx.gradients = [
+            g if g is None else g.to(like.dtype)
+            for g, like in zip(grads, (x, weight, bias), strict=True)
+        ]
         return total / divisor
 
     @staticmethod
     def backward(ctx, scale: Tensor):
         if ctx.gradients is None or torch.is_grad_enabled():  # that is, with create_graph=True
-            raise RuntimeError("the chunked cross-entropy is differentiated once, and not twice: compute the loss again, or "
-                               "with full_logits=True, which has no such limit")  # fmt: skip
-        gradients, ctx.gradients = ctx.gradients, None  # with no reference left, autograd adds to them in place
+            raise RuntimeError(
+                "the chunked cross-entropy is differentiated once, and not twice: compute the loss again, or "
+                "with full_logits=True, which has no such limit"
+            )
+        gradients, ctx.gradients = (
+            ctx.gradients,
+            None,
+        )  # with no reference left, autograd adds to them in place
         scale = scale * ctx.rest
         one = scale.device.type == "cpu" and scale.item() == 1.0
-        return *(g if g is None or one else g.mul_(scale) for g in gradients), None, None, None, None
+        return (
+            *(g if g is None or one else g.mul_(scale) for g in gradients),
+            None,
+            None,
+            None,
+            None,
+        )
 
 
-def chunked_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, divisor: int = 1) -> Tensor:
+def chunked_cross_entropy(
+    x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, divisor: int = 1
+) -> Tensor:
     """Sum of the cross-entropies at all positions over ``divisor``, scalar, nats.
 
     Peak memory is one chunk of logits, (chunk, V), instead of three tensors of (M, V); chunks are as alike as can be, of 1,024
@@ -107,9 +139,15 @@ def chunked_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, labels: Tenso
     Raises:
         UserError: other labels. (A GPU stops with an assertion of its own instead.)
     """
-    if labels.device.type == "cpu" and len(labels) and not 0 <= labels.min() <= labels.max() < len(weight):
-        raise UserError(f"labels go from {int(labels.min())} to {int(labels.max())}; allowed are pieces of the row's vocabulary, 0 "
-                        f"to {len(weight) - 1}, and -100 where nothing is to be predicted")  # fmt: skip
+    if (
+        labels.device.type == "cpu"
+        and len(labels)
+        and not 0 <= labels.min() <= labels.max() < len(weight)
+    ):
+        raise UserError(
+            f"labels go from {int(labels.min())} to {int(labels.max())}; allowed are pieces of the row's vocabulary, 0 "
+            f"to {len(weight) - 1}, and -100 where nothing is to be predicted"
+        )
     most = max(1, min(_HELD[0] // len(weight), _HELD[1]))
     chunks = max(1, math.ceil(len(labels) / most))
     chunk = max(1, math.ceil(len(labels) / chunks))
@@ -118,7 +156,9 @@ def chunked_cross_entropy(x: Tensor, weight: Tensor, bias: Tensor, labels: Tenso
         return _ChunkedCrossEntropy.apply(x, weight, bias, labels, chunk, divisor, dtype)
 
 
-def labelled_cross_entropy(scores: Tensor, labels: Tensor, items: int | Tensor | None = None) -> Tensor:
+def labelled_cross_entropy(
+    scores: Tensor, labels: Tensor, items: int | Tensor | None = None
+) -> Tensor:
     """Cross-entropy at the labels that are not -100, scalar, nats: their mean, or their sum over ``items``.
 
     Args:
@@ -126,7 +166,9 @@ def labelled_cross_entropy(scores: Tensor, labels: Tensor, items: int | Tensor |
     """
     if items is None:
         return cross_entropy(scores, labels, ignore_index=IGNORE)
-    return cross_entropy(scores, labels, ignore_index=IGNORE, reduction="sum") / _beside(items, scores)
+    return cross_entropy(scores, labels, ignore_index=IGNORE, reduction="sum") / _beside(
+        items, scores
+    )
 
 
 def share_of_step(mean: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:

@@ -11,7 +11,9 @@ from xmod_lab.errors import UserError, reason, shown
 from xmod_lab.foreign import inside, read_json, shapes_in, weight_files
 from xmod_lab.model.configuration import XmodConfig
 
-VOCABULARY_FILE = "vocabulary.safetensors"  # under languages/<code>/ of a saved model, beside its tokenizer
+VOCABULARY_FILE = (
+    "vocabulary.safetensors"  # under languages/<code>/ of a saved model, beside its tokenizer
+)
 _SIZES = {  # setting -> a tensor that has it, and in which dimension
     "vocab_size": ("embeddings.word_embeddings.weight", 0),
     "hidden_size": ("embeddings.word_embeddings.weight", 1),
@@ -19,7 +21,10 @@ _SIZES = {  # setting -> a tensor that has it, and in which dimension
     "type_vocab_size": ("embeddings.token_type_embeddings.weight", 0),
     "intermediate_size": ("encoder.layer.0.intermediate.dense.weight", 0),
 }
-_LAYER, _SLOT = re.compile(r"encoder\.layer\.(\d{1,9})\."), re.compile(r"\.adapter_modules\.([^.]+)\.")
+_LAYER, _SLOT = (
+    re.compile(r"encoder\.layer\.(\d{1,9})\."),
+    re.compile(r"\.adapter_modules\.([^.]+)\."),
+)
 
 
 def read_config(source: str | Path, **changes) -> XmodConfig:
@@ -55,9 +60,15 @@ def check_folder(folder: Path) -> XmodConfig:
         UserError: naming the setting, or the file that is missing, damaged or a link that leads out.
     """
     config = read_config(folder)
-    shapes = {name: shape for file in weight_files(folder) for name, (shape, _) in shapes_in(file).items()}
+    shapes = {
+        name: shape for file in weight_files(folder) for name, (shape, _) in shapes_in(file).items()
+    }
     bare = {name.removeprefix("roberta."): shape for name, shape in shapes.items()}
-    found = {setting: bare[name][axis] for setting, (name, axis) in _SIZES.items() if len(bare.get(name, ())) > axis}
+    found = {
+        setting: bare[name][axis]
+        for setting, (name, axis) in _SIZES.items()
+        if len(bare.get(name, ())) > axis
+    }
     layers = {int(layer[1]) for layer in map(_LAYER.search, shapes) if layer}
     found["num_hidden_layers"] = max(layers, default=-1) + 1
     faults = [
@@ -80,14 +91,18 @@ def check_folder(folder: Path) -> XmodConfig:
                 f"the vocabulary of {code} has {shown(pieces)} pieces in config.json, and the tensors {shown(own)}"
             )
     if faults:
-        raise UserError(f"{folder} does not fit together: {'; '.join(faults[:5])}; copy it again from where it came")
+        raise UserError(
+            f"{folder} does not fit together: {'; '.join(faults[:5])}; copy it again from where it came"
+        )
     return config
 
 
 def no_vocabulary(source: object, code: str) -> UserError:
     """That the vocabulary of ``code`` is named and is not there."""
-    return UserError(f"{source}: config.json names a vocabulary of '{code}', but languages/{code}/{VOCABULARY_FILE} is missing "
-                     "(transformers drops it when it saves); copy that folder from the original model")  # fmt: skip
+    return UserError(
+        f"{source}: config.json names a vocabulary of '{code}', but languages/{code}/{VOCABULARY_FILE} is missing "
+        "(transformers drops it when it saves); copy that folder from the original model"
+    )
 
 
 def vocabulary_file(source: str, code: str, options: dict) -> str:

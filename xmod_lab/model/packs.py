@@ -47,9 +47,22 @@ MANIFEST = "manifest.json"
 CARD = "README.md"
 TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
 TAKEN = (MANIFEST, "config.json")  # names in languages/<code>/ that no tokenizer's file may have
-_MANIFEST_TYPES = {"code": str, "base_fingerprint": str, "pieces": (int, type(None)), "tensors": dict, "files": dict,
-                   "unpacked": dict}  # fmt: skip
-_DETAILS = ("scores", "data", "slot", "vocabulary", "training", "base")  # dicts, where they are there
+_MANIFEST_TYPES = {
+    "code": str,
+    "base_fingerprint": str,
+    "pieces": (int, type(None)),
+    "tensors": dict,
+    "files": dict,
+    "unpacked": dict,
+}
+_DETAILS = (
+    "scores",
+    "data",
+    "slot",
+    "vocabulary",
+    "training",
+    "base",
+)  # dicts, where they are there
 _MAX_FILES = 32
 _MAX_BYTES = 1 << 28  # of all files of a tokenizer: what compressed ones may grow to
 _REMEDY = "copy the pack again, or make it anew with +lang"
@@ -69,16 +82,26 @@ def read_manifest(folder: Path, root: Path | None = None) -> dict:
         raise UserError(f"pack {folder}: its manifest cannot be read: {error}") from error
     found = manifest.get("format")
     if found not in _READ or isinstance(found, bool):
-        raise UserError(f"pack {folder} has format {shown(found)}, this version reads {', '.join(map(str, _READ))}; use the version "
-                        "of xmod_lab that made it, or make it anew with +lang")  # fmt: skip
+        raise UserError(
+            f"pack {folder} has format {shown(found)}, this version reads {', '.join(map(str, _READ))}; use the version "
+            "of xmod_lab that made it, or make it anew with +lang"
+        )
     for key, kinds in _MANIFEST_TYPES.items():
-        if key not in manifest or not isinstance(manifest[key], kinds) or isinstance(manifest[key], bool):
-            raise UserError(f"pack {folder}: its manifest has {shown(manifest.get(key))} as {key}; {_REMEDY}")
+        if (
+            key not in manifest
+            or not isinstance(manifest[key], kinds)
+            or isinstance(manifest[key], bool)
+        ):
+            raise UserError(
+                f"pack {folder}: its manifest has {shown(manifest.get(key))} as {key}; {_REMEDY}"
+            )
     manifest["files"].pop(CARD, None)
     fault = code_fault(manifest["code"])
     wrong = [key for key in _DETAILS if not isinstance(manifest.get(key, {}), dict)]
     scores = {} if wrong else manifest.get("scores", {})
-    if wrong or not all(isinstance(x, int | float) and not isinstance(x, bool) for x in scores.values()):
+    if wrong or not all(
+        isinstance(x, int | float) and not isinstance(x, bool) for x in scores.values()
+    ):
         fault = f"{(wrong or ['scores'])[0]} is not what a manifest has there"
     if manifest["pieces"] is not None and manifest["pieces"] < 1:
         fault = "pieces is not a number of pieces"
@@ -97,8 +120,10 @@ def _file_fault(name: str) -> str | None:
     plain = name.removesuffix(".xz")
     allowed = plain != name and Path(plain).suffix in TOKENIZER_SUFFIXES and plain not in TAKEN
     if not name_fault(name) and name != TENSORS and not allowed:
-        return (f"{shown(name)} is no file of a pack; allowed are {TENSORS} and a tokenizer's "
-                f"{', '.join(f'*{suffix}.xz' for suffix in TOKENIZER_SUFFIXES)}")  # fmt: skip
+        return (
+            f"{shown(name)} is no file of a pack; allowed are {TENSORS} and a tokenizer's "
+            f"{', '.join(f'*{suffix}.xz' for suffix in TOKENIZER_SUFFIXES)}"
+        )
     return name_fault(name)
 
 
@@ -120,7 +145,9 @@ def read_pack(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     try:
         tensors = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"pack {folder}: {TENSORS} {tensor_fault(folder / TENSORS, error)}") from error
+        raise UserError(
+            f"pack {folder}: {TENSORS} {tensor_fault(folder / TENSORS, error)}"
+        ) from error
     if {name: digest(tensor) for name, tensor in tensors.items()} != manifest["tensors"]:
         raise UserError(f"pack {folder}: its tensors are not those of its manifest; {_REMEDY}")
     return manifest, tensors
@@ -135,14 +162,23 @@ def base_fault(manifest: dict, model: PreTrainedModel) -> str | None:
     there, here = manifest["base_fingerprint"], of_format
     if there != here:
         was, found = manifest.get("base", {}), base_settings(model.config)
-        differs = [f"{key} is {shown(was.get(key))} there, {shown(found.get(key))} here"
-                   for key in sorted(was.keys() | found.keys()) if was.get(key) != found.get(key)]  # fmt: skip
-        what = "; ".join(differs[:3]) if differs and manifest["format"] == FORMAT else "its tensors are others"
+        differs = [
+            f"{key} is {shown(was.get(key))} there, {shown(found.get(key))} here"
+            for key in sorted(was.keys() | found.keys())
+            if was.get(key) != found.get(key)
+        ]
+        what = (
+            "; ".join(differs[:3])
+            if differs and manifest["format"] == FORMAT
+            else "its tensors are others"
+        )
         return f"was made on the base {there[:12]}, this model is {here[:12]}: {what}"
     tokenizer = model.base_tokenizer() if manifest.get("base_tokenizer") else None
     if tokenizer is not None and tokenizer_digest(tokenizer) != manifest["base_tokenizer"]:
-        return (f"was made on a base with the tokenizer {manifest['base_tokenizer'][:12]}, that of this model is "
-                f"{tokenizer_digest(tokenizer)[:12]}")  # fmt: skip
+        return (
+            f"was made on a base with the tokenizer {manifest['base_tokenizer'][:12]}, that of this model is "
+            f"{tokenizer_digest(tokenizer)[:12]}"
+        )
     return None
 
 
@@ -157,7 +193,10 @@ def expected_tensors(
         if like in name
     }
     if pieces is not None:
-        table, place = model.get_input_embeddings().weight, f"roberta.embeddings.vocabularies.{code}"
+        table, place = (
+            model.get_input_embeddings().weight,
+            f"roberta.embeddings.vocabularies.{code}",
+        )
         expected[f"{place}.word_embeddings.weight"] = (pieces, table.shape[1]), table.dtype
         expected[f"{place}.bias"] = (pieces,), table.dtype
     return expected
@@ -183,11 +222,16 @@ def strange_files(place: Path, manifest: dict) -> list[str]:
     model, and that a tokenizer is read from. What else lies there, the card say, is of no account."""
     stored = manifest["unpacked"]
     there = {
-        file.name for file in place.iterdir() if file.suffix in TOKENIZER_SUFFIXES and not file.name.startswith(".")
+        file.name
+        for file in place.iterdir()
+        if file.suffix in TOKENIZER_SUFFIXES and not file.name.startswith(".")
     }
     there -= {MANIFEST}
-    same = {name for name in there & stored.keys() if (place / name).is_file()
-            and digest_of_files([place / name]) == stored[name]}  # fmt: skip
+    same = {
+        name
+        for name in there & stored.keys()
+        if (place / name).is_file() and digest_of_files([place / name]) == stored[name]
+    }
     return sorted((there | stored.keys()) - same)
 
 
@@ -197,14 +241,22 @@ def _tokenizer_files(folder: Path, manifest: dict) -> dict[str, bytes]:
     for name in sorted(manifest["files"].keys() - {TENSORS}):
         content[name.removesuffix(".xz")] = plain = _plain(inside(folder / name, folder), budget)
         budget -= len(plain)
-    found, stored = {name: digest_of(plain) for name, plain in content.items()}, manifest["unpacked"]
-    if wrong := sorted(name for name in found.keys() | stored.keys() if found.get(name) != stored.get(name)):
+    found, stored = (
+        {name: digest_of(plain) for name, plain in content.items()},
+        manifest["unpacked"],
+    )
+    if wrong := sorted(
+        name for name in found.keys() | stored.keys() if found.get(name) != stored.get(name)
+    ):
         raise UserError(
             f"pack {folder}: {', '.join(map(shown, wrong[:5]))}, unpacked, are not those of its manifest; {_REMEDY}"
         )
     if "tokenizer_config.json" in content:
         try:
-            refuse_code(parse_json(content["tokenizer_config.json"]), f"pack {folder}: tokenizer_config.json")
+            refuse_code(
+                parse_json(content["tokenizer_config.json"]),
+                f"pack {folder}: tokenizer_config.json",
+            )
         except UserError:
             raise
         except ValueError as error:
@@ -215,11 +267,15 @@ def _tokenizer_files(folder: Path, manifest: dict) -> dict[str, bytes]:
 
 
 def _plain(file: Path, limit: int) -> bytes:
-    reader = lzma.LZMADecompressor(memlimit=1 << 28)  # bytes: four times what the strongest preset needs
+    reader = lzma.LZMADecompressor(
+        memlimit=1 << 28
+    )  # bytes: four times what the strongest preset needs
     try:
         content = reader.decompress(file.read_bytes(), max_length=limit)
     except lzma.LZMAError as error:
-        raise UserError(f"pack {file.parent}: {file.name} cannot be unpacked ({error}); {_REMEDY}") from error
+        raise UserError(
+            f"pack {file.parent}: {file.name} cannot be unpacked ({error}); {_REMEDY}"
+        ) from error
     if not reader.eof:
         raise UserError(
             f"pack {file.parent}: {file.name} is not whole, or all files are larger than {_MAX_BYTES >> 20} MiB; {_REMEDY}"

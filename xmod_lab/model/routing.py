@@ -67,7 +67,9 @@ class Places:
     @classmethod
     def where(cls, chosen: Tensor) -> "Places":
         """Those that are true in ``chosen`` (B, S), whose rows are in the order of the route."""
-        return cls(chosen.flatten().nonzero().squeeze(1), chosen.sum(1).tolist(), tuple(chosen.shape))
+        return cls(
+            chosen.flatten().nonzero().squeeze(1), chosen.sum(1).tolist(), tuple(chosen.shape)
+        )
 
     @classmethod
     def labelled(cls, labels: Tensor, route: Route, shape: torch.Size) -> "Places":
@@ -87,7 +89,11 @@ class Places:
     def put(self, x: Tensor) -> Tensor:
         """(1, N, D) -> (B, S, D), zero elsewhere."""
         rows, length = self.shape
-        return x.new_zeros(rows * length, x.shape[-1]).index_copy(0, self.flat, x[0]).view(rows, length, -1)
+        return (
+            x.new_zeros(rows * length, x.shape[-1])
+            .index_copy(0, self.flat, x[0])
+            .view(rows, length, -1)
+        )
 
     def route(self, route: Route) -> Route:
         """The way of these positions alone through the slots of ``route``, whose rows are of one language each."""
@@ -98,8 +104,10 @@ class Places:
 def check_labels(labels: Tensor, shape: Sequence[int]) -> None:
     """Raises UserError unless ``labels`` have ``shape``."""
     if tuple(labels.shape) != tuple(shape):
-        raise UserError(f"labels have shape {tuple(labels.shape)}; allowed is {tuple(shape)}, one for each position of the "
-                        f"input, {IGNORE} where nothing is to be predicted")  # fmt: skip
+        raise UserError(
+            f"labels have shape {tuple(labels.shape)}; allowed is {tuple(shape)}, one for each position of the "
+            f"input, {IGNORE} where nothing is to be predicted"
+        )
 
 
 def to_ids(lang_ids: Languages, config: XmodConfig, rows: int) -> Tensor:
@@ -118,23 +126,35 @@ def to_ids(lang_ids: Languages, config: XmodConfig, rows: int) -> Tensor:
         return numbers
     codes = [lang_ids] * rows if isinstance(lang_ids, str) else lang_ids
     if not isinstance(codes, (list, tuple)) or not all(isinstance(code, str) for code in codes):
-        raise UserError(f"lang_ids is {reprlib.repr(lang_ids)}; allowed are a tensor of integers, a code such as 'en_XX', or a list of "
-                        "codes or of numbers, one a sequence; of numbers also a list of lists, one a token")  # fmt: skip
+        raise UserError(
+            f"lang_ids is {reprlib.repr(lang_ids)}; allowed are a tensor of integers, a code such as 'en_XX', or a list of "
+            "codes or of numbers, one a sequence; of numbers also a list of lists, one a token"
+        )
     return torch.tensor([config.slot(code) for code in codes], dtype=torch.long)
 
 
 def _as_numbers(value: object) -> Tensor | None:
     """A list of integers, or of such lists, as a tensor; ``None`` where it is none."""
-    if not isinstance(value, (list, tuple)) or not value or not isinstance(value[0], (int, list, tuple)):
+    if (
+        not isinstance(value, (list, tuple))
+        or not value
+        or not isinstance(value[0], (int, list, tuple))
+    ):
         return None
     try:
         numbers = torch.tensor(value)
-    except (TypeError, ValueError, RuntimeError):  # rows of several lengths, other things among them, more than 64 bits
+    except (
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ):  # rows of several lengths, other things among them, more than 64 bits
         return None
     return numbers if numbers.dtype == torch.int64 else None
 
 
-def plan_route(lang_ids: Tensor, *, rows: int, length: int, languages: list[str], keep_order: bool = False) -> Route:
+def plan_route(
+    lang_ids: Tensor, *, rows: int, length: int, languages: list[str], keep_order: bool = False
+) -> Route:
     """Plan a batch. Reads ``lang_ids`` on the host: keep it on the CPU to spare a device sync.
 
     Args:
@@ -154,15 +174,21 @@ def plan_route(lang_ids: Tensor, *, rows: int, length: int, languages: list[str]
     wrong = sorted({i for i in ids if not 0 <= i < len(languages)})
     if wrong:
         known = ", ".join(f"{i}={code}" for i, code in enumerate(languages))
-        raise UnknownLanguageError(f"language ids {wrong} are out of range; this model has: {known}. lang_id() gives the "
-                                   "number of a code")  # fmt: skip
+        raise UnknownLanguageError(
+            f"language ids {wrong} are out of range; this model has: {known}. lang_id() gives the "
+            "number of a code"
+        )
     per_token = lang_ids.dim() == 2 and any(len(set(row)) > 1 for row in lang_ids.tolist())
     if lang_ids.dim() == 2 and not per_token:
         ids = ids[::length]
     slots, sizes, contiguous = _runs(ids)
     if keep_order and not per_token and not contiguous:
         ids, per_token = [i for i in ids for _ in range(length)], True
-    row_slots = tuple(tuple(sorted(set(ids[i : i + length]))) for i in range(0, len(ids), length)) if per_token else ()
+    row_slots = (
+        tuple(tuple(sorted(set(ids[i : i + length]))) for i in range(0, len(ids), length))
+        if per_token
+        else ()
+    )
     if contiguous:
         return Route(slots, sizes, per_token=per_token, row_slots=row_slots)
     order = torch.tensor(ids).argsort(stable=True)

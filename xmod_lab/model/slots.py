@@ -41,7 +41,9 @@ def allocate_slot(layers: nn.ModuleList, code: str, config: XmodConfig) -> None:
     for layer in layers:
         layer: XmodLayer
         reference = layer.output.dense.weight
-        layer.output.adapter_modules[code] = XmodAdapter(config).to(device=reference.device, dtype=reference.dtype)
+        layer.output.adapter_modules[code] = XmodAdapter(config).to(
+            device=reference.device, dtype=reference.dtype
+        )
 
 
 def fill_slot(layers: nn.ModuleList, code: str, init: str, config: XmodConfig, seed: int) -> None:
@@ -55,7 +57,9 @@ def fill_slot(layers: nn.ModuleList, code: str, init: str, config: XmodConfig, s
             slots = layer.output.adapter_modules
             for name, parameter in slots[code].named_parameters():
                 if donors:
-                    value = torch.stack([slots[d].get_parameter(name).detach() for d in donors]).mean(0)
+                    value = torch.stack(
+                        [slots[d].get_parameter(name).detach() for d in donors]
+                    ).mean(0)
                 else:
                     value = random_value(parameter, config, seed, code, number, name)
                 if init == "zero_output" and name.startswith("dense2."):

@@ -90,17 +90,32 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
     def _loss(self, logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
         kind = self.config.problem_type
         if kind is None:
-            kind = "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+            kind = (
+                "multi_label_classification"
+                if labels.is_floating_point()
+                else "single_label_classification"
+            )
             kind = "regression" if self.config.num_labels == 1 else kind
-            self.config.problem_type = kind  # as in transformers: the first batch decides, and it is saved
+            self.config.problem_type = (
+                kind  # as in transformers: the first batch decides, and it is saved
+            )
         if kind == "single_label_classification":
             return labelled_cross_entropy(logits, labels.view(-1), items)
-        losses = {"regression": mse_loss, "multi_label_classification": binary_cross_entropy_with_logits}
+        losses = {
+            "regression": mse_loss,
+            "multi_label_classification": binary_cross_entropy_with_logits,
+        }
         if kind not in losses:
-            raise UserError(f"problem_type is '{kind}'; allowed are single_label_classification, {', '.join(losses)}")
-        if labels.shape != logits.shape and (logits.shape[1] > 1 or labels.shape != logits.shape[:1]):
+            raise UserError(
+                f"problem_type is '{kind}'; allowed are single_label_classification, {', '.join(losses)}"
+            )
+        if labels.shape != logits.shape and (
+            logits.shape[1] > 1 or labels.shape != logits.shape[:1]
+        ):
             one = f" and {tuple(logits.shape[:1])}" if logits.shape[1] == 1 else ""
-            raise UserError(f"labels have shape {tuple(labels.shape)}; allowed is {tuple(logits.shape)}{one} ({kind})")
+            raise UserError(
+                f"labels have shape {tuple(labels.shape)}; allowed is {tuple(logits.shape)}{one} ({kind})"
+            )
         return share_of_step(losses[kind](logits, labels.view_as(logits)), labels, items)
 
 
@@ -141,12 +156,20 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
         flat = lambda x: None if x is None else x.flatten(0, 1)  # noqa: E731
         if lang_ids is not None:
             lang_ids = to_ids(lang_ids, self.config, rows)
-            if lang_ids.shape[:1] != (rows,) or (lang_ids.dim() > 1 and lang_ids.shape[1] != choices):
-                raise UserError(f"lang_ids has shape {tuple(lang_ids.shape)}; allowed are ({rows},), ({rows}, {choices}) "
-                                f"and ({rows}, {choices}, sequence)")  # fmt: skip
-            per_choice = lang_ids[:, None].expand(rows, choices) if lang_ids.dim() == 1 else lang_ids
+            if lang_ids.shape[:1] != (rows,) or (
+                lang_ids.dim() > 1 and lang_ids.shape[1] != choices
+            ):
+                raise UserError(
+                    f"lang_ids has shape {tuple(lang_ids.shape)}; allowed are ({rows},), ({rows}, {choices}) "
+                    f"and ({rows}, {choices}, sequence)"
+                )
+            per_choice = (
+                lang_ids[:, None].expand(rows, choices) if lang_ids.dim() == 1 else lang_ids
+            )
             lang_ids = per_choice.flatten(0, 1)
-            if lang_ids.dim() == 2 and lang_ids.shape[1] == 1:  # one a choice, as transformers' collator writes it
+            if (
+                lang_ids.dim() == 2 and lang_ids.shape[1] == 1
+            ):  # one a choice, as transformers' collator writes it
                 lang_ids = lang_ids[:, 0]
         out = self.roberta.encode(
             flat(input_ids),
@@ -159,7 +182,9 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
             output_attentions=output_attentions,
         )
         logits = self.classifier(self.dropout(self.roberta.pooler(out.states))).view(rows, choices)
-        loss = None if labels is None else labelled_cross_entropy(logits, labels, num_items_in_batch)
+        loss = (
+            None if labels is None else labelled_cross_entropy(logits, labels, num_items_in_batch)
+        )
         return MultipleChoiceModelOutput(loss=loss, logits=logits, **out.extras)
 
 
@@ -205,7 +230,9 @@ class XmodForTokenClassification(XmodPreTrainedModel):
         logits = self.classifier(self.dropout(out.states))
         loss = None
         if labels is not None:
-            loss = labelled_cross_entropy(logits.flatten(0, 1), labels.flatten(), num_items_in_batch)
+            loss = labelled_cross_entropy(
+                logits.flatten(0, 1), labels.flatten(), num_items_in_batch
+            )
         return TokenClassifierOutput(loss=loss, logits=logits, **out.extras)
 
 
@@ -251,6 +278,12 @@ class XmodForQuestionAnswering(XmodPreTrainedModel):
             outside = start.shape[1]
             targets = [p.view(-1).clamp(0, outside) for p in (start_positions, end_positions)]
             loss = (
-                sum(cross_entropy(x, t, ignore_index=outside) for x, t in zip((start, end), targets, strict=True)) / 2
+                sum(
+                    cross_entropy(x, t, ignore_index=outside)
+                    for x, t in zip((start, end), targets, strict=True)
+                )
+                / 2
             )
-        return QuestionAnsweringModelOutput(loss=loss, start_logits=start, end_logits=end, **out.extras)
+        return QuestionAnsweringModelOutput(
+            loss=loss, start_logits=start, end_logits=end, **out.extras
+        )

@@ -23,7 +23,10 @@ def mixture(groups: list[Group]) -> list[Part]:
     """Tokens, rows, bytes and passes of each language."""
     counts = ("tokens", "rows", "bytes", "passes")
     rows, records = [], []
-    seen = [{n: v for n, v in g.figures.items() if n.startswith("train/") and "second" not in n} for g in groups]
+    seen = [
+        {n: v for n, v in g.figures.items() if n.startswith("train/") and "second" not in n}
+        for g in groups
+    ]
     several = any(figures != seen[0] for figures in seen)  # else one table does for all
     for group in groups if several else groups[:1]:
         for name in (n for n in group.figures if n.startswith("train/passes/")):
@@ -35,12 +38,19 @@ def mixture(groups: list[Group]) -> list[Part]:
     if not rows:
         return []
     note = "Exact counts. A pass is once through all rows of a language; bytes are of the passages that end in the rows read."
-    table = Table("mixture", ["language", *(["group"] if several else []), *counts], rows, records, note=note)
+    table = Table(
+        "mixture", ["language", *(["group"] if several else []), *counts], rows, records, note=note
+    )
     plot: list[Part] = []
     if not several:
         tokens = {record["language"]: record["tokens"] for record in records}
         notes = {record["language"]: f"{record['passes']:.2f} passes" for record in records}
-        plot = [svg(bars(tokens, x="tokens read in training", notes=notes), "tokens read in training by language")]
+        plot = [
+            svg(
+                bars(tokens, x="tokens read in training", notes=notes),
+                "tokens read in training by language",
+            )
+        ]
     return [element("h2", "The mixture really seen"), *plot, table]
 
 
@@ -54,20 +64,42 @@ def price(groups: list[Group]) -> list[Part]:
                 "seconds": group.mean(lambda run, code=code: seconds(run, code)),
                 "pack bytes": group.mean(lambda run, code=code: run.pack_bytes(code)),
             }
-            saved = {"before": group.sample(_gain("before/val", code)), "unigram": group.sample(_gain("unigram", code))}
+            saved = {
+                "before": group.sample(_gain("before/val", code)),
+                "unigram": group.sample(_gain("unigram", code)),
+            }
             if not all(saved.values()):
                 continue
             gains.setdefault(code, {})[group.name] = (cost["tokens"], saved["unigram"])
-            rows.append([code, *([group.name] if len(groups) > 1 else []), number(cost["tokens"], 0), number(cost["seconds"], 1),
-                         number(cost["pack bytes"], 0), *(number(sample.mean) for sample in saved.values())])  # fmt: skip
-            records += [_price_record(group, code, cost, name, sample) for name, sample in saved.items()]
+            rows.append(
+                [
+                    code,
+                    *([group.name] if len(groups) > 1 else []),
+                    number(cost["tokens"], 0),
+                    number(cost["seconds"], 1),
+                    number(cost["pack bytes"], 0),
+                    *(number(sample.mean) for sample in saved.values()),
+                ]
+            )
+            records += [
+                _price_record(group, code, cost, name, sample) for name, sample in saved.items()
+            ]
     if not rows:
         return []
-    header = ["language", *(["group"] if len(groups) > 1 else []), "tokens", "seconds", "bytes of the pack",
-              "bits/byte saved since before", "against the unigram"]  # fmt: skip
-    note = ("Seconds of training alone, all starts of a run together; of runs that did not record them, tokens over tokens per second. "
-            "Saved: bits per byte of held-out text less than before training, and than guessing each piece by its frequency. "
-            f"These are {kinds_of(groups)}.")  # fmt: skip
+    header = [
+        "language",
+        *(["group"] if len(groups) > 1 else []),
+        "tokens",
+        "seconds",
+        "bytes of the pack",
+        "bits/byte saved since before",
+        "against the unigram",
+    ]
+    note = (
+        "Seconds of training alone, all starts of a run together; of runs that did not record them, tokens over tokens per second. "
+        "Saved: bits per byte of held-out text less than before training, and than guessing each piece by its frequency. "
+        f"These are {kinds_of(groups)}."
+    )
     return [
         element("h2", "The price of a language"),
         *_price_plots(gains, f"bits/byte ({kind_on_axis(groups)}) below unigram"),
@@ -77,24 +109,41 @@ def price(groups: list[Group]) -> list[Part]:
 
 def _gain(prefix: str, code: str) -> Callable[[Run], float | None]:
     names = f"{prefix}/bpb/{code}", f"val/bpb/{code}"
-    return lambda run: run.metrics[names[0]] - run.metrics[names[1]] if all(n in run.metrics for n in names) else None
+    return lambda run: (
+        run.metrics[names[0]] - run.metrics[names[1]]
+        if all(n in run.metrics for n in names)
+        else None
+    )
 
 
 def _price_record(group: Group, code: str, cost: dict, name: str, sample: Sample) -> Record:
     costs = {key.replace(" ", "_"): value for key, value in cost.items()}
-    return {"group": group.name, **group.settings, "language": code, **costs, "saved_since": name,
-            "likelihood": in_a_word(group.exact), **sample.record()}  # fmt: skip
+    return {
+        "group": group.name,
+        **group.settings,
+        "language": code,
+        **costs,
+        "saved_since": name,
+        "likelihood": in_a_word(group.exact),
+        **sample.record(),
+    }
 
 
-Gains = dict[str, tuple[float | None, Sample]]  # name -> tokens, bits per byte saved against the unigram
+Gains = dict[
+    str, tuple[float | None, Sample]
+]  # name -> tokens, bits per byte saved against the unigram
 
 
 def _price_plots(gains: dict[str, Gains], what: str) -> list[Html]:
     """A figure for each language, in which groups are compared; where each has but one group, a figure of all languages."""
     if all(len(of) == 1 for of in gains.values()):
-        plot = _price_plot({code: next(iter(of.values())) for code, of in gains.items()}, what, "", WIDE)
+        plot = _price_plot(
+            {code: next(iter(of.values())) for code, of in gains.items()}, what, "", WIDE
+        )
         return [plot] if plot else []
-    drawn = [_price_plot(of, what, code, HALF if len(gains) > 1 else WIDE) for code, of in gains.items()]
+    drawn = [
+        _price_plot(of, what, code, HALF if len(gains) > 1 else WIDE) for code, of in gains.items()
+    ]
     return [panels([figure for figure in drawn if figure])] if any(drawn) else []
 
 
@@ -104,8 +153,20 @@ def _price_plot(gains: Gains, what: str, title: str, width: float) -> Html:
     if len(gains) < 2:
         return Html("")
     if len(tokens) > 1 and None not in tokens:
-        points = {name: [(read, gain) for gain in sample.values] for name, (read, sample) in gains.items()}
-        return svg(scatter(points, x="tokens", y=what, title=title, width=width), f"{what} by tokens {title}")
-    return svg(dots({name: sample.span for name, (_, sample) in gains.items()}, x=what, title=title, width=width,
-                    seeds={name: sample.values for name, (_, sample) in gains.items()}),
-               f"{what} {title}")  # fmt: skip
+        points = {
+            name: [(read, gain) for gain in sample.values] for name, (read, sample) in gains.items()
+        }
+        return svg(
+            scatter(points, x="tokens", y=what, title=title, width=width),
+            f"{what} by tokens {title}",
+        )
+    return svg(
+        dots(
+            {name: sample.span for name, (_, sample) in gains.items()},
+            x=what,
+            title=title,
+            width=width,
+            seeds={name: sample.values for name, (_, sample) in gains.items()},
+        ),
+        f"{what} {title}",
+    )

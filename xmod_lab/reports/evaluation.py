@@ -39,7 +39,10 @@ def slot_map(figures: Figures, title: str = "") -> Figure | None:
 def recognition_map(figures: Figures, what: str, title: str = "") -> Figure | None:
     """Which slot is taken for that of the text."""
     counts = _cells(figures, f"recognition/{what}/count/")
-    shares = {text: {slot: n / sum(row.values()) for slot, n in row.items()} for text, row in counts.items()}
+    shares = {
+        text: {slot: n / sum(row.values()) for slot, n in row.items()}
+        for text, row in counts.items()
+    }
     said = (
         "sentences: share that naive Bayes on n-grams takes for"
         if what == "ngrams"
@@ -63,8 +66,11 @@ def retrieval_curves(figures: Figures, name: str, title: str = "") -> Figure:
     lines = {}
     for of, who in (("", ""), ("/control", "control, ")):
         for arm, end in (("own slot", ""), ("means taken away", "/centred")):
-            points = [(_place(state), figures[key]) for state in states(figures, f"{name}{of}")
-                      if (key := f"retrieval/{name}{of}/top1/{state}{end}") in figures]  # fmt: skip
+            points = [
+                (_place(state), figures[key])
+                for state in states(figures, f"{name}{of}")
+                if (key := f"retrieval/{name}{of}/top1/{state}{end}") in figures
+            ]
             if points:
                 lines[f"{who}{arm}"] = [points]
     return curves(
@@ -83,35 +89,55 @@ def _levels(figures: Figures, name: str) -> dict[str, float]:
 
 
 def _levels_text(figures: Figures, name: str) -> str:
-    return "".join(f"{level} {value:.3f}, " for level, value in _levels(figures, name).items() if level != "chance")
+    return "".join(
+        f"{level} {value:.3f}, "
+        for level, value in _levels(figures, name).items()
+        if level != "chance"
+    )
 
 
 def retrieval_sets(figures: Figures) -> list[str]:
     """Names of the files of translations."""
-    return [name.split("/")[1] for name in figures if re.fullmatch(r"retrieval/[^/]+/chance/top1", name)]
+    return [
+        name.split("/")[1] for name in figures if re.fullmatch(r"retrieval/[^/]+/chance/top1", name)
+    ]
 
 
 def states(figures: Figures, name: str) -> list[str]:
     """Names of the layers' states, from the embeddings up."""
     prefix = f"retrieval/{name}/top1/"
-    found = [key.removeprefix(prefix) for key in figures if key.startswith(prefix) and "/" not in key[len(prefix) :]]
+    found = [
+        key.removeprefix(prefix)
+        for key in figures
+        if key.startswith(prefix) and "/" not in key[len(prefix) :]
+    ]
     return sorted(found, key=_place)
 
 
 def fixed_state(figures: Figures, name: str) -> str:
     """The state of the layer that was fixed in advance; of evaluations of earlier versions, which have none, the last."""
-    return f"layer{figures[key]:.0f}" if (key := f"retrieval/{name}/layer") in figures else states(figures, name)[-1]
+    return (
+        f"layer{figures[key]:.0f}"
+        if (key := f"retrieval/{name}/layer") in figures
+        else states(figures, name)[-1]
+    )
 
 
 def _place(state: str) -> float:
-    return float(state.removesuffix("_before").removeprefix("layer")) - 0.5 * state.endswith("_before")
+    return float(state.removesuffix("_before").removeprefix("layer")) - 0.5 * state.endswith(
+        "_before"
+    )
 
 
 def _cells(figures: Figures, prefix: str, suffix: str = "") -> Cells:
     """``<prefix><row>/<column><suffix>`` -> row -> column -> value, in the order of ``figures``."""
     cells: Cells = {}
     for name, value in figures.items():
-        inner = name[len(prefix) : len(name) - len(suffix)] if name.startswith(prefix) and name.endswith(suffix) else ""
+        inner = (
+            name[len(prefix) : len(name) - len(suffix)]
+            if name.startswith(prefix) and name.endswith(suffix)
+            else ""
+        )
         if inner.count("/") == 1:
             row, column = inner.split("/")
             cells.setdefault(row, {})[column] = value
@@ -124,29 +150,59 @@ def evaluation_sections(groups: list[Group]) -> list[Part]:
     if not groups:
         return []
     several = len(groups) > 1
-    codes = list(dict.fromkeys(code for group in groups for code in codes_of(group.figures, "val/loss/")))
-    parts: list[Part] = [element("h2", "Held-out text"), *about_units(groups, codes), _likelihoods(groups, codes)]
+    codes = list(
+        dict.fromkeys(code for group in groups for code in codes_of(group.figures, "val/loss/"))
+    )
+    parts: list[Part] = [
+        element("h2", "Held-out text"),
+        *about_units(groups, codes),
+        _likelihoods(groups, codes),
+    ]
     parts += differences_of(groups, codes) if several else []
     for name, (heading, rows_of, draw, header, note) in _SLOTS.items():
         rows = {row: names for group in groups for row, names in rows_of(group.figures).items()}
         if rows:
-            parts += [element("h2", heading), _table(name, groups, rows, "text of", header, note=note)]
+            parts += [
+                element("h2", heading),
+                _table(name, groups, rows, "text of", header, note=note),
+            ]
             parts += [figure for group in groups for figure in draw(group, several)]
     for name in dict.fromkeys(name for group in groups for name in retrieval_sets(group.figures)):
         having = [group for group in groups if name in retrieval_sets(group.figures)]
-        parts += [element("h2", f"Translation retrieval: {name}"), *_retrieval(having, name, several)]
+        parts += [
+            element("h2", f"Translation retrieval: {name}"),
+            *_retrieval(having, name, several),
+        ]
     return parts
 
 
 def _likelihoods(groups: list[Group], codes: list[str]) -> Table:
-    columns = [(prefix, unit) for prefix in ("unigram", "before/val", "val", "pll") for unit in ("loss", "bpb", "perplexity")
-               if any(name.startswith(f"{prefix}/{unit}/") for group in groups for name in group.figures)]  # fmt: skip
-    titles = {"unigram": "unigram", "before/val": "before", "val": "model", "pll": "each piece alone"}
+    columns = [
+        (prefix, unit)
+        for prefix in ("unigram", "before/val", "val", "pll")
+        for unit in ("loss", "bpb", "perplexity")
+        if any(name.startswith(f"{prefix}/{unit}/") for group in groups for name in group.figures)
+    ]
+    titles = {
+        "unigram": "unigram",
+        "before/val": "before",
+        "val": "model",
+        "pll": "each piece alone",
+    }
     units = {"loss": "nats/piece", "bpb": "bits/byte", "perplexity": "perplexity"}
     alone = [code for code in codes if len(groups) > 1 and other_vocabularies(groups, code)]
-    rows = {code: [f"{p}/{u}/{code}" if code not in alone or u == "bpb" else "" for p, u in columns] for code in codes}
-    return _table("languages", groups, rows, "language", [f"{units[u]}, {titles[p]}" for p, u in columns],
-                  note=f"These are {kinds_of(groups)}. Nats and perplexity are per piece: only models with one vocabulary compare by them.")  # fmt: skip
+    rows = {
+        code: [f"{p}/{u}/{code}" if code not in alone or u == "bpb" else "" for p, u in columns]
+        for code in codes
+    }
+    return _table(
+        "languages",
+        groups,
+        rows,
+        "language",
+        [f"{units[u]}, {titles[p]}" for p, u in columns],
+        note=f"These are {kinds_of(groups)}. Nats and perplexity are per piece: only models with one vocabulary compare by them.",
+    )
 
 
 def _wrong_slots(figures: Figures) -> dict[str, list[str]]:
@@ -156,19 +212,36 @@ def _wrong_slots(figures: Figures) -> dict[str, list[str]]:
 
 
 def _recognition(figures: Figures) -> dict[str, list[str]]:
-    texts = dict.fromkeys(n.rpartition("/")[2] for n in figures if re.fullmatch(r"recognition/\w+/accuracy/[^/]+", n))
+    texts = dict.fromkeys(
+        n.rpartition("/")[2] for n in figures if re.fullmatch(r"recognition/\w+/accuracy/[^/]+", n)
+    )
     rows = {text: [f"recognition/{what}/accuracy/{text}" for what in RECOGNISED] for text in texts}
-    return {**rows, "mean": [f"recognition/{what}/accuracy" for what in RECOGNISED],
-            "chance": [f"recognition/{what}/chance" for what in RECOGNISED]} if rows else {}  # fmt: skip
+    return (
+        {
+            **rows,
+            "mean": [f"recognition/{what}/accuracy" for what in RECOGNISED],
+            "chance": [f"recognition/{what}/chance" for what in RECOGNISED],
+        }
+        if rows
+        else {}
+    )
 
 
 def _table(
-    name: str, groups: list[Group], rows: dict[str, list[str]], first: str, header: list[str], *, note: str
+    name: str,
+    groups: list[Group],
+    rows: dict[str, list[str]],
+    first: str,
+    header: list[str],
+    *,
+    note: str,
 ) -> Table:
     """Row -> names of figures, of each group; how the seeds scatter in the first figure that a model made."""
     several = len(groups) > 1
     told = next(
-        i for i in range(len(header)) if all(not f[i].startswith(("unigram", "before")) and f[i] for f in rows.values())
+        i
+        for i in range(len(header))
+        if all(not f[i].startswith(("unigram", "before")) and f[i] for f in rows.values())
     )
     cells, records = [], []
     for row, figures in rows.items():
@@ -178,15 +251,28 @@ def _table(
                 continue
             halves = [error_of(group, figure) for figure in figures]
             spread = spread_cells(samples[told], groups, digits_of(halves[told]))
-            values = [number(s and s.mean, 1) if "perplexity" in f else with_error(s and s.mean, half)
-                      for f, s, half in zip(figures, samples, halves, strict=True)]  # fmt: skip
+            values = [
+                number(s and s.mean, 1) if "perplexity" in f else with_error(s and s.mean, half)
+                for f, s, half in zip(figures, samples, halves, strict=True)
+            ]
             cells.append([row, *([group.name] if several else []), *values, *spread])
-            records += [{"group": group.name, **group.settings, first.replace(" ", "_"): row, "figure": figure,
-                         "likelihood": in_a_word(group.exact), **sample.record()}
-                        for figure, sample in zip(figures, samples, strict=True) if sample]  # fmt: skip
+            records += [
+                {
+                    "group": group.name,
+                    **group.settings,
+                    first.replace(" ", "_"): row,
+                    "figure": figure,
+                    "likelihood": in_a_word(group.exact),
+                    **sample.record(),
+                }
+                for figure, sample in zip(figures, samples, strict=True)
+                if sample
+            ]
     spread = [f"{header[told]}, {word}" for word in spread_header(groups)]
     note = f"{note} {over_seeds(groups)}".strip()
-    return Table(name, [first, *(["group"] if several else []), *header, *spread], cells, records, note=note)
+    return Table(
+        name, [first, *(["group"] if several else []), *header, *spread], cells, records, note=note
+    )
 
 
 def _slot_maps(group: Group, several: bool) -> list[Html]:
@@ -201,12 +287,22 @@ def _recognition_maps(group: Group, several: bool) -> list[Html]:
 
 
 _SLOTS = {  # table -> heading, its rows, its figures, its columns, what is said below
-    "slots": ("Text through slots", _wrong_slots, _slot_maps, ["nats/piece, its own slot", "mean of the other slots"],
-              "In the vocabulary of the text."),
-    "recognition": ("Languages recognised", _recognition, _recognition_maps, ["accuracy, rows", "accuracy, sentences", "sentences, n-grams"],
-                    "The language is told by the slot with the lowest loss; in the last column by naive Bayes on character n-grams of the training "
-                    "text, with no model. A slot that is no better has not shown that it knows its language."),
-}  # fmt: skip
+    "slots": (
+        "Text through slots",
+        _wrong_slots,
+        _slot_maps,
+        ["nats/piece, its own slot", "mean of the other slots"],
+        "In the vocabulary of the text.",
+    ),
+    "recognition": (
+        "Languages recognised",
+        _recognition,
+        _recognition_maps,
+        ["accuracy, rows", "accuracy, sentences", "sentences, n-grams"],
+        "The language is told by the slot with the lowest loss; in the last column by naive Bayes on character n-grams of the training "
+        "text, with no model. A slot that is no better has not shown that it knows its language.",
+    ),
+}
 _RETRIEVED = {  # end of a figure's name -> column
     ("top1", ""): "top-1, own slot",
     ("top1", "/centred"): "top-1, means taken away",
@@ -224,20 +320,41 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
         figures, title = group.figures, f"{group.name}: " if several else ""
         fixed = fixed_state(figures, name)
         for state in states(figures, name):
-            found = {key: figures.get(f"retrieval/{name}/{key[0]}/{state}{key[1]}") for key in _RETRIEVED}
+            found = {
+                key: figures.get(f"retrieval/{name}/{key[0]}/{state}{key[1]}") for key in _RETRIEVED
+            }
             first = [*([group.name] if several else []), state + " *" * (state == fixed)]
             rows.append(first + [number(value) for value in found.values()])
-            records += [{"group": group.name, **group.settings, "set": name, "state": state, "metric": metric,
-                         "slot": end.removeprefix("/") or "target", "value": value}
-                        for (metric, end), value in found.items() if value is not None]  # fmt: skip
-        parts += [svg(retrieval_curves(figures, name, title.removesuffix(": ")), f"retrieval by layer, {name}"),
-                  svg(retrieval_map(figures, name, title), f"retrieval by pair of languages, {name}")]  # fmt: skip
+            records += [
+                {
+                    "group": group.name,
+                    **group.settings,
+                    "set": name,
+                    "state": state,
+                    "metric": metric,
+                    "slot": end.removeprefix("/") or "target",
+                    "value": value,
+                }
+                for (metric, end), value in found.items()
+                if value is not None
+            ]
+        parts += [
+            svg(
+                retrieval_curves(figures, name, title.removesuffix(": ")),
+                f"retrieval by layer, {name}",
+            ),
+            svg(retrieval_map(figures, name, title), f"retrieval by pair of languages, {name}"),
+        ]
     if several:
         parts.insert(0, _top1_by_group(groups, name))
-    top1, mrr = (groups[0].figures[f"retrieval/{name}/chance/{metric}"] for metric in ("top1", "mrr"))
-    note = (f"Means of all ordered pairs of languages; * the layer that was fixed in advance; by chance top-1 {top1:.4f}, MRR {mrr:.4f}. "
-            f"{' '.join(_against(group, name) for group in groups)} A wrong slot breaks what it reads, so the slot of the queries is no "
-            "evidence of alignment.")  # fmt: skip
+    top1, mrr = (
+        groups[0].figures[f"retrieval/{name}/chance/{metric}"] for metric in ("top1", "mrr")
+    )
+    note = (
+        f"Means of all ordered pairs of languages; * the layer that was fixed in advance; by chance top-1 {top1:.4f}, MRR {mrr:.4f}. "
+        f"{' '.join(_against(group, name) for group in groups)} A wrong slot breaks what it reads, so the slot of the queries is no "
+        "evidence of alignment."
+    )
     header = [*(["group"] if several else []), "states of", *_RETRIEVED.values()]
     return [Table(f"retrieval_{name}", header, rows, records, note=note), *parts]
 
@@ -249,10 +366,14 @@ def _against(group: Group, name: str) -> str:
         for arm, how in (("target", "as it is"), ("centred", "with means taken away")):
             key = f"retrieval/{name}/against/{what}/{arm}"
             if key in group.figures:
-                ends = interval_text(group.figures.get(f"{key}/low"), group.figures.get(f"{key}/high"), sign="+")
+                ends = interval_text(
+                    group.figures.get(f"{key}/low"), group.figures.get(f"{key}/high"), sign="+"
+                )
                 said.append(f"{how} less {shown} {group.figures[key]:+.3f} {ends}")
     return (
-        f"Top-1 of {group.name} there: {'; '.join(said)} (intervals over sentences, given the model)." if said else ""
+        f"Top-1 of {group.name} there: {'; '.join(said)} (intervals over sentences, given the model)."
+        if said
+        else ""
     )
 
 
@@ -260,7 +381,10 @@ def _top1_by_group(groups: list[Group], name: str) -> Html:
     """A line for each group, texts through their own slots, the seeds thin."""
     lines = {
         group.name: [
-            [(_place(state), run.metrics[f"retrieval/{name}/top1/{state}"]) for state in states(run.metrics, name)]
+            [
+                (_place(state), run.metrics[f"retrieval/{name}/top1/{state}"])
+                for state in states(run.metrics, name)
+            ]
             for run in group.finished
         ]
         for group in groups

@@ -67,15 +67,24 @@ class Sample:
     @property
     def span(self) -> Span:
         """The mean, with the interval or, where there is none, the lowest and highest of several values."""
-        ends = self.interval or ((min(self.values), max(self.values)) if len(self.values) > 1 else (None, None))
+        ends = self.interval or (
+            (min(self.values), max(self.values)) if len(self.values) > 1 else (None, None)
+        )
         return self.mean, *ends
 
     def record(self) -> dict[str, float | int | None]:
         """For a CSV file. ``bases``: how many, ``None`` where there is none."""
         low, high = self.interval or (None, None)
         bases = len(set(self.origins)) if any(self.origins) else None
-        return {"seeds": len(self.values), "bases": bases, "mean": self.mean, "lowest": min(self.values), "highest": max(self.values),
-                "low": low, "high": high}  # fmt: skip
+        return {
+            "seeds": len(self.values),
+            "bases": bases,
+            "mean": self.mean,
+            "lowest": min(self.values),
+            "highest": max(self.values),
+            "low": low,
+            "high": high,
+        }
 
 
 def _units(values: list[float], origins: list[tuple[int, ...]]) -> list[float]:
@@ -120,13 +129,17 @@ class Group:
         """The mean, by base first, of every figure that all finished runs have."""
         if not self.finished:
             return {}
-        names = [n for n in self.finished[0].metrics if all(n in run.metrics for run in self.finished)]
+        names = [
+            n for n in self.finished[0].metrics if all(n in run.metrics for run in self.finished)
+        ]
         return {name: self.mean(name) for name in names}
 
     @property
     def bases(self) -> int:
         """How many bases its finished runs stand on; 0: on none."""
-        return len({run.seeds[1:] for run in self.finished}) if self.runs[0].kind != "pretrain" else 0
+        return (
+            len({run.seeds[1:] for run in self.finished}) if self.runs[0].kind != "pretrain" else 0
+        )
 
     @property
     def units(self) -> int:
@@ -157,7 +170,10 @@ def groups_of(runs: list[Run]) -> tuple[list[Group], dict[Path, str]]:
         else:
             kept[run.seeds] = run
     place = {run.path: i for i, run in enumerate(runs)}
-    parts = [sorted(kept.values(), key=lambda run: (run.seeds, place[run.path])) for kept in found.values()]
+    parts = [
+        sorted(kept.values(), key=lambda run: (run.seeds, place[run.path]))
+        for kept in found.values()
+    ]
     parts.sort(key=lambda part: min(place[run.path] for run in part))
     differing = _differing([part[0] for part in parts])
     if any(key.startswith("base.") for key in differing):
@@ -172,35 +188,53 @@ def _told_apart(runs: list[Run]) -> list[Run]:
     for run in runs:
         content.setdefault((_identity(run), run.seeds[1:]), set()).add(run.base_digest)
     mixed = {key for key, digests in content.items() if len(digests - {""}) > 1}
-    return [replace(run, settings={**run.settings, BASE_CONTENT: run.base_digest[:12] or "unknown"})
-            if (_identity(run), run.seeds[1:]) in mixed else run for run in runs]  # fmt: skip
+    return [
+        replace(run, settings={**run.settings, BASE_CONTENT: run.base_digest[:12] or "unknown"})
+        if (_identity(run), run.seeds[1:]) in mixed
+        else run
+        for run in runs
+    ]
 
 
 def base_differences(groups: list[Group]) -> str | None:
     """What a reader must know where groups stand on bases that differ in more than their seed; ``None`` where they do not."""
-    keys = dict.fromkeys(key for group in groups for key in group.settings if key.startswith("base"))
+    keys = dict.fromkeys(
+        key for group in groups for key in group.settings if key.startswith("base")
+    )
     if BASE_CONTENT in keys:
-        return (f"Bases with the same settings and the same seed differ in their tensors ({BASE_CONTENT}): another version of the code, other text "
-                "or another machine made them. Their runs are groups of their own; leave one of the bases out, or train it again.")  # fmt: skip
-    of_settings = [key for key in keys if key != "base"]  # none where the bases cannot be read: then their names differ
+        return (
+            f"Bases with the same settings and the same seed differ in their tensors ({BASE_CONTENT}): another version of the code, other text "
+            "or another machine made them. Their runs are groups of their own; leave one of the bases out, or train it again."
+        )
+    of_settings = [
+        key for key in keys if key != "base"
+    ]  # none where the bases cannot be read: then their names differ
     keys = [key for key in of_settings if _own(key) != "seed"] if of_settings else list(keys)
     if not keys or groups[0].runs[0].kind == "evaluate":  # whose subject the base is
         return None
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return (f"These groups stand on bases that differ in more than their seed ({', '.join(keys[:3])}{more}): what sets the groups apart is of the "
-            "bases too.")  # fmt: skip
+    return (
+        f"These groups stand on bases that differ in more than their seed ({', '.join(keys[:3])}{more}): what sets the groups apart is of the "
+        "bases too."
+    )
 
 
 def kinds_of(groups: list[Group]) -> str:
     """What the likelihoods of ``groups`` are; of groups that differ, which are which."""
-    names = {likelihoods(exact): [g.name for g in groups if g.exact is exact] for exact in (True, False)}
+    names = {
+        likelihoods(exact): [g.name for g in groups if g.exact is exact] for exact in (True, False)
+    }
     names = {kind: told for kind, told in names.items() if told}
-    return "; ".join(f"{kind}: {', '.join(told)}" if len(names) > 1 else kind for kind, told in names.items())
+    return "; ".join(
+        f"{kind}: {', '.join(told)}" if len(names) > 1 else kind for kind, told in names.items()
+    )
 
 
 def kind_on_axis(groups: list[Group]) -> str:
     """The same without names."""
-    return " or ".join(in_a_word(exact) for exact in (True, False) if any(group.exact is exact for group in groups))
+    return " or ".join(
+        in_a_word(exact) for exact in (True, False) if any(group.exact is exact for group in groups)
+    )
 
 
 def _settings(run: Run, keys: list[str]) -> dict[str, str]:
@@ -222,7 +256,9 @@ def _compared(run: Run) -> dict[str, str]:
 
 def pool_of(run: Run) -> tuple:
     """What is the same in runs that differ by the seeds of their bases, or their own, alone."""
-    return run.kind, *sorted((key, value) for key, value in _compared(run).items() if _own(key) != "seed")
+    return run.kind, *sorted(
+        (key, value) for key, value in _compared(run).items() if _own(key) != "seed"
+    )
 
 
 def _identity(run: Run) -> tuple:
@@ -238,7 +274,9 @@ def _differing(runs: list[Run]) -> list[str]:
 
 def _differs(key: str, values: list[str | None]) -> bool:
     if key.startswith("base.") or any(_own(key).startswith(f"{name}.") for name in _NAMED):
-        values = [value for value in values if value is not None]  # whether there is one at all is said by another key
+        values = [
+            value for value in values if value is not None
+        ]  # whether there is one at all is said by another key
     return len(set(values)) > 1
 
 
@@ -265,9 +303,17 @@ def _names(parts: list[list[Run]], told: list[dict[str, str]]) -> list[str]:
 def _told(settings: dict[str, str]) -> str:
     """``focus`` for an ``embedding_init`` that is the same in all languages, ``peak_lr 0.001`` for a number."""
     plain = {key.rpartition(".")[2]: Path(value).name or value for key, value in settings.items()}
-    if any(plain[key.rpartition(".")[2]] != (Path(value).name or value) for key, value in settings.items()):
+    if any(
+        plain[key.rpartition(".")[2]] != (Path(value).name or value)
+        for key, value in settings.items()
+    ):
         return ""  # two keys that end alike and differ
-    words = [value if value[:1].isalpha() and value not in ("true", "false", "null") else f"{key} {value}" for key, value in plain.items()]  # fmt: skip
+    words = [
+        value
+        if value[:1].isalpha() and value not in ("true", "false", "null")
+        else f"{key} {value}"
+        for key, value in plain.items()
+    ]
     return ", ".join(words)
 
 

@@ -22,4 +22,6 @@ def element(tag: str, *content: str, kind: str = "") -> Html:
 
 def together(content: Iterable[str]) -> Html:
     """Parts one after the other, of which those that are text are escaped."""
-    return Html("").join(part if isinstance(part, Html) else escape(visible(part)) for part in content)
+    return Html("").join(
+        part if isinstance(part, Html) else escape(visible(part)) for part in content
+    )

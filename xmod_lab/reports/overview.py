@@ -13,8 +13,11 @@ def title(runs: list[Run]) -> str:
     if len(runs) == 1:
         return _what(runs[0])
     added = ", ".join(dict.fromkeys(code for run in runs for code in run.added))
-    kinds = [name + (f" ({added})" if kind == "extension" else "") for kind, name in KINDS.items()
-             if any(run.kind == kind for run in runs)]  # fmt: skip
+    kinds = [
+        name + (f" ({added})" if kind == "extension" else "")
+        for kind, name in KINDS.items()
+        if any(run.kind == kind for run in runs)
+    ]
     same = {_what(run) for run in runs}
     what = same.pop() if len(same) == 1 else ", ".join(kinds)
     return f"{len(runs)} runs, {what}"
@@ -31,7 +34,11 @@ def _what(run: Run) -> str:
 def unfinished(run: Run) -> list[Part]:
     """Of a single run."""
     return (
-        [] if run.finished else [element("p", "This run is not finished: what follows is how far it came.", kind="bad")]
+        []
+        if run.finished
+        else [
+            element("p", "This run is not finished: what follows is how far it came.", kind="bad")
+        ]
     )
 
 
@@ -39,9 +46,13 @@ def states(found: Found, repeats: dict[Path, str]) -> list[Part]:
     """How many runs are finished, and the name of every one that is not, or that is left out."""
     runs = [run for run in found.runs if run.path not in repeats]
     undone = ", ".join(f"{run.name} (step {run.steps:,})" for run in runs if not run.finished)
-    left_out = ", ".join(f"{run.name} ({repeats[run.path]})" for run in found.runs if run.path in repeats)
+    left_out = ", ".join(
+        f"{run.name} ({repeats[run.path]})" for run in found.runs if run.path in repeats
+    )
     odd = [f"not finished: {undone}"] if undone else []
-    odd += [f"left out, with the settings and the seed of another run: {left_out}"] if left_out else []
+    odd += (
+        [f"left out, with the settings and the seed of another run: {left_out}"] if left_out else []
+    )
     items = [element("li", line) for line in [*odd, *found.faults.values()]]
     finished = sum(run.finished for run in found.runs)
     said = element("p", f"{finished} of {len(found.runs) + len(found.faults)} runs are finished.")
@@ -51,10 +62,14 @@ def states(found: Found, repeats: dict[Path, str]) -> list[Part]:
 def other_vocabularies(groups: list[Group]) -> list[Part]:
     """Of which languages the runs to be compared have other vocabularies; nothing where that is not so, or was not recorded."""
     found: dict[str, list[str]] = {}  # who has which -> of which languages
-    for code in dict.fromkeys(code for group in groups for run in group.runs for code in run.tokenizers):
+    for code in dict.fromkeys(
+        code for group in groups for run in group.runs for code in run.tokenizers
+    ):
         names: dict[str, list[str]] = {}
         for group in groups:
-            for digest in dict.fromkeys(run.tokenizers[code] for run in group.runs if code in run.tokenizers):
+            for digest in dict.fromkeys(
+                run.tokenizers[code] for run in group.runs if code in run.tokenizers
+            ):
                 names.setdefault(digest, []).append(group.name)
         if len(names) > 1:
             whose = "; ".join(f"{', '.join(of)}: {digest[:8]}" for digest, of in names.items())
@@ -62,25 +77,47 @@ def other_vocabularies(groups: list[Group]) -> list[Part]:
     if not found:
         return []
     items = [element("li", f"{', '.join(codes)}: {whose}") for whose, codes in found.items()]
-    return [element("p", "These runs read a language with different vocabularies (by the digest of the tokenizer). Nats per piece do not "
-                    "compare them: a piece is not the same text. Bits per byte do, but for those of an earlier version, which hid pieces.", kind="bad"), element("ul", *items)]  # fmt: skip
+    return [
+        element(
+            "p",
+            "These runs read a language with different vocabularies (by the digest of the tokenizer). Nats per piece do not "
+            "compare them: a piece is not the same text. Bits per byte do, but for those of an earlier version, which hid pieces.",
+            kind="bad",
+        ),
+        element("ul", *items),
+    ]
 
 
 def overview(found: Found, grouped: dict[str, list[Group]], repeats: dict[Path, str]) -> list[Part]:
     """Every run that was found, whatever became of it."""
-    of = {run.path: group.name for groups in grouped.values() for group in groups for run in group.runs}
+    of = {
+        run.path: group.name
+        for groups in grouped.values()
+        for group in groups
+        for run in group.runs
+    }
     of_bases = len({run.seeds[1:] for run in found.runs}) > 1
     rows, records = [], []
     for run in found.runs:
         state = "finished" if run.finished else "not finished"
         state = f"{state}, {repeats[run.path]}" if run.path in repeats else state
         took = sum(v for n, v in run.metrics.items() if n.startswith("train/seconds")) or sum(
-            seconds(run, code) or 0.0 for code in (run.added or [""]))  # fmt: skip
+            seconds(run, code) or 0.0 for code in (run.added or [""])
+        )
         seed = " / ".join(map(str, run.seeds if of_bases else run.seeds[:1]))
         cost = (number(run.steps or None, 0), number(took or None, 1))
         rows.append([run.name, _what(run), of.get(run.path, "–"), seed, state, *cost])
-        records.append({"run": str(run.path), "kind": run.kind, "group": of.get(run.path), "seed": seed, "state": state,
-                        "steps": run.steps, "seconds": took or None})  # fmt: skip
+        records.append(
+            {
+                "run": str(run.path),
+                "kind": run.kind,
+                "group": of.get(run.path),
+                "seed": seed,
+                "state": state,
+                "steps": run.steps,
+                "seconds": took or None,
+            }
+        )
     for path, why in found.faults.items():
         rows.append([path.name, "–", "–", "–", why, "–", "–"])
         records.append({"run": str(path), "state": why})
@@ -95,16 +132,24 @@ def differences(groups: list[Group]) -> list[Part]:
     """The settings in which groups differ, groups below each other, or beside each other where there are more settings."""
     keys = list(dict.fromkeys(key for group in groups for key in group.settings))
     records: list[Record] = [
-        {"group": g.name, "setting": key, "value": g.settings.get(key)} for g in groups for key in keys
+        {"group": g.name, "setting": key, "value": g.settings.get(key)}
+        for g in groups
+        for key in keys
     ]
     header = ["group", "runs", *keys]
     rows = [[g.name, str(len(g.runs)), *(g.settings.get(key, "–") for key in keys)] for g in groups]
     if len(keys) > max(4, len(groups)):
         header, *rows = [list(column) for column in zip(header, *rows, strict=True)]
-    of_base = " base.… are settings of the base." if any(key.startswith("base.") for key in keys) else ""
+    of_base = (
+        " base.… are settings of the base." if any(key.startswith("base.") for key in keys) else ""
+    )
     note = f"Named as on the command line.{of_base} Whatever is not here is the same in all."
     told = [element("p", said, kind="bad")] if (said := base_differences(groups)) else []
-    return [element("h2", "Settings that differ"), *told, Table("settings", header, rows, records, note=note)]
+    return [
+        element("h2", "Settings that differ"),
+        *told,
+        Table("settings", header, rows, records, note=note),
+    ]
 
 
 def settings(group: Group) -> list[Part]:
@@ -112,21 +157,38 @@ def settings(group: Group) -> list[Part]:
     run = group.runs[0]
     config, trainer = run.config, run.config["trainer"]
     rows = {"base": Path(str(config["base"])).name} if run.kind != "pretrain" else {}
-    if "model" in config and run.kind != "evaluate":  # whose configuration is not that of the model it opened
+    if (
+        "model" in config and run.kind != "evaluate"
+    ):  # whose configuration is not that of the model it opened
         model = config["model"]
         size = f"{model['num_hidden_layers']} layers of {model['hidden_size']}, {model['num_attention_heads']} heads"
         rows["model"] = size
     if run.kind != "evaluate":
-        recipe = config["task"].get("recipe") or config["task"]["extend" if run.added else "pretrain"]
+        recipe = (
+            config["task"].get("recipe") or config["task"]["extend" if run.added else "pretrain"]
+        )
         pieces = f" of {config['data']['row_length']} pieces" if "data" in config else ""
         rows["steps"] = f"{run.steps:,} of {trainer['rows_per_step']} rows{pieces}"
         rows["peak learning rate"] = f"{recipe['peak_lr']:g}"
-    seeds = [run.config["seed"] + i for run in group.runs for i in range(run.config["task"].get("seeds", 1))]
-    precision = "32-true" if run.kind == "evaluate" else trainer["precision"]  # in which every score is computed
+    seeds = [
+        run.config["seed"] + i
+        for run in group.runs
+        for i in range(run.config["task"].get("seeds", 1))
+    ]
+    precision = (
+        "32-true" if run.kind == "evaluate" else trainer["precision"]
+    )  # in which every score is computed
     rows["precision, seed"] = f"{precision}, {', '.join(map(str, seeds))}"
-    costs = (("tokens per second", "train/tokens_per_second", 0), ("training seconds", "train/seconds", 1))
+    costs = (
+        ("tokens per second", "train/tokens_per_second", 0),
+        ("training seconds", "train/seconds", 1),
+    )
     for name, prefix, digits in costs if len(group.runs) == 1 else ():
-        values = [number(value, digits) for figure, value in run.metrics.items() if figure.startswith(prefix)]
+        values = [
+            number(value, digits)
+            for figure, value in run.metrics.items()
+            if figure.startswith(prefix)
+        ]
         rows |= {name: ", ".join(values)} if values else {}
     cells = [[name, value] for name, value in rows.items()]
     records: list[Record] = [{"setting": name, "value": value} for name, value in cells]

@@ -60,7 +60,15 @@ _SECTIONS = {
     "finetune": (frozen, transfer_sections),
     "evaluate": (evaluation_sections, samples),
 }
-_FAULTS = (ArithmeticError, AttributeError, LookupError, RecursionError, StopIteration, TypeError, ValueError)
+_FAULTS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    StopIteration,
+    TypeError,
+    ValueError,
+)
 
 
 def render(found: Found) -> tuple[str, dict[str, str]]:
@@ -89,8 +97,10 @@ def _fault(run: Run) -> str | None:
         _render(Found([run], {}))
     except _FAULTS as error:
         missing = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-        return (f"{visible(run.path)}: its files do not belong together ({visible(missing)}), so that it cannot be shown; finish the "
-                "run again, or leave it out")  # fmt: skip
+        return (
+            f"{visible(run.path)}: its files do not belong together ({visible(missing)}), so that it cannot be shown; finish the "
+            "run again, or leave it out"
+        )
     return None
 
 
@@ -105,9 +115,14 @@ def _render(found: Found) -> tuple[str, dict[str, str]]:
     if several:
         parts += states(found, repeats)
     else:
-        parts += [element("p", found.runs[0].path.resolve().name, kind="note"), *unfinished(found.runs[0])]
+        parts += [
+            element("p", found.runs[0].path.resolve().name, kind="note"),
+            *unfinished(found.runs[0]),
+        ]
     for kind, (groups, _) in grouped.items():
-        own: list[Part] = [element("h1", KINDS[kind].capitalize(), kind="kind")] if len(grouped) > 1 else []
+        own: list[Part] = (
+            [element("h1", KINDS[kind].capitalize(), kind="kind")] if len(grouped) > 1 else []
+        )
         own += differences(groups) if len(groups) > 1 else settings(groups[0])
         own += other_vocabularies(groups)
         own += [part for section in _SECTIONS[kind] for part in section(groups)]
@@ -119,7 +134,12 @@ def _render(found: Found) -> tuple[str, dict[str, str]]:
     page = Html(
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
     )
-    page += element("title", heading) + element("style", Html(_STYLE)) + element("body", body) + Html("</html>")
+    page += (
+        element("title", heading)
+        + element("style", Html(_STYLE))
+        + element("body", body)
+        + Html("</html>")
+    )
     files = {}
     for table in (part for part in parts if isinstance(part, Table)):
         name = file_name(table.name, files)
@@ -139,12 +159,18 @@ def write(page: str, files: dict[str, str], place: Path) -> Path:
     folder = place.with_name(f"{place.stem}_files")
     listed = folder / _LIST
     earlier = _names_in(listed)
-    strange = [path for path in (folder / name for name in files) if path.exists() and path.name not in earlier]
+    strange = [
+        path
+        for path in (folder / name for name in files)
+        if path.exists() and path.name not in earlier
+    ]
     if place.exists() and not _is_page(place):
         strange.insert(0, place)
     if strange:
-        raise UserError(f"{strange[0]} is there already, and no report wrote it: it is not replaced. Choose another page with --out, "
-                        "or move it away")  # fmt: skip
+        raise UserError(
+            f"{strange[0]} is there already, and no report wrote it: it is not replaced. Choose another page with --out, "
+            "or move it away"
+        )
     write_whole(listed, json.dumps(sorted(earlier | files.keys())).encode())
     for name, content in files.items():
         write_whole(folder / name, content.encode())
@@ -162,7 +188,11 @@ def _names_in(listed: Path) -> set[str]:
     except (OSError, ValueError, RecursionError):
         found = []
     names = found if isinstance(found, list) else []
-    return {n for n in names if isinstance(n, str) and Path(n).name == n and n.endswith((".tex", ".csv"))}
+    return {
+        n
+        for n in names
+        if isinstance(n, str) and Path(n).name == n and n.endswith((".tex", ".csv"))
+    }
 
 
 def _is_page(place: Path) -> bool:
@@ -183,10 +213,21 @@ def _renamed(part: Part, kind: str) -> Part:
 
 def _figures(grouped: dict[str, tuple[list[Group], dict]]) -> list[Record]:
     """All of metrics.json of all runs."""
-    return [{"kind": kind, "group": group.name, "run": str(run.path), "seed": run.config["seed"],
-             "likelihood": in_a_word(run.exact), "figure": name, "value": value}
-            for kind, (groups, _) in grouped.items() for group in groups for run in group.finished
-            for name, value in run.metrics.items()]  # fmt: skip
+    return [
+        {
+            "kind": kind,
+            "group": group.name,
+            "run": str(run.path),
+            "seed": run.config["seed"],
+            "likelihood": in_a_word(run.exact),
+            "figure": name,
+            "value": value,
+        }
+        for kind, (groups, _) in grouped.items()
+        for group in groups
+        for run in group.finished
+        for name, value in run.metrics.items()
+    ]
 
 
 def _reading(grouped: dict[str, list[Group]]) -> list[Part]:
@@ -200,9 +241,23 @@ def _reading(grouped: dict[str, list[Group]]) -> list[Part]:
         return []
     said = []
     for exact, names in told.items():
-        whose = "; ".join((f"{kind}: " if len(grouped) > 1 else "") + ", ".join(of) for kind, of in names.items())
-        said.append(element("p", *([element("b", f"{whose}."), " "] if len(told) > 1 else []), _LIKELIHOODS[exact]))
-    return [element("h2", "How to read the figures"), *said, element("p",
+        whose = "; ".join(
+            (f"{kind}: " if len(grouped) > 1 else "") + ", ".join(of) for kind, of in names.items()
+        )
+        said.append(
+            element(
+                "p",
+                *([element("b", f"{whose}."), " "] if len(told) > 1 else []),
+                _LIKELIHOODS[exact],
+            )
+        )
+    return [
+        element("h2", "How to read the figures"),
+        *said,
+        element(
+            "p",
             "Bits per byte are over all UTF-8 bytes of the passages that are scored; bytes that a vocabulary cannot spell (<unk>) cost 8 bits "
             "each, and so does what its normalisation makes alike, by its code length. The unigram figure is the same text guessed by "
-            "piece frequency alone.")]  # fmt: skip
+            "piece frequency alone.",
+        ),
+    ]

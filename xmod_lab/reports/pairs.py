@@ -50,13 +50,9 @@ def why_not(a: Run, b: Run, code: str) -> str | None:
             "pieces and do not compare vocabularies); python -m xmod_lab.evaluate base=RUN scores it anew"
         )
     if a.passages[code]["text"] != b.passages[code]["text"]:
-        return (
-            "their held-out passages are others; give both the same text, data.validation_share and data.score_passages"
-        )
+        return "their held-out passages are others; give both the same text, data.validation_share and data.score_passages"
     if len(a.passages[code]["bits"]) < AT_LEAST:
-        return (
-            f"fewer than {AT_LEAST} passages are scored: nothing is known of how they scatter; give more held-out text"
-        )
+        return f"fewer than {AT_LEAST} passages are scored: nothing is known of how they scatter; give more held-out text"
     if len(_common(a, b, code)) < AT_LEAST:
         return (
             f"their vocabularies cut fewer than {AT_LEAST} of the passages at the borders of the same stretches of text; compare "
@@ -92,10 +88,14 @@ def compare(a: Group, b: Group, code: str) -> Compared | str:
         for run in runs:
             key = run.seeds[1:] if bases > 1 else run.seeds
             on.setdefault(key, []).append(np.array(run.passages[code]["bits"])[kept])
-        return np.stack([_BITS_PER_BYTE.counts(np.mean(bits, axis=0), sizes) for bits in on.values()])[None]
+        return np.stack(
+            [_BITS_PER_BYTE.counts(np.mean(bits, axis=0), sizes) for bits in on.values()]
+        )[None]
 
     first, second = zip(*pairs, strict=True)
-    return Compared(difference(counts(first), counts(second), _BITS_PER_BYTE), len(kept), len(pairs), bases)
+    return Compared(
+        difference(counts(first), counts(second), _BITS_PER_BYTE), len(kept), len(pairs), bases
+    )
 
 
 def differences_of(groups: list[Group], codes: list[str]) -> list[Part]:
@@ -114,7 +114,9 @@ def differences_of(groups: list[Group], codes: list[str]) -> list[Part]:
     parts: list[Part] = [element("h2", "Differences")]
     if done:
         parts.append(_table(done))
-    lines = [element("li", f"not compared: {', '.join(names)}: {why}") for why, names in refused.items()]
+    lines = [
+        element("li", f"not compared: {', '.join(names)}: {why}") for why, names in refused.items()
+    ]
     return [*parts, element("ul", *lines)] if lines else parts
 
 
@@ -122,15 +124,41 @@ def _table(done: list[tuple[str, str, str, Compared]]) -> Table:
     """The surest difference first."""
     corrected = holm([result.found.p for *_, result in done])
     rows, records = [], []
-    for (code, a, b, result), p in sorted(zip(done, corrected, strict=True), key=lambda r: (r[1], r[0][3].found.p)):
+    for (code, a, b, result), p in sorted(
+        zip(done, corrected, strict=True), key=lambda r: (r[1], r[0][3].found.p)
+    ):
         d = result.found
         digits = digits_of((d.high - d.low) / 2)
         ends = interval_text(d.low, d.high, sign="+", digits=digits)
         counts = f"{result.passages:,}", str(result.seeds), str(result.bases)
         rows.append([code, a, b, f"{d.mean:+.{digits}f}", ends, p_text(d.p), p_text(p), *counts])
-        records.append({"language": code, "group": a, "other": b, "difference": d.mean, "low": d.low, "high": d.high, "p": d.p,
-                        "p_holm": p, "passages": result.passages, "seeds": result.seeds, "bases": result.bases})  # fmt: skip
-    header = ["language", "group", "less", "bits/byte", f"{LEVEL:.0%} interval", "p", f"p, Holm over {len(done)}", "passages", "seeds", "bases"]  # fmt: skip
+        records.append(
+            {
+                "language": code,
+                "group": a,
+                "other": b,
+                "difference": d.mean,
+                "low": d.low,
+                "high": d.high,
+                "p": d.p,
+                "p_holm": p,
+                "passages": result.passages,
+                "seeds": result.seeds,
+                "bases": result.bases,
+            }
+        )
+    header = [
+        "language",
+        "group",
+        "less",
+        "bits/byte",
+        f"{LEVEL:.0%} interval",
+        "p",
+        f"p, Holm over {len(done)}",
+        "passages",
+        "seeds",
+        "bases",
+    ]
     note = (
         "Differences of bits per byte on the same passages, paired by passage and by seed; below zero the first group is better. The "
         "interval counts passages and bases (of one base, seeds on it) as drawn; of one seed it holds for these runs alone. What counts is "

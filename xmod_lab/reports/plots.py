@@ -25,7 +25,18 @@ Points = list[tuple[float, float]]
 Lines = dict[str, list[Points]]  # name -> a line for each seed
 Span = tuple[float, float | None, float | None]  # a value and the ends of its interval
 WIDE, HALF = 8.2, 4.3  # inches
-_COLOURS = ("#0072b2", "#d55e00", "#117733", "#aa4499", "#332288", "#8a8a00", "#882255", "#2a8f8f", "#555555", "#c0506a")  # fmt: skip
+_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#117733",
+    "#aa4499",
+    "#332288",
+    "#8a8a00",
+    "#882255",
+    "#2a8f8f",
+    "#555555",
+    "#c0506a",
+)
 _DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)))
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
 _PIXELS = 96  # of CSS to an inch
@@ -68,7 +79,13 @@ def png(figure: Figure, path: Path) -> None:
 
 @_PLAIN
 def curves(
-    lines: Lines, *, x: str, y: str, levels: dict[str, float] | None = None, title: str = "", width: float = WIDE
+    lines: Lines,
+    *,
+    x: str,
+    y: str,
+    levels: dict[str, float] | None = None,
+    title: str = "",
+    width: float = WIDE,
 ) -> Figure:
     """A colour for each name, which stands at the line's right end. Of several seeds each has a thin line, and their mean,
     at the places that all have, a thick one. ``levels`` are dashed horizontals."""
@@ -79,11 +96,25 @@ def curves(
         for points in seeds if len(seeds) > 1 else ():
             axes.plot(*zip(*points, strict=True), **style, linewidth=0.6, alpha=0.5)
         points = _mean_line(seeds)
-        axes.plot(*zip(*points, strict=True), **style, linewidth=1.6, marker="o" if len(points) < 12 else None, markersize=3)  # fmt: skip
+        axes.plot(
+            *zip(*points, strict=True),
+            **style,
+            linewidth=1.6,
+            marker="o" if len(points) < 12 else None,
+            markersize=3,
+        )
         ends.append((points[-1][1], name, style["color"], points[-1][0]))
     for name, level in (levels or {}).items():
         axes.axhline(level, color="#555555", linestyle="--", linewidth=1)
-        axes.annotate(name, (0.99, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8, color="#555555")  # fmt: skip
+        axes.annotate(
+            name,
+            (0.99, level),
+            xycoords=("axes fraction", "data"),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            color="#555555",
+        )
     if len(ends) > 1 or ends[0][1]:
         _name_ends(axes, sorted(ends))
     _dress(axes, x, y, title)
@@ -95,7 +126,9 @@ def _mean_line(seeds: list[Points]) -> Points:
         return seeds[0]
     tables = [dict(points) for points in seeds]
     shared = [place for place in tables[0] if all(place in table for table in tables)]
-    return [(place, float(np.mean([table[place] for table in tables]))) for place in shared] or seeds[0]
+    return [
+        (place, float(np.mean([table[place] for table in tables]))) for place in shared
+    ] or seeds[0]
 
 
 @_PLAIN
@@ -105,7 +138,9 @@ def bars(values: dict[str, float], *, x: str, notes: dict[str, str]) -> Figure:
     names = list(values)[::-1]
     axes.barh(names, [values[n] for n in names], color=_COLOURS[0], height=0.65)
     for i, name in enumerate(names):
-        axes.annotate(f" {notes[name]}", (values[name], i), va="center", fontsize=8, color="#333333")
+        axes.annotate(
+            f" {notes[name]}", (values[name], i), va="center", fontsize=8, color="#333333"
+        )
     axes.margins(x=0.18)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     _dress(axes, x, "")
@@ -115,7 +150,12 @@ def bars(values: dict[str, float], *, x: str, notes: dict[str, str]) -> Figure:
 
 @_PLAIN
 def dots(
-    values: dict[str, Span], *, x: str, seeds: dict[str, list[float]], title: str = "", width: float = WIDE
+    values: dict[str, Span],
+    *,
+    x: str,
+    seeds: dict[str, list[float]],
+    title: str = "",
+    width: float = WIDE,
 ) -> Figure:
     """A row for each name, the first one on top: the value, its interval as a bar, ``seeds`` as small rings. The scale begins
     where the values do."""
@@ -123,11 +163,24 @@ def dots(
     names = list(values)[::-1]
     for i, name in enumerate(names):
         axes.plot(
-            seeds.get(name, []), [i] * len(seeds.get(name, [])), "o", color="#777777", markersize=4, fillstyle="none"
+            seeds.get(name, []),
+            [i] * len(seeds.get(name, [])),
+            "o",
+            color="#777777",
+            markersize=4,
+            fillstyle="none",
         )
     spans = [values[name] for name in names]
-    axes.errorbar([value for value, _, _ in spans], range(len(names)), xerr=_spread(spans), fmt="D", color=_COLOURS[0],
-                  markersize=5, capsize=3, linewidth=1.2)  # fmt: skip
+    axes.errorbar(
+        [value for value, _, _ in spans],
+        range(len(names)),
+        xerr=_spread(spans),
+        fmt="D",
+        color=_COLOURS[0],
+        markersize=5,
+        capsize=3,
+        linewidth=1.2,
+    )
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.margins(x=0.08)
@@ -136,14 +189,20 @@ def dots(
 
 
 @_PLAIN
-def scatter(points: dict[str, Points], *, x: str, y: str, title: str = "", width: float = WIDE) -> Figure:
+def scatter(
+    points: dict[str, Points], *, x: str, y: str, title: str = "", width: float = WIDE
+) -> Figure:
     """A colour for each name, which stands beside the mean of its points."""
     figure, axes = _blank(width, 3.9 if width > HALF else 3.1)
     for i, (name, places) in enumerate(points.items()):
         colour = _COLOURS[i % len(_COLOURS)]
-        axes.scatter(*zip(*places, strict=True), color=colour, s=22, marker="os^Dv<>P"[i % 8], alpha=0.8)
+        axes.scatter(
+            *zip(*places, strict=True), color=colour, s=22, marker="os^Dv<>P"[i % 8], alpha=0.8
+        )
         middle = tuple(np.mean(places, axis=0))
-        axes.annotate(name, middle, xytext=(6, 5), textcoords="offset points", fontsize=8, color=colour)
+        axes.annotate(
+            name, middle, xytext=(6, 5), textcoords="offset points", fontsize=8, color=colour
+        )
     axes.margins(0.15)
     _dress(axes, x, y, title)
     axes.xaxis.set_major_formatter(EngFormatter(sep="\N{NO-BREAK SPACE}"))  # 2 M
@@ -152,7 +211,13 @@ def scatter(points: dict[str, Points], *, x: str, y: str, title: str = "", width
 
 @_PLAIN
 def heat_map(
-    values: dict[str, dict[str, float]], *, title: str, x: str, y: str, best: Callable = min, digits: int = 2
+    values: dict[str, dict[str, float]],
+    *,
+    title: str,
+    x: str,
+    y: str,
+    best: Callable = min,
+    digits: int = 2,
 ) -> Figure:
     """``values`` (row -> column -> value), low values light, each cell with its number, the ``best`` of each row in bold. A
     column stands where the row of its name does; a cell that a row lacks is empty."""
@@ -160,7 +225,9 @@ def heat_map(
     columns = list(dict.fromkeys(column for row in values.values() for column in row))
     columns.sort(key=lambda column: rows.index(column) if column in rows else len(rows))
     cells = [[values[row].get(column, float("nan")) for column in columns] for row in rows]
-    low, high = (pick(value for row in values.values() for value in row.values()) for pick in (min, max))
+    low, high = (
+        pick(value for row in values.values() for value in row.values()) for pick in (min, max)
+    )
     figure, axes = _blank(2 + 0.75 * len(columns), 1.6 + 0.42 * len(rows))
     axes.imshow(cells, cmap="YlGnBu", aspect="auto", vmin=low, vmax=high + (high - low) * 0.6)
     for i, row in enumerate(cells):
@@ -168,7 +235,9 @@ def heat_map(
         for j, value in enumerate(row):
             weight = "bold" if value == chosen else "normal"
             if not math.isnan(value):
-                axes.text(j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=8, weight=weight)
+                axes.text(
+                    j, i, f"{value:.{digits}f}", ha="center", va="center", fontsize=8, weight=weight
+                )
     axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
     axes.set_yticks(range(len(rows)), rows)
     _dress(axes, x, y, title)
@@ -178,7 +247,12 @@ def heat_map(
 
 @_PLAIN
 def interval_bars(
-    values: dict[str, dict[str, Span]], *, levels: dict[str, float | None], level: str, title: str, y: str
+    values: dict[str, dict[str, Span]],
+    *,
+    levels: dict[str, float | None],
+    level: str,
+    title: str,
+    y: str,
 ) -> Figure:
     """Grouped bars: series -> group -> value with its interval; a dashed line across each group at its level, if it has one,
     which ``level`` names."""
@@ -186,13 +260,29 @@ def interval_bars(
     figure, axes = _blank(max(4.6, 1.4 + 0.88 * len(groups)), 3.9)
     for i, (name, spans) in enumerate(values.items()):
         places = [groups.index(group) - 0.4 + width * (i + 0.5) for group in spans]
-        axes.bar(places, [mean for mean, _, _ in spans.values()], width, yerr=_spread(list(spans.values())), label=name,
-                 color=_COLOURS[i % len(_COLOURS)], hatch=_HATCHES[i % len(_HATCHES)], edgecolor="white", linewidth=0,
-                 error_kw={"linewidth": 0.8})  # fmt: skip
+        axes.bar(
+            places,
+            [mean for mean, _, _ in spans.values()],
+            width,
+            yerr=_spread(list(spans.values())),
+            label=name,
+            color=_COLOURS[i % len(_COLOURS)],
+            hatch=_HATCHES[i % len(_HATCHES)],
+            edgecolor="white",
+            linewidth=0,
+            error_kw={"linewidth": 0.8},
+        )
     for i, group in enumerate(groups):
         if levels[group] is not None:
             label = level if i == 0 else None
-            axes.plot((i - 0.45, i + 0.45), (levels[group],) * 2, color="black", linestyle="--", linewidth=1, label=label)  # fmt: skip
+            axes.plot(
+                (i - 0.45, i + 0.45),
+                (levels[group],) * 2,
+                color="black",
+                linestyle="--",
+                linewidth=1,
+                label=label,
+            )
     axes.set_xticks(range(len(groups)), groups)
     _dress(axes, "", y, title)
     axes.grid(False, axis="x")
@@ -224,12 +314,21 @@ def _name_ends(axes, ends: list[tuple[float, str, str, float]]) -> None:
     stacks: list[list[float]] = []
     for value, *_ in ends:
         stacks.append([value])
-        while len(stacks) > 1 and _bottom(stacks[-1], gap, low) - _bottom(stacks[-2], gap, low) < gap * len(stacks[-2]):
+        while len(stacks) > 1 and _bottom(stacks[-1], gap, low) - _bottom(
+            stacks[-2], gap, low
+        ) < gap * len(stacks[-2]):
             stacks[-2:] = [stacks[-2] + stacks[-1]]
     places = [_bottom(stack, gap, low) + gap * i for stack in stacks for i in range(len(stack))]
     for (value, name, colour, right), place in zip(ends, places, strict=True):
-        axes.annotate(name, (right, value), xytext=(1.012, place), textcoords=("axes fraction", "data"), va="center",
-                      fontsize=8, color=colour)  # fmt: skip
+        axes.annotate(
+            name,
+            (right, value),
+            xytext=(1.012, place),
+            textcoords=("axes fraction", "data"),
+            va="center",
+            fontsize=8,
+            color=colour,
+        )
 
 
 def _bottom(stack: list[float], gap: float, least: float) -> float:

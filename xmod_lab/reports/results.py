@@ -76,7 +76,9 @@ class Run:
     @property
     def seeds(self) -> tuple[int, ...]:
         """Its own, that of its base, and so on."""
-        return tuple(v for k, v in self.settings.items() if k.rpartition(".")[2] == "seed" and _of_a_run(k))
+        return tuple(
+            v for k, v in self.settings.items() if k.rpartition(".")[2] == "seed" and _of_a_run(k)
+        )
 
     def pack_bytes(self, code: str) -> int | None:
         """Size of the pack of an added language."""
@@ -104,11 +106,15 @@ def find_runs(paths: list[Path]) -> Found:
     faults: dict[Path, str] = {}
     for path in paths:
         if not path.is_dir():
-            raise UserError(f"{path} is no folder; give the folder of a run, of a sweep, or of several runs")
+            raise UserError(
+                f"{path} is no folder; give the folder of a run, of a sweep, or of several runs"
+            )
         folders = list(_run_dirs(path, DEPTH))
         if not folders:
-            raise UserError(f"{path} is no run dir (no config.yaml), and there is none in the {DEPTH} levels of folders under "
-                            "it; give the folder of a run, e.g. runs/pretrain/<time>, or of a sweep")  # fmt: skip
+            raise UserError(
+                f"{path} is no run dir (no config.yaml), and there is none in the {DEPTH} levels of folders under "
+                "it; give the folder of a run, e.g. runs/pretrain/<time>, or of a sweep"
+            )
         for folder in folders:
             try:
                 runs[folder.resolve()] = read_run(folder)
@@ -133,7 +139,9 @@ def _run_dirs(folder: Path, depth: int) -> Iterator[Path]:
         yield folder
     elif depth:
         below = [entry.name for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
-        for name in sorted(below, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)):
+        for name in sorted(
+            below, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name)
+        ):
             if not name.startswith("."):
                 yield from _run_dirs(folder / name, depth - 1)
 
@@ -151,11 +159,17 @@ def read_run(path: Path) -> Run:
     """Raises UserError when ``path`` is no run dir, or a file in it cannot be read."""
     if not (path / "config.yaml").is_file():
         if _job_name(path):
-            raise UserError(f"{path}: the run never began (no config.yaml): its command was refused, or only planned; see the "
-                            f"*.log there, and {path / '.hydra' / 'overrides.yaml'} for what was asked")  # fmt: skip
-        raise UserError(f"{path} is no run dir (no config.yaml); give the folder of a run, e.g. runs/pretrain/<time>")
+            raise UserError(
+                f"{path}: the run never began (no config.yaml): its command was refused, or only planned; see the "
+                f"*.log there, and {path / '.hydra' / 'overrides.yaml'} for what was asked"
+            )
+        raise UserError(
+            f"{path} is no run dir (no config.yaml); give the folder of a run, e.g. runs/pretrain/<time>"
+        )
     if next(path.glob("ranking_*.json"), None):
-        raise UserError(f"{path} is a ranking of beginnings: its tables are ranking_*.csv there, and its plots .png")
+        raise UserError(
+            f"{path} is a ranking of beginnings: its tables are ranking_*.csv there, and its plots .png"
+        )
     try:
         return _read(path)
     except UserError:
@@ -170,16 +184,26 @@ def read_run(path: Path) -> Run:
 def _read(path: Path) -> Run:
     config = _clean(read_settings(path / "config.yaml"))
     kind = (
-        "evaluate" if "evaluate" in config
-        else "finetune" if "kind" in config["task"]
-        else "extension" if config["lang"] else "pretrain"
-    )  # fmt: skip
+        "evaluate"
+        if "evaluate" in config
+        else "finetune"
+        if "kind" in config["task"]
+        else "extension"
+        if config["lang"]
+        else "pretrain"
+    )
     metrics, proof = _clean(read_figures(path / "metrics.json")), _json(path / "proof.json")
     packs = {
-        file.parent.name: _json(file) for file in sorted(path.glob("pack/*/manifest.json")) if not hidden(file, path)
+        file.parent.name: _json(file)
+        for file in sorted(path.glob("pack/*/manifest.json"))
+        if not hidden(file, path)
     }
     roles = {
-        row["language"]: (row["role"], int(row["examples"]), int(row.get("clusters", row["examples"])))
+        row["language"]: (
+            row["role"],
+            int(row["examples"]),
+            int(row.get("clusters", row["examples"])),
+        )
         for row in _csv(path / "transfer.csv")
     }
     return Run(
@@ -200,7 +224,11 @@ def _read(path: Path) -> Run:
             for key, digest in _json(path / "state.json").items()
             if key.startswith("tokenizer/")
         },
-        {file.stem: _passages(file) for file in sorted(path.glob("passages/*.json")) if not hidden(file, path)},
+        {
+            file.stem: _passages(file)
+            for file in sorted(path.glob("passages/*.json"))
+            if not hidden(file, path)
+        },
     )
 
 
@@ -228,11 +256,16 @@ def _passages(path: Path) -> dict:
     found = _json(path)
     lists = {name: found.get(name) for name in ("bits", "bytes", "crossed")}
     if not all(
-        isinstance(v, list) and all(isinstance(x, int | float) and abs(x) < 1e300 for x in v) for v in lists.values()
+        isinstance(v, list) and all(isinstance(x, int | float) and abs(x) < 1e300 for x in v)
+        for v in lists.values()
     ):
-        raise ValueError(f"{path.name} has something else than numbers of bits, bytes and crossings")
+        raise ValueError(
+            f"{path.name} has something else than numbers of bits, bytes and crossings"
+        )
     if len({len(values) for values in lists.values()}) > 1 or min(lists["bytes"], default=1) <= 0:
-        raise ValueError(f"{path.name} has not one number of bits, bytes and crossings for each passage")
+        raise ValueError(
+            f"{path.name} has not one number of bits, bytes and crossings for each passage"
+        )
     if not all(isinstance(found.get(name), str) for name in ("text", "vocabulary")):
         raise ValueError(f"{path.name} does not say of which text and vocabulary it is")
     return found
@@ -242,7 +275,9 @@ def _curve(path: Path) -> list[dict[str, float]]:
     """A dict for each line, of what was measured then; ``step`` always. A last line that a kill cut off is not one."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-    found = [{visible(name): float(value) for name, value in line.items() if value} for line in lines]
+    found = [
+        {visible(name): float(value) for name, value in line.items() if value} for line in lines
+    ]
     if any("step" not in row for row in found):
         raise ValueError(f"{path.name} has a line without a step")
     if not all(abs(value) < 1e300 for row in found for value in row.values()):
@@ -260,8 +295,14 @@ def _csv(path: Path) -> list[dict[str, str]]:
 def _settings(config: dict, depth: int) -> dict[str, object]:
     """Flat, the names of languages in place of a list; ``base`` by the settings of the run that it is, if it can be read."""
     found = flatten(config)
-    found |= {key: ", ".join(tree) for key, tree in (("lang", config.get("lang")),
-              ("langset.languages", config.get("langset", {}).get("languages"))) if tree}  # fmt: skip
+    found |= {
+        key: ", ".join(tree)
+        for key, tree in (
+            ("lang", config.get("lang")),
+            ("langset.languages", config.get("langset", {}).get("languages")),
+        )
+        if tree
+    }
     folder = Path(str(config.get("base", "")))
     folder = folder.parent if folder.name == "model" else folder
     if depth and (folder / "config.yaml").is_file():

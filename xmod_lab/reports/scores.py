@@ -13,9 +13,15 @@ from xmod_lab.tasks.statistics import LEVEL
 from xmod_lab.text.likelihoods import in_a_word
 
 _UNITS = {"bpb": "bits per byte", "loss": "nats per predicted piece"}
-_ERROR = (f"± is half of the {LEVEL:.0%} interval that the sample of passages (bits per byte) or rows (nats) gives a figure; no more digits are "
-          "told than that allows.")  # fmt: skip
-_COLUMNS = {"unigram": "unigram", "before/val": "before", "val": "after"}  # by prefix in metrics.json
+_ERROR = (
+    f"± is half of the {LEVEL:.0%} interval that the sample of passages (bits per byte) or rows (nats) gives a figure; no more digits are "
+    "told than that allows."
+)
+_COLUMNS = {
+    "unigram": "unigram",
+    "before/val": "before",
+    "val": "after",
+}  # by prefix in metrics.json
 _GAP = "▢"
 _MEAN, _ALL = "mean", "all"  # of all languages: a row; a line
 
@@ -29,14 +35,25 @@ def languages(groups: list[Group]) -> list[str]:
 
 def other_vocabularies(groups: list[Group], code: str) -> bool:
     """Whether groups that have ``code`` read it with different vocabularies, as far as their runs say."""
-    digests = {run.tokenizers[code][:16] for g in groups for run in g.runs if code in run.tokenizers}
-    digests |= {run.passages[code]["vocabulary"] for g in groups for run in g.finished if code in run.passages}
+    digests = {
+        run.tokenizers[code][:16] for g in groups for run in g.runs if code in run.tokenizers
+    }
+    digests |= {
+        run.passages[code]["vocabulary"]
+        for g in groups
+        for run in g.finished
+        if code in run.passages
+    }
     return len(digests) > 1
 
 
 def hides_pieces(groups: list[Group]) -> list[str]:
     """Names of masked groups of an earlier version, whose bits per byte are of hidden pieces."""
-    return [g.name for g in groups if g.exact is False and any(run.scored and not run.passages for run in g.finished)]
+    return [
+        g.name
+        for g in groups
+        if g.exact is False and any(run.scored and not run.passages for run in g.finished)
+    ]
 
 
 def about_units(groups: list[Group], codes: list[str]) -> list[Part]:
@@ -45,11 +62,15 @@ def about_units(groups: list[Group], codes: list[str]) -> list[Part]:
         return []
     said = []
     if other := [code for code in codes if other_vocabularies(groups, code)]:
-        said.append(f"{', '.join(other)}: the groups read with other vocabularies, so that nats per piece are not compared here: a piece is not "
-                    "the same text. Bits per byte compare.")  # fmt: skip
+        said.append(
+            f"{', '.join(other)}: the groups read with other vocabularies, so that nats per piece are not compared here: a piece is not "
+            "the same text. Bits per byte compare."
+        )
     if older := hides_pieces(groups):
-        said.append(f"{', '.join(older)}: bits per byte of an earlier version, which hid pieces: they compare runs with one vocabulary alone. "
-                    "python -m xmod_lab.evaluate base=RUN scores a run anew.")  # fmt: skip
+        said.append(
+            f"{', '.join(older)}: bits per byte of an earlier version, which hid pieces: they compare runs with one vocabulary alone. "
+            "python -m xmod_lab.evaluate base=RUN scores a run anew."
+        )
     return [element("p", line, kind="bad") for line in said]
 
 
@@ -60,30 +81,60 @@ def results(groups: list[Group]) -> list[Part]:
     title = "The added languages" if groups[0].runs[0].added else "Results"
     if not tables:
         return []
-    return [element("h2", title), *about_units(groups, codes), *tables, *differences_of(groups, codes)]
+    return [
+        element("h2", title),
+        *about_units(groups, codes),
+        *tables,
+        *differences_of(groups, codes),
+    ]
 
 
 def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
     several = len(groups) > 1
-    most, bases = (max(numbers) for numbers in zip(*((len(g.finished), g.bases) for g in groups), strict=True))
+    most, bases = (
+        max(numbers) for numbers in zip(*((len(g.finished), g.bases) for g in groups), strict=True)
+    )
     rows, records = [], []
     if unit == "loss" and len(groups) > 1:
         codes = [code for code in codes if not other_vocabularies(groups, code)]
     errors = False
     for code in [*codes, *([_MEAN] if len(codes) > 1 and not groups[0].runs[0].added else [])]:
         for group in groups:
-            samples = {name: group.sample(_score(prefix, unit, code, codes)) for prefix, name in _COLUMNS.items()}
+            samples = {
+                name: group.sample(_score(prefix, unit, code, codes))
+                for prefix, name in _COLUMNS.items()
+            }
             after = samples["after"]
             if after is None:
                 continue
-            row = [code, *([group.name] if several else []), *(_counted(after, bases) if most > 1 else [])]
-            halves = {name: error_of(group, f"{prefix}/{unit}/{code}") for prefix, name in _COLUMNS.items()}
+            row = [
+                code,
+                *([group.name] if several else []),
+                *(_counted(after, bases) if most > 1 else []),
+            ]
+            halves = {
+                name: error_of(group, f"{prefix}/{unit}/{code}")
+                for prefix, name in _COLUMNS.items()
+            }
             errors = errors or any(halves.values())
-            row += [with_error(sample and sample.mean, halves[name]) for name, sample in samples.items()]
+            row += [
+                with_error(sample and sample.mean, halves[name]) for name, sample in samples.items()
+            ]
             rows.append(row + spread_cells(after, groups, digits_of(halves["after"])))
-            records += [{"group": group.name, **group.settings, "language": code, "unit": unit,
-                         "likelihood": in_a_word(group.exact), "figure": name, **sample.record(), "error": halves[name]}
-                        for name, sample in samples.items() if sample]  # fmt: skip
+            records += [
+                {
+                    "group": group.name,
+                    **group.settings,
+                    "language": code,
+                    "unit": unit,
+                    "likelihood": in_a_word(group.exact),
+                    "figure": name,
+                    **sample.record(),
+                    "error": halves[name],
+                }
+                for name, sample in samples.items()
+                if sample
+            ]
     header = [
         "language",
         *(["group"] if several else []),
@@ -92,12 +143,16 @@ def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
     ]
     title = f"{_UNITS[unit].capitalize()} ({kinds_of(groups)})"
     note = " ".join(part for part in (over_seeds(groups), _ERROR if errors else "") if part)
-    return Table(f"results_{unit}", header + spread_header(groups), rows, records, title=title, note=note)
+    return Table(
+        f"results_{unit}", header + spread_header(groups), rows, records, title=title, note=note
+    )
 
 
 def error_of(group: Group, figure: str) -> float | None:
     """Half of the interval that its sample gives ``figure``: the mean over runs, which share the sample."""
-    halves = [half for run in group.finished if (half := half_width(run.metrics, figure)) is not None]
+    halves = [
+        half for run in group.finished if (half := half_width(run.metrics, figure)) is not None
+    ]
     return sum(halves) / len(halves) if halves else None
 
 
@@ -126,8 +181,10 @@ def over_seeds(groups: list[Group]) -> str:
     )
     said = [f"Means over {unit}"]
     if any(group.units >= AT_LEAST for group in several):
-        said[0] += (f", lowest – highest of all runs, and the {LEVEL:.0%} interval of the mean by Student's t over the same ({AT_LEAST} or more), "
-                    "which takes them to scatter normally.")  # fmt: skip
+        said[0] += (
+            f", lowest – highest of all runs, and the {LEVEL:.0%} interval of the mean by Student's t over the same ({AT_LEAST} or more), "
+            "which takes them to scatter normally."
+        )
     else:
         said[0] += f"; no interval, which takes {AT_LEAST} of them."
     if given:
@@ -140,7 +197,10 @@ def spread_header(groups: list[Group]) -> list[str]:
     """Columns that say how the runs of ``groups`` scatter."""
     several = any(len(group.finished) > 1 for group in groups)
     intervals = any(group.units >= AT_LEAST for group in groups)
-    return [*(["lowest – highest"] if several else []), *([f"{LEVEL:.0%} interval"] if intervals else [])]
+    return [
+        *(["lowest – highest"] if several else []),
+        *([f"{LEVEL:.0%} interval"] if intervals else []),
+    ]
 
 
 def spread_cells(sample: Sample | None, groups: list[Group], digits: int = 4) -> list[str]:
@@ -148,12 +208,22 @@ def spread_cells(sample: Sample | None, groups: list[Group], digits: int = 4) ->
     header = spread_header(groups)
     if sample is None:
         return ["–"] * len(header)
-    ends = f"{min(sample.values):.{digits}f} – {max(sample.values):.{digits}f}" if len(sample.values) > 1 else "–"
-    interval = "–" if sample.interval is None else "[{:.{d}f}, {:.{d}f}]".format(*sample.interval, d=digits)
+    ends = (
+        f"{min(sample.values):.{digits}f} – {max(sample.values):.{digits}f}"
+        if len(sample.values) > 1
+        else "–"
+    )
+    interval = (
+        "–"
+        if sample.interval is None
+        else "[{:.{d}f}, {:.{d}f}]".format(*sample.interval, d=digits)
+    )
     return [ends, interval][: len(header)]
 
 
-def _score(prefix: str, unit: str, code: str, codes: list[str]) -> str | Callable[[Run], float | None]:
+def _score(
+    prefix: str, unit: str, code: str, codes: list[str]
+) -> str | Callable[[Run], float | None]:
     """A figure of one language, or the mean of all."""
     if code != _MEAN:
         return f"{prefix}/{unit}/{code}"
@@ -172,13 +242,25 @@ def old_languages(groups: list[Group]) -> list[Part]:
         return []
     m, rows, records = run.metrics, [], []
     for code in (c for c in run.scored if run.added and c not in run.added):
-        pairs = {u: (m.get(f"before/val/{u}/{code}"), m[f"val/{u}/{code}"]) for u in ("loss", "bpb")}
+        pairs = {
+            u: (m.get(f"before/val/{u}/{code}"), m[f"val/{u}/{code}"]) for u in ("loss", "bpb")
+        }
         equal = "equal to the last bit" if all(a == b for a, b in pairs.values()) else "differs"
         rows.append([code, *(number(value) for pair in pairs.values() for value in pair), equal])
-        records += [{"language": code, "unit": u, "likelihood": in_a_word(run.exact), "before": a, "after": b}
-                    for u, (a, b) in pairs.items()]  # fmt: skip
+        records += [
+            {
+                "language": code,
+                "unit": u,
+                "likelihood": in_a_word(run.exact),
+                "before": a,
+                "after": b,
+            }
+            for u, (a, b) in pairs.items()
+        ]
     header = ["language", "nats/piece, before", "after", "bits/byte, before", "after", ""]
-    table = Table("base_languages", header, rows, records, title=f"Held-out text ({kinds_of(groups)})")
+    table = Table(
+        "base_languages", header, rows, records, title=f"Held-out text ({kinds_of(groups)})"
+    )
     return [element("h2", "The languages of the base"), table] if rows else []
 
 
@@ -191,17 +273,28 @@ def samples(groups: list[Group]) -> list[Part]:
     for code, passages in run.samples.items():
         for sample in passages:
             passage = f"{sample['before']} {_GAP} {'' if run.exact else sample['after']}".strip()
-            likeliest = " · ".join(f"{piece} {probability:.2f}" for piece, probability in sample["likeliest"])
+            likeliest = " · ".join(
+                f"{piece} {probability:.2f}" for piece, probability in sample["likeliest"]
+            )
             rows.append([code, passage, sample["hidden"], likeliest, f"{sample['rank']:,}"])
             kept = {key: sample[key] for key in ("before", "hidden", "after", "rank")}
-            records += [{"language": code, **kept, "piece": piece, "probability": probability}
-                        for piece, probability in sample["likeliest"]]  # fmt: skip
+            records += [
+                {"language": code, **kept, "piece": piece, "probability": probability}
+                for piece, probability in sample["likeliest"]
+            ]
     side = "what stands before it" if run.exact else "both sides"
-    note = (f"Held-out passages in which one piece is hidden ({_GAP}), and the pieces that the model finds likeliest there by {side}, "
-            "with their probabilities. ▁ marks the start of a word. Rank: of the hidden piece among all.")  # fmt: skip
+    note = (
+        f"Held-out passages in which one piece is hidden ({_GAP}), and the pieces that the model finds likeliest there by {side}, "
+        "with their probabilities. ▁ marks the start of a word. Rank: of the hidden piece among all."
+    )
     header = ["language", "passage", "hidden piece", "likeliest pieces", "its rank"]
     return (
-        [element("h2", "What the model fills in"), Table("samples", header, rows, records, note=note)] if rows else []
+        [
+            element("h2", "What the model fills in"),
+            Table("samples", header, rows, records, note=note),
+        ]
+        if rows
+        else []
     )
 
 
@@ -211,7 +304,11 @@ _CURVES = (  # prefix of the figures, the y axis, what is said below
         "training loss, nats per predicted piece",
         "Mean over the steps since the last point, as in training.",
     ),
-    ("val/loss/", "held-out loss, nats per predicted piece", "On held-out text, its targets fixed."),
+    (
+        "val/loss/",
+        "held-out loss, nats per predicted piece",
+        "On held-out text, its targets fixed.",
+    ),
     ("val/bpb/", "held-out bits per byte", "Of the same text."),
 )
 
@@ -233,15 +330,26 @@ def learning_curves(groups: list[Group]) -> list[Part]:
             y, note = f"{y} ({kind_on_axis(groups)})", f"{note} These are {kinds_of(groups)}."
         if len(groups) == 1:
             levels = _unigram(groups, prefix, codes[0]) if len(codes) == 1 else {}
-            parts.append(svg(curves(found[groups[0].name], x="step", y=y, levels=levels), f"{y} by step"))
+            parts.append(
+                svg(curves(found[groups[0].name], x="step", y=y, levels=levels), f"{y} by step")
+            )
         else:
             note += " A line for each group of runs; thin lines are seeds, thick ones their means."
-            parts.append(panels([_compared(groups, found, prefix, y, code, alone=len(codes) == 1) for code in codes]))
+            parts.append(
+                panels(
+                    [
+                        _compared(groups, found, prefix, y, code, alone=len(codes) == 1)
+                        for code in codes
+                    ]
+                )
+            )
         parts.append(element("p", note, kind="note"))
     return [element("h2", "Learning curves"), *parts] if parts else []
 
 
-def _compared(groups: list[Group], found: dict[str, Lines], prefix: str, y: str, code: str, *, alone: bool) -> Html:
+def _compared(
+    groups: list[Group], found: dict[str, Lines], prefix: str, y: str, code: str, *, alone: bool
+) -> Html:
     lines = {name: series[code] for name, series in found.items() if code in series}
     levels, title = _unigram(groups, prefix, code), "" if code == _ALL else code
     figure = curves(lines, x="step", y=y, levels=levels, title=title, width=WIDE if alone else HALF)
@@ -250,15 +358,23 @@ def _compared(groups: list[Group], found: dict[str, Lines], prefix: str, y: str,
 
 def _unigram(groups: list[Group], prefix: str, code: str) -> dict[str, float]:
     """The level of guessing by frequency, where it is the same for all."""
-    levels = {group.mean(f"unigram/{prefix.split('/')[1]}/{code}") for group in groups if group.finished}
-    return {"unigram": levels.pop()} if prefix != "train/loss" and len(levels) == 1 and None not in levels else {}
+    levels = {
+        group.mean(f"unigram/{prefix.split('/')[1]}/{code}") for group in groups if group.finished
+    }
+    return (
+        {"unigram": levels.pop()}
+        if prefix != "train/loss" and len(levels) == 1 and None not in levels
+        else {}
+    )
 
 
 def series_of(runs: list[Run], prefix: str) -> Lines:
     """What follows ``prefix`` in the names of a curve (``all`` where nothing does) -> a line for each run."""
     lines: Lines = {}
     for run in runs:
-        for name in dict.fromkeys(name for row in run.curve for name in row if name.startswith(prefix)):
+        for name in dict.fromkeys(
+            name for row in run.curve for name in row if name.startswith(prefix)
+        ):
             points = [(row["step"], row[name]) for row in run.curve if name in row]
             lines.setdefault(name.removeprefix(prefix).strip("/") or _ALL, []).append(points)
     return lines

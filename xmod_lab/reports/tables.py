@@ -14,10 +14,27 @@ _NUMBERS = re.compile(r"(\d[\d,]* of \d[\d,]*( each)?|[\s\d.,%+±<\[\]–−-]*)
 _LONG = 40  # characters of a cell that is broken into lines
 _LONGEST = 60  # of a file's name, some of whose letters take four bytes
 _TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
-    '"': r"\textquotedbl{}", "±": r"$\pm$", "–": "--", "−": "$-$", "≈": r"$\approx$", "×": r"$\times$", "…": r"\dots{}",
-}  # fmt: skip
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "−": "$-$",
+    "≈": r"$\approx$",
+    "×": r"$\times$",
+    "…": r"\dots{}",
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +52,10 @@ class Table:
     @property
     def _text(self) -> list[bool]:
         """Which columns are words."""
-        return [any(not _NUMBERS.fullmatch(row[i]) for row in self.rows) for i in range(len(self.header))]
+        return [
+            any(not _NUMBERS.fullmatch(row[i]) for row in self.rows)
+            for i in range(len(self.header))
+        ]
 
     def html(self) -> Html:
         """Words stand left, numbers right."""
@@ -43,7 +63,10 @@ class Table:
         long = [any(len(row[i]) > _LONG for row in self.rows) for i in range(len(self.header))]
         side = ["text long" if wraps else kind for wraps, kind in zip(long, side, strict=True)]
         head, *body = (
-            element("tr", *(element(cell, text, kind=kind) for kind, text in zip(side, row, strict=True)))
+            element(
+                "tr",
+                *(element(cell, text, kind=kind) for kind, text in zip(side, row, strict=True)),
+            )
             for cell, row in (("th", self.header), *(("td", row) for row in self.rows))
         )
         parts = [element("caption", self.title)] if self.title else []
@@ -60,8 +83,19 @@ class Table:
         head = [lines[0], r"\midrule"] if any(self.header) else []
         columns = "".join("l" if text else "r" for text in self._text)
         said = [f"% {' '.join(text.split())}" for text in (self.title, self.note) if text]
-        return "\n".join([r"% \usepackage{booktabs}", *said, rf"\begin{{tabular}}{{{columns}}}", r"\toprule", *head,
-                          *lines[1:], r"\bottomrule", r"\end{tabular}", ""])  # fmt: skip
+        return "\n".join(
+            [
+                r"% \usepackage{booktabs}",
+                *said,
+                rf"\begin{{tabular}}{{{columns}}}",
+                r"\toprule",
+                *head,
+                *lines[1:],
+                r"\bottomrule",
+                r"\end{tabular}",
+                "",
+            ]
+        )
 
     def csv(self) -> str:
         return records_csv(self.records)
@@ -87,7 +121,8 @@ def records_csv(records: list[Record]) -> str:
     writer = csv.DictWriter(text, names, lineterminator="\n")
     writer.writeheader()
     writer.writerows(
-        {name: visible(cell) if isinstance(cell, str) else cell for name, cell in record.items()} for record in records
+        {name: visible(cell) if isinstance(cell, str) else cell for name, cell in record.items()}
+        for record in records
     )
     return text.getvalue()
 

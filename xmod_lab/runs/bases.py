@@ -69,7 +69,9 @@ def new_model(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> XmodLa
     return model
 
 
-def resolve(cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainConfig, RunDir], None]) -> Base:
+def resolve(
+    cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainConfig, RunDir], None]
+) -> Base:
     """Find the base that ``cfg.base`` means; ``auto`` calls ``pretrain(cfg, run)`` when there is none yet.
 
     Args:
@@ -85,8 +87,10 @@ def resolve(cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainC
         if run is None:
             run = _pretrain_now(cfg, pretrain)
         else:
-            log.info("base=auto is the newest finished base under '%s' with this model, language set, data, task, recipe, steps and seed",
-                     cfg.runs)  # fmt: skip
+            log.info(
+                "base=auto is the newest finished base under '%s' with this model, language set, data, task, recipe, steps and seed",
+                cfg.runs,
+            )
         return _from_run(run, cfg, asked)
     path = at_hand(cfg.base, "a run, a model folder or a hub id")
     if (path / "model" / "config.json").is_file() and (path / "config.yaml").is_file():
@@ -103,11 +107,15 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list
     """
     if model.config.is_decoder != cfg.objective.causal:
         kind, task = ("causal", "clm") if model.config.is_decoder else ("masked", "mlm")
-        raise UserError(f"base {base.name} is a {kind} language model, task is {cfg.task.name}; set task={task}, or choose "
-                        "another base")  # fmt: skip
+        raise UserError(
+            f"base {base.name} is a {kind} language model, task is {cfg.task.name}; set task={task}, or choose "
+            "another base"
+        )
     if _names_model(asked):
         wanted = cfg.model_config(model.config.vocab_size)
-        sizes = [f.name for f in fields(cfg.model) if f.name != "shared_slot" and "dropout" not in f.name]
+        sizes = [
+            f.name for f in fields(cfg.model) if f.name != "shared_slot" and "dropout" not in f.name
+        ]
         other = [
             f"{name} is {getattr(model.config, name)} there, {getattr(wanted, name)} was asked for"
             for name in sizes
@@ -118,13 +126,17 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list
             kinds = ("a slot for each language", "one slot for all languages (model=shared)")
             other.append(f"it has {kinds[shared]}, {kinds[cfg.model.shared_slot]} was asked for")
         if other:
-            raise UserError(f"base {base.name} is of another size: {'; '.join(other)}. Leave model out: "
-                            "an extension has the size of its base, or choose another base")  # fmt: skip
+            raise UserError(
+                f"base {base.name} is of another size: {'; '.join(other)}. Leave model out: "
+                "an extension has the size of its base, or choose another base"
+            )
     for name, lang in cfg.lang.items():
         if there := clashing(lang.code, model.languages):
-            raise UserError(f"lang.{name}.code '{lang.code}' exists in base {base.name} already as '{there[0]}' "
-                            f"({', '.join(model.languages)}); choose a code with another region or script, or a base "
-                            "without it")  # fmt: skip
+            raise UserError(
+                f"lang.{name}.code '{lang.code}' exists in base {base.name} already as '{there[0]}' "
+                f"({', '.join(model.languages)}); choose a code with another region or script, or a base "
+                "without it"
+            )
         try:
             donors_of(lang.slot_init, model.config)
         except UserError as error:
@@ -143,10 +155,16 @@ def _names_model(asked: list[str]) -> bool:
 def inherit(cfg: PretrainConfig, base: Base, asked: list[str]) -> PretrainConfig:
     """``cfg`` with model, language set and data settings of the base, but for what was set on the command line."""
     kept = {} if "data" not in asked else asdict(cfg.data)
-    kept |= {f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if f"data.{f.name}" in asked}
-    kept |= {f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if not counts(f"data.{f.name}")}
+    kept |= {
+        f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if f"data.{f.name}" in asked
+    }
+    kept |= {
+        f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if not counts(f"data.{f.name}")
+    }
     kept["max_passes"] = cfg.data.max_passes  # of a mixture, and a language that is added is alone
-    model = cfg.model if _names_model(asked) else base.cfg.model  # what was asked for is compared in agree()
+    model = (
+        cfg.model if _names_model(asked) else base.cfg.model
+    )  # what was asked for is compared in agree()
     return replace(cfg, model=model, langset=base.cfg.langset, data=replace(base.cfg.data, **kept))
 
 
@@ -174,14 +192,19 @@ def almost_matching(cfg: PretrainConfig) -> str:
     wanted, found = _identity(own_base(cfg)), []
     for run, other in _finished_runs(cfg.runs):
         has = _identity(other)
-        keys = [key for key in sorted(wanted.keys() | has.keys()) if wanted.get(key) != has.get(key)]
+        keys = [
+            key for key in sorted(wanted.keys() | has.keys()) if wanted.get(key) != has.get(key)
+        ]
         if not other.lang and 0 < len(keys) <= _ALMOST:
             found.append(
                 (
                     len(keys),
                     -_time(run),
                     run.path,
-                    [f"{key} is {_text(has.get(key))} there, {_text(wanted.get(key))} here" for key in keys],
+                    [
+                        f"{key} is {_text(has.get(key))} there, {_text(wanted.get(key))} here"
+                        for key in keys
+                    ],
                 )
             )
     if not found:
@@ -192,12 +215,20 @@ def almost_matching(cfg: PretrainConfig) -> str:
 
 def _text(value: object) -> str:
     """A setting as on the command line."""
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    )
 
 
-def newest_finished(runs: str, fits: Callable[[PretrainConfig], bool] = lambda _: True) -> RunDir | None:
+def newest_finished(
+    runs: str, fits: Callable[[PretrainConfig], bool] = lambda _: True
+) -> RunDir | None:
     """The newest finished run with a model under ``runs`` whose configuration ``fits``."""
-    found = [run for run, cfg in _finished_runs(runs) if (run / "model" / "config.json").is_file() and fits(cfg)]
+    found = [
+        run
+        for run, cfg in _finished_runs(runs)
+        if (run / "model" / "config.json").is_file() and fits(cfg)
+    ]
     return max(found, key=_time, default=None)
 
 
@@ -254,8 +285,10 @@ def load_config(run: RunDir) -> PretrainConfig:
     except (TypeError, ValueError, AttributeError, OmegaConfBaseException) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{run / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}); it may be of another "
-                        "version: give the model folder as base") from error  # fmt: skip
+        raise UserError(
+            f"{run / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}); it may be of another "
+            "version: give the model folder as base"
+        ) from error
 
 
 def _identity(cfg: PretrainConfig) -> dict[str, object]:
@@ -273,7 +306,9 @@ def base_to_make(cfg: PretrainConfig) -> tuple[PretrainConfig, RunDir]:
     """The base that ``cfg`` describes, and the run that pre-trains it where there is none: named by all that such a run, begun
     before, must agree with to be continued."""
     own = own_base(cfg)
-    name = hashlib.sha256(json.dumps(identity(asdict(own)), sort_keys=True).encode()).hexdigest()[:8]
+    name = hashlib.sha256(json.dumps(identity(asdict(own)), sort_keys=True).encode()).hexdigest()[
+        :8
+    ]
     return own, RunDir(Path(cfg.runs) / "pretrain" / f"base-{name}")
 
 
@@ -282,24 +317,44 @@ def is_made_on_the_way(run: RunDir) -> bool:
     return re.fullmatch(r"base-[0-9a-f]{8}", run.path.name) is not None
 
 
-def _pretrain_now(cfg: PretrainConfig, pretrain: Callable[[PretrainConfig, RunDir], None]) -> RunDir:
+def _pretrain_now(
+    cfg: PretrainConfig, pretrain: Callable[[PretrainConfig, RunDir], None]
+) -> RunDir:
     """Pre-train a base; a half-made one is continued."""
     own, run = base_to_make(cfg)
     raise_faults(memory_faults(own))
-    log.info("no finished base under '%s' matches; pre-training one in %s%s", cfg.runs, run.path, almost_matching(cfg))
+    log.info(
+        "no finished base under '%s' matches; pre-training one in %s%s",
+        cfg.runs,
+        run.path,
+        almost_matching(cfg),
+    )
     pretrain(own, run)
     return run
 
 
 def _from_run(run: RunDir, cfg: PretrainConfig, asked: list[str]) -> Base:
     if not run.finished:
-        raise UserError(f"base {run.path} is not finished (no metrics.json); continue it with: "
-                        f"python -m xmod_lab.pretrain hydra.run.dir={run.path} and its settings")  # fmt: skip
+        raise UserError(
+            f"base {run.path} is not finished (no metrics.json); continue it with: "
+            f"python -m xmod_lab.pretrain hydra.run.dir={run.path} and its settings"
+        )
     base_cfg = load_config(run)
-    log.info("base: %s (%d steps, %s tokens); another one with base=PATH", run.path, base_cfg.steps,
-             f"{base_cfg.steps * base_cfg.tokens_per_step:,}")  # fmt: skip
+    log.info(
+        "base: %s (%d steps, %s tokens); another one with base=PATH",
+        run.path,
+        base_cfg.steps,
+        f"{base_cfg.steps * base_cfg.tokens_per_step:,}",
+    )
     model = str(run / "model")
     if "data.tokenizer" in asked and cfg.data.tokenizer:
-        raise UserError(f"data.tokenizer is '{cfg.data.tokenizer}', but base {run.path} has its own; leave data.tokenizer out, "
-                        f"or give the model folder, base={model}, whose tokenizer can be replaced")  # fmt: skip
-    return Base(str(run.path), model, model, replace(base_cfg, data=replace(base_cfg.data, folder=cfg.data.folder)))
+        raise UserError(
+            f"data.tokenizer is '{cfg.data.tokenizer}', but base {run.path} has its own; leave data.tokenizer out, "
+            f"or give the model folder, base={model}, whose tokenizer can be replaced"
+        )
+    return Base(
+        str(run.path),
+        model,
+        model,
+        replace(base_cfg, data=replace(base_cfg.data, folder=cfg.data.folder)),
+    )

@@ -10,8 +10,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parent.parent
-_LIBRARIES = ("torch", "pytorch-lightning", "transformers", "tokenizers", "sentencepiece", "datasets", "pyarrow", "safetensors",
-              "numpy", "hydra-core", "omegaconf")  # fmt: skip
+_LIBRARIES = (
+    "torch",
+    "pytorch-lightning",
+    "transformers",
+    "tokenizers",
+    "sentencepiece",
+    "datasets",
+    "pyarrow",
+    "safetensors",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+)
 
 
 def environment() -> dict:
@@ -40,10 +51,23 @@ def _version(name: str) -> str | None:
 
 def _commit(folder: Path) -> str | None:
     """``None`` where there is no repository or no git, or where git takes long."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = [
+        "git",
+        "-C",
+        str(folder),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
     try:
         said = subprocess.run(
-            command, capture_output=True, text=True, timeout=5, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+            command,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
         )
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None

@@ -46,7 +46,12 @@ from xmod_lab.text.corpus import content_digest
 log = logging.getLogger(__name__)
 JOB = "job.json"
 _NAME = re.compile(r"(?P<settings>[0-9a-f]{8})-(?P<code>[0-9a-f]{6})-(?P<data>[0-9a-f]{6}|unread)")
-_TAKEN_OVER = ("model", "data", "langset", "task")  # a base's own are used, but for what is named on the command line
+_TAKEN_OVER = (
+    "model",
+    "data",
+    "langset",
+    "task",
+)  # a base's own are used, but for what is named on the command line
 
 
 def job_folder(*, _root_: DictConfig) -> str:
@@ -62,7 +67,9 @@ def job_folder(*, _root_: DictConfig) -> str:
         data = _digest(data_digests(from_hydra(composed)))[:6]
     except (UserError, OSError):
         data = "unread"
-    return f"{_digest([_root_.hydra.job.config_name, settings, named])[:8]}-{code_digest()[:6]}-{data}"
+    return (
+        f"{_digest([_root_.hydra.job.config_name, settings, named])[:8]}-{code_digest()[:6]}-{data}"
+    )
 
 
 @cache
@@ -74,7 +81,9 @@ def code_digest(package: Path = Path(__file__).parent.parent) -> str:
             continue
         tree = ast.parse(file.read_bytes())
         for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(
+                node, clean=False
+            ):
                 del node.body[0]
         digest.update(f"{file.relative_to(package)}\n{ast.dump(tree)}\n".encode())
     return digest.hexdigest()
@@ -99,7 +108,11 @@ def data_digests(cfg: PretrainConfig | FinetuneConfig) -> list[str]:
     others = cfg.evaluate.parallel if isinstance(cfg, EvaluateConfig) else []
     if cfg.data.tokenizer and Path(cfg.data.tokenizer).is_dir():
         others = [*others, cfg.data.tokenizer]
-    return of_base + [own.source(text).digest() for own, text in texts] + [content_digest(o, None) for o in others]
+    return (
+        of_base
+        + [own.source(text).digest() for own, text in texts]
+        + [content_digest(o, None) for o in others]
+    )
 
 
 def _base_folder(cfg: PretrainConfig | FinetuneConfig) -> Path | None:
@@ -107,7 +120,11 @@ def _base_folder(cfg: PretrainConfig | FinetuneConfig) -> Path | None:
     is made on the way, which settings, code and texts decide."""
     if cfg.base != "auto":
         folder = Path(cfg.base)
-        return None if cfg.base == "random" or len(folder.parts) == 2 and not folder.exists() else folder
+        return (
+            None
+            if cfg.base == "random" or len(folder.parts) == 2 and not folder.exists()
+            else folder
+        )
     if isinstance(cfg, FinetuneConfig):
         run = newest_that_knows(cfg.runs, cfg.task.source)
     elif isinstance(cfg, EvaluateConfig):
@@ -152,8 +169,13 @@ class Job:
             Whether anything is to be done. A folder that has another name than :func:`job_folder` gives is judged by its run.
         """
         self.outcome = "ran" if fresh else _prospect(folder)
-        log.info("job %d of the sweep (%s), in %s: %s", self.number, " ".join(self.overrides), folder,
-                 re.sub("^ran", "runs", self.outcome))  # fmt: skip
+        log.info(
+            "job %d of the sweep (%s), in %s: %s",
+            self.number,
+            " ".join(self.overrides),
+            folder,
+            re.sub("^ran", "runs", self.outcome),
+        )
         self._write(folder)
         return fresh or not (RunDir(folder).finished and _NAME.fullmatch(folder.name))
 
@@ -170,7 +192,11 @@ class Job:
         try:
             RunDir(folder).write_json(JOB, asdict(self))
         except OSError as error:
-            log.warning("%s cannot be written (%s): the sweep's table will lack this job", folder / JOB, error.strerror)
+            log.warning(
+                "%s cannot be written (%s): the sweep's table will lack this job",
+                folder / JOB,
+                error.strerror,
+            )
 
 
 def read_job(folder: Path) -> Job | None:
@@ -179,7 +205,13 @@ def read_job(folder: Path) -> Job | None:
         job = Job(**read_json(folder / JOB, dict))
     except (UserError, TypeError):
         return None
-    types = ((job.start, str), (job.number, int), (job.overrides, list), (job.status, int | None), (job.outcome, str))
+    types = (
+        (job.start, str),
+        (job.number, int),
+        (job.overrides, list),
+        (job.status, int | None),
+        (job.outcome, str),
+    )
     return job if all(isinstance(value, kind) for value, kind in types) else None
 
 
@@ -195,7 +227,10 @@ def current_runs(sweep: Path) -> list[Path]:
 
 
 def _last_start(folder: Path) -> float:
-    return next((file.stat().st_mtime for file in (folder / JOB, folder / "config.yaml") if file.is_file()), 0.0)
+    return next(
+        (file.stat().st_mtime for file in (folder / JOB, folder / "config.yaml") if file.is_file()),
+        0.0,
+    )
 
 
 def _prospect(folder: Path) -> str:
@@ -214,7 +249,10 @@ def _prospect(folder: Path) -> str:
 def _newest_step(folder: Path, word: str) -> str:
     """`` from step 40`` of the newest checkpoint, with its part where a run trains several models; nothing if there is none."""
     places = {file.parent for file in (folder / "checkpoints").rglob("step*.ckpt")}
-    found = sorted((f for place in places for f in checkpoints_in(place)), key=lambda file: file.stat().st_mtime)
+    found = sorted(
+        (f for place in places for f in checkpoints_in(place)),
+        key=lambda file: file.stat().st_mtime,
+    )
     if not found:
         return ""
     part = found[-1].parent.relative_to(folder / "checkpoints")
@@ -224,9 +262,13 @@ def _newest_step(folder: Path, word: str) -> str:
 def _why_again(folder: Path) -> str:
     """``ran``, and what else there is of the same settings in the sweep's folder."""
     name = _NAME.fullmatch(folder.name)
-    found = (file.parent for file in folder.parent.glob(f"*/{JOB}") if name and file.parent != folder)
+    found = (
+        file.parent for file in folder.parent.glob(f"*/{JOB}") if name and file.parent != folder
+    )
     others = [
-        (place, was) for place in found if (was := _NAME.fullmatch(place.name)) and was["settings"] == name["settings"]
+        (place, was)
+        for place in found
+        if (was := _NAME.fullmatch(place.name)) and was["settings"] == name["settings"]
     ]
     if not others:
         return "ran"

@@ -47,9 +47,7 @@ from xmod_lab.settings import read_settings
 log = logging.getLogger(__name__)
 
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
-PASSAGES = (
-    "passages"  # a file for each language: what each of its held-out passages cost, so that runs are compared by them
-)
+PASSAGES = "passages"  # a file for each language: what each of its held-out passages cost, so that runs are compared by them
 ENVIRONMENT = "environment.json"  # by what each start of the run was made; nothing depends on it
 # count, but a run may go on with others: the base is known by its digest, and the batches stay what they are
 MAY_CHANGE = ("base", "trainer.devices", "trainer.nodes")
@@ -60,10 +58,24 @@ _FOLDERS = ("predictions", PASSAGES, "pack", "model", "checkpoints")
 _FILES = (_FINISHED, "config.yaml", "metrics.csv", "proof.json", STATE)
 # all that the commands write, in the order in which it is deleted: the mark of a finished run first, and config.yaml, which says
 # that the rest is of a run, last
-_WRITTEN = (_FINISHED, *_FOLDERS, "report_files", "report.html", "metrics.csv", "proof.json", "plan.json", "samples.json",
-            ENVIRONMENT,
-            *(f"{table}.{suffix}" for table in ("transfer", "ranking_*", "slots", "recognition*", "retrieval*")
-              for suffix in ("json", "csv", "png")), STATE, "config.yaml")  # fmt: skip
+_WRITTEN = (
+    _FINISHED,
+    *_FOLDERS,
+    "report_files",
+    "report.html",
+    "metrics.csv",
+    "proof.json",
+    "plan.json",
+    "samples.json",
+    ENVIRONMENT,
+    *(
+        f"{table}.{suffix}"
+        for table in ("transfer", "ranking_*", "slots", "recognition*", "retrieval*")
+        for suffix in ("json", "csv", "png")
+    ),
+    STATE,
+    "config.yaml",
+)
 _UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
 
 
@@ -123,7 +135,9 @@ class RunDir:
             self._begin(cfg)
         barrier()
         if self.finished:
-            log.info("the run in %s is finished; nothing to do (resume=never starts it over)", self.path)
+            log.info(
+                "the run in %s is finished; nothing to do (resume=never starts it over)", self.path
+            )
         return not self.finished
 
     def _begin(self, cfg: RunConfig) -> None:
@@ -140,16 +154,22 @@ class RunDir:
             self.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(cfg))))
         differing = _differences(stored or asdict(cfg), asdict(cfg))
         if differing:
-            raise UserError(f"the run dir {self.path} holds a run with other settings:\n"
-                            + "\n".join(f"  {key}: {old} there, {new} now" for key, old, new in differing)
-                            + "\nuse another hydra.run.dir, the old settings, or resume=never to start it over")  # fmt: skip
+            raise UserError(
+                f"the run dir {self.path} holds a run with other settings:\n"
+                + "\n".join(f"  {key}: {old} there, {new} now" for key, old, new in differing)
+                + "\nuse another hydra.run.dir, the old settings, or resume=never to start it over"
+            )
         if not self.finished:
             self._record_start()
 
     def _record_start(self) -> None:
         """Add to environment.json by what this start of the run was made."""
         try:
-            starts = read_json(self / ENVIRONMENT, dict)["starts"] if (self / ENVIRONMENT).is_file() else []
+            starts = (
+                read_json(self / ENVIRONMENT, dict)["starts"]
+                if (self / ENVIRONMENT).is_file()
+                else []
+            )
         except (UserError, KeyError):
             starts = []  # nothing depends on it
         self.write_json(ENVIRONMENT, {"starts": [*starts, environment()]})
@@ -166,13 +186,16 @@ class RunDir:
             make_folder(self.path)
             _LOCKS[self.path] = lock(self / ".lock", wait=False)
         except Busy as error:
-            raise UserError(f"another process is training in {self.path}; wait for it, or use another hydra.run.dir"
-                            ) from error  # fmt: skip
+            raise UserError(
+                f"another process is training in {self.path}; wait for it, or use another hydra.run.dir"
+            ) from error
         except OSError as error:
             if is_full(error):
                 raise
-            raise UserError(f"the run dir {self.path} cannot be written ({error.strerror}); set hydra.run.dir to a "
-                            "folder that you can write to") from error  # fmt: skip
+            raise UserError(
+                f"the run dir {self.path} cannot be written ({error.strerror}); set hydra.run.dir to a "
+                "folder that you can write to"
+            ) from error
 
     def _refuse_strange(self) -> None:
         """Raises UserError where something is in the place of a run's files that no run wrote: it is neither used nor deleted."""
@@ -182,13 +205,17 @@ class RunDir:
         ):
             for place in (self / name for name in names):
                 if (place.exists() or place.is_symlink()) and not fits(place):
-                    raise UserError(f"{place} is no {kind}; move it away, or use another hydra.run.dir")
+                    raise UserError(
+                        f"{place} is no {kind}; move it away, or use another hydra.run.dir"
+                    )
         if is_run(self.stored()):
             return
         there = [name for name in (*_FOLDERS, *_FILES) if (self / name).exists()]
         if there:
-            raise UserError(f"{self.path} holds {', '.join(there)}, but no config.yaml of a run: this is of something else, and "
-                            "nothing there is overwritten or deleted. Use another hydra.run.dir, or move it away")  # fmt: skip
+            raise UserError(
+                f"{self.path} holds {', '.join(there)}, but no config.yaml of a run: this is of something else, and "
+                "nothing there is overwritten or deleted. Use another hydra.run.dir, or move it away"
+            )
 
     def _clear(self) -> None:
         for name in _WRITTEN:
@@ -224,9 +251,11 @@ class RunDir:
         state = self._state()
         for key, value in facts.items():
             if state.setdefault(key, value) != value:
-                raise UserError(f"the run in {self.path} began with {key} {state[key]}, now it is {value}: the text, "
-                                "tokenizer or base has changed since. Put the old one back, use another hydra.run.dir, "
-                                "or resume=never to start over")  # fmt: skip
+                raise UserError(
+                    f"the run in {self.path} began with {key} {state[key]}, now it is {value}: the text, "
+                    "tokenizer or base has changed since. Put the old one back, use another hydra.run.dir, "
+                    "or resume=never to start over"
+                )
         self.write_json(STATE, state)
 
     def remember_once(self, key: str, make: Callable[[], object]) -> object:
@@ -255,7 +284,11 @@ class RunDir:
         latest, older = found[-1], found[:-1]
         fault = _zip_fault(latest)
         if fault:
-            last = f"{older[-1].name} will then be used" if older else "the run will then start from its beginning"
+            last = (
+                f"{older[-1].name} will then be used"
+                if older
+                else "the run will then start from its beginning"
+            )
             raise UserError(
                 f"checkpoint {latest} is damaged ({fault}); delete it ({last}), or resume=never to start over"
             )
@@ -270,8 +303,10 @@ def _precision(cfg: RunConfig, stored: dict) -> str:
         log.info("precision: %s (%s)", precision, why)
         return precision
     if fault := precision_fault(precision, kind):
-        raise UserError(f"the run began with trainer.precision={precision}, but {fault}; continue it where it began, or start "
-                        "it over with resume=never")  # fmt: skip
+        raise UserError(
+            f"the run began with trainer.precision={precision}, but {fault}; continue it where it began, or start "
+            "it over with resume=never"
+        )
     if slow := slow_precision(precision, kind):
         log.warning("warning: trainer.precision is %s, and %s", precision, slow)
     return precision
@@ -279,7 +314,11 @@ def _precision(cfg: RunConfig, stored: dict) -> str:
 
 def _precision_on_paper(cfg: RunConfig, stored: dict) -> str:
     """What is asked for, else what the run began with, else ``auto``; ``stored`` as above."""
-    return stored.get("precision", "auto") if cfg.trainer.precision == "auto" else cfg.trainer.precision
+    return (
+        stored.get("precision", "auto")
+        if cfg.trainer.precision == "auto"
+        else cfg.trainer.precision
+    )
 
 
 def _threads(cfg: RunConfig, stored: dict, workers: int) -> int:
@@ -317,18 +356,28 @@ def read_yaml(file: Path) -> dict:
 
 
 def _damaged(file: Path, why: object) -> UserError:
-    why = "nested too deep" if isinstance(why, RecursionError) else (str(why).splitlines() or [type(why).__name__])[0]
-    return UserError(f"{file} cannot be read ({why[:200]}); put the right one back, or use another run")
+    why = (
+        "nested too deep"
+        if isinstance(why, RecursionError)
+        else (str(why).splitlines() or [type(why).__name__])[0]
+    )
+    return UserError(
+        f"{file} cannot be read ({why[:200]}); put the right one back, or use another run"
+    )
 
 
 def is_run(config: dict) -> bool:
     """Whether ``config`` is what a run has in its config.yaml, of this version or another."""
-    return {"seed", "base", "trainer", "task"} <= config.keys() and isinstance(config["trainer"], dict)
+    return {"seed", "base", "trainer", "task"} <= config.keys() and isinstance(
+        config["trainer"], dict
+    )
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in ``folder``, by step; none when there is no such folder."""
-    found = [file for file in folder.glob("step*.ckpt") if re.fullmatch(r"step\d+\.ckpt", file.name)]
+    found = [
+        file for file in folder.glob("step*.ckpt") if re.fullmatch(r"step\d+\.ckpt", file.name)
+    ]
     return sorted(found, key=step_of)
 
 
@@ -353,5 +402,7 @@ def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
     """Dotted keys of settings that count and differ, those in MAY_CHANGE left out."""
     a, b = identity(old), identity(new)
     return [
-        (k, a.get(k), b.get(k)) for k in sorted(a.keys() | b.keys()) if a.get(k) != b.get(k) and k not in MAY_CHANGE
+        (k, a.get(k), b.get(k))
+        for k in sorted(a.keys() | b.keys())
+        if a.get(k) != b.get(k) and k not in MAY_CHANGE
     ]

@@ -50,7 +50,9 @@ def settle_folder(config: DictConfig) -> Path:
         folder = folder.with_name(sweep_name(config))
         with read_write(config.hydra):
             config.hydra.sweep.dir = str(folder)
-            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={in_quotes(str(folder))}")  # jobs go by it
+            config.hydra.overrides.hydra.append(
+                f"hydra.sweep.dir={in_quotes(str(folder))}"
+            )  # jobs go by it
     return folder
 
 
@@ -72,7 +74,9 @@ def planned_jobs(config: DictConfig) -> list[list[str]]:
     if sweeper.get("_target_") != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
         return []
     hydra = GlobalHydra.instance()
-    parser = OverridesParser.create(config_loader=hydra.config_loader() if hydra.is_initialized() else None)
+    parser = OverridesParser.create(
+        config_loader=hydra.config_loader() if hydra.is_initialized() else None
+    )
     try:
         swept = [f"{key}={values}" for key, values in (sweeper.get("params") or {}).items()]
         overrides = parser.parse_overrides([*swept, *config.hydra.overrides.task])
@@ -93,7 +97,10 @@ def sweep_name(config: DictConfig) -> str:
             fixed.append(f"{key}={override.get_value_element_as_str()}")
     keys = sorted(key.lstrip("+~") for key in swept)
     digest = hashlib.sha256(json.dumps([keys, sorted(fixed)]).encode()).hexdigest()[:6]
-    words = [config.hydra.job.config_name, *(re.sub(r"\W", "-", key.rpartition(".")[2]) for key in keys)]
+    words = [
+        config.hydra.job.config_name,
+        *(re.sub(r"\W", "-", key.rpartition(".")[2]) for key in keys),
+    ]
     return f"{'_'.join(words)[:_LONGEST]}-{digest}"
 
 
@@ -109,15 +116,29 @@ def finish_sweep(folder: Path, planned: Sequence[list[str]] = ()) -> int:
     """Print the table of the sweep that this process led, and write it to sweep.csv and sweep.json. Returns the highest exit status
     of its jobs. ``planned``: as :func:`planned_jobs` gives them."""
     start = start_of(folder)
-    known = [(read_job(file.parent), file.parent) for file in folder.glob(f"*/{JOB}") if not hidden(file, folder)]
-    jobs = sorted((pair for pair in known if pair[0] and pair[0].start == start), key=lambda pair: pair[0].number)
+    known = [
+        (read_job(file.parent), file.parent)
+        for file in folder.glob(f"*/{JOB}")
+        if not hidden(file, folder)
+    ]
+    jobs = sorted(
+        (pair for pair in known if pair[0] and pair[0].start == start),
+        key=lambda pair: pair[0].number,
+    )
     for job, _ in jobs:
         if job.status is None:
-            job.status, job.outcome = 1, "failed: ended without a word, as a process does that is killed"
+            job.status, job.outcome = (
+                1,
+                "failed: ended without a word, as a process does that is killed",
+            )
     if jobs and not rank():
         begun = {job.number for job, _ in jobs}
-        left = [Job(start, i, own, None, NOT_BEGUN) for i, own in enumerate(planned) if i not in begun]
-        _report(folder, sorted([*jobs, *((job, None) for job in left)], key=lambda pair: pair[0].number))
+        left = [
+            Job(start, i, own, None, NOT_BEGUN) for i, own in enumerate(planned) if i not in begun
+        ]
+        _report(
+            folder, sorted([*jobs, *((job, None) for job in left)], key=lambda pair: pair[0].number)
+        )
     return max((job.status for job, _ in jobs), default=0)
 
 
@@ -130,17 +151,44 @@ def _report(folder: Path, jobs: list[tuple[Job, Path | None]]) -> None:
         figures = main_figures(RunDir(place)) if place else {}
         likelihood = _likelihood(RunDir(place)) if figures else ""
         known = {**read_figures(place / "metrics.json"), **figures} if figures else {}
-        shown = "\n".join(f"{name} {told(known, name)}{likelihood and f' ({likelihood})'}" for name in figures)
-        rows.append((str(job.number), " ".join(own), job.outcome, shown or "–", place.name if place else "–"))
-        swept = {key.lstrip("+~"): value for key, _, value in (override.partition("=") for override in own)}
-        records.append({**asdict(job), "folder": str(place.resolve()) if place else "", "swept": swept, "figures": figures,
-                        "likelihood": likelihood})  # fmt: skip
+        shown = "\n".join(
+            f"{name} {told(known, name)}{likelihood and f' ({likelihood})'}" for name in figures
+        )
+        rows.append(
+            (
+                str(job.number),
+                " ".join(own),
+                job.outcome,
+                shown or "–",
+                place.name if place else "–",
+            )
+        )
+        swept = {
+            key.lstrip("+~"): value
+            for key, _, value in (override.partition("=") for override in own)
+        }
+        records.append(
+            {
+                **asdict(job),
+                "folder": str(place.resolve()) if place else "",
+                "swept": swept,
+                "figures": figures,
+                "likelihood": likelihood,
+            }
+        )
     outcomes = [
-        job.outcome if job.outcome == NOT_BEGUN else job.outcome.partition(" ")[0].strip(":") for job, _ in jobs
+        job.outcome if job.outcome == NOT_BEGUN else job.outcome.partition(" ")[0].strip(":")
+        for job, _ in jobs
     ]
     count = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(outcomes))
     title = f"sweep in {folder}: {len(jobs)} job{'s' * (len(jobs) > 1)}, {count}"
-    show(title, ("job", "overrides", "what happened", "figures", "folder"), rows, words=5, logged=False)
+    show(
+        title,
+        ("job", "overrides", "what happened", "figures", "folder"),
+        rows,
+        words=5,
+        logged=False,
+    )
     try:
         write_whole(folder / "sweep.json", json.dumps(records, indent=1).encode())
         write_whole(folder / "sweep.csv", _csv(records).encode())
@@ -150,10 +198,22 @@ def _report(folder: Path, jobs: list[tuple[Job, Path | None]]) -> None:
 
 def _csv(records: list[dict]) -> str:
     """A line for each job, a column for each key that is swept and for each figure."""
-    plain = [{"job": r["number"], **r["swept"], "outcome": r["outcome"], "status": r["status"], "folder": r["folder"], **r["figures"],
-              "likelihood": r["likelihood"]} for r in records]  # fmt: skip
+    plain = [
+        {
+            "job": r["number"],
+            **r["swept"],
+            "outcome": r["outcome"],
+            "status": r["status"],
+            "folder": r["folder"],
+            **r["figures"],
+            "likelihood": r["likelihood"],
+        }
+        for r in records
+    ]
     table = io.StringIO()
-    writer = csv.DictWriter(table, list(dict.fromkeys(name for row in plain for name in row)), lineterminator="\n")
+    writer = csv.DictWriter(
+        table, list(dict.fromkeys(name for row in plain for name in row)), lineterminator="\n"
+    )
     writer.writeheader()
     writer.writerows(plain)
     return table.getvalue()

@@ -33,8 +33,12 @@ class Curve:
 
     def start_at(self, step: int, code: str | None = None) -> None:
         """Forget the lines after ``step``, all of them when it is 0; with ``code``, those of that language only."""
-        text = self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
-        whole = text[: text.rfind("\n") + 1].splitlines()  # a full disk may have cut off the last line
+        text = (
+            self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
+        )
+        whole = text[
+            : text.rfind("\n") + 1
+        ].splitlines()  # a full disk may have cut off the last line
         kept = [row for row in csv.DictReader(whole) if _stays(row, step, code)]
         table = io.StringIO()
         writer = csv.DictWriter(table, self.columns, extrasaction="ignore")
@@ -56,8 +60,12 @@ class Curve:
 
 
 def _stays(row: dict[str, str], step: int, code: str | None) -> bool:
-    concerned = code is None or any(value and str(name).endswith(f"/{code}") for name, value in row.items())
-    return not concerned or (step > 0 and (row["step"] or "").isdigit() and int(row["step"]) <= step)
+    concerned = code is None or any(
+        value and str(name).endswith(f"/{code}") for name, value in row.items()
+    )
+    return not concerned or (
+        step > 0 and (row["step"] or "").isdigit() and int(row["step"]) <= step
+    )
 
 
 class Tracking:
@@ -67,7 +75,15 @@ class Tracking:
     runs were, and ``wandb sync`` uploads those.
     """
 
-    def __init__(self, cfg: PretrainConfig, run: RunDir, columns: list[str], *, group: str | None, job_type: str):
+    def __init__(
+        self,
+        cfg: PretrainConfig,
+        run: RunDir,
+        columns: list[str],
+        *,
+        group: str | None,
+        job_type: str,
+    ):
         self.curve = Curve(run / "metrics.csv", columns)
         self.writes = rank() == 0
         self.wandb: Any = None
@@ -98,7 +114,9 @@ class Tracking:
             act(self.wandb)
         except Exception as error:
             self.wandb = None
-            log.warning("W&B failed (%s); going on without it: metrics.csv has every figure", _reason(error))
+            log.warning(
+                "W&B failed (%s); going on without it: metrics.csv has every figure", _reason(error)
+            )
 
 
 def _summarise(run: Any, metrics: dict[str, float], packs: list[Path]) -> None:
@@ -155,7 +173,10 @@ def _wandb_mode(cfg: PretrainConfig) -> str:
     except Exception as error:  # a setting that W&B does not understand
         reason = _reason(error)
     if mode == "online":
-        log.warning("W&B cannot go online (%s); its run stays offline, and `wandb sync` uploads it later", reason)
+        log.warning(
+            "W&B cannot go online (%s); its run stays offline, and `wandb sync` uploads it later",
+            reason,
+        )
     return "offline"
 
 

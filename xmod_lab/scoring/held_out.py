@@ -37,7 +37,9 @@ _ROWS = 64  # rows scored at once; fixed, so that figures do not depend on the t
 Figures = dict[str, float]
 
 
-def held_out(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective) -> tuple[np.ndarray, np.ndarray]:
+def held_out(
+    corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective
+) -> tuple[np.ndarray, np.ndarray]:
     """(rows, T) ids of the validation text, and (rows,) how many pieces of each row masked evaluation hides.
 
     Raises:
@@ -46,13 +48,17 @@ def held_out(corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Obje
     rows = corpus.rows("validation", np.arange(len(corpus.validation)))
     ordinary, hidden = _hidden_counts(rows, tokenizer)
     if not objective.causal and not hidden.any():
-        raise UserError(f"the held-out text of {corpus.code} has {ordinary.sum()} piece(s) that can be hidden, "
-                        f"{EVALUATION_RATE:.0%} of a row is to be hidden, and that rounds to none; give more held-out text "
-                        "(validation), set a larger data.validation_share, or use a vocabulary that has its letters")  # fmt: skip
+        raise UserError(
+            f"the held-out text of {corpus.code} has {ordinary.sum()} piece(s) that can be hidden, "
+            f"{EVALUATION_RATE:.0%} of a row is to be hidden, and that rounds to none; give more held-out text "
+            "(validation), set a larger data.validation_share, or use a vocabulary that has its letters"
+        )
     return rows, hidden
 
 
-def _hidden_counts(rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray]:
+def _hidden_counts(
+    rows: np.ndarray, tokenizer: PreTrainedTokenizerBase
+) -> tuple[np.ndarray, np.ndarray]:
     """(rows,) ordinary pieces of each row, and how many of them masked evaluation hides."""
     ordinary = (~np.isin(rows, tokenizer.all_special_ids)).sum(1)
     return ordinary, np.rint(EVALUATION_RATE * ordinary).astype(int)
@@ -61,7 +67,13 @@ def _hidden_counts(rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> tupl
 class Targets:
     """Rows (R, T) of the language ``code``, and what is to be predicted in them: ``masked``, (inputs, labels) of each row."""
 
-    def __init__(self, code: str, rows: np.ndarray, masked: list[tuple[np.ndarray, np.ndarray]], layout: Layout):
+    def __init__(
+        self,
+        code: str,
+        rows: np.ndarray,
+        masked: list[tuple[np.ndarray, np.ndarray]],
+        layout: Layout,
+    ):
         self.code, self.rows, self.masked, self.layout = code, rows, masked, layout
 
     @property
@@ -95,9 +107,14 @@ class Targets:
         lang_id = model.lang_id(self.code)
         for start in range(0, len(self.rows), _ROWS):
             part = slice(start, start + _ROWS)
-            batch = to_batch(self.rows[part], self.masked[part], [lang_id] * len(self.rows[part]), self.layout)
+            batch = to_batch(
+                self.rows[part], self.masked[part], [lang_id] * len(self.rows[part]), self.layout
+            )
             if (batch["labels"] != IGNORE).any():
-                yield part, {k: v if k == "lang_ids" else v.to(model.device) for k, v in batch.items()}
+                yield (
+                    part,
+                    {k: v if k == "lang_ids" else v.to(model.device) for k, v in batch.items()},
+                )
 
     def unigram_nats(self, counts: np.ndarray) -> np.ndarray:
         """(R,) nats of the predicted pieces of each row, each guessed by its frequency, ``counts`` (V,): what a model has to beat."""
@@ -112,7 +129,9 @@ class Targets:
 class FixedTargets(Targets):
     """Rows (R, T) of the language ``code``, and what is to be predicted in them, which never changes."""
 
-    def __init__(self, code: str, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, objective: Objective):
+    def __init__(
+        self, code: str, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, objective: Objective
+    ):
         hider = objective.evaluation(tokenizer)
         hidden = _hidden_counts(rows, tokenizer)[1]
         masked = [
@@ -126,17 +145,30 @@ class Scorer(FixedTargets):
     """One language's validation text with its fixed targets. Raises UserError when there are none."""
 
     def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective):
-        super().__init__(corpus.code, held_out(corpus, tokenizer, objective)[0], tokenizer, objective)
+        super().__init__(
+            corpus.code, held_out(corpus, tokenizer, objective)[0], tokenizer, objective
+        )
         self.corpus, self.tokenizer, self.objective = corpus, tokenizer, objective
         self.counts = objective.target_counts(corpus, tokenizer)
 
     @cached_property
     def passages(self) -> Passages:
         """The held-out passages that bits per byte are of."""
-        settings, text = self.corpus.manifest["settings"], self.corpus.manifest["statistics"]["validation"]
-        texts = sample_of(self.corpus, None if self.objective.causal else self.objective.score_passages)
-        return Passages(self.code, texts, self.tokenizer, self.objective, length=settings["length"],
-                        respelling=text["respelling_bits"] / text["bytes"])  # fmt: skip
+        settings, text = (
+            self.corpus.manifest["settings"],
+            self.corpus.manifest["statistics"]["validation"],
+        )
+        texts = sample_of(
+            self.corpus, None if self.objective.causal else self.objective.score_passages
+        )
+        return Passages(
+            self.code,
+            texts,
+            self.tokenizer,
+            self.objective,
+            length=settings["length"],
+            respelling=text["respelling_bits"] / text["bytes"],
+        )
 
     def score(self, model: XmodLanguageModel) -> tuple[float, float]:
         """Nats per predicted piece, and bits per byte."""
@@ -152,13 +184,17 @@ class Scorer(FixedTargets):
 
     def unigram(self) -> Figures:
         """``unigram/loss/<code>`` and ``unigram/bpb/<code>``: guessing each piece by its frequency in the training text."""
-        loss = named_with_interval(f"unigram/loss/{self.code}", self.unigram_nats(self.counts), self.predicted)
+        loss = named_with_interval(
+            f"unigram/loss/{self.code}", self.unigram_nats(self.counts), self.predicted
+        )
         return loss | self.bits_figures(self.passages.unigram_bits(self.counts), "unigram")
 
 
 def scorers_of(prepared: Prepared, objective: Objective) -> dict[str, Scorer]:
     """A scorer for each language of ``prepared``."""
-    return {c: Scorer(corpus, prepared.tokenizer, objective) for c, corpus in prepared.corpora.items()}
+    return {
+        c: Scorer(corpus, prepared.tokenizer, objective) for c, corpus in prepared.corpora.items()
+    }
 
 
 def named_with_interval(name: str, sums: np.ndarray, sizes: np.ndarray) -> Figures:
@@ -179,9 +215,15 @@ def on_device(model: XmodLanguageModel, accelerator: str) -> Iterator[None]:
         model.to(home)
 
 
-def score_losses(model: XmodLanguageModel, scorers: dict[str, Scorer], *, prefix: str = "val") -> Figures:
+def score_losses(
+    model: XmodLanguageModel, scorers: dict[str, Scorer], *, prefix: str = "val"
+) -> Figures:
     """``{prefix}/loss/<code>`` of every language, as in metrics.json."""
-    return {name: value for s in scorers.values() for name, value in s.loss_figures(model, prefix).items()}
+    return {
+        name: value
+        for s in scorers.values()
+        for name, value in s.loss_figures(model, prefix).items()
+    }
 
 
 def score_passages(
@@ -189,7 +231,9 @@ def score_passages(
 ) -> tuple[Figures, dict[str, dict]]:
     """``{prefix}/bpb/<code>`` of every language, as in metrics.json; and, by code, the bits of each passage, as in passages.json."""
     figures, records = {}, {}
-    for code, scorer in tqdm(scorers.items(), "bits per byte of held-out text", leave=False, disable=None):
+    for code, scorer in tqdm(
+        scorers.items(), "bits per byte of held-out text", leave=False, disable=None
+    ):
         bits = scorer.passages.bits(model)
         figures |= scorer.bits_figures(bits, prefix)
         records[code] = scorer.passages.record(bits)

@@ -31,7 +31,9 @@ def hidden_once(
     return np.array(owners, dtype=int), masked
 
 
-def one_at_a_time(rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, *, by_passage: bool) -> np.ndarray:
+def one_at_a_time(
+    rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, *, by_passage: bool
+) -> np.ndarray:
     """(R, T) the copy in which each ordinary piece is hidden, -1 for the others.
 
     ``by_passage``: pieces see their own passage alone, so that hiding one in each passage of a row at once is the same as

@@ -11,11 +11,16 @@ from xmod_lab.scoring.subjects import Subject
 from xmod_lab.tasks.ngrams import ngrams
 
 LONGEST = 3  # characters of an n-gram
-_CHARACTERS = 300_000  # of each language's training text: more changes nothing, and large corpora are bounded
+_CHARACTERS = (
+    300_000  # of each language's training text: more changes nothing, and large corpora are bounded
+)
 
 
 def ngram_costs(
-    subjects: list[Subject], sentences: dict[str, list[str]], slots: list[str], longest: int = LONGEST
+    subjects: list[Subject],
+    sentences: dict[str, list[str]],
+    slots: list[str],
+    longest: int = LONGEST,
 ) -> dict[str, np.ndarray]:
     """For each language of ``sentences`` (N, slots) nats that they cost by the counts of the training text of each slot's languages,
     of those that share a slot the fewest. All languages are as likely beforehand."""

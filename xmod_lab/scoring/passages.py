@@ -64,9 +64,15 @@ class Passages:
     """
 
     def __init__(
-        self, code: str, texts: list[str], tokenizer: PreTrainedTokenizerBase, objective: Objective, *, length: int,
+        self,
+        code: str,
+        texts: list[str],
+        tokenizer: PreTrainedTokenizerBase,
+        objective: Objective,
+        *,
+        length: int,
         respelling: float = 0.0,
-    ):  # fmt: skip
+    ):
         self.code, self.tokenizer, self.causal = code, tokenizer, objective.causal
         self.text = sha256("\n".join(texts).encode()).hexdigest()[:16]
         self.sizes = np.array([len(text.encode()) for text in texts])
@@ -76,12 +82,16 @@ class Passages:
             self.charges[number] += UNKNOWN_BITS * unknown
             ids = np.array(encoding.ids, dtype=np.int64)
             known = ids != tokenizer.unk_token_id
-            owner, sets, self.crossed[number] = _stretches(text, known, encoding.offsets, length - 2)
+            owner, sets, self.crossed[number] = _stretches(
+                text, known, encoding.offsets, length - 2
+            )
             for start, end in _parts(owner, length - 2):
                 tail = [tokenizer.eos_token_id] * (end == len(ids))
                 around = np.array([tokenizer.bos_token_id, *ids[start:end], *tail])
                 stretch = np.where(known, owner, -1)[start:end]
-                self.windows.append(Window(number, around, np.array([-1, *stretch, *([-1] * len(tail))]), sets))
+                self.windows.append(
+                    Window(number, around, np.array([-1, *stretch, *([-1] * len(tail))]), sets)
+                )
 
     @torch.inference_mode()
     def bits(self, model: XmodLanguageModel) -> np.ndarray:
@@ -113,7 +123,9 @@ class Passages:
             "bits": [float(f"{value:.8g}") for value in bits],
         }
 
-    def _batches(self, model: XmodLanguageModel) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+    def _batches(
+        self, model: XmodLanguageModel
+    ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
         """(B,) passages, and the batch. Rows of one length stand together: nothing is padded."""
         lang_id, by_length = model.lang_id(self.code), {}
         for window in self.windows:
@@ -130,10 +142,14 @@ class Passages:
                 yield self._batch(pending, lang_id, model.device)
 
     @staticmethod
-    def _batch(rows: list[tuple[int, np.ndarray, np.ndarray]], lang_id: int, device: torch.device) -> tuple:
+    def _batch(
+        rows: list[tuple[int, np.ndarray, np.ndarray]], lang_id: int, device: torch.device
+    ) -> tuple:
         owners, inputs, labels = zip(*rows, strict=True)
         fields = {"input_ids": inputs, "labels": labels}
-        batch = {name: torch.from_numpy(np.stack(values)).to(device) for name, values in fields.items()}
+        batch = {
+            name: torch.from_numpy(np.stack(values)).to(device) for name, values in fields.items()
+        }
         return np.array(owners), {**batch, "lang_ids": torch.full((len(rows),), lang_id)}
 
     def _rows(self, window: Window) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -144,7 +160,9 @@ class Passages:
             return
         groups: dict[int, list[np.ndarray]] = {}
         for stretch in np.unique(window.stretch[window.stretch >= 0]):
-            groups.setdefault(int(window.sets[stretch]), []).append(np.flatnonzero(window.stretch == stretch))
+            groups.setdefault(int(window.sets[stretch]), []).append(
+                np.flatnonzero(window.stretch == stretch)
+            )
         for group in groups.values():
             hidden = ids.copy()
             hidden[np.concatenate(group)] = self.tokenizer.mask_token_id
@@ -170,7 +188,9 @@ def _stretches(text: str, known: np.ndarray, offsets: list[tuple[int, int]], lon
     if not len(known):
         return np.zeros(0, dtype=int), sets, 0
     begin, end = np.array(offsets).T
-    first, last = (np.searchsorted(starts, at, side="right") - 1 for at in (begin, np.maximum(begin, end - 1)))
+    first, last = (
+        np.searchsorted(starts, at, side="right") - 1 for at in (begin, np.maximum(begin, end - 1))
+    )
     crossing, joined = known & (last > first), np.arange(len(starts))
     for a, b in zip(first[crossing], last[crossing], strict=True):
         joined[np.isin(joined, joined[a : b + 1])] = joined[a]
@@ -187,7 +207,9 @@ def _parts(owner: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
     yield start, len(owner)
 
 
-def labelled_nats(model: XmodLanguageModel, code: str, batch: dict[str, torch.Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def labelled_nats(
+    model: XmodLanguageModel, code: str, batch: dict[str, torch.Tensor]
+) -> tuple[np.ndarray, np.ndarray]:
     """(M,) the row of each label of ``batch``, all of one language, and its nats."""
     table = model.base_model.embeddings.table(model.config.languages[model.lang_id(code)])
     weight, bias = model.output_matrix(table)

@@ -19,12 +19,16 @@ from xmod_lab.scoring.subjects import Subject
 
 log = logging.getLogger(__name__)
 
-Confusion = dict[str, dict[str, int]]  # language of the text -> slot that was taken for its own -> how many
+Confusion = dict[
+    str, dict[str, int]
+]  # language of the text -> slot that was taken for its own -> how many
 
 
 def confusion(costs: dict[str, np.ndarray], slots: list[str]) -> Confusion:
     """From ``costs``, for each language (N, slots), to how often which slot costs least; of equals the first."""
-    counts = {code: np.bincount(cost.argmin(1), minlength=len(slots)) for code, cost in costs.items()}
+    counts = {
+        code: np.bincount(cost.argmin(1), minlength=len(slots)) for code, cost in costs.items()
+    }
     return {code: dict(zip(slots, count.tolist(), strict=True)) for code, count in counts.items()}
 
 
@@ -32,7 +36,9 @@ def recognition_figures(what: str, found: Confusion, own: dict[str, str]) -> dic
     """``recognition/<what>/accuracy/<code>``, its mean over languages, ``chance``, and the confusions as counts
     ``recognition/<what>/count/<text>/<slot>``. ``own``: slot of each language."""
     where, accuracy = f"recognition/{what}", {}
-    figures = {f"{where}/count/{code}/{slot}": n for code, row in found.items() for slot, n in row.items()}
+    figures = {
+        f"{where}/count/{code}/{slot}": n for code, row in found.items() for slot, n in row.items()
+    }
     for code, row in found.items():
         accuracy[code] = row[own[code]] / sum(row.values())
         figures[f"{where}/accuracy/{code}"] = accuracy[code]
@@ -56,8 +62,12 @@ def sentence_costs(
         bits[reader.slot] = np.minimum(bits[reader.slot], cost) if reader.slot in bits else cost
         fits &= fit
     if not fits.all():
-        log.warning("%d of %d sentences are longer than the model's %d positions and left out of the recognition",
-                    (~fits).sum(), len(fits), longest)  # fmt: skip
+        log.warning(
+            "%d of %d sentences are longer than the model's %d positions and left out of the recognition",
+            (~fits).sum(),
+            len(fits),
+            longest,
+        )
     table, costs, sentences, start = np.stack(list(bits.values()), axis=1), {}, {}, 0
     for code, part in texts.items():
         kept = slice(start, start + len(part))
@@ -68,7 +78,9 @@ def sentence_costs(
     return costs, sentences
 
 
-def _bits(model: XmodLanguageModel, reader: Subject, texts: list[str], longest: int) -> tuple[np.ndarray, np.ndarray]:
+def _bits(
+    model: XmodLanguageModel, reader: Subject, texts: list[str], longest: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(N,) bits of ``texts`` in the vocabulary and slot of ``reader``, and whether each fits the positions."""
     read = Passages(reader.code, texts, reader.tokenizer, reader.scorer.objective, length=longest)
     parts = np.bincount([window.passage for window in read.windows], minlength=len(texts))
@@ -77,7 +89,9 @@ def _bits(model: XmodLanguageModel, reader: Subject, texts: list[str], longest: 
 
 def padded(sentences: list[list[int]], tokenizer) -> np.ndarray:
     """(N, T) ``<s>``, the pieces, ``</s>``, and padding behind."""
-    rows = np.full((len(sentences), max(map(len, sentences)) + 2), tokenizer.pad_token_id, dtype=np.int64)
+    rows = np.full(
+        (len(sentences), max(map(len, sentences)) + 2), tokenizer.pad_token_id, dtype=np.int64
+    )
     for row, ids in zip(rows, sentences, strict=True):
         row[: len(ids) + 2] = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
     return rows

@@ -97,7 +97,9 @@ def _slot_inputs(model: XmodLanguageModel) -> Iterator[list[Tensor]]:
     seen: list[Tensor] = []
     layers = model.base_model.encoder.layer
     hooks = [
-        layer.output.adapter_modules.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        layer.output.adapter_modules.register_forward_pre_hook(
+            lambda _, inputs: seen.append(inputs[0])
+        )
         for layer in layers
     ]
     try:
@@ -109,18 +111,25 @@ def _slot_inputs(model: XmodLanguageModel) -> Iterator[list[Tensor]]:
 
 @torch.inference_mode()
 def pooled_states(
-    model: XmodLanguageModel, code: str, sentences: list[list[int]], tokenizer: PreTrainedTokenizerBase
+    model: XmodLanguageModel,
+    code: str,
+    sentences: list[list[int]],
+    tokenizer: PreTrainedTokenizerBase,
 ) -> Tensor:
     """(K, N, D) float32 on the CPU, of sentences that are given as the ids of their pieces."""
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
-    states = torch.empty(2 * model.config.num_hidden_layers + 1, len(sentences), model.config.hidden_size)
+    states = torch.empty(
+        2 * model.config.num_hidden_layers + 1, len(sentences), model.config.hidden_size
+    )
     with _slot_inputs(model) as seen, torch.autocast(model.device.type, enabled=False):
         for start in range(0, len(order), _ROWS):
             some = order[start : start + _ROWS]
             ids = torch.from_numpy(padded([sentences[i] for i in some], tokenizer)).to(model.device)
             lengths = torch.tensor([len(sentences[i]) for i in some], device=model.device)
             places = torch.arange(ids.shape[1], device=model.device)
-            real = ((places >= 1) & (places <= lengths[:, None])).to(model.dtype)  # (N, S): the pieces alone
+            real = ((places >= 1) & (places <= lengths[:, None])).to(
+                model.dtype
+            )  # (N, S): the pieces alone
             seen.clear()
             out = model.base_model(
                 ids,
@@ -131,7 +140,9 @@ def pooled_states(
             ).hidden_states
             both = [out[0], *(state for pair in zip(seen, out[1:], strict=True) for state in pair)]
             for k, state in enumerate(both):
-                states[k, some] = ((state * real[:, :, None]).sum(1) / lengths[:, None]).float().cpu()
+                states[k, some] = (
+                    ((state * real[:, :, None]).sum(1) / lengths[:, None]).float().cpu()
+                )
     return states
 
 
@@ -163,18 +174,29 @@ def retrieve(
 
     A sentence that is longer than the positions is cut, and their number is said.
     """
-    longest = model.config.max_position_embeddings - model.config.pad_token_id - 3  # <s> and </s> beside it
+    longest = (
+        model.config.max_position_embeddings - model.config.pad_token_id - 3
+    )  # <s> and </s> beside it
     ids, cut = {}, 0
     for column, (_, tokenizer) in languages.items():
         found = [piece_ids for piece_ids, *_ in encode(iter(parallel.sentences[column]), tokenizer)]
         cut += sum(len(piece_ids) > longest for piece_ids in found)
         ids[column] = [piece_ids[:longest] for piece_ids in found]
     if cut:
-        log.warning("%s: %d of %d sentences are longer than %d pieces and cut there", parallel.name, cut,
-                    sum(map(len, ids.values())), longest)  # fmt: skip
-    there = {column: np.array([len(sentence) > 0 for sentence in ids[column]]) for column in languages}
+        log.warning(
+            "%s: %d of %d sentences are longer than %d pieces and cut there",
+            parallel.name,
+            cut,
+            sum(map(len, ids.values())),
+            longest,
+        )
+    there = {
+        column: np.array([len(sentence) > 0 for sentence in ids[column]]) for column in languages
+    }
 
-    def states(column: str) -> Tensor:  # of all rows, so that every pair picks its own; those of empty cells stay zero
+    def states(
+        column: str,
+    ) -> Tensor:  # of all rows, so that every pair picks its own; those of empty cells stay zero
         kept = np.flatnonzero(there[column])
         code, tokenizer = languages[column]
         found = pooled_states(model, code, [ids[column][i] for i in kept], tokenizer)
@@ -182,8 +204,13 @@ def retrieve(
         full[:, kept] = found
         return full
 
-    slots = {column: model.config.languages[model.config.slot(code)] for column, (code, _) in languages.items()}
-    own = {c: states(c) for c in tqdm(languages, f"{parallel.name}: states", leave=False, disable=None)}
+    slots = {
+        column: model.config.languages[model.config.slot(code)]
+        for column, (code, _) in languages.items()
+    }
+    own = {
+        c: states(c) for c in tqdm(languages, f"{parallel.name}: states", leave=False, disable=None)
+    }
     centred = {c: states - states[:, there[c]].mean(1, keepdim=True) for c, states in own.items()}
     results = []
     pairs = list(permutations(languages, 2))
@@ -198,11 +225,17 @@ def retrieve(
         for arm, (queries, candidates) in pairs_of.items():
             for k, name in enumerate(state_names(model)):
                 cosines = cosines_of(queries[k, rows], candidates[k, rows])
-                results.append(_result(languages, a, b, arm, name, rows, cosines, len(there[a]) * (name == fixed)))
+                results.append(
+                    _result(
+                        languages, a, b, arm, name, rows, cosines, len(there[a]) * (name == fixed)
+                    )
+                )
     return results
 
 
-def ngram_retrieval(parallel: Parallel, languages: dict[str, tuple[str, PreTrainedTokenizerBase]]) -> list[Retrieval]:
+def ngram_retrieval(
+    parallel: Parallel, languages: dict[str, tuple[str, PreTrainedTokenizerBase]]
+) -> list[Retrieval]:
     """The same by the cosines of character n-grams (tf-idf over all of the file's sentences): no model, nothing learnt."""
     texts = {column: parallel.sentences[column] for column in languages}
     vectorizer = TfidfVectorizer(analyzer=ngrams, sublinear_tf=True)
@@ -210,7 +243,10 @@ def ngram_retrieval(parallel: Parallel, languages: dict[str, tuple[str, PreTrain
     vectors = {column: vectorizer.transform(column_texts) for column, column_texts in texts.items()}
     results = []
     for a, b in permutations(languages, 2):
-        rows = np.array([i for i, pair in enumerate(zip(texts[a], texts[b], strict=True)) if all(pair)], dtype=int)
+        rows = np.array(
+            [i for i, pair in enumerate(zip(texts[a], texts[b], strict=True)) if all(pair)],
+            dtype=int,
+        )
         if len(rows) >= 2:
             cosines = (vectors[a][rows] @ vectors[b][rows].T).toarray()
             results.append(_result(languages, a, b, NGRAMS, NGRAMS, rows, cosines, len(texts[a])))
@@ -218,7 +254,14 @@ def ngram_retrieval(parallel: Parallel, languages: dict[str, tuple[str, PreTrain
 
 
 def _result(
-    languages, a: str, b: str, arm: str, state: str, rows: np.ndarray, cosines: np.ndarray, keep: int
+    languages,
+    a: str,
+    b: str,
+    arm: str,
+    state: str,
+    rows: np.ndarray,
+    cosines: np.ndarray,
+    keep: int,
 ) -> Retrieval:
     """``keep``: how many rows the file has, where hits are kept."""
     top1, reciprocal = top1_and_mrr(cosines)
@@ -227,7 +270,14 @@ def _result(
         hits = np.full(keep, np.nan)
         hits[rows] = top1
     return Retrieval(
-        languages[a][0], languages[b][0], arm, state, len(rows), float(top1.mean()), float(reciprocal.mean()), hits
+        languages[a][0],
+        languages[b][0],
+        arm,
+        state,
+        len(rows),
+        float(top1.mean()),
+        float(reciprocal.mean()),
+        hits,
     )
 
 
@@ -239,7 +289,9 @@ def compare(one: list[Retrieval], other: list[Retrieval]) -> Estimate:
 
     def counts(hits: dict) -> np.ndarray:  # (1, 1, rows, 2 * pairs)
         table = np.stack([hits[pair] for pair in pairs], axis=1)
-        return np.concatenate([np.nan_to_num(table), ~np.isnan(table)], axis=1).astype(float)[None, None]
+        return np.concatenate([np.nan_to_num(table), ~np.isnan(table)], axis=1).astype(float)[
+            None, None
+        ]
 
     def reduce(sums: np.ndarray) -> np.ndarray:
         right, there = np.split(sums, 2, axis=-1)
@@ -257,17 +309,25 @@ def retrieval_figures(name: str, results: list[Retrieval]) -> dict[str, float]:
     for r in results:
         end = r.state if r.arm == "target" else f"{r.state}/{r.arm}"
         figures[f"retrieval/{name}/sentences/{r.query}/{r.candidates}"] = r.rows
-        for metric, value, guess in zip(("top1", "mrr"), (r.top1, r.mrr), chance(r.rows), strict=True):
+        for metric, value, guess in zip(
+            ("top1", "mrr"), (r.top1, r.mrr), chance(r.rows), strict=True
+        ):
             where = f"retrieval/{name}/{metric}"
             figures[f"{where}/{r.query}/{r.candidates}/{end}"] = value
-            for part in (f"{where}/{end}", f"{where}/{r.query}/{end}", f"{where}/{r.candidates}/{end}"):
+            for part in (
+                f"{where}/{end}",
+                f"{where}/{r.query}/{end}",
+                f"{where}/{r.candidates}/{end}",
+            ):
                 means.setdefault(part, []).append(value)
             if r.arm == "target":
                 means.setdefault(f"retrieval/{name}/chance/{metric}", []).append(guess)
     return figures | {key: float(np.mean(values)) for key, values in means.items()}
 
 
-def against(name: str, what: str, results: list[Retrieval], others: list[Retrieval], fixed: str) -> dict[str, float]:
+def against(
+    name: str, what: str, results: list[Retrieval], others: list[Retrieval], fixed: str
+) -> dict[str, float]:
     """``retrieval/<name>/against/<what>/target|centred`` with ``…/low``, ``…/high`` and ``…/p``: top-1 at the state ``fixed`` less that of
     the n-grams, or of the same arm of a control."""
     figures = {}
@@ -277,5 +337,7 @@ def against(name: str, what: str, results: list[Retrieval], others: list[Retriev
         found = compare(mine, theirs)
         where = f"retrieval/{name}/against/{what}/{arm}"
         ends = {"low": found.low, "high": found.high, "p": found.p}
-        figures |= {where: found.mean} | {f"{where}/{end}": value for end, value in ends.items() if value is not None}
+        figures |= {where: found.mean} | {
+            f"{where}/{end}": value for end, value in ends.items() if value is not None
+        }
     return figures

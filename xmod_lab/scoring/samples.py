@@ -16,22 +16,33 @@ from xmod_lab.scoring.held_out import Scorer, on_device
 SAMPLES = "samples.json"
 _PASSAGES, _LIKELIEST = 3, 5  # of a language; pieces that are shown
 _ROWS = 64  # of held-out text, in which passages are looked for
-_SHORTEST, _AROUND = 5, 60  # pieces of a passage; characters on either side of the hidden piece that are kept
+_SHORTEST, _AROUND = (
+    5,
+    60,
+)  # pieces of a passage; characters on either side of the hidden piece that are kept
 
 
 def filled(
-    model: XmodLanguageModel, scorers: dict[str, Scorer], tokenizer: PreTrainedTokenizerBase, *, accelerator: str
+    model: XmodLanguageModel,
+    scorers: dict[str, Scorer],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    accelerator: str,
 ) -> dict[str, list[dict]]:
     """Samples of every language of ``scorers``, which share ``tokenizer``, as in samples.json; in evaluation mode."""
     was_training = model.training
     model.eval()
     with on_device(model, accelerator):
-        found = {code: _samples(model, code, scorer.rows, tokenizer) for code, scorer in scorers.items()}
+        found = {
+            code: _samples(model, code, scorer.rows, tokenizer) for code, scorer in scorers.items()
+        }
     model.train(was_training)
     return found
 
 
-def _samples(model: XmodLanguageModel, code: str, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[dict]:
+def _samples(
+    model: XmodLanguageModel, code: str, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase
+) -> list[dict]:
     """``rows`` (R, T) of held-out text."""
     places = []
     for ids in _passages(rows[:_ROWS], tokenizer):
@@ -47,8 +58,14 @@ def _passages(rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[np.n
     stream = rows.ravel()
     ends = np.flatnonzero(stream == tokenizer.eos_token_id)
     starts = np.flatnonzero(stream == tokenizer.bos_token_id)
-    starts = starts[np.searchsorted(starts, ends) - 1]  # a part without an end lies before another start
-    return [stream[start + 1 : end] for start, end in zip(starts, ends, strict=True) if _SHORTEST < end - start]
+    starts = starts[
+        np.searchsorted(starts, ends) - 1
+    ]  # a part without an end lies before another start
+    return [
+        stream[start + 1 : end]
+        for start, end in zip(starts, ends, strict=True)
+        if _SHORTEST < end - start
+    ]
 
 
 def _place(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> int | None:
@@ -59,19 +76,33 @@ def _place(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> int | None:
     pieces = tokenizer.convert_ids_to_tokens(ids.tolist())
     starts = [piece.startswith(WORD_START) for piece in pieces] + [True]
     words = [piece.removeprefix(WORD_START) for piece in pieces]
-    whole = [i for i, word in enumerate(words) if starts[i] and starts[i + 1] and len(word) >= 3 and word.isalpha()]
-    found = [i for i in whole if i] or [i for i, word in enumerate(words) if i and word.isalpha()]  # not the first one
+    whole = [
+        i
+        for i, word in enumerate(words)
+        if starts[i] and starts[i + 1] and len(word) >= 3 and word.isalpha()
+    ]
+    found = [i for i in whole if i] or [
+        i for i, word in enumerate(words) if i and word.isalpha()
+    ]  # not the first one
     return found[len(found) // 2] if found else None
 
 
 @torch.inference_mode()
 def _sample(
-    model: XmodLanguageModel, code: str, ids: np.ndarray, place: int, tokenizer: PreTrainedTokenizerBase
+    model: XmodLanguageModel,
+    code: str,
+    ids: np.ndarray,
+    place: int,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> dict:
     """``ids`` (S,) of which the one at ``place`` is hidden."""
     causal = model.config.is_decoder
     shown = [tokenizer.bos_token_id, *ids.tolist(), tokenizer.eos_token_id]
-    shown = shown[: place + 1] if causal else [*shown[: place + 1], tokenizer.mask_token_id, *shown[place + 2 :]]
+    shown = (
+        shown[: place + 1]
+        if causal
+        else [*shown[: place + 1], tokenizer.mask_token_id, *shown[place + 2 :]]
+    )
     with torch.autocast(model.device.type, enabled=False):
         logits = model(torch.tensor([shown], device=model.device), lang_ids=[code]).logits[
             0, -1 if causal else place + 1
@@ -80,7 +111,10 @@ def _sample(
     best = probabilities.topk(_LIKELIEST)
     pieces = tokenizer.convert_ids_to_tokens(best.indices.tolist())
     hidden = int(ids[place])
-    before, after = tokenizer.decode(ids[:place].tolist()), tokenizer.decode(ids[place + 1 :].tolist())
+    before, after = (
+        tokenizer.decode(ids[:place].tolist()),
+        tokenizer.decode(ids[place + 1 :].tolist()),
+    )
     return {
         "before": before if len(before) <= _AROUND else "…" + before[-_AROUND:],
         "hidden": tokenizer.convert_ids_to_tokens(hidden),

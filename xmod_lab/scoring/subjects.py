@@ -15,7 +15,10 @@ from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.vocabulary import load_tokenizer
 
 log = logging.getLogger(__name__)
-_SENTENCES, _CHARACTERS = 100, 100  # of a language that are to be recognised; longer passages are cut there
+_SENTENCES, _CHARACTERS = (
+    100,
+    100,
+)  # of a language that are to be recognised; longer passages are cut there
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,14 @@ def subjects_of(
         )
     without = [code for code in model.languages if code not in found and code not in unread]
     if without:
-        shown = ", ".join(without[:12]) + (f" and {len(without) - 12} others" if len(without) > 12 else "")
-        log.warning("skipped, because the language set has no text of them: %s. Give some with "
-                    "'+langset.languages={CODE:{text:FILE}}' and base=MODEL_FOLDER", shown)  # fmt: skip
+        shown = ", ".join(without[:12]) + (
+            f" and {len(without) - 12} others" if len(without) > 12 else ""
+        )
+        log.warning(
+            "skipped, because the language set has no text of them: %s. Give some with "
+            "'+langset.languages={CODE:{text:FILE}}' and base=MODEL_FOLDER",
+            shown,
+        )
     return [found[code] for code in model.languages if code in found]
 
 
@@ -72,7 +80,10 @@ def slots_of(subjects: list[Subject]) -> list[str]:
 
 
 def readers(
-    model: XmodLanguageModel, subjects: list[Subject], columns: list[str], base_tokenizer: PreTrainedTokenizerBase
+    model: XmodLanguageModel,
+    subjects: list[Subject],
+    columns: list[str],
+    base_tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[dict[str, tuple[str, PreTrainedTokenizerBase]], dict[str, str]]:
     """For the columns of a parallel file: (column -> code and tokenizer; column -> why it is skipped).
 

@@ -19,17 +19,29 @@ _ARMS = {"target": "own slot", "centred": "means taken away", "source": "slot of
 def language_table(figures: Figures, codes: list[str], how: str) -> None:
     """Likelihoods of each language, and those of guessing by frequency."""
     kinds = {"unigram": "unigram", "val": "model", "pll": "each piece alone"}
-    kinds = {prefix: name for prefix, name in kinds.items() if f"{prefix}/loss/{codes[0]}" in figures}
+    kinds = {
+        prefix: name for prefix, name in kinds.items() if f"{prefix}/loss/{codes[0]}" in figures
+    }
     units = {"loss": "nats/piece", "bpb": "bits/byte", "perplexity": "perplexity"}
     columns = [(p, unit) for p in kinds for unit in (units if p != "unigram" else ("loss", "bpb"))]
     columns = [(p, unit) for p, unit in columns if f"{p}/{unit}/{codes[0]}" in figures]
     rows: Rows = [
-        (code, *(f"{figures[name]:.1f}" if unit == "perplexity" else told(figures, name) for p, unit in columns
-                 for name in [f"{p}/{unit}/{code}"]))
+        (
+            code,
+            *(
+                f"{figures[name]:.1f}" if unit == "perplexity" else told(figures, name)
+                for p, unit in columns
+                for name in [f"{p}/{unit}/{code}"]
+            ),
+        )
         for code in codes
-    ]  # fmt: skip
+    ]
     header = ("language", *(f"{units[unit]}, {kinds[p]}" for p, unit in columns))
-    show(f"{how}; nats and perplexity are per piece: only models with one vocabulary compare by them", header, rows)
+    show(
+        f"{how}; nats and perplexity are per piece: only models with one vocabulary compare by them",
+        header,
+        rows,
+    )
 
 
 def slot_table(matrix: Matrix, subjects: list[Subject], figures: Figures) -> None:
@@ -42,7 +54,13 @@ def slot_table(matrix: Matrix, subjects: list[Subject], figures: Figures) -> Non
         cells = (losses[subject.slot], sum(others.values()) / len(others), others[nearest])
         digits = digits_of(half_width(figures, f"val/loss/{subject.code}"))
         rows.append((subject.code, *(f"{cell:.{digits}f}" for cell in cells), nearest))
-    header = ("text of", "its own slot", "other slots, mean", "best of the others", "which is that of")
+    header = (
+        "text of",
+        "its own slot",
+        "other slots, mean",
+        "best of the others",
+        "which is that of",
+    )
     show("text through slots, nats/piece, in the vocabulary of the text", header, rows)
 
 
@@ -65,9 +83,16 @@ def recognition_table(found: dict[str, Confusion], figures: Figures, own: dict[s
     rows.append(("mean", *(cell for mean in means for cell in (mean, ""))))
     chance = figures["recognition/rows/chance"]
     header = ("text of", *(name for what in found for name in (what, "mistaken most for")))
-    show(f"the language recognised by the slot with the lowest loss, and by naive Bayes on character n-grams of the training text "
-         f"(ngrams, same sentences); chance {100 * chance:.1f} %", header, rows)  # fmt: skip
-    if "ngrams" in found and figures["recognition/sentences/accuracy"] <= figures["recognition/ngrams/accuracy"]:
+    show(
+        f"the language recognised by the slot with the lowest loss, and by naive Bayes on character n-grams of the training text "
+        f"(ngrams, same sentences); chance {100 * chance:.1f} %",
+        header,
+        rows,
+    )
+    if (
+        "ngrams" in found
+        and figures["recognition/sentences/accuracy"] <= figures["recognition/ngrams/accuracy"]
+    ):
         log.info(
             "the slots recognise sentences no better than n-grams do: it does not show that a slot knows its language"
         )
@@ -95,10 +120,14 @@ def retrieval_tables(name: str, figures: Figures, codes: list[str], states: list
     title = f"translation retrieval, {name}, mean of all ordered pairs; * the layer that was fixed in advance"
     show(title, ("states of", *header), [*rows, *ends])
     spelt = [figures.get(f"{where}/ngrams/top1/{code}") for code in codes]
-    rows = [(code, *cells(f"{code}/", fixed), "–" if found is None else f"{found:.3f}")
-            for code, found in zip(codes, spelt, strict=True)]  # fmt: skip
+    rows = [
+        (code, *cells(f"{code}/", fixed), "–" if found is None else f"{found:.3f}")
+        for code, found in zip(codes, spelt, strict=True)
+    ]
     show(
-        f"translation retrieval, {name}, {fixed}: mean of the pairs with", ("language", *header, "top-1, n-grams"), rows
+        f"translation retrieval, {name}, {fixed}: mean of the pairs with",
+        ("language", *header, "top-1, n-grams"),
+        rows,
     )
     for what, said in {"ngrams": "character n-grams", "control": "the control"}.items():
         gaps = {arm: figures.get(f"{where}/against/{what}/{arm}") for arm in ("target", "centred")}
@@ -107,8 +136,13 @@ def retrieval_tables(name: str, figures: Figures, codes: list[str], states: list
                 f"{gap:+.3f} {_ends(figures, f'{where}/against/{what}/{arm}')} {_ARMS[arm]}"
                 for arm, gap in gaps.items()
             ]
-            log.info("%s, %s, top-1 less that of %s: %s. Alignment is shown by an interval above 0 alone", name, fixed, said,
-                     "; ".join(told))  # fmt: skip
+            log.info(
+                "%s, %s, top-1 less that of %s: %s. Alignment is shown by an interval above 0 alone",
+                name,
+                fixed,
+                said,
+                "; ".join(told),
+            )
     found, guess = figures[f"{where}/top1/{fixed}"], figures[f"{where}/chance/top1"]
     told = f"{name}: {fixed} finds {100 * found:.1f} % of the translations, {found / guess:.1f} times chance ({100 * guess:.1f} %)"
     if found < _NEAR_CHANCE * guess:
@@ -125,9 +159,16 @@ def before_table(before: Figures, figures: Figures, codes: list[str], kind: str)
     rows: Rows = []
     same = {}
     for code in codes:
-        pairs = [(before[f"before/val/{unit}/{code}"], figures[f"val/{unit}/{code}"]) for unit in ("loss", "bpb")]
+        pairs = [
+            (before[f"before/val/{unit}/{code}"], figures[f"val/{unit}/{code}"])
+            for unit in ("loss", "bpb")
+        ]
         same[code] = all(a == b for a, b in pairs)
-        said = "equal to the last bit" if same[code] else f"differs by {max(abs(a - b) for a, b in pairs):.1e}"
+        said = (
+            "equal to the last bit"
+            if same[code]
+            else f"differs by {max(abs(a - b) for a, b in pairs):.1e}"
+        )
         rows.append((code, *(f"{value:.4f}" for pair in pairs for value in pair), said))
     header = ("language", "nats/piece, before", "now", "bits/byte, before", "now", "")
     show(f"languages of the base, before others were added and now: {kind}", header, rows)

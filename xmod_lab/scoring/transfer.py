@@ -31,7 +31,9 @@ NO_SLOT = -1
 def without_slots(model: XmodPreTrainedModel) -> Iterator[None]:
     """Every slot adds nothing meanwhile."""
     handles = [
-        layer.output.adapter_modules.register_forward_hook(lambda module, inputs, out: torch.zeros_like(out))
+        layer.output.adapter_modules.register_forward_hook(
+            lambda module, inputs, out: torch.zeros_like(out)
+        )
         for layer in model.base_model.encoder.layer
     ]
     try:
@@ -56,7 +58,9 @@ def slots_of(config: XmodConfig, code: str, source: str) -> dict[str, list[int]]
 
 
 @torch.inference_mode()
-def answers(model: XmodPreTrainedModel, kind, encoded: Encoded, code: str, slot: int) -> tuple[list, float]:
+def answers(
+    model: XmodPreTrainedModel, kind, encoded: Encoded, code: str, slot: int
+) -> tuple[list, float]:
     """Predictions for every example, and the loss, mean over the rows read; in float32 and evaluation mode.
 
     Args:
@@ -72,7 +76,9 @@ def answers(model: XmodPreTrainedModel, kind, encoded: Encoded, code: str, slot:
     with torch.autocast(device.type, enabled=False):
         for start in range(0, len(order), _ROWS):
             indices = order[start : start + _ROWS]
-            batch = {name: tensor.to(device) for name, tensor in kind.batch(encoded, indices).items()}
+            batch = {
+                name: tensor.to(device) for name, tensor in kind.batch(encoded, indices).items()
+            }
             ids = batch.pop("input_ids")
             flat = ids.flatten(0, -2)  # (rows, S)
             vectors = embeddings.table(code)(flat)
@@ -101,7 +107,9 @@ def transfer_answers(
     ways = {code: slots_of(model.config, code, source) for code in tests}
     found: dict[str, dict[str, list[list]]] = {code: {} for code in tests}
     total = sum(len(slots) for arms in ways.values() for slots in arms.values())
-    with tqdm(total=total, desc=f"testing {title}", unit=" slots", leave=False, disable=None) as bar:
+    with tqdm(
+        total=total, desc=f"testing {title}", unit=" slots", leave=False, disable=None
+    ) as bar:
         for code, arms in ways.items():
             for arm, slots in arms.items():
                 found[code][arm] = []
@@ -113,4 +121,6 @@ def transfer_answers(
 
 def counted(metric, gold: Sequence, predictions: Sequence[Sequence[list]]) -> np.ndarray:
     """Predictions of S seeds in K slots each -> counts (K, S, N, D)."""
-    return np.stack([np.stack([metric.counts(gold, p) for p in seed]) for seed in predictions], axis=1)
+    return np.stack(
+        [np.stack([metric.counts(gold, p) for p in seed]) for seed in predictions], axis=1
+    )

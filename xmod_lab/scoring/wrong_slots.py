@@ -31,7 +31,9 @@ def through_slot(model: XmodLanguageModel, code: str, slot: str) -> Iterator[Non
             slots[own] = module
 
 
-def slot_matrix(model: XmodLanguageModel, subjects: list[Subject]) -> tuple[Matrix, dict[str, np.ndarray]]:
+def slot_matrix(
+    model: XmodLanguageModel, subjects: list[Subject]
+) -> tuple[Matrix, dict[str, np.ndarray]]:
     """Every text through every slot, with the same pieces hidden.
 
     Returns:
@@ -39,19 +41,25 @@ def slot_matrix(model: XmodLanguageModel, subjects: list[Subject]) -> tuple[Matr
         that have something to predict.
     """
     slots, matrix, rows = slots_of(subjects), {}, {}
-    with tqdm(total=len(subjects) * len(slots), desc="text through slots", leave=False, disable=None) as bar:
+    with tqdm(
+        total=len(subjects) * len(slots), desc="text through slots", leave=False, disable=None
+    ) as bar:
         for subject in subjects:
             nats, predicted = [], subject.scorer.predicted
             for slot in slots:
                 with through_slot(model, subject.code, slot):
                     nats.append(subject.scorer.nats(model))
                 bar.update()
-            matrix[subject.code] = {s: float(n.sum() / predicted.sum()) for s, n in zip(slots, nats, strict=True)}
+            matrix[subject.code] = {
+                s: float(n.sum() / predicted.sum()) for s, n in zip(slots, nats, strict=True)
+            }
             rows[subject.code] = np.stack(nats, axis=1)[predicted > 0]
     return matrix, rows
 
 
-def slot_figures(matrix: Matrix, subjects: list[Subject], rows: dict[str, np.ndarray]) -> dict[str, float]:
+def slot_figures(
+    matrix: Matrix, subjects: list[Subject], rows: dict[str, np.ndarray]
+) -> dict[str, float]:
     """``slots/loss/<text>/<slot>``, and ``slots/wrong/loss/<text>``: the mean of all slots but its own, with the ends of its interval.
     All slots of a text are compared in one vocabulary, on the same hidden pieces. ``rows``: as of :func:`slot_matrix`."""
     figures = {}
@@ -62,5 +70,7 @@ def slot_figures(matrix: Matrix, subjects: list[Subject], rows: dict[str, np.nda
         if wrong:
             predicted = subject.scorer.predicted
             nats = rows[code][:, wrong].mean(1)
-            figures |= named_with_interval(f"slots/wrong/loss/{code}", nats, predicted[predicted > 0])
+            figures |= named_with_interval(
+                f"slots/wrong/loss/{code}", nats, predicted[predicted > 0]
+            )
     return figures

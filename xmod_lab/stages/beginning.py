@@ -33,9 +33,17 @@ def begin_language(
     vocabulary: dict = {"kind": lang.vocabulary}
     if lang.vocabulary == "own":
         report = begin_vocabulary(cfg, model, lang.code, old, prepared, lang.embedding_init)
-        log.info("%s: of %s rows of the new table %s were copied from the base (%.1f %% of its text), %s derived from others "
-                 "(with them %.1f %%), the rest made by %s", lang.code, f"{report.pieces:,}", f"{report.copied:,}",
-                 100 * report.overlap, f"{report.derived:,}", 100 * report.coverage, report.method)  # fmt: skip
+        log.info(
+            "%s: of %s rows of the new table %s were copied from the base (%.1f %% of its text), %s derived from others "
+            "(with them %.1f %%), the rest made by %s",
+            lang.code,
+            f"{report.pieces:,}",
+            f"{report.copied:,}",
+            100 * report.overlap,
+            f"{report.derived:,}",
+            100 * report.coverage,
+            report.method,
+        )
         vocabulary |= {**asdict(report), "drawn": report.drawn}
     if lang.slot_init != NEAREST:
         model.initialise_slot(lang.code, lang.slot_init, seed=cfg.seed)
@@ -45,17 +53,27 @@ def begin_language(
     donor_table(ranking, lang.code)
     best = ranking[0][0]
     model.initialise_slot(lang.code, f"copy:{best}", seed=cfg.seed)
-    return {"slot": {"init": NEAREST, "donors": [best], "ranking": ranking}, "vocabulary": vocabulary}
+    return {
+        "slot": {"init": NEAREST, "donors": [best], "ranking": ranking},
+        "vocabulary": vocabulary,
+    }
 
 
-def allocate_language(cfg: PretrainConfig, model: XmodLanguageModel, lang: LangConfig, prepared: Prepared) -> None:
+def allocate_language(
+    cfg: PretrainConfig, model: XmodLanguageModel, lang: LangConfig, prepared: Prepared
+) -> None:
     """A slot and, where the language brings one, a vocabulary; both at random."""
     pieces = len(prepared.tokenizer) if lang.vocabulary == "own" else None
     model.add_language(lang.code, "random", pieces=pieces, seed=cfg.seed)
 
 
 def begin_vocabulary(
-    cfg: PretrainConfig, model: XmodLanguageModel, code: str, old: Prepared, prepared: Prepared, method: str
+    cfg: PretrainConfig,
+    model: XmodLanguageModel,
+    code: str,
+    old: Prepared,
+    prepared: Prepared,
+    method: str,
 ) -> InitReport:
     """Fill the vocabulary of ``code`` in place."""
     corpus = prepared.corpora[code]

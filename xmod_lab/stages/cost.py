@@ -23,7 +23,10 @@ from xmod_lab.training.fit import make_trainer
 from xmod_lab.training.step import LanguageModeling
 
 log = logging.getLogger(__name__)
-_WARM_UP, _TIMED = 2, 5  # steps; the first one has its FLOPs counted, the middle of the timed ones is taken
+_WARM_UP, _TIMED = (
+    2,
+    5,
+)  # steps; the first one has its FLOPs counted, the middle of the timed ones is taken
 _READ = 40  # steps by whose micro-batches the loader is timed
 
 
@@ -58,10 +61,12 @@ def measure(
     module = _take_steps(cfg, model, loader, meter, seed, trainable)
     if processes > 1:
         log.info(
-            "timed in one process on its share of the batch: what %d processes tell each other comes on top", processes
+            "timed in one process on its share of the batch: what %d processes tell each other comes on top",
+            processes,
         )
     sizes = [
-        (p.numel(), p.numel() * p.element_size(), name in module.trainable) for name, p in model.named_parameters()
+        (p.numel(), p.numel() * p.element_size(), name in module.trainable)
+        for name, p in model.named_parameters()
     ]
     middle = meter.seconds_per_step
     return Cost(
@@ -78,7 +83,12 @@ def measure(
 
 
 def seconds_of(
-    cfg: PretrainConfig, model: XmodLanguageModel, prepared: Prepared, mixture: Mixture, *, seed: int
+    cfg: PretrainConfig,
+    model: XmodLanguageModel,
+    prepared: Prepared,
+    mixture: Mixture,
+    *,
+    seed: int,
 ) -> float:
     """Of all steps of a pre-training, by a few that are taken; ``model`` is of no use afterwards."""
     meter = _Meter(all_of_it=False)
@@ -89,7 +99,13 @@ def seconds_of(
 def duration(seconds: float) -> str:
     """In seconds, minutes or hours."""
     minutes, hours = seconds / 60, seconds / 3600
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if hours < 2 else f"{hours:.1f} h"
+    return (
+        f"{seconds:.0f} s"
+        if minutes < 2
+        else f"{minutes:.0f} min"
+        if hours < 2
+        else f"{hours:.1f} h"
+    )
 
 
 def _loader(
@@ -99,7 +115,15 @@ def _loader(
     lang_ids = {code: model.lang_id(code) for code in prepared.corpora}
     processes = cfg.trainer.devices * cfg.trainer.nodes
     return lambda steps: batches(
-        cfg, prepared, mixture, lang_ids, seed=seed, steps=steps, first_step=0, rank=0, processes=processes
+        cfg,
+        prepared,
+        mixture,
+        lang_ids,
+        seed=seed,
+        steps=steps,
+        first_step=0,
+        rank=0,
+        processes=processes,
     )
 
 
@@ -113,8 +137,12 @@ def _take_steps(
 ) -> LanguageModeling:
     """Train ``model`` for a few steps in one process, which ``meter`` sees."""
     steps, fused = _WARM_UP + _TIMED, cfg.trainer.precision != "16-mixed"
-    module = LanguageModeling(model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable, fused=fused)
-    alone = replace(cfg, trainer=replace(cfg.trainer, devices=1, nodes=1, max_steps=steps, max_tokens=None))
+    module = LanguageModeling(
+        model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable, fused=fused
+    )
+    alone = replace(
+        cfg, trainer=replace(cfg.trainer, devices=1, nodes=1, max_steps=steps, max_tokens=None)
+    )
     make_trainer(alone, [meter], meter.size).fit(module, loader(steps))
     return module
 
@@ -134,7 +162,9 @@ class _Size(TorchCheckpointIO):
 
     bytes = 0
 
-    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: object = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict, path: str | Path, storage_options: object = None
+    ) -> None:
         counter = _Counter()
         torch.save(checkpoint, counter)
         self.bytes = counter.bytes
@@ -175,7 +205,9 @@ class _Meter(pl.Callback):
         self.counter.__enter__()
         self.began = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module: LanguageModeling, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module: LanguageModeling, outputs, batch, batch_idx: int
+    ) -> None:
         float(outputs["loss"])  # as in training: waits for the device
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
@@ -195,7 +227,10 @@ class _Meter(pl.Callback):
         for parameter in module.parameters():
             if parameter.requires_grad and parameter not in state:
                 state[parameter] = {
-                    k: t.clone() if t.dim() == 0 else torch.zeros_like(parameter) for k, t in like.items()
+                    k: t.clone() if t.dim() == 0 else torch.zeros_like(parameter)
+                    for k, t in like.items()
                 }
-        self.optimizer_bytes = sum(t.numel() * t.element_size() for moments in state.values() for t in moments.values())
+        self.optimizer_bytes = sum(
+            t.numel() * t.element_size() for moments in state.values() for t in moments.values()
+        )
         trainer.save_checkpoint("plan")

@@ -19,10 +19,14 @@ DonorRanking = list[tuple[str, float]]  # code of a donor, nats per predicted pi
 
 def sampled_targets(cfg: PretrainConfig, prepared: Prepared, code: str) -> FixedTargets:
     """What beginnings of the language are compared by: ROWS rows of its training text, 15 % hidden (causal: nothing)."""
-    return FixedTargets(code, prepared.corpora[code].sample(ROWS), prepared.tokenizer, cfg.objective)
+    return FixedTargets(
+        code, prepared.corpora[code].sample(ROWS), prepared.tokenizer, cfg.objective
+    )
 
 
-def rank_donors(cfg: PretrainConfig, model: XmodLanguageModel, prepared: Prepared, code: str) -> DonorRanking:
+def rank_donors(
+    cfg: PretrainConfig, model: XmodLanguageModel, prepared: Prepared, code: str
+) -> DonorRanking:
     """All pre-trained slots as the slot of ``code``, a language that was added to ``model`` and has its vocabulary.
 
     The slot of ``code`` is overwritten; donors are read. Several processes share the donors out. Of donors with equal
@@ -32,7 +36,9 @@ def rank_donors(cfg: PretrainConfig, model: XmodLanguageModel, prepared: Prepare
     losses = {}
     with on_device(model, cfg.trainer.accelerator):
         mine = donors[rank() :: process_count()]
-        for donor in tqdm(mine, desc=f"trying donors for {code}", unit=" slots", leave=False, disable=None):
+        for donor in tqdm(
+            mine, desc=f"trying donors for {code}", unit=" slots", leave=False, disable=None
+        ):
             model.initialise_slot(code, f"copy:{donor}")
             losses[donor] = targets.loss(model)
     losses = gather(losses)

@@ -53,7 +53,12 @@ class Evaluation:
 
 
 def evaluate(
-    opened: Opened, parallels: list[Parallel], *, pll: bool, layer: int | None = None, control: Opened | None = None
+    opened: Opened,
+    parallels: list[Parallel],
+    *,
+    pll: bool,
+    layer: int | None = None,
+    control: Opened | None = None,
 ) -> Evaluation:
     """Compute everything and print the tables. The model is left as it was.
 
@@ -68,9 +73,16 @@ def evaluate(
     controls = {}
     if control is not None:
         fixed_state(control.model, layer)
-        controls = {parallel.name: _control_readers(control, parallel, read[parallel.name]) for parallel in parallels}
+        controls = {
+            parallel.name: _control_readers(control, parallel, read[parallel.name])
+            for parallel in parallels
+        }
     model, subjects = opened.model, opened.subjects
-    codes, own, slots = [s.code for s in subjects], {s.code: s.slot for s in subjects}, slots_of(subjects)
+    codes, own, slots = (
+        [s.code for s in subjects],
+        {s.code: s.slot for s in subjects},
+        slots_of(subjects),
+    )
     exact = bool(model.config.is_decoder)
     matrix, rows = slot_matrix(model, subjects)
     figures: dict[str, float] = {"val/exact": int(exact)}
@@ -78,8 +90,10 @@ def evaluate(
     for subject in subjects:
         loss = matrix[subject.code][subject.slot]
         if not math.isfinite(loss):
-            raise UserError(f"the loss of {opened.name} is {loss} on the text of {subject.code}: its weights are damaged, or it diverged "
-                            "in training; take an older checkpoint, or another model")  # fmt: skip
+            raise UserError(
+                f"the loss of {opened.name} is {loss} on the text of {subject.code}: its weights are damaged, or it diverged "
+                "in training; take an older checkpoint, or another model"
+            )
         scorer, code = subject.scorer, subject.code
         predicted = scorer.predicted[scorer.predicted > 0]
         figures |= _losses("val", code, rows[code][:, slots.index(subject.slot)], predicted)
@@ -107,7 +121,8 @@ def evaluate(
         recognition_table(recognised, figures, own)
     else:
         log.info(
-            "the languages with text share one slot (%s): there are no wrong slots, and none to recognise", slots[0]
+            "the languages with text share one slot (%s): there are no wrong slots, and none to recognise",
+            slots[0],
         )
 
     retrieved = {}
@@ -115,29 +130,49 @@ def evaluate(
         languages = read[parallel.name]
         results = retrieve(model, parallel, languages, fixed=fixed)
         if not results:
-            log.warning("%s: no two languages of the model have two sentences in common; no retrieval", parallel.name)
+            log.warning(
+                "%s: no two languages of the model have two sentences in common; no retrieval",
+                parallel.name,
+            )
             continue
         retrieved[parallel.name] = results
         name, spelt = parallel.name, ngram_retrieval(parallel, languages)
-        figures |= retrieval_figures(name, results) | {f"retrieval/{name}/layer": int(fixed.removeprefix("layer"))}
-        figures |= {key.removesuffix("/ngrams/ngrams").replace(f"retrieval/{name}/", f"retrieval/{name}/ngrams/", 1): value
-                    for key, value in retrieval_figures(name, spelt).items() if key.endswith("/ngrams/ngrams")}  # fmt: skip
+        figures |= retrieval_figures(name, results) | {
+            f"retrieval/{name}/layer": int(fixed.removeprefix("layer"))
+        }
+        figures |= {
+            key.removesuffix("/ngrams/ngrams").replace(
+                f"retrieval/{name}/", f"retrieval/{name}/ngrams/", 1
+            ): value
+            for key, value in retrieval_figures(name, spelt).items()
+            if key.endswith("/ngrams/ngrams")
+        }
         figures |= against(name, "ngrams", results, spelt, fixed)
         if control is not None:
             at = fixed_state(control.model, layer)
-            theirs = retrieve(control.model, parallel, controls[name], fixed=at, arms=("target", "centred"))
+            theirs = retrieve(
+                control.model, parallel, controls[name], fixed=at, arms=("target", "centred")
+            )
             same = {
                 controls[name][column][0]: code for column, (code, _) in languages.items()
             }  # codes may be spelt otherwise
-            theirs = [replace(r, query=same[r.query], candidates=same[r.candidates]) for r in theirs]
-            figures |= retrieval_figures(f"{name}/control", theirs) | against(name, "control", results, theirs, fixed)
-        retrieval_tables(name, figures, [code for code, _ in languages.values()], state_names(model))
+            theirs = [
+                replace(r, query=same[r.query], candidates=same[r.candidates]) for r in theirs
+            ]
+            figures |= retrieval_figures(f"{name}/control", theirs) | against(
+                name, "control", results, theirs, fixed
+            )
+        retrieval_tables(
+            name, figures, [code for code, _ in languages.values()], state_names(model)
+        )
     return Evaluation(figures, matrix, recognised, retrieved, passages, state_names(model))
 
 
 def _readers(opened: Opened, parallel: Parallel) -> dict:
     """The columns of ``parallel`` that a model reads, each with code and tokenizer."""
-    languages, skipped = readers(opened.model, opened.subjects, list(parallel.sentences), opened.tokenizer)
+    languages, skipped = readers(
+        opened.model, opened.subjects, list(parallel.sentences), opened.tokenizer
+    )
     for column, why in skipped.items():
         log.info("%s: column '%s' is skipped: %s", parallel.name, column, why)
     return languages
@@ -147,9 +182,11 @@ def _control_readers(control: Opened, parallel: Parallel, columns: dict) -> dict
     """The same columns, as the control reads them."""
     found, skipped = readers(control.model, control.subjects, list(columns), control.tokenizer)
     if skipped:
-        raise UserError(f"evaluate.control {control.name} does not read {', '.join(skipped)} of {parallel.name}, which the model reads "
-                        f"({next(iter(skipped.values()))}); add them to it (python -m xmod_lab.pretrain base={control.name} +lang=…), "
-                        "or take another control")  # fmt: skip
+        raise UserError(
+            f"evaluate.control {control.name} does not read {', '.join(skipped)} of {parallel.name}, which the model reads "
+            f"({next(iter(skipped.values()))}); add them to it (python -m xmod_lab.pretrain base={control.name} +lang=…), "
+            "or take another control"
+        )
     return found
 
 
@@ -158,7 +195,10 @@ def _losses(prefix: str, code: str, nats: np.ndarray, pieces: np.ndarray) -> dic
     ``pieces``, both (R,)."""
     found = named_with_interval(f"{prefix}/loss/{code}", nats, pieces)
     perplexity = math.exp(min(found[f"{prefix}/loss/{code}"], _MOST))
-    return found | {f"{prefix}/perplexity/{code}": perplexity, f"{prefix}/pieces/{code}": int(pieces.sum())}
+    return found | {
+        f"{prefix}/perplexity/{code}": perplexity,
+        f"{prefix}/pieces/{code}": int(pieces.sum()),
+    }
 
 
 def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:
@@ -171,14 +211,29 @@ def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:
     scored = [f"val/{unit}/{s.code}" for s in opened.subjects for unit in ("loss", "bpb")]
     gaps = [abs(recorded[name] - figures[name]) for name in scored if name in recorded]
     if gaps:
-        log.info("the figures that the run recorded itself: %s", "equal to the last bit" if not any(gaps) else
-                 f"they differ by up to {max(gaps):.1e} (other hardware or software rounds otherwise)")  # fmt: skip
+        log.info(
+            "the figures that the run recorded itself: %s",
+            "equal to the last bit"
+            if not any(gaps)
+            else f"they differ by up to {max(gaps):.1e} (other hardware or software rounds otherwise)",
+        )
     added = set(opened.added)
-    old = [s.code for s in opened.subjects if s.code not in added
-           and all(f"before/val/{unit}/{s.code}" in recorded for unit in ("loss", "bpb"))]  # fmt: skip
+    old = [
+        s.code
+        for s in opened.subjects
+        if s.code not in added
+        and all(f"before/val/{unit}/{s.code}" in recorded for unit in ("loss", "bpb"))
+    ]
     if not added or not old:
         return {}
-    before = {f"before/{name}": recorded[f"before/{name}"] for name in scored if name.split("/")[-1] in old}
+    before = {
+        f"before/{name}": recorded[f"before/{name}"]
+        for name in scored
+        if name.split("/")[-1] in old
+    }
     same = before_table(before, figures, old, likelihoods(bool(figures["val/exact"])))
-    log.info("figures of the base's languages before and now: %s", "equal to the last bit" if same else "NOT ALL EQUAL")
+    log.info(
+        "figures of the base's languages before and now: %s",
+        "equal to the last bit" if same else "NOT ALL EQUAL",
+    )
     return before

@@ -55,10 +55,15 @@ from xmod_lab.training.tables import corpus_table, score_table, training_table
 
 log = logging.getLogger(__name__)
 _PROBE_ROWS = 4
-_IN_DATA = ("code", *(f.name for f in fields(TextConfig)))  # in a pack's manifest with what is known of its text
+_IN_DATA = (
+    "code",
+    *(f.name for f in fields(TextConfig)),
+)  # in a pack's manifest with what is known of its text
 
 
-def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str], *, group: str | None = None) -> None:
+def add_languages(
+    cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str], *, group: str | None = None
+) -> None:
     """Add ``cfg.lang`` to ``base`` in ``run``, going on where it stopped. Writes pack/<code>/, model/, proof.json and,
     last, metrics.json.
 
@@ -69,19 +74,27 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
     model, old, older = open_base(base)
     agree(base, model, cfg, asked)
     if base.model is not None:
-        manifests_in(model_folder(base.model), model.config.added or [])  # all must be readable when the model is saved
+        manifests_in(
+            model_folder(base.model), model.config.added or []
+        )  # all must be readable when the model is saved
     known = {code for text in (old, *older) for code in text.corpora}
     unknown = [code for code in model.languages if code not in known]
     if unknown:
-        log.warning("no text is known for %s of the base: no scores, and the proof compares their logits on pieces at large",
-                    ", ".join(unknown))  # fmt: skip
+        log.warning(
+            "no text is known for %s of the base: no scores, and the proof compares their logits on pieces at large",
+            ", ".join(unknown),
+        )
     languages = {}
     for lang in cfg.lang.values():
         languages[lang.code] = lang, prepare_beside(cfg, lang, old)
     if not run.begin(cfg):  # writes; so all that can be refused was refused before
         return
     facts = {f"data/{code}": prepared.digest for code, (_, prepared) in languages.items()}
-    facts |= {name: digest for _, prepared in languages.values() for name, digest in prepared.tokenizers.items()}
+    facts |= {
+        name: digest
+        for _, prepared in languages.values()
+        for name, digest in prepared.tokenizers.items()
+    }
     run.remember(base=whole_digest(model), **facts)
     for code, (lang, prepared) in languages.items():
         corpus_table(prepared, f"text of {code} ({titled(lang.text)})")
@@ -89,11 +102,13 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
             log.warning("warning: %s", warning)
     probes = _probes(model, [old, *older])
     before = snapshot(model, probes, tokenizer=_beside(base, old))
-    scorers = {c: s for part in (old, *older) for c, s in scorers_of(part, base.cfg.objective).items()}
+    scorers = {
+        c: s for part in (old, *older) for c, s in scorers_of(part, base.cfg.objective).items()
+    }
     metrics, _ = _scores(model, scorers, "before/val")
-    names = [f"{figure}/{code}" for code in languages for figure in TRAINING_FIGURES] + curve_columns(
-        cfg, list(languages)
-    )
+    names = [
+        f"{figure}/{code}" for code in languages for figure in TRAINING_FIGURES
+    ] + curve_columns(cfg, list(languages))
     with Tracking(cfg, run, names, group=group, job_type="extend") as tracking:
         for lang, prepared in languages.values():
             metrics |= _add_one(cfg, run, tracking, base, old, lang, prepared, before, probes)
@@ -109,7 +124,9 @@ def add_languages(cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str]
             samples = {}
             for _, prepared in languages.values():
                 own = scorers_of(prepared, cfg.objective)
-                samples |= filled(whole, own, prepared.tokenizer, accelerator=cfg.trainer.accelerator)
+                samples |= filled(
+                    whole, own, prepared.tokenizer, accelerator=cfg.trainer.accelerator
+                )
             run.write_json(SAMPLES, samples)
             run.finish(metrics)
         tracking.summarise(metrics, packs)
@@ -132,19 +149,30 @@ def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
         return base.load(old.tokenizer), old, []
     model = base.load()
     own = [code for code in base.cfg.langset.languages if code in (model.config.vocabularies or {})]
-    codes = [code for code in base.cfg.langset.languages if code in model.languages and code not in own]
+    codes = [
+        code for code in base.cfg.langset.languages if code in model.languages and code not in own
+    ]
     try:
         old = prepare_base(base.cfg, tokenizer=base.tokenizer, codes=codes)
     except UserError as error:
-        raise UserError(f"{error}\nthis is the text of base {base.name}, by which its languages are scored before and after; "
-                        "run where it can be read, or give the model folder as base, and a langset that can be read") from error  # fmt: skip
+        raise UserError(
+            f"{error}\nthis is the text of base {base.name}, by which its languages are scored before and after; "
+            "run where it can be read, or give the model folder as base, and a langset that can be read"
+        ) from error
     if len(old.tokenizer) > model.config.vocab_size:
-        raise UserError(f"the tokenizer {old.folder} has {len(old.tokenizer)} pieces, base {base.name} has "
-                        f"{model.config.vocab_size} embeddings; set data.tokenizer to the one it was trained with")  # fmt: skip
+        raise UserError(
+            f"the tokenizer {old.folder} has {len(old.tokenizer)} pieces, base {base.name} has "
+            f"{model.config.vocab_size} embeddings; set data.tokenizer to the one it was trained with"
+        )
     if old.tokenizer.pad_token_id != model.config.pad_token_id:
-        raise UserError(f"the tokenizer {old.folder} pads with id {old.tokenizer.pad_token_id}, base {base.name} with "
-                        f"{model.config.pad_token_id}; set data.tokenizer to the one it was trained with")  # fmt: skip
-    older = [prepare_base(base.cfg, tokenizer=f"{base.model}/languages/{code}", codes=[code]) for code in own]
+        raise UserError(
+            f"the tokenizer {old.folder} pads with id {old.tokenizer.pad_token_id}, base {base.name} with "
+            f"{model.config.pad_token_id}; set data.tokenizer to the one it was trained with"
+        )
+    older = [
+        prepare_base(base.cfg, tokenizer=f"{base.model}/languages/{code}", codes=[code])
+        for code in own
+    ]
     for cfg, lang in added_before(base.cfg):
         folder = f"{base.model}/languages/{lang.code}" if lang.vocabulary == "own" else old.folder
         older.append(prepare_language(cfg, lang, folder))
@@ -159,7 +187,9 @@ def _beside(base: Base, old: Prepared) -> PreTrainedTokenizerBase | None:
 def _probes(model: XmodLanguageModel, texts: list[Prepared]) -> dict[str, torch.Tensor]:
     """(B, S) piece ids for every language of the base: its own held-out text, else any pieces that it has."""
     rows = {
-        code: torch.from_numpy(corpus.rows("validation", range(min(_PROBE_ROWS, len(corpus.validation)))))
+        code: torch.from_numpy(
+            corpus.rows("validation", range(min(_PROBE_ROWS, len(corpus.validation))))
+        )
         for text in texts
         for code, corpus in text.corpora.items()
     }
@@ -185,14 +215,23 @@ def _add_one(
     if not (pack / MANIFEST).is_file():
         model = base.load(old.tokenizer)
         details = begin_language(
-            cfg, model, lang, old, prepared, keep=lambda make: run.remember_once(f"donors/{code}", make)
+            cfg,
+            model,
+            lang,
+            old,
+            prepared,
+            keep=lambda make: run.remember_once(f"donors/{code}", make),
         )
         trainable = trainable_names(model, lang)
         training_table(model, trainable, f"adding {code}")
-        fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=seed, trainable=trainable, code=code)
+        fitted = fit(
+            cfg, run, tracking, model, prepared, mixture, seed=seed, trainable=trainable, code=code
+        )
         run.remember_once(speed, lambda: fitted.per_second)
         run.remember_once(seconds, lambda: fitted.seconds)
-        proof = compare(before, snapshot(model.eval(), probes, tokenizer=_beside(base, old)), [code])
+        proof = compare(
+            before, snapshot(model.eval(), probes, tokenizer=_beside(base, old)), [code]
+        )
         if not proof["holds"] and rank() == 0:
             run.write_json("proof.json", proof)
         require(proof)
@@ -205,8 +244,17 @@ def _add_one(
         run.write_passages(fitted.passages)
         own = Path(prepared.folder) if lang.vocabulary == "own" else None
         if rank() == 0:
-            build_folder(pack, lambda scratch: write_pack(model, code, scratch, tokenizer_folder=own, details=details,
-                                                          base_tokenizer=_beside(base, old)))  # fmt: skip
+            build_folder(
+                pack,
+                lambda scratch: write_pack(
+                    model,
+                    code,
+                    scratch,
+                    tokenizer_folder=own,
+                    details=details,
+                    base_tokenizer=_beside(base, old),
+                ),
+            )
         barrier()
     manifest, _ = read_pack(pack)
     took = {name: run.remember_once(name, lambda: None) for name in (speed, seconds)}
@@ -225,7 +273,9 @@ def trainable_names(model: XmodLanguageModel, lang: LangConfig) -> set[str]:
     return {name for name in own if lang.train_slot or ".adapter_modules." not in name}
 
 
-def _record(cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, proof: dict) -> dict:
+def _record(
+    cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, proof: dict
+) -> dict:
     """Settings, data and proof, for the pack's manifest: nothing that differs between two runs of the same."""
     corpus = prepared.corpora[lang.code]
     return {
@@ -238,7 +288,9 @@ def _record(cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, 
             "statistics": corpus.manifest["statistics"],
             "consumed": consumption(mixture, prepared, cfg.steps),
         },
-        "proof": {"holds": proof["holds"]},  # all of it is in proof.json, and depends on what else the base has
+        "proof": {
+            "holds": proof["holds"]
+        },  # all of it is in proof.json, and depends on what else the base has
     }
 
 
@@ -255,7 +307,12 @@ def _origin(lang: LangConfig) -> dict:
 
 
 def _assemble(
-    run: RunDir, base: Base, old: Prepared, packs: list[Path], before: Snapshot, probes: dict[str, torch.Tensor]
+    run: RunDir,
+    base: Base,
+    old: Prepared,
+    packs: list[Path],
+    before: Snapshot,
+    probes: dict[str, torch.Tensor],
 ) -> tuple[dict, XmodLanguageModel]:
     """Install the packs in the base, save it as model/, and prove what was saved, read back from the disk."""
     model = base.load(old.tokenizer)
@@ -273,16 +330,36 @@ def _assemble(
     return {**proof, "probes": {code: ids.tolist() for code, ids in probes.items()}}, saved
 
 
-def _show(cfg: PretrainConfig, proof: dict, metrics: dict[str, float], added: list[str], others: list[str]) -> None:
+def _show(
+    cfg: PretrainConfig, proof: dict, metrics: dict[str, float], added: list[str], others: list[str]
+) -> None:
     prefixes = {"unigram": "unigram", "before/val": "before", "val": "after"}
     how = scored_text(cfg.objective.causal)
     score_table(metrics, added, prefixes, f"added languages: {how}")
-    score_table(metrics, others, {"before/val": "before", "val": "after"}, f"languages of the base: {how}")
-    moved = [code for code in others if any(metrics[f"before/val/{u}/{code}"] != metrics[f"val/{u}/{code}"] for u in ("loss", "bpb"))]  # fmt: skip
-    log.info("figures of the base's languages before and after: %s", f"differ for {moved}" if moved else "equal to the last bit")  # fmt: skip
-    kept = {part: f"{len(proof[part]) - len(moved_in(proof, part))} of {len(proof[part])}" for part in COMPARED}
-    log.info("proof of non-interference: %s. Of the base unchanged: %d of %d tensors, logits of %s languages to the last bit, "
-             "numbers of %s, tokenizers of %s, %s settings; %d tensors new",
-             "holds" if proof["holds"] else "DOES NOT HOLD",
-             proof["tensors_compared"] - len(proof["tensors_changed"]) - len(proof["tensors_missing"]),
-             proof["tensors_compared"], *kept.values(), len(proof["tensors_added"]))  # fmt: skip
+    score_table(
+        metrics, others, {"before/val": "before", "val": "after"}, f"languages of the base: {how}"
+    )
+    moved = [
+        code
+        for code in others
+        if any(
+            metrics[f"before/val/{u}/{code}"] != metrics[f"val/{u}/{code}"] for u in ("loss", "bpb")
+        )
+    ]
+    log.info(
+        "figures of the base's languages before and after: %s",
+        f"differ for {moved}" if moved else "equal to the last bit",
+    )
+    kept = {
+        part: f"{len(proof[part]) - len(moved_in(proof, part))} of {len(proof[part])}"
+        for part in COMPARED
+    }
+    log.info(
+        "proof of non-interference: %s. Of the base unchanged: %d of %d tensors, logits of %s languages to the last bit, "
+        "numbers of %s, tokenizers of %s, %s settings; %d tensors new",
+        "holds" if proof["holds"] else "DOES NOT HOLD",
+        proof["tensors_compared"] - len(proof["tensors_changed"]) - len(proof["tensors_missing"]),
+        proof["tensors_compared"],
+        *kept.values(),
+        len(proof["tensors_added"]),
+    )

@@ -45,7 +45,11 @@ _FIGURES = ("train/loss", "train/examples", "train/examples_per_second", "train/
 
 
 def finetune(
-    cfg: FinetuneConfig, run: RunDir, *, group: str | None = None, draw: Callable[[Transfer], None] | None = None
+    cfg: FinetuneConfig,
+    run: RunDir,
+    *,
+    group: str | None = None,
+    draw: Callable[[Transfer], None] | None = None,
 ) -> Transfer | None:
     """Fine-tune and test in ``run``, going on where it stopped. Writes predictions/, model/, proof.json, transfer.csv and,
     last, metrics.json; returns the transfer, or ``None`` where the run was finished already.
@@ -67,18 +71,29 @@ def finetune(
     parts = [(setting.source, seed) for seed in cfg.seeds]
     if cfg.task.upper:
         parts += [(code, seed) for code in _own_trainings(setting) for seed in cfg.seeds]
-    columns = [f"{figure}/{_part(*part)}" for part in parts for figure in (*_FIGURES, f"val/{cfg.task.metric}")]
+    columns = [
+        f"{figure}/{_part(*part)}"
+        for part in parts
+        for figure in (*_FIGURES, f"val/{cfg.task.metric}")
+    ]
     with Tracking(cfg, run, columns, group=group, job_type="finetune") as tracking:
         spelt = _spelling(cfg, run, setting)
-        results = {(code, seed): _train_once(cfg, run, tracking, setting, code, seed) for code, seed in parts}
+        results = {
+            (code, seed): _train_once(cfg, run, tracking, setting, code, seed)
+            for code, seed in parts
+        }
         proof = {_part(*part): result.proof for part, result in results.items()}
         best = max(cfg.seeds, key=lambda seed: _rank(results[setting.source, seed]))
         transfer = score_transfer(cfg, setting, results, spelt)
         proof["model"] = _save(cfg, run, setting, transfer, best, data)
         run.write_json("proof.json", {"holds": all(p["holds"] for p in proof.values()), **proof})
         require_frozen(proof["model"], "model/")
-        log.info("proof: all %d frozen tensors are bit-identical to the base's, in %d trainings and in model/ as read back "
-                 "from the disk", proof["model"]["frozen"], len(parts))  # fmt: skip
+        log.info(
+            "proof: all %d frozen tensors are bit-identical to the base's, in %d trainings and in model/ as read back "
+            "from the disk",
+            proof["model"]["frozen"],
+            len(parts),
+        )
         run.write_text("transfer.csv", transfer.csv())
         if draw is not None:
             draw(transfer)
@@ -87,7 +102,10 @@ def finetune(
         tracking.summarise(figures, [])
     transfer.show()
     log.info(
-        "model of seed %d, which scored best on the %s development split, in %s", best, setting.source, run / "model"
+        "model of seed %d, which scored best on the %s development split, in %s",
+        best,
+        setting.source,
+        run / "model",
     )
     return transfer
 
@@ -100,10 +118,16 @@ def _with_base(cfg: FinetuneConfig, run: RunDir) -> FinetuneConfig:
         return replace(cfg, base=str(stored.get("base", cfg.base)))
     found = newest_that_knows(cfg.runs, cfg.task.source)
     if found is None:
-        raise UserError(f"no finished run under '{cfg.runs}' has a masked language model that knows '{cfg.task.source}'; make one "
-                        "with python -m xmod_lab.pretrain +lang=[new_lang,sw], or give base=PATH")  # fmt: skip
-    log.info("base=auto is the newest finished run under '%s' that knows %s: %s; another one with base=PATH", cfg.runs, cfg.task.source,
-             found.path)  # fmt: skip
+        raise UserError(
+            f"no finished run under '{cfg.runs}' has a masked language model that knows '{cfg.task.source}'; make one "
+            "with python -m xmod_lab.pretrain +lang=[new_lang,sw], or give base=PATH"
+        )
+    log.info(
+        "base=auto is the newest finished run under '%s' that knows %s: %s; another one with base=PATH",
+        cfg.runs,
+        cfg.task.source,
+        found.path,
+    )
     return replace(cfg, base=str(found.path))
 
 
@@ -115,18 +139,28 @@ def _spelling(cfg: FinetuneConfig, run: RunDir, setting: Setting) -> list[Spelli
     score = kind.metric(cfg.task.metric).score
     found = spelling(kind, setting.rows[source], gold, tests, score, seeds=cfg.seeds)
     if not found:
-        log.info("there is no n-gram baseline of %s tasks, whose answers are parts of a text: compare the target slot with the other "
-                 "arms", cfg.task.kind)  # fmt: skip
+        log.info(
+            "there is no n-gram baseline of %s tasks, whose answers are parts of a text: compare the target slot with the other "
+            "arms",
+            cfg.task.kind,
+        )
         return []
-    log.info("n-grams: %s %.3f on the development split of %s, before any model is trained (%.1f s)", cfg.task.metric,
-             np.mean([one.dev for one in found]), source, time.monotonic() - start)  # fmt: skip
+    log.info(
+        "n-grams: %s %.3f on the development split of %s, before any model is trained (%.1f s)",
+        cfg.task.metric,
+        np.mean([one.dev for one in found]),
+        source,
+        time.monotonic() - start,
+    )
     run.write_text(f"predictions/{source}/ngrams.json", json.dumps([vars(one) for one in found]))
     return found
 
 
 def _own_trainings(setting: Setting) -> list[str]:
     """Languages that can be fine-tuned on themselves: with a train, a dev and a test split."""
-    found = [c for c, splits in setting.examples.items() if len(splits) == 3 and c != setting.source]
+    found = [
+        c for c, splits in setting.examples.items() if len(splits) == 3 and c != setting.source
+    ]
     for code in setting.tests.keys() - {*found, setting.source}:
         log.warning("no upper bound for %s: it has no train or no dev split", code)
     return found
@@ -140,21 +174,32 @@ def _rank(result: Result) -> tuple[float, float]:
     return result.dev, -result.dev_loss
 
 
-def _train_once(cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setting: Setting, code: str, seed: int) -> Result:
+def _train_once(
+    cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setting: Setting, code: str, seed: int
+) -> Result:
     """Fine-tune on ``code``, prove what was frozen, and answer the tests: of the source all, of another language its own."""
     part = _part(code, seed)
-    kept, best_weights = run / "predictions" / f"{part}.json", run / "checkpoints" / part / "best.safetensors"
+    kept, best_weights = (
+        run / "predictions" / f"{part}.json",
+        run / "checkpoints" / part / "best.safetensors",
+    )
     if kept.is_file() and best_weights.is_file():
         try:
             return Result(**read_json(kept, dict))
         except TypeError as error:
-            raise UserError(f"{kept} is damaged ({error}); delete it, and that training is done again") from error
+            raise UserError(
+                f"{kept} is damaged ({error}); delete it, and that training is done again"
+            ) from error
     model = task_model(setting.folder, setting.kind, seed)
     before = tensor_digests(model)
     model.freeze_embeddings_and_language_adapters()
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if (code, seed) == (setting.source, cfg.seed):
-        training_table(model, trainable, f"fine-tuning on {code}, {len(cfg.seeds)} seed{'s' * (len(cfg.seeds) > 1)}")
+        training_table(
+            model,
+            trainable,
+            f"fine-tuning on {code}, {len(cfg.seeds)} seed{'s' * (len(cfg.seeds) > 1)}",
+        )
     name, loss = f"val/{cfg.task.metric}/{part}", f"val/loss/{part}"
     splits = setting.examples[code]
     curve = LearningCurve(
@@ -169,7 +214,9 @@ def _train_once(cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setting: S
     )
     best = BestWeights(curve, figure=name, loss=loss)
     loader = _loader(cfg, setting.kind, splits["train"], model.lang_id(code), seed)
-    fitted = train(cfg, run, model, loader, curve, seed=seed, trainable=trainable, part=part, also=[best])
+    fitted = train(
+        cfg, run, model, loader, curve, seed=seed, trainable=trainable, part=part, also=[best]
+    )
     best.restore(model)
     proof = compare_frozen(before, tensor_digests(model), trainable)
     require_frozen(proof, part)
@@ -179,25 +226,33 @@ def _train_once(cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setting: S
     with on_device(model, cfg.trainer.accelerator):
         found = transfer_answers(model, setting.kind, tests, code, part)
     scores = best.scores
-    result = Result(scores[name], scores[loss], best.step, fitted.per_second, fitted.seconds, proof, found)
+    result = Result(
+        scores[name], scores[loss], best.step, fitted.per_second, fitted.seconds, proof, found
+    )
     run.write_text(f"predictions/{part}.json", json.dumps(vars(result)))
     return result
 
 
-def _development(cfg: FinetuneConfig, setting: Setting, code: str, dev: Encoded, name: str, loss: str) -> Callable:
+def _development(
+    cfg: FinetuneConfig, setting: Setting, code: str, dev: Encoded, name: str, loss: str
+) -> Callable:
     """Scores the development split of ``code`` through its own slot."""
     metric = setting.kind.metric(cfg.task.metric, code)
 
     def validate(model: XmodPreTrainedModel, step: int) -> dict[str, float]:
         predictions, mean_loss = answers(model, setting.kind, dev, code, model.lang_id(code))
         score = metric.score(dev.gold, predictions)
-        log.info("step %d: %s %.3f on the development split of %s", step, cfg.task.metric, score, code)
+        log.info(
+            "step %d: %s %.3f on the development split of %s", step, cfg.task.metric, score, code
+        )
         return {name: score, loss: mean_loss}
 
     return validate
 
 
-def _loader(cfg: FinetuneConfig, kind, encoded: Encoded, lang_id: int, seed: int) -> Callable[[int], DataLoader]:
+def _loader(
+    cfg: FinetuneConfig, kind, encoded: Encoded, lang_id: int, seed: int
+) -> Callable[[int], DataLoader]:
     """Micro-batches from a step on."""
     stream = ExampleStream(
         len(encoded.ids),
@@ -211,7 +266,9 @@ def _loader(cfg: FinetuneConfig, kind, encoded: Encoded, lang_id: int, seed: int
     )
 
     def loader(first_step: int) -> DataLoader:
-        return DataLoader(stream, batch_size=None, sampler=From(first_step * cfg.trainer.accumulate, len(stream)))
+        return DataLoader(
+            stream, batch_size=None, sampler=From(first_step * cfg.trainer.accumulate, len(stream))
+        )
 
     return loader
 
@@ -220,17 +277,31 @@ def _data_record(cfg: FinetuneConfig, setting: Setting, digests: list[str]) -> d
     """What a model was fine-tuned and tested on: names without their folders, digests, numbers of examples."""
     sources = [", ".join(filter(None, (_name(source), source.config))) for source in cfg.sources]
     own = setting.examples[setting.source]
-    return {"sources": sources, "sha256": digests, "train": len(own["train"]), "dev": len(own["dev"]),
-            "test": [f"{code} {len(test):,}" for code, test in setting.tests.items()]}  # fmt: skip
+    return {
+        "sources": sources,
+        "sha256": digests,
+        "train": len(own["train"]),
+        "dev": len(own["dev"]),
+        "test": [f"{code} {len(test):,}" for code, test in setting.tests.items()],
+    }
 
 
 def _name(source: LabelledSource) -> str:
     """Of an embedded task or a hub id its name; of a file or folder the last part of its path."""
-    return Path(source.path).name if Path(source.path).is_dir() or Path(source.path).suffix else source.path
+    return (
+        Path(source.path).name
+        if Path(source.path).is_dir() or Path(source.path).suffix
+        else source.path
+    )
 
 
 def _save(
-    cfg: FinetuneConfig, run: RunDir, setting: Setting, transfer: Transfer, seed: int, digests: list[str]
+    cfg: FinetuneConfig,
+    run: RunDir,
+    setting: Setting,
+    transfer: Transfer,
+    seed: int,
+    digests: list[str],
 ) -> dict:
     """Write the model of one seed to model/, with the tokenizers of all languages and a card, and compare it, read back from
     the disk, with the base."""
@@ -239,10 +310,24 @@ def _save(
     weights = load_file(run / "checkpoints" / _part(setting.source, seed) / "best.safetensors")
     model.load_state_dict(weights, strict=False)
     model.set_default_language(setting.source)  # of pipelines, which know no lang_ids
-    training = {"recipe": vars(cfg.recipe), "steps": cfg.steps, "rows_per_step": cfg.trainer.rows_per_step,
-                "precision": cfg.trainer.precision, "seed": seed}  # fmt: skip
-    record = {"task": cfg.task.name, "source": setting.source, "metric": transfer.metric, "training": training,
-              "class": type(model).__name__, "inputs": setting.kind.inputs, "piped": setting.kind.piped, "labels": setting.kind.labels, "data": _data_record(cfg, setting, digests)}  # fmt: skip
+    training = {
+        "recipe": vars(cfg.recipe),
+        "steps": cfg.steps,
+        "rows_per_step": cfg.trainer.rows_per_step,
+        "precision": cfg.trainer.precision,
+        "seed": seed,
+    }
+    record = {
+        "task": cfg.task.name,
+        "source": setting.source,
+        "metric": transfer.metric,
+        "training": training,
+        "class": type(model).__name__,
+        "inputs": setting.kind.inputs,
+        "piped": setting.kind.piped,
+        "labels": setting.kind.labels,
+        "data": _data_record(cfg, setting, digests),
+    }
     metric = transfer.metric
     scores = {
         lang.code: (lang.arms[metric]["target"].mean, lang.ngrams(metric), lang.chance(metric))

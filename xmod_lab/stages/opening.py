@@ -44,9 +44,14 @@ def settle_model(cfg: PretrainConfig, asked: list[str]) -> Base:
     if cfg.base == "auto":
         run = newest_finished(cfg.runs)
         if run is None:
-            raise UserError(f"no finished run under '{cfg.runs}'; give base=RUN, a model folder or a hub id, or make a base "
-                            "with: python -m xmod_lab.pretrain")  # fmt: skip
-        log.info("base=auto is the newest finished run under '%s', of a base or of an extension", cfg.runs)
+            raise UserError(
+                f"no finished run under '{cfg.runs}'; give base=RUN, a model folder or a hub id, or make a base "
+                "with: python -m xmod_lab.pretrain"
+            )
+        log.info(
+            "base=auto is the newest finished run under '%s', of a base or of an extension",
+            cfg.runs,
+        )
         cfg = replace(cfg, base=str(run.path))
     base = resolve(cfg, asked, pretrain_base)
     if Path(base.name, "config.yaml").is_file():  # a run
@@ -59,8 +64,10 @@ def settle_model(cfg: PretrainConfig, asked: list[str]) -> Base:
             and (key in asked or key.split(".")[0] in asked)
         ]
         if other:
-            raise UserError(f"run {base.name} is scored on its own text as it was read, but {', '.join(other[:6])} differs "
-                            f"there; leave that out, or give its model folder: base={base.model}")  # fmt: skip
+            raise UserError(
+                f"run {base.name} is scored on its own text as it was read, but {', '.join(other[:6])} differs "
+                f"there; leave that out, or give its model folder: base={base.model}"
+            )
     return base
 
 
@@ -81,9 +88,11 @@ def open_model(base: Base, cfg: PretrainConfig, asked: list[str]) -> Opened:
     sources |= {lang.code: its.source(lang) for its, lang in added_before(base.cfg)}
     subjects = subjects_of(model, [old, *older], sources, base.cfg.objective, unread)
     if not subjects:
-        raise UserError(f"{base.name} has the languages {', '.join(model.languages)}, and none of them is in the language set "
-                        f"({', '.join(base.cfg.langset.languages)}); choose another, or give text with "
-                        "'+langset.languages={CODE:{text:FILE}}'")  # fmt: skip
+        raise UserError(
+            f"{base.name} has the languages {', '.join(model.languages)}, and none of them is in the language set "
+            f"({', '.join(base.cfg.langset.languages)}); choose another, or give text with "
+            "'+langset.languages={CODE:{text:FILE}}'"
+        )
     added = [lang.code for lang in base.cfg.lang.values()]
     return Opened(base.name, added, model, old.tokenizer, subjects)
 
@@ -99,11 +108,17 @@ def with_added_text(base: Base) -> tuple[Base, dict[str, str]]:
     if not codes:
         return base, {}
     found, unread = _texts_of_run(folder.parent) if folder.name == "model" else {}, {}
-    data = {code: manifest.get("data", {}) for code, manifest in manifests_in(folder, codes).items()}
+    data = {
+        code: manifest.get("data", {}) for code, manifest in manifests_in(folder, codes).items()
+    }
     for code in codes:
         of_pack = data.get(code, {})
         if code not in found and "text" in of_pack:
-            named = {key: of_pack[key] for key in ("text", "validation", "column", "dataset_config") if key in of_pack}
+            named = {
+                key: of_pack[key]
+                for key in ("text", "validation", "column", "dataset_config")
+                if key in of_pack
+            }
             found[code] = LangsetText(**named)
         why = (
             _changed(base.cfg.source(found[code]), of_pack.get("source"))
@@ -112,8 +127,12 @@ def with_added_text(base: Base) -> tuple[Base, dict[str, str]]:
         )
         if why:
             unread[code] = why
-    languages = base.cfg.langset.languages | {code: found[code] for code in codes if code not in unread}
-    return replace(base, cfg=replace(base.cfg, langset=replace(base.cfg.langset, languages=languages))), unread
+    languages = base.cfg.langset.languages | {
+        code: found[code] for code in codes if code not in unread
+    }
+    return replace(
+        base, cfg=replace(base.cfg, langset=replace(base.cfg.langset, languages=languages))
+    ), unread
 
 
 def _texts_of_run(run: Path) -> dict[str, LangsetText]:
@@ -123,14 +142,22 @@ def _texts_of_run(run: Path) -> dict[str, LangsetText]:
     except UserError:
         return {}
     keys = [field.name for field in fields(TextConfig)]
-    return {lang.code: LangsetText(**{key: getattr(lang, key) for key in keys}) for _, lang in added}
+    return {
+        lang.code: LangsetText(**{key: getattr(lang, key) for key in keys}) for _, lang in added
+    }
 
 
 def _changed(source: Source, digest: object) -> str | None:
     """Why the text that a pack names is not read: it is not here, or its ``digest`` is another one than the pack has."""
     try:
-        names = names_in(source.text) + ([] if source.validation is None else names_in(source.validation))
-        away = [name for name in names if not (name.startswith("embedded:") or glob.glob(name, recursive=True))]
+        names = names_in(source.text) + (
+            [] if source.validation is None else names_in(source.validation)
+        )
+        away = [
+            name
+            for name in names
+            if not (name.startswith("embedded:") or glob.glob(name, recursive=True))
+        ]
         if away:
             return f"its text ({away[0]}) is not here"
         if faults := check_source(source, "its text"):

@@ -54,10 +54,16 @@ log = logging.getLogger(__name__)
 PLAN = "plan.json"
 # BERT read its text 40 times (Devlin et al. 2019), masked anew each time; a causal model gains little after 4 (Muennighoff et al. 2023)
 MANY_PASSES = {"mlm": 40, "clm": 4}
-UNKNOWN_SCRIPT = 0.5  # "mostly": more letters that no piece of the base has than letters that some piece has
-OTHER_LANGUAGE = 0.5  # a mixed or noisy text is still in its language as long as no other has the majority
+UNKNOWN_SCRIPT = (
+    0.5  # "mostly": more letters that no piece of the base has than letters that some piece has
+)
+OTHER_LANGUAGE = (
+    0.5  # a mixed or noisy text is still in its language as long as no other has the majority
+)
 MORE_PIECES = 1.3  # "badly": rows hold a quarter less text
-NEAR_COPIES = 0.1  # from here on the passes that are shown understate the repetition by a tenth or more
+NEAR_COPIES = (
+    0.1  # from here on the passes that are shown understate the repetition by a tenth or more
+)
 
 
 def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
@@ -74,7 +80,10 @@ def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
         plan["base"] = _plan_base(cfg, warnings)
     else:
         if cfg.base == "auto" and newest_matching(cfg) is None:
-            (own, _), (_, place) = base_to_make(cfg), base_to_make(written)  # whose folder is named by what is written
+            (own, _), (_, place) = (
+                base_to_make(cfg),
+                base_to_make(written),
+            )  # whose folder is named by what is written
             log.info(
                 "no finished base under '%s' matches: the run would first pre-train one in %s%s",
                 cfg.runs,
@@ -83,7 +92,9 @@ def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
             )
             raise_faults(memory_faults(own))
             plan["base"] = _plan_base(own, warnings)
-            base = Base("(to be made)", None, None, own)  # random weights of the same size cost the same
+            base = Base(
+                "(to be made)", None, None, own
+            )  # random weights of the same size cost the same
         else:
             base = resolve(cfg, asked, lambda *_: None)
         cfg = replace(inherit(cfg, base, asked), base=base.name)
@@ -94,8 +105,10 @@ def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
     warnings = list(dict.fromkeys(warnings))
     for warning in warnings:
         log.warning("warning: %s", warning)
-    log.info("nothing was trained; %s in all for the steps, scoring and saving apart",
-             duration(sum(part["seconds"] for part in plan.values())))  # fmt: skip
+    log.info(
+        "nothing was trained; %s in all for the steps, scoring and saving apart",
+        duration(sum(part["seconds"] for part in plan.values())),
+    )
     write_whole(run / PLAN, json.dumps({**plan, "warnings": warnings}, indent=1).encode())
 
 
@@ -108,13 +121,37 @@ def _plan_base(cfg: PretrainConfig, warnings: list[str]) -> dict:
     for code, text in cfg.langset.languages.items():
         found, spelt = _survey(cfg, code, text, prepared)
         looks = looks_like(found)
-        warnings += [*prepared.corpora[code].remarks(), *_about_text(found, looks), *_about_passes(cfg, code, read)]
-        table.append((code, f"{len(prepared.corpora[code].train):,}", f"{sum(_left_out(prepared, code)):,}",
-                      f"{100 * read[f'train/rows/{code}'] / rows:.1f} %",
-                      f"{read[f'train/rows/{code}']:,}", f"{read[f'train/passes/{code}']:.2f}", _per_word(spelt),
-                      f"{100 * spelt.unknown:.2f} %", f"{100 * found.near_copy_share:.1f} %", _looks(looks)))  # fmt: skip
-    header = ("language", "rows", "left out", "share", "rows read", "passes", "pieces/word", "unknown",
-              "near-copies", "looks like")  # fmt: skip
+        warnings += [
+            *prepared.corpora[code].remarks(),
+            *_about_text(found, looks),
+            *_about_passes(cfg, code, read),
+        ]
+        table.append(
+            (
+                code,
+                f"{len(prepared.corpora[code].train):,}",
+                f"{sum(_left_out(prepared, code)):,}",
+                f"{100 * read[f'train/rows/{code}'] / rows:.1f} %",
+                f"{read[f'train/rows/{code}']:,}",
+                f"{read[f'train/passes/{code}']:.2f}",
+                _per_word(spelt),
+                f"{100 * spelt.unknown:.2f} %",
+                f"{100 * found.near_copy_share:.1f} %",
+                _looks(looks),
+            )
+        )
+    header = (
+        "language",
+        "rows",
+        "left out",
+        "share",
+        "rows read",
+        "passes",
+        "pieces/word",
+        "unknown",
+        "near-copies",
+        "looks like",
+    )
     show(f"plan: {cfg.steps:,} steps, {cfg.steps * cfg.tokens_per_step:,} tokens", header, table)
     normalisation_table(prepared)
     model = new_model(cfg, prepared.tokenizer)
@@ -124,7 +161,9 @@ def _plan_base(cfg: PretrainConfig, warnings: list[str]) -> dict:
     return {**asdict(cost), **read}
 
 
-def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangConfig, warnings: list[str]) -> dict:
+def _plan_language(
+    cfg: PretrainConfig, base: Base, old: Prepared, lang: LangConfig, warnings: list[str]
+) -> dict:
     """The plan of adding one language: its text in both vocabularies, and its cost."""
     code, own = lang.code, lang.vocabulary == "own"
     prepared = prepare_beside(cfg, lang, old)
@@ -133,9 +172,17 @@ def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangCon
     found, spelt = _survey(cfg, code, lang, prepared)
     looks, by_base = looks_like(found), spelling(found, old.tokenizer)
     strange = unknown_letters(found, old.tokenizer)
-    warnings += [*prepared.corpora[code].remarks(), *_about_text(found, looks), *_about_passes(cfg, code, read)]
+    warnings += [
+        *prepared.corpora[code].remarks(),
+        *_about_text(found, looks),
+        *_about_passes(cfg, code, read),
+    ]
     if strange > UNKNOWN_SCRIPT:
-        remedy = "its table begins nearly from nothing" if own else "set vocabulary=own, or it is read as <unk>"
+        remedy = (
+            "its table begins nearly from nothing"
+            if own
+            else "set vocabulary=own, or it is read as <unk>"
+        )
         warnings.append(
             f"{code}: the base has never seen {100 * strange:.0f} % of the letters ({found.script} script); {remedy}"
         )
@@ -157,23 +204,38 @@ def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangCon
     rows = [
         ("pieces per word", *(_per_word(s) for s in vocabularies.values())),
         ("unknown pieces", *(f"{100 * s.unknown:.2f} %" for s in vocabularies.values())),
-        ("bytes that no piece spells", *(f"{100 * s.unknown_bytes:.2f} %" for s in vocabularies.values())),
+        (
+            "bytes that no piece spells",
+            *(f"{100 * s.unknown_bytes:.2f} %" for s in vocabularies.values()),
+        ),
     ]
-    show(f"plan: {code} ({titled(lang.text)}) on base {base.name}, in", ("vocabulary", *vocabularies), rows)
+    show(
+        f"plan: {code} ({titled(lang.text)}) on base {base.name}, in",
+        ("vocabulary", *vocabularies),
+        rows,
+    )
     normalisation_table(prepared)
     overlap = _overlap(cfg, old.tokenizer, prepared, code) if own else {}
     facts = [
         ("rows of its text", f"{len(prepared.corpora[code].train):,}"),
         ("rows read", f"{read[f'train/rows/{code}']:,}"),
         ("passes over its text", f"{read[f'train/passes/{code}']:.2f}"),
-        ("duplicates, empty and null rows, left out", ", ".join(f"{n:,}" for n in _left_out(prepared, code))),
+        (
+            "duplicates, empty and null rows, left out",
+            ", ".join(f"{n:,}" for n in _left_out(prepared, code)),
+        ),
         ("letters that no piece of the base has", f"{100 * strange:.1f} %"),
         ("near-copies among its passages", f"{100 * found.near_copy_share:.1f} %"),
         ("looks like", _looks(looks)),
     ]
     if own:
-        facts.append(("pieces that the base has as well", f"{overlap['shared_pieces']:,} of {len(prepared.tokenizer):,}, "
-                      f"{100 * overlap['shared_text']:.1f} % of its text"))  # fmt: skip
+        facts.append(
+            (
+                "pieces that the base has as well",
+                f"{overlap['shared_pieces']:,} of {len(prepared.tokenizer):,}, "
+                f"{100 * overlap['shared_text']:.1f} % of its text",
+            )
+        )
     show(f"text of {code}", ("", ""), facts)
     model = base.load(old.tokenizer)
     allocate_language(cfg, model, lang, prepared)
@@ -183,12 +245,26 @@ def _plan_language(cfg: PretrainConfig, base: Base, old: Prepared, lang: LangCon
     pack = _pack_bytes(model, code, Path(prepared.folder) if own else None)
     _cost_table(cfg, cost, [(f"pack/{code}/", pack), ("model/ with it", cost.model_bytes)])
     spellings = {"old": by_base, "new": spelt} | ({"own": estimate} if estimate else {})
-    return {**asdict(cost), **read, **overlap, "pack_bytes": pack, "unknown_letters": strange,
-            **{f"{name}/{key}": value for name, s in spellings.items() for key, value in asdict(s).items()}}  # fmt: skip
+    return {
+        **asdict(cost),
+        **read,
+        **overlap,
+        "pack_bytes": pack,
+        "unknown_letters": strange,
+        **{
+            f"{name}/{key}": value
+            for name, s in spellings.items()
+            for key, value in asdict(s).items()
+        },
+    }
 
 
-def _survey(cfg: PretrainConfig, code: str, text: TextConfig, prepared: Prepared) -> tuple[Survey, Spelling]:
-    found = survey(code, cfg.source(text), prepared.corpora[code].manifest["statistics"]["train"]["passages"])
+def _survey(
+    cfg: PretrainConfig, code: str, text: TextConfig, prepared: Prepared
+) -> tuple[Survey, Spelling]:
+    found = survey(
+        code, cfg.source(text), prepared.corpora[code].manifest["statistics"]["train"]["passages"]
+    )
     return found, spelling(found, prepared.tokenizer)
 
 
@@ -198,7 +274,9 @@ def _left_out(prepared: Prepared, code: str) -> list[int]:
     return [counts[name] for name in ("duplicates_dropped", "empty", "null")]
 
 
-def _overlap(cfg: PretrainConfig, old: PreTrainedTokenizerBase, prepared: Prepared, code: str) -> dict[str, float]:
+def _overlap(
+    cfg: PretrainConfig, old: PreTrainedTokenizerBase, prepared: Prepared, code: str
+) -> dict[str, float]:
     """How many new pieces the base has as well, special ones too, and which share of the text's pieces they are: what
     ``embedding_init=overlap`` copies."""
     counts = cfg.objective.target_counts(prepared.corpora[code], prepared.tokenizer)
@@ -209,21 +287,29 @@ def _overlap(cfg: PretrainConfig, old: PreTrainedTokenizerBase, prepared: Prepar
 def _about_text(found: Survey, looks: list[tuple[str, float]] | str) -> list[str]:
     warnings = []
     if found.near_copy_share > NEAR_COPIES:
-        warnings.append(f"{found.code}: {100 * found.near_copy_share:.0f} % of the passages are like an earlier one but for case, "
-                        "digits, spaces and punctuation; thin them out")  # fmt: skip
+        warnings.append(
+            f"{found.code}: {100 * found.near_copy_share:.0f} % of the passages are like an earlier one but for case, "
+            "digits, spaces and punctuation; thin them out"
+        )
     if isinstance(looks, str):
         return [*warnings, f"whether a text is in its language was {looks}"]
     likeliest, share = looks[0]
     if share > OTHER_LANGUAGE and likeliest == NO_LANGUAGE:
-        warnings.append(f"{found.code}: {100 * share:.0f} % of the passages look like no language: numbers, signs, single letters; see what the "
-                        "text is")  # fmt: skip
+        warnings.append(
+            f"{found.code}: {100 * share:.0f} % of the passages look like no language: numbers, signs, single letters; see what the "
+            "text is"
+        )
     elif share > OTHER_LANGUAGE and meaning(likeliest).language != meaning(found.code).language:
-        warnings.append(f"{found.code}: {100 * share:.0f} % of the passages look like '{likeliest}'; see that text and code "
-                        "belong together")  # fmt: skip
+        warnings.append(
+            f"{found.code}: {100 * share:.0f} % of the passages look like '{likeliest}'; see that text and code "
+            "belong together"
+        )
     return warnings
 
 
-def _about_kept(prepared: Prepared, old: Prepared, by_base: Spelling, estimate: Spelling | None) -> str | None:
+def _about_kept(
+    prepared: Prepared, old: Prepared, by_base: Spelling, estimate: Spelling | None
+) -> str | None:
     """Whether the base's vocabulary suits the text badly, and what one of its own would give."""
     said = about_kept(prepared, old)
     if estimate is None or by_base.per_byte < MORE_PIECES * estimate.per_byte:
@@ -252,12 +338,19 @@ def _pack_bytes(model: XmodLanguageModel, code: str, tokenizer_folder: Path | No
 
 def _cost_table(cfg: PretrainConfig, cost: Cost, files: list[tuple[str, int]]) -> None:
     speed = cfg.tokens_per_step / cost.seconds_per_step
-    rows_read = cfg.trainer.rows_per_step / cost.seconds_per_step / (cfg.trainer.devices * cfg.trainer.nodes)
+    rows_read = (
+        cfg.trainer.rows_per_step
+        / cost.seconds_per_step
+        / (cfg.trainer.devices * cfg.trainer.nodes)
+    )
     rows = [
         ("trainable parameters", f"{cost.trainable:,}"),
         ("frozen parameters", f"{cost.frozen:,}"),
         *((f"bytes of {name}", f"{size:,}") for name, size in files),
-        (f"bytes of a checkpoint ({cfg.trainer.keep_checkpoints} are kept)", f"{cost.checkpoint_bytes:,}"),
+        (
+            f"bytes of a checkpoint ({cfg.trainer.keep_checkpoints} are kept)",
+            f"{cost.checkpoint_bytes:,}",
+        ),
         ("bytes of the optimiser's state in memory", f"{cost.optimizer_bytes:,}"),
         ("FLOPs of a step (matrix products)", f"{cost.flops_per_step:,}"),
         (f"FLOPs of {cfg.steps:,} steps", f"{cost.flops_per_step * cfg.steps:.3g}"),

@@ -34,7 +34,9 @@ log = logging.getLogger(__name__)
 TRAINING_FIGURES = ("train/loss", "train/tokens", "train/tokens_per_second", "train/lr")
 
 
-def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None, on_the_way: bool = False) -> None:
+def pretrain_base(
+    cfg: PretrainConfig, run: RunDir, *, group: str | None = None, on_the_way: bool = False
+) -> None:
     """Train in ``run``, going on where it stopped; writes model/ and, last, metrics.json.
 
     Args:
@@ -50,15 +52,25 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None,
     run.remember(data=prepared.digest, **prepared.tokenizers)
     corpus_table(prepared, "text of the language set")
     model = new_model(cfg, prepared.tokenizer)
-    with torch.no_grad():  # what an untrained output layer would learn first: it spares the body that detour
+    with (
+        torch.no_grad()
+    ):  # what an untrained output layer would learn first: it spares the body that detour
         model.lm_head.bias.copy_(log_frequency(mixed_target_counts(cfg, mixture, prepared)))
     if cfg.model.shared_slot:
         match_table(cfg, prepared.tokenizer)
     training_table(model, {name for name, _ in model.named_parameters()}, "base")
-    log.info("%d steps of %d rows of %d pieces: %s tokens in %s", cfg.steps, cfg.trainer.rows_per_step,
-             cfg.data.row_length, f"{cfg.steps * cfg.tokens_per_step:,}", cfg.trainer.precision)  # fmt: skip
+    log.info(
+        "%d steps of %d rows of %d pieces: %s tokens in %s",
+        cfg.steps,
+        cfg.trainer.rows_per_step,
+        cfg.data.row_length,
+        f"{cfg.steps * cfg.tokens_per_step:,}",
+        cfg.trainer.precision,
+    )
     if on_the_way and not launched():
-        seconds = seconds_of(cfg, new_model(cfg, prepared.tokenizer), prepared, mixture, seed=cfg.seed)
+        seconds = seconds_of(
+            cfg, new_model(cfg, prepared.tokenizer), prepared, mixture, seed=cfg.seed
+        )
         log.info("the steps of this base take about %s on this machine", duration(seconds))
     codes, scorers = list(prepared.corpora), scorers_of(prepared, cfg.objective)
     columns = [*TRAINING_FIGURES, *curve_columns(cfg, codes)]
@@ -84,13 +96,17 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, group: str | None = None,
                 (out / CARD).write_text(card, encoding="utf-8")
 
             build_folder(run / "model", write, rebuild=True)
-            samples = filled(model, scorers, prepared.tokenizer, accelerator=cfg.trainer.accelerator)
+            samples = filled(
+                model, scorers, prepared.tokenizer, accelerator=cfg.trainer.accelerator
+            )
             run.write_json(SAMPLES, samples)
             run.write_passages(fitted.passages)
             run.finish(metrics)
         tracking.summarise(metrics, [])
     barrier()
-    score_table(metrics, codes, {"unigram": "unigram", "val": "model"}, scored_text(cfg.objective.causal))
+    score_table(
+        metrics, codes, {"unigram": "unigram", "val": "model"}, scored_text(cfg.objective.causal)
+    )
     if fitted.per_second is not None:
         log.info("trained at %s tokens/s", f"{fitted.per_second:,.0f}")
     log.info("model in %s", run / "model")
@@ -104,7 +120,9 @@ def curve_columns(cfg: PretrainConfig, codes: list[str]) -> list[str]:
 
 def _record(cfg: PretrainConfig, prepared: Prepared, metrics: dict[str, float]) -> dict:
     """Data, settings and scores, for the model card."""
-    statistics = {code: corpus.manifest["statistics"]["train"] for code, corpus in prepared.corpora.items()}
+    statistics = {
+        code: corpus.manifest["statistics"]["train"] for code, corpus in prepared.corpora.items()
+    }
     data = {
         code: {f"{name} of text": counts[name] for name in ("passages", "bytes", "tokens")}
         | {f"{name} read": metrics[f"train/{name}/{code}"] for name in ("tokens", "passes")}

@@ -73,7 +73,11 @@ class Ranking:
 
 
 def rank_beginnings(
-    cfg: PretrainConfig, model: XmodLanguageModel, lang: LangConfig, old: Prepared, prepared: Prepared
+    cfg: PretrainConfig,
+    model: XmodLanguageModel,
+    lang: LangConfig,
+    old: Prepared,
+    prepared: Prepared,
 ) -> Ranking:
     """Try every combination for ``lang``, which is added to ``model`` on the way; everything else is only read.
 
@@ -85,14 +89,25 @@ def rank_beginnings(
     methods, slots = _methods() if own else ["keep"], _slots(donors, lang)
     targets, corpus = sampled_targets(cfg, prepared, code), prepared.corpora[code]
     scorer = Scorer(corpus, prepared.tokenizer, cfg.objective)
-    shown = _frequent_new_pieces(old.tokenizer, prepared.tokenizer, corpus.piece_counts) if own else {}
+    shown = (
+        _frequent_new_pieces(old.tokenizer, prepared.tokenizer, corpus.piece_counts) if own else {}
+    )
     found, begun, vocabularies, nearest = {}, {}, {}, {}
-    bar = tqdm(total=len(methods) * len(slots), desc=f"ranking beginnings of {code}", leave=False, disable=None)
+    bar = tqdm(
+        total=len(methods) * len(slots),
+        desc=f"ranking beginnings of {code}",
+        leave=False,
+        disable=None,
+    )
     with on_device(model, cfg.trainer.accelerator), bar:
         for method in methods:
             if own:
                 report = begin_vocabulary(cfg, model, code, old, prepared, method)
-                vocabularies[method] = {**asdict(report), "drawn": report.drawn, **_likeness(model, code, old, shown)}
+                vocabularies[method] = {
+                    **asdict(report),
+                    "drawn": report.drawn,
+                    **_likeness(model, code, old, shown),
+                }
             losses = {}
             for slot in slots:
                 model.initialise_slot(code, slot, seed=cfg.seed)
@@ -101,33 +116,48 @@ def rank_beginnings(
             nearest[method] = min(donors, key=lambda donor: losses[f"copy:{donor}"])
             scored = {min(slots, key=losses.get)}
             if method in (lang.embedding_init, "keep"):
-                scored.add(f"copy:{nearest[method]}" if lang.slot_init == NEAREST else lang.slot_init)
+                scored.add(
+                    f"copy:{nearest[method]}" if lang.slot_init == NEAREST else lang.slot_init
+                )
             for slot, loss in losses.items():
                 score = None
                 if slot in scored:
                     model.initialise_slot(code, slot, seed=cfg.seed)
                     score = scorer.score(model)
                     begun[method, slot] = {
-                        n: p.detach().cpu().clone() for n, p in model.language_parameters(code).items()
+                        n: p.detach().cpu().clone()
+                        for n, p in model.language_parameters(code).items()
                     }
                 found[method, slot] = Combination(method, slot, loss, *(score or ()))
-    for key, weights in tqdm(begun.items(), f"{cfg.steps} steps of each table of {code}", leave=False, disable=None):
+    for key, weights in tqdm(
+        begun.items(), f"{cfg.steps} steps of each table of {code}", leave=False, disable=None
+    ):
         _train(cfg, model, lang, prepared, weights)
         with on_device(model, cfg.trainer.accelerator):
             val, bpb = scorer.score(model)
-            found[key] = replace(found[key], after=targets.loss(model), after_val=val, after_bpb=bpb)
-    ranked = sorted(found.values(), key=lambda c: (c.after is None, c.loss if c.after is None else c.after))  # stable
+            found[key] = replace(
+                found[key], after=targets.loss(model), after_val=val, after_bpb=bpb
+            )
+    ranked = sorted(
+        found.values(), key=lambda c: (c.after is None, c.loss if c.after is None else c.after)
+    )  # stable
     told = scorer.unigram()
     unigram = {
         "loss": targets.unigram_loss(scorer.counts),
         "val": told[f"unigram/loss/{code}"],
         "bpb": told[f"unigram/bpb/{code}"],
     }
-    return Ranking(code, ranked, vocabularies, nearest, unigram, in_a_word(cfg.objective.causal), cfg.steps)
+    return Ranking(
+        code, ranked, vocabularies, nearest, unigram, in_a_word(cfg.objective.causal), cfg.steps
+    )
 
 
 def _train(
-    cfg: PretrainConfig, model: XmodLanguageModel, lang: LangConfig, prepared: Prepared, weights: dict[str, Tensor]
+    cfg: PretrainConfig,
+    model: XmodLanguageModel,
+    lang: LangConfig,
+    prepared: Prepared,
+    weights: dict[str, Tensor],
 ) -> None:
     """Train ``lang`` in place from ``weights``, as a run of ``cfg.steps`` steps would; nothing is written."""
     with torch.no_grad():
@@ -135,11 +165,25 @@ def _train(
             model.get_parameter(name).copy_(value)
     seed, fused = seed_of(cfg, lang.code), cfg.trainer.precision != "16-mixed"
     module = LanguageModeling(
-        model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable_names(model, lang), fused=fused
+        model,
+        cfg.recipe,
+        steps=cfg.steps,
+        seed=seed,
+        trainable=trainable_names(model, lang),
+        fused=fused,
     )
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=seed)
-    loader = batches(cfg, prepared, mixture, {lang.code: model.lang_id(lang.code)}, seed=seed, steps=cfg.steps, first_step=0,
-                     rank=0, processes=1)  # fmt: skip
+    loader = batches(
+        cfg,
+        prepared,
+        mixture,
+        {lang.code: model.lang_id(lang.code)},
+        seed=seed,
+        steps=cfg.steps,
+        first_step=0,
+        rank=0,
+        processes=1,
+    )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         make_trainer(cfg, [], TorchCheckpointIO()).fit(module, loader)
@@ -165,9 +209,15 @@ def _frequent_new_pieces(
 ) -> dict[str, int]:
     """The most frequent pieces of three letters or more that the base does not have, by spelling."""
     known = ordinary_pieces(old)
-    words = {p: i for p, i in ordinary_pieces(new).items() if p not in known and p.removeprefix(WORD_START).isalpha()}
+    words = {
+        p: i
+        for p, i in ordinary_pieces(new).items()
+        if p not in known and p.removeprefix(WORD_START).isalpha()
+    }
     long = [p for p in words if len(p.removeprefix(WORD_START)) >= 3]
-    return {p: words[p] for p in sorted(long, key=lambda p: (-counts[words[p]], words[p]))[:_PIECES]}
+    return {
+        p: words[p] for p in sorted(long, key=lambda p: (-counts[words[p]], words[p]))[:_PIECES]
+    }
 
 
 def _likeness(model: XmodLanguageModel, code: str, old: Prepared, shown: dict[str, int]) -> dict:
@@ -182,7 +232,9 @@ def _likeness(model: XmodLanguageModel, code: str, old: Prepared, shown: dict[st
     return {
         "mean_cosine": _mean_cosine(table),
         "base_mean_cosine": _mean_cosine(base),
-        "neighbours": {piece: [names[i] for i in row] for piece, row in zip(shown, nearest, strict=True)},
+        "neighbours": {
+            piece: [names[i] for i in row] for piece, row in zip(shown, nearest, strict=True)
+        },
     }
 
 
@@ -203,35 +255,57 @@ def ranking_tables(ranking: Ranking) -> None:
     methods, slots = list(ranking.nearest), {slot for _, slot in losses}
     best = {m: min(losses[m, slot] for slot in slots) for m in methods}
     shown = sorted(slots, key=lambda slot: sum(losses[m, slot] for m in methods))[:_SLOTS]
-    rows = [(slot, *(f"{losses[m, slot]:.3f}{' *'[losses[m, slot] == best[m]]}" for m in methods)) for slot in shown]
+    rows = [
+        (slot, *(f"{losses[m, slot]:.3f}{' *'[losses[m, slot] == best[m]]}" for m in methods))
+        for slot in shown
+    ]
     rows.append(("nearest is", *ranking.nearest.values()))
     unigram = f"unigram {ranking.unigram['loss']:.3f}"
-    title = (f"{ranking.code} before training: nats/piece of training text ({unigram}); * the best slot of a table. Compare the slots of "
-             "a table: which table will be best after training, these figures do not say")  # fmt: skip
+    title = (
+        f"{ranking.code} before training: nats/piece of training text ({unigram}); * the best slot of a table. Compare the slots of "
+        "a table: which table will be best after training, these figures do not say"
+    )
     show(title, ("slot_init", *methods), rows)
     tables = list(ranking.vocabularies.values())
     _show_tables(ranking.code, methods, tables)
     figures = ("after", "after_val", "after_bpb", "loss", "val", "bpb")
     trained = [c for c in ranking.combinations if c.after is not None]
-    rows = [(c.embedding_init, c.slot_init, *(f"{getattr(c, name):.4f}" for name in figures)) for c in trained]
-    rows.append(("unigram", "", "", "", "", *(f"{ranking.unigram[name]:.4f}" for name in figures[3:])))
+    rows = [
+        (c.embedding_init, c.slot_init, *(f"{getattr(c, name):.4f}" for name in figures))
+        for c in trained
+    ]
+    rows.append(
+        ("unigram", "", "", "", "", *(f"{ranking.unigram[name]:.4f}" for name in figures[3:]))
+    )
     units = ("nats/piece, training text", "held-out text", f"bits/byte ({ranking.likelihood})")
     header = (
         "embedding_init",
         "slot_init",
-        *(f"{when}: {unit}" for when in (f"after {ranking.steps} steps", "before") for unit in units),
+        *(
+            f"{when}: {unit}"
+            for when in (f"after {ranking.steps} steps", "before")
+            for unit in units
+        ),
     )
-    title = (f"{ranking.code}: the best slot of each table, and what is configured, by the loss after {ranking.steps} steps of training. "
-             "This is one seed: small differences say nothing")  # fmt: skip
+    title = (
+        f"{ranking.code}: the best slot of each table, and what is configured, by the loss after {ranking.steps} steps of training. "
+        "This is one seed: small differences say nothing"
+    )
     show(title, header, rows, words=2)
 
 
 def _show_tables(code: str, methods: list[str], tables: list[dict]) -> None:
     if tables:
-        rows = [(f"rows {name}", *(f"{t[name]:,}" for t in tables)) for name in ("copied", "derived", "drawn")]
+        rows = [
+            (f"rows {name}", *(f"{t[name]:,}" for t in tables))
+            for name in ("copied", "derived", "drawn")
+        ]
         rows.append(("text copied", *(f"{100 * t['overlap']:.1f} %" for t in tables)))
         rows.append(("text covered", *(f"{100 * t['coverage']:.1f} %" for t in tables)))
         rows.append(("mean cosine", *(f"{t['mean_cosine']:.2f}" for t in tables)))
-        rows += [(f"{piece} ~", *(t["neighbours"][piece][0] for t in tables)) for piece in tables[0]["neighbours"]]
+        rows += [
+            (f"{piece} ~", *(t["neighbours"][piece][0] for t in tables))
+            for piece in tables[0]["neighbours"]
+        ]
         base = f"the base has a mean cosine of {tables[0]['base_mean_cosine']:.2f}; ~ is nearest to which of its pieces"
         show(f"{code}: the tables; {base}", ("embedding_init", *methods), rows)

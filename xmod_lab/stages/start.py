@@ -14,7 +14,9 @@ from xmod_lab.training.data import prepare_language
 from xmod_lab.training.memory import keep_memory
 
 
-def run_training(cfg: PretrainConfig, run: RunDir, asked: list[str], *, group: str | None = None) -> None:
+def run_training(
+    cfg: PretrainConfig, run: RunDir, asked: list[str], *, group: str | None = None
+) -> None:
     """Pre-train a base, or add ``cfg.lang`` to one; with ``cfg.plan``, say what that would take.
 
     Args:
@@ -38,7 +40,9 @@ def settle_base(
     """The base that ``cfg.lang`` is added to, pre-trained if there is none yet, and ``cfg`` with what it takes over
     from it."""
     cfg = _begun(cfg, run)
-    base = resolve(cfg, asked, lambda own, place: pretrain_base(own, place, group=group, on_the_way=True))
+    base = resolve(
+        cfg, asked, lambda own, place: pretrain_base(own, place, group=group, on_the_way=True)
+    )
     return replace(inherit(cfg, base, asked), base=base.name), base
 
 

@@ -68,9 +68,11 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
             there = {code: list(splits) for code, splits in rows.items()}
             without = unlabelled[source, split]
             lost = f" ({without:,} examples say that they have no label)" if without else ""
-            raise UserError(f"{cfg.task.data.path}: the {split} split of the source language {source} is empty{lost}; there are "
-                            f"{there or 'no examples at all'}. Name the splits with ++task.data.splits.{split}=<name>, or choose "
-                            "another task.source")  # fmt: skip
+            raise UserError(
+                f"{cfg.task.data.path}: the {split} split of the source language {source} is empty{lost}; there are "
+                f"{there or 'no examples at all'}. Name the splits with ++task.data.splits.{split}=<name>, or choose "
+                "another task.source"
+            )
     kind = kind_class(rows[source]["train"])
     for label in sorted(DOUBTFUL & set(kind.labels)):
         log.warning(
@@ -78,21 +80,30 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
             label,
         )
     if cfg.task.metric not in kind.metrics:
-        raise UserError(f"task.metric is '{cfg.task.metric}', but the labels of the data ({', '.join(kind.labels[:5])}, …) allow "
-                        f"{', '.join(kind.metrics)} alone: they name no spans")  # fmt: skip
+        raise UserError(
+            f"task.metric is '{cfg.task.metric}', but the labels of the data ({', '.join(kind.labels[:5])}, …) allow "
+            f"{', '.join(kind.metrics)} alone: they name no spans"
+        )
     model = task_model(folder, kind, seed=0)
     positions = config.max_position_embeddings - config.pad_token_id - 1
-    wanted = {code: [s for s in ("train", "dev", "test") if s in splits] for code, splits in rows.items()}
+    wanted = {
+        code: [s for s in ("train", "dev", "test") if s in splits] for code, splits in rows.items()
+    }
     if not cfg.task.upper:
         wanted = {
-            code: splits if code == source else [s for s in splits if s == "test"] for code, splits in wanted.items()
+            code: splits if code == source else [s for s in splits if s == "test"]
+            for code, splits in wanted.items()
         }
     examples = {}
     for code, splits in wanted.items():
         tokenizer = composing(model.tokenizer_for(code))  # as the text that the base was trained on
-        examples[code] = {split: kind.encode(rows[code][split], tokenizer, positions) for split in splits}
+        examples[code] = {
+            split: kind.encode(rows[code][split], tokenizer, positions) for split in splits
+        }
     examples = {code: splits for code, splits in examples.items() if splits}
-    clusters = _clusters(cfg, {code: rows[code]["test"] for code, splits in examples.items() if "test" in splits})
+    clusters = _clusters(
+        cfg, {code: rows[code]["test"] for code, splits in examples.items() if "test" in splits}
+    )
     setting = Setting(
         folder,
         source,
@@ -110,15 +121,23 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
 def _clusters(cfg: FinetuneConfig, tests: dict[str, list[Row]]) -> dict[str, np.ndarray]:
     """Of each test whose rows have groups, the number of each row's cluster. Raises UserError where the groups tell no examples
     apart in any test."""
-    found = {code: clusters_of([row.values.get(GROUP) for row in rows]) for code, rows in tests.items()}
+    found = {
+        code: clusters_of([row.values.get(GROUP) for row in rows]) for code, rows in tests.items()
+    }
     found = {code: clusters for code, clusters in found.items() if clusters is not None}
-    if found and max(map(len, found.values())) > 1 and not any(clusters.any() for clusters in found.values()):
+    if (
+        found
+        and max(map(len, found.values())) > 1
+        and not any(clusters.any() for clusters in found.values())
+    ):
         code = max(found, key=lambda code: len(found[code]))
         sources = zip(("task.data", "task.tests"), cfg.sources, strict=False)
         key, source = [pair for pair in sources if GROUP in pair[1].columns][-1]
-        raise UserError(f"{key}.columns.group is '{source.columns[GROUP]}', which is the same in all {len(found[code]):,} test examples of {code} "
-                        f"('{tests[code][0].values[GROUP][:50]}'), and so in every language; name what only some examples share (a template, a document), "
-                        f"or leave it out with '~{key}.columns.group'")  # fmt: skip
+        raise UserError(
+            f"{key}.columns.group is '{source.columns[GROUP]}', which is the same in all {len(found[code]):,} test examples of {code} "
+            f"('{tests[code][0].values[GROUP][:50]}'), and so in every language; name what only some examples share (a template, a document), "
+            f"or leave it out with '~{key}.columns.group'"
+        )
     return found
 
 
@@ -133,8 +152,12 @@ def _labelled(rows: Labelled, kind) -> tuple[Labelled, Counter[tuple[str, str]]]
             if labelled:
                 kept.setdefault(code, {})[split] = labelled
             else:
-                log.warning("warning: the %s split of %s is left out: its %d examples say that they have no label",
-                            split, code, len(examples))  # fmt: skip
+                log.warning(
+                    "warning: the %s split of %s is left out: its %d examples say that they have no label",
+                    split,
+                    code,
+                    len(examples),
+                )
     return kept, without
 
 
@@ -152,12 +175,27 @@ def _data_table(
         counts = (f"{sizes[code].get(split, 0):,}" for split in ("train", "dev", "test"))
         classes = "–" if test is None else setting.kind.described(test.gold)
         unknown = "–" if test is None else f"{100 * test.unknown:.1f} %"
-        odd = (sum(unlabelled[code, split] for split in splits), sum(part.truncated for part in splits.values()),
-               sum(part.empty for part in splits.values()))  # fmt: skip
+        odd = (
+            sum(unlabelled[code, split] for split in splits),
+            sum(part.truncated for part in splits.values()),
+            sum(part.empty for part in splits.values()),
+        )
         rows.append((code, *counts, classes, unknown, *(f"{count:,}" for count in odd)))
-    title = (f"{cfg.task.name}: fine-tuned on {setting.source}; examples; how many had no label and were left out, are cut to "
-             f"{positions} pieces, have a text or word without any piece")  # fmt: skip
-    header = ("language", "train", "dev", "test", "labels in test", "unknown pieces", "no label", "cut", "empty")
+    title = (
+        f"{cfg.task.name}: fine-tuned on {setting.source}; examples; how many had no label and were left out, are cut to "
+        f"{positions} pieces, have a text or word without any piece"
+    )
+    header = (
+        "language",
+        "train",
+        "dev",
+        "test",
+        "labels in test",
+        "unknown pieces",
+        "no label",
+        "cut",
+        "empty",
+    )
     show(title, header, rows)
 
 
@@ -171,16 +209,26 @@ def task_model(folder: Path, kind, seed: int) -> XmodPreTrainedModel:
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # a new head, and no language-model head: both are meant
     try:
-        model, info = kind.model_class.from_pretrained(folder, config=config, output_loading_info=True)
+        model, info = kind.model_class.from_pretrained(
+            folder, config=config, output_loading_info=True
+        )
     except UserError:
         raise
     except Exception as error:  # transformers raises whatever its readers raise
-        raise UserError(f"base {folder} cannot be loaded ({reason(error)}); give one that is whole") from error
+        raise UserError(
+            f"base {folder} cannot be loaded ({reason(error)}); give one that is whole"
+        ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
-    lost = [name for name in info["missing_keys"] if name.startswith("roberta.") and ".pooler." not in name]
+    lost = [
+        name
+        for name in info["missing_keys"]
+        if name.startswith("roberta.") and ".pooler." not in name
+    ]
     if lost:
-        raise UserError(f"base {folder} lacks tensors of its body: {sorted(lost)[:3]}; give one that is whole")
+        raise UserError(
+            f"base {folder} lacks tensors of its body: {sorted(lost)[:3]}; give one that is whole"
+        )
     with torch.no_grad():
         for name in sorted(info["missing_keys"]):
             parameter = model.get_parameter(name)

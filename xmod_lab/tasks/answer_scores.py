@@ -18,8 +18,13 @@ _ARTICLES = {  # of the languages of MLQA; Hindi and Chinese have none
     "de": "ein eine einen einem eines einer der die das den dem des",
     "vi": "của là cái chiếc những",
 }
-_DROPPED = {language: re.compile(rf"\b({words.replace(' ', '|')})\b") for language, words in _ARTICLES.items()}
-_DROPPED["ar"] = re.compile("ال")  # the article, which is no word of its own; dropped within words too, as MLQA does
+_DROPPED = {
+    language: re.compile(rf"\b({words.replace(' ', '|')})\b")
+    for language, words in _ARTICLES.items()
+}
+_DROPPED["ar"] = re.compile(
+    "ال"
+)  # the article, which is no word of its own; dropped within words too, as MLQA does
 # MLQA's, and as it would be for languages that it lacks: a character of a script without spaces is a word
 _ALONE = {"zh": re.compile("[\u4e00-\u9fa5]")} | dict.fromkeys(
     ("ja", "yue", "th", "lo", "km", "my"),
@@ -37,7 +42,9 @@ def mlqa_score(name: str, predicted: str, gold: list[str], code: str) -> float:
     """``exact_match`` or ``f1`` of MLQA in the language of ``code``, the best over the gold answers. Of a language that MLQA lacks no
     articles are dropped."""
     said, given = mlqa_words(predicted, code), [mlqa_words(text, code) for text in gold]
-    return max(float(said == words) if name == "exact_match" else _f1(said, words) for words in given)
+    return max(
+        float(said == words) if name == "exact_match" else _f1(said, words) for words in given
+    )
 
 
 def mlqa_words(text: str, code: str) -> list[str]:

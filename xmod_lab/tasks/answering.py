@@ -56,28 +56,38 @@ class Answering:
         for row in rows:
             texts, starts = (row.values["answers"].get(key, []) for key in ("text", "answer_start"))
             if not texts:
-                raise UserError(f"{row.where}: it has no answer; allowed are questions whose answer is in the context (SQuAD 1). "
-                                "Leave it out")  # fmt: skip
+                raise UserError(
+                    f"{row.where}: it has no answer; allowed are questions whose answer is in the context (SQuAD 1). "
+                    "Leave it out"
+                )
             for text, start in zip(texts, starts, strict=True):
                 if not text or row.values["context"][start : start + len(text)] != text:
                     context = row.values["context"]
                     place = context.find(text) if text else -1
                     elsewhere = f" (it is at {place})" if place >= 0 else ""
-                    raise UserError(f"{row.where}: the answer '{text}' is not in its context at character {start}, where "
-                                    f"'{context[start : start + len(text)]}' is{elsewhere}; repair it, or leave it out")  # fmt: skip
+                    raise UserError(
+                        f"{row.where}: the answer '{text}' is not in its context at character {start}, where "
+                        f"'{context[start : start + len(text)]}' is{elsewhere}; repair it, or leave it out"
+                    )
             found.append(list(texts))
         return found
 
-    def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int) -> Encoded:
+    def encode(
+        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int
+    ) -> Encoded:
         """Windows of at most ``positions`` pieces: the question, then a part of the context. Nothing is lost; ``truncated``
         counts the questions whose answer stands whole in no window, so that nothing points to it."""
         gold = self.gold(rows)
-        questions, contexts = ([row.values[role] for row in rows] for role in ("question", "context"))
+        questions, contexts = (
+            [row.values[role] for row in rows] for role in ("question", "context")
+        )
         alone = tokenizer(questions).encodings
         for row, length in zip(rows, map(len, alone), strict=True):
             if length > positions // 2:
-                raise UserError(f"{row.where}: the question has {length} pieces, more than half of the model's {positions} "
-                                "positions; shorten it, or leave it out")  # fmt: skip
+                raise UserError(
+                    f"{row.where}: the question has {length} pieces, more than half of the model's {positions} "
+                    "positions; shorten it, or leave it out"
+                )
         dropped = _dropped(tokenizer, contexts)
         kept = [_kept(context, dropped) for context in contexts]
         encoded = tokenizer(
@@ -94,7 +104,9 @@ class Answering:
             split_special_tokens=True,
         )
         windows = []
-        for encoding, owner in zip(encoded.encodings, encoded["overflow_to_sample_mapping"], strict=True):
+        for encoding, owner in zip(
+            encoded.encodings, encoded["overflow_to_sample_mapping"], strict=True
+        ):
             offsets = [
                 _in_context(span, kept[owner], contexts[owner]) if part == 1 else None
                 for span, part in zip(encoding.offsets, encoding.sequence_ids, strict=True)
@@ -107,7 +119,15 @@ class Answering:
         unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"])
         cut = len(rows) - len({window.owner for window in windows if window.end})
         empty = sum(0 not in encoding.sequence_ids for encoding in alone)
-        return Encoded(encoded["input_ids"], gold, tokenizer.pad_token_id, cut, unknown / pieces, windows, empty)
+        return Encoded(
+            encoded["input_ids"],
+            gold,
+            tokenizer.pad_token_id,
+            cut,
+            unknown / pieces,
+            windows,
+            empty,
+        )
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
         """(B, S) tensors of these windows, and ``start_positions``, ``end_positions`` (B,)."""
@@ -125,7 +145,8 @@ class Answering:
             window = encoded.extra[i]
             places = [place for place, span in enumerate(window.offsets) if span is not None]
             start, end = (
-                x[row, places].detach().float().cpu() for x in (output.start_logits, output.end_logits)
+                x[row, places].detach().float().cpu()
+                for x in (output.start_logits, output.end_logits)
             )  # (P,)
             sums = start[:, None] + end[None]
             fits = torch.ones_like(sums, dtype=torch.bool).triu().tril(_LONGEST - 1)
@@ -162,7 +183,10 @@ class Answering:
 
         def counts(gold: list[list[str]], predicted: list[str]) -> np.ndarray:
             pairs = zip(predicted, gold, strict=True)
-            scores = [mlqa_score(name, *pair, code) if of_mlqa else squad_score(name, *pair) for pair in pairs]
+            scores = [
+                mlqa_score(name, *pair, code) if of_mlqa else squad_score(name, *pair)
+                for pair in pairs
+            ]
             return np.array([(score, 1) for score in scores], float)
 
         return Metric(counts, share)
@@ -178,12 +202,20 @@ def _dropped(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> set[st
     normalizer = tokenizer.backend_tokenizer.normalizer
     if normalizer is None:
         return set()
-    return {c for c in set().union(*texts) if normalizer.normalize_str(f"a{c}a") == normalizer.normalize_str("aa")}
+    return {
+        c
+        for c in set().union(*texts)
+        if normalizer.normalize_str(f"a{c}a") == normalizer.normalize_str("aa")
+    }
 
 
 def _kept(text: str, dropped: set[str]) -> Sequence[int]:
     """The places in ``text`` of what is not dropped."""
-    return range(len(text)) if dropped.isdisjoint(text) else [i for i, c in enumerate(text) if c not in dropped]
+    return (
+        range(len(text))
+        if dropped.isdisjoint(text)
+        else [i for i, c in enumerate(text) if c not in dropped]
+    )
 
 
 def _in_context(span: tuple[int, int], places: Sequence[int], context: str) -> tuple[int, int]:
@@ -194,7 +226,11 @@ def _in_context(span: tuple[int, int], places: Sequence[int], context: str) -> t
 
 def _pieces_of(offsets: list[tuple[int, int] | None], begin: int, end: int) -> tuple[int, int]:
     """First and last piece of the characters ``begin`` to ``end``; (0, 0) where they are not all in the window."""
-    touched = [i for i, span in enumerate(offsets) if span is not None and span[0] < end and span[1] > begin]
+    touched = [
+        i
+        for i, span in enumerate(offsets)
+        if span is not None and span[0] < end and span[1] > begin
+    ]
     if not touched or offsets[touched[0]][0] > begin or offsets[touched[-1]][1] < end:
         return 0, 0
     return touched[0], touched[-1]

@@ -48,11 +48,15 @@ class Choice:
                     f"{row.where}: choices must be a list of {max(2, self.number)}, as in the first row, not {choices!r}"
                 )
             if label not in self.labels:
-                raise UserError(f"{row.where}: label '{label}' is no choice; allowed are {', '.join(self.labels)}")
+                raise UserError(
+                    f"{row.where}: label '{label}' is no choice; allowed are {', '.join(self.labels)}"
+                )
             found.append(int(label))
         return found
 
-    def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int) -> Encoded:
+    def encode(
+        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int
+    ) -> Encoded:
         """The pieces of every pair of text and choice, at most ``positions`` each; ``ids`` has a list for each choice."""
         pairs = [[row.values["text"], choice] for row in rows for choice in row.values["choices"]]
         gold = self.gold(rows)

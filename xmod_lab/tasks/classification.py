@@ -33,8 +33,10 @@ class Classification:
         """Raises UserError where all rows have the same label, or as :func:`classes`."""
         self.labels = classes((row.values["label"], row.where) for row in train)
         if len(self.labels) < 2:
-            raise UserError(f"{train[0].where} and the rows after it have one label, '{self.labels[0]}'; a task needs two or "
-                            "more")  # fmt: skip
+            raise UserError(
+                f"{train[0].where} and the rows after it have one label, '{self.labels[0]}'; a task needs two or "
+                "more"
+            )
 
     @classmethod
     def is_labelled(cls, row: Row) -> bool:
@@ -48,15 +50,22 @@ class Classification:
         for row in rows:
             label = row.values["label"]
             if label not in known:
-                raise UserError(f"{row.where}: label '{label}' is not in the source's training split; allowed are "
-                                f"{', '.join(self.labels)}.{nearest(label, self.labels)} Rename it, or leave those rows out")  # fmt: skip
+                raise UserError(
+                    f"{row.where}: label '{label}' is not in the source's training split; allowed are "
+                    f"{', '.join(self.labels)}.{nearest(label, self.labels)} Rename it, or leave those rows out"
+                )
             found.append(known[label])
         return found
 
-    def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int) -> Encoded:
+    def encode(
+        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int
+    ) -> Encoded:
         """Pieces of every row, at most ``positions`` of them, and the gold labels."""
         return encode_texts(
-            [[row.values[role] for role in self.texts] for row in rows], self.gold(rows), tokenizer, positions
+            [[row.values[role] for role in self.texts] for row in rows],
+            self.gold(rows),
+            tokenizer,
+            positions,
         )
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:

@@ -45,8 +45,12 @@ def encode_texts(
     truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
     pieces = sum(len(ids) for ids in encoded["input_ids"])
     unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"])
-    empty = sum(not set(range(len(columns))) <= set(encoding.sequence_ids) for encoding in encoded.encodings)
-    return Encoded(encoded["input_ids"], gold, tokenizer.pad_token_id, truncated, unknown / pieces, empty=empty)
+    empty = sum(
+        not set(range(len(columns))) <= set(encoding.sequence_ids) for encoding in encoded.encodings
+    )
+    return Encoded(
+        encoded["input_ids"], gold, tokenizer.pad_token_id, truncated, unknown / pieces, empty=empty
+    )
 
 
 def pad(rows: Sequence[list[int]], pad_id: int) -> dict[str, Tensor]:
@@ -92,9 +96,12 @@ class ExampleStream(Dataset):
         if self.targets is not None and self.accumulate > 1:
             first = index - index % self.accumulate
             counts = [
-                sum(self.targets[i] for i in self._indices(part)) for part in range(first, first + self.accumulate)
+                sum(self.targets[i] for i in self._indices(part))
+                for part in range(first, first + self.accumulate)
             ]
-            batch["loss_weight"] = torch.tensor(counts[index - first] * self.accumulate / max(1, sum(counts)))
+            batch["loss_weight"] = torch.tensor(
+                counts[index - first] * self.accumulate / max(1, sum(counts))
+            )
         return batch
 
     def _indices(self, index: int) -> list[int]:

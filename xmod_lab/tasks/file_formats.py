@@ -37,13 +37,19 @@ def table_rows(path: Path) -> Rows:
         quoted += ".tsv" in path.suffixes and any(re.fullmatch('".*"".*"', cell) for cell in cells)
         yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
     if quoted:
-        log.warning("warning: %s: %d rows have cells that look quoted, with quotes doubled inside; a .tsv is read as it is, and these "
-                    "quotes as text. Save it without quoting, or as .csv", path, quoted)  # fmt: skip
+        log.warning(
+            "warning: %s: %d rows have cells that look quoted, with quotes doubled inside; a .tsv is read as it is, and these "
+            "quotes as text. Save it without quoting, or as .csv",
+            path,
+            quoted,
+        )
 
 
 def conllu_rows(path: Path) -> Rows:
     """Sentences of CoNLL-U with its ten columns, as ``form``, ``upos``, …; comments, and words that span others, are left out."""
-    words = [(number, fields) for number, fields in _lines(path) if not fields or fields[0].isdigit()]
+    words = [
+        (number, fields) for number, fields in _lines(path) if not fields or fields[0].isdigit()
+    ]
     for where, sentence in _sentences(path, words, len(_CONLLU)):
         yield where, dict(zip(_CONLLU, map(list, zip(*sentence, strict=True)), strict=True))
 
@@ -58,12 +64,19 @@ def conll_rows(path: Path) -> Rows:
         UserError: a word has another number of columns than the first one; the first column counts words (as in GermEval).
     """
     lines = _lines(path)
-    doubtful = {number for (_, before), (number, fields) in pairwise([(0, []), *lines])
-                if fields and fields[0].startswith("#") and (not before or before[0].startswith("#"))}  # fmt: skip
+    doubtful = {
+        number
+        for (_, before), (number, fields) in pairwise([(0, []), *lines])
+        if fields and fields[0].startswith("#") and (not before or before[0].startswith("#"))
+    }
     words = [fields for number, fields in lines if fields and number not in doubtful]
     width, tags = len(words[0]) if words else 2, {fields[-1] for fields in words}
-    comments = {number for number, fields in lines if number in doubtful
-                and (len(fields) != width or fields[0].startswith("# ") or fields[-1] not in tags)}  # fmt: skip
+    comments = {
+        number
+        for number, fields in lines
+        if number in doubtful
+        and (len(fields) != width or fields[0].startswith("# ") or fields[-1] not in tags)
+    }
     if comments:
         log.info(
             "%s: %d lines that begin with # are left out as comments, line %d the first",
@@ -71,14 +84,24 @@ def conll_rows(path: Path) -> Rows:
             len(comments),
             min(comments),
         )
-    sentences = list(_sentences(path, [line for line in lines if line[0] not in comments], max(2, width)))
+    sentences = list(
+        _sentences(path, [line for line in lines if line[0] not in comments], max(2, width))
+    )
     if any(len(s) > 1 for _, s in sentences) and all(
         [w[0] for w in s] == [str(i + 1) for i in range(len(s))] for _, s in sentences
     ):
-        raise UserError(f"{sentences[0][0]}: the first column counts the words of each sentence, where words are expected; take it "
-                        "out (between tabs: grep -v '^#' OLD | cut -f2- > NEW)")  # fmt: skip
+        raise UserError(
+            f"{sentences[0][0]}: the first column counts the words of each sentence, where words are expected; take it "
+            "out (between tabs: grep -v '^#' OLD | cut -f2- > NEW)"
+        )
     for where, sentence in sentences:
-        yield where, {"words": [fields[0] for fields in sentence], "tags": [fields[-1] for fields in sentence]}
+        yield (
+            where,
+            {
+                "words": [fields[0] for fields in sentence],
+                "tags": [fields[-1] for fields in sentence],
+            },
+        )
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
@@ -88,12 +111,16 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
     found = []
     for number, line in enumerate(decoded_lines(path), start=1):
         line = line.strip(" \t\n")
-        columns = [part.strip(" ") for part in line.split("\t" if "\t" in line else " ") if part.strip(" ")]
+        columns = [
+            part.strip(" ") for part in line.split("\t" if "\t" in line else " ") if part.strip(" ")
+        ]
         found.append((number, [] if line.startswith("-DOCSTART-") else columns))
     return found
 
 
-def _sentences(path: Path, lines: list[tuple[int, list[str]]], width: int) -> Iterator[tuple[str, list[list[str]]]]:
+def _sentences(
+    path: Path, lines: list[tuple[int, list[str]]], width: int
+) -> Iterator[tuple[str, list[list[str]]]]:
     """Words between blank lines. Raises UserError, with the line, for one that has not ``width`` columns."""
     sentence: list[list[str]] = []
     start = 0
@@ -104,8 +131,10 @@ def _sentences(path: Path, lines: list[tuple[int, list[str]]], width: int) -> It
             sentence = []
             continue
         if len(fields) != width:
-            raise UserError(f"{path}, line {number}: {len(fields)} columns, where {width} are expected, as in the lines before it, a "
-                            "word the first and a tag the last; repair that line, with _ in a column that is empty")  # fmt: skip
+            raise UserError(
+                f"{path}, line {number}: {len(fields)} columns, where {width} are expected, as in the lines before it, a "
+                "word the first and a tag the last; repair that line, with _ in a column that is empty"
+            )
         start = start if sentence else number
         sentence.append(fields)
 
@@ -124,8 +153,10 @@ def document_rows(path: Path) -> Rows:
         return
     for number, row in enumerate(found, start=1):
         if not isinstance(row, dict):
-            raise UserError(f"{path}, entry {number}: {json.dumps(row)[:40]} is no object; expected one for each row, such as "
-                            '{"text": "a passage", "label": "a"}')  # fmt: skip
+            raise UserError(
+                f"{path}, entry {number}: {json.dumps(row)[:40]} is no object; expected one for each row, such as "
+                '{"text": "a passage", "label": "a"}'
+            )
         yield f"{path}, entry {number}", row
 
 
@@ -137,19 +168,32 @@ def _squad_rows(path: Path, found: object) -> Rows:
             for paragraph in article["paragraphs"]:
                 for question in paragraph["qas"]:
                     answers = question.get("answers", [])
-                    given = {key: [answer[key] for answer in answers] for key in ("text", "answer_start")}
+                    given = {
+                        key: [answer[key] for answer in answers] for key in ("text", "answer_start")
+                    }
                     ids[str(question["id"])] += 1
-                    yield f"{path}, question {question['id']}", {
-                        "id": question["id"], "context": paragraph["context"], "question": question["question"],
-                        "answers": given,
-                    }  # fmt: skip
+                    yield (
+                        f"{path}, question {question['id']}",
+                        {
+                            "id": question["id"],
+                            "context": paragraph["context"],
+                            "question": question["question"],
+                            "answers": given,
+                        },
+                    )
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: not in SQuAD's layout ({type(error).__name__}: {error}); expected data, paragraphs, qas, answers, "
-                        "or an array of objects, one for each row") from error  # fmt: skip
+        raise UserError(
+            f"{path}: not in SQuAD's layout ({type(error).__name__}: {error}); expected data, paragraphs, qas, answers, "
+            "or an array of objects, one for each row"
+        ) from error
     twice = [name for name, count in ids.items() if count > 1]
     if twice:
-        log.warning("warning: %s: %d ids stand at several questions, '%s' for one; each of these is an example of its own",
-                    path, len(twice), twice[0])  # fmt: skip
+        log.warning(
+            "warning: %s: %d ids stand at several questions, '%s' for one; each of these is an example of its own",
+            path,
+            len(twice),
+            twice[0],
+        )
 
 
 def parquet_rows(path: Path) -> Rows:
@@ -157,7 +201,9 @@ def parquet_rows(path: Path) -> Rows:
     import datasets  # here, since a configuration is judged without it
 
     try:
-        table = datasets.Dataset(pyarrow.parquet.ParquetFile(path).read())  # with no cache, which goes by times
+        table = datasets.Dataset(
+            pyarrow.parquet.ParquetFile(path).read()
+        )  # with no cache, which goes by times
     except Exception as error:  # pyarrow and datasets raise whatever their readers raise
         raise UserError(
             f"{path} cannot be read as parquet ({str(error).splitlines()[0]}); it may be damaged"
@@ -170,7 +216,10 @@ def named_rows(table: "datasets.Dataset", name: str) -> Rows:
     namers = {column: _namer(feature) for column, feature in table.features.items()}
     try:
         for number, row in enumerate(table):
-            yield f"{name}, row {number}", {column: namers[column](value) for column, value in row.items()}
+            yield (
+                f"{name}, row {number}",
+                {column: namers[column](value) for column, value in row.items()},
+            )
     except UnicodeDecodeError as error:
         raise UserError(
             f"{name}: text in it is not UTF-8 ({error.reason}: {error.object[:40]!r}); write it anew"
@@ -184,7 +233,9 @@ def _namer(feature: object) -> Callable:
         return lambda value: _class_name(feature, value)
     inner = getattr(feature, "feature", None)  # of a list
     if isinstance(inner, datasets.ClassLabel):
-        return lambda values: None if values is None else [_class_name(inner, value) for value in values]
+        return lambda values: (
+            None if values is None else [_class_name(inner, value) for value in values]
+        )
     return lambda value: value
 
 
@@ -195,6 +246,12 @@ def _class_name(feature: "datasets.ClassLabel", value: int | None) -> object:
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {
-    ".jsonl": json_rows, ".jsonl.gz": json_rows, ".csv": table_rows, ".tsv": table_rows, ".parquet": parquet_rows,
-    ".conll": conll_rows, ".conllu": conllu_rows, ".json": document_rows,
-}  # fmt: skip
+    ".jsonl": json_rows,
+    ".jsonl.gz": json_rows,
+    ".csv": table_rows,
+    ".tsv": table_rows,
+    ".parquet": parquet_rows,
+    ".conll": conll_rows,
+    ".conllu": conllu_rows,
+    ".json": document_rows,
+}

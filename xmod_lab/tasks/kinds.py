@@ -5,4 +5,10 @@ from xmod_lab.tasks.choice import Choice
 from xmod_lab.tasks.classification import Classification, Inference
 from xmod_lab.tasks.tagging import Tagging
 
-KINDS = {"classification": Classification, "nli": Inference, "tagging": Tagging, "qa": Answering, "choice": Choice}
+KINDS = {
+    "classification": Classification,
+    "nli": Inference,
+    "tagging": Tagging,
+    "qa": Answering,
+    "choice": Choice,
+}

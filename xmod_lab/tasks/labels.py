@@ -35,16 +35,22 @@ def classes(labels: Iterable[tuple[str, str]]) -> list[str]:
     for label, where in first.items():
         seen = _as_seen(label)
         if not seen:
-            raise UserError(f"{where}: the label is empty ({label!r}); give it a name, or leave that row out")
+            raise UserError(
+                f"{where}: the label is empty ({label!r}); give it a name, or leave that row out"
+            )
         other = alike.setdefault(seen, label)
         if other != label:
-            raise UserError(f"{where}: label {label!r} would be another class than {other!r} ({first[other]}), but they mean the "
-                            "same; write them alike")  # fmt: skip
+            raise UserError(
+                f"{where}: label {label!r} would be another class than {other!r} ({first[other]}), but they mean the "
+                "same; write them alike"
+            )
     return sorted(first)
 
 
 def _as_seen(label: str) -> str:
     visible = "".join(
-        c for c in unicodedata.normalize("NFC", label) if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace()
+        c
+        for c in unicodedata.normalize("NFC", label)
+        if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace()
     )
     return re.sub(r"^(-?\d+)\.0+$", r"\1", " ".join(visible.split()))

@@ -29,7 +29,10 @@ def share(sums: np.ndarray) -> np.ndarray:
 def accuracy() -> Metric:
     """Share of examples whose prediction is the gold one."""
     return Metric(
-        lambda gold, predicted: np.array([(g == p, 1) for g, p in zip(gold, predicted, strict=True)], float), share
+        lambda gold, predicted: np.array(
+            [(g == p, 1) for g, p in zip(gold, predicted, strict=True)], float
+        ),
+        share,
     )
 
 

@@ -22,8 +22,14 @@ from xmod_lab.tasks.sources import Row
 
 LONGEST = 4  # characters of an n-gram
 _STRENGTHS = (1e-4, 1e-5)  # of the L2 penalty; the development split chooses
-_PASSES, _READ = 10, 30_000  # at most so many passes, and no further one when so many examples were read
-_BLOCK, _KEPT = 2048, 16  # examples that are hashed at once, and blocks of a split that stay in memory
+_PASSES, _READ = (
+    10,
+    30_000,
+)  # at most so many passes, and no further one when so many examples were read
+_BLOCK, _KEPT = (
+    2048,
+    16,
+)  # examples that are hashed at once, and blocks of a split that stay in memory
 
 # U units: what gets an answer of its own (a text, a word, a choice); C outcomes; F columns
 
@@ -66,7 +72,9 @@ def spelling(
     """
     if kind.outcomes is None:
         return []
-    order = np.random.default_rng(seeds[0]).permutation(len(rows["train"]))  # files may be sorted by label
+    order = np.random.default_rng(seeds[0]).permutation(
+        len(rows["train"])
+    )  # files may be sorted by label
     train, dev = _Hashed(kind, [rows["train"][i] for i in order]), _Hashed(kind, rows["dev"])
     wanted = [kind.targets(gold["train"][i]) for i in order]
     columns = np.flatnonzero(
@@ -75,7 +83,9 @@ def spelling(
     passes = max(1, min(_PASSES, _READ // len(order)))
     models = [(seed, _classifier(strength, seed)) for seed, strength in product(seeds, _STRENGTHS)]
     best: dict[int, tuple] = {}  # seed -> dev, -loss, the weights, after which pass
-    for number, first in tqdm(list(product(range(1, passes + 1), train.firsts)), "n-grams", leave=False, disable=None):
+    for number, first in tqdm(
+        list(product(range(1, passes + 1), train.firsts)), "n-grams", leave=False, disable=None
+    ):
         x, y = train.block(first)[0][:, columns], np.concatenate(wanted[first : first + _BLOCK])
         for seed, model in models:
             model.partial_fit(x, y, classes=np.arange(kind.outcomes))
@@ -86,10 +96,15 @@ def spelling(
                     best[seed] = (*rank, deepcopy(model), number)
     hashed = {code: _Hashed(kind, test) for code, test in tests.items()}
     return [
-        Spelling(dev_score, -loss, model.alpha, number,
-                 {code: _answers(kind, model, columns, test)[0] for code, test in hashed.items()})
+        Spelling(
+            dev_score,
+            -loss,
+            model.alpha,
+            number,
+            {code: _answers(kind, model, columns, test)[0] for code, test in hashed.items()},
+        )
         for dev_score, loss, model, number in (best[seed] for seed in seeds)
-    ]  # fmt: skip
+    ]
 
 
 def _classifier(strength: float, seed: int) -> SGDClassifier:
@@ -106,10 +121,14 @@ class _Hashed:
 
     def _block(self, first: int) -> tuple[csr_matrix, np.ndarray]:
         spelt = [self.kind.spelt(row) for row in self.rows[first : first + _BLOCK]]
-        return _HASHED.transform(chain.from_iterable(spelt)), np.cumsum([len(units) for units in spelt])
+        return _HASHED.transform(chain.from_iterable(spelt)), np.cumsum(
+            [len(units) for units in spelt]
+        )
 
 
-def _answers(kind, model, columns: np.ndarray, examples: _Hashed, gold: list | None = None) -> tuple[list, float]:
+def _answers(
+    kind, model, columns: np.ndarray, examples: _Hashed, gold: list | None = None
+) -> tuple[list, float]:
     """Predictions of examples, and the mean negative log-probability of the right outcomes of their units."""
     said, nats = [], []
     for first in examples.firsts:

@@ -35,7 +35,9 @@ class Row:
 
 
 Labelled = dict[str, dict[str, list[Row]]]  # language -> split -> rows
-Part = tuple[dict[str, str], Rows]  # what path or configuration say of language and split, and the rows
+Part = tuple[
+    dict[str, str], Rows
+]  # what path or configuration say of language and split, and the rows
 
 
 @dataclass
@@ -79,14 +81,27 @@ class LabelledSource:
     def files(self, key: str = "task.data") -> list[tuple[Path, dict[str, str]]]:
         """Every file with what its path says. Raises UserError when there is none."""
         pattern = str(Path(self._pattern).absolute())
-        first = min((pattern.find(mark) for mark in ("@language", "@split") if mark in pattern), default=len(pattern))
+        first = min(
+            (pattern.find(mark) for mark in ("@language", "@split") if mark in pattern),
+            default=len(pattern),
+        )
         anchor = Path(pattern[:first]).parent if first < len(pattern) else Path(pattern).parent
-        wildcard = glob.escape(str(Path(pattern).relative_to(anchor))).replace("@language", "*").replace("@split", "*")
-        found = [(path, _said(pattern, str(path))) for path in sorted(anchor.glob(wildcard)) if path.is_file()]
+        wildcard = (
+            glob.escape(str(Path(pattern).relative_to(anchor)))
+            .replace("@language", "*")
+            .replace("@split", "*")
+        )
+        found = [
+            (path, _said(pattern, str(path)))
+            for path in sorted(anchor.glob(wildcard))
+            if path.is_file()
+        ]
         found = [(path, said) for path, said in found if said is not None]
         if not found:
-            raise UserError(f"{key}.path: no file is named like '{self.path}'; give the path of an existing file, with "
-                            "@language and @split where the names of languages and splits stand")  # fmt: skip
+            raise UserError(
+                f"{key}.path: no file is named like '{self.path}'; give the path of an existing file, with "
+                "@language and @split where the names of languages and splits stand"
+            )
         return found
 
     @property
@@ -104,21 +119,29 @@ class LabelledSource:
         import datasets  # here, since a configuration is judged without it
 
         path = Path(self.path)
-        hub_id = re.fullmatch(r"[\w-]+|[\w.-]+/[\w.-]+", self.path) and not self.path.startswith(".")
+        hub_id = re.fullmatch(r"[\w-]+|[\w.-]+/[\w.-]+", self.path) and not self.path.startswith(
+            "."
+        )
         if not path.is_dir() and (path.is_file() or not hub_id):
-            raise UserError(f"{key}.path '{self.path}' is neither a folder nor a file of a known type "
-                            f"({', '.join(READERS)}) nor a hub id; give one of these")  # fmt: skip
+            raise UserError(
+                f"{key}.path '{self.path}' is neither a folder nor a file of a known type "
+                f"({', '.join(READERS)}) nor a hub id; give one of these"
+            )
         give = f"the path of a folder or file ({', '.join(READERS)}), or the id of a dataset on the hub"
         if not path.is_dir() and (fault := hub_fault(self.path, give)):
             raise UserError(f"{key}.path: {fault}")
         found = False
         try:
             for config, said in self._configurations():
-                with tempfile.TemporaryDirectory() as scratch:  # the cache goes by times: a file may have been replaced
+                with (
+                    tempfile.TemporaryDirectory() as scratch
+                ):  # the cache goes by times: a file may have been replaced
                     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
                         loaded = datasets.load_from_disk(self.path)
                     else:
-                        loaded = datasets.load_dataset(self.path, config, cache_dir=scratch if path.is_dir() else None)
+                        loaded = datasets.load_dataset(
+                            self.path, config, cache_dir=scratch if path.is_dir() else None
+                        )
                     tables = loaded.items() if isinstance(loaded, dict) else [(None, loaded)]
                     for split, table in tables:
                         found = True
@@ -128,10 +151,14 @@ class LabelledSource:
         except UserError:
             raise
         except Exception as error:  # datasets raises whatever its readers and the network raise
-            raise UserError(f"{key}.path: '{self.path}' cannot be read as a dataset ({str(error).splitlines()[0]}); give a folder "
-                            "in a layout of the hub, or a hub id that can be reached") from error  # fmt: skip
+            raise UserError(
+                f"{key}.path: '{self.path}' cannot be read as a dataset ({str(error).splitlines()[0]}); give a folder "
+                "in a layout of the hub, or a hub id that can be reached"
+            ) from error
         if not found:
-            raise UserError(f"{key}.config: no configuration of '{self.path}' is named like '{self.config}'")
+            raise UserError(
+                f"{key}.config: no configuration of '{self.path}' is named like '{self.config}'"
+            )
 
     def _configurations(self) -> Iterator[tuple[str | None, dict[str, str]]]:
         if self.config is None:
@@ -156,8 +183,10 @@ class LabelledSource:
         column = self.columns.get(role, role)
         column = column if column in values else role
         if column not in values:
-            raise UserError(f"{where}: no column '{self.columns.get(role, role)}'; it has {', '.join(map(str, values))}. Name it with "
-                            f"++{key}.columns.{role}=<column>")  # fmt: skip
+            raise UserError(
+                f"{where}: no column '{self.columns.get(role, role)}'; it has {', '.join(map(str, values))}. Name it with "
+                f"++{key}.columns.{role}=<column>"
+            )
         return read_value(role, values[column], f"{where}, column '{column}'")
 
     def group(self, row: dict, values: dict, where: str, key: str = "task.data") -> dict[str, str]:
@@ -172,16 +201,21 @@ class LabelledSource:
             return {GROUP: read_value(GROUP, values[column], f"{where}, column '{column}'")}
         if isinstance(row.get(column), str):
             return {GROUP: row[column]}
-        raise UserError(f"{where}: no column '{column}', whose value the examples of a group share; it has {', '.join(map(str, values))}. "
-                        f"Name one with ++{key}.columns.group=<column>; where each example stands alone, leave it out with "
-                        f"'~{key}.columns.group'")  # fmt: skip
+        raise UserError(
+            f"{where}: no column '{column}', whose value the examples of a group share; it has {', '.join(map(str, values))}. "
+            f"Name one with ++{key}.columns.group=<column>; where each example stands alone, leave it out with "
+            f"'~{key}.columns.group'"
+        )
 
     def holds_out(self, row: dict) -> bool:
         """Whether a training row with these roles is of the development split."""
         if self.held_out is None:
             return False
         text = json.dumps(row[GROUP] if GROUP in row else row, sort_keys=True, default=str)
-        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") < self.held_out * 2**64
+        return (
+            int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+            < self.held_out * 2**64
+        )
 
 
 def _some(rows: Rows, path: Path) -> Rows:
@@ -203,7 +237,9 @@ def _said(pattern: str, name: str) -> dict[str, str] | None:
     expression = re.escape(pattern)
     for place in PLACES:
         mark = f"@{place}"
-        expression = expression.replace(mark, f"(?P<{place}>[^/]+?)", 1).replace(mark, f"(?P={place})")
+        expression = expression.replace(mark, f"(?P<{place}>[^/]+?)", 1).replace(
+            mark, f"(?P={place})"
+        )
     match = re.fullmatch(expression, name)
     return None if match is None else match.groupdict()
 
@@ -225,7 +261,9 @@ def read_examples(
     unknown: dict[str, str] = {}
     for key, source in zip(("task.data", "task.tests"), sources, strict=False):
         names: dict[str, str] = {}  # code -> its name in this source
-        splits = {split: split for split in SPLITS} | {name: split for split, name in source.splits.items()}
+        splits = {split: split for split in SPLITS} | {
+            name: split for split, name in source.splits.items()
+        }
         others: dict[str, None] = {}
         named: dict[str, str] = {}  # train, dev, test -> its name in this source
         held_out = 0
@@ -236,7 +274,11 @@ def read_examples(
             if said.get("language") in unknown:
                 continue
             for where, values in rows:
-                language = said.get("language") or source.language or source.value("language", values, where, key)
+                language = (
+                    said.get("language")
+                    or source.language
+                    or source.value("language", values, where, key)
+                )
                 split = said.get("split") or source.value("split", values, where, key)
                 if split not in splits:
                     others[split] = None
@@ -250,23 +292,38 @@ def read_examples(
                     continue
                 row = {role: source.value(role, values, where, key) for role in roles}
                 if names.setdefault(code, language) != language:
-                    raise UserError(f"{where}: languages '{names[code]}' and '{language}' are both {code} of this model; "
-                                    "give them one name, or leave one out")  # fmt: skip
+                    raise UserError(
+                        f"{where}: languages '{names[code]}' and '{language}' are both {code} of this model; "
+                        "give them one name, or leave one out"
+                    )
                 row |= source.group(row, values, where, key)
                 part = splits[split]
                 if named.setdefault(part, split) != split:
-                    raise UserError(f"{where}: splits '{named[part]}' and '{split}' would both be the {part} split; say which one is meant, and the "
-                                    f"other is left out: ++{key}.splits.{part}={split}")  # fmt: skip
+                    raise UserError(
+                        f"{where}: splits '{named[part]}' and '{split}' would both be the {part} split; say which one is meant, and the "
+                        f"other is left out: ++{key}.splits.{part}={split}"
+                    )
                 if part == "dev" and source.held_out is not None:
-                    raise UserError(f"{where}: it is of a development split, and {key}.held_out={source.held_out} takes that from the training split; "
-                                    f"{key}.held_out=null uses the one that is there")  # fmt: skip
+                    raise UserError(
+                        f"{where}: it is of a development split, and {key}.held_out={source.held_out} takes that from the training split; "
+                        f"{key}.held_out=null uses the one that is there"
+                    )
                 if part == "train" and source.holds_out(row):
                     part, held_out = "dev", held_out + 1
                 found.setdefault(code, {}).setdefault(part, []).append(Row(row, where))
         if held_out:
-            log.info("%s: %s training examples are the development split, whole groups (%s.held_out=%s)",
-                     source.path, f"{held_out:,}", key, source.held_out)  # fmt: skip
+            log.info(
+                "%s: %s training examples are the development split, whole groups (%s.held_out=%s)",
+                source.path,
+                f"{held_out:,}",
+                key,
+                source.held_out,
+            )
         if others:
-            log.info("%s: what is named %s is in no split that is read; a split is named with ++%s.splits.dev=<name>",
-                     source.path, ", ".join(others), key)  # fmt: skip
+            log.info(
+                "%s: what is named %s is in no split that is read; a split is named with ++%s.splits.dev=<name>",
+                source.path,
+                ", ".join(others),
+                key,
+            )
     return {code: found[code] for code in known if code in found}, unknown

@@ -35,7 +35,9 @@ AT_LEAST = 10  # clusters for an interval: of fewer, too little is known of how 
 
 def interval_text(low: float | None, high: float | None, *, sign: str = "", digits: int = 3) -> str:
     """``[0.120, 0.340]``, or a dash where there is none; ``sign``: ``+`` for a difference."""
-    return "–" if low is None or high is None else f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+    return (
+        "–" if low is None or high is None else f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+    )
 
 
 def tested_text(examples: int, clusters: int) -> str:
@@ -93,14 +95,18 @@ def estimate(counts: np.ndarray, metric: Metric, clusters: np.ndarray | None = N
     return Estimate(found.mean, *ends)
 
 
-def difference(a: np.ndarray, b: np.ndarray, metric: Metric, clusters: np.ndarray | None = None) -> Estimate:
+def difference(
+    a: np.ndarray, b: np.ndarray, metric: Metric, clusters: np.ndarray | None = None
+) -> Estimate:
     """``a`` minus ``b``, two arms (K, S, N, D) on the same examples and seeds (paired by both), with the interval of the
     difference, and ``p`` of the hypothesis that there is none, of other examples and seeds too. ``clusters``: see :func:`estimate`."""
     (first, table), (second, other) = (_by_cluster(arm, metric, clusters) for arm in (a, b))
     return _estimate(first - second, table - other)
 
 
-def _by_cluster(counts: np.ndarray, metric: Metric, clusters: np.ndarray | None) -> tuple[float, np.ndarray]:
+def _by_cluster(
+    counts: np.ndarray, metric: Metric, clusters: np.ndarray | None
+) -> tuple[float, np.ndarray]:
     """The mean score, and the pseudo-values (S, C) of seeds and clusters, whose mean it is but for the metric's bias."""
     if clusters is None:
         sums = counts
@@ -122,9 +128,13 @@ def _estimate(mean: float, table: np.ndarray) -> Estimate:
     if clusters < AT_LEAST:
         return Estimate(mean, None, None)
     error, freedom = _error(table)
-    if error < 1e-12:  # no cluster differs from another: so many alike are had from one that differs 2.5 % of the time
+    if (
+        error < 1e-12
+    ):  # no cluster differs from another: so many alike are had from one that differs 2.5 % of the time
         reach = 1 - ((1 - LEVEL) / 2) ** (1 / clusters)
-        return Estimate(mean, mean - reach, mean + reach, 1.0 if abs(mean) < 1e-12 else 2.0 ** (1 - clusters))
+        return Estimate(
+            mean, mean - reach, mean + reach, 1.0 if abs(mean) < 1e-12 else 2.0 ** (1 - clusters)
+        )
     reach = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
     return Estimate(mean, mean - reach, mean + reach, 2 * float(stdtr(freedom, -abs(mean) / error)))
 

@@ -34,7 +34,9 @@ class Tagging:
     def __init__(self, train: Sequence[Row]):
         counts = Counter(tag for row in train for tag in self._tags(row))
         named = classes((tag, row.where) for row in train for tag in row.values["tags"])
-        self.labels = sorted(set(named) | {f"I-{tag[2:]}" for tag in counts if tag.startswith("B-")})
+        self.labels = sorted(
+            set(named) | {f"I-{tag[2:]}" for tag in counts if tag.startswith("B-")}
+        )
         if len(counts) < 2:
             raise UserError(
                 f"{train[0].where} and the rows after it have one tag, {list(counts)}; a task needs two or more"
@@ -54,8 +56,15 @@ class Tagging:
     @staticmethod
     def _tags(row: Row) -> list[str]:
         words, tags = row.values["words"], row.values["tags"]
-        if not isinstance(words, list) or not isinstance(tags, list) or len(words) != len(tags) or not words:
-            sizes = " and ".join(str(len(v)) if isinstance(v, list) else f"'{v}'" for v in (words, tags))
+        if (
+            not isinstance(words, list)
+            or not isinstance(tags, list)
+            or len(words) != len(tags)
+            or not words
+        ):
+            sizes = " and ".join(
+                str(len(v)) if isinstance(v, list) else f"'{v}'" for v in (words, tags)
+            )
             raise UserError(
                 f"{row.where}: words and tags must be lists of equal length, here they are {sizes}; repair that row"
             )
@@ -69,17 +78,25 @@ class Tagging:
             tags = self._tags(row)
             for tag in tags:
                 if tag not in known:
-                    raise UserError(f"{row.where}: tag '{tag}' is not in the source's training split; allowed are "
-                                    f"{', '.join(self.labels)}.{nearest(tag, self.labels)} Rename it, or leave those rows out")  # fmt: skip
+                    raise UserError(
+                        f"{row.where}: tag '{tag}' is not in the source's training split; allowed are "
+                        f"{', '.join(self.labels)}.{nearest(tag, self.labels)} Rename it, or leave those rows out"
+                    )
             found.append([known[tag] for tag in tags])
         return found
 
-    def encode(self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int) -> Encoded:
+    def encode(
+        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int
+    ) -> Encoded:
         """Pieces of every row, at most ``positions``; ``extra``: of each word the position of its first piece."""
         words = [row.values["words"] for row in rows]
         gold = self.gold(rows)
         encoded = tokenizer(
-            words, is_split_into_words=True, truncation=True, max_length=positions, split_special_tokens=True
+            words,
+            is_split_into_words=True,
+            truncation=True,
+            max_length=positions,
+            split_special_tokens=True,
         )
         places = []
         for row, encoding in zip(words, encoded.encodings, strict=True):
@@ -89,12 +106,21 @@ class Tagging:
                     first.setdefault(word, position)
             places.append([first.get(word, _CUT) for word in range(len(row))])
         cut = [bool(encoding.overflowing) for encoding in encoded.encodings]
-        empty = sum(_CUT in words and not was_cut for words, was_cut in zip(places, cut, strict=True))
+        empty = sum(
+            _CUT in words and not was_cut for words, was_cut in zip(places, cut, strict=True)
+        )
         pieces = sum(map(len, encoded["input_ids"]))
         unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"])
         targets = [len(words) - words.count(_CUT) for words in places]
         return Encoded(
-            encoded["input_ids"], gold, tokenizer.pad_token_id, sum(cut), unknown / pieces, places, empty, targets
+            encoded["input_ids"],
+            gold,
+            tokenizer.pad_token_id,
+            sum(cut),
+            unknown / pieces,
+            places,
+            empty,
+            targets,
         )
 
     def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
@@ -156,7 +182,13 @@ class Tagging:
             return span_f1(self.labels)
 
         def counts(gold: list, predicted: list) -> np.ndarray:
-            return np.array([(sum(map(int.__eq__, g, p)), len(g)) for g, p in zip(gold, predicted, strict=True)], float)
+            return np.array(
+                [
+                    (sum(map(int.__eq__, g, p)), len(g))
+                    for g, p in zip(gold, predicted, strict=True)
+                ],
+                float,
+            )
 
         return Metric(counts, share)
 

@@ -8,8 +8,17 @@ from xmod_lab.errors import UserError
 
 NO_LABEL = object()  # in place of a label: the data says that there is none
 
-_TYPES = {"dict": "a mapping", "list": "a list", "tuple": "a list", "int": "a whole number", "float": "a number",
-          "bool": "true or false", "bytes": "binary", "NoneType": "null", "str": "text"}  # fmt: skip
+_TYPES = {
+    "dict": "a mapping",
+    "list": "a list",
+    "tuple": "a list",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "bytes": "binary",
+    "NoneType": "null",
+    "str": "text",
+}
 _TEXTS = ("text", "premise", "hypothesis", "question", "context", "language", "split")
 
 
@@ -56,14 +65,18 @@ def _label(value: object, where: str) -> object:
 
 
 def _answers(value: object, where: str) -> dict[str, list]:
-    if isinstance(value, dict) and all(isinstance(value.get(key), (list, tuple)) for key in ("text", "answer_start")):
+    if isinstance(value, dict) and all(
+        isinstance(value.get(key), (list, tuple)) for key in ("text", "answer_start")
+    ):
         texts, starts = list(value["text"]), list(value["answer_start"])
     elif isinstance(value, (list, tuple)) and all(isinstance(answer, dict) for answer in value):
         texts, starts = ([answer.get(key) for answer in value] for key in ("text", "answer_start"))
     else:
         raise _wrong(value, where, 'answers such as {"text": ["Ada"], "answer_start": [0]}')
     if len(texts) != len(starts):
-        raise UserError(f"{where}: {len(texts)} texts and {len(starts)} starts; give every answer both")
+        raise UserError(
+            f"{where}: {len(texts)} texts and {len(starts)} starts; give every answer both"
+        )
     for i, start in enumerate(starts, start=1):
         if type(start) is not int or start < 0:
             raise _wrong(start, f"{where}, answer_start, number {i}", "a whole number from 0 on")
@@ -75,7 +88,11 @@ def _answers(value: object, where: str) -> dict[str, list]:
 
 def _wrong(value: object, where: str, expected: str) -> UserError:
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return UserError(f"{where}: it is null, where {expected} is expected; fill it, or leave that row out")
+        return UserError(
+            f"{where}: it is null, where {expected} is expected; fill it, or leave that row out"
+        )
     kind = _TYPES.get(type(value).__name__, type(value).__name__)
-    return UserError(f"{where}: it is {kind} ({reprlib.repr(value)}), where {expected} is expected; name another column, or write "
-                     "it so")  # fmt: skip
+    return UserError(
+        f"{where}: it is {kind} ({reprlib.repr(value)}), where {expected} is expected; name another column, or write "
+        "it so"
+    )

@@ -24,7 +24,9 @@ class Hider(Protocol):
 
     def counts(self, rows: np.ndarray) -> np.ndarray: ...
 
-    def mask(self, row: np.ndarray, key: list[int], *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]: ...
+    def mask(
+        self, row: np.ndarray, key: list[int], *, count: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -44,13 +46,17 @@ class Layout:
         if self.attention == "row":
             return {"attention_mask": torch.from_numpy(~padded).long()} if padded.any() else {}
         ends = rows == self.eos_id
-        passage = np.cumsum(ends, axis=1, dtype=np.int32) - ends  # (B, T): the closing </s> belongs to its passage
+        passage = (
+            np.cumsum(ends, axis=1, dtype=np.int32) - ends
+        )  # (B, T): the closing </s> belongs to its passage
         allowed = passage[:, :, None] == passage[:, None, :]
         if padded.any():
             allowed = (allowed & ~padded[:, None, :]) | np.eye(rows.shape[1], dtype=bool)
         if self.causal:
             allowed = np.tril(allowed)
-        starts = np.maximum.accumulate(np.where(np.diff(passage, prepend=0) > 0, np.arange(rows.shape[1]), 0), axis=1)
+        starts = np.maximum.accumulate(
+            np.where(np.diff(passage, prepend=0) > 0, np.arange(rows.shape[1]), 0), axis=1
+        )
         positions = np.arange(rows.shape[1]) - starts + self.pad_id + 1
         return {
             "attention_mask": torch.from_numpy(allowed)[:, None],
@@ -117,14 +123,19 @@ class BatchStream(Dataset):
                 maskers += [self.maskers[code]] * len(mine)
             first += len(indices)
         rows = np.concatenate(rows)  # (B, T)
-        masked = [m.mask(r, [self.seed, step, n]) for m, r, n in zip(maskers, rows, numbers, strict=True)]
+        masked = [
+            m.mask(r, [self.seed, step, n]) for m, r, n in zip(maskers, rows, numbers, strict=True)
+        ]
         batch = to_batch(rows, masked, lang_ids, self.layout)
         # micro-batches and processes are averaged: each counts by its labels, so that every label of the step weighs the same
         return batch | {"num_items_in_batch": torch.tensor(labels / units)} if units > 1 else batch
 
 
 def to_batch(
-    rows: np.ndarray, masked: list[tuple[np.ndarray, np.ndarray]], lang_ids: list[int], layout: Layout
+    rows: np.ndarray,
+    masked: list[tuple[np.ndarray, np.ndarray]],
+    lang_ids: list[int],
+    layout: Layout,
 ) -> dict[str, Tensor]:
     """Keyword arguments of the model's forward pass: (B, T) tensors, ``lang_ids`` (B,)."""
     inputs = np.stack([i for i, _ in masked])

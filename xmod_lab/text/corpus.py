@@ -94,7 +94,9 @@ class Source:
         found = []
         for name in names_in(text):
             parts, left_out = parts_of(name, self.dataset_config)
-            found.append([[content_digest(part.name, self.dataset_config) for part in parts], left_out])
+            found.append(
+                [[content_digest(part.name, self.dataset_config) for part in parts], left_out]
+            )
         return found
 
     @property
@@ -108,7 +110,11 @@ class Source:
         if self.has_validation:
             return "given"
         documents = lines = 0
-        for name in _lined(part for found in names_in(self.text) for part in parts_of(found, self.dataset_config)[0]):
+        for name in _lined(
+            part
+            for found in names_in(self.text)
+            for part in parts_of(found, self.dataset_config)[0]
+        ):
             within = False
             for line in decoded_lines(Path(name)):
                 documents += not within and not line.isspace()
@@ -116,7 +122,9 @@ class Source:
                 lines += within
         return "document" if are_documents(documents, lines, self.validation_share) else "passage"
 
-    def passages(self, split: str, tally: "Tally | None" = None, known: Keys | None = None) -> Iterator[str]:
+    def passages(
+        self, split: str, tally: "Tally | None" = None, known: Keys | None = None
+    ) -> Iterator[str]:
         """Passages of ``split`` (train or validation): one line each, not empty, each once when ``drop_duplicates``.
 
         Args:
@@ -132,7 +140,9 @@ class Source:
             training = Tally()
             deque(self.passages("train", training), maxlen=0)
             known = training.letters
-        text = self.validation if split == "validation" and self.validation is not None else self.text
+        text = (
+            self.validation if split == "validation" and self.validation is not None else self.text
+        )
         # what is held out by share is in the same rows, and these are counted once
         counts = tally if split == "train" or given else Tally()
         for passage in self._side(text, split, counts):
@@ -161,7 +171,9 @@ class Source:
         read = self._read(text, split, tally)
         if self.has_validation:
             return (passage for passage, _ in read)
-        documents = ((passage for passage, _ in group) for _, group in groupby(read, key=itemgetter(1)))
+        documents = (
+            (passage for passage, _ in group) for _, group in groupby(read, key=itemgetter(1))
+        )
         return one_side(documents, self.validation_share, held_out=split == "validation")
 
     def _why_none(self, text: str | list[str], split: str) -> str:
@@ -169,17 +181,29 @@ class Source:
         tally = Tally()
         read = [passage for passage, _ in self._read(text, split, tally)]
         if not read:
-            rows = f" ({tally.empty:,} empty lines or rows, {tally.null:,} null)" if tally.empty or tally.null else ""
+            rows = (
+                f" ({tally.empty:,} empty lines or rows, {tally.null:,} null)"
+                if tally.empty or tally.null
+                else ""
+            )
             return f"{titled(text)}: no text for {split}{rows}; expected passages, one a line or row. Give a file with text"
         different, letters = len(set(read)), len(set(map(letters_key, read)))
         equal = len(read) - different
-        copies = f", {equal:,} of them duplicates of others, which are left out (data.drop_duplicates)" if equal else ""
+        copies = (
+            f", {equal:,} of them duplicates of others, which are left out (data.drop_duplicates)"
+            if equal
+            else ""
+        )
         alike = (
-            f", {letters:,} of which differ in more than numbers, case and punctuation" if letters < different else ""
+            f", {letters:,} of which differ in more than numbers, case and punctuation"
+            if letters < different
+            else ""
         )
         side = "is held out" if split == "validation" else "is left to train on"
-        return (f"{titled(text)}: no text for {split}: it has {len(read):,} passages{copies}; of {different:,} different ones{alike}, none "
-                f"{side} at data.validation_share={self.validation_share}. Give more text, or held-out text as {self.key}.validation")  # fmt: skip
+        return (
+            f"{titled(text)}: no text for {split}: it has {len(read):,} passages{copies}; of {different:,} different ones{alike}, none "
+            f"{side} at data.validation_share={self.validation_share}. Give more text, or held-out text as {self.key}.validation"
+        )
 
     def _read(self, text: str | list[str], split: str, tally: "Tally") -> Iterator[tuple[str, int]]:
         """Passages, not empty, of all that ``text`` names, each with the number of its document, and in ``tally`` what is not read."""
@@ -194,7 +218,9 @@ class Source:
                     if value is None:
                         tally.null += 1
                         continue
-                    lines = lines_in(value if isinstance(value, str) else self._decoded(value, where))
+                    lines = lines_in(
+                        value if isinstance(value, str) else self._decoded(value, where)
+                    )
                     if not lines:
                         tally.empty += 1
                         document += block
@@ -212,20 +238,32 @@ class Source:
             try:
                 return value.decode()
             except UnicodeDecodeError as error:
-                raise UserError(f"{where}: column '{self.column}' holds bytes that are not UTF-8 ({error.reason}, "
-                                f"0x{value[error.start]:02x}); write it as text, or {self._other_column}") from error  # fmt: skip
-        kinds = {list: "a list", dict: "an object", bool: "true or false", int: "a number", float: "a number"}
+                raise UserError(
+                    f"{where}: column '{self.column}' holds bytes that are not UTF-8 ({error.reason}, "
+                    f"0x{value[error.start]:02x}); write it as text, or {self._other_column}"
+                ) from error
+        kinds = {
+            list: "a list",
+            dict: "an object",
+            bool: "true or false",
+            int: "a number",
+            float: "a number",
+        }
         kind = kinds.get(type(value), type(value).__name__)
-        raise UserError(f"{where}: column '{self.column}' holds {kind} ({str(value)[:40]}), where text is expected; write it as text "
-                        f"(null for none), or {self._other_column}")  # fmt: skip
+        raise UserError(
+            f"{where}: column '{self.column}' holds {kind} ({str(value)[:40]}), where text is expected; write it as text "
+            f"(null for none), or {self._other_column}"
+        )
 
     @property
     def _other_column(self) -> str:
         return f"set {self.key}.column to the one that has the text"
 
     def _lacks(self, where: str, columns: list[str]) -> UserError:
-        return UserError(f"{where}: no column '{self.column}'; it has {', '.join(map(str, columns))}. Set "
-                         f"{self.key}.column=<one of them>")  # fmt: skip
+        return UserError(
+            f"{where}: no column '{self.column}'; it has {', '.join(map(str, columns))}. Set "
+            f"{self.key}.column=<one of them>"
+        )
 
     def _values(self, part: Part, split: str, tally: "Tally") -> Iterator[tuple[object, str]]:
         """What each line or row of a part has as text, and where that is."""
@@ -233,7 +271,10 @@ class Source:
         if kind == "embedded":
             end = "val" if split == "validation" else "train"
             yield from (
-                (line, name) for line in decoded_lines(EMBEDDED / f"{name.removeprefix('embedded:')}.{end}.txt.gz")
+                (line, name)
+                for line in decoded_lines(
+                    EMBEDDED / f"{name.removeprefix('embedded:')}.{end}.txt.gz"
+                )
             )
         elif kind == "saved":
             table = _saved(name)
@@ -274,8 +315,10 @@ class Source:
                 batches = (batch.column(0) for batch in file.iter_batches(columns=[self.column]))
                 yield from _arrow_values(batches, name)
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise UserError(f"'{name}' cannot be read as parquet ({str(error).splitlines()[0]}); it may be damaged. Copy it again "
-                            f"from where it came, or give a file of another type ({', '.join(FILE_TYPES)})") from error  # fmt: skip
+            raise UserError(
+                f"'{name}' cannot be read as parquet ({str(error).splitlines()[0]}); it may be damaged. Copy it again "
+                f"from where it came, or give a file of another type ({', '.join(FILE_TYPES)})"
+            ) from error
 
     def _check_column(self, schema: "pyarrow.Schema", name: str) -> None:
         if self.column not in schema.names:
@@ -283,8 +326,10 @@ class Source:
         kind = schema.types[schema.names.index(self.column)]
         inner = kind.value_type if str(kind).startswith("dictionary") else kind
         if str(inner) not in _TEXT_TYPES:
-            raise UserError(f"{name}: column '{self.column}' is of type {kind}, where text is expected; write it as text, or "
-                            f"{self._other_column} (columns: {', '.join(schema.names)})")  # fmt: skip
+            raise UserError(
+                f"{name}: column '{self.column}' is of type {kind}, where text is expected; write it as text, or "
+                f"{self._other_column} (columns: {', '.join(schema.names)})"
+            )
 
 
 @dataclass
@@ -330,17 +375,25 @@ class Tally:
         """Raises UserError where too many of the characters are none: ``ODD_SHARE`` of them, and more than ten."""
         if self.odd > max(10, ODD_SHARE * self.characters):
             share = 100 * self.odd / self.characters
-            raise UserError(f"{titled(text)}: {share:.1f} % of its characters are control characters or U+FFFD, which stands for what could "
-                            f"not be decoded (allowed: {100 * ODD_SHARE} %): it was read or written in a wrong encoding. Make it anew from "
-                            "where it came, as UTF-8")  # fmt: skip
+            raise UserError(
+                f"{titled(text)}: {share:.1f} % of its characters are control characters or U+FFFD, which stands for what could "
+                f"not be decoded (allowed: {100 * ODD_SHARE} %): it was read or written in a wrong encoding. Make it anew from "
+                "where it came, as UTF-8"
+            )
 
 
 def _lined(parts: Iterable[Part]) -> Iterator[str]:
     """Names of those that are .txt files."""
-    return (name for kind, name in parts if kind == "file" and name.lower().endswith((".txt", ".txt.gz")))
+    return (
+        name
+        for kind, name in parts
+        if kind == "file" and name.lower().endswith((".txt", ".txt.gz"))
+    )
 
 
-def _arrow_values(chunks: Iterator["pyarrow.Array"], name: str) -> Iterator[tuple[bytes | None, str]]:
+def _arrow_values(
+    chunks: Iterator["pyarrow.Array"], name: str
+) -> Iterator[tuple[bytes | None, str]]:
     """Bytes or null of each row: strings too, since a damaged file may hold strings that are not UTF-8."""
     number = 0
     for chunk in chunks:
@@ -368,7 +421,9 @@ def check_source(source: Source, where: str) -> list[str]:
             continue
         try:
             found = [
-                _name_fault(name, len(names), source.dataset_config) for names in [names_in(text)] for name in names
+                _name_fault(name, len(names), source.dataset_config)
+                for names in [names_in(text)]
+                for name in names
             ]
         except UserError as error:
             found = [str(error)]
@@ -383,14 +438,18 @@ def _name_fault(name: str, names: int, config: str | None) -> str | None:
         if code not in known:
             return f"no embedded corpus '{code}'; allowed are {', '.join(known)}.{nearest(code, known)}"
         return (
-            f"'{name}' has held-out text of its own, and stands alone; leave it out of the list" if names > 1 else None
+            f"'{name}' has held-out text of its own, and stands alone; leave it out of the list"
+            if names > 1
+            else None
         )
     try:
         parts, _ = parts_of(name, config)
     except UserError as error:
         return str(error)
     if parts == [Part("loaded", name)] and "/" not in name and not Path(name).exists():
-        return unanswered_fault(name, GIVE)  # an id with a slash may have been prepared where there was a network
+        return unanswered_fault(
+            name, GIVE
+        )  # an id with a slash may have been prepared where there was a network
     if parts == [Part("file", name)] and Path(name).stat().st_size == 0:
         return f"file '{name}' is empty; give a file with text, one passage a line"
     return None
@@ -418,13 +477,17 @@ def _loaded(name: str, config: str | None, tally: Tally) -> Iterator[dict]:
     try:
         splits = datasets.load_dataset(name, config, streaming=True)
         if "train" not in splits:
-            raise UserError(f"dataset '{name}' has no split train; it has {', '.join(splits)}. Write one of them into a file: "
-                            f"datasets.load_dataset({name!r}, {config!r}, split={next(iter(splits))!r}).to_parquet('text.parquet')")  # fmt: skip
+            raise UserError(
+                f"dataset '{name}' has no split train; it has {', '.join(splits)}. Write one of them into a file: "
+                f"datasets.load_dataset({name!r}, {config!r}, split={next(iter(splits))!r}).to_parquet('text.parquet')"
+            )
         tally.left_out += [f"split {split}" for split in splits if split != "train"]
         yield from splits["train"]
     except UserError:
         raise
-    except Exception as error:  # datasets raises whatever its readers and the network raise, while it iterates too
+    except (
+        Exception
+    ) as error:  # datasets raises whatever its readers and the network raise, while it iterates too
         raise _unreadable(name, error) from error
 
 
@@ -434,14 +497,22 @@ def _unreadable(name: str, error: Exception) -> UserError:
     cause = error
     while cause.__cause__ is not None:  # the reader's own words, behind "an error occurred"
         cause = cause.__cause__
-    if isinstance(cause, OSError) and str(cause.filename).startswith(str(datasets.config.HF_CACHE_HOME)):
-        return UserError(f"'{name}' cannot be read as a dataset, since {cause.filename} cannot be written ({cause.strerror}); set HF_HOME to "
-                         "a folder that you can write to")  # fmt: skip
+    if isinstance(cause, OSError) and str(cause.filename).startswith(
+        str(datasets.config.HF_CACHE_HOME)
+    ):
+        return UserError(
+            f"'{name}' cannot be read as a dataset, since {cause.filename} cannot be written ({cause.strerror}); set HF_HOME to "
+            "a folder that you can write to"
+        )
     why = (
-        "it may be damaged, or have no such dataset_config" if Path(name).exists() else "check the name, or the network"
+        "it may be damaged, or have no such dataset_config"
+        if Path(name).exists()
+        else "check the name, or the network"
     )
-    return UserError(f"'{name}' cannot be read as a dataset ({cause}); {why}. Give a file ({', '.join(FILE_TYPES)}), a dataset folder, or "
-                     "a hub id that exists")  # fmt: skip
+    return UserError(
+        f"'{name}' cannot be read as a dataset ({cause}); {why}. Give a file ({', '.join(FILE_TYPES)}), a dataset folder, or "
+        "a hub id that exists"
+    )
 
 
 def content_digest(name: str, config: str | None) -> str:
@@ -466,5 +537,7 @@ def _hub_revision(name: str) -> str:
     try:
         return huggingface_hub.HfApi().dataset_info(name).sha
     except Exception as error:  # offline, missing, private: all end the same way for the user
-        raise UserError(f"dataset '{name}' is neither a local file or folder nor a hub id that can be reached ({error}); "
-                        "check the name, or the network") from error  # fmt: skip
+        raise UserError(
+            f"dataset '{name}' is neither a local file or folder nor a hub id that can be reached ({error}); "
+            "check the name, or the network"
+        ) from error

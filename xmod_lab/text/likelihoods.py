@@ -17,13 +17,21 @@ def in_a_word(exact: bool | None) -> str:
 
 def scored_text(exact: bool) -> str:
     """What a table of scores shows."""
-    how = "every piece, left to right" if exact else "nats of 15 % of its pieces hidden, bits of words hidden"
+    how = (
+        "every piece, left to right"
+        if exact
+        else "nats of 15 % of its pieces hidden, bits of words hidden"
+    )
     return f"{likelihoods(exact)} of held-out text, {how}"
 
 
 def told_in(exact: bool) -> tuple[str, str]:
     """What a loss, and bits per byte, are, for columns and lines."""
-    return ("nats per piece", "bits per byte") if exact else ("nats per hidden piece", "bits per byte of hidden words")
+    return (
+        ("nats per piece", "bits per byte")
+        if exact
+        else ("nats per hidden piece", "bits per byte of hidden words")
+    )
 
 
 def is_exact(config: dict, metrics: dict[str, float]) -> bool | None:

@@ -35,7 +35,9 @@ class Masker:
     pieces: int
     specials: tuple[int, ...]
     unit: str = "piece"
-    words: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(default=None, repr=False, compare=False)
+    words: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(
+        default=None, repr=False, compare=False
+    )
 
     @classmethod
     def for_tokenizer(
@@ -43,21 +45,27 @@ class Masker:
     ) -> "Masker":
         specials = sorted({i for i in tokenizer.all_special_ids if i < len(tokenizer)})
         words = None if unit == "piece" else _word_table(tokenizer)
-        return cls(rate, policy, tokenizer.mask_token_id, len(tokenizer), tuple(specials), unit, words)
+        return cls(
+            rate, policy, tokenizer.mask_token_id, len(tokenizer), tuple(specials), unit, words
+        )
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """(R,) pieces that are hidden in each of ``rows`` (R, T): one at least, where there is one."""
         ordinary = self._ordinary[rows].sum(1)
         return np.minimum(ordinary, np.maximum(1, np.rint(self.rate * ordinary).astype(int)))
 
-    def mask(self, row: np.ndarray, key: list[int], *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def mask(
+        self, row: np.ndarray, key: list[int], *, count: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Hide pieces of ``row`` (T,). The outcome depends on ``key``, numbers below 2^32, and the row alone.
 
         Returns:
             (inputs, labels), both (T,) int64; labels are -100 where nothing is predicted. ``count``: how many are hidden, else
             :meth:`counts`; a row with fewer ordinary pieces hides all it has.
         """
-        random = np.random.default_rng(np.array(key, dtype=np.uint32))  # a list gives the same, and takes longer
+        random = np.random.default_rng(
+            np.array(key, dtype=np.uint32)
+        )  # a list gives the same, and takes longer
         candidates = np.flatnonzero(self._ordinary[row])
         count = int(self.counts(row[None])[0]) if count is None else count
         if self.unit == "piece":
@@ -76,7 +84,9 @@ class Masker:
         inputs[swapped] = self._random_pieces(random, len(swapped))
         return inputs, labels
 
-    def _words(self, row: np.ndarray, candidates: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    def _words(
+        self, row: np.ndarray, candidates: np.ndarray, random: np.random.Generator
+    ) -> np.ndarray:
         """``candidates`` (N,), places in ``row``, in the order in which they are hidden: word by word, the last piece of each first."""
         begins, first, last = self.words
         ids = row[candidates]
@@ -89,7 +99,9 @@ class Masker:
         if self.unit == "word_end":
             sizes = np.bincount(word, minlength=words)
             within = np.arange(len(word)) - (np.cumsum(sizes) - sizes)[word]
-            kept = within < np.floor(random.random(words) * sizes)[word]  # hidden when nothing else is left
+            kept = (
+                within < np.floor(random.random(words) * sizes)[word]
+            )  # hidden when nothing else is left
         return candidates[np.lexsort((-candidates, rank[word], kept))]
 
     def _random_pieces(self, random: np.random.Generator, count: int) -> np.ndarray:
@@ -118,7 +130,8 @@ def _word_table(tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndar
     space = next((mark for mark in _SPACES if any(piece.startswith(mark) for piece in pieces)), " ")
     found = [borders(piece.removeprefix(_INSIDE) if inside else piece, space) for piece in pieces]
     begins = [
-        not piece.startswith(_INSIDE) if inside else starts for piece, (starts, *_) in zip(pieces, found, strict=True)
+        not piece.startswith(_INSIDE) if inside else starts
+        for piece, (starts, *_) in zip(pieces, found, strict=True)
     ]
     first, last = np.array([kinds for _, *kinds in found]).T
     return np.array(begins), first, last

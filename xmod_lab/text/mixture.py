@@ -13,7 +13,9 @@ import numpy as np
 _STEPS = 1 << 14  # steps counted at once: bounds the memory of counting a million
 
 
-def proportions(sizes: dict[str, int], alpha: float, *, max_passes: float | None = None, budget_rows: int = 0) -> dict:
+def proportions(
+    sizes: dict[str, int], alpha: float, *, max_passes: float | None = None, budget_rows: int = 0
+) -> dict:
     """p_l ∝ n_l^alpha over sizes n_l; with ``max_passes`` no language exceeds that many passes of ``budget_rows`` rows in all, the
     rest going to the others. ``alpha`` 0 with a cap is UniMax (Chung et al. 2023): all alike, but for those at the cap.
 
@@ -36,7 +38,9 @@ def proportions(sizes: dict[str, int], alpha: float, *, max_passes: float | None
     return capped
 
 
-def at_cap(sizes: dict[str, int], shares: dict[str, float], *, max_passes: float | None, budget_rows: int) -> list[str]:
+def at_cap(
+    sizes: dict[str, int], shares: dict[str, float], *, max_passes: float | None, budget_rows: int
+) -> list[str]:
     """The languages that ``max_passes`` holds back in ``shares``, as of :func:`proportions`."""
     return (
         []
@@ -53,7 +57,9 @@ class Mixture:
         shares: proportion of each language, summing to one; see :func:`proportions`.
     """
 
-    def __init__(self, sizes: dict[str, int], shares: dict[str, float], *, rows_per_step: int, seed: int):
+    def __init__(
+        self, sizes: dict[str, int], shares: dict[str, float], *, rows_per_step: int, seed: int
+    ):
         self.codes = list(sizes)
         self.sizes = sizes
         self.rows_per_step = rows_per_step
@@ -81,7 +87,9 @@ class Mixture:
 
     def _rows_before_cached(self, step: int) -> np.ndarray:
         known, before = (
-            self._cache if self._cache and self._cache[0] <= step else (0, np.zeros(len(self.codes), np.int64))
+            self._cache
+            if self._cache and self._cache[0] <= step
+            else (0, np.zeros(len(self.codes), np.int64))
         )
         self._cache = step, before + self._rows_between(known, step)
         return self._cache[1]
@@ -101,7 +109,9 @@ class Mixture:
         return np.random.Generator(stream).random(skipped + end - first)[skipped:]
 
     def _counts_at(self, offsets: np.ndarray) -> np.ndarray:
-        points = np.ceil(self._edges[None, :] - offsets[:, None]).astype(np.int64)  # points u, u+1, ... below each edge
+        points = np.ceil(self._edges[None, :] - offsets[:, None]).astype(
+            np.int64
+        )  # points u, u+1, ... below each edge
         points[:, -1] = self.rows_per_step
         return np.diff(points, axis=1, prepend=0)
 
@@ -109,7 +119,12 @@ class Mixture:
         ranks = np.arange(start, start + count)
         size = self.sizes[code]
         passes, places = ranks // size, ranks % size
-        return np.array([_permutation(self.seed, code, int(p), size)[i] for p, i in zip(passes, places, strict=True)])
+        return np.array(
+            [
+                _permutation(self.seed, code, int(p), size)[i]
+                for p, i in zip(passes, places, strict=True)
+            ]
+        )
 
     def indices_before(self, code: str, rows: int) -> tuple[int, np.ndarray]:
         """What the first ``rows`` rows of ``code`` were: complete passes, and the rows of the pass after them."""

@@ -40,7 +40,9 @@ class Normalisation:
             self.written.update(text)
             joined = len(text) - len(_SEVERAL.sub(" ", text)) if self._joins and "  " in text else 0
             self.joined += joined
-            self.passages += bool(joined) or any(self.image(character) != character for character in set(text))
+            self.passages += bool(joined) or any(
+                self.image(character) != character for character in set(text)
+            )
             yield text
 
     def image(self, character: str) -> str:
@@ -86,7 +88,11 @@ class Normalisation:
                 places = min(read[c] // image.count(c) for c in set(image))
             else:
                 places = read.total() + sum(counts)
-            bits += _log2_factorial(places) - _log2_factorial(places - sum(counts)) - sum(map(_log2_factorial, counts))
+            bits += (
+                _log2_factorial(places)
+                - _log2_factorial(places - sum(counts))
+                - sum(map(_log2_factorial, counts))
+            )
         return bits
 
 
@@ -107,7 +113,9 @@ def named(character: str) -> str:
 
 def read_as(image: str) -> str:
     """What is read in place of a character, as it is shown."""
-    return "nothing" if not image else "".join(map(named, image)) if image.strip(SPACES) else "space"
+    return (
+        "nothing" if not image else "".join(map(named, image)) if image.strip(SPACES) else "space"
+    )
 
 
 def _log2_factorial(n: int) -> float:

@@ -23,7 +23,9 @@ class NextPiece:
         """(R,) pieces that are predicted in each of ``rows`` (R, T)."""
         return ((rows != self.pad_id) & (rows != self.bos_id)).sum(1)
 
-    def mask(self, row: np.ndarray, key: list[int], *, count: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def mask(
+        self, row: np.ndarray, key: list[int], *, count: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(inputs, labels) of ``row`` (T,): nothing is hidden, nothing is random. The model shifts the labels."""
         inputs = row.astype(np.int64)
         return inputs, np.where((inputs == self.pad_id) | (inputs == self.bos_id), IGNORE, inputs)
@@ -64,7 +66,9 @@ class Objective:
 
     def layout(self, tokenizer: PreTrainedTokenizerBase) -> Layout:
         """Who may attend to whom."""
-        return Layout(self.attention, tokenizer.pad_token_id, tokenizer.eos_token_id, causal=self.causal)
+        return Layout(
+            self.attention, tokenizer.pad_token_id, tokenizer.eos_token_id, causal=self.causal
+        )
 
     def target_counts(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
         """(V,) how often each piece is there to be predicted in the training text of ``corpus``."""

@@ -39,7 +39,9 @@ def parts_of_passage(ids: list[int], length: int, bos_id: int, eos_id: int) -> l
     return [*parts, [bos_id, *ids[start:], eos_id]]
 
 
-def best_fit(parts: Iterable[tuple[list[int], int]], length: int, *, open_rows: int = _OPEN) -> Iterator[PackedRow]:
+def best_fit(
+    parts: Iterable[tuple[list[int], int]], length: int, *, open_rows: int = _OPEN
+) -> Iterator[PackedRow]:
     """Rows of at most ``length`` ids, in the order in which they are closed; the same parts in the same order give the same rows.
 
     Args:
@@ -47,7 +49,9 @@ def best_fit(parts: Iterable[tuple[list[int], int]], length: int, *, open_rows: 
         open_rows: how many may be unfinished; when there are more, the fullest is closed.
     """
     by_room: dict[int, list[PackedRow]] = {}  # positions that are left -> open rows
-    rooms = count = 0  # bit r of rooms: there is an open row with r positions left; count: open rows
+    rooms = count = (
+        0  # bit r of rooms: there is an open row with r positions left; count: open rows
+    )
 
     def take(room: int) -> PackedRow:
         nonlocal rooms, count

@@ -28,7 +28,11 @@ def parallel_name(source: str) -> str:
 
 
 def _path(source: str) -> Path:
-    return EMBEDDED / f"{source.removeprefix('embedded:')}.tsv.gz" if source.startswith("embedded:") else Path(source)
+    return (
+        EMBEDDED / f"{source.removeprefix('embedded:')}.tsv.gz"
+        if source.startswith("embedded:")
+        else Path(source)
+    )
 
 
 def check_parallel(sources: list[str], where: str) -> list[str]:
@@ -37,7 +41,9 @@ def check_parallel(sources: list[str], where: str) -> list[str]:
     known = [f"embedded:{parallel_name(file.name)}" for file in sorted(EMBEDDED.glob("*.tsv.gz"))]
     for source in sources:
         if source.startswith("embedded:") and source not in known:
-            faults.append(f"{where}: no '{source}'; allowed are {', '.join(known)}.{nearest(source, known)}")
+            faults.append(
+                f"{where}: no '{source}'; allowed are {', '.join(known)}.{nearest(source, known)}"
+            )
         elif not source.startswith("embedded:") and not source.endswith(FILE_TYPES):
             faults.append(
                 f"{where}: '{source}' is of no known type; allowed are {', '.join(FILE_TYPES)} files with a header"
@@ -46,7 +52,9 @@ def check_parallel(sources: list[str], where: str) -> list[str]:
             faults.append(f"{where}: {fault}")
     names = [parallel_name(source) for source in sources]
     for name in sorted({name for name in names if names.count(name) > 1}):
-        faults.append(f"{where}: two files are called '{name}', and figures go by that name; rename one")
+        faults.append(
+            f"{where}: two files are called '{name}', and figures go by that name; rename one"
+        )
     return faults
 
 
@@ -60,12 +68,16 @@ def read_parallel(source: str) -> Parallel:
     _, header = next(rows, (1, [""]))
     languages = header[1:]
     if len(languages) < 2 or not all(languages) or len(set(languages)) < len(languages):
-        raise UserError(f"{source}, line 1: the header is {header}; expected id and then two languages or more, each once, with "
-                        "tabs between them")  # fmt: skip
+        raise UserError(
+            f"{source}, line 1: the header is {header}; expected id and then two languages or more, each once, with "
+            "tabs between them"
+        )
     columns: list[list[str]] = [[] for _ in languages]
     for _, cells in rows:
         for column, cell in zip(columns, cells[1:], strict=True):
             column.append(one_line(cell))
     if not columns[0]:
-        raise UserError(f"{source}: a header and no rows; give a sentence and its translations a row")
+        raise UserError(
+            f"{source}: a header and no rows; give a sentence and its translations a row"
+        )
     return Parallel(parallel_name(source), dict(zip(languages, columns, strict=True)))

@@ -25,4 +25,7 @@ class Prepared:
     @property
     def tokenizers(self) -> dict[str, str]:
         """By which digest of a tokenizer each language was read, for state.json."""
-        return {f"tokenizer/{code}": corpus.manifest["settings"]["tokenizer"] for code, corpus in self.corpora.items()}
+        return {
+            f"tokenizer/{code}": corpus.manifest["settings"]["tokenizer"]
+            for code, corpus in self.corpora.items()
+        }

@@ -65,7 +65,9 @@ class Corpus:
     def rows(self, split: str, indices: np.ndarray) -> np.ndarray:
         """(len(indices), T) int64 piece ids."""
         if split not in self._views:
-            self._views[split] = _memory_of(getattr(self, split), self.manifest["settings"]["length"])
+            self._views[split] = _memory_of(
+                getattr(self, split), self.manifest["settings"]["length"]
+            )
         starts, blocks = self._views[split]
         found = np.empty((len(indices), self.manifest["settings"]["length"]), dtype=np.int64)
         for row, index in zip(found, np.asarray(indices), strict=True):
@@ -82,15 +84,19 @@ class Corpus:
                 found.append(f"null rows of its {which}, left out: {counts['null']:,}")
             if counts["line_breaks"]:
                 n = counts["line_breaks"]
-                found.append(f"rows or lines of its {which} with line breaks inside, read as spaces: {n:,}")
+                found.append(
+                    f"rows or lines of its {which} with line breaks inside, read as spaces: {n:,}"
+                )
             if counts["composed"]:
                 n = counts["composed"]
                 found.append(
                     f"rows or lines of its {which} with letters in parts (as macOS writes them), composed: {n:,}"
                 )
             if (n := counts["changed"].get("made spaces", 0)) > _STRAY * counts["passages"]:
-                found.append(f"characters of its {which} that join or part letters (U+200C and the like), read as spaces, which cuts words: "
-                             f"{n:,}; a vocabulary that is trained with data.normalization=nfkc keeps them")  # fmt: skip
+                found.append(
+                    f"characters of its {which} that join or part letters (U+200C and the like), read as spaces, which cuts words: "
+                    f"{n:,}; a vocabulary that is trained with data.normalization=nfkc keeps them"
+                )
             if counts["odd"]:
                 found.append(
                     f"control characters and U+FFFD in its {which}: {counts['odd']:,}; was it decoded rightly?"
@@ -101,8 +107,10 @@ class Corpus:
         held_out = self.manifest["statistics"]["validation"]
         if (shared := held_out["in_training"]) and held_out["held_out_by"] == "given":
             share = 100 * shared / held_out["passages"]
-            found.append(f"{shared:,} of the {held_out['passages']:,} held-out passages ({share:.0f} %) are training text as well, numbers, case and "
-                         "punctuation apart: scores on them are too good; give other text as validation, or leave validation out")  # fmt: skip
+            found.append(
+                f"{shared:,} of the {held_out['passages']:,} held-out passages ({share:.0f} %) are training text as well, numbers, case and "
+                "punctuation apart: scores on them are too good; give other text as validation, or leave validation out"
+            )
         return [printable(f"{self.code}: {remark}") for remark in found]
 
     def __getstate__(self) -> dict:
@@ -126,7 +134,10 @@ def _memory_of(part: Dataset, length: int) -> tuple[np.ndarray, list[np.ndarray]
     ``part[i]`` gives the same by way of Arrow's types, which takes longer than to hide the row's pieces.
     """
     assert part._indices is None, "a selection of rows lies elsewhere"
-    blocks = [chunk.flatten().to_numpy().reshape(len(chunk), length) for chunk in part.data.column("input_ids").chunks]
+    blocks = [
+        chunk.flatten().to_numpy().reshape(len(chunk), length)
+        for chunk in part.data.column("input_ids").chunks
+    ]
     return np.cumsum([0, *map(len, blocks[:-1])]), blocks
 
 
@@ -144,8 +155,13 @@ def prepare_corpus(
     Raises:
         UserError: the text cannot be used, or what lies there does not match its digest.
     """
-    settings = {"format": FORMAT, "code": code, "source": source.digest(), "tokenizer": tokenizer_digest(tokenizer),
-                "length": length}  # fmt: skip
+    settings = {
+        "format": FORMAT,
+        "code": code,
+        "source": source.digest(),
+        "tokenizer": tokenizer_digest(tokenizer),
+        "length": length,
+    }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     target = folder / f"{code}-{digest[:16]}"
 
@@ -162,17 +178,25 @@ def open_corpus(target: Path, *, expected: str) -> Corpus:
     try:
         manifest = json.loads((target / "manifest.json").read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"prepared corpus {target}: its manifest cannot be read ({error}); {remedy}") from error
+        raise UserError(
+            f"prepared corpus {target}: its manifest cannot be read ({error}); {remedy}"
+        ) from error
     if manifest.get("digest") != expected:
-        raise UserError(f"prepared corpus {target} has digest {manifest.get('digest')}, but the sources, tokenizer and "
-                        f"settings of this run give {expected}; {remedy}")  # fmt: skip
+        raise UserError(
+            f"prepared corpus {target} has digest {manifest.get('digest')}, but the sources, tokenizer and "
+            f"settings of this run give {expected}; {remedy}"
+        )
     for name, stored in manifest["files"].items():
         file = target / name
         if not file.is_file() or digest_of_files([file]) != stored:
             raise UserError(f"prepared corpus {target}: {name} is missing or altered; {remedy}")
-    train, validation = (datasets.load_from_disk(target / split).with_format("numpy") for split in SPLITS)
+    train, validation = (
+        datasets.load_from_disk(target / split).with_format("numpy") for split in SPLITS
+    )
     counts = np.load(target / "pieces.npy")
-    return Corpus(manifest["settings"]["code"], expected, train, validation, counts, manifest, target)
+    return Corpus(
+        manifest["settings"]["code"], expected, train, validation, counts, manifest, target
+    )
 
 
 def _write(
@@ -187,7 +211,11 @@ def _write(
     counts = np.zeros(len(tokenizer), dtype=np.int64)
     statistics, left_out, known = {}, {}, None
     features = Features(
-        {"input_ids": List(Value("int32"), length=length), "bytes": Value("int64"), "padding": Value("int32")}
+        {
+            "input_ids": List(Value("int32"), length=length),
+            "bytes": Value("int64"),
+            "padding": Value("int32"),
+        }
     )
     for split in SPLITS:
         tally, empty = Tally(), 0
@@ -197,17 +225,27 @@ def _write(
             passages = _written(passages, scratch / HELD_OUT)
         packed = _pack(passages, tokenizer, length, tally, counts if split == "train" else None)
         with ArrowWriter(path=str(stream), features=features) as writer:
-            for row in tqdm(packed, desc=f"packing {code}, {split}", unit=" rows", leave=False, disable=None):
+            for row in tqdm(
+                packed, desc=f"packing {code}, {split}", unit=" rows", leave=False, disable=None
+            ):
                 ids, padding = row.padded(length, tokenizer.pad_token_id), length - len(row.ids)
                 writer.write({"input_ids": ids, "bytes": row.bytes, "padding": padding})
                 empty += padding
             rows, _ = writer.finalize()
         if split == "train" and (rows * length - empty < length or tally.extra["tokens"] == 0):
-            copies = f", after {tally.duplicates:,} duplicates were left out" if tally.duplicates else ""
-            raise UserError(f"the text of {code} is shorter than a row: {tally.extra['tokens']:,} pieces in {tally.passages:,} passage(s)"
-                            f"{copies}, while a row has {length} (data.row_length); give more text, or set a smaller data.row_length")  # fmt: skip
-        fingerprint = hashlib.sha256(f"{digest} {split}".encode()).hexdigest()[:16]  # else a random one is written
-        Dataset(Dataset.from_file(str(stream)).data, fingerprint=fingerprint).save_to_disk(scratch / split)
+            copies = (
+                f", after {tally.duplicates:,} duplicates were left out" if tally.duplicates else ""
+            )
+            raise UserError(
+                f"the text of {code} is shorter than a row: {tally.extra['tokens']:,} pieces in {tally.passages:,} passage(s)"
+                f"{copies}, while a row has {length} (data.row_length); give more text, or set a smaller data.row_length"
+            )
+        fingerprint = hashlib.sha256(f"{digest} {split}".encode()).hexdigest()[
+            :16
+        ]  # else a random one is written
+        Dataset(Dataset.from_file(str(stream)).data, fingerprint=fingerprint).save_to_disk(
+            scratch / split
+        )
         stream.unlink()
         statistics[split] = {
             "passages": tally.passages,
@@ -266,7 +304,9 @@ def _pack(
             unknown_bytes += not_spelt
             if counts is not None:
                 np.add.at(counts, ids, 1)  # a step for each piece, none for each of the vocabulary
-            *before, last = parts_of_passage(ids, length, tokenizer.bos_token_id, tokenizer.eos_token_id)
+            *before, last = parts_of_passage(
+                ids, length, tokenizer.bos_token_id, tokenizer.eos_token_id
+            )
             cut += bool(before)
             yield from ((part, 0) for part in before)
             yield last, size
@@ -281,13 +321,17 @@ def _pack(
     }
 
 
-def encode(passages: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[list[int], int, int]]:
+def encode(
+    passages: Iterator[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], int, int]]:
     """Ids, UTF-8 bytes, and bytes behind unknown pieces of each passage."""
     for text, encoding, unknown in encodings(passages, tokenizer):
         yield encoding.ids, len(text.encode()), unknown
 
 
-def encodings(passages: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> Iterator[tuple[str, Encoding, int]]:
+def encodings(
+    passages: Iterator[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[str, Encoding, int]]:
     """Each passage, its pieces with their places in it, and the bytes behind unknown ones. ``<mask>`` and its like inside the text
     are text, not special pieces."""
     backend = tokenizer.backend_tokenizer
@@ -295,7 +339,9 @@ def encodings(passages: Iterator[str], tokenizer: PreTrainedTokenizerBase) -> It
     backend.encode_special_tokens = True
     try:
         while batch := list(islice(passages, 1024)):
-            for text, encoding in zip(batch, backend.encode_batch(batch, add_special_tokens=False), strict=True):
+            for text, encoding in zip(
+                batch, backend.encode_batch(batch, add_special_tokens=False), strict=True
+            ):
                 yield text, encoding, _unknown_bytes(text, encoding, tokenizer.unk_token_id)
     finally:
         backend.encode_special_tokens = before
@@ -309,8 +355,12 @@ def _unknown_bytes(text: str, encoding: Encoding, unk_id: int) -> int:
     following = [*(start for start, _ in encoding.offsets[1:]), len(text)]
     for piece, (start, end), limit in zip(encoding.ids, encoding.offsets, following, strict=True):
         if piece == unk_id:
-            while end < limit and unicodedata.combining(text[end]):  # an accent that was joined to its letter
+            while end < limit and unicodedata.combining(
+                text[end]
+            ):  # an accent that was joined to its letter
                 end += 1
-            size += len(text[max(start, done) : end].encode())  # one character may be several pieces: ﷺ is four words
+            size += len(
+                text[max(start, done) : end].encode()
+            )  # one character may be several pieces: ﷺ is four words
             done = max(done, end)
     return size

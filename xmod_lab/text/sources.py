@@ -15,8 +15,23 @@ from xmod_lab.text.text_files import as_jsonl, file_fault
 TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
 FILE_TYPES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", *TABLES, ".parquet")
 GIVE = "the path of an existing file or folder with text, or the id of a dataset on the hub"
-_NO_TEXT = (".json", ".arrow", ".zip", ".zst", ".xz", ".bz2", ".gz", ".tar", ".pdf", ".docx", ".html", ".xml")
-_OTHER_SPLIT = re.compile(r"(test|testing|valid|validation|val|dev|eval|evaluation)(-\d{5}-of-\d{5})?")
+_NO_TEXT = (
+    ".json",
+    ".arrow",
+    ".zip",
+    ".zst",
+    ".xz",
+    ".bz2",
+    ".gz",
+    ".tar",
+    ".pdf",
+    ".docx",
+    ".html",
+    ".xml",
+)
+_OTHER_SPLIT = re.compile(
+    r"(test|testing|valid|validation|val|dev|eval|evaluation)(-\d{5}-of-\d{5})?"
+)
 
 
 class Part(NamedTuple):
@@ -30,7 +45,9 @@ class Part(NamedTuple):
 def names_in(text: object) -> list[str]:
     """The names in ``text``. Raises UserError where it is neither a name nor a list of them."""
     names = list(text) if isinstance(text, (list, tuple)) else [text]
-    if not names or not all(isinstance(name, (str, int, float, Path)) and str(name) for name in names):
+    if not names or not all(
+        isinstance(name, (str, int, float, Path)) and str(name) for name in names
+    ):
         raise UserError(f"{text!r} is neither a path nor a list of paths")
     return [str(name) for name in names]  # a folder called 2024 comes as a number
 
@@ -52,8 +69,10 @@ def parts_of(name: str, config: str | None = None) -> tuple[list[Part], list[str
     if os.path.isdir(name):
         parts, left_out = _parts_of_folder(Path(name), config)
         if not parts:
-            raise UserError(f"folder '{name}' has no text that is read: {', '.join(left_out[:8]) or 'it is empty'}; give files of type "
-                            f"{', '.join(FILE_TYPES)}")  # fmt: skip
+            raise UserError(
+                f"folder '{name}' has no text that is read: {', '.join(left_out[:8]) or 'it is empty'}; give files of type "
+                f"{', '.join(FILE_TYPES)}"
+            )
         return parts, left_out
     pattern = not os.path.lexists(name) and any(mark in name for mark in "*?[")
     if os.path.lexists(name) or not pattern and name.lower().endswith((*FILE_TYPES, *_NO_TEXT)):
@@ -90,9 +109,13 @@ def _parts_of_folder(folder: Path, config: str | None) -> tuple[list[Part], list
                 f"{folder / 'dataset_dict.json'} names no splits ({error}); copy it again from where it came"
             ) from error
         if "train" not in splits:
-            raise UserError(f"dataset '{folder}' has no split train; it has {', '.join(splits)}. Give one of them as a folder, e.g. "
-                            f"{folder / splits[0]}")  # fmt: skip
-        return [Part("saved", str(folder / "train"))], [f"split {split}" for split in splits if split != "train"]
+            raise UserError(
+                f"dataset '{folder}' has no split train; it has {', '.join(splits)}. Give one of them as a folder, e.g. "
+                f"{folder / splits[0]}"
+            )
+        return [Part("saved", str(folder / "train"))], [
+            f"split {split}" for split in splits if split != "train"
+        ]
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         return [Part("saved", str(folder))], []
     if config is not None or _lists_configurations(folder / "README.md"):
@@ -137,7 +160,9 @@ def _walk(folder: Path) -> Iterator[Path]:
 def _lists_configurations(readme: Path) -> bool:
     if not readme.is_file():
         return False
-    head = re.match(r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
+    head = re.match(
+        r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL
+    )
     return head is not None and re.search(r"^configs:", head[1], re.MULTILINE) is not None
 
 
@@ -149,5 +174,7 @@ def is_text_file(name: str) -> bool:
 def _type_fault(name: str) -> str | None:
     if is_text_file(name):
         return None
-    remedy = f". To make .jsonl of an array: {as_jsonl(name)}" if name.lower().endswith(".json") else ""
+    remedy = (
+        f". To make .jsonl of an array: {as_jsonl(name)}" if name.lower().endswith(".json") else ""
+    )
     return f"'{name}' is of no known type; allowed are {', '.join(FILE_TYPES)}{remedy}"

@@ -18,7 +18,9 @@ SETS = 7  # of which each hides about 15 % of a passage
 _SEED = b"15"
 # what vocabularies read as a space beside white space itself: see xmod_lab.text.tokenizer
 _BLANK = frozenset("\u061c\u200b\u200c\u200e\u200f▁\ufeff\ufffd")
-_LETTERS_ALL_THE_SAME = "\u30fc"  # the mark of long vowels, between kana, which SentencePiece takes for one
+_LETTERS_ALL_THE_SAME = (
+    "\u30fc"  # the mark of long vowels, between kana, which SentencePiece takes for one
+)
 _ANY, _SIGN, _LETTER, _SPACE = range(4)
 
 

@@ -22,7 +22,16 @@ except ImportError:
 
 _SAMPLE = 2000  # passages at most that are split into pieces and identified: shares are then within 3 points
 NO_LANGUAGE = "no language"
-_WITHOUT_SPACES = ("Hans", "Hant", "Jpan", "Thai", "Laoo", "Khmr", "Mymr", "Qaag")  # no words between spaces to count
+_WITHOUT_SPACES = (
+    "Hans",
+    "Hant",
+    "Jpan",
+    "Thai",
+    "Laoo",
+    "Khmr",
+    "Mymr",
+    "Qaag",
+)  # no words between spaces to count
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,9 @@ def survey(code: str, source: Source, passages: int) -> Survey:
     letters = Counter()
     seen = Keys()
     count, near, sample = 0, 0, []
-    for passage in tqdm(source.passages("train"), f"surveying {code}", passages, leave=False, disable=None):
+    for passage in tqdm(
+        source.passages("train"), f"surveying {code}", passages, leave=False, disable=None
+    ):
         plain = letters_of(passage)
         key = exact_key(plain)
         near += bool(plain) and key in seen
@@ -75,7 +86,9 @@ def survey(code: str, source: Source, passages: int) -> Survey:
         if count % step == 0:
             sample.append(passage)
         count += 1
-    without_marks = {letter: n for letter, n in letters.items() if unicodedata.category(letter)[0] == "L"}
+    without_marks = {
+        letter: n for letter, n in letters.items() if unicodedata.category(letter)[0] == "L"
+    }
     return Survey(code, count, near, Counter(without_marks), sample)
 
 
@@ -90,15 +103,26 @@ def spelling(found: Survey, tokenizer: PreTrainedTokenizerBase) -> Spelling:
     words = sum(len(passage.split()) for passage in found.sample)
     parts = meaning(found.code)
     spaced = not (parts and parts.likely[0] in _WITHOUT_SPACES)
-    return Spelling(pieces, pieces / words if spaced else None, pieces / size, unknown / pieces, unknown_bytes / size)
+    return Spelling(
+        pieces,
+        pieces / words if spaced else None,
+        pieces / size,
+        unknown / pieces,
+        unknown_bytes / size,
+    )
 
 
-def own_spelling(found: Survey, *, pieces: int, byte_fallback: bool, normalization: str) -> Spelling | None:
+def own_spelling(
+    found: Survey, *, pieces: int, byte_fallback: bool, normalization: str
+) -> Spelling | None:
     """How a vocabulary of its own, of at most ``pieces``, would spell the text: trained on one half of the sample, which takes a second
     or two, and seen on the other. ``None`` where the sample is too small for that."""
     try:
         model = train_sentencepiece(
-            found.sample[::2], pieces=pieces, byte_fallback=byte_fallback, normalization=normalization
+            found.sample[::2],
+            pieces=pieces,
+            byte_fallback=byte_fallback,
+            normalization=normalization,
         )
     except UserError:
         return None
@@ -110,7 +134,11 @@ def unknown_letters(found: Survey, tokenizer: PreTrainedTokenizerBase) -> float:
     """Share of the text's letters that are in no piece of ``tokenizer``."""
     known = set("".join(tokenizer.get_vocab()).casefold())
     total = found.letters.total()
-    spelt = sum(n for letter, n in found.letters.items() if set(unicodedata.normalize("NFKC", letter)) <= known)
+    spelt = sum(
+        n
+        for letter, n in found.letters.items()
+        if set(unicodedata.normalize("NFKC", letter)) <= known
+    )
     return 1 - spelt / total if total else 0.0
 
 
@@ -125,7 +153,9 @@ def looks_like(found: Survey) -> list[tuple[str, float]] | str:
         (m.language, m.likely[0]) for m in map(meaning, identifier.labels) if m
     }:
         return f"not checked: py3langid does not know {found.code}"
-    guesses = (identifier.classify(p)[0] if any(map(str.isalpha, p)) else NO_LANGUAGE for p in found.sample)
+    guesses = (
+        identifier.classify(p)[0] if any(map(str.isalpha, p)) else NO_LANGUAGE for p in found.sample
+    )
     counts = Counter(guess if meaning(guess) else NO_LANGUAGE for guess in guesses)
     return [(code, n / len(found.sample)) for code, n in counts.most_common()]
 

@@ -30,16 +30,20 @@ def table_cells(path: Path) -> Iterator[Cells]:
         if not header:
             header = cells
             if len(header) == 1 and any(mark in header[0] for mark in ",;|\t"):
-                raise UserError(f"{path}, line {number}: the header is one column, {header[0]!r:.80}; in a .csv commas stand between "
-                                "columns, in a .tsv tabs. Save it so, or give it the other name")  # fmt: skip
+                raise UserError(
+                    f"{path}, line {number}: the header is one column, {header[0]!r:.80}; in a .csv commas stand between "
+                    "columns, in a .tsv tabs. Save it so, or give it the other name"
+                )
             twice = sorted({name for name in header if name and header.count(name) > 1})
             if twice:
                 raise UserError(
                     f"{path}, line {number}: the header has '{twice[0]}' twice; columns are named each once: rename one"
                 )
         if len(cells) != len(header):
-            raise UserError(f"{path}, line {number}: {len(cells)} cells, but the header has {len(header)}; give every row as many, "
-                            "an empty one where there is nothing")  # fmt: skip
+            raise UserError(
+                f"{path}, line {number}: {len(cells)} cells, but the header has {len(header)}; give every row as many, "
+                "an empty one where there is nothing"
+            )
         yield number, cells
 
 
@@ -49,7 +53,9 @@ def _plain(path: Path) -> Iterator[Cells]:
 
 
 def _quoted(path: Path) -> Iterator[Cells]:
-    csv.field_size_limit(_LARGEST)  # its default refuses long texts, and is of no use against quotes that are left open
+    csv.field_size_limit(
+        _LARGEST
+    )  # its default refuses long texts, and is of no use against quotes that are left open
     reader = csv.reader(decoded_lines(path), strict=True)
     known: list[set[str]] = []  # of each column, as far as they may be names of classes
     doubtful: list[tuple[int, str, int, int, str]] = []
@@ -66,12 +72,16 @@ def _quoted(path: Path) -> Iterator[Cells]:
                 doubtful += _rows_inside(begin, cells)
             begin = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {_explained(str(error), begin)}") from error
+        raise UserError(
+            f"{path}, line {reader.line_num}: {_explained(str(error), begin)}"
+        ) from error
     for begin, line, number, column, value in doubtful:
         if column < len(known) and len(known[column]) <= _NAMES and value in known[column]:
-            raise UserError(f"{path}, line {begin}: a quote opens a cell of several lines, of which line {number} reads like a row "
-                            f"({line.strip()[:40]!r}). Close the quote, or take it out; if it is one cell indeed, save the data as "
-                            ".jsonl")  # fmt: skip
+            raise UserError(
+                f"{path}, line {begin}: a quote opens a cell of several lines, of which line {number} reads like a row "
+                f"({line.strip()[:40]!r}). Close the quote, or take it out; if it is one cell indeed, save the data as "
+                ".jsonl"
+            )
 
 
 def _rows_inside(begin: int, cells: list[str]) -> Iterator[tuple[int, str, int, int, str]]:
@@ -85,17 +95,23 @@ def _rows_inside(begin: int, cells: list[str]) -> Iterator[tuple[int, str, int, 
             end = i + 1 if n == len(lines) - 1 else width  # of the row that is closed
             pieces = line.split(",")
             if len(pieces) == end - start > 1:
-                edge = i if n in (0, len(lines) - 1) else None  # the cell itself, of which the line has a part
-                yield from ((begin, line, begin + n, c, piece) for c, piece in enumerate(pieces, start) if c != edge)
+                edge = (
+                    i if n in (0, len(lines) - 1) else None
+                )  # the cell itself, of which the line has a part
+                yield from (
+                    (begin, line, begin + n, c, piece)
+                    for c, piece in enumerate(pieces, start)
+                    if c != edge
+                )
 
 
 def _explained(error: str, begin: int) -> str:
     """A message of csv, about a row that begins in line ``begin``, in words that help."""
     if "unexpected end" in error:
-        return (
-            f"the file ends inside of a quoted cell, which was opened in the row of line {begin}; close the quote there"
-        )
+        return f"the file ends inside of a quoted cell, which was opened in the row of line {begin}; close the quote there"
     if "expected after" in error:
-        return (f"text follows the quote that ends a cell, in the row of line {begin}. Write a quote inside of a quoted cell twice, "
-                "and close a quote where its cell ends")  # fmt: skip
+        return (
+            f"text follows the quote that ends a cell, in the row of line {begin}. Write a quote inside of a quoted cell twice, "
+            "and close a quote where its cell ends"
+        )
     return f"{error}; repair that line"

@@ -21,16 +21,35 @@ _KINDS = (  # how a file begins that is no UTF-8, what it is, and what to do
         "UTF-16 that was converted as if it were ISO-8859-1",
         "make it anew from where it came: iconv -f UTF-16 -t UTF-8 ORIGINAL > NEW.txt",
     ),
-    (rb"\x1f\x8b", "compressed by gzip", "give it a name that ends in .gz (what is compressed twice: gunzip it once)"),
+    (
+        rb"\x1f\x8b",
+        "compressed by gzip",
+        "give it a name that ends in .gz (what is compressed twice: gunzip it once)",
+    ),
     (rb"BZh\d1AY&SY", "compressed by bzip2", "decompress it: bunzip2 -k FILE"),
     (rb"\xfd7zXZ\0", "compressed by xz", "decompress it: unxz -k FILE"),
     (rb"\x28\xb5\x2f\xfd", "compressed by zstd", "decompress it: unzstd FILE"),
-    (rb"PK\x03\x04", "a zip archive or an office document", "unpack it, or save the document as plain text in UTF-8"),
+    (
+        rb"PK\x03\x04",
+        "a zip archive or an office document",
+        "unpack it, or save the document as plain text in UTF-8",
+    ),
     (rb"%PDF-", "a PDF document", "make text of it: pdftotext -enc UTF-8 FILE NEW.txt"),
     (rb"PAR1", "a parquet file", "give it a name that ends in .parquet"),
 )
-_ENCODINGS = ("windows-1252", "windows-1251", "windows-1250", "windows-1253", "windows-1254", "windows-1256", "koi8-r",
-              "gb18030", "shift_jis", "big5", "euc-kr")  # fmt: skip
+_ENCODINGS = (
+    "windows-1252",
+    "windows-1251",
+    "windows-1250",
+    "windows-1253",
+    "windows-1254",
+    "windows-1256",
+    "koi8-r",
+    "gb18030",
+    "shift_jis",
+    "big5",
+    "euc-kr",
+)
 _HEAD = 4096  # bytes by which a file is judged
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r"))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -40,7 +59,9 @@ def file_fault(path: str | Path) -> str | None:
     """What is wrong with a file that is to be read, as far as can be seen without opening it: a pipe would be waited for."""
     if os.path.isfile(path):
         return (
-            None if os.access(path, os.R_OK) else f"'{path}' must not be read by you; ask its owner for that (chmod +r)"
+            None
+            if os.access(path, os.R_OK)
+            else f"'{path}' must not be read by you; ask its owner for that (chmod +r)"
         )
     if os.path.isdir(path):
         return f"'{path}' is a folder, where a file is expected"
@@ -77,7 +98,9 @@ def decoded_lines(path: Path) -> Iterator[str]:
     except UnicodeDecodeError as error:
         raise UserError(_not_utf8(path, number, error, beyond_ascii)) from error
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path}, after line {number}: cannot be read ({error}); the file may be damaged") from error
+        raise UserError(
+            f"{path}, after line {number}: cannot be read ({error}); the file may be damaged"
+        ) from error
 
 
 def _opened(path: Path) -> gzip.GzipFile:
@@ -86,7 +109,10 @@ def _opened(path: Path) -> gzip.GzipFile:
     if path.suffix.lower() != ".gz":
         return path.open("rb")
     if head and not head.startswith(b"\x1f\x8b"):
-        kind = _kind(head, path) or f"no gzip file, although its name ends in .gz; call it {path.with_suffix('').name}"
+        kind = (
+            _kind(head, path)
+            or f"no gzip file, although its name ends in .gz; call it {path.with_suffix('').name}"
+        )
         raise UserError(f"{path}: it is {kind}")
     return gzip.open(path, "rb")
 
@@ -121,16 +147,24 @@ def _not_utf8(path: Path, number: int, error: UnicodeDecodeError, beyond_ascii: 
     line, start = error.object, error.start
     wrong = f"{path}, line {number}: not UTF-8 ({error.reason}, 0x{line[start]:02x}, at byte {start + 1})"
     if beyond_ascii:
-        return (f"{wrong}, while lines before it are; it may be damaged, or put together from files in several encodings: repair "
-                "that line or leave it out")  # fmt: skip
+        return (
+            f"{wrong}, while lines before it are; it may be damaged, or put together from files in several encodings: repair "
+            "that line or leave it out"
+        )
     readings: dict[str, list[str]] = {}
     for encoding in _ENCODINGS:
         text = (_reading(line[: start + 40], encoding) or "\0")[-60:].strip()
         if text.replace("\t", " ").isprintable():
             readings.setdefault(text, []).append(encoding)
-    convert = f"{wrong}; convert it by iconv -f ENCODING -t UTF-8 {shlex.quote(str(path))} > NEW.txt"
+    convert = (
+        f"{wrong}; convert it by iconv -f ENCODING -t UTF-8 {shlex.quote(str(path))} > NEW.txt"
+    )
     shown = [f"  {', '.join(encodings)}: {text}" for text, encodings in readings.items()]
-    return "\n".join([f"{convert}, with the ENCODING in which this reads well:", *shown]) if shown else convert
+    return (
+        "\n".join([f"{convert}, with the ENCODING in which this reads well:", *shown])
+        if shown
+        else convert
+    )
 
 
 def json_value(text: str, where: str) -> object:
@@ -144,15 +178,19 @@ def json_value(text: str, where: str) -> object:
     except RecursionError:
         raise UserError(f"{where}: its JSON is nested too deep to be data; leave it out") from None
     except ValueError as error:
-        raise UserError(f"{where}: not JSON ({error}); expected one object a line. The file may be truncated; repair "
-                        "that line or leave it out") from error  # fmt: skip
+        raise UserError(
+            f"{where}: not JSON ({error}); expected one object a line. The file may be truncated; repair "
+            "that line or leave it out"
+        ) from error
     if _SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             half = f"\\u{ord(error.object[error.start]):04x}"
-            raise UserError(f"{where}: {half} is half of a character, whose other half is missing (the text was cut in the middle of "
-                            "it); repair that line or leave it out") from error  # fmt: skip
+            raise UserError(
+                f"{where}: {half} is half of a character, whose other half is missing (the text was cut in the middle of "
+                "it); repair that line or leave it out"
+            ) from error
     return value
 
 
@@ -160,7 +198,9 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"key '{next(name for name in names if names.count(name) > 1)}' stands twice")
+        raise ValueError(
+            f"key '{next(name for name in names if names.count(name) > 1)}' stands twice"
+        )
     return found
 
 
@@ -176,8 +216,10 @@ def json_rows(path: Path) -> Iterator[tuple[str, dict]]:
             )
         row = json_value(line, where)
         if not isinstance(row, dict):
-            raise UserError(f"{where}: {line.strip()[:40]!r} is no object; expected one a line, such as "
-                            '{"text": "a passage"}')  # fmt: skip
+            raise UserError(
+                f"{where}: {line.strip()[:40]!r} is no object; expected one a line, such as "
+                '{"text": "a passage"}'
+            )
         yield where, row
 
 

@@ -26,10 +26,14 @@ from xmod_lab.stops import in_thread
 
 BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-RESERVED = "\u2585"  # ▅, SentencePiece's own mark of unknown characters: it passes over lines that have it
+RESERVED = (
+    "\u2585"  # ▅, SentencePiece's own mark of unknown characters: it passes over lines that have it
+)
 _LONGEST = 1 << 16  # bytes of a line: SentencePiece passes over longer ones
 SPM_FILE = "spm.model"
-_NAMES = Regex("<(?=(?:/?s|pad|unk|mask|0x[0-9A-F]{2})>)")  # cut there: a name inside a text is never read as its piece
+_NAMES = Regex(
+    "<(?=(?:/?s|pad|unk|mask|0x[0-9A-F]{2})>)"
+)  # cut there: a name inside a text is never read as its piece
 # what the rules nmt_* drop, and what they make spaces, but for what NFKC does
 _DROPPED = Regex("[\x01-\x08\x0b\x0e-\x1f\x7f\u008f\u009f]")
 _BLANK = Regex("[\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029▁\ufeff\ufffd]")
@@ -58,8 +62,10 @@ def train_sentencepiece(
             ``passages`` raises is raised as it is, and not as the RuntimeError that SentencePiece makes of it.
     """
     if normalization not in NORMALIZATIONS:
-        raise UserError(f"normalization is '{normalization}'; allowed are {', '.join(NORMALIZATIONS)}."
-                        f"{nearest(normalization, NORMALIZATIONS)}")  # fmt: skip
+        raise UserError(
+            f"normalization is '{normalization}'; allowed are {', '.join(NORMALIZATIONS)}."
+            f"{nearest(normalization, NORMALIZATIONS)}"
+        )
     others = [name for name in SPECIALS if name != "<pad>"]
     ids = {name: number + (number >= pad_id) for number, name in enumerate(others)}
     model = io.BytesIO()
@@ -67,7 +73,9 @@ def train_sentencepiece(
     try:
         in_thread(
             sentencepiece.SentencePieceTrainer.train,
-            sentence_iterator=_watched(_usable(passages, Counter() if cut is None else cut), failures),
+            sentence_iterator=_watched(
+                _usable(passages, Counter() if cut is None else cut), failures
+            ),
             model_writer=model,
             model_type="unigram",
             vocab_size=pieces,
@@ -89,9 +97,14 @@ def train_sentencepiece(
         if failures:
             raise failures[0] from None
         needed = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
-        remedy = (f"its characters and special pieces need {needed[1]}; set vocabulary_size={needed[1]} or more" if needed else
-                  f"give more text (SentencePiece: {str(error).splitlines()[-1]})")  # fmt: skip
-        raise UserError(f"cannot train a vocabulary of {pieces} pieces on this text: {remedy}") from error
+        remedy = (
+            f"its characters and special pieces need {needed[1]}; set vocabulary_size={needed[1]} or more"
+            if needed
+            else f"give more text (SentencePiece: {str(error).splitlines()[-1]})"
+        )
+        raise UserError(
+            f"cannot train a vocabulary of {pieces} pieces on this text: {remedy}"
+        ) from error
     return model.getvalue()
 
 
@@ -130,7 +143,9 @@ def to_hugging_face(model: bytes) -> PreTrainedTokenizerFast:
     byte_fallback = proto.trainer_spec.byte_fallback
     vocabulary = [(piece.piece, piece.score) for piece in proto.pieces]
     ids = {piece: number for number, (piece, _) in enumerate(vocabulary) if piece in SPECIALS}
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unk_id=ids["<unk>"], byte_fallback=byte_fallback))
+    tokenizer = Tokenizer(
+        models.Unigram(vocabulary, unk_id=ids["<unk>"], byte_fallback=byte_fallback)
+    )
     steps = [  # SentencePiece's spaces are U+0020 alone, while Strip takes all white space, and Metaspace may find a "▁"
         normalizers.Replace(Regex(r"\A +"), ""),
         normalizers.Replace(Regex(" {2,}"), " "),
@@ -171,7 +186,11 @@ def _normalisation(spec: NormalizerSpec) -> list[normalizers.Normalizer]:
     """
     steps = [normalizers.NFKC() if "nfkc" in spec.name else normalizers.NFC()]
     if spec.name.startswith("nmt_"):
-        steps = [normalizers.Replace(_DROPPED, ""), normalizers.Replace(_BLANK, " "), *_sparing("～", *steps)]
+        steps = [
+            normalizers.Replace(_DROPPED, ""),
+            normalizers.Replace(_BLANK, " "),
+            *_sparing("～", *steps),
+        ]
     if spec.name.endswith("_cf"):
         steps += [*_sparing("İ", normalizers.Lowercase()), normalizers.Replace("ς", "σ")]
     if spec.precompiled_charsmap:
@@ -181,14 +200,22 @@ def _normalisation(spec: NormalizerSpec) -> list[normalizers.Normalizer]:
 
 def _sparing(character: str, *steps: normalizers.Normalizer) -> list[normalizers.Normalizer]:
     """``steps``, which leave ``character`` alone, as SentencePiece does."""
-    return [normalizers.Replace(character, _NO_CHARACTER), *steps, normalizers.Replace(_NO_CHARACTER, character)]
+    return [
+        normalizers.Replace(character, _NO_CHARACTER),
+        *steps,
+        normalizers.Replace(_NO_CHARACTER, character),
+    ]
 
 
 def composing(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     """``tokenizer`` itself, which from now on composes text (NFC) before all else: composed text has the pieces that it had, and
     decomposed text the same."""
     backend = tokenizer.backend_tokenizer
-    steps = backend.normalizer if isinstance(backend.normalizer, normalizers.Sequence) else [backend.normalizer]
+    steps = (
+        backend.normalizer
+        if isinstance(backend.normalizer, normalizers.Sequence)
+        else [backend.normalizer]
+    )
     if not any(isinstance(step, _CANONICAL) for step in steps):
         old = [] if backend.normalizer is None else [backend.normalizer]
         backend.normalizer = normalizers.Sequence([normalizers.NFC(), *old])
@@ -197,7 +224,9 @@ def composing(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """What a model's configuration must say of its tokenizer. Positions count from that of the padding."""
-    return {name: getattr(tokenizer, name) for name in ("bos_token_id", "pad_token_id", "eos_token_id")}
+    return {
+        name: getattr(tokenizer, name) for name in ("bos_token_id", "pad_token_id", "eos_token_id")
+    }
 
 
 def save_tokenizer(model: bytes, folder: Path) -> None:

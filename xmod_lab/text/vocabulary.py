@@ -34,23 +34,35 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     except UserError:
         raise
     except Exception as error:  # transformers raises whatever its readers and the network raise
-        raise UserError(f"no tokenizer can be loaded from '{name}' ({reason(error)}); give a folder that save_pretrained "
-                        "wrote, or a hub id") from error  # fmt: skip
+        raise UserError(
+            f"no tokenizer can be loaded from '{name}' ({reason(error)}); give a folder that save_pretrained "
+            "wrote, or a hub id"
+        ) from error
     if not tokenizer.is_fast:
-        raise UserError(f"tokenizer '{name}' is a {type(tokenizer).__name__}, which has no tokenizer.json; give one that "
-                        "transformers calls fast")  # fmt: skip
+        raise UserError(
+            f"tokenizer '{name}' is a {type(tokenizer).__name__}, which has no tokenizer.json; give one that "
+            "transformers calls fast"
+        )
     if tokenizer.bos_token is None:
         tokenizer.bos_token = tokenizer.cls_token
     if tokenizer.eos_token is None:
         tokenizer.eos_token = tokenizer.sep_token
     missing = [role for role in ROLES if getattr(tokenizer, role) is None]
     if missing:
-        raise UserError(f"tokenizer '{name}' has no {', '.join(missing)}; masked language modelling needs them")
-    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):  # transformers makes it of an empty folder
-        raise UserError(f"tokenizer '{name}' has no pieces but the special ones ({', '.join(tokenizer.all_special_tokens)}); "
-                        "give a folder with its tokenizer.json, or leave data.tokenizer out to train one")  # fmt: skip
+        raise UserError(
+            f"tokenizer '{name}' has no {', '.join(missing)}; masked language modelling needs them"
+        )
+    if set(tokenizer.get_vocab()) <= set(
+        tokenizer.all_special_tokens
+    ):  # transformers makes it of an empty folder
+        raise UserError(
+            f"tokenizer '{name}' has no pieces but the special ones ({', '.join(tokenizer.all_special_tokens)}); "
+            "give a folder with its tokenizer.json, or leave data.tokenizer out to train one"
+        )
     if fault := _special_fault(tokenizer):
-        raise UserError(f"tokenizer '{name}': {fault}; give another, or leave data.tokenizer out to train one")
+        raise UserError(
+            f"tokenizer '{name}': {fault}; give another, or leave data.tokenizer out to train one"
+        )
     tokenizer.backend_tokenizer.no_truncation()
     tokenizer.backend_tokenizer.no_padding()
     if (
@@ -70,17 +82,23 @@ def _special_fault(tokenizer: PreTrainedTokenizerBase) -> str | None:
     """Why rows and batches cannot be made with its special pieces: they are told from others by their ids alone."""
     named = {role: getattr(tokenizer, f"{role}_id") for role in ROLES}
     if len(set(named.values())) < len(named):
-        shown = ", ".join(f"{role} {getattr(tokenizer, role)} = {number}" for role, number in named.items())
+        shown = ", ".join(
+            f"{role} {getattr(tokenizer, role)} = {number}" for role, number in named.items()
+        )
         return f"its special pieces must have five ids, here they are {shown}"
     highest, size = max(tokenizer.get_vocab().values()), len(tokenizer)
     if highest >= size:
-        return f"it has {size} pieces, but their ids go up to {highest}; ids must be 0 to {size - 1}"
+        return (
+            f"it has {size} pieces, but their ids go up to {highest}; ids must be 0 to {size - 1}"
+        )
     ids = tokenizer("1")["input_ids"]
-    if (ids[0], ids[-1]) != (tokenizer.bos_token_id, tokenizer.eos_token_id) or ids.count(ids[0]) + ids.count(
-        ids[-1]
-    ) > 2:
-        return (f"it writes '1' as {' '.join(tokenizer.convert_ids_to_tokens(ids))}, but training writes a text between "
-                f"{tokenizer.bos_token} and {tokenizer.eos_token}; its post-processor must do the same")  # fmt: skip
+    if (ids[0], ids[-1]) != (tokenizer.bos_token_id, tokenizer.eos_token_id) or ids.count(
+        ids[0]
+    ) + ids.count(ids[-1]) > 2:
+        return (
+            f"it writes '1' as {' '.join(tokenizer.convert_ids_to_tokens(ids))}, but training writes a text between "
+            f"{tokenizer.bos_token} and {tokenizer.eos_token}; its post-processor must do the same"
+        )
     return None
 
 
@@ -105,16 +123,26 @@ def own_tokenizer(
     settings = {
         "format": FORMAT,
         "text": {code: source.digest() for code, source in sources.items()},
-        "pieces": pieces, "alpha": alpha, "byte_fallback": byte_fallback, "normalization": normalization, "pad_id": pad_id,
-    }  # fmt: skip
+        "pieces": pieces,
+        "alpha": alpha,
+        "byte_fallback": byte_fallback,
+        "normalization": normalization,
+        "pad_id": pad_id,
+    }
     digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
     target = folder / f"tokenizer-{digest[:16]}"
     manifest = target / "manifest.json"
 
     def write(scratch: Path) -> None:
         text = Counter()
-        model = train_sentencepiece(_sample(sources, alpha, text), pieces=pieces, byte_fallback=byte_fallback,
-                                    normalization=normalization, pad_id=pad_id, cut=text)  # fmt: skip
+        model = train_sentencepiece(
+            _sample(sources, alpha, text),
+            pieces=pieces,
+            byte_fallback=byte_fallback,
+            normalization=normalization,
+            pad_id=pad_id,
+            cut=text,
+        )
         save_tokenizer(model, scratch)
         files = {p.name: digest_of_files([p]) for p in sorted(scratch.iterdir())}
         entries = {"digest": digest, "files": files, "asked": pieces, "text": text}
@@ -123,11 +151,14 @@ def own_tokenizer(
     build_folder(target, write, rebuild=rebuild)
     stored = json.loads(manifest.read_text()) if manifest.is_file() else {}
     intact = stored.get("digest") == digest and all(
-        (target / name).is_file() and digest_of_files([target / name]) == d for name, d in stored["files"].items()
+        (target / name).is_file() and digest_of_files([target / name]) == d
+        for name, d in stored["files"].items()
     )
     if not intact:
-        raise UserError(f"tokenizer {target} does not match its digest; delete that folder, or run the same "
-                        "command with rebuild=true")  # fmt: skip
+        raise UserError(
+            f"tokenizer {target} does not match its digest; delete that folder, or run the same "
+            "command with rebuild=true"
+        )
     return target
 
 
@@ -143,14 +174,17 @@ def about_training(folder: str) -> str | None:
     if text["long"]:
         said += f"; {text['long']:,} of the passages are long, and were cut into parts"
     if text["reserved"]:
-        said += f"; {text['reserved']:,} of the passages hold {RESERVED}, which SentencePiece keeps for itself: they were cut there, and it is unknown"  # fmt: skip
+        said += f"; {text['reserved']:,} of the passages hold {RESERVED}, which SentencePiece keeps for itself: they were cut there, and it is unknown"
     return said
 
 
 def _sample(sources: dict[str, Source], alpha: float, counts: Counter) -> Iterator[str]:
     """Passages of all languages, thinned so that each language's bytes are ∝ size^alpha and memory is bounded. ``counts``: how many
     ``passages`` there are, and how many are ``used``."""
-    sizes = {code: sum(len(p.encode()) for p in source.passages("train")) for code, source in sources.items()}
+    sizes = {
+        code: sum(len(p.encode()) for p in source.passages("train"))
+        for code, source in sources.items()
+    }
     wanted = {code: size**alpha for code, size in sizes.items()}
     scale = min(size / wanted[code] for code, size in sizes.items())
     total = sum(wanted.values()) * scale

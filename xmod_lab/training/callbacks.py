@@ -25,8 +25,15 @@ from xmod_lab.runs.tracking import Tracking
 from xmod_lab.settings import flatten
 
 log = logging.getLogger(__name__)
-_PARTS = {"global_step": int, "pytorch-lightning_version": str, "state_dict": dict, "loops": dict, "callbacks": dict,
-          "optimizer_states": list, "lr_schedulers": list}  # fmt: skip
+_PARTS = {
+    "global_step": int,
+    "pytorch-lightning_version": str,
+    "state_dict": dict,
+    "loops": dict,
+    "callbacks": dict,
+    "optimizer_states": list,
+    "lr_schedulers": list,
+}
 
 # model, step -> figures, of which those are logged that the curve has a column for
 Validate = Callable[[nn.Module, int], dict[str, float]]
@@ -58,31 +65,54 @@ class LearningCurve(pl.Callback):
         self.unit, self.units_per_step = unit, units_per_step
         self.log_every, self.validate_every = log_every, validate_every
         self.last_step = last_step
-        self.loss_sum, self.losses = 0.0, 0  # of this process's micro-batches since the last line; in checkpoints
+        self.loss_sum, self.losses = (
+            0.0,
+            0,
+        )  # of this process's micro-batches since the last line; in checkpoints
         self.seconds = 0.0  # spent training in this process, scoring apart
-        self.earlier = 0.0  # the same of the starts before this one, up to the checkpoint; in checkpoints
+        self.earlier = (
+            0.0  # the same of the starts before this one, up to the checkpoint; in checkpoints
+        )
         self.steps_timed = 0
         self.first: dict[str, float] = {}  # scores before the first step
-        self.final: dict[str, float] = {}  # the newest scores; after the last step, those of the whole run
+        self.final: dict[
+            str, float
+        ] = {}  # the newest scores; after the last step, those of the whole run
         self.scored_at = -1  # the step of the newest scores
         self._since_line = (0.0, 0)
         self._began = 0.0
         self.line = f"first figures after step {log_every}"  # the newest ones, for the person
         self.started = False  # false while the checkpoint is being loaded
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
-        checkpoint["callbacks"][self.state_key]  # else a KeyError, where Lightning would go on without
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict
+    ) -> None:
+        checkpoint["callbacks"][
+            self.state_key
+        ]  # else a KeyError, where Lightning would go on without
 
     def state_dict(self) -> dict:
         """Called in all processes when a checkpoint is saved, of which the first writes the file."""
         sums = gather({rank(): self.loss_sum})
         seconds = self.all_seconds
-        return {"loss_sums": sums, "losses": self.losses, "first": self.first, "final": self.final, "seconds": seconds}
+        return {
+            "loss_sums": sums,
+            "losses": self.losses,
+            "first": self.first,
+            "final": self.final,
+            "seconds": seconds,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Each process takes its own sum; where the number of processes has changed, each takes the mean."""
         sums, self.losses = state["loss_sums"], state["losses"]
-        numbers = [self.losses, state["seconds"], *sums.values(), *state["first"].values(), *state["final"].values()]
+        numbers = [
+            self.losses,
+            state["seconds"],
+            *sums.values(),
+            *state["first"].values(),
+            *state["final"].values(),
+        ]
         if not all(isinstance(number, int | float) for number in numbers):
             raise TypeError("the curve's state has something else than numbers")
         same = len(sums) == process_count()
@@ -106,12 +136,16 @@ class LearningCurve(pl.Callback):
             self.first = self._validate(trainer, module)
         self._began = time.perf_counter()
 
-    def on_train_batch_end(self, trainer, module, outputs: dict[str, Tensor], batch: dict, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer, module, outputs: dict[str, Tensor], batch: dict, batch_idx: int
+    ) -> None:
         loss = float(outputs["loss"]) * trainer.accumulate_grad_batches  # Lightning has divided it
         if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {trainer.global_step} of {self.last_step}: training has diverged. Start over, "
-                            f"with resume=never, with a lower peak_lr (it is {module.recipe.peak_lr:g}) or a larger warmup_share "
-                            f"(it is {module.recipe.warmup_share:g}); checkpoints of before may be damaged already")  # fmt: skip
+            raise UserError(
+                f"the loss is {loss} at step {trainer.global_step} of {self.last_step}: training has diverged. Start over, "
+                f"with resume=never, with a lower peak_lr (it is {module.recipe.peak_lr:g}) or a larger warmup_share "
+                f"(it is {module.recipe.warmup_share:g}); checkpoints of before may be damaged already"
+            )
         self.loss_sum += loss
         self.losses += 1
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
@@ -131,7 +165,9 @@ class LearningCurve(pl.Callback):
 
     def _line(self, trainer: pl.Trainer, step: int) -> None:
         loss = torch.tensor(self.loss_sum / self.losses, dtype=torch.float64)
-        loss = float(trainer.strategy.reduce(loss.to(trainer.strategy.root_device), reduce_op="mean"))
+        loss = float(
+            trainer.strategy.reduce(loss.to(trainer.strategy.root_device), reduce_op="mean")
+        )
         seconds, steps = self.seconds - self._since_line[0], self.steps_timed - self._since_line[1]
         self._since_line = self.seconds, self.steps_timed
         self.loss_sum, self.losses = 0.0, 0
@@ -141,7 +177,9 @@ class LearningCurve(pl.Callback):
             f"train/{self.unit}_per_second": steps * self.units_per_step / max(seconds, 1e-9),
             "train/lr": trainer.optimizers[0].param_groups[0]["lr"],
         }
-        self.line = f"loss {loss:.3f} · {figures[f'train/{self.unit}_per_second']:,.0f} {self.unit}/s"
+        self.line = (
+            f"loss {loss:.3f} · {figures[f'train/{self.unit}_per_second']:,.0f} {self.unit}/s"
+        )
         self.tracking.log({name + self.suffix: value for name, value in figures.items()}, step)
 
     def _validate(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
@@ -165,13 +203,19 @@ class Restored(pl.Callback):
             return
         (optimizer,), scheduler = trainer.optimizers, trainer.lr_scheduler_configs[0].scheduler
         if trainer.global_step != self.step or scheduler.last_epoch != self.step:
-            raise ValueError(f"its loops stand at step {trainer.global_step}, its schedule at {scheduler.last_epoch}")
+            raise ValueError(
+                f"its loops stand at step {trainer.global_step}, its schedule at {scheduler.last_epoch}"
+            )
         for usual, group in zip(
-            module.configure_optimizers()["optimizer"].param_groups, optimizer.param_groups, strict=True
+            module.configure_optimizers()["optimizer"].param_groups,
+            optimizer.param_groups,
+            strict=True,
         ):
             rate = module.recipe.peak_lr * module.lr_share(self.step)
             settings = usual.keys() - {"params", "lr", "initial_lr"}
-            if any(group[key] != usual[key] for key in settings) or not math.isclose(group["lr"], rate, rel_tol=1e-6):
+            if any(group[key] != usual[key] for key in settings) or not math.isclose(
+                group["lr"], rate, rel_tol=1e-6
+            ):
                 raise ValueError("its optimiser has other settings")
         kept = [(value, p) for p, state in optimizer.state.items() for value in state.values()]
         if not kept or not all(isinstance(v, Tensor) and v.shape in ((), p.shape) for v, p in kept):
@@ -187,7 +231,9 @@ class BestWeights(pl.Callback):
         self.step, self.scores = 0, {}
         self.weights: dict[str, Tensor] = {}
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict
+    ) -> None:
         weights = checkpoint["callbacks"][self.state_key]["weights"]
         if weights and {n: w.shape for n, w in weights.items()} != {
             name: module.model.get_parameter(name).shape for name in module.trainable
@@ -200,7 +246,9 @@ class BestWeights(pl.Callback):
     def load_state_dict(self, state: dict) -> None:
         self.step, self.scores, self.weights = state["step"], state["scores"], state["weights"]
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int
+    ) -> None:
         if self.curve.scored_at != trainer.global_step or self.step == trainer.global_step:
             return
         if not self.weights or self._rank(self.curve.final) > self._rank(self.scores):
@@ -230,7 +278,9 @@ class Checkpoints(pl.Callback):
         self.saved_at = time.monotonic()
         self.clocks = Agreement()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int
+    ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         if trainer.global_step % self.every == 0 or self._is_time():
@@ -265,7 +315,9 @@ class WholeFiles(TorchCheckpointIO):
     def __init__(self, before: Callable[[], None] = lambda: None):
         self.before = before
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
         content = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
         torch.save(checkpoint, content)
         self.before()
@@ -276,7 +328,9 @@ class WholeFiles(TorchCheckpointIO):
         try:
             checkpoint = super().load_checkpoint(path, *args, **{**kwargs, "weights_only": True})
         except pickle.UnpicklingError as error:  # whose advice is to execute it
-            raise ValueError("it has something else than numbers, words and tensors in it") from error
+            raise ValueError(
+                "it has something else than numbers, words and tensors in it"
+            ) from error
         for key, kind in _PARTS.items():
             if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(key), kind):
                 raise ValueError(f"it has no {key}, or one of another type")
@@ -312,10 +366,14 @@ class Neighbours(pl.Callback):
         busy, self.looked = self.others.cores(), now
         self.looks_in_a_row = self.looks_in_a_row + 1 if free_cores(busy) < threads - 0.5 else 0
         if self.looks_in_a_row == 3:  # half a minute, so that a short job does not count
-            log.warning("warning: other programs keep %.1f of the cores busy that %d threads count on; threads that wait for one "
-                        "another are slow then. To go on with fewer: Ctrl-C, then the same command with its hydra.run.dir and "
-                        "trainer.threads=%d (sums are then rounded otherwise)",
-                        busy, threads, max(1, round(free_cores(busy))))  # fmt: skip
+            log.warning(
+                "warning: other programs keep %.1f of the cores busy that %d threads count on; threads that wait for one "
+                "another are slow then. To go on with fewer: Ctrl-C, then the same command with its hydra.run.dir and "
+                "trainer.threads=%d (sums are then rounded otherwise)",
+                busy,
+                threads,
+                max(1, round(free_cores(busy))),
+            )
 
 
 class ProgressLine(pl.Callback):
@@ -336,22 +394,35 @@ class ProgressLine(pl.Callback):
                 TextColumn("{task.fields[line]}"),
             )
             self.bar = Progress(*columns, TimeRemainingColumn(), expand=True)
-            self.task = self.bar.add_task(self.title, total=self.steps, completed=self.first, line="")
+            self.task = self.bar.add_task(
+                self.title, total=self.steps, completed=self.first, line=""
+            )
             self.bar.start()
 
-    def on_train_batch_end(self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int
+    ) -> None:
         step, now = trainer.global_step, time.monotonic()
         if self.bar is not None:
             self.bar.update(self.task, completed=step, line=self.curve.line)
         elif now - self.told >= 10 and step > self.first:
             self.told = now
             left = (now - self.began) / (step - self.first) * (self.steps - step)
-            log.info("%s: step %d of %d · %s · %.0f s left", self.title, step, self.steps, self.curve.line, left)
+            log.info(
+                "%s: step %d of %d · %s · %.0f s left",
+                self.title,
+                step,
+                self.steps,
+                self.curve.line,
+                left,
+            )
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._stop()
 
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self._stop()
 
     def _stop(self) -> None:

@@ -40,13 +40,19 @@ _UNKNOWN, _SHORT = (
 )  # of the bytes of a text; of the shortest pieces, in bytes, of a language that the vocabulary is made for
 
 
-def prepare_base(cfg: PretrainConfig, *, tokenizer: str | None = None, codes: list[str] | None = None) -> Prepared:
+def prepare_base(
+    cfg: PretrainConfig, *, tokenizer: str | None = None, codes: list[str] | None = None
+) -> Prepared:
     """The language set with its vocabulary: ``tokenizer``, else ``data.tokenizer``, else one trained on its text.
 
     Args:
         codes: prepare these languages of the set only (those that a given base has); default: all.
     """
-    sources = {code: cfg.source(text) for code, text in cfg.langset.languages.items() if codes is None or code in codes}
+    sources = {
+        code: cfg.source(text)
+        for code, text in cfg.langset.languages.items()
+        if codes is None or code in codes
+    }
     folder = tokenizer or cfg.data.tokenizer
     if folder is None:
         folder = _train_tokenizer(cfg, sources, cfg.langset.vocabulary_size)
@@ -57,9 +63,11 @@ def _check_positions(cfg: PretrainConfig, pad_id: int, folder: str) -> None:
     """Whether a model for the tokenizer in ``folder`` has positions for a row: they count from the id of its padding."""
     needed = cfg.data.row_length + pad_id + 1
     if cfg.model.max_position_embeddings < needed:
-        raise UserError(f"tokenizer '{folder}' pads with id {pad_id}, from which positions count: a row of {cfg.data.row_length} pieces "
-                        f"needs model.max_position_embeddings={needed}, here it is {cfg.model.max_position_embeddings}; set it, or "
-                        "give a tokenizer whose padding has a low id")  # fmt: skip
+        raise UserError(
+            f"tokenizer '{folder}' pads with id {pad_id}, from which positions count: a row of {cfg.data.row_length} pieces "
+            f"needs model.max_position_embeddings={needed}, here it is {cfg.model.max_position_embeddings}; set it, or "
+            "give a tokenizer whose padding has a low id"
+        )
 
 
 def prepare_beside(cfg: PretrainConfig, lang: LangConfig, base: Prepared) -> Prepared:
@@ -68,7 +76,9 @@ def prepare_beside(cfg: PretrainConfig, lang: LangConfig, base: Prepared) -> Pre
     return prepare_language(cfg, lang, tokenizer, pad_id=base.tokenizer.pad_token_id)
 
 
-def prepare_language(cfg: PretrainConfig, lang: LangConfig, tokenizer: str | None, *, pad_id: int = PAD) -> Prepared:
+def prepare_language(
+    cfg: PretrainConfig, lang: LangConfig, tokenizer: str | None, *, pad_id: int = PAD
+) -> Prepared:
     """One language to add. ``tokenizer``: folder of the one it uses; ``None``: one trained on its text, which pads with
     ``pad_id``, as the base does."""
     sources = {lang.code: cfg.source(lang)}
@@ -83,7 +93,10 @@ def about_kept(prepared: Prepared, base: Prepared) -> str | None:
     ((code, corpus),) = prepared.corpora.items()
     text = corpus.manifest["statistics"]["train"]
     unknown, size = text["unknown_bytes"] / text["bytes"], text["bytes"] / text["tokens"]
-    sizes = [t["bytes"] / t["tokens"] for t in (c.manifest["statistics"]["train"] for c in base.corpora.values())]
+    sizes = [
+        t["bytes"] / t["tokens"]
+        for t in (c.manifest["statistics"]["train"] for c in base.corpora.values())
+    ]
     short = bool(sizes) and size < _SHORT * min(sizes)
     spaces = _share_of_spaces(corpus, prepared.tokenizer)
     if unknown <= _UNKNOWN and not short and spaces <= _SPACES:
@@ -94,15 +107,21 @@ def about_kept(prepared: Prepared, base: Prepared) -> str | None:
         else ""
     )
     beside = f", in the languages of the base {min(sizes):.1f} to {max(sizes):.1f}" if sizes else ""
-    return (f"{code}: in the base's vocabulary a piece has {size:.1f} bytes of it{beside}, and {100 * unknown:.1f} % of its bytes are "
-            f"unknown; a vocabulary of its own (vocabulary=own) suits it better.{guessed}")  # fmt: skip
+    return (
+        f"{code}: in the base's vocabulary a piece has {size:.1f} bytes of it{beside}, and {100 * unknown:.1f} % of its bytes are "
+        f"unknown; a vocabulary of its own (vocabulary=own) suits it better.{guessed}"
+    )
 
 
 def _share_of_spaces(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> float:
     """Of the pieces of the training text that may be hidden: all but special ones, <unk> among them."""
     counts = corpus.piece_counts.copy()
     counts[tokenizer.all_special_ids] = 0
-    spaces = [i for piece, i in tokenizer.get_vocab().items() if not piece.strip(SPACES) and i < len(counts)]
+    spaces = [
+        i
+        for piece, i in tokenizer.get_vocab().items()
+        if not piece.strip(SPACES) and i < len(counts)
+    ]
     return float(counts[spaces].sum() / max(1, counts.sum()))
 
 
@@ -120,7 +139,9 @@ def _train_tokenizer(cfg: PretrainConfig, sources: dict, pieces: int, pad_id: in
     return str(path)
 
 
-def _prepare(cfg: PretrainConfig, sources: dict, folder: str, *, for_new_model: bool = False) -> Prepared:
+def _prepare(
+    cfg: PretrainConfig, sources: dict, folder: str, *, for_new_model: bool = False
+) -> Prepared:
     tokenizer = load_tokenizer(folder)
     if for_new_model:
         _check_positions(cfg, tokenizer.pad_token_id, folder)
@@ -146,9 +167,15 @@ def _check_rows(prepared: Prepared, cfg: PretrainConfig, what: str) -> None:
     rows = {code: len(corpus.train) for code, corpus in prepared.corpora.items()}
     empty = [code for code, n in rows.items() if n == 0]
     if sum(rows.values()) < cfg.trainer.rows_per_step or empty:
-        short = f"{', '.join(empty)} has none" if empty else f"one batch needs {cfg.trainer.rows_per_step}"
-        raise UserError(f"{what} gives {sum(rows.values())} rows of {cfg.data.row_length} pieces, but {short}; give "
-                        "more text, or set a smaller trainer.rows_per_step or data.row_length")  # fmt: skip
+        short = (
+            f"{', '.join(empty)} has none"
+            if empty
+            else f"one batch needs {cfg.trainer.rows_per_step}"
+        )
+        raise UserError(
+            f"{what} gives {sum(rows.values())} rows of {cfg.data.row_length} pieces, but {short}; give "
+            "more text, or set a smaller trainer.rows_per_step or data.row_length"
+        )
     for corpus in prepared.corpora.values():
         held_out(corpus, prepared.tokenizer, cfg.objective)
 
@@ -165,12 +192,18 @@ def mixture_of(cfg: PretrainConfig, prepared: Prepared, *, steps: int, seed: int
     if most is not None and most * rows < budget:
         fewer = int(most * rows) // cfg.trainer.rows_per_step
         less = f", at most {fewer:,} steps (trainer.max_steps)" if fewer else ""
-        raise UserError(f"data.max_passes is {most:g}, but {steps:,} steps read {budget:,} rows, and there are {rows:,}: all languages "
-                        f"together would be read {budget / rows:.2f} times. Set data.max_passes to {_above(budget / rows)} or more{less}, "
-                        "or null, or give more text")  # fmt: skip
+        raise UserError(
+            f"data.max_passes is {most:g}, but {steps:,} steps read {budget:,} rows, and there are {rows:,}: all languages "
+            f"together would be read {budget / rows:.2f} times. Set data.max_passes to {_above(budget / rows)} or more{less}, "
+            "or null, or give more text"
+        )
     shares = proportions(sizes, cfg.data.alpha, max_passes=most, budget_rows=budget)
     if capped := at_cap(sizes, shares, max_passes=most, budget_rows=budget):
-        log.info("data.max_passes=%g holds back %s; the others have what they leave", most, ", ".join(capped))
+        log.info(
+            "data.max_passes=%g holds back %s; the others have what they leave",
+            most,
+            ", ".join(capped),
+        )
     return Mixture(sizes, shares, rows_per_step=cfg.trainer.rows_per_step, seed=seed)
 
 
@@ -229,7 +262,9 @@ def batches(
 def _by_value(batch: dict[str, Tensor]) -> dict[str, np.ndarray | Tensor]:
     """What is small leaves the loader's worker as an array: a tensor is put into shared memory, and the handshakes of that take
     longer than to copy a megabyte. The training module makes tensors of them again, which share their memory."""
-    return {name: value if value.nbytes > _SMALL else value.numpy() for name, value in batch.items()}
+    return {
+        name: value if value.nbytes > _SMALL else value.numpy() for name, value in batch.items()
+    }
 
 
 class From(Sampler):
@@ -254,7 +289,9 @@ def consumption(mixture: Mixture, prepared: Prepared, steps: int) -> dict[str, f
     figures: dict[str, float] = {}
     for code, rows in mixture.rows_before(steps).items():
         corpus = prepared.corpora[code]
-        columns = corpus.train.select_columns(["bytes", "padding"])[:]  # (rows,) each, without reading the ids
+        columns = corpus.train.select_columns(["bytes", "padding"])[
+            :
+        ]  # (rows,) each, without reading the ids
         passes, rest = mixture.indices_before(code, rows)
         length = corpus.manifest["settings"]["length"]
         figures[f"train/rows/{code}"] = rows

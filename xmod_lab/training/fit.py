@@ -122,9 +122,17 @@ def _held_out(scorers: dict[str, Scorer], *, causal: bool) -> Validate:
         if causal or step == 0:
             figures |= score_passages(model, _mine(scorers))[0]
         figures = gather(figures)
-        means = {unit: [figures[f"val/{unit}/{code}"] for code in scorers if f"val/{unit}/{code}" in figures]
-                 for unit in ("loss", "bpb")}  # fmt: skip
-        told = [f"{sum(values) / len(values):.4f} {words}" for values, words in zip(means.values(), told_in(causal), strict=True) if values]  # fmt: skip
+        means = {
+            unit: [
+                figures[f"val/{unit}/{code}"] for code in scorers if f"val/{unit}/{code}" in figures
+            ]
+            for unit in ("loss", "bpb")
+        }
+        told = [
+            f"{sum(values) / len(values):.4f} {words}"
+            for values, words in zip(means.values(), told_in(causal), strict=True)
+            if values
+        ]
         log.info("step %d: %s (mean of %d languages)", step, ", ".join(told), len(scorers))
         return figures
 
@@ -160,7 +168,9 @@ def train(
     if rank() == 0:
         curve.tracking.curve.start_at(first_step, part)
     fused = cfg.trainer.precision != "16-mixed"
-    module = LanguageModeling(model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable, fused=fused)
+    module = LanguageModeling(
+        model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable, fused=fused
+    )
     saver = Checkpoints(
         run.path / "checkpoints" / (part or ""),
         every=cfg.trainer.checkpoint_every,
@@ -185,8 +195,10 @@ def train(
     except Exception as error:
         if checkpoint and not curve.started and not isinstance(error, UserError | OSError):
             why = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
-            raise UserError(f"checkpoint {checkpoint} does not fit this model, or is damaged ({why}); delete it, "
-                            "use another hydra.run.dir, or resume=never to start over") from error  # fmt: skip
+            raise UserError(
+                f"checkpoint {checkpoint} does not fit this model, or is damaged ({why}); delete it, "
+                "use another hydra.run.dir, or resume=never to start over"
+            ) from error
         raise
     model.requires_grad_(True)
     return Fitted(curve.first, curve.final, curve.units_per_second, curve.all_seconds)

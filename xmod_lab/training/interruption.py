@@ -46,7 +46,9 @@ class Interruption(pl.Callback):
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if asked := self.processes.largest(self.asked):  # the signal that one of them was sent, 0 if none was
+        if asked := self.processes.largest(
+            self.asked
+        ):  # the signal that one of them was sent, 0 if none was
             self.saver.save(trainer)
             raise Stopped(asked)
 
@@ -55,7 +57,9 @@ class Interruption(pl.Callback):
         if self.asked:  # since the last step, after which there is none that could obey
             os.kill(os.getpid(), self.asked)
 
-    def on_exception(self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: pl.Trainer, module: pl.LightningModule, exception: BaseException
+    ) -> None:
         self._restore()
 
     def _restore(self) -> None:

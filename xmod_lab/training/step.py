@@ -33,7 +33,13 @@ class LanguageModeling(pl.LightningModule):
         fused: bool = True,
     ):
         super().__init__()
-        self.model, self.recipe, self.steps, self.seed, self.fused = model, recipe, steps, seed, fused
+        self.model, self.recipe, self.steps, self.seed, self.fused = (
+            model,
+            recipe,
+            steps,
+            seed,
+            fused,
+        )
         names = {name for name, _ in model.named_parameters()}
         assert trainable is None or trainable <= names, f"no such parameters: {trainable - names}"
         self.trainable = names if trainable is None else trainable
@@ -52,10 +58,14 @@ class LanguageModeling(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The mean loss; of a micro-batch with a ``loss_weight``, times that."""
         weight = batch.get("loss_weight")
-        output = self.model(**{name: value for name, value in batch.items() if name != "loss_weight"})
+        output = self.model(
+            **{name: value for name, value in batch.items() if name != "loss_weight"}
+        )
         if weight is None:
             return output.loss
-        return output.loss * weight if weight else output.logits.sum() * 0  # of nothing, the mean is nan
+        return (
+            output.loss * weight if weight else output.logits.sum() * 0
+        )  # of nothing, the mean is nan
 
     def configure_optimizers(self) -> dict:
         """AdamW; matrices, embeddings among them, decay, biases and LayerNorms do not. A language that is absent from
@@ -64,18 +74,28 @@ class LanguageModeling(pl.LightningModule):
         decayed = [p for n, p in moving if p.dim() > 1]
         plain = [p for n, p in moving if p.dim() <= 1]
         optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": self.recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            [
+                {"params": decayed, "weight_decay": self.recipe.weight_decay},
+                {"params": plain, "weight_decay": 0.0},
+            ],
             lr=self.recipe.peak_lr,
             betas=tuple(self.recipe.betas),
             eps=self.recipe.eps,
             fused=self.fused,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_share)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
-    def configure_gradient_clipping(self, optimizer: torch.optim.Optimizer, *args, **kwargs) -> None:
+    def configure_gradient_clipping(
+        self, optimizer: torch.optim.Optimizer, *args, **kwargs
+    ) -> None:
         """Clip the norm over everything that moves; Lightning's own refuses fused optimisers."""
-        clip_gradients([p for group in optimizer.param_groups for p in group["params"]], self.recipe.clip_norm)
+        clip_gradients(
+            [p for group in optimizer.param_groups for p in group["params"]], self.recipe.clip_norm
+        )
 
     def lr_share(self, step: int) -> float:
         """Share of the peak learning rate at ``step``: linear warm-up, then the recipe's schedule down to zero."""
@@ -91,7 +111,9 @@ class LanguageModeling(pl.LightningModule):
         """Keep what moves: of an extension that is one language, not the whole model."""
         state = checkpoint["state_dict"]
         wanted = {f"model.{name}" for name in self.trainable}
-        checkpoint["state_dict"] = {name: tensor for name, tensor in state.items() if name in wanted}
+        checkpoint["state_dict"] = {
+            name: tensor for name, tensor in state.items() if name in wanted
+        }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Tied parameters are stored once, under their first name; give the others theirs again."""
@@ -103,10 +125,14 @@ class LanguageModeling(pl.LightningModule):
         for name, source in (self.model._tied_weights_keys or {}).items():
             state.setdefault(f"model.{name}", state[f"model.{source}"])
 
-    def transfer_batch_to_device(self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int) -> dict:
+    def transfer_batch_to_device(
+        self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
+    ) -> dict:
         """Tensors of what the loader gives; all on the device but the language ids, by which the host plans the route."""
         tensors = {k: torch.as_tensor(v) for k, v in batch.items()}
-        return {k: v if k == "lang_ids" else v.to(device, non_blocking=True) for k, v in tensors.items()}
+        return {
+            k: v if k == "lang_ids" else v.to(device, non_blocking=True) for k, v in tensors.items()
+        }
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
@@ -115,23 +141,36 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
     elements loses 3 %; here each row has its own sum."""
     present = [p for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([_for_norm(p.grad) for p in present])
-    if norm.device.type != "cpu" or norm + 1e-6 > max_norm:  # elsewhere to ask would be to wait for the device
+    if (
+        norm.device.type != "cpu" or norm + 1e-6 > max_norm
+    ):  # elsewhere to ask would be to wait for the device
         torch.nn.utils.clip_grads_with_norm_(present, max_norm, norm)
 
 
 def _for_norm(grad: Tensor) -> Tensor:
     """What has the same norm as ``grad``: of a large matrix the norms of its rows."""
-    return torch.linalg.vector_norm(grad, dim=-1) if grad.dim() > 1 and grad.numel() > 2**20 else grad
+    return (
+        torch.linalg.vector_norm(grad, dim=-1) if grad.dim() > 1 and grad.numel() > 2**20 else grad
+    )
 
 
-def parameter_groups(model: XmodLanguageModel, trainable: set[str]) -> list[tuple[str, bool, int, int]]:
+def parameter_groups(
+    model: XmodLanguageModel, trainable: set[str]
+) -> list[tuple[str, bool, int, int]]:
     """(group, trains, parameters, bytes) for the table that is shown before training."""
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         groups.setdefault((_group(name), name in trainable), []).append(parameter)
     return [
-        (group, trains, sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters))
-        for (group, trains), parameters in sorted(groups.items(), key=lambda item: (not item[0][1], item[0][0]))
+        (
+            group,
+            trains,
+            sum(p.numel() for p in parameters),
+            sum(p.numel() * p.element_size() for p in parameters),
+        )
+        for (group, trains), parameters in sorted(
+            groups.items(), key=lambda item: (not item[0][1], item[0][0])
+        )
     ]
 
 
@@ -148,5 +187,7 @@ def _group(name: str) -> str:
     if "adapter_layer_norm" in parts:
         return "LayerNorm of the slots"
     if "embeddings" in parts:
-        return "base vocabulary" if "word_embeddings" in parts else "positions and embedding LayerNorm"
+        return (
+            "base vocabulary" if "word_embeddings" in parts else "positions and embedding LayerNorm"
+        )
     return "attention" if "attention" in parts else "feed-forward and LayerNorm"

@@ -29,34 +29,63 @@ def corpus_table(prepared: Prepared, title: str) -> None:
     text: Rows = []
     rows: Rows = []
     for code, corpus in prepared.corpora.items():
-        train, held_out = (corpus.manifest["statistics"][split] for split in ("train", "validation"))
+        train, held_out = (
+            corpus.manifest["statistics"][split] for split in ("train", "validation")
+        )
         positions = corpus.manifest["settings"]["length"] * train["rows"]
-        text.append((
-            code,
-            f"{train['passages']:,}",
-            f"{train['duplicates_dropped']:,}",
-            f"{train['null'] + train['empty']:,}",
-            f"{train['bytes']:,}",
-            f"{train['tokens']:,}",
-            f"{train['bytes'] / train['tokens']:.2f}",
-            f"{100 * train['unknown'] / train['tokens']:.2f} %",
-        ))  # fmt: skip
+        text.append(
+            (
+                code,
+                f"{train['passages']:,}",
+                f"{train['duplicates_dropped']:,}",
+                f"{train['null'] + train['empty']:,}",
+                f"{train['bytes']:,}",
+                f"{train['tokens']:,}",
+                f"{train['bytes'] / train['tokens']:.2f}",
+                f"{100 * train['unknown'] / train['tokens']:.2f} %",
+            )
+        )
         left_out = held_out["in_training"] if held_out["held_out_by"] == "document" else 0
-        rows.append((
-            code,
-            f"{train['rows']:,}",
-            f"{100 * train['padding'] / positions:.1f} %",
-            f"{train['cut']:,}",
-            held_out["held_out_by"],
-            f"{held_out['passages']:,}",
-            f"{held_out['bytes']:,}",
-            f"{held_out['rows']:,}",
-            f"{held_out['in_training']:,}",
-            f"{left_out:,}",
-        ))  # fmt: skip
-    show(title, ("language", "passages", "duplicates", "empty", "bytes", "pieces", "bytes/piece", "unknown"), text)
-    header = ("language", "rows", "padding", "passages cut", "held out by", "passages", "bytes", "rows", "training text too",
-              "left out for that")  # fmt: skip
+        rows.append(
+            (
+                code,
+                f"{train['rows']:,}",
+                f"{100 * train['padding'] / positions:.1f} %",
+                f"{train['cut']:,}",
+                held_out["held_out_by"],
+                f"{held_out['passages']:,}",
+                f"{held_out['bytes']:,}",
+                f"{held_out['rows']:,}",
+                f"{held_out['in_training']:,}",
+                f"{left_out:,}",
+            )
+        )
+    show(
+        title,
+        (
+            "language",
+            "passages",
+            "duplicates",
+            "empty",
+            "bytes",
+            "pieces",
+            "bytes/piece",
+            "unknown",
+        ),
+        text,
+    )
+    header = (
+        "language",
+        "rows",
+        "padding",
+        "passages cut",
+        "held out by",
+        "passages",
+        "bytes",
+        "rows",
+        "training text too",
+        "left out for that",
+    )
     show("rows to train on, and held-out text", header, rows)
     normalisation_table(prepared)
     for corpus in prepared.corpora.values() if not rank() else ():
@@ -70,16 +99,26 @@ def normalisation_table(prepared: Prepared) -> None:
         log.info("vocabulary of %s: %s", ", ".join(prepared.corpora), made)
     rows: Rows = []
     for code, corpus in prepared.corpora.items():
-        train, scored_text = (corpus.manifest["statistics"][split] for split in ("train", "validation"))
+        train, scored_text = (
+            corpus.manifest["statistics"][split] for split in ("train", "validation")
+        )
         if train["changed"] or scored_text["changed"]:
-            most = [f"{named(c)} → {read_as(image)} {n:,}" for c, image, n in train["changed_most"][:_MOST]]
+            most = [
+                f"{named(c)} → {read_as(image)} {n:,}"
+                for c, image, n in train["changed_most"][:_MOST]
+            ]
             counts = (f"{train['changed'].get(kind, 0):,}" for kind in KINDS)
             charge = f"{scored_text['respelling_bits'] / scored_text['bytes']:.4f}"
             share = f"{100 * scored_text['changed_passages'] / scored_text['passages']:.1f} %"
             rows.append((code, ", ".join(most), *counts, share, charge))
     if rows:
         header = ("language", "most often", *KINDS, "held-out passages", "bits/byte charged")
-        show("characters of the training text that the vocabulary reads otherwise", header, rows, words=2)
+        show(
+            "characters of the training text that the vocabulary reads otherwise",
+            header,
+            rows,
+            words=2,
+        )
 
 
 def training_table(model: XmodLanguageModel, trainable: set[str], title: str) -> None:
@@ -99,7 +138,9 @@ def _folded(groups: list[ParameterGroup]) -> list[ParameterGroup]:
     folded: dict[tuple[str, bool], list[ParameterGroup]] = {}
     for group in groups:
         kind = group[0].split()[0]
-        folded.setdefault((kind if kind in ("slot", "vocabulary") else group[0], group[1]), []).append(group)
+        folded.setdefault(
+            (kind if kind in ("slot", "vocabulary") else group[0], group[1]), []
+        ).append(group)
     rows = []
     for (kind, trains), parts in folded.items():
         names = [name.removeprefix(f"{kind} ") for name, *_ in parts]
@@ -114,12 +155,26 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names) if more <= 0 else f"{', '.join(names[:_LISTED])} and {more} others"
 
 
-def score_table(metrics: dict[str, float], codes: list[str], prefixes: dict[str, str], title: str) -> None:
+def score_table(
+    metrics: dict[str, float], codes: list[str], prefixes: dict[str, str], title: str
+) -> None:
     """Loss and bits per byte of each language, for each prefix (metrics.json's) under its title, with half of the interval of each."""
-    header = ("language", *(f"{unit}, {name}" for name in prefixes.values() for unit in ("nats/piece", "bits/byte")))
+    header = (
+        "language",
+        *(f"{unit}, {name}" for name in prefixes.values() for unit in ("nats/piece", "bits/byte")),
+    )
     rows = []
     for code in codes:
-        rows.append((code, *(told(metrics, f"{p}/{unit}/{code}") for p in prefixes for unit in ("loss", "bpb"))))
+        rows.append(
+            (
+                code,
+                *(
+                    told(metrics, f"{p}/{unit}/{code}")
+                    for p in prefixes
+                    for unit in ("loss", "bpb")
+                ),
+            )
+        )
     show(title, header, rows)
 
 
@@ -142,7 +197,11 @@ def match_table(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> None
         rows.append((name, f"{flops:,}", f"{used:,}", f"{stored:,}"))
     equal = rows[0][1:3] == rows[1][1:3]
     title = f"cost of one language: {'equal in FLOPs and in trainable parameters' if equal else 'NOT EQUAL'}"
-    show(title, ("model", "FLOPs per row, forward", "parameters one language trains", "parameters stored"), rows)
+    show(
+        title,
+        ("model", "FLOPs per row, forward", "parameters one language trains", "parameters stored"),
+        rows,
+    )
 
 
 def cost_per_language(config: XmodConfig, length: int) -> tuple[int, int, int]:
