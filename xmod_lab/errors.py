@@ -40,12 +40,15 @@ class Stopped(KeyboardInterrupt):
 
 
 def printable(message: str) -> str:
-    """``message`` as a terminal may be given it: what is in files reaches it too. Characters that do not print are written as
-    escapes; what is too long is cut in its middle, and says so."""
-    message = _cut(
-        re.sub(rf"\S{{{_WORD},}}", lambda word: _cut(word.group(), _WORD), str(message)), _TEXT
-    )
-    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message)
+    """``message`` as a terminal may be given it: what is in files reaches it too. Characters that do not
+    print are written as escapes; what is too long is cut in its middle, and says so."""
+    words = re.sub(rf"\S{{{_WORD},}}", lambda word: _cut(word.group(), _WORD), str(message))
+    return escaped(_cut(words, _TEXT))
+
+
+def escaped(text: str) -> str:
+    """``text`` with an escape in place of each character that does not print; line breaks stay."""
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _cut(text: str, limit: int) -> str:

@@ -1,4 +1,5 @@
-"""metrics.json as it is read back: figures by their names, each a finite number."""
+"""metrics.json as it is read back, and how its numbers are written: with no more digits than the error
+allows."""
 
 import json
 import math
@@ -7,6 +8,7 @@ from pathlib import Path
 from xmod_lab.errors import UserError
 
 _LONGEST = 300  # letters of a figure's name
+_DIGITS, _MOST_DIGITS = 4, 4  # decimals of a value with an unknown error, and of any
 
 
 def read_figures(file: Path) -> dict[str, float]:
@@ -53,20 +55,43 @@ def codes_of(figures: dict[str, float], prefix: str) -> list[str]:
 
 
 def half_width(figures: dict[str, float], name: str) -> float | None:
-    """Half of the interval that a figure's sample gives it (``…/low``, ``…/high``); ``None`` where it has none."""
+    """Half of the interval of a metric (``…/low``, ``…/high``); ``None`` where it has none."""
     ends = figures.get(f"{name}/low"), figures.get(f"{name}/high")
     return None if None in ends else (ends[1] - ends[0]) / 2
 
 
-def digits_of(error: float | None, most: int = 4) -> int:
-    """How many decimals a figure with that ``error`` is told with: down to the first one in which it is uncertain."""
-    return most if not error else min(most, max(0, math.ceil(-math.log10(error))))
+def digits_of(error: float | None) -> int:
+    """How many decimals a value with that ``error`` is written with: down to the first uncertain one.
+
+    Two where the error is not known: held-out texts of this size seldom allow more.
+    """
+    return _DIGITS if not error else min(_MOST_DIGITS, max(0, math.ceil(-math.log10(error))))
 
 
-def told(figures: dict[str, float], name: str, *, error: bool = True) -> str:
-    """A figure with no more digits than its interval allows, and behind it half of that; a dash where there is none."""
-    if name not in figures:
-        return "–"
-    half = half_width(figures, name)
+def number(value: float | None, digits: int = _DIGITS, *, sign: str = "") -> str:
+    """``value`` with thousands marked, or a dash where there is none.
+
+    Args:
+        sign: ``+`` for a difference.
+    """
+    return "–" if value is None else f"{value:{sign},.{digits}f}"
+
+
+def with_error(value: float | None, half: float | None, *, sign: str = "") -> str:
+    """``value`` with the digits that its error allows, and ``± half`` behind it where that is known."""
     digits = digits_of(half)
-    return f"{figures[name]:.{digits}f}" + (f" ± {half:.{digits}f}" if half and error else "")
+    known = half and value is not None
+    return number(value, digits, sign=sign) + (f" ± {half:.{digits}f}" if known else "")
+
+
+def told(figures: dict[str, float], name: str) -> str:
+    """A metric with its error, as :func:`with_error` writes it; a dash where there is none."""
+    return with_error(figures.get(name), half_width(figures, name))
+
+
+def interval_text(low: float | None, high: float | None, *, sign: str = "") -> str:
+    """``[0.12, 0.34]`` with the digits that its width allows, or a dash where there is none."""
+    if low is None or high is None:
+        return "–"
+    digits = digits_of((high - low) / 2)
+    return f"[{number(low, digits, sign=sign)}, {number(high, digits, sign=sign)}]"

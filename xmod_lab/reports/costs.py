@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from xmod_lab.markup import Html, element
 from xmod_lab.reports.groups import Group, Sample, kind_on_axis, kinds_of
-from xmod_lab.reports.markup import Html, element
 from xmod_lab.reports.plots import HALF, WIDE, bars, dots, scatter, svg
 from xmod_lab.reports.results import Run
 from xmod_lab.reports.scores import languages

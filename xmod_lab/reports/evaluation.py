@@ -4,9 +4,9 @@ import re
 
 from matplotlib.figure import Figure
 
+from xmod_lab.markup import Html, element
 from xmod_lab.metrics import codes_of, digits_of
 from xmod_lab.reports.groups import Figures, Group, kinds_of
-from xmod_lab.reports.markup import Html, element
 from xmod_lab.reports.pairs import differences_of
 from xmod_lab.reports.plots import curves, heat_map, svg
 from xmod_lab.reports.scores import (

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from xmod_lab.markup import element
 from xmod_lab.reports.costs import seconds
 from xmod_lab.reports.groups import Group, base_differences
-from xmod_lab.reports.markup import element
 from xmod_lab.reports.results import KINDS, Found, Run
 from xmod_lab.reports.tables import Part, Record, Table, number
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from xmod_lab.errors import UserError
 from xmod_lab.files import remove, write_whole
+from xmod_lab.markup import Html, element, together, visible
 from xmod_lab.reports.costs import mixture, price
 from xmod_lab.reports.evaluation import evaluation_sections
 from xmod_lab.reports.groups import Group, groups_of
-from xmod_lab.reports.markup import Html, element, together, visible
 from xmod_lab.reports.overview import (
     differences,
     other_vocabularies,

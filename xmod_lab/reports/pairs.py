@@ -9,9 +9,9 @@ from itertools import combinations
 
 import numpy as np
 
+from xmod_lab.markup import element
 from xmod_lab.metrics import digits_of
 from xmod_lab.reports.groups import Group
-from xmod_lab.reports.markup import element
 from xmod_lab.reports.results import Run
 from xmod_lab.reports.tables import Part, Table
 from xmod_lab.tasks.metrics import Metric, share

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from xmod_lab.files import write_whole
-from xmod_lab.reports.markup import Html, visible
+from xmod_lab.markup import Html, visible
 
 Points = list[tuple[float, float]]
 Lines = dict[str, list[Points]]  # name -> a line for each seed

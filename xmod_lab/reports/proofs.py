@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
+from xmod_lab.markup import element
 from xmod_lab.reports.groups import Group
-from xmod_lab.reports.markup import element
 from xmod_lab.reports.results import Run
 from xmod_lab.reports.tables import Part, Record, Table, number
 

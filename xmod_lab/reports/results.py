@@ -9,8 +9,8 @@ from pathlib import Path
 
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
+from xmod_lab.markup import visible
 from xmod_lab.metrics import codes_of, read_figures
-from xmod_lab.reports.markup import visible
 from xmod_lab.settings import flatten, read_settings
 from xmod_lab.text.likelihoods import is_exact
 

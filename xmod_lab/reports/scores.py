@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
+from xmod_lab.markup import Html, element
 from xmod_lab.metrics import digits_of, half_width
 from xmod_lab.reports.groups import AT_LEAST, Group, Sample, kind_on_axis, kinds_of
-from xmod_lab.reports.markup import Html, element
 from xmod_lab.reports.pairs import differences_of
 from xmod_lab.reports.plots import HALF, WIDE, Lines, curves, svg
 from xmod_lab.reports.results import Run

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from itertools import chain, count
 
-from xmod_lab.reports.markup import Html, element, together, visible
+from xmod_lab.markup import Html, element, together, visible
 
 Record = dict[str, str | int | float | None]
 _NUMBERS = re.compile(r"(\d[\d,]* of \d[\d,]*( each)?|[\s\d.,%+±<\[\]–−-]*)")

@@ -2,9 +2,9 @@
 
 from matplotlib.figure import Figure
 
+from xmod_lab.markup import Html, element
 from xmod_lab.reports.groups import AT_LEAST as OF_BASES
 from xmod_lab.reports.groups import Figures, Group, pool_of, sample_of
-from xmod_lab.reports.markup import Html, element
 from xmod_lab.reports.plots import HALF, WIDE, curves, dots, interval_bars, svg
 from xmod_lab.reports.results import Run
 from xmod_lab.reports.scores import series_of

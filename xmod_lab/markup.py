@@ -1,5 +1,5 @@
-"""The one place where text becomes HTML. Whatever is no :class:`Html` is text, and is escaped when it goes into an element
-or into the page: a name in a file of a run can never be markup."""
+"""The one place where text becomes HTML. Whatever is not :class:`Html` is text, and is escaped when it
+goes into an element or into the page: a name in a file of a run can never be markup."""
 
 from collections.abc import Iterable
 
@@ -15,13 +15,13 @@ def visible(text: object) -> str:
 
 
 def element(tag: str, *content: str, kind: str = "") -> Html:
-    """An element with ``content``; ``kind``: its class."""
+    """An element with ``content``; ``kind`` is its class."""
     opening = f'<{tag} class="{kind}">' if kind else f"<{tag}>"
     return Html(opening) + together(content) + Html(f"</{tag}>")
 
 
 def together(content: Iterable[str]) -> Html:
-    """Parts one after the other, of which those that are text are escaped."""
+    """The parts one after the other; those that are text are escaped."""
     return Html("").join(
         part if isinstance(part, Html) else escape(visible(part)) for part in content
     )
