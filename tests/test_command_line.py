@@ -40,7 +40,7 @@ from xmod_lab.config.schema import (
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.runs.bases import almost_matching
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.settings import Bounds, flatten
 from xmod_lab.training import fit
 

@@ -20,7 +20,7 @@ from xmod_lab.runs.bases import (
     load_config,
     newest_matching,
 )
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.tasks.sources import LabelledSource
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.training import data

@@ -12,9 +12,9 @@ from tests.test_project import composed
 from xmod_lab import machine
 from xmod_lab.config.rules import validate
 from xmod_lab.errors import UserError
-from xmod_lab.runs import run as rundir
+from xmod_lab.runs import folder as rundir
 from xmod_lab.runs.bases import base_to_make, newest_matching
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.training import callbacks
 
 

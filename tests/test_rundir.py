@@ -9,11 +9,11 @@ import torch
 from tests.conftest import tiny_model
 from tests.test_project import composed
 from xmod_lab.errors import UserError
-from xmod_lab.runs import run as rundir
+from xmod_lab.runs import folder as rundir
 from xmod_lab.runs.bases import newest_finished, newest_that_knows
 from xmod_lab.runs.environment import environment
 from xmod_lab.runs.jobs import read_job
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.training.callbacks import WholeFiles
 
 

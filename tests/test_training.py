@@ -16,7 +16,7 @@ from xmod_lab.config.schema import RecipeConfig
 from xmod_lab.errors import Stopped, UserError
 from xmod_lab.model import XmodForTokenClassification
 from xmod_lab.processes import STOPS, launch
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.training import interruption
 from xmod_lab.training.callbacks import Checkpoints, LearningCurve, WholeFiles
 from xmod_lab.training.interruption import Interruption
@@ -241,7 +241,7 @@ def test_each_process_takes_up_its_own_sum_and_another_number_of_processes_the_m
 
 _TRAIN = """
 import os, sys, time
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 RunDir(sys.argv[1]).lock()
 RunDir(sys.argv[1]).lock()  # one process may ask twice
 child = os.fork()  # as a worker that reads data, which may live a little longer

@@ -23,7 +23,7 @@ from xmod_lab.cli import run_command
 from xmod_lab.config.schema import EvaluateConfig
 
 if TYPE_CHECKING:
-    from xmod_lab.runs.run import RunDir
+    from xmod_lab.runs.folder import RunDir
     from xmod_lab.stages.evaluating import Evaluation
 
 log = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def main() -> None:
 
 
 def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
-    from xmod_lab.runs.run import RunDir
+    from xmod_lab.runs.folder import RunDir
     from xmod_lab.scoring.held_out import on_device
     from xmod_lab.scoring.samples import SAMPLES, filled
     from xmod_lab.stages.evaluating import evaluate  # here: no refusal waits for torch

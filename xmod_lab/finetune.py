@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def _start(cfg: FinetuneConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
-    from xmod_lab.runs.run import RunDir
+    from xmod_lab.runs.folder import RunDir
     from xmod_lab.stages.finetuning import finetune  # here: no refusal waits for torch
 
     run = RunDir(folder)

@@ -135,7 +135,7 @@ def _list(arguments: argparse.Namespace) -> None:
 def _verify(arguments: argparse.Namespace) -> None:
     from xmod_lab.languages.verify import verify
     from xmod_lab.runs.bases import load_config
-    from xmod_lab.runs.run import RunDir
+    from xmod_lab.runs.folder import RunDir
     from xmod_lab.tables import show
 
     base = arguments.base

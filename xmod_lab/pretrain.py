@@ -57,7 +57,7 @@ def _in_process(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str 
 
 
 def _train(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:
-    from xmod_lab.runs.run import RunDir
+    from xmod_lab.runs.folder import RunDir
     from xmod_lab.stages.start import run_training
 
     run_training(cfg, RunDir(folder), asked, group=sweep)

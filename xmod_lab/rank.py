@@ -24,7 +24,7 @@ from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
 
 if TYPE_CHECKING:
-    from xmod_lab.runs.run import RunDir
+    from xmod_lab.runs.folder import RunDir
     from xmod_lab.stages.ranking import Ranking
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
             "rank works in one process; set trainer.devices=1 trainer.nodes=1, and start it without torchrun"
         )
     from xmod_lab.runs.bases import agree
-    from xmod_lab.runs.run import RunDir
+    from xmod_lab.runs.folder import RunDir
     from xmod_lab.stages.extension import open_base
     from xmod_lab.stages.ranking import rank_beginnings, ranking_tables
     from xmod_lab.stages.start import settle_base

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from tests.commands import forked
 from xmod_lab.errors import UserError
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _NAMES = (

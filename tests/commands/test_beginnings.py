@@ -16,7 +16,7 @@ from xmod_lab.choices import EMBEDDING_INITS
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.rank import main
 from xmod_lab.runs.bases import load_config, resolve
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.stages.beginning import begin_language
 from xmod_lab.stages.donors import rank_donors, sampled_targets
 from xmod_lab.stages.extension import open_base

@@ -8,7 +8,7 @@ import pytest
 from tests.commands.test_finetune import SMALL, finetune
 from tests.test_project import composed
 from xmod_lab.errors import UserError
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 
 WORDS = {
     "en": "the file is in London today".split(),

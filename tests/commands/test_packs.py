@@ -17,7 +17,7 @@ from xmod_lab.cli import guarded
 from xmod_lab.metrics import told
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.runs.bases import load_config
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.scoring.held_out import score_losses, score_passages, scorers_of
 from xmod_lab.training.data import prepare_language
 

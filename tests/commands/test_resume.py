@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from xmod_lab import pretrain
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 
 STEPS = 12
 LONG = [f"trainer.max_steps={STEPS}", "trainer.checkpoint_every=2", "model.hidden_dropout_prob=0.1"]

@@ -10,7 +10,7 @@ from wandb.proto import wandb_internal_pb2
 
 from tests.test_project import composed
 from xmod_lab.runs import tracking
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.tracking import Tracking
 
 

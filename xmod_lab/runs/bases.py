@@ -30,7 +30,7 @@ from xmod_lab.model import (
     load_language_model,
     read_config,
 )
-from xmod_lab.runs.run import RunDir, read_json, read_yaml
+from xmod_lab.runs.folder import RunDir, read_json, read_yaml
 from xmod_lab.text.tokenizer import special_ids
 
 log = logging.getLogger(__name__)

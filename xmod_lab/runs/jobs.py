@@ -39,7 +39,7 @@ from xmod_lab.runs.bases import (
     newest_matching,
     newest_that_knows,
 )
-from xmod_lab.runs.run import RunDir, checkpoints_in, read_json, step_of
+from xmod_lab.runs.folder import RunDir, checkpoints_in, read_json, step_of
 from xmod_lab.settings import is_under
 from xmod_lab.text.corpus import content_digest
 

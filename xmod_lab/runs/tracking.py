@@ -16,7 +16,7 @@ import wandb
 from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.files import sync, write_whole
 from xmod_lab.processes import rank
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 
 log = logging.getLogger(__name__)
 

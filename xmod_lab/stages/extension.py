@@ -32,7 +32,7 @@ from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.packs import MANIFEST, read_pack
 from xmod_lab.processes import barrier, rank
 from xmod_lab.runs.bases import Base, added_before, agree
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import Scorer, score_losses, score_passages, scorers_of, unigram_all
 from xmod_lab.scoring.samples import SAMPLES, filled

@@ -24,7 +24,7 @@ from xmod_lab.languages.proof import compare_frozen, require_frozen, tensor_dige
 from xmod_lab.model import XmodPreTrainedModel
 from xmod_lab.model.packs import CARD
 from xmod_lab.runs.bases import newest_that_knows
-from xmod_lab.runs.run import RunDir, read_json
+from xmod_lab.runs.folder import RunDir, read_json
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import on_device
 from xmod_lab.scoring.transfer import answers, transfer_answers

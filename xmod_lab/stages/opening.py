@@ -13,7 +13,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.languages.folders import manifests_in
 from xmod_lab.model import XmodLanguageModel, read_config
 from xmod_lab.runs.bases import Base, added_before, agree, load_config, newest_finished, resolve
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.scoring.subjects import Subject, subjects_of
 from xmod_lab.stages.extension import open_base
 from xmod_lab.stages.pretraining import pretrain_base

@@ -30,7 +30,7 @@ from xmod_lab.runs.bases import (
     newest_matching,
     resolve,
 )
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.stages.beginning import allocate_language
 from xmod_lab.stages.cost import Cost, duration, measure
 from xmod_lab.stages.extension import open_base, seed_of, trainable_names

@@ -13,7 +13,7 @@ from xmod_lab.model.digests import fingerprint
 from xmod_lab.model.packs import CARD
 from xmod_lab.processes import barrier, launched, rank
 from xmod_lab.runs.bases import new_model
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import scorers_of, unigram_all
 from xmod_lab.scoring.samples import SAMPLES, filled

@@ -6,7 +6,7 @@ from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.machine import device_kind
 from xmod_lab.processes import join
 from xmod_lab.runs.bases import Base, inherit, load_config, resolve
-from xmod_lab.runs.run import RunDir
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.stages.extension import add_languages
 from xmod_lab.stages.planning import plan_run
 from xmod_lab.stages.pretraining import pretrain_base

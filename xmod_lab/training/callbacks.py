@@ -20,7 +20,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.files import write_whole
 from xmod_lab.machine import OtherPrograms, cores, free_cores
 from xmod_lab.processes import Agreement, gather, process_count, rank
-from xmod_lab.runs.run import checkpoints_in, step_of
+from xmod_lab.runs.folder import checkpoints_in, step_of
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.settings import flatten
 

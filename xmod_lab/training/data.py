@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.config.identity import identity
 from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.runs.run import MAY_CHANGE
+from xmod_lab.runs.folder import MAY_CHANGE
 from xmod_lab.scoring.held_out import held_out
 from xmod_lab.text.batches import BatchStream
 from xmod_lab.text.mixture import Mixture, at_cap, proportions
