@@ -12,8 +12,8 @@ from xmod_lab.errors import UserError
 from xmod_lab.runs import folder as rundir
 from xmod_lab.runs.bases import newest_finished, newest_that_knows
 from xmod_lab.runs.environment import environment
-from xmod_lab.runs.jobs import read_job
 from xmod_lab.runs.folder import RunDir
+from xmod_lab.runs.jobs import read_job
 from xmod_lab.training.callbacks import WholeFiles
 
 

@@ -20,8 +20,8 @@ from xmod_lab.cli import run_command
 from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.config.schema import CONF_DIR, LangConfig, register_schemas
 from xmod_lab.runs.bases import load_config
-from xmod_lab.runs.jobs import Job, code_digest, current_runs, data_digests, job_folder
 from xmod_lab.runs.folder import RunDir
+from xmod_lab.runs.jobs import Job, code_digest, current_runs, data_digests, job_folder
 from xmod_lab.runs.sweep import (
     begin_sweep,
     finish_sweep,

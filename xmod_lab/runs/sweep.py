@@ -31,8 +31,8 @@ from xmod_lab.errors import UserError
 from xmod_lab.files import hidden, write_whole
 from xmod_lab.metrics import read_figures, told
 from xmod_lab.processes import rank
-from xmod_lab.runs.jobs import JOB, Job, read_job
 from xmod_lab.runs.folder import RunDir
+from xmod_lab.runs.jobs import JOB, Job, read_job
 from xmod_lab.tables import show
 from xmod_lab.text.likelihoods import in_a_word, is_exact
 
