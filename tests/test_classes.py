@@ -9,29 +9,11 @@ import transformers
 from torch.testing import assert_close
 
 import xmod_lab.model
-from tests.conftest import tiny_batch, tiny_config, tiny_model
-from tests.test_parity import HEADS, LANGUAGES, RELEASES, ROWS, batch
+from tests.heads import HEADS, LANGUAGES, RELEASES, ROWS, batch, first, make
+from tests.helpers import tiny_batch, tiny_config, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForMaskedLM, XmodForMultipleChoice
-
-
-def make(head: str, **changes):
-    torch.manual_seed(0)
-    return getattr(xmod_lab.model, f"Xmod{head}")(
-        tiny_config(is_decoder=head == "ForCausalLM", **changes)
-    ).eval()
-
-
-def first(out):
-    """The main tensor of an output."""
-    return (
-        out.start_logits
-        if "start_logits" in out
-        else out.logits
-        if "logits" in out
-        else out.last_hidden_state
-    )
 
 
 @pytest.mark.parametrize("head", HEADS)

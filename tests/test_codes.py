@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.conftest import tiny_batch, tiny_model
-from tests.test_project import composed
+from tests.helpers import composed, tiny_batch, tiny_model
 from xmod_lab.codes import clashing, meaning, related, resolve
 from xmod_lab.config.rules import validate
 from xmod_lab.config.schema import LangsetText

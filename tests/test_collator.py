@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer
 
-from tests.conftest import passages, tiny_model
+from tests.helpers import passages, tiny_model
 from xmod_lab import XmodCollator
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.model import IGNORE, XmodForMaskedLM

@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from tests.test_project import composed
+from tests.helpers import composed
 from xmod_lab import machine
 from xmod_lab.codes import tag_fault
 from xmod_lab.config import sizes

@@ -5,9 +5,8 @@ import torch
 from torch._dynamo.testing import CompileCounter
 from torch.testing import assert_close
 
-from tests.conftest import tiny_batch, tiny_model
-from tests.test_classes import first, make
-from tests.test_parity import LANGUAGES, batch
+from tests.heads import LANGUAGES, batch, first, make
+from tests.helpers import tiny_batch, tiny_model
 from xmod_lab.model.adapters import grouped_linear
 
 pytestmark = pytest.mark.filterwarnings(

@@ -27,8 +27,8 @@ import transformers
 from torch.testing import assert_close
 
 import xmod_lab.model
-from tests.conftest import tiny_config
-from tests.test_parity import HEADS, LANGUAGES, batch, pair
+from tests.heads import HEADS, LANGUAGES, batch, pair
+from tests.helpers import tiny_config
 from xmod_lab.errors import UserError
 from xmod_lab.languages.proof import tensor_digests
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import passages, tiny_config, tiny_model
+from tests.helpers import passages, tiny_config, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import IGNORE, language_model

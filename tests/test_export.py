@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.conftest import tiny_model
-from tests.test_classes import make
-from tests.test_parity import HEADS, RELEASES
+from tests.heads import HEADS, RELEASES, make
+from tests.helpers import tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.model.export import OUTPUTS, export_onnx
 

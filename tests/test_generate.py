@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.test_classes import make
+from tests.heads import make
 from xmod_lab.errors import UserError
 
 

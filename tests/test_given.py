@@ -10,7 +10,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tests.conftest import passages
+from tests.helpers import passages
 from xmod_lab.config.schema import (
     DataConfig,
     LangConfig,

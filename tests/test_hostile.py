@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import make_pack, tiny_model
+from tests.helpers import make_pack, tiny_model
 from xmod_lab.errors import UserError, printable, reason, shown
 from xmod_lab.files import digest_of_files
 from xmod_lab.foreign import name_fault, parse_json, read_json

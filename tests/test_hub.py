@@ -16,7 +16,7 @@ import pytest
 import torch
 import transformers
 
-from tests.conftest import make_pack, passages, tiny_model
+from tests.helpers import make_pack, passages, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.foreign import from_hub, hub_id
 from xmod_lab.languages.differences import settings_that_differ

@@ -7,7 +7,7 @@ from typing import Any, get_args, get_origin
 
 import pytest
 
-from tests.test_project import composed
+from tests.helpers import composed
 from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.config.identity import NOT_IN_BASE, UNCOUNTED, counts, identity
 from xmod_lab.config.schema import LangConfig, LangsetText, PretrainConfig

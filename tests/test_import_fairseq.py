@@ -15,7 +15,7 @@ import transformers
 from torch.nn.functional import gelu, layer_norm, linear
 
 from scripts import import_fairseq
-from tests.conftest import passages
+from tests.helpers import passages
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.text.tokenizer import SPM_FILE
 

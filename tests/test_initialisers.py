@@ -13,8 +13,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tests.conftest import passages, tiny_model
-from tests.test_project import composed
+from tests.helpers import composed, passages, tiny_model
 from xmod_lab.choices import EMBEDDING_INITS
 from xmod_lab.config.rules import validate
 from xmod_lab.errors import UserError

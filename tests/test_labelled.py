@@ -9,8 +9,7 @@ import pandas
 import pytest
 from transformers import AutoTokenizer
 
-from tests.conftest import tiny_config
-from tests.test_project import composed
+from tests.helpers import composed, tiny_config
 from xmod_lab.errors import UserError
 from xmod_lab.languages.cards import task_card
 from xmod_lab.stages.task_data import _clusters, _labelled

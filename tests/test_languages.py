@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.conftest import tiny_model
+from tests.helpers import tiny_model
 from xmod_lab.errors import ProofError
 from xmod_lab.languages.proof import compare, require, snapshot
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.conftest import tiny_batch, tiny_model
+from tests.helpers import tiny_batch, tiny_model
 from xmod_lab.model import loss as module
 from xmod_lab.model.loss import chunked_cross_entropy
 

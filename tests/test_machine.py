@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
 
-from tests.test_project import composed
+from tests.helpers import composed
 from xmod_lab import machine
 from xmod_lab.config.rules import validate
 from xmod_lab.errors import UserError

@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from tests.conftest import tiny_batch, tiny_config, tiny_model
+from tests.helpers import tiny_batch, tiny_config, tiny_model
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM

@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import passages, tiny_config, tiny_model
+from tests.helpers import passages, tiny_config, tiny_model
 from xmod_lab.errors import ProofError, UnknownLanguageError, UserError
 from xmod_lab.files import digest_of_files
 from xmod_lab.languages import folders

@@ -11,7 +11,7 @@ import torch
 from scipy import stats
 
 from tests import synthetic
-from tests.conftest import passages, tiny_config
+from tests.helpers import passages, tiny_config
 from xmod_lab.model import language_model
 from xmod_lab.reports import pairs
 from xmod_lab.scoring.held_out import Scorer

@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import importlib.util
 import re
 import subprocess
 import sys
@@ -12,15 +13,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 
+from tests.commands.forked import PRELOADED
+from tests.helpers import composed
 from xmod_lab.choices import EMBEDDING_INITS, METRICS, ROLES
 from xmod_lab.codes import slot_fault
-from xmod_lab.config.finetuning import FinetuneConfig, validate_finetune
+from xmod_lab.config.finetuning import validate_finetune
 from xmod_lab.config.overrides import explain
 from xmod_lab.config.rules import validate
-from xmod_lab.config.schema import CONF_DIR, EvaluateConfig, from_hydra, register_schemas
+from xmod_lab.config.schema import CONF_DIR
 from xmod_lab.errors import UserError
 from xmod_lab.languages.initialisers import METHODS
 from xmod_lab.model import XmodForMaskedLM
@@ -45,12 +47,6 @@ RELEASED_SLOTS = (  # of the 81 languages of the released base and large checkpo
     "af_ZA gu_IN cy_GB eo_EO km_KH ky_KG uz_UZ ps_AF pa_IN ga_IE ha_NG am_ET lo_LA ku_TR so_SO my_MM or_IN sa_IN"
 )
 OF_FINETUNE = [p.stem for p in Path(CONF_DIR).glob("task/*.yaml") if "kind:" in p.read_text()]
-
-
-def composed(*overrides: str, command: str = "pretrain"):
-    register_schemas(finetune_schema=FinetuneConfig, evaluate_schema=EvaluateConfig)
-    with initialize_config_dir(CONF_DIR, version_base="1.3"):
-        return from_hydra(compose(command, overrides=list(overrides)))
 
 
 @pytest.mark.parametrize("path", GROUPS, ids=str)
@@ -319,6 +315,23 @@ def test_every_library_that_is_imported_is_declared_with_a_lower_bound_and_pinne
     assert [
         r for r in (*project["dependencies"], *extras) if ">=" not in r or _name(r) not in pinned
     ] == []
+
+
+def test_tests_import_helpers_and_never_each_other():
+    """Also not from a conftest: fixtures are found by their names."""
+    root = PACKAGE.parent / "tests"
+    wrong = [
+        f"{path.relative_to(root)} imports {name}"
+        for path in sorted(root.rglob("*.py"))
+        for name in _imports(path)
+        if name.startswith("tests.") and re.search(r"\.(test_\w+|conftest)(\.|$)", name)
+    ]
+    assert not wrong
+
+
+def test_commands_are_forked_from_a_process_that_has_imported_them():
+    """The server passes over a module that does not exist."""
+    assert [name for name in PRELOADED if importlib.util.find_spec(name) is None] == []
 
 
 def test_commands_never_import_each_other():

@@ -12,8 +12,7 @@ import torch
 from seqeval.metrics import f1_score
 from transformers import AutoTokenizer
 
-from tests.conftest import tiny_config
-from tests.test_project import composed
+from tests.helpers import composed, tiny_config
 from xmod_lab.choices import METRICS
 from xmod_lab.errors import UserError
 from xmod_lab.model import (

@@ -15,8 +15,7 @@ import pytest
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
-from tests.conftest import passages
-from tests.test_project import composed
+from tests.helpers import composed, passages
 from xmod_lab.config.rules import validate
 from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError

@@ -6,9 +6,8 @@ import pytest
 import torch
 import transformers
 
-from tests.conftest import tiny_batch, tiny_config, tiny_model
-from tests.test_classes import make
-from tests.test_parity import B
+from tests.heads import B, make
+from tests.helpers import tiny_batch, tiny_config, tiny_model
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM
 

@@ -16,7 +16,7 @@ import pytest
 from omegaconf import OmegaConf
 from scipy import stats
 
-from tests.test_project import composed
+from tests.helpers import composed
 from xmod_lab import report
 from xmod_lab.reports.groups import Sample, groups_of
 from xmod_lab.reports.page import render

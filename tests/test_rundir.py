@@ -6,8 +6,7 @@ import os
 import pytest
 import torch
 
-from tests.conftest import tiny_model
-from tests.test_project import composed
+from tests.helpers import composed, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.runs import folder as rundir
 from xmod_lab.runs.bases import newest_finished, newest_that_knows

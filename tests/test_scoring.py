@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import passages, tiny_config
+from tests.helpers import passages, tiny_config
 from xmod_lab.config.schema import DataConfig, LangConfig, PretrainConfig, TaskConfig
 from xmod_lab.errors import UserError
 from xmod_lab.model import language_model

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.conftest import tiny_batch, tiny_model
+from tests.helpers import tiny_batch, tiny_model
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import SLOT_INITS, begin_by_name

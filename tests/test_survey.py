@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import passages
+from tests.helpers import passages
 from xmod_lab.stages.planning import _about_text
 from xmod_lab.text import survey as module
 from xmod_lab.text.corpus import Source

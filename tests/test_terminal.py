@@ -6,7 +6,7 @@ import re
 import pytest
 from torch.nn import Parameter
 
-from tests.conftest import tiny_model
+from tests.helpers import tiny_model
 from xmod_lab.tables import show
 from xmod_lab.training import tables
 from xmod_lab.training.tables import donor_table, training_table

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.conftest import passages, tiny_model
+from tests.helpers import passages, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.text.batches import BatchStream, Layout
 from xmod_lab.text.corpus import Source

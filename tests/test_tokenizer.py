@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
-from tests.conftest import passages
+from tests.helpers import passages
 from xmod_lab.choices import NORMALIZATIONS
 from xmod_lab.errors import UserError
 from xmod_lab.text.corpus import EMBEDDED, Source

@@ -13,8 +13,8 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer, DataCollatorForLanguageModeling, Trainer, TrainingArguments
 
 import xmod_lab.model
-from tests.conftest import passages, tiny_batch, tiny_config, tiny_model
-from tests.test_parity import HEADS, LANGUAGES, batch, pair
+from tests.heads import HEADS, LANGUAGES, batch, pair
+from tests.helpers import passages, tiny_batch, tiny_config, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM, XmodLanguageModel

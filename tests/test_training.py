@@ -10,8 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tests.conftest import tiny_batch, tiny_config, tiny_model
-from tests.test_project import composed
+from tests.helpers import composed, tiny_batch, tiny_config, tiny_model
 from xmod_lab.config.schema import RecipeConfig
 from xmod_lab.errors import Stopped, UserError
 from xmod_lab.model import XmodForTokenClassification

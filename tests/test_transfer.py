@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from tests.conftest import tiny_model
+from tests.helpers import tiny_model
 from xmod_lab.errors import ProofError
 from xmod_lab.languages.proof import compare_frozen, require_frozen, tensor_digests
 from xmod_lab.model.slots import fill_slot

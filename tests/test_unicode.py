@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from tests.conftest import passages
+from tests.helpers import passages
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.normalisation import Normalisation, kind
 from xmod_lab.text.rows import prepare_corpus

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer
 
 import xmod_lab.model
-from tests.conftest import passages, tiny_batch, tiny_config, tiny_model
+from tests.helpers import passages, tiny_batch, tiny_config, tiny_model
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM

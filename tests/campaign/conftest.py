@@ -5,22 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign.driver import Trial
+from tests.campaign.driver import GREEK, NAMES, TOY, Trial
 from tests.commands import forked
-from tests.commands.conftest import Workplace, make_workplace
+from tests.commands.helpers import Workplace, make_workplace
 
-TOY = [
-    "model.hidden_size=16",
-    "model.num_attention_heads=2",
-    "model.intermediate_size=16",
-    "langset.vocabulary_size=400",
-    "trainer.max_steps=2",
-    "trainer.rows_per_step=4",
-    "trainer.checkpoint_every=1",
-    "trainer.log_every=1",
-    "trainer.validate_every=1",
-]
-GREEK = ["+lang=greek", "lang.greek.vocabulary_size=300"]
 FINETUNE = [
     "trainer.max_steps=2",
     "trainer.rows_per_step=4",
@@ -32,20 +20,6 @@ FINETUNE = [
     "trainer.precision=32-true",
 ]
 EVALUATE = ["trainer.threads=1", "trainer.accelerator=cpu", "logger=csv", "evaluate.parallel=[]"]
-NAMES = [
-    "prepare",
-    "rebuild",
-    "pretrain",
-    "never",
-    "extend",
-    "finetune",
-    "evaluate",
-    "rank",
-    "report",
-    "install",
-    "remove",
-    "export",
-]
 
 
 @pytest.fixture(scope="session")

@@ -46,6 +46,33 @@ _OWN_WAY = (
     ".ckpt",
 )  # of times, or of whatever was done before; checkpoints are judged by their bytes
 
+TOY = [
+    "model.hidden_size=16",
+    "model.num_attention_heads=2",
+    "model.intermediate_size=16",
+    "langset.vocabulary_size=400",
+    "trainer.max_steps=2",
+    "trainer.rows_per_step=4",
+    "trainer.checkpoint_every=1",
+    "trainer.log_every=1",
+    "trainer.validate_every=1",
+]
+GREEK = ["+lang=greek", "lang.greek.vocabulary_size=300"]
+NAMES = [
+    "prepare",
+    "rebuild",
+    "pretrain",
+    "never",
+    "extend",
+    "finetune",
+    "evaluate",
+    "rank",
+    "report",
+    "install",
+    "remove",
+    "export",
+]
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -361,3 +388,8 @@ def lay_out(cut: dict[str, int | None], pieces: list[bytes], out: Path) -> None:
             (out / name).mkdir(exist_ok=True)
         else:
             (out / name).write_bytes(pieces[piece])
+
+
+def spread(operations: int, count: int) -> list[int]:
+    """``count`` numbers from 1 to ``operations``, both among them."""
+    return sorted({1 + round(i * (operations - 1) / max(1, count - 1)) for i in range(count)})

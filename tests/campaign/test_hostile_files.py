@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.campaign.hostile import NOT_OURS, VICTIM, hostile_folder
-from tests.conftest import make_pack
+from tests.helpers import make_pack
 from xmod_lab.errors import ProofError, UserError
 from xmod_lab.languages.differences import settings_that_differ, tensors_that_differ
 from xmod_lab.languages.folders import export, install, remove

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign.conftest import GREEK, TOY
+from tests.campaign.driver import GREEK, TOY
 from tests.campaign.hostile import NOT_OURS, VICTIM, bad_arguments, hostile_folder
 from tests.commands import forked
 from xmod_lab.config.schema import PretrainConfig

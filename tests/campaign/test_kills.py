@@ -4,8 +4,7 @@ from functools import partial
 
 import pytest
 
-from tests.campaign.conftest import NAMES
-from tests.campaign.driver import faults_of_going_on, faults_of_what_is_left, kill
+from tests.campaign.driver import NAMES, faults_of_going_on, faults_of_what_is_left, kill, spread
 
 KILLS = 17  # of each command: 204 in all
 
@@ -18,11 +17,6 @@ def killed(trial, reference, number: int) -> list[str]:
     faults = faults_of_what_is_left(trial, out, whole)
     faults += faults_of_going_on(trial, out, whole)
     return [f"{trial.name}, killed at operation {number}: {fault}" for fault in faults]
-
-
-def spread(operations: int, count: int) -> list[int]:
-    """``count`` numbers from 1 to ``operations``, both among them."""
-    return sorted({1 + round(i * (operations - 1) / max(1, count - 1)) for i in range(count)})
 
 
 @pytest.mark.parametrize("name", ["pretrain", "install"])

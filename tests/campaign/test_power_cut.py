@@ -6,9 +6,14 @@ from functools import partial
 
 import pytest
 
-from tests.campaign.conftest import NAMES
-from tests.campaign.driver import faults_of_going_on, faults_of_what_is_left, lay_out, record
-from tests.campaign.test_kills import spread
+from tests.campaign.driver import (
+    NAMES,
+    faults_of_going_on,
+    faults_of_what_is_left,
+    lay_out,
+    record,
+    spread,
+)
 
 ON = 3  # cuts of each command and way after which the command is given again
 

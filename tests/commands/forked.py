@@ -1,5 +1,7 @@
-"""Commands in processes that are forked from one in which everything is imported already: what a test waits for is the
-command, and not ten seconds of imports. What has to be a process of its own (signals, another environment) starts one.
+"""Commands in processes that are forked from one in which everything is imported already.
+
+A test waits for the command, and not for ten seconds of imports. What has to be a process of its own
+(signals, another environment) starts one.
 """
 
 import importlib
@@ -9,13 +11,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-_PRELOADED = (  # the commands, and what they import when they begin to work
-    "command pretrain finetune evaluate rank prepare packs report jobs sweep training.run training.finetuning training.ranking "
-    "evaluation.evaluation evaluation.opening reports.evaluation reports.transfer reports.page languages.inventory languages.verify "
-    "languages.differences"
+# The commands, and what they import when they begin to work
+_NAMES = (
+    "cli pretrain finetune evaluate rank prepare packs report runs.jobs runs.sweep stages.start "
+    "stages.finetuning stages.ranking stages.evaluating stages.opening reports.page "
+    "languages.inventory languages.verify languages.differences"
 )
+PRELOADED = [f"xmod_lab.{name}" for name in _NAMES.split()]
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([f"xmod_lab.{name}" for name in _PRELOADED.split()])
+FORKS.set_forkserver_preload(PRELOADED)
 
 
 def call(

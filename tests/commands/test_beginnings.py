@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from scripts import compare_initialisers
-from tests.commands.conftest import EXTENSION
-from tests.test_project import composed
+from tests.commands.helpers import EXTENSION
+from tests.helpers import composed
 from xmod_lab.choices import EMBEDDING_INITS
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.rank import main

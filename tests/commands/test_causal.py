@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import transformers
 
-from tests.commands.conftest import EXTENSION
+from tests.commands.helpers import EXTENSION
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForCausalLM
 from xmod_lab.reports.page import render

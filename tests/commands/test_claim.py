@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.commands.conftest import make_workplace
+from tests.commands.helpers import make_workplace
 
 LEARNS = [
     "model.hidden_size=64",

@@ -3,7 +3,7 @@
 import pytest
 
 from tests import synthetic
-from tests.commands.conftest import make_workplace
+from tests.commands.helpers import make_workplace
 
 WORDS, SIZE = synthetic.words(32, 3), 6  # 6 words of 3 letters a passage
 ENTROPY = synthetic.entropy(WORDS, SIZE)

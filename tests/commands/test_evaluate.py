@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from tests.conftest import passages
+from tests.helpers import passages
 from xmod_lab.evaluate import main
 from xmod_lab.reports.page import render
 from xmod_lab.reports.results import find_runs

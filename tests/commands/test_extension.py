@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from tests.commands import forked
-from tests.commands.conftest import EXTENSION
+from tests.commands.helpers import EXTENSION
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.model.packs import unpack

@@ -8,7 +8,6 @@ import os
 import shutil
 import signal
 import time
-import warnings
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,8 @@ import torch
 import transformers
 
 from scripts.score_spans import scores
-from tests.test_project import composed
+from tests.commands.helpers import FINETUNE, finetune
+from tests.helpers import composed
 from xmod_lab.config.finetuning import validate_finetune
 from xmod_lab.errors import ProofError, UserError
 from xmod_lab.finetune import main
@@ -24,33 +24,18 @@ from xmod_lab.model import XmodForMaskedLM, XmodForSequenceClassification
 from xmod_lab.reports.page import render
 from xmod_lab.reports.results import find_runs
 from xmod_lab.runs.folder import RunDir
-from xmod_lab.stages import finetuning
 from xmod_lab.text.corpus import EMBEDDED
 from xmod_lab.training.callbacks import BestWeights
-
-SMALL = [
-    "trainer.max_steps=8",
-    "trainer.checkpoint_every=2",
-    "trainer.validate_every=2",
-    "trainer.log_every=2",
-    "logger=csv",
-    "task.seeds=2",
-]
 
 
 def _config(workplace, base: Path | str, *overrides: str):
     return composed(
-        f"runs={workplace.folder / 'tuned'}", f"base={base}", *SMALL, *overrides, command="finetune"
+        f"runs={workplace.folder / 'tuned'}",
+        f"base={base}",
+        *FINETUNE,
+        *overrides,
+        command="finetune",
     )
-
-
-def finetune(cfg, run: RunDir):
-    """As the command does it: without Lightning's warnings."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", module="pytorch_lightning|lightning_fabric|torch|typing_extensions"
-        )
-        return finetuning.finetune(cfg, run)
 
 
 @pytest.fixture(scope="session")
@@ -280,7 +265,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(workplace, extended, tuned):
     overrides = [
         f"runs={workplace.folder / 'tuned'}",
         f"base={extended}",
-        *SMALL,
+        *FINETUNE,
         "task.upper=true",
         f"hydra.run.dir={run}",
     ]
@@ -313,7 +298,7 @@ def test_auto_is_the_newest_run_that_knows_the_source_and_the_command_draws_its_
     for age, run in enumerate((tuned, extended, workplace.base)):
         os.utime(run / "metrics.json", (time.time() - 100 * age,) * 2)
     run = workplace.folder / "auto"
-    arguments = [f"runs={workplace.folder}", *SMALL, "task.seeds=1", f"hydra.run.dir={run}"]
+    arguments = [f"runs={workplace.folder}", *FINETUNE, "task.seeds=1", f"hydra.run.dir={run}"]
     monkeypatch.setattr("sys.argv", ["finetune", *arguments])
     with pytest.raises(SystemExit) as stopped:
         main()

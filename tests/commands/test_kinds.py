@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_finetune import SMALL, finetune
-from tests.test_project import composed
+from tests.commands.helpers import FINETUNE, finetune
+from tests.helpers import composed
 from xmod_lab.errors import UserError
 from xmod_lab.runs.folder import RunDir
 
@@ -69,7 +69,7 @@ def test_a_task_of_that_kind_runs_from_files_to_figures(
         path,
         *fields,
         f"base={extended}",
-        *SMALL,
+        *FINETUNE,
         "task.seeds=1",
         "trainer.rows_per_step=4",
         "trainer.max_steps=2",
@@ -91,7 +91,7 @@ def test_a_metric_that_the_labels_do_not_allow_is_refused(extended, tmp_path):
         "task=tagging",
         path,
         f"base={extended}",
-        *SMALL,
+        *FINETUNE,
         command="finetune",
     )
     with pytest.raises(

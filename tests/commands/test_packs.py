@@ -11,7 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 
-from tests.commands.conftest import EXTENSION, Workplace, lines
+from tests.commands.helpers import EXTENSION, Workplace, lines
 from xmod_lab import packs, pretrain
 from xmod_lab.cli import guarded
 from xmod_lab.metrics import told

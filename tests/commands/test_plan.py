@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.conftest import EXTENSION, SMALL
-from tests.test_project import composed
+from tests.commands.helpers import EXTENSION, SMALL
+from tests.helpers import composed
 from xmod_lab import pretrain
 from xmod_lab.config.schema import LangsetText
 from xmod_lab.model import IGNORE

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch.distributed as dist
 from omegaconf import OmegaConf
 
-from tests.commands.conftest import EXTENSION
 from tests.commands.forked import FORKS
+from tests.commands.helpers import EXTENSION
 from xmod_lab.machine import bf16_speed
 from xmod_lab.processes import join, of_first
 

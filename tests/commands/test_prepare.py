@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.commands import forked
-from tests.commands.conftest import make_workplace
+from tests.commands.helpers import make_workplace
 
 LANGUAGES = ("en_XX", "de_DE", "el_GR")
 

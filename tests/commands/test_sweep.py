@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.commands.test_sweep_again import folders
-from tests.commands.test_tracking import records
+from tests.commands.helpers import folders, records
 from xmod_lab.config.schema import OmegaConf
 from xmod_lab.metrics import digits_of, half_width
 from xmod_lab.reports.groups import groups_of

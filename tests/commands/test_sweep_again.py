@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from tests.commands.helpers import folders
 from xmod_lab import finetune, pretrain
 from xmod_lab.cli import run_command
 from xmod_lab.config.finetuning import FinetuneConfig
@@ -44,10 +45,6 @@ def outcomes(sweep: Path) -> list[str]:
     jobs = json.loads((sweep / "sweep.json").read_text())
     assert [row["outcome"] for row in rows] == [job["outcome"] for job in jobs]
     return [row["outcome"] for row in rows]
-
-
-def folders(sweep: Path) -> list[Path]:
-    return [Path(job["folder"]) for job in json.loads((sweep / "sweep.json").read_text())]
 
 
 def result(run: Path) -> dict[Path, int]:

@@ -1,32 +1,15 @@
 """W&B as it works without a key and without a network, read back from the files that it writes."""
 
 import json
-import struct
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from wandb.proto import wandb_internal_pb2
 
-from tests.test_project import composed
+from tests.commands.helpers import records
+from tests.helpers import composed
 from xmod_lab.runs import tracking
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.tracking import Tracking
-
-
-def records(file: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """Records of an offline run: a LevelDB log (blocks of 32 KiB; crc, length, kind before each part) of protobufs."""
-    content, at, part = file.read_bytes(), 7, b""
-    while at + 7 <= len(content):
-        if 32768 - at % 32768 < 7:
-            at += 32768 - at % 32768
-            continue
-        _, length, kind = struct.unpack("<IHB", content[at : at + 7])
-        part += content[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # a whole record, or the last part of one
-            yield wandb_internal_pb2.Record.FromString(part)
-            part = b""
 
 
 def _offline_runs(run: Path) -> list[tuple[str, int, dict]]:
