@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.helpers import passages, tiny_config, tiny_model
-from xmod_lab.errors import UserError
+from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import IGNORE, language_model
 from xmod_lab.scoring.held_out import Scorer
@@ -33,7 +33,7 @@ from xmod_lab.scoring.retrieval import (
 from xmod_lab.scoring.samples import filled
 from xmod_lab.scoring.subjects import Subject, readers
 from xmod_lab.scoring.tables import retrieval_tables
-from xmod_lab.scoring.wrong_slots import slot_figures, slot_matrix, through_slot
+from xmod_lab.scoring.wrong_slots import slot_figures, slot_matrix
 from xmod_lab.stages.evaluating import evaluate
 from xmod_lab.stages.opening import Opened
 from xmod_lab.text.corpus import Source
@@ -142,12 +142,11 @@ def test_text_through_another_slot_keeps_its_vocabulary_and_nothing_is_altered()
     ids = torch.arange(5, 29)[None]
     before = tensor_digests(model)
     own = {code: model(ids, lang_ids=code).logits for code in ("el_GR", "de_DE")}
-    with through_slot(model, "el_GR", "de_DE"):
-        mixed = model(ids, lang_ids="el_GR").logits
-        assert torch.equal(model(ids, lang_ids="de_DE").logits, own["de_DE"])
+    mixed = model(ids, lang_ids="el_GR", slot="de_DE").logits
+    assert torch.equal(model(ids, lang_ids="de_DE", slot="de").logits, own["de_DE"])
     assert mixed.shape[-1] == 30 and not torch.equal(mixed, own["el_GR"])
-    with pytest.raises(RuntimeError), through_slot(model, "el_GR", "sw_KE"):
-        raise RuntimeError
+    with pytest.raises(UnknownLanguageError, match="Did you mean 'de_DE'"):
+        model(ids, lang_ids="el_GR", slot="de_AT")
     assert tensor_digests(model) == before and torch.equal(
         model(ids, lang_ids="el_GR").logits, own["el_GR"]
     )

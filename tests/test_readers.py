@@ -572,7 +572,7 @@ def test_choices_are_read_with_their_text_and_another_number_of_them_is_an_error
     assert batch["input_ids"].shape[:2] == (2, 2) and batch["labels"].tolist() == [1, 0]
     assert batch["attention_mask"].sum(-1)[0].tolist() == [len(ids) for ids in encoded.ids[1]]
     model = XmodForMultipleChoice(tiny_config(vocab_size=400)).eval()
-    predictions, loss = answers(model, kind, encoded, "en_XX", 0)
+    predictions, loss = answers(model, kind, encoded, "en_XX")
     plain = model(**batch, lang_ids="en_XX")
     assert predictions == plain.logits.argmax(-1).tolist()[::-1] and loss == pytest.approx(
         float(plain.loss.detach()), rel=1e-5

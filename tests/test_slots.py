@@ -1,7 +1,10 @@
 """How an added slot begins."""
 
+import copy
+
 import pytest
 import torch
+from torch.testing import assert_close
 
 from tests.helpers import tiny_batch, tiny_model
 from xmod_lab.errors import UnknownLanguageError, UserError
@@ -151,3 +154,48 @@ def test_what_cannot_begin_is_refused_before_anything_is_changed():
     with pytest.raises(UnknownLanguageError):
         model.initialise_slot("sw_KE", "mean")
     assert tensor_digests(model) == before
+
+
+# torch's own look at the inputs of a graph
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("slot", ["de_DE", "none"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_one_argument_sends_a_batch_through_one_slot_or_none(slot, compiled):
+    """As if every language had the weights of that slot; vocabularies and what is stored stay."""
+    torch._dynamo.reset()
+    model = tiny_model()
+    model.add_language("el_GR", "random", pieces=40)
+    alike = copy.deepcopy(model)
+    for layer in alike.roberta.encoder.layer:
+        for module in layer.output.adapter_modules.values():
+            module.load_state_dict(layer.output.adapter_modules["de_DE"].state_dict())
+            if slot == "none":
+                torch.nn.init.zeros_(module.dense2.weight)
+                torch.nn.init.zeros_(module.dense2.bias)
+    batch = tiny_batch(pieces=40)
+    mask = torch.ones_like(batch["input_ids"])
+    mask[:, 4:] = 0
+    if compiled:
+        model.roberta.compile_encoder(backend="eager")
+    own = model(**batch, lang_ids="el_GR", full_logits=True).logits
+    for lang_ids in ("el_GR", [2, 0, 3, 1, 0]):
+        for given in ({}, {"attention_mask": mask}, {"output_hidden_states": True}):
+            ours, theirs = (
+                m(**batch, lang_ids=lang_ids, full_logits=True, **given, **through)
+                for m, through in ((model, {"slot": slot}), (alike, {}))
+            )
+            kept = mask == 1 if "attention_mask" in given else mask >= 0
+            assert_close(ours.logits[kept], theirs.logits[kept], atol=1e-6, rtol=1e-5)
+    model(**batch, lang_ids=[2, 0, 3, 1, 0], slot=slot).loss.backward()
+    moved = {
+        n.split("adapter_modules.")[1][:5]
+        for n, p in model.named_parameters()
+        if "adapter_modules" in n and p.grad is not None
+    }
+    assert moved == (set() if slot == "none" else {slot})
+    assert torch.equal(model(**batch, lang_ids="el_GR", full_logits=True).logits, own)
+
+
+def test_no_slot_may_be_called_none():
+    with pytest.raises(UserError, match="it means no slot"):
+        tiny_model(languages=["en_XX", "none"])

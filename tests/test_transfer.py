@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tests.helpers import tiny_model
+from xmod_lab.codes import NO_SLOT
 from xmod_lab.errors import ProofError
 from xmod_lab.languages.proof import compare_frozen, require_frozen, tensor_digests
 from xmod_lab.model.slots import fill_slot
-from xmod_lab.scoring.transfer import NO_SLOT, answers, slots_of
+from xmod_lab.scoring.transfer import answers, slots_of
 from xmod_lab.scoring.transfer_table import Language, Transfer
 from xmod_lab.stages.task_data import task_model
 from xmod_lab.tasks.classification import Classification
@@ -55,7 +56,7 @@ def _loss(model, code: str, slot: str | None = None) -> float:
 )
 def test_an_arm_is_the_language_with_its_own_vocabulary_through_that_slot(folder, code, slot):
     model = task_model(folder, KIND, seed=1)
-    predictions, loss = answers(model, KIND, TEXTS, code, model.lang_id(slot))
+    predictions, loss = answers(model, KIND, TEXTS, code, slot)
     assert loss == pytest.approx(_loss(task_model(folder, KIND, seed=1), code, slot), rel=1e-5)
     ids = KIND.batch(TEXTS, range(5))
     if slot == code:
@@ -65,31 +66,31 @@ def test_an_arm_is_the_language_with_its_own_vocabulary_through_that_slot(folder
 def test_without_a_slot_is_a_slot_that_adds_nothing(folder):
     model = task_model(folder, KIND, seed=1)
     found = answers(model, KIND, TEXTS, "el_GR", NO_SLOT)
-    with_slot = answers(model, KIND, TEXTS, "el_GR", model.lang_id("el_GR"))
+    with_slot = answers(model, KIND, TEXTS, "el_GR")
     fill_slot(model.base_model.encoder.layer, "el_GR", "zero_output", model.config, 0)
-    nothing = answers(model, KIND, TEXTS, "el_GR", model.lang_id("el_GR"))
+    nothing = answers(model, KIND, TEXTS, "el_GR")
     assert found == nothing and found[1] != with_slot[1]
 
 
 def test_arms_that_would_be_another_one_are_left_out(folder):
     config = task_model(folder, KIND, seed=1).config
     assert slots_of(config, "el_GR", "en_XX") == {
-        "target": [3],
-        "source": [0],
+        "target": ["el_GR"],
+        "source": ["en_XX"],
         "none": [NO_SLOT],
-        "wrong": [1, 2],
+        "wrong": ["de_DE", "fr_XX"],
     }
     assert slots_of(config, "en_XX", "en_XX") == {
-        "target": [0],
+        "target": ["en_XX"],
         "none": [NO_SLOT],
-        "wrong": [1, 2, 3],
+        "wrong": ["de_DE", "fr_XX", "el_GR"],
     }
     config.languages = ["shared"]
     config.aliases = {"en_XX": "shared", "de_DE": "shared"}
-    assert slots_of(config, "de_DE", "en_XX") == {"target": [0], "none": [NO_SLOT]}
+    assert slots_of(config, "de_DE", "en_XX") == {"target": ["shared"], "none": [NO_SLOT]}
     config.languages, config.aliases = [f"x{i}" for i in range(81)], None
     wrong = slots_of(config, "x0", "x1")["wrong"]
-    assert len(wrong) == 8 and wrong[0] == 2 and wrong[-1] == 80
+    assert len(wrong) == 8 and wrong[0] == "x2" and wrong[-1] == "x80"
 
 
 def test_a_head_is_a_function_of_its_seed_and_the_body_is_the_base(folder):

@@ -20,6 +20,7 @@ _SCRIPT_OF_SUFFIX = {
     "rom": "Latn",
     "zaw": "Qaag",
 }  # hi_IN_rom, my_MM_zaw of CC-100: romanised; Zawgyi (CLDR's code)
+NO_SLOT = "none"  # in place of a slot's name: text goes through no slot
 _LONGEST = 64  # letters of a code: it is a part of file names, and of parameter names
 _RELATED = 25  # the distance up to which langcodes, too, takes one language for a match of another
 # What torch.nn.ModuleDict has itself, smart_apply by transformers, which cannot be a key of one; written down, since torch takes
@@ -130,6 +131,8 @@ def slot_fault(code: object) -> str | None:
         )
     if code in _METHODS:
         return f"language code '{code}' is the name of a method of torch's containers; write e.g. '{code}_XX'"
+    if code == NO_SLOT:
+        return f"language code '{code}' cannot be used: as a slot it means no slot; write e.g. '{code}_XX'"
     return None
 
 

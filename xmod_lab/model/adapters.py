@@ -13,7 +13,7 @@ from transformers.activations import ACT2FN
 
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.precision import product_type
-from xmod_lab.model.routing import Route
+from xmod_lab.model.routing import NOTHING, Route
 
 # B batch rows, S sequence, D model, F bottleneck, N tokens (B * S), G slots present, L languages
 
@@ -127,6 +127,8 @@ class XmodSlots(nn.ModuleDict):
             return self._grouped(x, route)
         if route.exported is not None:
             return self._gathered(x, route.exported)
+        if route.slots == (NOTHING,):
+            return torch.zeros_like(x)
         adapters = list(self.values())
         if len(route.slots) == 1:
             return adapters[route.slots[0]](x)

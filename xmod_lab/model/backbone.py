@@ -9,12 +9,21 @@ from transformers.masking_utils import create_bidirectional_mask, create_causal_
 from transformers.modeling_outputs import BaseModelOutputWithPoolingAndCrossAttentions
 from transformers.utils.generic import can_return_tuple
 
+from xmod_lab.codes import NO_SLOT
 from xmod_lab.errors import UserError
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import Matrices, XmodEmbeddings
 from xmod_lab.model.encoder import Surroundings, Trace, XmodEncoder
-from xmod_lab.model.routing import Languages, Places, Route, check_labels, plan_route, to_ids
+from xmod_lab.model.routing import (
+    NOTHING,
+    Languages,
+    Places,
+    Route,
+    check_labels,
+    plan_route,
+    to_ids,
+)
 
 # B batch rows, S sequence, T sequence of an encoder, D model
 
@@ -103,6 +112,12 @@ class XmodModel(XmodPreTrainedModel):
             keep_order=keep_order,
         )
 
+    def _through(self, route: Route, slot: str | None, rows: int) -> Route:
+        """The way through the layers of a batch of ``route``: its own, or all rows through ``slot``."""
+        if slot is None:
+            return route
+        return Route((NOTHING if slot == NO_SLOT else self.config.slot(slot),), (rows,))
+
     def _exported(self, lang_ids: Tensor) -> Route:
         """Of a model whose graph is being written down: it must hold for all languages."""
         if lang_ids.dim() != 1:
@@ -128,6 +143,7 @@ class XmodModel(XmodPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        slot: str | None = None,
         labels: Tensor | None = None,
         skip_padding: bool = True,
         read: Tensor | None = None,
@@ -147,6 +163,7 @@ class XmodModel(XmodPreTrainedModel):
         past = 0 if cache is None else cache.get_seq_length()
         attention_mask = check_mask(attention_mask, rows, length, past)
         route = self.plan(lang_ids, rows, length, keep_order=cache is not None)
+        through = self._through(route, slot, rows)
         x = self.embeddings(
             route.enter(input_ids),
             route,
@@ -166,10 +183,13 @@ class XmodModel(XmodPreTrainedModel):
             or source is not None
             or cache is not None
             or self.compiled
-            or route.per_token
+            or through.per_token
         )
         whole = (
-            whole or route.exported is not None or torch.jit.is_tracing() or not self.encoder.layer
+            whole
+            or through.exported is not None
+            or torch.jit.is_tracing()
+            or not self.encoder.layer
         )
         skips = skip_padding and labels is None and not whole
         around = Surroundings(
@@ -184,7 +204,9 @@ class XmodModel(XmodPreTrainedModel):
             if labels is None or whole
             else _predicted(Places.labelled(labels, route, x.shape[:2]))
         )
-        way = self.encoder.grouped(route, length, x.device) if self.compiled else route
+        way = through
+        if self.compiled and through.slots != (NOTHING,):
+            way = self.encoder.grouped(through, length, x.device)
         x = self.encoder(x, around, way, trace, predicted)
         left = lambda tensors, wanted: tuple(route.leave(t) for t in tensors) if wanted else None  # noqa: E731
         extras = {"hidden_states": None, "attentions": None}
@@ -273,6 +295,7 @@ class XmodModel(XmodPreTrainedModel):
         use_cache: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        slot: str | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode a batch.
 
@@ -283,6 +306,8 @@ class XmodModel(XmodPreTrainedModel):
             attention_mask: (B, S), 1 = real token; or a ready mask (B, 1, S, S).
             encoder_hidden_states: (B, T, D), of a decoder with cross-attention; ``encoder_attention_mask`` (B, T).
             past_key_values: cache of a decoder; ``use_cache`` returns it grown (default: ``config.use_cache``).
+            slot: code of a language whose slot every row goes through, in place of its own; ``"none"``: no slot. Rows
+                keep the vocabularies of their languages.
         Returns:
             ``last_hidden_state`` (B, S, D), ``pooler_output`` (B, D); on request ``hidden_states``, ``attentions``.
         Raises:
@@ -301,6 +326,7 @@ class XmodModel(XmodPreTrainedModel):
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            slot=slot,
         )
         x = out.states
         return BaseModelOutputWithPoolingAndCrossAttentions(

@@ -224,6 +224,7 @@ class XmodForMaskedLM(XmodLanguageModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        slot: str | None = None,
     ) -> MaskedLMOutput:
         """Predict masked pieces.
 
@@ -257,6 +258,7 @@ class XmodForMaskedLM(XmodLanguageModel):
             use_cache=False,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            slot=slot,
             labels=None if whole else labels,
             read=labels != IGNORE if whole and labels is not None else None,
             matrices=matrices,
@@ -306,6 +308,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         num_items_in_batch: int | Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        slot: str | None = None,
         **shifted: Unpack[Shifted],
     ) -> CausalLMOutputWithCrossAttentions:
         """Predict every next piece.
@@ -338,6 +341,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             use_cache=False if after is not None else use_cache,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            slot=slot,
             read=None if after is None else after != IGNORE,
             matrices=matrices,
         )

@@ -18,6 +18,8 @@ Languages = (
     Tensor | str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | None
 )  # how a caller may name the languages of a batch
 
+NOTHING = -1  # in place of a slot's number: no slot
+
 # B batch rows, S sequence, D model, N tokens of the whole batch (B * S)
 
 
@@ -26,6 +28,7 @@ class Route:
     """One batch's way through the slots.
 
     ``slots`` and ``sizes`` give the runs, in order: slot number and its rows (or tokens, when ``per_token``).
+    ``slots`` of ``(NOTHING,)``: no slot adds anything.
     ``order`` maps new position -> old, ``inverse`` old -> new; both are ``None`` when the batch already lies in runs.
     ``row_slots``: of each row the slots of its tokens, when ``per_token``.
     ``exported`` (B,) holds the language ids of a model that is being exported: its graph must not fix them.

@@ -67,6 +67,7 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        slot: str | None = None,
     ) -> SequenceClassifierOutput:
         """``logits`` (B, K), and ``loss`` by ``config.problem_type``: cross-entropy of ``labels`` (B,) int64
         (single_label_classification), binary cross-entropy of (B, K) float (multi_label_classification), or mean squared
@@ -82,6 +83,7 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            slot=slot,
         )
         logits = self.classifier(out.states)
         loss = None if labels is None else self._loss(logits, labels, num_items_in_batch)
@@ -145,6 +147,7 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        slot: str | None = None,
     ) -> MultipleChoiceModelOutput:
         """Tensors (B, C, S) -> ``logits`` (B, C); ``labels`` (B,) int64: the right choice.
 
@@ -180,6 +183,7 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
             inputs_embeds=flat(inputs_embeds),
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            slot=slot,
         )
         logits = self.classifier(self.dropout(self.roberta.pooler(out.states))).view(rows, choices)
         loss = (
@@ -213,6 +217,7 @@ class XmodForTokenClassification(XmodPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
+        slot: str | None = None,
     ) -> TokenClassifierOutput:
         """``logits`` (B, S, K); ``labels`` (B, S) int64, -100 where there is none; ``num_items_in_batch``: as in
         :meth:`XmodForSequenceClassification.forward`."""
@@ -225,6 +230,7 @@ class XmodForTokenClassification(XmodPreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            slot=slot,
             read=None if labels is None else labels != IGNORE,
         )
         logits = self.classifier(self.dropout(out.states))
@@ -258,6 +264,7 @@ class XmodForQuestionAnswering(XmodPreTrainedModel):
         end_positions: Tensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        slot: str | None = None,
     ) -> QuestionAnsweringModelOutput:
         """``start_logits`` and ``end_logits`` (B, S); positions (B,) int64, those behind the sequence are ignored, and those
         before it are its first, as in transformers."""
@@ -270,6 +277,7 @@ class XmodForQuestionAnswering(XmodPreTrainedModel):
             inputs_embeds=inputs_embeds,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            slot=slot,
             skip_padding=False,  # the softmax is over all positions, padding too, as in transformers
         )
         start, end = self.qa_outputs(out.states).unbind(-1)  # (B, S) each

@@ -87,13 +87,16 @@ class Targets:
         return np.array([int((labels != IGNORE).sum()) for _, labels in self.masked])
 
     @torch.inference_mode()
-    def nats(self, model: XmodLanguageModel) -> np.ndarray:
-        """(R,) nats of the predicted pieces of each row, in float32 and evaluation mode, on the model's device."""
+    def nats(self, model: XmodLanguageModel, slot: str | None = None) -> np.ndarray:
+        """(R,) nats of the predicted pieces of each row, in float32 and evaluation mode, on the model's device.
+
+        ``slot``: the slot that the text goes through, by default the one of its language. The vocabulary is its own.
+        """
         was_training, total = model.training, np.zeros(len(self.rows))
         model.eval()
         with torch.autocast(model.device.type, enabled=False):
             for part, batch in self.batches(model):
-                rows, nats = labelled_nats(model, self.code, batch)
+                rows, nats = labelled_nats(model, self.code, batch, slot)
                 np.add.at(total[part], rows, nats)
         model.train(was_training)
         return total

@@ -208,9 +208,9 @@ def _parts(owner: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
 
 
 def labelled_nats(
-    model: XmodLanguageModel, code: str, batch: dict[str, torch.Tensor]
+    model: XmodLanguageModel, code: str, batch: dict[str, torch.Tensor], slot: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(M,) the row of each label of ``batch``, all of one language, and its nats."""
+    """(M,) the row of each label of ``batch``, all of one language, and its nats; ``slot``: see :meth:`XmodModel.forward`."""
     table = model.base_model.embeddings.table(model.config.languages[model.lang_id(code)])
     weight, bias = model.output_matrix(table)
     labels = batch["labels"]
@@ -218,7 +218,8 @@ def labelled_nats(
         labels = torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORE)], dim=1)
     given = {name: value for name, value in batch.items() if name != "labels"}
     owners, places = (labels != IGNORE).nonzero(as_tuple=True)
-    states = model.base_model(**given, use_cache=False).last_hidden_state[owners, places]
+    out = model.base_model(**given, use_cache=False, slot=slot)
+    states = out.last_hidden_state[owners, places]
     wanted, at_once = labels[owners, places], max(1, _LOGITS // len(bias))
     parts = zip(model.lm_head.transform(states).split(at_once), wanted.split(at_once), strict=True)
     nats = [cross_entropy(linear(x, weight, bias).float(), y, reduction="none") for x, y in parts]

@@ -28,7 +28,6 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.recognition import padded
-from xmod_lab.scoring.wrong_slots import through_slot
 from xmod_lab.tasks.metrics import Metric
 from xmod_lab.tasks.ngrams import ngrams
 from xmod_lab.tasks.statistics import Estimate, difference
@@ -115,8 +114,12 @@ def pooled_states(
     code: str,
     sentences: list[list[int]],
     tokenizer: PreTrainedTokenizerBase,
+    slot: str | None = None,
 ) -> Tensor:
-    """(K, N, D) float32 on the CPU, of sentences that are given as the ids of their pieces."""
+    """(K, N, D) float32 on the CPU, of sentences that are given as the ids of their pieces.
+
+    ``slot``: the slot that they go through, by default the one of ``code``.
+    """
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
     states = torch.empty(
         2 * model.config.num_hidden_layers + 1, len(sentences), model.config.hidden_size
@@ -137,6 +140,7 @@ def pooled_states(
                 attention_mask=(places < lengths[:, None] + 2).long(),
                 use_cache=False,
                 output_hidden_states=True,
+                slot=slot,
             ).hidden_states
             both = [out[0], *(state for pair in zip(seen, out[1:], strict=True) for state in pair)]
             for k, state in enumerate(both):
@@ -194,12 +198,11 @@ def retrieve(
         column: np.array([len(sentence) > 0 for sentence in ids[column]]) for column in languages
     }
 
-    def states(
-        column: str,
-    ) -> Tensor:  # of all rows, so that every pair picks its own; those of empty cells stay zero
+    def states(column: str, slot: str | None = None) -> Tensor:
+        # of all rows, so that every pair picks its own; those of empty cells stay zero
         kept = np.flatnonzero(there[column])
         code, tokenizer = languages[column]
-        found = pooled_states(model, code, [ids[column][i] for i in kept], tokenizer)
+        found = pooled_states(model, code, [ids[column][i] for i in kept], tokenizer, slot)
         full = torch.zeros(found.shape[0], len(there[column]), found.shape[2])
         full[:, kept] = found
         return full
@@ -220,8 +223,7 @@ def retrieve(
             continue
         pairs_of = {"target": (own[a], own[b]), "centred": (centred[a], centred[b])}
         if "source" in arms and slots[a] != slots[b]:
-            with through_slot(model, languages[b][0], slots[a]):
-                pairs_of["source"] = own[a], states(b)
+            pairs_of["source"] = own[a], states(b, slots[a])
         for arm, (queries, candidates) in pairs_of.items():
             for k, name in enumerate(state_names(model)):
                 cosines = cosines_of(queries[k, rows], candidates[k, rows])

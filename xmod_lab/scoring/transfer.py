@@ -11,46 +11,28 @@ The arms of a language, all with its own tokenizer and vocabulary:
     upper     fine-tuned on the language itself, through its own slot
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import nn
 from tqdm import tqdm
 
+from xmod_lab.codes import NO_SLOT
 from xmod_lab.model import XmodConfig, XmodPreTrainedModel
 from xmod_lab.tasks.examples import Encoded
 
 WRONG_SLOTS = 8
 _ROWS = 64  # a batch
-NO_SLOT = -1
 
 
-@contextmanager
-def without_slots(model: XmodPreTrainedModel) -> Iterator[None]:
-    """Every slot adds nothing meanwhile."""
-    handles = [
-        layer.output.adapter_modules.register_forward_hook(
-            lambda module, inputs, out: torch.zeros_like(out)
-        )
-        for layer in model.base_model.encoder.layer
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def slots_of(config: XmodConfig, code: str, source: str) -> dict[str, list[int]]:
+def slots_of(config: XmodConfig, code: str, source: str) -> dict[str, list[str]]:
     """The slots that each arm of ``code`` goes through. Arms that would be another one, or have no slot, are left out."""
-    own, sources = config.slot(code), config.slot(source)
+    own, sources = (config.languages[config.slot(known)] for known in (code, source))
     arms = {"target": [own]}
     if own != sources:
         arms["source"] = [sources]
     arms["none"] = [NO_SLOT]
-    others = [slot for slot in range(len(config.languages)) if slot not in (own, sources)]
+    others = [slot for slot in config.languages if slot not in (own, sources)]
     if others:
         chosen = np.linspace(0, len(others) - 1, min(WRONG_SLOTS, len(others))).round().astype(int)
         arms["wrong"] = [others[i] for i in chosen]
@@ -59,45 +41,31 @@ def slots_of(config: XmodConfig, code: str, source: str) -> dict[str, list[int]]
 
 @torch.inference_mode()
 def answers(
-    model: XmodPreTrainedModel, kind, encoded: Encoded, code: str, slot: int
+    model: XmodPreTrainedModel, kind, encoded: Encoded, code: str, slot: str | None = None
 ) -> tuple[list, float]:
     """Predictions for every example, and the loss, mean over the rows read; in float32 and evaluation mode.
 
     Args:
         code: the language whose vocabulary the examples are encoded in.
-        slot: the number of the slot that they go through, or NO_SLOT.
+        slot: the slot that they go through, or NO_SLOT; by default the one of ``code``.
     """
     was_training = model.training
     model.eval()
     order = sorted(range(len(encoded.ids)), key=lambda i: len(encoded.ids[i]))  # little padding
     predictions: list = [None] * len(order)
     loss, device = 0.0, model.device
-    embeddings = model.base_model.embeddings
     with torch.autocast(device.type, enabled=False):
         for start in range(0, len(order), _ROWS):
             indices = order[start : start + _ROWS]
             batch = {
                 name: tensor.to(device) for name, tensor in kind.batch(encoded, indices).items()
             }
-            ids = batch.pop("input_ids")
-            flat = ids.flatten(0, -2)  # (rows, S)
-            vectors = embeddings.table(code)(flat)
-            batch["position_ids"] = embeddings.default_positions(flat, vectors).view_as(ids)
-            batch["inputs_embeds"] = vectors.view(*ids.shape, -1)
-            lang_ids = torch.full((len(indices),), max(slot, 0))
-            output = _through(model, slot, lang_ids, batch)
+            output = model(lang_ids=code, slot=slot, **batch)
             loss += float(output.loss) * len(indices) / len(order)
             for i, prediction in zip(indices, kind.predict(output, encoded, indices), strict=True):
                 predictions[i] = prediction
     model.train(was_training)
     return kind.finish(predictions, encoded), loss
-
-
-def _through(model: nn.Module, slot: int, lang_ids: torch.Tensor, batch: dict):
-    if slot != NO_SLOT:
-        return model(lang_ids=lang_ids, **batch)
-    with without_slots(model):
-        return model(lang_ids=lang_ids, **batch)
 
 
 def transfer_answers(

@@ -1,8 +1,5 @@
 """Slots against one another: text of one language through the slot of another (the wrong-slot matrix)."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 from tqdm import tqdm
 
@@ -11,24 +8,6 @@ from xmod_lab.scoring.held_out import named_with_interval
 from xmod_lab.scoring.subjects import Subject, slots_of
 
 Matrix = dict[str, dict[str, float]]  # language of the text -> slot -> nats per predicted piece
-
-
-@contextmanager
-def through_slot(model: XmodLanguageModel, code: str, slot: str) -> Iterator[None]:
-    """Text of ``code`` goes through ``slot`` meanwhile, but is read and predicted in its own vocabulary.
-
-    No weight is touched: every layer has the module of ``slot`` in the place of the language's own.
-    """
-    own = model.config.languages[model.config.slot(code)]
-    layers = [layer.output.adapter_modules for layer in model.base_model.encoder.layer]
-    kept = [slots[own] for slots in layers]
-    try:
-        for slots in layers:
-            slots[own] = slots[slot]
-        yield
-    finally:
-        for slots, module in zip(layers, kept, strict=True):
-            slots[own] = module
 
 
 def slot_matrix(
@@ -47,8 +26,7 @@ def slot_matrix(
         for subject in subjects:
             nats, predicted = [], subject.scorer.predicted
             for slot in slots:
-                with through_slot(model, subject.code, slot):
-                    nats.append(subject.scorer.nats(model))
+                nats.append(subject.scorer.nats(model, slot))
                 bar.update()
             matrix[subject.code] = {
                 s: float(n.sum() / predicted.sum()) for s, n in zip(slots, nats, strict=True)

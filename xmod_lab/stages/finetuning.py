@@ -240,7 +240,7 @@ def _development(
     metric = setting.kind.metric(cfg.task.metric, code)
 
     def validate(model: XmodPreTrainedModel, step: int) -> dict[str, float]:
-        predictions, mean_loss = answers(model, setting.kind, dev, code, model.lang_id(code))
+        predictions, mean_loss = answers(model, setting.kind, dev, code)
         score = metric.score(dev.gold, predictions)
         log.info(
             "step %d: %s %.3f on the development split of %s", step, cfg.task.metric, score, code
