@@ -392,7 +392,7 @@ def test_commands_judge_a_configuration_before_anything_heavy_is_imported():
 
 
 def test_names_of_settings_are_those_of_what_they_name():
-    assert tuple(METHODS) == EMBEDDING_INITS
+    assert list(METHODS) == EMBEDDING_INITS
     assert {kind: made.metrics for kind, made in KINDS.items()} == METRICS
     assert {kind: made.roles for kind, made in KINDS.items()} == ROLES
     for name in dir(torch.nn.ModuleDict()):

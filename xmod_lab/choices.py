@@ -14,7 +14,7 @@ ATTENTION = ("row", "document")
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 SCHEDULES = ("linear", "cosine", "constant")
 VOCABULARIES = ("own", "keep")
-EMBEDDING_INITS = (
+EMBEDDING_INITS = [  # a list: what registers a method adds its name
     "random",
     "mean",
     "overlap",
@@ -22,7 +22,7 @@ EMBEDDING_INITS = (
     "subword_mean",
     "focus",
     "script_mean",
-)
+]
 SLOT_INITS = "random | zero_output | mean | mean:<code>,<code>,... | copy:<code> | nearest"
 NEAREST = "nearest"  # the donor whose slot suits the language's text best; found by xmod_lab.stages.donors
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
@@ -84,7 +84,7 @@ def number(
     return field(default=default, metadata=metadata)
 
 
-def choice(default: str, names: tuple[str, ...], mark: Mapping[str, str] = NO_MARK) -> object:
+def choice(default: str, names: Sequence[str], mark: Mapping[str, str] = NO_MARK) -> object:
     """A field of a schema whose value must be one of ``names``."""
     return field(default=default, metadata={"names": names, **mark})
 

@@ -22,19 +22,6 @@ from xmod_lab.scoring.held_out import score_losses, score_passages, scorers_of
 from xmod_lab.training.data import prepare_language
 
 
-@pytest.fixture
-def command(monkeypatch, capsys):
-    """``command(main, *arguments)`` -> exit status, stdout and stderr, in this process: starting one takes seconds."""
-
-    def call(main, *arguments) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        return stop.value.code or 0, *capsys.readouterr()
-
-    return call
-
-
 def files(folder: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()

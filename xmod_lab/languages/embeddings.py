@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.choices import EMBEDDING_INITS
 from xmod_lab.errors import UserError, nearest
-from xmod_lab.languages.initialisers import KEEP_SHARED, METHODS, Material, ordinary_pieces
+from xmod_lab.languages.initialisers import BLANK, METHODS, Material, ordinary_pieces
 from xmod_lab.model import XmodLanguageModel, seeded_generator
 
 _SPECIALS = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
@@ -55,7 +54,7 @@ def initialise_vocabulary(
     learn first.
 
     Args:
-        method: one of EMBEDDING_INITS.
+        method: a name in :data:`xmod_lab.languages.initialisers.METHODS`.
         piece_counts: (V,) how often each new piece occurs in the language's training text.
         rows: gives (R, T) piece ids of that text, for the method that reads it.
     Raises:
@@ -63,12 +62,11 @@ def initialise_vocabulary(
     """
     if method not in METHODS:
         raise UserError(
-            f"embedding_init is '{method}'; allowed are {', '.join(EMBEDDING_INITS)}."
-            f"{nearest(method, EMBEDDING_INITS)}"
+            f"embedding_init is '{method}'; allowed are {', '.join(METHODS)}.{nearest(method, METHODS)}"
         )
     base = model.get_input_embeddings().weight.detach().float().cpu()  # (O, D), only read
     specials, pad = special_pairs(old, new), model.config.pad_token_id
-    shared = shared_pieces(old, new) if method in KEEP_SHARED else {}
+    shared = {} if method in BLANK else shared_pieces(old, new)
     copied = {**shared, **specials}
     generator = seeded_generator(seed, code, "embedding_init", method)
     used = base[torch.arange(len(base)) != pad]

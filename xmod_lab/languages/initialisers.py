@@ -189,4 +189,4 @@ METHODS: dict[str, Callable[[Material], Rows]] = {
     "focus": focus,
     "script_mean": script_mean,
 }
-KEEP_SHARED = tuple(name for name in METHODS if name not in ("random", "mean"))
+BLANK = ("random", "mean")  # keep no row of the base but those of special subwords
