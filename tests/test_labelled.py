@@ -17,12 +17,14 @@ from xmod_lab.tasks.answering import Answering
 from xmod_lab.tasks.choice import Choice
 from xmod_lab.tasks.classification import Classification, Inference
 from xmod_lab.tasks.kinds import KINDS
-from xmod_lab.tasks.labels import classes
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.tagging import Tagging
-from xmod_lab.tasks.values import NO_LABEL, read_value
+from xmod_lab.tasks.values import NO_LABEL, classes, read_text
 
 KNOWN = ["en_XX", "de_DE"]
+READERS = {"language": read_text, "split": read_text}
+for kind in KINDS.values():
+    READERS |= kind.roles
 
 
 @pytest.mark.parametrize(
@@ -48,7 +50,7 @@ KNOWN = ["en_XX", "de_DE"]
     ],
 )
 def test_values_that_mean_one_thing_are_read(role, value, read):
-    assert read_value(role, value, "here") == read
+    assert READERS[role](value, "here") == read
 
 
 @pytest.mark.parametrize(
@@ -86,7 +88,7 @@ def test_values_that_mean_one_thing_are_read(role, value, read):
 )
 def test_values_of_other_types_are_refused_by_their_type(role, value, message):
     with pytest.raises(UserError, match=message):
-        read_value(role, value, "here")
+        READERS[role](value, "here")
 
 
 def test_examples_of_one_template_are_one_cluster_in_every_embedded_task():
@@ -118,7 +120,7 @@ def test_a_group_is_a_column_or_a_role_and_one_that_is_not_there_or_tells_nothin
     for column, message in (
         (
             "tpoic",
-            "line 1: no column 'tpoic', whose value .* share; it has text, label, topic.*leave it out with '~task.data",
+            "line 1: no column 'tpoic', which task.data.columns.group names; it has text, label, topic.*leave it out with '~task.data",
         ),
         ("empty", "column 'empty': it is null"),
     ):
@@ -142,7 +144,7 @@ def _write(path, *rows: dict):
     return LabelledSource(str(path).replace("train", "@split"), language="en")
 
 
-def _read(source: LabelledSource, roles=("text", "label")) -> list[dict]:
+def _read(source: LabelledSource, roles=Classification.roles) -> list[dict]:
     return [row.values for row in read_examples([source], roles, KNOWN)[0]["en_XX"]["train"]]
 
 
@@ -162,7 +164,7 @@ def test_a_row_that_cannot_be_read_is_named_with_its_column(tmp_path, row, messa
 def test_a_language_column_of_numbers_is_refused(tmp_path):
     _write(tmp_path / "x.jsonl", {"text": "a", "label": 0, "split": "train", "language": 3})
     with pytest.raises(UserError, match="x.jsonl, line 1, column 'language': it is a whole number"):
-        read_examples([LabelledSource(str(tmp_path / "x.jsonl"))], ("text", "label"), KNOWN)
+        read_examples([LabelledSource(str(tmp_path / "x.jsonl"))], Classification.roles, KNOWN)
 
 
 def test_the_key_that_a_message_names_is_that_of_the_source(tmp_path):
@@ -170,10 +172,10 @@ def test_the_key_that_a_message_names_is_that_of_the_source(tmp_path):
     _write(tmp_path / "y.test.jsonl", {"utterance": "a", "label": "b"})
     tests = LabelledSource(f"{tmp_path}/y.@split.jsonl", language="en")
     with pytest.raises(UserError, match=r"Name it with \+\+task.tests.columns.text=<column>"):
-        read_examples([train, tests], ("text", "label"), KNOWN)
+        read_examples([train, tests], Classification.roles, KNOWN)
     with pytest.raises(UserError, match="task.tests.path: no file is named like"):
         read_examples(
-            [train, LabelledSource(f"{tmp_path}/z.@split.jsonl")], ("text", "label"), KNOWN
+            [train, LabelledSource(f"{tmp_path}/z.@split.jsonl")], Classification.roles, KNOWN
         )
 
 
@@ -185,7 +187,7 @@ def test_files_without_rows_are_an_error_and_splits_that_nobody_asked_for_are_na
     source = LabelledSource(f"{tmp_path}/x.@split.csv", language="en")
     with caplog.at_level(logging.INFO, "xmod_lab"):
         assert _read(source) == [{"text": "a", "label": "b"}]
-    assert "what is named valid is in no split that is read" in caplog.text
+    assert "the splits valid are left out" in caplog.text
     (tmp_path / "x.test.csv").write_text("text,label\n")
     with pytest.raises(UserError, match="x.test.csv: it has no rows"):
         _read(source)
@@ -246,7 +248,7 @@ def test_marks_that_say_that_there_is_no_label_are_left_out_and_counted(tmp_path
     table.to_parquet(tmp_path / "x.train.parquet")
     table.select([1]).to_parquet(tmp_path / "x.test.parquet")
     rows, _ = read_examples(
-        [LabelledSource(f"{tmp_path}/x.@split.parquet", language="en")], ("text", "label"), KNOWN
+        [LabelledSource(f"{tmp_path}/x.@split.parquet", language="en")], Classification.roles, KNOWN
     )
     kept, without = _labelled(rows, Classification)
     assert [row.values["label"] for row in kept["en_XX"]["train"]] == ["on", "off"] and without[
@@ -387,14 +389,14 @@ def test_an_answer_that_stands_elsewhere_is_said_where_and_one_that_no_window_ho
 @pytest.mark.parametrize("name", KINDS)
 def test_what_the_card_of_a_fine_tuned_model_says_to_do_works(tokenizer_folder, tmp_path, name):
     kind, labels = KINDS[name], {"id2label": {0: "a", 1: "b"}, "label2id": {"a": 0, "b": 1}}
-    model = kind.model_class(tiny_config(vocab_size=400, languages=["en_XX", "de_DE"], **labels))
+    model = kind.model_class()(tiny_config(vocab_size=400, languages=["en_XX", "de_DE"], **labels))
     model.save_pretrained(tmp_path)
     AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
     record = {
         "task": "mine",
         "source": "en_XX",
         "metric": kind.metrics[0],
-        "class": kind.model_class.__name__,
+        "class": kind.head,
         "inputs": kind.inputs,
         "piped": kind.piped,
         "labels": ["a", "b"],
@@ -414,5 +416,5 @@ def test_what_the_card_of_a_fine_tuned_model_says_to_do_works(tokenizer_folder, 
     ]
     scope: dict = {}
     exec("\n".join(code).replace("FOLDER", str(tmp_path)), scope)
-    assert type(scope["model"]) is kind.model_class and len(code) == (6 if kind.piped else 4)
+    assert type(scope["model"]) is kind.model_class() and len(code) == (6 if kind.piped else 4)
     assert (scope["model"].config.default_language == "de_DE") is bool(kind.piped)

@@ -7,7 +7,7 @@ from xmod_lab.tasks import ngrams as module
 from xmod_lab.tasks.answering import Answering
 from xmod_lab.tasks.choice import Choice
 from xmod_lab.tasks.classification import Classification, Inference
-from xmod_lab.tasks.ngrams import ngrams, spelling
+from xmod_lab.tasks.ngrams import ngram_answers, ngrams
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.tagging import Tagging
 
@@ -16,7 +16,7 @@ WORDS = ["lamp", "heat", "door", "rain", "milk", "fish", "tree", "song", "coin",
 
 def spelt(kind, train: list[Row], dev: list[Row], tests: dict[str, list[Row]], **settings):
     metric, gold = kind.metric("accuracy"), {"train": kind.gold(train), "dev": kind.gold(dev)}
-    found = spelling(
+    found = ngram_answers(
         kind, {"train": train, "dev": dev}, gold, tests, metric.score, **({"seeds": [1]} | settings)
     )
     return found, [
@@ -98,7 +98,7 @@ def test_a_choice_is_the_likeliest_of_its_row_and_a_question_has_no_such_baselin
             "",
         )
     ]
-    assert spelling(Answering(asked), {}, {}, {}, None, seeds=[1]) == []
+    assert ngram_answers(Answering(asked), {}, {}, {}, None, seeds=[1]) == []
 
 
 def test_a_tag_is_read_off_the_word_its_ends_and_its_neighbours():

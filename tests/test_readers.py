@@ -13,7 +13,6 @@ from seqeval.metrics import f1_score
 from transformers import AutoTokenizer
 
 from tests.helpers import composed, tiny_config
-from xmod_lab.choices import METRICS
 from xmod_lab.errors import UserError
 from xmod_lab.model import (
     XmodForMultipleChoice,
@@ -23,6 +22,7 @@ from xmod_lab.model import (
 from xmod_lab.scoring.transfer import answers
 from xmod_lab.tasks.answering import Answering
 from xmod_lab.tasks.choice import Choice
+from xmod_lab.tasks.classification import Classification, Inference
 from xmod_lab.tasks.file_formats import READERS
 from xmod_lab.tasks.metrics import span_f1
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
@@ -40,6 +40,10 @@ CONLLU = """# text = Dogs don't bark
 """
 
 
+def _batch(kind, encoded, indices) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(part) for name, part in kind.batch(encoded, indices).items()}
+
+
 def _rows(path) -> list[dict]:
     return [values for _, values in READERS["".join(path.suffixes)](path)]
 
@@ -53,8 +57,7 @@ def test_tables_with_quotes_as_their_type_has_them(tmp_path, caplog):
     assert _rows(tmp_path / "x.tsv")[0]["text"] == '"No," he said. "Yes"' and not caplog.text
     (tmp_path / "x.tsv").write_text('text\tlabel\n"He said ""No"""\ta\n')
     assert (
-        len(_rows(tmp_path / "x.tsv")) == 1
-        and "x.tsv: 1 rows have cells that look quoted" in caplog.text
+        len(_rows(tmp_path / "x.tsv")) == 1 and "1 rows have cells that look quoted" in caplog.text
     )
     (tmp_path / "x.tsv").write_text("text\tlabel\na\tb\nc\n")
     with pytest.raises(UserError, match="x.tsv, line 3: 1 cells, but the header has 2"):
@@ -166,7 +169,7 @@ def test_squad_files(tmp_path, caplog):
     (tmp_path / "x.json").write_text(json.dumps({"data": [{"paragraphs": [paragraph]}]}))
     assert (
         len(_rows(tmp_path / "x.json")) == 2
-        and "1 ids stand at several questions, 'q1'" in caplog.text
+        and "1 ids stand at several questions, for example 'q1'" in caplog.text
     )
     (tmp_path / "x.json").write_text('{"data": [{"title": "x"}]}')
     with pytest.raises(UserError, match="not in SQuAD's layout .*paragraphs"):
@@ -179,7 +182,7 @@ def test_arrays_and_lines_of_objects_in_a_json_file_are_rows(tmp_path):
         (tmp_path / "x.json").write_text(content)
         assert _rows(tmp_path / "x.json") == rows
     for content, message in (
-        ('[{"text": "a"}, "b"]', 'x.json, entry 2: "b" is no object'),
+        ('[{"text": "a"}, "b"]', 'x.json, entry 2: "b" is not an object'),
         ('[{"text": "a"}', "x.json: not JSON"),
         ("[" * 100_000, "x.json: its JSON is nested too deep"),
         ('[{"text": "\\ud83d"}]', r"x.json: .ud83d is half of a character"),
@@ -221,7 +224,7 @@ def test_xnli_as_the_hub_has_it(tmp_path, monkeypatch):
     splits = [("en", "train"), ("en", "validation"), ("en", "test"), ("de", "test"), ("th", "test")]
     path = _hub_folder(tmp_path / "xnli", {key: rows for key in splits}, features)
     source = LabelledSource(path, config="@language", splits={"dev": "validation"})
-    found, unknown = read_examples([source], ("premise", "hypothesis", "label"), KNOWN)
+    found, unknown = read_examples([source], Inference.roles, KNOWN)
     assert {code: list(splits) for code, splits in found.items()} == {
         "en_XX": ["train", "dev", "test"],
         "de_DE": ["test"],
@@ -233,7 +236,7 @@ def test_xnli_as_the_hub_has_it(tmp_path, monkeypatch):
     }
     assert list(unknown) == ["th"] and len(source.digest()) == 64
     with pytest.raises(UserError, match="no configuration of .* is named like 'xnli.@language'"):
-        read_examples([LabelledSource(path, config="xnli.@language")], ("label",), KNOWN)
+        read_examples([LabelledSource(path, config="xnli.@language")], Classification.roles, KNOWN)
 
 
 def test_wikiann_as_the_hub_has_it(tmp_path, monkeypatch):
@@ -252,7 +255,7 @@ def test_wikiann_as_the_hub_has_it(tmp_path, monkeypatch):
         columns={"words": "tokens", "tags": "ner_tags"},
         splits={"dev": "validation"},
     )
-    found, _ = read_examples([source], ("words", "tags"), KNOWN)
+    found, _ = read_examples([source], Tagging.roles, KNOWN)
     assert found["de_DE"]["dev"][0].values == {
         "words": ["Ada", "L", "."],
         "tags": ["B-PER", "I-PER", "O"],
@@ -276,7 +279,7 @@ def test_the_first_piece_of_a_word_carries_its_tag_and_words_that_are_cut_off_ar
 ):
     tokenizer, kind = AutoTokenizer.from_pretrained(tokenizer_folder), Tagging(NER)
     whole, cut = kind.encode(NER, tokenizer, 60), kind.encode(NER, tokenizer, 8)
-    batch = kind.batch(whole, [0, 1])
+    batch = _batch(kind, whole, [0, 1])
     for row, i in enumerate((0, 1)):
         places = batch["labels"][row].ne(-100).nonzero().flatten().tolist()
         words = [
@@ -287,7 +290,7 @@ def test_the_first_piece_of_a_word_carries_its_tag_and_words_that_are_cut_off_ar
         assert [kind.labels[t] for t in batch["labels"][row][places]] == NER[i].values["tags"]
     assert whole.targets == [len(row.values["words"]) for row in NER]
     assert cut.targets == [
-        int((kind.batch(cut, [i])["labels"] != -100).sum()) for i in range(len(NER))
+        int((_batch(kind, cut, [i])["labels"] != -100).sum()) for i in range(len(NER))
     ]
     assert (
         whole.truncated == 0
@@ -295,7 +298,7 @@ def test_the_first_piece_of_a_word_carries_its_tag_and_words_that_are_cut_off_ar
         and len(cut.ids[0]) == 8
     )
     model = XmodForTokenClassification(tiny_config(vocab_size=400, **kind.configuration())).eval()
-    output = model(**kind.batch(cut, [1, 0]), lang_ids="en_XX")
+    output = model(**_batch(kind, cut, [1, 0]), lang_ids="en_XX")
     predicted = kind.predict(output, cut, [1, 0])
     assert [len(tags) for tags in predicted] == [4, 6] and predicted[1][-1] == kind.labels.index(
         "O"
@@ -310,7 +313,7 @@ def test_the_first_piece_of_a_word_carries_its_tag_and_words_that_are_cut_off_ar
             ("a b", "O"),
             "row 0: words and tags must be lists of equal length, here they are 2 and 1",
         ),
-        (("a", "B-PRE"), "row 0: tag 'B-PRE' is not in .* Did you mean 'B-PER'"),
+        (("a", "B-PRE"), "row 0: label 'B-PRE' is not in .* Did you mean 'B-PER'"),
     ],
 )
 def test_misaligned_and_unknown_tags_are_errors(row, message):
@@ -431,7 +434,7 @@ def test_a_share_of_the_contexts_of_training_is_held_out_and_the_split_that_was_
     assert (
         f"{len(found['en_XX']['dev'])} training examples are the development split" in caplog.text
     )
-    assert "what is named validation is in no split that is read" in caplog.text
+    assert "the splits validation are left out" in caplog.text
     alone = read_examples([replace(source, columns={}, held_out=0.5)], Answering.roles, KNOWN)[0][
         "en_XX"
     ]
@@ -482,7 +485,6 @@ def test_xquad_is_scored_by_squads_script_in_every_language():
     kind = Answering([])
     assert kind.metric("f1", "zh_CN").score([["北京市海淀区"]], ["北京市"]) == 0
     assert kind.metric("f1", "de_DE").score([["der Turm"]], ["Turm"]) == pytest.approx(2 / 3)
-    assert set(Answering.metrics) == set(METRICS["qa"])
 
 
 def _question(context: str, answer: str, start: int | None = None) -> Row:
@@ -518,7 +520,7 @@ def test_long_contexts_are_read_in_windows_and_the_answer_is_found_in_those_that
             perfect.start_logits[i, window.start] = perfect.end_logits[i, window.end] = 9.0
     said = kind.finish(kind.predict(perfect, encoded, range(len(encoded.ids))), encoded)
     assert kind.metric("exact_match").score(encoded.gold, said) == 1.0
-    batch = kind.batch(encoded, range(len(encoded.ids)))
+    batch = _batch(kind, encoded, range(len(encoded.ids)))
     model = XmodForQuestionAnswering(
         tiny_config(vocab_size=400, max_position_embeddings=66, **kind.configuration())
     ).eval()
@@ -549,12 +551,12 @@ def test_an_answer_outside_of_its_context_is_an_error(tokenizer_folder):
         {"question": "Who?", "context": "x", "answers": {"text": [], "answer_start": []}},
         "question q2",
     )
-    with pytest.raises(UserError, match="question q2: it has no answer"):
+    with pytest.raises(UserError, match="question q2: .*it has no answer"):
         Answering([row])
     long = Row(
         {**_question("The page.", "page").values, "question": "which page " * 30}, "question q3"
     )
-    with pytest.raises(UserError, match="question q3: the question has .* pieces"):
+    with pytest.raises(UserError, match="question q3: .*the question has .* tokens"):
         Answering([long]).encode([long], AutoTokenizer.from_pretrained(tokenizer_folder), 64)
 
 
@@ -568,7 +570,7 @@ def test_choices_are_read_with_their_text_and_another_number_of_them_is_an_error
     ]
     kind = Choice(rows)
     encoded = kind.encode(rows, AutoTokenizer.from_pretrained(tokenizer_folder), 38)
-    batch = kind.batch(encoded, [1, 0])
+    batch = _batch(kind, encoded, [1, 0])
     assert batch["input_ids"].shape[:2] == (2, 2) and batch["labels"].tolist() == [1, 0]
     assert batch["attention_mask"].sum(-1)[0].tolist() == [len(ids) for ids in encoded.ids[1]]
     model = XmodForMultipleChoice(tiny_config(vocab_size=400)).eval()
@@ -579,7 +581,7 @@ def test_choices_are_read_with_their_text_and_another_number_of_them_is_an_error
     )
     for change, message in (
         ({"choices": ["a"]}, "row: choices must be a list of 2"),
-        ({"label": 2}, "label '2' is no choice"),
+        ({"label": 2}, "label '2' is not in"),
     ):
         with pytest.raises(UserError, match=message):
             kind.gold([Row({**rows[0].values, **change}, "row")])

@@ -17,7 +17,7 @@ from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.statistics import AT_LEAST, clusters_of, difference, estimate, holm
 
 KNOWN = ["en_XX", "de_DE", "el_GR"]
-ROLES = ("text", "label")
+ROLES = Classification.roles
 
 
 def _write(path, rows):
@@ -105,7 +105,7 @@ def test_a_label_that_training_lacks_is_an_error_with_its_place_and_the_nearest(
     assert kind.labels == ["off", "on"] and kind.gold(_rows("on", "off")) == [1, 0]
     with pytest.raises(
         UserError,
-        match="file, line 2: label 'onn' is not in .* allowed are off, on. Did you mean 'on'",
+        match="file, line 2: label 'onn' is not in .* allowed: off, on. Did you mean 'on'",
     ):
         kind.gold(_rows("on", "onn"))
     with pytest.raises(UserError, match="have one label, 'on'"):

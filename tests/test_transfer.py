@@ -14,12 +14,12 @@ from xmod_lab.scoring.transfer import answers, slots_of
 from xmod_lab.scoring.transfer_table import Language, Transfer
 from xmod_lab.stages.task_data import task_model
 from xmod_lab.tasks.classification import Classification
-from xmod_lab.tasks.examples import Encoded
+from xmod_lab.tasks.examples import EncodedExamples
 from xmod_lab.tasks.sources import Row
 from xmod_lab.tasks.statistics import Estimate
 
 KIND = Classification([Row({"text": "", "label": label}, "") for label in "abcd"])
-TEXTS = Encoded(
+TEXTS = EncodedExamples(
     [[0, *range(5, 5 + n), 2] for n in (3, 9, 1, 6, 6)],
     [0, 1, 2, 3, 0],
     pad_id=1,
@@ -37,6 +37,10 @@ def folder(tmp_path):
     return tmp_path
 
 
+def _batch(indices) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(part) for name, part in KIND.batch(TEXTS, indices).items()}
+
+
 def _loss(model, code: str, slot: str | None = None) -> float:
     """By the plain forward pass, one text at a time; through another slot by its weights in place of the own ones."""
     if slot is not None and slot != code:
@@ -45,7 +49,7 @@ def _loss(model, code: str, slot: str | None = None) -> float:
             modules[code].load_state_dict(modules[slot].state_dict())
     total = 0.0
     for i in range(len(TEXTS)):
-        batch = KIND.batch(TEXTS, [i])
+        batch = _batch([i])
         total += float(model(**batch, lang_ids=code).loss.detach()) / len(TEXTS)
     return total
 
@@ -58,7 +62,7 @@ def test_an_arm_is_the_language_with_its_own_vocabulary_through_that_slot(folder
     model = task_model(folder, KIND, seed=1)
     predictions, loss = answers(model, KIND, TEXTS, code, slot)
     assert loss == pytest.approx(_loss(task_model(folder, KIND, seed=1), code, slot), rel=1e-5)
-    ids = KIND.batch(TEXTS, range(5))
+    ids = _batch(range(5))
     if slot == code:
         assert predictions == model(**ids, lang_ids=code).logits.argmax(-1).tolist()
 

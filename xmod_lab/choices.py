@@ -29,20 +29,6 @@ PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 RESUME = ("auto", "never")
-METRICS = {  # of each kind of labelled task
-    "classification": ("accuracy", "macro_f1"),
-    "nli": ("accuracy", "macro_f1"),
-    "tagging": ("accuracy", "span_f1"),
-    "qa": ("exact_match", "f1", "mlqa_exact_match", "mlqa_f1"),
-    "choice": ("accuracy",),
-}
-ROLES = {  # what every example of such a task has
-    "classification": ("text", "label"),
-    "nli": ("premise", "hypothesis", "label"),
-    "tagging": ("words", "tags"),
-    "qa": ("question", "context", "answers"),
-    "choice": ("text", "choices", "label"),
-}
 
 
 def read_slot_init(init: str) -> tuple[str, list[str]]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 
@@ -84,8 +84,8 @@ def number(
     return field(default=default, metadata=metadata)
 
 
-def choice(default: str, names: Sequence[str], mark: Mapping[str, str] = NO_MARK) -> object:
-    """A field of a schema whose value must be one of ``names``."""
+def choice(default: str, names: Collection[str], mark: Mapping[str, str] = NO_MARK) -> object:
+    """A field of a schema that must be one of ``names``, such as the names of a registry."""
     return field(default=default, metadata={"names": names, **mark})
 
 

@@ -1,12 +1,17 @@
-"""The schema of ``python -m xmod_lab.finetune``, and what can be judged in it before any work."""
+"""The settings of ``python -m xmod_lab.finetune``, and what can be checked in them before any work.
 
+They stand apart from :mod:`xmod_lab.config.schema` and :mod:`xmod_lab.config.rules`, since these are
+part of the core, which knows no labelled tasks.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xmod_lab.choices import METRICS, ROLES
 from xmod_lab.config.rules import base_faults, machine_faults, raise_faults, trainer_faults
 from xmod_lab.config.schema import RecipeConfig, RunConfig
 from xmod_lab.errors import nearest
 from xmod_lab.settings import choice, number, value_faults
+from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.tasks.sources import GROUP, PLACES, SPLITS, LabelledSource
 
 
@@ -15,16 +20,18 @@ class LabelledTask:
     """A labelled task.
 
     Args:
-        tests: more data, for tasks whose languages are tested on other files than those of training (SQuAD and XQuAD).
+        name: of the task, for tables and the model card.
         kind: one of :data:`xmod_lab.tasks.kinds.KINDS`.
-        source: the language that is fine-tuned on; all others with data and a slot are tested zero-shot.
-        metric: the figure of the source's development split by which weights are chosen.
-        seeds: so many models are trained, with ``seed``, ``seed + 1`` and so on.
-        upper: also fine-tune on every target language itself, which costs as many trainings again for each.
+        data: the examples.
+        tests: more examples, for tasks that test other files than they train on (SQuAD and XQuAD).
+        source: the language to fine-tune on. All others with data and a slot are tested zero-shot.
+        metric: the score of the source's development split that chooses the weights.
+        seeds: how many models are trained, with ``seed``, ``seed + 1`` and so on.
+        upper: also fine-tune on each target language itself. Each needs as many trainings again.
     """
 
     name: str = "intents"
-    kind: str = choice("classification", tuple(METRICS))
+    kind: str = choice("classification", KINDS)
     data: LabelledSource = field(default_factory=LabelledSource)
     tests: LabelledSource | None = None
     source: str = "en"
@@ -36,7 +43,7 @@ class LabelledTask:
 
 @dataclass
 class FinetuneConfig(RunConfig):
-    """All of ``python -m xmod_lab.finetune``."""
+    """All settings of ``python -m xmod_lab.finetune``."""
 
     task: LabelledTask = field(default_factory=LabelledTask)
 
@@ -57,48 +64,52 @@ class FinetuneConfig(RunConfig):
 
     @property
     def seeds(self) -> list[int]:
-        """Of the models that are trained one after the other."""
+        """The seeds of the models, which are trained one after the other."""
         return list(range(self.seed, self.seed + self.task.seeds))
 
 
 def validate_finetune(cfg: FinetuneConfig) -> None:
-    """Check everything that can be checked before any work. Raises one UserError that lists every fault."""
+    """Check all that can be checked before any work. Raises one UserError with every fault."""
     task, faults = cfg.task, list(value_faults(cfg))
-    if not faults:  # what follows calculates with these
+    if not faults:  # the next checks calculate with these values
         faults += trainer_faults(cfg.trainer)
-        if task.metric not in METRICS[task.kind]:
+        metrics = KINDS[task.kind].metrics
+        if task.metric not in metrics:
             faults.append(
-                f"task.metric is '{task.metric}'; allowed are {', '.join(METRICS[task.kind])}.{nearest(task.metric, METRICS[task.kind])}"
+                f"task.metric is '{task.metric}'; allowed are {', '.join(metrics)}."
+                f"{nearest(task.metric, metrics)}"
             )
         if cfg.seeds[-1] >= 2**32:
             faults.append(
-                f"seed is {cfg.seed}, and the last of task.seeds={task.seeds} models has {cfg.seeds[-1]}; allowed is 0 to {2**32 - 1}"
+                f"seed is {cfg.seed}, and the last of task.seeds={task.seeds} models has "
+                f"{cfg.seeds[-1]}; allowed is 0 to {2**32 - 1}"
             )
     faults += [*machine_faults(cfg.trainer), *_wrong_names(cfg)]
     if cfg.trainer.max_tokens is not None:
         faults.append(
-            "trainer.max_tokens is set, but fine-tuning counts examples; set trainer.max_steps instead"
+            "trainer.max_tokens is set, but fine-tuning counts examples; set trainer.max_steps"
         )
-    if cfg.trainer.devices * cfg.trainer.nodes > 1:
+    devices = cfg.trainer.devices * cfg.trainer.nodes
+    if devices > 1:
         faults.append(
-            f"trainer.devices × trainer.nodes is {cfg.trainer.devices * cfg.trainer.nodes}; allowed is 1: a task is "
-            "fine-tuned in one process. Start several runs with other seeds, or a sweep"
+            f"trainer.devices × trainer.nodes is {devices}; allowed is 1: fine-tuning runs in one "
+            "process. Start several runs with other seeds, or a sweep"
         )
     raise_faults([*faults, *base_faults(cfg.base)])
 
 
-def _wrong_names(cfg: FinetuneConfig) -> list[str]:
-    """Roles and splits that a source renames, and no task of this kind has."""
-    roles = (*ROLES.get(cfg.task.kind, ()), *PLACES, GROUP)
-    faults = []
+def _wrong_names(cfg: FinetuneConfig) -> Iterator[str]:
+    """Faults of a source that renames a role or a split that its kind of task does not have."""
+    kind = KINDS.get(cfg.task.kind)
+    roles = (*(kind.roles if kind else ()), *PLACES, GROUP)
     for key, source in zip(("task.data", "task.tests"), cfg.sources, strict=False):
         for name, allowed, given in (
             ("columns", roles, source.columns),
             ("splits", SPLITS, source.splits),
         ):
-            faults += [
-                f"{key}.{name}.{role} names nothing; allowed are {', '.join(allowed)}.{nearest(role, allowed)}"
-                for role in given
-                if role not in allowed
-            ]
-    return faults
+            for role in given:
+                if role not in allowed:
+                    yield (
+                        f"{key}.{name}.{role} names nothing; allowed are {', '.join(allowed)}."
+                        f"{nearest(role, allowed)}"
+                    )

@@ -1,14 +1,15 @@
-"""Zero-shot transfer: what a model that was fine-tuned on one language says of texts in another, slot by slot (X-MOD section 5).
+"""Zero-shot transfer: the answers of a model that was fine-tuned on one language, in another one.
 
-The arms of a language, all with its own tokenizer and vocabulary:
+The text of a language is encoded with its own tokenizer and vocabulary. The arms differ in the slot
+that it goes through (X-MOD, Pfeiffer et al. 2022, section 5), or in what answers:
 
     target    its own slot
     source    the slot of the language that was fine-tuned on
     none      no slot: the layers go on as if each slot had added nothing
-    wrong     the slots of all other languages, at most WRONG_SLOTS of them evenly chosen; the mean of their scores
-    ngrams    no model: a linear classifier on character n-grams, see :mod:`xmod_lab.tasks.ngrams`; what spelling alone gives
-    majority  one answer to all, the one that is right most often in the test split itself: chance at its best
-    upper     fine-tuned on the language itself, through its own slot
+    wrong     the slots of other languages, at most WRONG_SLOTS, evenly chosen; the mean of their scores
+    ngrams    a classifier of character n-grams without pre-training, :mod:`xmod_lab.tasks.ngrams`
+    majority  the same answer to all, the one that is right most often in this test: best chance
+    upper     a model that was fine-tuned on the language itself, through its own slot
 """
 
 from collections.abc import Sequence
@@ -19,14 +20,21 @@ from tqdm import tqdm
 
 from xmod_lab.codes import NO_SLOT
 from xmod_lab.model import XmodConfig, XmodPreTrainedModel
-from xmod_lab.tasks.examples import Encoded
+from xmod_lab.tasks.examples import EncodedExamples
+from xmod_lab.tasks.metrics import Metric
+from xmod_lab.tasks.task import Task
 
 WRONG_SLOTS = 8
-_ROWS = 64  # a batch
+_ROWS = 64  # of a batch
+
+# K slots, S seeds, N examples, E entries (examples or windows), D counts of an example
 
 
 def slots_of(config: XmodConfig, code: str, source: str) -> dict[str, list[str]]:
-    """The slots that each arm of ``code`` goes through. Arms that would be another one, or have no slot, are left out."""
+    """Arm -> the slots that text of ``code`` goes through.
+
+    Arms without a slot, or with the slots of another arm, are left out.
+    """
     own, sources = (config.languages[config.slot(known)] for known in (code, source))
     arms = {"target": [own]}
     if own != sources:
@@ -41,12 +49,18 @@ def slots_of(config: XmodConfig, code: str, source: str) -> dict[str, list[str]]
 
 @torch.inference_mode()
 def answers(
-    model: XmodPreTrainedModel, kind, encoded: Encoded, code: str, slot: str | None = None
+    model: XmodPreTrainedModel,
+    kind: Task,
+    encoded: EncodedExamples,
+    code: str,
+    slot: str | None = None,
 ) -> tuple[list, float]:
-    """Predictions for every example, and the loss, mean over the rows read; in float32 and evaluation mode.
+    """The prediction of each example, (N,), and the mean loss of the entries, in float32.
+
+    The model predicts in evaluation mode, and is in its own mode again afterwards.
 
     Args:
-        code: the language whose vocabulary the examples are encoded in.
+        code: the language of the examples; their vocabulary is that of this language.
         slot: the slot that they go through, or NO_SLOT; by default the one of ``code``.
     """
     was_training = model.training
@@ -58,7 +72,8 @@ def answers(
         for start in range(0, len(order), _ROWS):
             indices = order[start : start + _ROWS]
             batch = {
-                name: tensor.to(device) for name, tensor in kind.batch(encoded, indices).items()
+                name: torch.from_numpy(array).to(device)
+                for name, array in kind.batch(encoded, indices).items()
             }
             output = model(lang_ids=code, slot=slot, **batch)
             loss += float(output.loss) * len(indices) / len(order)
@@ -69,9 +84,18 @@ def answers(
 
 
 def transfer_answers(
-    model: XmodPreTrainedModel, kind, tests: dict[str, Encoded], source: str, title: str
+    model: XmodPreTrainedModel,
+    kind: Task,
+    tests: dict[str, EncodedExamples],
+    source: str,
+    title: str,
 ) -> dict[str, dict[str, list[list]]]:
-    """Language -> arm -> predictions of each of the arm's slots."""
+    """Language -> arm -> for each slot of the arm (K,) the predictions (N,).
+
+    Args:
+        source: the language that the model was fine-tuned on.
+        title: of the progress bar.
+    """
     ways = {code: slots_of(model.config, code, source) for code in tests}
     found: dict[str, dict[str, list[list]]] = {code: {} for code in tests}
     total = sum(len(slots) for arms in ways.values() for slots in arms.values())
@@ -87,8 +111,8 @@ def transfer_answers(
     return found
 
 
-def counted(metric, gold: Sequence, predictions: Sequence[Sequence[list]]) -> np.ndarray:
-    """Predictions of S seeds in K slots each -> counts (K, S, N, D)."""
+def counted(metric: Metric, gold: Sequence, predictions: Sequence[Sequence[list]]) -> np.ndarray:
+    """Gold answers (N,) and predictions (S, K, N) -> counts (K, S, N, D)."""
     return np.stack(
         [np.stack([metric.counts(gold, p) for p in seed]) for seed in predictions], axis=1
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 from xmod_lab.scoring.transfer import counted
 from xmod_lab.tables import show
-from xmod_lab.tasks.ngrams import Spelling
+from xmod_lab.tasks.ngrams import NgramAnswers
 from xmod_lab.tasks.statistics import (
     AGAINST,
     ARMS,
@@ -256,7 +256,7 @@ class Transfer:
 
 
 def score_transfer(
-    cfg, setting, results: dict[tuple[str, int], Result], spelt: list[Spelling]
+    cfg, setting, results: dict[tuple[str, int], Result], spelt: list[NgramAnswers]
 ) -> Transfer:
     """Estimates of all arms from the predictions of all trainings. ``cfg``, ``setting``: see
     :mod:`xmod_lab.stages.finetuning`; ``spelt``: the n-gram baseline of each seed, if there is one."""

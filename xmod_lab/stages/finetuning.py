@@ -30,9 +30,10 @@ from xmod_lab.scoring.held_out import on_device
 from xmod_lab.scoring.transfer import answers, transfer_answers
 from xmod_lab.scoring.transfer_table import Result, Transfer, score_transfer
 from xmod_lab.stages.task_data import Setting, open_task, task_model
-from xmod_lab.tasks.examples import Encoded, ExampleStream
-from xmod_lab.tasks.ngrams import Spelling, spelling
+from xmod_lab.tasks.examples import EncodedExamples, ExampleStream
+from xmod_lab.tasks.ngrams import NgramAnswers, ngram_answers
 from xmod_lab.tasks.sources import LabelledSource
+from xmod_lab.tasks.task import Task
 from xmod_lab.text.corpus import content_digest
 from xmod_lab.training.callbacks import BestWeights, LearningCurve
 from xmod_lab.training.data import From
@@ -131,13 +132,13 @@ def _with_base(cfg: FinetuneConfig, run: RunDir) -> FinetuneConfig:
     return replace(cfg, base=str(found.path))
 
 
-def _spelling(cfg: FinetuneConfig, run: RunDir, setting: Setting) -> list[Spelling]:
+def _spelling(cfg: FinetuneConfig, run: RunDir, setting: Setting) -> list[NgramAnswers]:
     """The n-gram baseline of each seed, which models must pass; written to predictions/<source>/ngrams.json."""
     source, kind, start = setting.source, setting.kind, time.monotonic()
     gold = {split: setting.examples[source][split].gold for split in ("train", "dev")}
     tests = {code: setting.rows[code]["test"] for code in setting.tests}
     score = kind.metric(cfg.task.metric).score
-    found = spelling(kind, setting.rows[source], gold, tests, score, seeds=cfg.seeds)
+    found = ngram_answers(kind, setting.rows[source], gold, tests, score, seeds=cfg.seeds)
     if not found:
         log.info(
             "there is no n-gram baseline of %s tasks, whose answers are parts of a text: compare the target slot with the other "
@@ -234,7 +235,7 @@ def _train_once(
 
 
 def _development(
-    cfg: FinetuneConfig, setting: Setting, code: str, dev: Encoded, name: str, loss: str
+    cfg: FinetuneConfig, setting: Setting, code: str, dev: EncodedExamples, name: str, loss: str
 ) -> Callable:
     """Scores the development split of ``code`` through its own slot."""
     metric = setting.kind.metric(cfg.task.metric, code)
@@ -251,7 +252,7 @@ def _development(
 
 
 def _loader(
-    cfg: FinetuneConfig, kind, encoded: Encoded, lang_id: int, seed: int
+    cfg: FinetuneConfig, kind: Task, encoded: EncodedExamples, lang_id: int, seed: int
 ) -> Callable[[int], DataLoader]:
     """Micro-batches from a step on."""
     stream = ExampleStream(
@@ -340,5 +341,5 @@ def _save(
         (out / CARD).write_text(card, encoding="utf-8")
 
     build_folder(run / "model", write, rebuild=True)
-    saved = setting.kind.model_class.from_pretrained(run / "model")
+    saved = setting.kind.model_class().from_pretrained(run / "model")
     return compare_frozen(before, tensor_digests(saved), set(weights))

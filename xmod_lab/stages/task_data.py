@@ -15,11 +15,12 @@ from xmod_lab.languages.folders import manifests_in
 from xmod_lab.model import XmodPreTrainedModel, read_config
 from xmod_lab.model.slots import random_value
 from xmod_lab.tables import show
-from xmod_lab.tasks.examples import Encoded
+from xmod_lab.tasks.examples import EncodedExamples
 from xmod_lab.tasks.kinds import KINDS
-from xmod_lab.tasks.labels import DOUBTFUL
 from xmod_lab.tasks.sources import GROUP, SPLITS, Labelled, Row, read_examples
 from xmod_lab.tasks.statistics import clusters_of
+from xmod_lab.tasks.task import Task
+from xmod_lab.tasks.values import DOUBTFUL
 from xmod_lab.text.tokenizer import composing
 
 log = logging.getLogger(__name__)
@@ -34,13 +35,13 @@ class Setting:
     folder: Path
     source: str
     added: list[str]
-    kind: object
-    examples: dict[str, dict[str, Encoded]]
+    kind: Task
+    examples: dict[str, dict[str, EncodedExamples]]
     clusters: dict[str, np.ndarray]
     rows: Labelled
 
     @property
-    def tests(self) -> dict[str, Encoded]:
+    def tests(self) -> dict[str, EncodedExamples]:
         """The languages that are tested."""
         return {code: splits["test"] for code, splits in self.examples.items() if "test" in splits}
 
@@ -141,7 +142,7 @@ def _clusters(cfg: FinetuneConfig, tests: dict[str, list[Row]]) -> dict[str, np.
     return found
 
 
-def _labelled(rows: Labelled, kind) -> tuple[Labelled, Counter[tuple[str, str]]]:
+def _labelled(rows: Labelled, kind: type[Task]) -> tuple[Labelled, Counter[tuple[str, str]]]:
     """The rows that have a label, and how many have none, by language and split."""
     kept: Labelled = {}
     without: Counter[tuple[str, str]] = Counter()
@@ -199,7 +200,7 @@ def _data_table(
     show(title, header, rows)
 
 
-def task_model(folder: Path, kind, seed: int) -> XmodPreTrainedModel:
+def task_model(folder: Path, kind: Task, seed: int) -> XmodPreTrainedModel:
     """The base with a head for the task, whose values are a function of ``seed`` alone; in evaluation mode.
 
     Raises:
@@ -209,7 +210,7 @@ def task_model(folder: Path, kind, seed: int) -> XmodPreTrainedModel:
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()  # a new head, and no language-model head: both are meant
     try:
-        model, info = kind.model_class.from_pretrained(
+        model, info = kind.model_class().from_pretrained(
             folder, config=config, output_loading_info=True
         )
     except UserError:

@@ -1,31 +1,37 @@
-"""Which of several continuations goes with a passage (COPA and the like)."""
+"""Which of several continuations follows a text (COPA and similar data)."""
 
-from collections import Counter
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodForMultipleChoice
-from xmod_lab.tasks.examples import Encoded, encode_texts, pad
+from xmod_lab.tasks.examples import EncodedExamples, encode_texts, pad
 from xmod_lab.tasks.metrics import Metric, accuracy
 from xmod_lab.tasks.sources import Row
-from xmod_lab.tasks.values import NO_LABEL
+from xmod_lab.tasks.task import Task
+from xmod_lab.tasks.values import NO_LABEL, read_label, read_text, read_texts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+    from transformers.modeling_outputs import MultipleChoiceModelOutput
 
 
-class Choice:
-    """Rows of a ``text``, a list of ``choices``, and the number of the right one from 0, ``label``. All rows have as many
-    choices as the first."""
+class Choice(Task):
+    """Rows of a ``text``, a list of ``choices``, and the number of the right one from 0, ``label``.
 
-    model_class = XmodForMultipleChoice
-    roles = ("text", "choices", "label")
+    All rows have as many choices as the first.
+    """
+
+    roles = {"text": read_text, "choices": read_texts, "label": read_label}
     metrics = ("accuracy",)
+    head = "XmodForMultipleChoice"
     pipeline = "multiple-choice"
-    inputs = '{name: part[None] for name, part in tokenizer(["a text"] * 2, ["one", "another"], padding=True, return_tensors="pt").items()}'
-    piped = None
+    inputs = (
+        '{name: part[None] for name, part in tokenizer(["a text"] * 2, ["one", "another"], '
+        'padding=True, return_tensors="pt").items()}'
+    )
+    ngram_classes = 2  # a choice is right or wrong
 
     def __init__(self, train: Sequence[Row]):
         first = train[0].values["choices"]
@@ -33,81 +39,68 @@ class Choice:
         self.labels = [str(i) for i in range(self.number)]
         self.gold(train)
 
+    def configuration(self) -> dict[str, Any]:
+        """Nothing: the head has one output for each choice."""
+        return {}
+
     @classmethod
     def is_labelled(cls, row: Row) -> bool:
-        """Whether a row says which choice is right; -1 says that it does not."""
         return row.values["label"] not in (NO_LABEL, "-1")
 
     def gold(self, rows: Sequence[Row]) -> list[int]:
-        """Numbers of the right choices. Raises UserError for a row with another number of choices, or without that one."""
-        found = []
+        """The numbers of the right choices.
+
+        Raises:
+            UserError: a row has another number of choices, or a label that is none of them.
+        """
         for row in rows:
-            choices, label = row.values["choices"], str(row.values["label"])
+            choices = row.values["choices"]
             if not isinstance(choices, list) or len(choices) != self.number or self.number < 2:
                 raise UserError(
-                    f"{row.where}: choices must be a list of {max(2, self.number)}, as in the first row, not {choices!r}"
+                    f"{row.where}: choices must be a list of {max(2, self.number)}, as in the "
+                    f"first row, not {choices!r}"
                 )
-            if label not in self.labels:
-                raise UserError(
-                    f"{row.where}: label '{label}' is no choice; allowed are {', '.join(self.labels)}"
-                )
-            found.append(int(label))
-        return found
+        return [self.number_of(str(row.values["label"]), row.where) for row in rows]
 
     def encode(
-        self, rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, positions: int
-    ) -> Encoded:
-        """The pieces of every pair of text and choice, at most ``positions`` each; ``ids`` has a list for each choice."""
-        pairs = [[row.values["text"], choice] for row in rows for choice in row.values["choices"]]
+        self, rows: Sequence[Row], tokenizer: "PreTrainedTokenizerBase", positions: int
+    ) -> EncodedExamples:
+        """Each entry of ``ids`` is a list: the token ids of the text with each choice."""
+        pairs = [pair for row in rows for pair in self.ngram_texts(row)]
         gold = self.gold(rows)
         flat = encode_texts(pairs, [0] * len(pairs), tokenizer, positions)
         ids = [flat.ids[i : i + self.number] for i in range(0, len(pairs), self.number)]
-        return Encoded(ids, gold, flat.pad_id, flat.truncated, flat.unknown, empty=flat.empty)
+        return EncodedExamples(
+            ids, gold, flat.pad_id, flat.truncated, flat.unknown, empty=flat.empty
+        )
 
-    def batch(self, encoded: Encoded, indices: Sequence[int]) -> dict[str, Tensor]:
-        """(B, C, S) tensors of these rows, and ``labels`` (B,)."""
+    def batch(self, encoded: EncodedExamples, indices: Sequence[int]) -> dict[str, np.ndarray]:
+        """(B, choices, S), and ``labels`` (B,)."""
         flat = pad([ids for i in indices for ids in encoded.ids[i]], encoded.pad_id)
-        batch = {name: tensor.view(len(indices), self.number, -1) for name, tensor in flat.items()}
-        return {**batch, "labels": torch.tensor([encoded.gold[i] for i in indices])}
+        batch = {n: part.reshape(len(indices), self.number, -1) for n, part in flat.items()}
+        return {**batch, "labels": np.array([encoded.gold[i] for i in indices])}
 
-    def predict(self, output, encoded: Encoded, indices: Sequence[int]) -> list[int]:
-        """The likeliest choice of each row of a batch."""
+    def predict(
+        self,
+        output: "MultipleChoiceModelOutput",
+        encoded: EncodedExamples,
+        indices: Sequence[int],
+    ) -> list[int]:
         return output.logits.argmax(-1).tolist()
 
-    def finish(self, predictions: list[int], encoded: Encoded) -> list[int]:
-        """Predictions of examples from those of what was read: here they are the same."""
-        return predictions
-
-    def majority(self, gold: Sequence[int]) -> list[int]:
-        """The same number for all: the one that is right most often."""
-        return [Counter(gold).most_common(1)[0][0]] * len(gold)
-
-    def described(self, gold: Sequence[int]) -> str:
-        """How many of the numbers are right somewhere."""
-        return f"{len(set(gold))} of {self.number}"
-
-    def comparable(self, gold: Sequence[int]) -> bool:
-        """Every test may stand in a mean."""
-        return True
-
-    outcomes = 2  # of the n-gram baseline: a choice is right or not
-
-    def spelt(self, row: Row) -> list[tuple[str, ...]]:
-        """What the n-gram baseline reads of a row: its text with each choice."""
-        return [(row.values["text"], choice) for choice in row.values["choices"]]
-
-    def targets(self, gold: int) -> list[int]:
-        """The outcomes of what is spelt."""
-        return [int(i == gold) for i in range(self.number)]
-
-    def read_off(self, probabilities: np.ndarray) -> int:
-        """The prediction of an example, from (choices, 2)."""
-        return int(probabilities[:, 1].argmax())
-
     def metric(self, name: str, code: str = "") -> Metric:
-        """Accuracy, which is the same in every language."""
         return accuracy()
 
-    def configuration(self) -> dict:
-        """Nothing: one output a pair."""
-        return {}
+    def comparable(self, gold: Sequence[int]) -> bool:
+        """Always: the number of a choice has no meaning of its own."""
+        return True
+
+    def ngram_texts(self, row: Row) -> list[tuple[str, ...]]:
+        """The units are the choices, each read with the text."""
+        return [(row.values["text"], choice) for choice in row.values["choices"]]
+
+    def ngram_labels(self, gold: int) -> list[int]:
+        return [int(i == gold) for i in range(self.number)]
+
+    def ngram_prediction(self, probabilities: np.ndarray) -> int:
+        return int(probabilities[:, 1].argmax())

@@ -1,26 +1,34 @@
-"""Encoded examples, and batches of them that are a function of (seed, step) alone."""
+"""Encoded examples, and the batches that training reads. A batch is a function of seed and step."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerBase
 
-# B batch rows, S sequence
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# B rows of a batch, S sequence, N examples, E entries (an example, or one window of it)
+
+IGNORE = -100  # the label of a position without a target, as torch's losses have it
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """``ids``: the pieces of each example, or of each window of it, special ones included; ``gold``: of each example;
-    ``truncated``: how many examples were cut to the model's
-    positions; ``unknown``: share of the pieces that the vocabulary does not have; ``extra``: what else a kind of task needs
-    of each row of ``ids``; ``empty``: how many examples have a text, or a word, without any piece; ``targets``: what each row
-    has of that the loss is a mean over, where rows differ in that."""
+class EncodedExamples:
+    """Examples of one split of one language, as token ids.
+
+    Args:
+        ids: (E,) the token ids of each entry, special tokens included.
+        gold: (N,) the gold answers.
+        pad_id: the padding token.
+        truncated: how many examples were cut to the model's positions.
+        unknown: share of the tokens that are the unknown token.
+        extra: (E,) what else a kind of task needs of each entry.
+        empty: how many examples have a text, or a word, without any token.
+        targets: (E,) how many targets of the loss each entry has, where entries differ in that.
+    """
 
     ids: list[list[int]]
     gold: list
@@ -36,44 +44,60 @@ class Encoded:
 
 
 def encode_texts(
-    texts: Sequence[Sequence[str]], gold: list, tokenizer: PreTrainedTokenizerBase, positions: int
-) -> Encoded:
-    """One passage or a pair for each example. Of a pair, the longer passage is cut first."""
+    texts: Sequence[Sequence[str]],
+    gold: list,
+    tokenizer: "PreTrainedTokenizerBase",
+    positions: int,
+) -> EncodedExamples:
+    """Encode one text, or a pair, for each example. Of a pair, the longer text is cut first."""
     columns = [list(column) for column in zip(*texts, strict=True)]
     # split_special_tokens: <mask> in a text is text
     encoded = tokenizer(*columns, truncation=True, max_length=positions, split_special_tokens=True)
-    truncated = sum(bool(encoding.overflowing) for encoding in encoded.encodings)
-    pieces = sum(len(ids) for ids in encoded["input_ids"])
-    unknown = sum(ids.count(tokenizer.unk_token_id) for ids in encoded["input_ids"])
-    empty = sum(
-        not set(range(len(columns))) <= set(encoding.sequence_ids) for encoding in encoded.encodings
+    parts = set(range(len(columns)))
+    return EncodedExamples(
+        encoded["input_ids"],
+        gold,
+        tokenizer.pad_token_id,
+        truncated=sum(bool(encoding.overflowing) for encoding in encoded.encodings),
+        unknown=unknown_share(encoded["input_ids"], tokenizer),
+        empty=sum(not parts <= set(encoding.sequence_ids) for encoding in encoded.encodings),
     )
-    return Encoded(
-        encoded["input_ids"], gold, tokenizer.pad_token_id, truncated, unknown / pieces, empty=empty
-    )
 
 
-def pad(rows: Sequence[list[int]], pad_id: int) -> dict[str, Tensor]:
-    """``input_ids`` and ``attention_mask`` (B, S) of these pieces, S the longest of them."""
-    ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=pad_id)
-    real = torch.arange(ids.shape[1])[None] < torch.tensor([len(row) for row in rows])[:, None]
-    return {"input_ids": ids, "attention_mask": real.long()}
+def unknown_share(ids: Sequence[list[int]], tokenizer: "PreTrainedTokenizerBase") -> float:
+    """The share of all tokens that are the unknown token."""
+    unknown = sum(row.count(tokenizer.unk_token_id) for row in ids)
+    return unknown / sum(map(len, ids))
 
 
-class ExampleStream(Dataset):
-    """Entry i is micro-batch ``i mod accumulate`` of step ``i div accumulate``. Every pass over the examples has an order of
-    its own, and none is left out.
+def pad(rows: Sequence[list[int]], pad_id: int) -> dict[str, np.ndarray]:
+    """``input_ids`` and ``attention_mask``, int64 (B, S), of these token ids; S is the longest."""
+    lengths = np.array([len(row) for row in rows])
+    mask = np.arange(lengths.max())[None] < lengths[:, None]
+    ids = np.full(mask.shape, pad_id)
+    ids[mask] = np.concatenate(rows)
+    return {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
+
+
+class ExampleStream:
+    """The micro-batches of a training, for torch's DataLoader.
+
+    Entry i is micro-batch ``i mod accumulate`` of step ``i div accumulate``. Each pass over the
+    examples has its own order and leaves none out.
 
     Args:
-        batch: indices of examples -> the model's arguments; ``lang_ids`` come from here.
-        targets: see :class:`Encoded`. A micro-batch has a ``loss_weight`` then, by which the mean over the micro-batches of a step
-            is the mean over the step's targets.
+        examples: their number.
+        batch: indices of examples -> the arguments of the model but ``lang_ids``.
+        lang_id: the slot that all of them go through.
+        rows_per_step: examples of an optimiser step, over its ``accumulate`` micro-batches.
+        targets: see :class:`EncodedExamples`. With them, a micro-batch has a ``loss_weight``, by
+            which the mean over the micro-batches of a step is the mean over the step's targets.
     """
 
     def __init__(
         self,
         examples: int,
-        batch: Callable[[Sequence[int]], dict[str, Tensor]],
+        batch: Callable[[Sequence[int]], dict[str, np.ndarray]],
         lang_id: int,
         *,
         seed: int,
@@ -90,25 +114,24 @@ class ExampleStream(Dataset):
     def __len__(self) -> int:
         return self.steps * self.accumulate
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         indices = self._indices(index)
-        batch = {**self.batch(indices), "lang_ids": torch.full((len(indices),), self.lang_id)}
+        batch = {**self.batch(indices), "lang_ids": np.full(len(indices), self.lang_id)}
         if self.targets is not None and self.accumulate > 1:
             first = index - index % self.accumulate
             counts = [
                 sum(self.targets[i] for i in self._indices(part))
                 for part in range(first, first + self.accumulate)
             ]
-            batch["loss_weight"] = torch.tensor(
-                counts[index - first] * self.accumulate / max(1, sum(counts))
-            )
+            weight = counts[index - first] * self.accumulate / max(1, sum(counts))
+            batch["loss_weight"] = np.array(weight, np.float32)
         return batch
 
     def _indices(self, index: int) -> list[int]:
-        """The examples of an entry."""
+        """The examples of a micro-batch."""
         places = range(index * self.rows, (index + 1) * self.rows)
         return [int(self._order(place // self.examples)[place % self.examples]) for place in places]
 
     def _drawn(self, number: int) -> np.ndarray:
-        """The order of the examples in a pass."""
+        """The order of the examples in a pass, (N,)."""
         return np.random.default_rng([self.seed, number]).permutation(self.examples)

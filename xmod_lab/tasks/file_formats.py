@@ -1,4 +1,8 @@
-"""File types of labelled data: each reader yields rows, column -> value, and where they stand."""
+"""File formats of labelled data: READERS has a function for each file type.
+
+To add a format, write a generator that takes a path and yields, for each row, the place where it
+stands (for messages) and its columns as a dict, and name it in READERS.
+"""
 
 import json
 import logging
@@ -7,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet
 
@@ -20,14 +24,16 @@ if TYPE_CHECKING:
     import datasets
 
 log = logging.getLogger(__name__)
-Rows = Iterator[tuple[str, dict]]
+Rows = Iterator[tuple[str, dict]]  # of each row the place where it stands, and column -> value
 _CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
-
-_IGNORED = -100  # a tag that torch's loss leaves out
+_UNLABELLED = (-1, -100)  # class numbers that mean "no label": of datasets, of torch's losses
 
 
 def table_rows(path: Path) -> Rows:
-    """Lines of .csv (quoted as usual) or .tsv (never quoted, as in XNLI), under a first line that names the columns."""
+    """Lines of a .csv (quoted as usual) or .tsv file (never quoted, as in XNLI).
+
+    The first line names the columns.
+    """
     header: list[str] | None = None
     quoted = 0
     for number, cells in table_cells(path):
@@ -38,15 +44,18 @@ def table_rows(path: Path) -> Rows:
         yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
     if quoted:
         log.warning(
-            "warning: %s: %d rows have cells that look quoted, with quotes doubled inside; a .tsv is read as it is, and these "
-            "quotes as text. Save it without quoting, or as .csv",
+            "warning: %s: save it without quoting, or as .csv; %d rows have cells that look quoted, "
+            "but a .tsv file is never quoted, so these quotes are read as text",
             path,
             quoted,
         )
 
 
 def conllu_rows(path: Path) -> Rows:
-    """Sentences of CoNLL-U with its ten columns, as ``form``, ``upos``, …; comments, and words that span others, are left out."""
+    """Sentences of CoNLL-U. The columns are its ten fields (``form``, ``upos``, …), each a list.
+
+    Comments, multiword tokens and empty nodes are left out.
+    """
     words = [
         (number, fields) for number, fields in _lines(path) if not fields or fields[0].isdigit()
     ]
@@ -55,13 +64,15 @@ def conllu_rows(path: Path) -> Rows:
 
 
 def conll_rows(path: Path) -> Rows:
-    """Sentences of CoNLL: of each word the first column, in ``words``, and the last one that is filled, in ``tags``.
+    """Sentences of CoNLL: the first column of each word as ``words``, the last one as ``tags``.
 
-    A line that begins with ``#`` and stands before the first word of a sentence is a comment, unless it reads like a word: as
-    many columns as the others, ``#`` without a space behind it in the first, and in the last the tag of another word.
+    A line before the first word of a sentence is a comment if it begins with ``#``, unless it reads
+    like a word: it has as many columns as the others, no space behind ``#``, and in its last column
+    the tag of another word.
 
     Raises:
-        UserError: a word has another number of columns than the first one; the first column counts words (as in GermEval).
+        UserError: a word has another number of columns than the first one; or the first column
+            counts the words (as in GermEval).
     """
     lines = _lines(path)
     doubtful = {
@@ -79,7 +90,7 @@ def conll_rows(path: Path) -> Rows:
     }
     if comments:
         log.info(
-            "%s: %d lines that begin with # are left out as comments, line %d the first",
+            "%s: %d lines that begin with # are left out as comments, the first is line %d",
             path,
             len(comments),
             min(comments),
@@ -91,8 +102,8 @@ def conll_rows(path: Path) -> Rows:
         [w[0] for w in s] == [str(i + 1) for i in range(len(s))] for _, s in sentences
     ):
         raise UserError(
-            f"{sentences[0][0]}: the first column counts the words of each sentence, where words are expected; take it "
-            "out (between tabs: grep -v '^#' OLD | cut -f2- > NEW)"
+            f"{sentences[0][0]}: the first column counts the words of each sentence, where words "
+            "are expected; remove that column (between tabs: grep -v '^#' OLD | cut -f2- > NEW)"
         )
     for where, sentence in sentences:
         yield (
@@ -105,9 +116,11 @@ def conll_rows(path: Path) -> Rows:
 
 
 def _lines(path: Path) -> list[tuple[int, list[str]]]:
-    """The number of each line, and its columns: what stands between tabs or, where there are none, between spaces. Others, such
-    as U+00A0, are part of a word. Separators at the ends or beside one another hold nothing; so a line of them is blank, and one
-    with -DOCSTART- is taken to be so."""
+    """The number of each line, and its columns: separated by tabs if it has any, else by spaces.
+
+    Other spaces, such as U+00A0, are part of a word. There are no empty columns: separators at the
+    ends, or beside one another, count as one. A line with -DOCSTART- counts as blank.
+    """
     found = []
     for number, line in enumerate(decoded_lines(path), start=1):
         line = line.strip(" \t\n")
@@ -121,7 +134,7 @@ def _lines(path: Path) -> list[tuple[int, list[str]]]:
 def _sentences(
     path: Path, lines: list[tuple[int, list[str]]], width: int
 ) -> Iterator[tuple[str, list[list[str]]]]:
-    """Words between blank lines. Raises UserError, with the line, for one that has not ``width`` columns."""
+    """The words between blank lines. Raises UserError for a line without ``width`` columns."""
     sentence: list[list[str]] = []
     start = 0
     for number, fields in [*lines, (0, [])]:
@@ -132,15 +145,16 @@ def _sentences(
             continue
         if len(fields) != width:
             raise UserError(
-                f"{path}, line {number}: {len(fields)} columns, where {width} are expected, as in the lines before it, a "
-                "word the first and a tag the last; repair that line, with _ in a column that is empty"
+                f"{path}, line {number}: {len(fields)} columns, where {width} are expected, as in "
+                "the lines before it: the first is a word, the last its tag; repair that line, with "
+                "_ in a column that is empty"
             )
         start = start if sentence else number
         sentence.append(fields)
 
 
 def document_rows(path: Path) -> Rows:
-    """Rows of a .json file: questions in SQuAD's layout, or the objects of an array, or, as in .jsonl, of lines."""
+    """Rows of a .json file: questions in SQuAD's layout, an array of objects, or objects by line."""
     try:
         found = json_value("".join(decoded_lines(path)), str(path))
     except UserError as error:
@@ -154,8 +168,8 @@ def document_rows(path: Path) -> Rows:
     for number, row in enumerate(found, start=1):
         if not isinstance(row, dict):
             raise UserError(
-                f"{path}, entry {number}: {json.dumps(row)[:40]} is no object; expected one for each row, such as "
-                '{"text": "a passage", "label": "a"}'
+                f"{path}, entry {number}: {json.dumps(row)[:40]} is not an object; each row must be "
+                'one, such as {"text": "a passage", "label": "a"}'
             )
         yield f"{path}, entry {number}", row
 
@@ -183,13 +197,14 @@ def _squad_rows(path: Path, found: object) -> Rows:
                     )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: not in SQuAD's layout ({type(error).__name__}: {error}); expected data, paragraphs, qas, answers, "
-            "or an array of objects, one for each row"
+            f"{path}: not in SQuAD's layout ({type(error).__name__}: {error}); expected data, "
+            "paragraphs, qas, answers, or an array of objects, one for each row"
         ) from error
     twice = [name for name, count in ids.items() if count > 1]
     if twice:
         log.warning(
-            "warning: %s: %d ids stand at several questions, '%s' for one; each of these is an example of its own",
+            "warning: %s: %d ids stand at several questions, for example '%s'; each question is an "
+            "example of its own",
             path,
             len(twice),
             twice[0],
@@ -197,22 +212,22 @@ def _squad_rows(path: Path, found: object) -> Rows:
 
 
 def parquet_rows(path: Path) -> Rows:
-    """Rows of a parquet file; numbers of classes become their names, if the file has them."""
-    import datasets  # here, since a configuration is judged without it
+    """Rows of a parquet file. Class numbers become class names, if the file has them."""
+    import datasets  # here: a configuration is judged without it
 
     try:
-        table = datasets.Dataset(
-            pyarrow.parquet.ParquetFile(path).read()
-        )  # with no cache, which goes by times
+        # without a cache, since that goes by file times
+        table = datasets.Dataset(pyarrow.parquet.ParquetFile(path).read())
     except Exception as error:  # pyarrow and datasets raise whatever their readers raise
         raise UserError(
-            f"{path} cannot be read as parquet ({str(error).splitlines()[0]}); it may be damaged"
+            f"{path} cannot be read as parquet ({str(error).splitlines()[0]}); replace it, it may "
+            "be damaged"
         ) from error
     yield from named_rows(table, str(path))
 
 
 def named_rows(table: "datasets.Dataset", name: str) -> Rows:
-    """Rows of a dataset, with the names of classes in place of their numbers; of -1, which is none, NO_LABEL."""
+    """Rows of a dataset. Class names replace class numbers; -1 and -100 become NO_LABEL."""
     namers = {column: _namer(feature) for column, feature in table.features.items()}
     try:
         for number, row in enumerate(table):
@@ -222,11 +237,12 @@ def named_rows(table: "datasets.Dataset", name: str) -> Rows:
             )
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{name}: text in it is not UTF-8 ({error.reason}: {error.object[:40]!r}); write it anew"
+            f"{name}: convert it to UTF-8; it has text that is not ({error.reason}: "
+            f"{error.object[:40]!r})"
         ) from error
 
 
-def _namer(feature: object) -> Callable:
+def _namer(feature: object) -> Callable[[Any], object]:
     import datasets
 
     if isinstance(feature, datasets.ClassLabel):
@@ -240,12 +256,12 @@ def _namer(feature: object) -> Callable:
 
 
 def _class_name(feature: "datasets.ClassLabel", value: int | None) -> object:
-    if value in (-1, _IGNORED):
+    if value in _UNLABELLED:
         return NO_LABEL
     return value if value is None else feature.int2str(value)
 
 
-READERS: dict[str, Callable[[Path], Rows]] = {
+READERS: dict[str, Callable[[Path], Rows]] = {  # by the end of a file's name
     ".jsonl": json_rows,
     ".jsonl.gz": json_rows,
     ".csv": table_rows,

@@ -1,8 +1,9 @@
-"""What spelling alone gives on a labelled task: a linear classifier on character n-grams, with no pre-training.
+"""A baseline of labelled tasks without pre-training: a linear classifier on character n-grams.
 
-Trained on the same source examples as a model, chosen by the same development split, tested on the same examples. A model that
-is not better has shown nothing that shared letters, names and numbers do not give. n-grams are hashed, and read block by block,
-so memory does not grow with the examples: a pass over 390,000 pairs (XNLI) takes some minutes, embedded tasks a second or two.
+It is trained on the same source examples as a model, chosen by the same development split, and
+tested on the same examples. A model that is not better has shown nothing beyond shared letters,
+names and numbers. n-grams are hashed and read in blocks, so memory does not grow with the examples:
+a pass over 390,000 pairs (XNLI) takes some minutes, an embedded task a second or two.
 """
 
 import unicodedata
@@ -19,25 +20,27 @@ from sklearn.linear_model import SGDClassifier
 from tqdm import tqdm
 
 from xmod_lab.tasks.sources import Row
+from xmod_lab.tasks.task import Task
 
 LONGEST = 4  # characters of an n-gram
 _STRENGTHS = (1e-4, 1e-5)  # of the L2 penalty; the development split chooses
-_PASSES, _READ = (
-    10,
-    30_000,
-)  # at most so many passes, and no further one when so many examples were read
-_BLOCK, _KEPT = (
-    2048,
-    16,
-)  # examples that are hashed at once, and blocks of a split that stay in memory
+_PASSES = 10  # at most
+_READ = 30_000  # examples; after so many, there is no further pass
+_BLOCK = 2048  # examples that are hashed at once
+_KEPT = 16  # blocks of a split that stay in memory
 
-# U units: what gets an answer of its own (a text, a word, a choice); C outcomes; F columns
+# U units: what gets a class of its own (a text, a word, a choice); C classes; F columns
 
 
 @dataclass(frozen=True)
-class Spelling:
-    """What the classifier of one seed has answered. ``dev``, ``loss``: of the chosen weights, on the source's development split;
-    ``strength``, ``passes``: of these; ``predictions``: language -> examples."""
+class NgramAnswers:
+    """The answers of the classifier of one seed.
+
+    Args:
+        dev, loss: score and loss of the chosen weights on the source's development split.
+        strength, passes: of the chosen weights.
+        predictions: language -> a prediction for each test example.
+    """
 
     dev: float
     loss: float
@@ -47,48 +50,51 @@ class Spelling:
 
 
 def ngrams(text: str, longest: int = LONGEST) -> list[str]:
-    """Every run of 1 to ``longest`` characters of ``text``, composed (NFC), as often as it is there."""
+    """Every run of 1 to ``longest`` characters of ``text`` (composed, NFC), with repetitions."""
     text = unicodedata.normalize("NFC", text)
     return [text[i : i + n] for n in range(1, longest + 1) for i in range(len(text) - n + 1)]
 
 
-def spelling(
-    kind,
+def ngram_answers(
+    kind: Task,
     rows: dict[str, Sequence[Row]],
     gold: dict[str, list],
     tests: dict[str, Sequence[Row]],
     score: Callable[[list, list], float],
     *,
     seeds: Sequence[int],
-) -> list[Spelling]:
-    """For each seed train on ``rows["train"]``, choose strength and pass on ``rows["dev"]`` (by ``score``, of equals by the loss),
-    and answer ``tests``. Empty where a kind of task has no such baseline.
+) -> list[NgramAnswers]:
+    """Train a classifier for each seed, and answer the tests. Empty if the kind has no baseline.
 
     Args:
-        kind: gives the texts of each unit (``spelt``), their outcomes (``outcomes``, ``targets``), and the prediction of an example
-            from the probabilities of its units (``read_off``).
-        gold: of the two splits, as the kind numbers it.
+        kind: see its attribute ``ngram_classes`` and its methods ``ngram_…``.
+        rows: the splits ``train`` and ``dev`` of the source language.
+        gold: the gold answers of these.
+        tests: language -> test rows.
+        score: gold answers and predictions -> the score that chooses strength and pass on ``dev``;
+            of equal scores the lower loss wins.
         seeds: of the order in which a classifier reads.
     """
-    if kind.outcomes is None:
+    if kind.ngram_classes is None:
         return []
-    order = np.random.default_rng(seeds[0]).permutation(
-        len(rows["train"])
-    )  # files may be sorted by label
+    # files may be sorted by label
+    order = np.random.default_rng(seeds[0]).permutation(len(rows["train"]))
     train, dev = _Hashed(kind, [rows["train"][i] for i in order]), _Hashed(kind, rows["dev"])
-    wanted = [kind.targets(gold["train"][i]) for i in order]
-    columns = np.flatnonzero(
-        sum(train.block(first)[0].getnnz(0) for first in train.firsts[:_KEPT])
-    )  # that have n-grams
+    labels = [kind.ngram_labels(gold["train"][i]) for i in order]
+    # the columns that have n-grams
+    columns = np.flatnonzero(sum(train.block(first)[0].getnnz(0) for first in train.firsts[:_KEPT]))
     passes = max(1, min(_PASSES, _READ // len(order)))
-    models = [(seed, _classifier(strength, seed)) for seed, strength in product(seeds, _STRENGTHS)]
-    best: dict[int, tuple] = {}  # seed -> dev, -loss, the weights, after which pass
+    models = [
+        (seed, SGDClassifier(loss="log_loss", alpha=strength, average=True, random_state=seed))
+        for seed, strength in product(seeds, _STRENGTHS)
+    ]
+    best: dict[int, tuple] = {}  # seed -> dev score, -loss, the weights, the pass
     for number, first in tqdm(
         list(product(range(1, passes + 1), train.firsts)), "n-grams", leave=False, disable=None
     ):
-        x, y = train.block(first)[0][:, columns], np.concatenate(wanted[first : first + _BLOCK])
+        x, y = train.block(first)[0][:, columns], np.concatenate(labels[first : first + _BLOCK])
         for seed, model in models:
-            model.partial_fit(x, y, classes=np.arange(kind.outcomes))
+            model.partial_fit(x, y, classes=np.arange(kind.ngram_classes))
             if first == train.firsts[-1]:  # the end of a pass
                 said, loss = _answers(kind, model, columns, dev, gold["dev"])
                 rank = score(gold["dev"], said), -loss
@@ -96,7 +102,7 @@ def spelling(
                     best[seed] = (*rank, deepcopy(model), number)
     hashed = {code: _Hashed(kind, test) for code, test in tests.items()}
     return [
-        Spelling(
+        NgramAnswers(
             dev_score,
             -loss,
             model.alpha,
@@ -107,42 +113,45 @@ def spelling(
     ]
 
 
-def _classifier(strength: float, seed: int) -> SGDClassifier:
-    return SGDClassifier(loss="log_loss", alpha=strength, average=True, random_state=seed)
-
-
 class _Hashed:
-    """Examples as hashed n-grams. ``firsts``: where blocks begin; ``block``: of one of them the units (U, F), each of length 1,
-    and the unit behind each example's last."""
+    """Examples as hashed n-grams, in blocks.
 
-    def __init__(self, kind, rows: Sequence[Row]):
+    ``firsts``: the first example of each block. ``block``: first example -> the units of the block
+    (U, F), each of length 1, and for each example the end of its units.
+    """
+
+    def __init__(self, kind: Task, rows: Sequence[Row]):
         self.kind, self.rows, self.firsts = kind, rows, range(0, len(rows), _BLOCK)
         self.block = lru_cache(maxsize=_KEPT)(self._block)
 
     def _block(self, first: int) -> tuple[csr_matrix, np.ndarray]:
-        spelt = [self.kind.spelt(row) for row in self.rows[first : first + _BLOCK]]
-        return _HASHED.transform(chain.from_iterable(spelt)), np.cumsum(
-            [len(units) for units in spelt]
-        )
+        units = [self.kind.ngram_texts(row) for row in self.rows[first : first + _BLOCK]]
+        hashed = _HASHING.transform(chain.from_iterable(units))
+        return hashed, np.cumsum([len(one) for one in units])
 
 
 def _answers(
-    kind, model, columns: np.ndarray, examples: _Hashed, gold: list | None = None
+    kind: Task,
+    model: SGDClassifier,
+    columns: np.ndarray,
+    examples: _Hashed,
+    gold: list | None = None,
 ) -> tuple[list, float]:
-    """Predictions of examples, and the mean negative log-probability of the right outcomes of their units."""
+    """Predictions of examples, and the mean cross-entropy of their units, 0 without ``gold``."""
     said, nats = [], []
     for first in examples.firsts:
         x, ends = examples.block(first)
         probabilities = model.predict_proba(x[:, columns])  # (U, C)
-        said += [kind.read_off(part) for part in np.split(probabilities, ends[:-1])]
+        said += [kind.ngram_prediction(part) for part in np.split(probabilities, ends[:-1])]
         if gold is not None:
-            wanted = np.concatenate([kind.targets(one) for one in gold[first : first + _BLOCK]])
-            nats.append(-np.log(np.maximum(probabilities[np.arange(len(wanted)), wanted], 1e-12)))
+            labels = [kind.ngram_labels(one) for one in gold[first : first + _BLOCK]]
+            right = probabilities[np.arange(len(probabilities)), np.concatenate(labels)]
+            nats.append(-np.log(np.maximum(right, 1e-12)))
     return said, float(np.concatenate(nats).mean()) if nats else 0.0
 
 
 def _features(texts: tuple[str, ...]) -> Iterator[str]:
-    """n-grams of each text of a unit, told apart by its place; of a pair also those that both have."""
+    """The n-grams of each text of a unit, marked with its place; for a pair also the shared ones."""
     found = [ngrams(text) for text in texts]
     for place, part in enumerate(found):
         yield from (f"{place}{gram}" for gram in part)
@@ -150,4 +159,4 @@ def _features(texts: tuple[str, ...]) -> Iterator[str]:
         yield from (f"={gram}" for gram in set(found[0]) & set(found[1]))
 
 
-_HASHED = HashingVectorizer(analyzer=_features, n_features=2**18, alternate_sign=False)
+_HASHING = HashingVectorizer(analyzer=_features, n_features=2**18, alternate_sign=False)

@@ -6,7 +6,7 @@ import json
 import logging
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,48 +15,53 @@ from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.hub import hub_fault
 from xmod_lab.settings import number
 from xmod_lab.tasks.file_formats import READERS, Rows, named_rows
-from xmod_lab.tasks.values import read_value
+from xmod_lab.tasks.values import Reader, read_group, read_text
 from xmod_lab.text.corpus import EMBEDDED, content_digest
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "dev", "test")
-PLACES = ("language", "split")  # columns that every kind of task may have
-GROUP = "group"  # names what examples share that were not drawn independently
+PLACES = ("language", "split")  # columns that the data of every kind of task may have
+GROUP = "group"  # what examples share that were not drawn independently: a template, a document
 EMBEDDED_TASKS = ("intents", "utterance_slots")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One example: role (``text``, ``label``, …) -> value, of the type that :func:`read_value` gives it, and file and line for
-    messages."""
+    """One example: role (``text``, ``label``, …) -> value, as the reader of the role returns it.
+
+    ``where``: file and line, for messages.
+    """
 
     values: dict[str, object]
     where: str
 
 
 Labelled = dict[str, dict[str, list[Row]]]  # language -> split -> rows
-Part = tuple[
-    dict[str, str], Rows
-]  # what path or configuration say of language and split, and the rows
+# what the path or the configuration says of language and split, and the rows
+Part = tuple[dict[str, str], Rows]
 
 
 @dataclass
 class LabelledSource:
-    """Where examples are. ``@language`` and ``@split`` in ``path`` or ``config`` stand for any name; what these do not say,
-    columns ``language`` and ``split`` of the rows do.
+    """Where examples are.
+
+    ``@language`` and ``@split`` in ``path`` or ``config`` stand for any name. If these do not say
+    the language or the split, the columns ``language`` and ``split`` of the rows do.
 
     Args:
-        path: ``embedded:intents`` or ``embedded:utterance_slots``; files (``nli/@language/@split.tsv`` are those of all languages and splits that are there),
-            see :data:`xmod_lab.tasks.file_formats.READERS`; or a ``datasets`` folder or hub id. A hub id needs the network; folders in
-            the layouts of xnli, wikiann, xquad and mlqa were tried.
+        path: one of: ``embedded:intents`` or ``embedded:utterance_slots``; files, such as
+            ``nli/@language/@split.tsv`` (all languages and splits that exist), of a type in
+            :data:`xmod_lab.tasks.file_formats.READERS`; a ``datasets`` folder; a hub id, which
+            needs the network. Folders in the layouts of xnli, wikiann, xquad and mlqa were tried.
         config: the configurations of a dataset that are read (``xquad.@language``).
-        language: of all rows, where nothing else says it.
-        columns: role -> name of the column, where it is another (``{text: utterance}``); the role's own name is read too.
-            ``group``: a column, or a role, whose value is the same in examples that were not drawn independently (of one
-            template, document, source sentence): intervals and tests take them as one. Without it each example stands alone.
-        splits: train, dev, test -> the name it has in the data, where it is another (``{dev: validation}``), likewise.
-        held_out: share of the training split that is its development split, whole groups, chosen by what stands in them; where the
-            data's own one is not to be used, or there is none.
+        language: the language of all rows, if nothing else says it.
+        columns: role -> column, where the names differ (``{text: utterance}``). A column with the
+            role's own name is read too. ``group`` is a column or a role that has the same value in
+            examples that were not drawn independently (of one template, document, or source
+            sentence): intervals and tests take these as one. Without it each example is alone.
+        splits: train, dev, test -> the name in the data, where it differs (``{dev: validation}``).
+        held_out: share of the training split that becomes the development split, for data without
+            one, or in place of the data's own. Whole groups are held out, by a hash of their name.
     """
 
     path: str = "embedded:intents"
@@ -67,10 +72,12 @@ class LabelledSource:
     held_out: float | None = number(None, above=0, below=1, hint="a share, e.g. 0.05")
 
     def parts(self, key: str = "task.data") -> Iterator[Part]:
-        """Every file, or split of a configuration; ``key``: of the source, for messages.
+        """The rows of every file, or of every split of a configuration.
 
+        Args:
+            key: the config key of this source, for messages.
         Raises:
-            UserError: there is none, it cannot be read, a file has no rows.
+            UserError: no file matches, a file cannot be read, or it has no rows.
         """
         if _suffix(self._pattern) is None:
             yield from self._dataset_parts(key)
@@ -79,7 +86,7 @@ class LabelledSource:
                 yield said, _some(READERS[_suffix(path.name)](path), path)
 
     def files(self, key: str = "task.data") -> list[tuple[Path, dict[str, str]]]:
-        """Every file with what its path says. Raises UserError when there is none."""
+        """The files that match, each with what its path says. Raises UserError for no match."""
         pattern = str(Path(self._pattern).absolute())
         first = min(
             (pattern.find(mark) for mark in ("@language", "@split") if mark in pattern),
@@ -99,8 +106,8 @@ class LabelledSource:
         found = [(path, said) for path, said in found if said is not None]
         if not found:
             raise UserError(
-                f"{key}.path: no file is named like '{self.path}'; give the path of an existing file, with "
-                "@language and @split where the names of languages and splits stand"
+                f"{key}.path: no file is named like '{self.path}'; give the path of an existing "
+                "file, with @language and @split where the names of languages and splits stand"
             )
         return found
 
@@ -111,16 +118,17 @@ class LabelledSource:
         name = self.path.removeprefix("embedded:")
         if name not in EMBEDDED_TASKS:
             raise UserError(
-                f"task.data.path: no embedded task '{name}'; allowed are {', '.join(EMBEDDED_TASKS)}, or a path"
+                f"task.data.path: no embedded task '{name}'; allowed are "
+                f"{', '.join(EMBEDDED_TASKS)}, or a path"
             )
         return str(EMBEDDED / f"{name}.jsonl.gz")
 
     def _dataset_parts(self, key: str) -> Iterator[Part]:
-        import datasets  # here, since a configuration is judged without it
+        import datasets  # here: a configuration is judged without it
 
         path = Path(self.path)
-        hub_id = re.fullmatch(r"[\w-]+|[\w.-]+/[\w.-]+", self.path) and not self.path.startswith(
-            "."
+        hub_id = not self.path.startswith(".") and re.fullmatch(
+            r"[\w-]+|[\w.-]+/[\w.-]+", self.path
         )
         if not path.is_dir() and (path.is_file() or not hub_id):
             raise UserError(
@@ -133,9 +141,8 @@ class LabelledSource:
         found = False
         try:
             for config, said in self._configurations():
-                with (
-                    tempfile.TemporaryDirectory() as scratch
-                ):  # the cache goes by times: a file may have been replaced
+                # a cache of our own: datasets' cache goes by times, and a file may be replaced
+                with tempfile.TemporaryDirectory() as scratch:
                     if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
                         loaded = datasets.load_from_disk(self.path)
                     else:
@@ -152,8 +159,9 @@ class LabelledSource:
             raise
         except Exception as error:  # datasets raises whatever its readers and the network raise
             raise UserError(
-                f"{key}.path: '{self.path}' cannot be read as a dataset ({str(error).splitlines()[0]}); give a folder "
-                "in a layout of the hub, or a hub id that can be reached"
+                f"{key}.path: '{self.path}' cannot be read as a dataset "
+                f"({str(error).splitlines()[0]}); give a folder in a layout of the hub, or a hub id "
+                "that can be reached"
             ) from error
         if not found:
             raise UserError(
@@ -172,43 +180,52 @@ class LabelledSource:
                 yield name, said
 
     def digest(self) -> str:
-        """Of every byte that is read; of a hub id, of its revision."""
+        """SHA-256 of every byte that is read; for a hub id, of its revision."""
         if _suffix(self._pattern) is None:
             return content_digest(self.path, self.config)
         parts = [content_digest(str(path), None) for path, _ in self.files()]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def value(self, role: str, values: dict, where: str, key: str = "task.data") -> object:
-        """What a row has for ``role``. Raises UserError when it has no such column, null, or what the role cannot be."""
+    def value(
+        self, role: str, read: Reader, values: dict, where: str, key: str = "task.data"
+    ) -> object:
+        """The value of a row for ``role``, as ``read`` returns it.
+
+        Raises:
+            UserError: the row has no such column, or ``read`` refuses its value.
+        """
         column = self.columns.get(role, role)
         column = column if column in values else role
         if column not in values:
             raise UserError(
-                f"{where}: no column '{self.columns.get(role, role)}'; it has {', '.join(map(str, values))}. Name it with "
-                f"++{key}.columns.{role}=<column>"
+                f"{where}: no column '{self.columns.get(role, role)}'; it has "
+                f"{', '.join(map(str, values))}. Name it with ++{key}.columns.{role}=<column>"
             )
-        return read_value(role, values[column], f"{where}, column '{column}'")
+        return read(values[column], f"{where}, column '{column}'")
 
     def group(self, row: dict, values: dict, where: str, key: str = "task.data") -> dict[str, str]:
-        """``{"group": …}`` of a row with these columns, whose roles ``row`` has; nothing where no column is named.
+        """``{"group": …}`` of a row, or ``{}`` where ``columns`` names no group.
 
+        Args:
+            row: the values of the roles.
+            values: the row's own columns.
         Raises:
-            UserError: there is neither such a column nor such a role, or it is null or a list.
+            UserError: there is no such column or role, or its value is null or a list.
         """
         if (column := self.columns.get(GROUP)) is None:
             return {}
         if column in values:
-            return {GROUP: read_value(GROUP, values[column], f"{where}, column '{column}'")}
+            return {GROUP: read_group(values[column], f"{where}, column '{column}'")}
         if isinstance(row.get(column), str):
             return {GROUP: row[column]}
         raise UserError(
-            f"{where}: no column '{column}', whose value the examples of a group share; it has {', '.join(map(str, values))}. "
-            f"Name one with ++{key}.columns.group=<column>; where each example stands alone, leave it out with "
-            f"'~{key}.columns.group'"
+            f"{where}: no column '{column}', which {key}.columns.group names; it has "
+            f"{', '.join(map(str, values))}. Name another with ++{key}.columns.group=<column>, or "
+            f"leave it out with '~{key}.columns.group': each example is alone then"
         )
 
     def holds_out(self, row: dict) -> bool:
-        """Whether a training row with these roles is of the development split."""
+        """Whether a training row with these values moves to the development split."""
         if self.held_out is None:
             return False
         text = json.dumps(row[GROUP] if GROUP in row else row, sort_keys=True, default=str)
@@ -219,21 +236,24 @@ class LabelledSource:
 
 
 def _some(rows: Rows, path: Path) -> Rows:
-    """``rows``. Raises UserError behind them when there was none."""
+    """``rows``. Raises UserError at the end if there were none."""
     row = None
     for row in rows:
         yield row
     if row is None:
-        raise UserError(f"{path}: it has no rows; give it some, or take the file away")
+        raise UserError(f"{path}: it has no rows; add some, or remove the file")
 
 
 def _suffix(name: str) -> str | None:
-    """The file type of ``name``; ``None`` where it is none that is read."""
+    """The file type in READERS that ``name`` ends with; ``None`` for another type."""
     return next((suffix for suffix in READERS if name.endswith(suffix)), None)
 
 
 def _said(pattern: str, name: str) -> dict[str, str] | None:
-    """What ``name`` has in the places of ``pattern``, the same in each; ``None`` where it is not named like that."""
+    """What ``name`` has for @language and @split of ``pattern``; ``None`` if it does not match.
+
+    A mark that stands twice must have the same text in both places.
+    """
     expression = re.escape(pattern)
     for place in PLACES:
         mark = f"@{place}"
@@ -245,17 +265,21 @@ def _said(pattern: str, name: str) -> dict[str, str] | None:
 
 
 def read_examples(
-    sources: list[LabelledSource], roles: tuple[str, ...], known: list[str]
+    sources: list[LabelledSource], roles: Mapping[str, Reader], known: list[str]
 ) -> tuple[Labelled, dict[str, str]]:
-    """Rows by language, as ``known`` spells it, and split. Splits of other names than the source's are left out, and named.
+    """The rows of all sources, by language (as ``known`` spells it) and split.
+
+    Splits with other names than those of the source are left out, and logged.
 
     Args:
-        sources: of ``task.data`` and, where there are any, of ``task.tests``.
-        roles: what every row must have.
+        sources: those of ``task.data`` and, if there are any, of ``task.tests``.
+        roles: the columns that every row must have, each with its reader.
+        known: the language codes of the model.
     Returns:
-        The rows; and for every language of the data that is none of ``known``, why.
+        The rows; and, for each language of the data that is not in ``known``, the reason.
     Raises:
-        UserError: a file cannot be read, a row lacks a role or has what it cannot be, two names mean one language.
+        UserError: a file cannot be read, a row lacks a role or has a wrong value for it, or two
+            names mean one language.
     """
     found: Labelled = {}
     unknown: dict[str, str] = {}
@@ -264,7 +288,7 @@ def read_examples(
         splits = {split: split for split in SPLITS} | {
             name: split for split, name in source.splits.items()
         }
-        others: dict[str, None] = {}
+        others: dict[str, None] = {}  # names of splits that are left out
         named: dict[str, str] = {}  # train, dev, test -> its name in this source
         held_out = 0
         for said, rows in source.parts(key):
@@ -277,9 +301,9 @@ def read_examples(
                 language = (
                     said.get("language")
                     or source.language
-                    or source.value("language", values, where, key)
+                    or source.value("language", read_text, values, where, key)
                 )
-                split = said.get("split") or source.value("split", values, where, key)
+                split = said.get("split") or source.value("split", read_text, values, where, key)
                 if split not in splits:
                     others[split] = None
                     continue
@@ -290,22 +314,27 @@ def read_examples(
                 except UnknownLanguageError as error:
                     unknown[language] = str(error)
                     continue
-                row = {role: source.value(role, values, where, key) for role in roles}
+                row = {
+                    role: source.value(role, read, values, where, key)
+                    for role, read in roles.items()
+                }
                 if names.setdefault(code, language) != language:
                     raise UserError(
-                        f"{where}: languages '{names[code]}' and '{language}' are both {code} of this model; "
-                        "give them one name, or leave one out"
+                        f"{where}: languages '{names[code]}' and '{language}' are both {code} of "
+                        "this model; give them one name, or leave one out"
                     )
                 row |= source.group(row, values, where, key)
                 part = splits[split]
                 if named.setdefault(part, split) != split:
                     raise UserError(
-                        f"{where}: splits '{named[part]}' and '{split}' would both be the {part} split; say which one is meant, and the "
-                        f"other is left out: ++{key}.splits.{part}={split}"
+                        f"{where}: splits '{named[part]}' and '{split}' would both be the {part} "
+                        f"split; choose one with ++{key}.splits.{part}={split}, and the other is "
+                        "left out"
                     )
                 if part == "dev" and source.held_out is not None:
                     raise UserError(
-                        f"{where}: it is of a development split, and {key}.held_out={source.held_out} takes that from the training split; "
+                        f"{where}: it is of a development split, and "
+                        f"{key}.held_out={source.held_out} takes that from the training split; "
                         f"{key}.held_out=null uses the one that is there"
                     )
                 if part == "train" and source.holds_out(row):
@@ -321,7 +350,7 @@ def read_examples(
             )
         if others:
             log.info(
-                "%s: what is named %s is in no split that is read; a split is named with ++%s.splits.dev=<name>",
+                "%s: the splits %s are left out; to read one, name it with ++%s.splits.dev=<name>",
                 source.path,
                 ", ".join(others),
                 key,

@@ -1,13 +1,23 @@
-"""What a value of a labelled example may be, by its role: text, a label, or lists of them. Whatever else stands in a file is
-refused by its type, since as text it would be Python's way to write it."""
+"""What the values of a labelled row may be: a reader for each type, and labels that make classes.
+
+A reader takes a value, and the place where it stands for messages. It returns the value as a task
+uses it, or raises UserError. Any other type in a file is refused by its name: converted to text, it
+would be Python's way to write it.
+"""
 
 import math
+import re
 import reprlib
+import unicodedata
+from collections.abc import Callable, Iterable
 
 from xmod_lab.errors import UserError
 
-NO_LABEL = object()  # in place of a label: the data says that there is none
+Reader = Callable[[object, str], object]
 
+NO_LABEL = object()  # in place of a label: the data says that the row has none
+# labels that may be classes, or may say that the row has none
+DOUBTFUL = {"-", "-1", "-100", "_", "?", "null", "none", "None", "nan", "NaN", "N/A"}
 _TYPES = {
     "dict": "a mapping",
     "list": "a list",
@@ -19,52 +29,61 @@ _TYPES = {
     "NoneType": "null",
     "str": "text",
 }
-_TEXTS = ("text", "premise", "hypothesis", "question", "context", "language", "split")
 
 
-def read_value(role: str, value: object, where: str) -> object:
-    """``value`` as ``role`` has it: a str of texts and labels, a list of them of ``words``, ``tags`` and ``choices``, and of
-    ``answers`` a mapping of ``text`` and ``answer_start``. A label that is missing on purpose is NO_LABEL.
-
-    Raises:
-        UserError: it is null or of another type; it says ``where``.
-    """
-    if role in _TEXTS:
-        return _text(value, where)
-    if role == "label":
-        return _label(value, where)
-    if role == "group":
-        return _text(str(value) if type(value) is int else value, where, "text or a whole number")
-    if role == "answers":
-        return _answers(value, where)
-    one = _label if role == "tags" else _text
-    if not isinstance(value, (list, tuple)):
-        raise _wrong(value, where, "a list")
-    return [one(part, f"{where}, number {i}") for i, part in enumerate(value, start=1)]
-
-
-def _text(value: object, where: str, expected: str = "text") -> str:
+def read_text(value: object, where: str, expected: str = "text") -> str:
+    """A text; binary is read as UTF-8."""
     if isinstance(value, bytes):
         try:
             return value.decode()
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{where}: it is binary, and not UTF-8 ({error.reason} at byte {error.start}); write it as text"
+                f"{where}: it is binary, and not UTF-8 ({error.reason} at byte {error.start}); "
+                "write it as text"
             ) from error
     if not isinstance(value, str):
-        raise _wrong(value, where, expected)
+        raise wrong_value(value, where, expected)
     return value
 
 
-def _label(value: object, where: str) -> object:
+def read_label(value: object, where: str) -> object:
+    """A label as text, from text, a whole number, true or false; NO_LABEL stays."""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):
         return str(value)
-    return value if value is NO_LABEL else _text(value, where, "a label (text or a whole number)")
+    if value is NO_LABEL:
+        return value
+    return read_text(value, where, "a label (text or a whole number)")
 
 
-def _answers(value: object, where: str) -> dict[str, list]:
+def read_group(value: object, where: str) -> str:
+    """The name of a group of examples as text, from text or a whole number."""
+    text = str(value) if type(value) is int else value
+    return read_text(text, where, "text or a whole number")
+
+
+def read_texts(value: object, where: str) -> list[str]:
+    """A list of texts."""
+    return _read_each(read_text, value, where)
+
+
+def read_labels(value: object, where: str) -> list:
+    """A list of labels."""
+    return _read_each(read_label, value, where)
+
+
+def _read_each(read: Reader, value: object, where: str) -> list:
+    if not isinstance(value, (list, tuple)):
+        raise wrong_value(value, where, "a list")
+    return [read(part, f"{where}, number {i}") for i, part in enumerate(value, start=1)]
+
+
+def read_answers(value: object, where: str) -> dict[str, list]:
+    """Answers as two lists, ``text`` and ``answer_start`` (characters from 0), as SQuAD has them.
+
+    A list of answers, each with both keys, is read too.
+    """
     if isinstance(value, dict) and all(
         isinstance(value.get(key), (list, tuple)) for key in ("text", "answer_start")
     ):
@@ -72,27 +91,68 @@ def _answers(value: object, where: str) -> dict[str, list]:
     elif isinstance(value, (list, tuple)) and all(isinstance(answer, dict) for answer in value):
         texts, starts = ([answer.get(key) for answer in value] for key in ("text", "answer_start"))
     else:
-        raise _wrong(value, where, 'answers such as {"text": ["Ada"], "answer_start": [0]}')
+        raise wrong_value(value, where, 'answers such as {"text": ["Ada"], "answer_start": [0]}')
     if len(texts) != len(starts):
         raise UserError(
             f"{where}: {len(texts)} texts and {len(starts)} starts; give every answer both"
         )
     for i, start in enumerate(starts, start=1):
         if type(start) is not int or start < 0:
-            raise _wrong(start, f"{where}, answer_start, number {i}", "a whole number from 0 on")
+            raise wrong_value(
+                start, f"{where}, answer_start, number {i}", "a whole number from 0 on"
+            )
     return {
-        "text": [_text(text, f"{where}, text, number {i}") for i, text in enumerate(texts, 1)],
+        "text": [read_text(text, f"{where}, text, number {i}") for i, text in enumerate(texts, 1)],
         "answer_start": starts,
     }
 
 
-def _wrong(value: object, where: str, expected: str) -> UserError:
+def wrong_value(value: object, where: str, expected: str) -> UserError:
+    """The error of a value of another type than ``expected``."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return UserError(
             f"{where}: it is null, where {expected} is expected; fill it, or leave that row out"
         )
-    kind = _TYPES.get(type(value).__name__, type(value).__name__)
+    found = _TYPES.get(type(value).__name__, type(value).__name__)
     return UserError(
-        f"{where}: it is {kind} ({reprlib.repr(value)}), where {expected} is expected; name another column, or write "
-        "it so"
+        f"{where}: it is {found} ({reprlib.repr(value)}), where {expected} is expected; name "
+        "another column, or change the value"
     )
+
+
+def classes(labels: Iterable[tuple[str, str]]) -> list[str]:
+    """The classes that labels make: every label once, sorted.
+
+    Args:
+        labels: each label, and the place where it stands.
+
+    Raises:
+        UserError: a label is empty; or two labels look the same (they differ in spaces, invisible
+            characters, composed letters, ``1`` and ``1.0``), but would be two classes.
+    """
+    first: dict[str, str] = {}  # label -> where it stands first
+    for label, where in labels:
+        first.setdefault(label, where)
+    alike: dict[str, str] = {}  # what a reader sees -> label
+    for label, where in first.items():
+        seen = _as_seen(label)
+        if not seen:
+            raise UserError(
+                f"{where}: the label is empty ({label!r}); give it a name, or leave that row out"
+            )
+        other = alike.setdefault(seen, label)
+        if other != label:
+            raise UserError(
+                f"{where}: label {label!r} would be another class than {other!r} ({first[other]}), "
+                "but they mean the same; write them alike"
+            )
+    return sorted(first)
+
+
+def _as_seen(label: str) -> str:
+    visible = "".join(
+        c
+        for c in unicodedata.normalize("NFC", label)
+        if unicodedata.category(c) not in ("Cf", "Cc") or c.isspace()
+    )
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", " ".join(visible.split()))
