@@ -6,7 +6,7 @@ that it goes through (X-MOD, Pfeiffer et al. 2022, section 5), or in what answer
     target    its own slot
     source    the slot of the language that was fine-tuned on
     none      no slot: the layers go on as if each slot had added nothing
-    wrong     the slots of other languages, at most WRONG_SLOTS, evenly chosen; the mean of their scores
+    wrong     mean over the slots of other languages, at most WRONG_SLOTS, evenly chosen
     ngrams    a classifier of character n-grams without pre-training, :mod:`xmod_lab.tasks.ngrams`
     majority  the same answer to all, the one that is right most often in this test: best chance
     upper     a model that was fine-tuned on the language itself, through its own slot

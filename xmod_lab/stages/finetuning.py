@@ -1,7 +1,8 @@
-"""Fine-tuning: the shared layers learn a task in one language, with embeddings and slots frozen, and are tested in all others.
+"""Fine-tuning: the shared layers learn a task in one language, and are tested in all others.
 
-Each seed is a training of its own: a head drawn by that seed, an order of the examples, dropout. What a training has brought
-is kept in predictions/<language>/seed<number>.json, so that a run that goes on does not repeat it.
+Embeddings and slots are frozen. Each seed is a training of its own: it draws the head, the order of
+the examples, and dropout. The result of a training is kept in
+predictions/<language>/seed<number>.json, so a run that is continued does not repeat it.
 """
 
 import json
@@ -29,7 +30,7 @@ from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import on_device
 from xmod_lab.scoring.transfer import answers, transfer_answers
 from xmod_lab.scoring.transfer_table import Result, Transfer, score_transfer
-from xmod_lab.stages.task_data import Setting, open_task, task_model
+from xmod_lab.stages.task_data import TaskSetup, open_task, task_model
 from xmod_lab.tasks.examples import EncodedExamples, ExampleStream
 from xmod_lab.tasks.ngrams import NgramAnswers, ngram_answers
 from xmod_lab.tasks.sources import LabelledSource
@@ -63,30 +64,29 @@ def finetune(
     keep_memory()
     cfg = run.fit_to_machine(_with_base(cfg, run))
     folder = model_folder(cfg.base)
-    setting = open_task(cfg, folder)
+    setup = open_task(cfg, folder)
     if not run.begin(cfg):  # writes; so all that can be refused was refused before
         return None
     base = content_digest(str(folder), None)
     data = [source.digest() for source in cfg.sources]
     run.remember(base=base, data=data)
-    parts = [(setting.source, seed) for seed in cfg.seeds]
+    parts = [(setup.source, seed) for seed in cfg.seeds]
     if cfg.task.upper:
-        parts += [(code, seed) for code in _own_trainings(setting) for seed in cfg.seeds]
+        parts += [(code, seed) for code in _own_trainings(setup) for seed in cfg.seeds]
     columns = [
         f"{figure}/{_part(*part)}"
         for part in parts
         for figure in (*_FIGURES, f"val/{cfg.task.metric}")
     ]
     with Tracking(cfg, run, columns, group=group, job_type="finetune") as tracking:
-        spelt = _spelling(cfg, run, setting)
+        ngrams = _ngrams(cfg, run, setup)
         results = {
-            (code, seed): _train_once(cfg, run, tracking, setting, code, seed)
-            for code, seed in parts
+            (code, seed): _train_once(cfg, run, tracking, setup, code, seed) for code, seed in parts
         }
         proof = {_part(*part): result.proof for part, result in results.items()}
-        best = max(cfg.seeds, key=lambda seed: _rank(results[setting.source, seed]))
-        transfer = score_transfer(cfg, setting, results, spelt)
-        proof["model"] = _save(cfg, run, setting, transfer, best, data)
+        best = max(cfg.seeds, key=lambda seed: _rank(results[setup.source, seed]))
+        transfer = score_transfer(cfg, setup, results, ngrams)
+        proof["model"] = _save(cfg, run, setup, transfer, best, data)
         run.write_json("proof.json", {"holds": all(p["holds"] for p in proof.values()), **proof})
         require_frozen(proof["model"], "model/")
         log.info(
@@ -105,7 +105,7 @@ def finetune(
     log.info(
         "model of seed %d, which scored best on the %s development split, in %s",
         best,
-        setting.source,
+        setup.source,
         run / "model",
     )
     return transfer
@@ -132,16 +132,16 @@ def _with_base(cfg: FinetuneConfig, run: RunDir) -> FinetuneConfig:
     return replace(cfg, base=str(found.path))
 
 
-def _spelling(cfg: FinetuneConfig, run: RunDir, setting: Setting) -> list[NgramAnswers]:
-    """The n-gram baseline of each seed, which models must pass; written to predictions/<source>/ngrams.json."""
-    source, kind, start = setting.source, setting.kind, time.monotonic()
-    gold = {split: setting.examples[source][split].gold for split in ("train", "dev")}
-    tests = {code: setting.rows[code]["test"] for code in setting.tests}
+def _ngrams(cfg: FinetuneConfig, run: RunDir, setup: TaskSetup) -> list[NgramAnswers]:
+    """Train the n-gram baseline of each seed, and write predictions/<source>/ngrams.json."""
+    source, kind, start = setup.source, setup.kind, time.monotonic()
+    gold = {split: setup.examples[source][split].gold for split in ("train", "dev")}
+    tests = {code: setup.rows[code]["test"] for code in setup.tests}
     score = kind.metric(cfg.task.metric).score
-    found = ngram_answers(kind, setting.rows[source], gold, tests, score, seeds=cfg.seeds)
+    found = ngram_answers(kind, setup.rows[source], gold, tests, score, seeds=cfg.seeds)
     if not found:
         log.info(
-            "there is no n-gram baseline of %s tasks, whose answers are parts of a text: compare the target slot with the other "
+            "tasks of the kind %s have no n-gram baseline: compare the target slot with the other "
             "arms",
             cfg.task.kind,
         )
@@ -157,12 +157,10 @@ def _spelling(cfg: FinetuneConfig, run: RunDir, setting: Setting) -> list[NgramA
     return found
 
 
-def _own_trainings(setting: Setting) -> list[str]:
-    """Languages that can be fine-tuned on themselves: with a train, a dev and a test split."""
-    found = [
-        c for c, splits in setting.examples.items() if len(splits) == 3 and c != setting.source
-    ]
-    for code in setting.tests.keys() - {*found, setting.source}:
+def _own_trainings(setup: TaskSetup) -> list[str]:
+    """The languages, other than the source, that have a train, a dev and a test split."""
+    found = [c for c, splits in setup.examples.items() if len(splits) == 3 and c != setup.source]
+    for code in setup.tests.keys() - {*found, setup.source}:
         log.warning("no upper bound for %s: it has no train or no dev split", code)
     return found
 
@@ -176,9 +174,12 @@ def _rank(result: Result) -> tuple[float, float]:
 
 
 def _train_once(
-    cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setting: Setting, code: str, seed: int
+    cfg: FinetuneConfig, run: RunDir, tracking: Tracking, setup: TaskSetup, code: str, seed: int
 ) -> Result:
-    """Fine-tune on ``code``, prove what was frozen, and answer the tests: of the source all, of another language its own."""
+    """Fine-tune on ``code``, prove what was frozen, and answer the tests.
+
+    A model of the source language answers all tests, a model of another language only its own.
+    """
     part = _part(code, seed)
     kept, best_weights = (
         run / "predictions" / f"{part}.json",
@@ -189,23 +190,23 @@ def _train_once(
             return Result(**read_json(kept, dict))
         except TypeError as error:
             raise UserError(
-                f"{kept} is damaged ({error}); delete it, and that training is done again"
+                f"delete {kept}, and that training is done again; the file is damaged ({error})"
             ) from error
-    model = task_model(setting.folder, setting.kind, seed)
+    model = task_model(setup.folder, setup.kind, seed)
     before = tensor_digests(model)
     model.freeze_embeddings_and_language_adapters()
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if (code, seed) == (setting.source, cfg.seed):
+    if (code, seed) == (setup.source, cfg.seed):
         training_table(
             model,
             trainable,
             f"fine-tuning on {code}, {len(cfg.seeds)} seed{'s' * (len(cfg.seeds) > 1)}",
         )
     name, loss = f"val/{cfg.task.metric}/{part}", f"val/loss/{part}"
-    splits = setting.examples[code]
+    splits = setup.examples[code]
     curve = LearningCurve(
         tracking,
-        _development(cfg, setting, code, splits["dev"], name, loss),
+        _development(cfg, setup, code, splits["dev"], name, loss),
         unit="examples",
         units_per_step=cfg.trainer.rows_per_step,
         log_every=cfg.trainer.log_every,
@@ -214,7 +215,7 @@ def _train_once(
         suffix=f"/{part}",
     )
     best = BestWeights(curve, figure=name, loss=loss)
-    loader = _loader(cfg, setting.kind, splits["train"], model.lang_id(code), seed)
+    loader = _loader(cfg, setup.kind, splits["train"], model.lang_id(code), seed)
     fitted = train(
         cfg, run, model, loader, curve, seed=seed, trainable=trainable, part=part, also=[best]
     )
@@ -223,9 +224,9 @@ def _train_once(
     require_frozen(proof, part)
     weights = {n: model.get_parameter(n).detach().cpu().contiguous() for n in sorted(trainable)}
     write_whole(best_weights, save(weights))
-    tests = setting.tests if code == setting.source else {code: setting.tests[code]}
+    tests = setup.tests if code == setup.source else {code: setup.tests[code]}
     with on_device(model, cfg.trainer.accelerator):
-        found = transfer_answers(model, setting.kind, tests, code, part)
+        found = transfer_answers(model, setup.kind, tests, code, part)
     scores = best.scores
     result = Result(
         scores[name], scores[loss], best.step, fitted.per_second, fitted.seconds, proof, found
@@ -235,13 +236,17 @@ def _train_once(
 
 
 def _development(
-    cfg: FinetuneConfig, setting: Setting, code: str, dev: EncodedExamples, name: str, loss: str
+    cfg: FinetuneConfig, setup: TaskSetup, code: str, dev: EncodedExamples, name: str, loss: str
 ) -> Callable:
-    """Scores the development split of ``code`` through its own slot."""
-    metric = setting.kind.metric(cfg.task.metric, code)
+    """A function that scores a model on the development split of ``code``, through its own slot.
+
+    Args:
+        name, loss: the names that the score and the mean loss are logged by.
+    """
+    metric = setup.kind.metric(cfg.task.metric, code)
 
     def validate(model: XmodPreTrainedModel, step: int) -> dict[str, float]:
-        predictions, mean_loss = answers(model, setting.kind, dev, code)
+        predictions, mean_loss = answers(model, setup.kind, dev, code)
         score = metric.score(dev.gold, predictions)
         log.info(
             "step %d: %s %.3f on the development split of %s", step, cfg.task.metric, score, code
@@ -254,7 +259,7 @@ def _development(
 def _loader(
     cfg: FinetuneConfig, kind: Task, encoded: EncodedExamples, lang_id: int, seed: int
 ) -> Callable[[int], DataLoader]:
-    """Micro-batches from a step on."""
+    """A function that gives the micro-batches from a step on."""
     stream = ExampleStream(
         len(encoded.ids),
         lambda indices: kind.batch(encoded, indices),
@@ -274,21 +279,21 @@ def _loader(
     return loader
 
 
-def _data_record(cfg: FinetuneConfig, setting: Setting, digests: list[str]) -> dict:
-    """What a model was fine-tuned and tested on: names without their folders, digests, numbers of examples."""
+def _data_record(cfg: FinetuneConfig, setup: TaskSetup, digests: list[str]) -> dict:
+    """For the model card: names of the data without folders, digests, numbers of examples."""
     sources = [", ".join(filter(None, (_name(source), source.config))) for source in cfg.sources]
-    own = setting.examples[setting.source]
+    own = setup.examples[setup.source]
     return {
         "sources": sources,
         "sha256": digests,
         "train": len(own["train"]),
         "dev": len(own["dev"]),
-        "test": [f"{code} {len(test):,}" for code, test in setting.tests.items()],
+        "test": [f"{code} {len(test):,}" for code, test in setup.tests.items()],
     }
 
 
 def _name(source: LabelledSource) -> str:
-    """Of an embedded task or a hub id its name; of a file or folder the last part of its path."""
+    """The name of an embedded task or a hub id; the last part of the path of a file or folder."""
     return (
         Path(source.path).name
         if Path(source.path).is_dir() or Path(source.path).suffix
@@ -299,18 +304,21 @@ def _name(source: LabelledSource) -> str:
 def _save(
     cfg: FinetuneConfig,
     run: RunDir,
-    setting: Setting,
+    setup: TaskSetup,
     transfer: Transfer,
     seed: int,
     digests: list[str],
 ) -> dict:
-    """Write the model of one seed to model/, with the tokenizers of all languages and a card, and compare it, read back from
-    the disk, with the base."""
-    model = task_model(setting.folder, setting.kind, seed)
+    """Write the model of one seed to model/, with the tokenizers of all languages and a card.
+
+    Returns:
+        The proof: the frozen tensors, read back from the disk, compared with those of the base.
+    """
+    model = task_model(setup.folder, setup.kind, seed)
     before = tensor_digests(model)
-    weights = load_file(run / "checkpoints" / _part(setting.source, seed) / "best.safetensors")
+    weights = load_file(run / "checkpoints" / _part(setup.source, seed) / "best.safetensors")
     model.load_state_dict(weights, strict=False)
-    model.set_default_language(setting.source)  # of pipelines, which know no lang_ids
+    model.set_default_language(setup.source)  # of pipelines, which know no lang_ids
     training = {
         "recipe": vars(cfg.recipe),
         "steps": cfg.steps,
@@ -320,26 +328,26 @@ def _save(
     }
     record = {
         "task": cfg.task.name,
-        "source": setting.source,
+        "source": setup.source,
         "metric": transfer.metric,
         "training": training,
         "class": type(model).__name__,
-        "inputs": setting.kind.inputs,
-        "piped": setting.kind.piped,
-        "labels": setting.kind.labels,
-        "data": _data_record(cfg, setting, digests),
+        "inputs": setup.kind.inputs,
+        "piped": setup.kind.piped,
+        "labels": setup.kind.labels,
+        "data": _data_record(cfg, setup, digests),
     }
     metric = transfer.metric
     scores = {
         lang.code: (lang.arms[metric]["target"].mean, lang.ngrams(metric), lang.chance(metric))
         for lang in transfer.languages
     }
-    card = task_card(model.config, record, scores, pipeline=setting.kind.pipeline)
+    card = task_card(model.config, record, scores, pipeline=setup.kind.pipeline)
 
     def write(out: Path) -> None:
-        save_model(model, out, source=setting.folder)
+        save_model(model, out, source=setup.folder)
         (out / CARD).write_text(card, encoding="utf-8")
 
     build_folder(run / "model", write, rebuild=True)
-    saved = setting.kind.model_class().from_pretrained(run / "model")
+    saved = setup.kind.model_class().from_pretrained(run / "model")
     return compare_frozen(before, tensor_digests(saved), set(weights))

@@ -1,4 +1,7 @@
-"""A task as a run meets it: the base with a head, and the examples of all languages in the pieces of their vocabularies."""
+"""What all trainings of a fine-tuning run share: the base with a head, and the encoded examples.
+
+The examples of each language are encoded with the tokenizer of that language.
+"""
 
 import logging
 from collections import Counter
@@ -27,10 +30,18 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all trainings of a run share: the base's folder, the task, its encoded examples by language and split, which
-    languages were ``added`` to the base after pre-training, of each test with groups the cluster of each example (N,), and the
-    ``rows`` that the encoded examples were made of."""
+class TaskSetup:
+    """What all trainings of a run share.
+
+    Args:
+        folder: of the base.
+        source: code of the language that is fine-tuned on.
+        added: codes of the languages that were added to the base after pre-training.
+        kind: the task, with the classes of the source's training split.
+        examples: code -> split -> the encoded examples.
+        clusters: code -> the cluster of each test example (N,), for tests whose rows have groups.
+        rows: code -> split -> the rows that ``examples`` were made of.
+    """
 
     folder: Path
     source: str
@@ -42,23 +53,24 @@ class Setting:
 
     @property
     def tests(self) -> dict[str, EncodedExamples]:
-        """The languages that are tested."""
+        """Code -> the encoded test examples."""
         return {code: splits["test"] for code, splits in self.examples.items() if "test" in splits}
 
 
-def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
-    """Read and encode all examples that the model has a slot for, and show what there is.
+def open_task(cfg: FinetuneConfig, folder: Path) -> TaskSetup:
+    """Read and encode the examples of every language that the base has, and print their table.
 
     Raises:
-        UserError: the base is causal or lacks the source language; the source has no examples in a split; a test has a label
-            that training does not have.
+        UserError: the base is causal or lacks the source language; the source language has no
+            examples in a split; a test has a label that the training split does not have.
     """
     config = read_config(folder)
     if config.is_decoder:
         raise UserError(
-            f"base {cfg.base} is a causal language model; tasks are fine-tuned on masked ones: choose another base"
+            f"choose another base: {cfg.base} is a causal language model, and tasks are fine-tuned "
+            "on masked ones"
         )
-    manifests_in(folder, config.added or [])  # all must be readable when the model is saved
+    manifests_in(folder, config.added or [])  # saving the model needs all of them
     source, kind_class = config.resolve(cfg.task.source), KINDS[cfg.task.kind]
     rows, unknown = read_examples(cfg.sources, kind_class.roles, config.known_codes())
     rows, unlabelled = _labelled(rows, kind_class)
@@ -70,20 +82,21 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
             without = unlabelled[source, split]
             lost = f" ({without:,} examples say that they have no label)" if without else ""
             raise UserError(
-                f"{cfg.task.data.path}: the {split} split of the source language {source} is empty{lost}; there are "
-                f"{there or 'no examples at all'}. Name the splits with ++task.data.splits.{split}=<name>, or choose "
-                "another task.source"
+                f"{cfg.task.data.path}: the {split} split of the source language {source} is "
+                f"empty{lost}; there are {there or 'no examples at all'}. Name the splits with "
+                f"++task.data.splits.{split}=<name>, or choose another task.source"
             )
     kind = kind_class(rows[source]["train"])
     for label in sorted(DOUBTFUL & set(kind.labels)):
         log.warning(
-            "warning: '%s' is a class like any other here; where it says that there is no label, take those rows out",
+            "warning: remove the rows with the label '%s' if it means that a row has no label; it "
+            "is a class like any other now",
             label,
         )
     if cfg.task.metric not in kind.metrics:
         raise UserError(
-            f"task.metric is '{cfg.task.metric}', but the labels of the data ({', '.join(kind.labels[:5])}, …) allow "
-            f"{', '.join(kind.metrics)} alone: they name no spans"
+            f"task.metric is '{cfg.task.metric}', but the labels of the data "
+            f"({', '.join(kind.labels[:5])}, …) allow only {', '.join(kind.metrics)}"
         )
     model = task_model(folder, kind, seed=0)
     positions = config.max_position_embeddings - config.pad_token_id - 1
@@ -97,7 +110,7 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
         }
     examples = {}
     for code, splits in wanted.items():
-        tokenizer = composing(model.tokenizer_for(code))  # as the text that the base was trained on
+        tokenizer = composing(model.tokenizer_for(code))  # normalised as the base's text was
         examples[code] = {
             split: kind.encode(rows[code][split], tokenizer, positions) for split in splits
         }
@@ -105,7 +118,7 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
     clusters = _clusters(
         cfg, {code: rows[code]["test"] for code, splits in examples.items() if "test" in splits}
     )
-    setting = Setting(
+    setup = TaskSetup(
         folder,
         source,
         config.added or [],
@@ -115,13 +128,16 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> Setting:
         {c: {s: rows[c][s] for s in splits} for c, splits in examples.items()},
     )
     sizes = {code: {s: len(r) for s, r in splits.items()} for code, splits in rows.items()}
-    _data_table(cfg, setting, sizes, unlabelled, positions)
-    return setting
+    _data_table(cfg, setup, sizes, unlabelled, positions)
+    return setup
 
 
 def _clusters(cfg: FinetuneConfig, tests: dict[str, list[Row]]) -> dict[str, np.ndarray]:
-    """Of each test whose rows have groups, the number of each row's cluster. Raises UserError where the groups tell no examples
-    apart in any test."""
+    """Code -> the cluster of each test row (N,), for tests whose rows have groups.
+
+    Raises:
+        UserError: every test is a single group.
+    """
     found = {
         code: clusters_of([row.values.get(GROUP) for row in rows]) for code, rows in tests.items()
     }
@@ -135,15 +151,17 @@ def _clusters(cfg: FinetuneConfig, tests: dict[str, list[Row]]) -> dict[str, np.
         sources = zip(("task.data", "task.tests"), cfg.sources, strict=False)
         key, source = [pair for pair in sources if GROUP in pair[1].columns][-1]
         raise UserError(
-            f"{key}.columns.group is '{source.columns[GROUP]}', which is the same in all {len(found[code]):,} test examples of {code} "
-            f"('{tests[code][0].values[GROUP][:50]}'), and so in every language; name what only some examples share (a template, a document), "
-            f"or leave it out with '~{key}.columns.group'"
+            f"{key}.columns.group is '{source.columns[GROUP]}', which is the same in all "
+            f"{len(found[code]):,} test examples of {code} "
+            f"('{tests[code][0].values[GROUP][:50]}'), and so in every language; name what only "
+            "some examples share (a template, a document), or leave it out with "
+            f"'~{key}.columns.group'"
         )
     return found
 
 
 def _labelled(rows: Labelled, kind: type[Task]) -> tuple[Labelled, Counter[tuple[str, str]]]:
-    """The rows that have a label, and how many have none, by language and split."""
+    """The rows that have a label; and by language and split the number of the others."""
     kept: Labelled = {}
     without: Counter[tuple[str, str]] = Counter()
     for code, splits in rows.items():
@@ -154,7 +172,8 @@ def _labelled(rows: Labelled, kind: type[Task]) -> tuple[Labelled, Counter[tuple
                 kept.setdefault(code, {})[split] = labelled
             else:
                 log.warning(
-                    "warning: the %s split of %s is left out: its %d examples say that they have no label",
+                    "warning: the %s split of %s is left out: its %d examples say that they have "
+                    "no label",
                     split,
                     code,
                     len(examples),
@@ -164,17 +183,17 @@ def _labelled(rows: Labelled, kind: type[Task]) -> tuple[Labelled, Counter[tuple
 
 def _data_table(
     cfg: FinetuneConfig,
-    setting: Setting,
+    setup: TaskSetup,
     sizes: dict[str, dict[str, int]],
     unlabelled: Counter[tuple[str, str]],
     positions: int,
 ) -> None:
-    """Examples of every language, and how many of them were left out, cut or have nothing to read."""
+    """Print how many examples every language has, and how many were left out, cut or are empty."""
     rows = []
-    for code, splits in setting.examples.items():
+    for code, splits in setup.examples.items():
         test = splits.get("test")
         counts = (f"{sizes[code].get(split, 0):,}" for split in ("train", "dev", "test"))
-        classes = "–" if test is None else setting.kind.described(test.gold)
+        classes = "–" if test is None else setup.kind.described(test.gold)
         unknown = "–" if test is None else f"{100 * test.unknown:.1f} %"
         odd = (
             sum(unlabelled[code, split] for split in splits),
@@ -183,8 +202,8 @@ def _data_table(
         )
         rows.append((code, *counts, classes, unknown, *(f"{count:,}" for count in odd)))
     title = (
-        f"{cfg.task.name}: fine-tuned on {setting.source}; examples; how many had no label and were left out, are cut to "
-        f"{positions} pieces, have a text or word without any piece"
+        f"{cfg.task.name}: fine-tuned on {setup.source}; examples; how many had no label and were "
+        f"left out, are cut to {positions} pieces, have a text or word without any piece"
     )
     header = (
         "language",
@@ -201,14 +220,16 @@ def _data_table(
 
 
 def task_model(folder: Path, kind: Task, seed: int) -> XmodPreTrainedModel:
-    """The base with a head for the task, whose values are a function of ``seed`` alone; in evaluation mode.
+    """The base with a new head for the task, in evaluation mode.
+
+    The values of the head are a function of ``seed`` and of each parameter's name.
 
     Raises:
         UserError: the base cannot be read, or lacks tensors of its body.
     """
     config = read_config(folder, **kind.configuration())
     verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()  # a new head, and no language-model head: both are meant
+    transformers.logging.set_verbosity_error()  # else it warns of the new head
     try:
         model, info = kind.model_class().from_pretrained(
             folder, config=config, output_loading_info=True
@@ -217,7 +238,7 @@ def task_model(folder: Path, kind: Task, seed: int) -> XmodPreTrainedModel:
         raise
     except Exception as error:  # transformers raises whatever its readers raise
         raise UserError(
-            f"base {folder} cannot be loaded ({reason(error)}); give one that is whole"
+            f"give another base, or restore this one: {folder} cannot be loaded ({reason(error)})"
         ) from error
     finally:
         transformers.logging.set_verbosity(verbosity)
@@ -228,7 +249,8 @@ def task_model(folder: Path, kind: Task, seed: int) -> XmodPreTrainedModel:
     ]
     if lost:
         raise UserError(
-            f"base {folder} lacks tensors of its body: {sorted(lost)[:3]}; give one that is whole"
+            f"give another base, or restore this one: {folder} lacks tensors of its body, "
+            f"{sorted(lost)[:3]}"
         )
     with torch.no_grad():
         for name in sorted(info["missing_keys"]):

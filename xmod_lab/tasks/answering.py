@@ -101,8 +101,8 @@ class Answering(Task):
         for row, length in zip(rows, map(len, alone), strict=True):
             if length > positions // 2:
                 raise UserError(
-                    f"{row.where}: shorten the question, or leave it out; the question has {length} "
-                    f"tokens, more than half of the model's {positions} positions"
+                    f"{row.where}: shorten the question, or leave it out; the question has "
+                    f"{length} tokens, more than half of the model's {positions} positions"
                 )
         dropped = _dropped(tokenizer, contexts)
         kept = [_kept(context, dropped) for context in contexts]

@@ -44,8 +44,8 @@ def table_rows(path: Path) -> Rows:
         yield f"{path}, line {number}", dict(zip(header, cells, strict=True))
     if quoted:
         log.warning(
-            "warning: %s: save it without quoting, or as .csv; %d rows have cells that look quoted, "
-            "but a .tsv file is never quoted, so these quotes are read as text",
+            "warning: %s: save it without quoting, or as .csv; %d rows have cells that look "
+            "quoted, but a .tsv file is never quoted, so these quotes are read as text",
             path,
             quoted,
         )
@@ -146,15 +146,15 @@ def _sentences(
         if len(fields) != width:
             raise UserError(
                 f"{path}, line {number}: {len(fields)} columns, where {width} are expected, as in "
-                "the lines before it: the first is a word, the last its tag; repair that line, with "
-                "_ in a column that is empty"
+                "the lines before it: the first is a word, the last its tag; repair that line, "
+                "with _ in a column that is empty"
             )
         start = start if sentence else number
         sentence.append(fields)
 
 
 def document_rows(path: Path) -> Rows:
-    """Rows of a .json file: questions in SQuAD's layout, an array of objects, or objects by line."""
+    """Rows of a .json file: SQuAD's layout, an array of objects, or one object a line."""
     try:
         found = json_value("".join(decoded_lines(path)), str(path))
     except UserError as error:
@@ -168,8 +168,8 @@ def document_rows(path: Path) -> Rows:
     for number, row in enumerate(found, start=1):
         if not isinstance(row, dict):
             raise UserError(
-                f"{path}, entry {number}: {json.dumps(row)[:40]} is not an object; each row must be "
-                'one, such as {"text": "a passage", "label": "a"}'
+                f"{path}, entry {number}: {json.dumps(row)[:40]} is not an object; each row must "
+                'be one, such as {"text": "a passage", "label": "a"}'
             )
         yield f"{path}, entry {number}", row
 

@@ -71,7 +71,7 @@ def span_fault() -> str | None:
 
 
 def span_f1(labels: list[str]) -> Metric:
-    """Micro-averaged F1 of spans with their type, by seqeval (CoNLL 2000). ``labels``: by number."""
+    """F1 of typed spans over all examples, by seqeval (CoNLL 2000). ``labels``: by class number."""
     from seqeval.metrics.sequence_labeling import get_entities
 
     def spans(tags: list[int]) -> set:

@@ -151,7 +151,7 @@ def _answers(
 
 
 def _features(texts: tuple[str, ...]) -> Iterator[str]:
-    """The n-grams of each text of a unit, marked with its place; for a pair also the shared ones."""
+    """The n-grams of each text of a unit, with its number; for a pair also the shared ones."""
     found = [ngrams(text) for text in texts]
     for place, part in enumerate(found):
         yield from (f"{place}{gram}" for gram in part)

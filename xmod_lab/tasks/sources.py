@@ -1,4 +1,4 @@
-"""Labelled examples as rows, by language and split, from the files or datasets that a task names."""
+"""Labelled examples as rows, by language and split, from files or datasets."""
 
 import glob
 import hashlib
@@ -135,7 +135,8 @@ class LabelledSource:
                 f"{key}.path '{self.path}' is neither a folder nor a file of a known type "
                 f"({', '.join(READERS)}) nor a hub id; give one of these"
             )
-        give = f"the path of a folder or file ({', '.join(READERS)}), or the id of a dataset on the hub"
+        files = f"the path of a folder or file ({', '.join(READERS)})"
+        give = f"{files}, or the id of a dataset on the hub"
         if not path.is_dir() and (fault := hub_fault(self.path, give)):
             raise UserError(f"{key}.path: {fault}")
         found = False
@@ -160,8 +161,8 @@ class LabelledSource:
         except Exception as error:  # datasets raises whatever its readers and the network raise
             raise UserError(
                 f"{key}.path: '{self.path}' cannot be read as a dataset "
-                f"({str(error).splitlines()[0]}); give a folder in a layout of the hub, or a hub id "
-                "that can be reached"
+                f"({str(error).splitlines()[0]}); give a folder in a layout of the hub, or a hub "
+                "id that can be reached"
             ) from error
         if not found:
             raise UserError(
