@@ -2,8 +2,20 @@
 
 import json
 
+import numpy as np
+import pytest
+
+from tests.commands.helpers import FINETUNE
+from xmod_lab import finetune, report
 from xmod_lab.choices import EMBEDDING_INITS
 from xmod_lab.languages.initialisers import METHODS, Material, Rows
+from xmod_lab.tasks.examples import encode_texts, pad
+from xmod_lab.tasks.file_formats import READERS
+from xmod_lab.tasks.kinds import KINDS
+from xmod_lab.tasks.metrics import Metric, share
+from xmod_lab.tasks.task import Task
+from xmod_lab.tasks.values import read_text, wrong_value
+from xmod_lab.text.text_files import decoded_lines
 
 
 def centre(m: Material) -> Rows:
@@ -20,3 +32,91 @@ def test_an_initialiser_of_embeddings(whole_way, monkeypatch, allow):
     vocabulary = manifest["vocabulary"]
     assert vocabulary["method"] == "centre" and vocabulary["derived"] > 300
     assert vocabulary["drawn"] == 0
+
+
+def rated_rows(path):
+    """Lines such as ``4.5 a text``."""
+    for number, line in enumerate(decoded_lines(path), start=1):
+        rating, _, text = line.strip().partition(" ")
+        yield f"{path}, line {number}", {"rating": float(rating), "text": text}
+
+
+def read_number(value, where):
+    if not isinstance(value, float):
+        raise wrong_value(value, where, "a number")
+    return value
+
+
+class Rating(Task):
+    """A number for a text, by regression."""
+
+    roles = {"text": read_text, "rating": read_number}
+    metrics = ("within_one",)
+    head = "XmodForSequenceClassification"
+    pipeline = "text-classification"
+    inputs = 'tokenizer("a text", return_tensors="pt")'
+
+    def configuration(self):
+        return {"num_labels": 1, "problem_type": "regression"}
+
+    def gold(self, rows):
+        return [row.values["rating"] for row in rows]
+
+    def encode(self, rows, tokenizer, positions):
+        texts = [(row.values["text"],) for row in rows]
+        return encode_texts(texts, self.gold(rows), tokenizer, positions)
+
+    def batch(self, encoded, indices):
+        labels = np.array([encoded.gold[i] for i in indices], np.float32)
+        return {**pad([encoded.ids[i] for i in indices], encoded.pad_id), "labels": labels}
+
+    def predict(self, output, encoded, indices):
+        return output.logits[:, 0].tolist()
+
+    def metric(self, name, code=""):
+        def counts(gold, said):
+            return np.array([(abs(g - s) <= 1, 1) for g, s in zip(gold, said, strict=True)], float)
+
+        return Metric(counts, share)
+
+
+RATING_YAML = """name: ratings
+kind: rating
+metric: within_one
+data: {path: "%s/@language.@split.rated"}
+recipe: {steps: 8, peak_lr: 5e-4}
+"""
+
+
+def test_a_kind_of_labelled_task_and_a_file_format(extended, tmp_path, monkeypatch, command):
+    monkeypatch.setitem(KINDS, "rating", Rating)
+    monkeypatch.setitem(READERS, ".rated", rated_rows)
+    for language, text in (("en", "the file is {}"), ("el", "το αρχείο είναι {}")):
+        for split in ("train", "dev", "test"):
+            lines = [f"{i % 5 / 2} {text.format(i)}\n" for i in range(20)]
+            (tmp_path / f"{language}.{split}.rated").write_text("".join(lines))
+    (tmp_path / "conf" / "task").mkdir(parents=True)
+    (tmp_path / "conf" / "task" / "rating.yaml").write_text(RATING_YAML % tmp_path)
+    run = tmp_path / "run"
+    arguments = ["--config-dir", tmp_path / "conf", "task=rating", f"base={extended}", *FINETUNE]
+    arguments += ["task.seeds=1", "trainer.rows_per_step=4", f"hydra.run.dir={run}"]
+    status, _, err = command(finetune.main, *arguments, "task.metric=accuracy")
+    assert status == 2 and "allowed are within_one" in err
+    status, _, err = command(finetune.main, *arguments)
+    assert status == 0, err
+    metrics = json.loads((run / "metrics.json").read_text())
+    for arm in ("target", "source", "none", "wrong"):
+        assert 0 <= metrics[f"test/within_one/el_GR/{arm}"] <= 1
+    assert not [name for name in metrics if "majority" in name or "ngrams" in name]
+    status, _, err = command(report.main, run)
+    assert status == 0, err
+    assert "within_one" in (run / "report.html").read_text()
+
+
+def test_a_kind_of_labelled_task_that_lacks_something_is_refused_where_it_is_defined():
+    with pytest.raises(TypeError, match="^define roles, metrics, .*, gold, .*, metric in Empty;"):
+        type("Empty", (Task,), {})
+    with pytest.raises(TypeError, match="^define batch in Partial;"):
+        type("Partial", (Rating,), {"batch": Task.batch})
+    with pytest.raises(TypeError, match="^define ngram_texts in Counting;"):
+        type("Counting", (Rating,), {"ngram_classes": 2})
