@@ -13,7 +13,7 @@ from xmod_lab import machine
 from xmod_lab.config.rules import validate
 from xmod_lab.errors import UserError
 from xmod_lab.runs import folder as rundir
-from xmod_lab.runs.bases import base_to_make, newest_matching
+from xmod_lab.runs.bases import base_to_make, newest_fitting
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.training import callbacks
 
@@ -205,9 +205,9 @@ def test_the_machine_is_no_part_of_what_makes_a_base_match(cpu, tmp_path):
     place.write_json("metrics.json", {})
     cpu(8.0)
     assert base_to_make(composed(f"runs={tmp_path}"))[1].path == place.path
-    assert newest_matching(composed(f"runs={tmp_path}")).path == place.path
+    assert newest_fitting(composed(f"runs={tmp_path}")).path == place.path
     assert (
-        newest_matching(composed(f"runs={tmp_path}", "trainer.precision=bf16-mixed")).path
+        newest_fitting(composed(f"runs={tmp_path}", "trainer.precision=bf16-mixed")).path
         == place.path
     )
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from tests.helpers import composed, tiny_model
+from xmod_lab.config.finetuning import FinetuneConfig, LabelledTask
+from xmod_lab.config.schema import EvaluateConfig
 from xmod_lab.errors import UserError
 from xmod_lab.runs import folder as rundir
-from xmod_lab.runs.bases import newest_finished, newest_that_knows
+from xmod_lab.runs.bases import newest_fitting
 from xmod_lab.runs.environment import environment
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.jobs import read_job
@@ -122,9 +124,9 @@ def test_one_bad_neighbour_is_passed_over_and_named(run, caplog):
     (runs / "half" / "config.yaml").write_text((run / "config.yaml").read_text())
     (runs / "half" / "metrics.json").write_text("{")
     for _ in range(2):
-        assert (
-            newest_finished(str(runs)).path == newest_that_knows(str(runs), "de").path == run.path
-        )
+        assert newest_fitting(EvaluateConfig(runs=str(runs))).path == run.path
+        knows = FinetuneConfig(runs=str(runs), task=LabelledTask(source="de"))
+        assert newest_fitting(knows).path == run.path
     named = [record.getMessage().split("/runs/")[1].split(" ")[0] for record in caplog.records]
     assert sorted(named) == ["broken/config.yaml", "half/metrics.json", "nested/config.yaml"]
 

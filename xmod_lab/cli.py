@@ -15,7 +15,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -53,7 +53,7 @@ _OF_EVERY_START = (
     "sweep.csv",
 )  # besides .hydra/ and *.log
 _MOST_LINES, _LONGEST = 40, 1_000  # of a message
-Work = Callable[[Any, Path, list[str], str | None], int | None]
+Work = Callable[[Any, Path], int | None]
 
 
 @dataclass
@@ -128,8 +128,8 @@ _starts: list[_Start] = []  # under way; one, but for commands that are called f
 def run_command(
     name: str, work: Work, *, schema: type = PretrainConfig, check: Callable[[Any], None] = validate
 ) -> None:
-    """Compose ``conf/<name>.yaml`` with the command line, validate it, and call ``work`` with the configuration, the
-    run dir, the keys set on the command line, and the name of the sweep if it is one. Never returns.
+    """Compose ``conf/<name>.yaml`` with the command line, validate it, and call ``work`` with the
+    configuration and the run dir. Never returns.
 
     Args:
         schema: of the configuration; ``check`` raises UserError for what it cannot be.
@@ -321,15 +321,17 @@ def _work(
 ) -> int | None:
     hydra_cfg = HydraConfig.get()
     cfg = judge(composed, hydra_cfg)
-    asked = [override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task]
-    usual = compose(hydra_cfg.job.config_name, return_hydra_config=False)
+    command = hydra_cfg.job.config_name
+    typed = [override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task]
+    usual = compose(command, return_hydra_config=False)
     before, now = flatten(OmegaConf.to_container(usual)), flatten(OmegaConf.to_container(composed))
-    asked += [
-        key for key, value in now.items() if before.get(key) != value
-    ]  # by an experiment, say
-    sweep = Path(hydra_cfg.sweep.dir).name if hydra_cfg.mode == RunMode.MULTIRUN else None
+    by_file = [key for key, value in now.items() if before.get(key) != value]  # an experiment, say
+    cfg = replace(cfg, command=command, given=(*typed, *by_file))
+    if hydra_cfg.mode == RunMode.MULTIRUN and cfg.logger.group is None:
+        group = Path(hydra_cfg.sweep.dir).name
+        cfg = replace(cfg, logger=replace(cfg.logger, group=group))
     hide_bars()
-    return work(cfg, Path(hydra_cfg.runtime.output_dir), asked, sweep)
+    return work(cfg, Path(hydra_cfg.runtime.output_dir))
 
 
 def hide_bars() -> None:

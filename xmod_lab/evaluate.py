@@ -34,24 +34,23 @@ def main() -> None:
     run_command("evaluate", _evaluate, schema=EvaluateConfig)
 
 
-def _evaluate(cfg: EvaluateConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
+def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
     from xmod_lab.runs.folder import RunDir
     from xmod_lab.scoring.held_out import on_device
     from xmod_lab.scoring.samples import SAMPLES, filled
     from xmod_lab.stages.evaluating import evaluate  # here: no refusal waits for torch
-    from xmod_lab.stages.opening import open_model, settle_model
+    from xmod_lab.stages.opening import open_model
     from xmod_lab.text.parallel import read_parallel
 
     parallels = [read_parallel(source) for source in cfg.evaluate.parallel]
     run = RunDir(folder)
     cfg = run.fit_to_machine(cfg, trains=False)
-    base = settle_model(cfg, asked)
-    opened = open_model(base, cfg, asked)
+    opened = open_model(cfg, run)
     control = None
     if cfg.evaluate.control is not None and parallels:
-        control = open_model(settle_model(replace(cfg, base=cfg.evaluate.control), []), cfg, [])
+        control = open_model(replace(cfg, base=cfg.evaluate.control, given=()), run)
     if not run.begin(
-        replace(cfg, base=base.name)
+        replace(cfg, base=opened.name)
     ):  # writes; so all that can be refused was refused before
         return
     run.remember(

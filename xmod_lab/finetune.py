@@ -28,12 +28,12 @@ def main() -> None:
     run_command("finetune", _start, schema=FinetuneConfig, check=validate_finetune)
 
 
-def _start(cfg: FinetuneConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
+def _start(cfg: FinetuneConfig, folder: Path) -> None:
     from xmod_lab.runs.folder import RunDir
     from xmod_lab.stages.finetuning import finetune  # here: no refusal waits for torch
 
     run = RunDir(folder)
-    finetune(cfg, run, group=sweep, draw=lambda transfer: _draw(transfer, run / "transfer.png"))
+    finetune(cfg, run, draw=lambda transfer: _draw(transfer, run / "transfer.png"))
 
 
 def _draw(transfer: "Transfer", path: Path) -> None:

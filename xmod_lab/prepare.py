@@ -21,7 +21,7 @@ def main() -> None:
     run_command("prepare", _prepare)
 
 
-def _prepare(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
+def _prepare(cfg: PretrainConfig, folder: Path) -> None:
     from xmod_lab.training.data import (  # here: no refusal waits for torch
         prepare_base,
         prepare_beside,

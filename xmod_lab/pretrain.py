@@ -24,7 +24,7 @@ def main() -> None:
     run_command("pretrain", _start)
 
 
-def _start(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:
+def _start(cfg: PretrainConfig, folder: Path) -> int:
     from xmod_lab.processes import (  # here: no refusal waits for torch
         launch,
         launched,
@@ -43,24 +43,32 @@ def _start(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | Non
             "--nnodes"
         )
     if devices * nodes == 1 or launched() or cfg.plan:
-        return _train(cfg, folder, asked, sweep)
+        return _train(cfg, folder)
     if nodes > 1:
         raise UserError(
             f"trainer.nodes is {nodes}: start several machines with torchrun, and name the run "
             "dir with hydra.run.dir=PATH"
         )
-    return launch(_in_process, (cfg, folder, asked, sweep), devices)
+    return launch(_in_process, (cfg, folder), devices)
 
 
-def _in_process(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:
-    return guarded(lambda: hide_bars() or _train(cfg, folder, asked, sweep))
+def _in_process(cfg: PretrainConfig, folder: Path) -> int:
+    return guarded(lambda: hide_bars() or _train(cfg, folder))
 
 
-def _train(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> int:
+def _train(cfg: PretrainConfig, folder: Path) -> int:
+    from xmod_lab.machine import device_kind
+    from xmod_lab.processes import join
     from xmod_lab.runs.folder import RunDir
-    from xmod_lab.stages.start import run_training
+    from xmod_lab.stages.extension import add_languages
+    from xmod_lab.stages.planning import plan_run
+    from xmod_lab.stages.pretraining import pretrain_base
+    from xmod_lab.training.memory import keep_memory
 
-    run_training(cfg, RunDir(folder), asked, group=sweep)
+    join(device_kind(cfg.trainer.accelerator))
+    keep_memory()
+    work = plan_run if cfg.plan else add_languages if cfg.lang else pretrain_base
+    work(cfg, RunDir(folder))
     return 0
 
 

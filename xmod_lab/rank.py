@@ -35,7 +35,7 @@ def main() -> None:
     run_command("rank", _rank)
 
 
-def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None) -> None:
+def _rank(cfg: PretrainConfig, folder: Path) -> None:
     if not cfg.lang:
         raise UserError(
             "rank compares beginnings of a language to add; name one: +lang=NAME, e.g. +lang=new_lang"
@@ -52,18 +52,17 @@ def _rank(cfg: PretrainConfig, folder: Path, asked: list[str], sweep: str | None
         )
     from xmod_lab.runs.bases import agree
     from xmod_lab.runs.folder import RunDir
-    from xmod_lab.stages.extension import open_base
+    from xmod_lab.stages.extension import base_to_extend, open_base
     from xmod_lab.stages.ranking import rank_beginnings, ranking_tables
-    from xmod_lab.stages.start import settle_base
     from xmod_lab.training.data import prepare_beside
     from xmod_lab.training.memory import keep_memory
 
     run = RunDir(folder)
-    cfg, base = settle_base(cfg, run, asked)
+    cfg, base = base_to_extend(cfg, run)
     cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
     keep_memory()
     model, old, _ = open_base(base)
-    agree(base, model, cfg, asked)
+    agree(base, model, cfg)
     texts = [prepare_beside(cfg, lang, old) for lang in cfg.lang.values()]
     if not run.begin(cfg):  # writes; so all that can be refused was refused before
         return

@@ -74,6 +74,16 @@ def not_in_base(why: str) -> dict[str, str]:
     return {"not_in_base": why}
 
 
+def set_by_command(mark: Mapping[str, str] = NO_MARK) -> dict[str, object]:
+    """The mark of a field that the command fills in: it is not a setting, and Hydra does not know it."""
+    return {"omegaconf_ignore": True, **mark}
+
+
+def setting_fields(schema: type) -> list[dataclasses.Field]:
+    """The fields of a schema that are settings."""
+    return [f for f in fields(schema) if not f.metadata.get("omegaconf_ignore")]
+
+
 def number(
     default: object = dataclasses.MISSING, mark: Mapping[str, str] = NO_MARK, **bounds: object
 ) -> object:

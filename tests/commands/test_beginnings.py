@@ -15,7 +15,7 @@ from tests.helpers import composed
 from xmod_lab.choices import EMBEDDING_INITS
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.rank import main
-from xmod_lab.runs.bases import load_config, resolve
+from xmod_lab.runs.bases import find_base, load_config
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.stages.beginning import begin_language
 from xmod_lab.stages.donors import rank_donors, sampled_targets
@@ -60,7 +60,7 @@ def rank(workplace, monkeypatch, capfd):
 def opened(workplace, nearest):
     """Configuration, the language and a function that gives (model, old text, new text) afresh."""
     cfg = load_config(RunDir(nearest))
-    base = resolve(cfg, [], lambda *_: None)
+    base = find_base(cfg, RunDir(nearest))
     lang = cfg.lang["greek"]
     return cfg, lang, lambda: (*open_base(base)[:2], prepare_language(cfg, lang, None))
 

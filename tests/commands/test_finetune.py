@@ -305,7 +305,7 @@ def test_auto_is_the_newest_run_that_knows_the_source_and_the_command_draws_its_
     out = capfd.readouterr().out
     assert stopped.value.code == 0
     assert (
-        f"that knows en: {extended}" in out.replace("\n", "")
+        f"base=auto is {extended}, the newest finished run that knows en" in out.replace("\n", "")
         and "trains" in out
         and "frozen" in out
     )

@@ -16,13 +16,14 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from tests.commands.helpers import folders
-from xmod_lab import finetune, pretrain
+from xmod_lab import __version__, finetune, pretrain
 from xmod_lab.cli import run_command
 from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.config.schema import CONF_DIR, LangConfig, register_schemas
+from xmod_lab.runs import jobs
 from xmod_lab.runs.bases import load_config
 from xmod_lab.runs.folder import RunDir
-from xmod_lab.runs.jobs import Job, code_digest, current_runs, data_digests, job_folder
+from xmod_lab.runs.jobs import Job, current_runs, data_digests, job_folder
 from xmod_lab.runs.sweep import (
     begin_sweep,
     finish_sweep,
@@ -33,7 +34,6 @@ from xmod_lab.runs.sweep import (
     sweep_name,
 )
 
-PACKAGE = Path(__file__).parents[2] / "xmod_lab"
 LONG = 100
 STEPS = ["trainer.checkpoint_every=2", "trainer.validate_every=1000"]
 
@@ -127,10 +127,10 @@ def test_a_stopped_sweep_goes_on_and_an_added_value_runs_alone(workplace, call, 
 
 
 @pytest.mark.slow
-def test_failed_jobs_are_retried_and_what_other_data_or_code_made_runs_again_beside_it(
+def test_failed_jobs_are_retried_and_what_other_data_or_versions_made_runs_again_beside_it(
     workplace, call, tmp_path
 ):
-    """Three texts: one is edited, one is repaired, one was trained on by other code."""
+    """Three texts: one is edited, one is repaired, one was trained on by another version."""
     texts = [tmp_path / f"{name}.txt" for name in ("edited", "repaired", "same")]
     for text in texts:
         shutil.copy(workplace.folder / "el.txt", text)
@@ -160,14 +160,14 @@ def test_failed_jobs_are_retried_and_what_other_data_or_code_made_runs_again_bes
         texts[0].read_text(encoding="utf-8") + "μία ακόμη γραμμή\n", encoding="utf-8"
     )
     shutil.copy(workplace.folder / "el.txt", texts[1])
-    settings, code, data = old[2].name.split("-")
-    other = old[2].rename(old[2].with_name(f"{settings}-{'0' * len(code)}-{data}"))
+    settings, _, data = old[2].name.split("-")
+    other = old[2].rename(old[2].with_name(f"{settings}-0.0.9-{data}"))
     status, said = call(*command)
     assert status == 0, said
     assert outcomes(sweep) == [
-        f"ran: finished before by other data, in {old[0].name}",
+        f"ran: finished before with other data, in {old[0].name}",
         "retried",
-        f"ran: finished before by other code, in {other.name}",
+        f"ran: finished before with other version, in {other.name}",
     ]
     new = folders(sweep)
     assert (
@@ -177,8 +177,12 @@ def test_failed_jobs_are_retried_and_what_other_data_or_code_made_runs_again_bes
         and (other / "metrics.json").is_file()
     )
     assert current_runs(sweep) == sorted(new)
+    made_by = new[0] / "environment.json"
+    made_by.write_text(json.dumps({"starts": [{"commit": {"xmod_lab": "0" * 40 + "-dirty"}}]}))
     status, said = call(*command)
-    assert status == 0 and outcomes(sweep) == ["skipped: finished"] * 3, said
+    told, *others = outcomes(sweep)
+    assert status == 0 and others == ["skipped: finished"] * 2, said
+    assert told.startswith("skipped: finished at commit 000000000-dirty, now it is ")
 
 
 def test_finetune_remembers_too(workplace, call, tmp_path):
@@ -202,8 +206,8 @@ def test_finetune_remembers_too(workplace, call, tmp_path):
 def test_a_bug_in_one_job_is_told_in_its_log_and_the_others_go_on(tmp_path, monkeypatch, capfd):
     """By a command whose work fails for one seed."""
 
-    def work(cfg, folder: Path, asked: list[str], sweep: str | None) -> None:
-        assert sweep == "sweep"
+    def work(cfg, folder: Path) -> None:
+        assert cfg.logger.group == "sweep" and cfg.is_given("seed")
         (folder / "worked").touch()
         1 / (cfg.seed - 1)
 
@@ -300,32 +304,11 @@ def test_auto_counts_as_the_run_that_it_means_but_for_a_base_made_on_the_way(wor
     assert data_digests(tuning) != first
 
 
-def test_other_code_is_another_job_but_comments_and_pictures_are_not(tmp_path):
-    shutil.copytree(
-        PACKAGE, tmp_path / "0", ignore=shutil.ignore_patterns("__pycache__", "embedded")
-    )
-    same = code_digest(PACKAGE)
-    assert code_digest(tmp_path / "0") == same
-
-    def edited(name: str, old: str, new: str) -> str:
-        """Digest of a further copy of the package (a digest is read once), with an edit."""
-        copy = shutil.copytree(tmp_path / "0", tmp_path / str(len(list(tmp_path.iterdir()))))
-        source = (copy / name).read_text()
-        assert old in source
-        (copy / name).write_text(source.replace(old, new))
-        return code_digest(copy)
-
-    assert edited("runs/jobs.py", '"""What a job', '"""Again: what a job') == same
-    assert (
-        edited(
-            "errors.py",
-            "  # exit status of a run that was asked to stop, the second by SIGTERM",
-            "",
-        )
-        == same
-    )
-    assert edited("reports/page.py", "The unigram figure", "The figure") == same
-    assert edited("text/holdout.py", "digest_size=8", "digest_size=7") != same
+def test_the_version_of_the_package_is_part_of_a_job(monkeypatch):
+    settings, version, data = named()
+    assert version == __version__
+    monkeypatch.setattr(jobs, "__version__", "0.0.9")
+    assert named() == [settings, "0.0.9", data]
 
 
 def composed_sweep(*overrides: str) -> DictConfig:

@@ -93,7 +93,6 @@ def test_a_w_and_b_that_breaks_does_not_end_the_run(tmp_path, caplog):
         composed("logger.wandb=disabled"),
         RunDir(tmp_path),
         ["train/loss"],
-        group=None,
         job_type="x",
     ) as kept:
         kept.curve.start_at(0)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from xmod_lab.config.rules import base_faults, machine_faults, raise_faults, trainer_faults
-from xmod_lab.config.schema import RecipeConfig, RunConfig
+from xmod_lab.config.schema import COMMAND, RecipeConfig, RunConfig
 from xmod_lab.errors import nearest
 from xmod_lab.settings import choice, number, value_faults
 from xmod_lab.tasks.kinds import KINDS
@@ -46,6 +46,7 @@ class FinetuneConfig(RunConfig):
     """All settings of ``python -m xmod_lab.finetune``."""
 
     task: LabelledTask = field(default_factory=LabelledTask)
+    command: str = field(default="finetune", metadata=COMMAND)
 
     @property
     def recipe(self) -> RecipeConfig:
@@ -61,6 +62,10 @@ class FinetuneConfig(RunConfig):
     def sources(self) -> list[LabelledSource]:
         """Where the examples are."""
         return [self.task.data] if self.task.tests is None else [self.task.data, self.task.tests]
+
+    def digests(self) -> list[str]:
+        """Of the content of all labelled files. Raises UserError, OSError."""
+        return [source.digest() for source in self.sources]
 
     @property
     def seeds(self) -> list[int]:

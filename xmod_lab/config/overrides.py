@@ -7,7 +7,7 @@ import os
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
@@ -20,7 +20,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 
 from xmod_lab.config.own_files import SCHEME, own_folders, scalars
 from xmod_lab.errors import nearest
-from xmod_lab.settings import flatten
+from xmod_lab.settings import flatten, setting_fields
 
 _KEY = re.compile(r"[+~]*[\w.$@:/-]+", re.ASCII)
 _FALSE_OR_TRUE = (0, 1)  # what a switch may be, False and True included
@@ -86,7 +86,7 @@ def type_of(schema: type, key: str) -> object:
 def _within(kind: object, name: str) -> object:
     """The type of what is called ``name`` in a schema or mapping; ``None`` where there can be no such thing."""
     if is_dataclass(kind):
-        inner = next((f.type for f in fields(kind) if f.name == name), None)
+        inner = next((f.type for f in setting_fields(kind) if f.name == name), None)
     else:
         inner = get_args(kind)[1] if get_origin(kind) is dict else None
     return (
@@ -106,7 +106,7 @@ def unknown_keys(keys: Iterable[str], schema: type) -> list[str]:
             if inner is None and here is not Any:
                 place, names = (
                     ".".join(parts[:end]),
-                    [f.name for f in fields(here)] if is_dataclass(here) else [],
+                    [f.name for f in setting_fields(here)] if is_dataclass(here) else [],
                 )
                 known = f"allowed names: {', '.join(names)}.{nearest(name, names)}"
                 alone = f"{'.'.join(parts[: end - 1])} has a single value"
@@ -256,7 +256,7 @@ def explain(error: Exception) -> str:
         chosen = f" A file is chosen by +lang={name}." if group == "lang" else ""
         return f"there is no {group}.{name} yet, and a new one is given whole: {shlex.quote(f'+{group}={{{name}:{entry}}}')}.{chosen}"
     if (found := re.search(r"Key '([^']+)' (?:is )?not in '\w+'", text)) and schema is not None:
-        names = [f.name for f in fields(schema)]
+        names = [f.name for f in setting_fields(schema)]
         lines = [
             line for line in lines if not line.startswith("To append to your config use")
         ]  # that is refused as well

@@ -26,8 +26,8 @@ from xmod_lab.choices import (
     WANDB_MODES,
 )
 from xmod_lab.errors import UserError
-from xmod_lab.settings import choice, not_in_base, number, uncounted
-from xmod_lab.text.corpus import Source
+from xmod_lab.settings import choice, is_under, not_in_base, number, set_by_command, uncounted
+from xmod_lab.text.corpus import Source, content_digest
 
 if TYPE_CHECKING:
     from xmod_lab.model import XmodConfig
@@ -48,6 +48,7 @@ if not CONF_DIR:
 IN_STEPS = "a base has the steps of the recipe, or those that replaced them"
 SAME_BATCH = "the same rows a step, worked through in other pieces"
 EXACT_RESUME = "a run that goes on from a checkpoint ends as one that was not interrupted"
+COMMAND = set_by_command(not_in_base("a base is made by pretrain"))
 
 SHARED_SLOT = "shared"  # name of the one slot of a SHARED model
 
@@ -249,7 +250,11 @@ class LoggerConfig:
 
 @dataclass
 class RunConfig:
-    """What every run has, whatever it trains on."""
+    """What every run has, whatever it trains on.
+
+    Two fields are filled in by the command. ``command`` is its name, as in ``python -m xmod_lab.<command>``.
+    ``given`` has the keys that were set on the command line, or by a file that was chosen there.
+    """
 
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(
@@ -259,6 +264,14 @@ class RunConfig:
     base: str = field(default="auto", metadata=not_in_base("a base begins with random weights"))
     resume: str = choice("auto", RESUME, uncounted(EXACT_RESUME))
     runs: str = field(default="runs", metadata=uncounted("a place"))
+    command: str = field(default="pretrain", metadata=COMMAND)
+    given: tuple[str, ...] = field(
+        default=(), metadata=set_by_command(uncounted("it names settings, which count themselves"))
+    )
+
+    def is_given(self, key: str) -> bool:
+        """Whether the setting ``key`` is in ``given``, by itself or with all of its group."""
+        return is_under(key, self.given)
 
     @property
     def scored_every(self) -> int:
@@ -315,6 +328,16 @@ class PretrainConfig(RunConfig):
         """Positions that one optimiser step reads."""
         return self.trainer.rows_per_step * self.data.row_length
 
+    def digests(self) -> list[str]:
+        """Of the content of all texts, and of a tokenizer in a folder. Raises UserError, OSError."""
+        found = [
+            self.source(text).digest()
+            for text in (*self.langset.languages.values(), *self.lang.values())
+        ]
+        if self.data.tokenizer and Path(self.data.tokenizer).is_dir():
+            found.append(content_digest(self.data.tokenizer, None))
+        return found
+
     def source(self, text: TextConfig) -> Source:
         """The text of one language, with the settings of ``data``."""
         places = {f"langset.languages.{code}": one for code, one in self.langset.languages.items()}
@@ -364,6 +387,11 @@ class EvaluateConfig(PretrainConfig):
     """All of ``python -m xmod_lab.evaluate``."""
 
     evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
+    command: str = field(default="evaluate", metadata=COMMAND)
+
+    def digests(self) -> list[str]:
+        """Also of the files of translations."""
+        return super().digests() + [content_digest(f, None) for f in self.evaluate.parallel]
 
 
 def register_schemas(**schemas: type) -> None:

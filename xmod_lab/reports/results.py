@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from xmod_lab.config.identity import command_of
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
 from xmod_lab.markup import visible
@@ -21,6 +22,7 @@ KINDS = {
     "evaluate": "evaluation",
 }
 DEPTH = 4  # folders down to which runs are looked for: from the project, runs/sweeps/<time>/<job>
+_RANKING = "{} is a ranking of beginnings: its tables are ranking_*.csv there, and its plots .png"
 _BASES = 5  # a run, its base, the base of that: so far settings are followed
 
 
@@ -167,9 +169,7 @@ def read_run(path: Path) -> Run:
             f"{path} is no run dir (no config.yaml); give the folder of a run, e.g. runs/pretrain/<time>"
         )
     if next(path.glob("ranking_*.json"), None):
-        raise UserError(
-            f"{path} is a ranking of beginnings: its tables are ranking_*.csv there, and its plots .png"
-        )
+        raise UserError(_RANKING.format(path))
     try:
         return _read(path)
     except UserError:
@@ -183,15 +183,11 @@ def read_run(path: Path) -> Run:
 
 def _read(path: Path) -> Run:
     config = _clean(read_settings(path / "config.yaml"))
-    kind = (
-        "evaluate"
-        if "evaluate" in config
-        else "finetune"
-        if "kind" in config["task"]
-        else "extension"
-        if config["lang"]
-        else "pretrain"
-    )
+    kind = command_of(config)
+    if kind == "rank":
+        raise UserError(_RANKING.format(path))
+    if kind == "pretrain" and config["lang"]:
+        kind = "extension"
     metrics, proof = _clean(read_figures(path / "metrics.json")), _json(path / "proof.json")
     packs = {
         file.parent.name: _json(file)
@@ -295,6 +291,7 @@ def _csv(path: Path) -> list[dict[str, str]]:
 def _settings(config: dict, depth: int) -> dict[str, object]:
     """Flat, the names of languages in place of a list; ``base`` by the settings of the run that it is, if it can be read."""
     found = flatten(config)
+    found.pop("command", None)  # the kind of the run says it, and earlier versions do not record it
     found |= {
         key: ", ".join(tree)
         for key, tree in (

@@ -1,4 +1,8 @@
-"""Which model languages are added to: the one that is named, else the newest base that matches, else a new one."""
+"""The base of a run: the model that languages are added to, that is scored, or that is fine-tuned.
+
+It is the one that is named. ``base=auto`` is the one that the run began with, else the newest finished
+run that fits the command, else, where languages are added, a new one.
+"""
 
 import contextlib
 import hashlib
@@ -9,20 +13,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.codes import clashing
-from xmod_lab.config.identity import counts, identity
+from xmod_lab.config.finetuning import FinetuneConfig
+from xmod_lab.config.identity import command_of, counts, identity
 from xmod_lab.config.rules import raise_faults
-from xmod_lab.config.schema import SHARED_SLOT, LangConfig, PretrainConfig
+from xmod_lab.config.schema import SHARED_SLOT, LangConfig, PretrainConfig, RunConfig
 from xmod_lab.config.sizes import memory_faults
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
 from xmod_lab.foreign import at_hand
 from xmod_lab.model import (
+    XmodConfig,
     XmodLanguageModel,
     begin_by_name,
     donors_of,
@@ -30,7 +37,7 @@ from xmod_lab.model import (
     load_language_model,
     read_config,
 )
-from xmod_lab.runs.folder import RunDir, read_json, read_yaml
+from xmod_lab.runs.folder import RunDir, is_run, read_json, read_yaml
 from xmod_lab.text.tokenizer import special_ids
 
 log = logging.getLogger(__name__)
@@ -69,38 +76,123 @@ def new_model(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> XmodLa
     return model
 
 
-def resolve(
-    cfg: PretrainConfig, asked: list[str], pretrain: Callable[[PretrainConfig, RunDir], None]
+def find_base(
+    cfg: PretrainConfig,
+    run: RunDir,
+    pretrain: Callable[[PretrainConfig, RunDir], None] | None = None,
 ) -> Base:
-    """Find the base that ``cfg.base`` means; ``auto`` calls ``pretrain(cfg, run)`` when there is none yet.
+    """The model that ``cfg.base`` means, with the settings that it was pre-trained by.
 
     Args:
-        asked: the keys that were set on the command line: they must not contradict the base.
+        run: the run that needs it.
+        pretrain: makes a base in a folder, where ``auto`` finds none.
     Raises:
-        UserError: the base is of another size than was asked for, or cannot be read.
+        UserError: there is none, it cannot be read, or it contradicts what is given.
     """
-    if cfg.base == "random":
+    name = name_of_base(cfg, run)
+    if name is None and pretrain is None:
+        raise UserError(
+            f"no finished run under '{cfg.runs}'; give base=RUN, a model folder or a hub id, or make "
+            "a base with: python -m xmod_lab.pretrain"
+        )
+    if name is None:
+        own, place = base_to_make(cfg)
+        raise_faults(memory_faults(own))
+        log.info(
+            "no finished base under '%s' matches; pre-training one in %s%s",
+            cfg.runs,
+            place.path,
+            almost_matching(cfg),
+        )
+        pretrain(own, place)
+        name = str(place.path)
+    if name == "random":
         log.info("base: random weights")
         return Base("random", None, None, replace(cfg, lang={}))
-    if cfg.base == "auto":
-        run = newest_matching(cfg)
-        if run is None:
-            run = _pretrain_now(cfg, pretrain)
-        else:
-            log.info(
-                "base=auto is the newest finished base under '%s' with this model, language set, data, task, recipe, steps and seed",
-                cfg.runs,
-            )
-        return _from_run(run, cfg, asked)
-    path = at_hand(cfg.base, "a run, a model folder or a hub id")
-    if (path / "model" / "config.json").is_file() and (path / "config.yaml").is_file():
-        return _from_run(RunDir(path), cfg, asked)
-    folder = str(path / "model") if (path / "model" / "config.json").is_file() else str(path)
-    return Base(cfg.base, folder, cfg.data.tokenizer or folder, replace(cfg, lang={}))
+    path = at_hand(name, "a run, a model folder or a hub id")
+    has_model = (path / "model" / "config.json").is_file()
+    if has_model and (path / "config.yaml").is_file():
+        return _of_run(RunDir(path), cfg)
+    folder = str(path / "model") if has_model else str(path)
+    return Base(name, folder, cfg.data.tokenizer or folder, replace(cfg, lang={}))
 
 
-def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list[str]) -> None:
-    """Whether a base fits what was asked for, and is new to the languages.
+def name_of_base(cfg: RunConfig, run: RunDir) -> str | None:
+    """``cfg.base``; for ``auto`` the base that ``run`` began with, else the newest run that fits.
+
+    ``None`` where there is no such run.
+    """
+    if cfg.base != "auto":
+        return cfg.base
+    began = run.stored() if cfg.resume == "auto" else {}
+    if is_run(began) and began["base"] != "auto":
+        return str(began["base"])
+    found = newest_fitting(cfg)
+    if found is None:
+        return None
+    log.info(
+        "base=auto is %s, the newest finished %s under '%s'; another one with base=PATH",
+        found.path,
+        _AUTO[cfg.command][1].format(cfg=cfg),
+        cfg.runs,
+    )
+    return str(found.path)
+
+
+def newest_fitting(cfg: RunConfig) -> RunDir | None:
+    """The finished run with a model under ``cfg.runs`` that ``base=auto`` means now."""
+    fits = _AUTO[cfg.command][0](cfg)
+    found = [
+        run
+        for run, other in _finished_runs(cfg.runs)
+        if (run / "model" / "config.json").is_file() and fits(run, other)
+    ]
+    return max(found, key=_time, default=None)
+
+
+Fits = Callable[[RunDir, PretrainConfig], bool]
+
+
+def _same_base(cfg: PretrainConfig) -> Fits:
+    """A base that is, by its settings, the one that would be made."""
+    wanted = _identity(own_base(cfg))
+    return lambda run, other: not other.lang and _identity(other) == wanted
+
+
+def _knows_source(cfg: FinetuneConfig) -> Fits:
+    """A masked model that knows the language of the training examples."""
+
+    def fits(run: RunDir, _: PretrainConfig) -> bool:
+        try:
+            config = read_config(run / "model")
+        except UserError as error:
+            _pass_over(str(error))
+            return False
+        return not config.is_decoder and _knows(config, cfg.task.source)
+
+    return fits
+
+
+def _knows(config: XmodConfig, code: str) -> bool:
+    try:
+        config.resolve(code)
+    except UserError:
+        return False
+    return True
+
+
+_BASE = _same_base, "base with this model, language set, data, task, recipe, steps and seed"
+# what base=auto means to each command, and how that is said
+_AUTO: dict[str, tuple[Callable[[Any], Fits], str]] = {
+    "pretrain": _BASE,
+    "rank": _BASE,
+    "evaluate": (lambda cfg: lambda run, other: True, "run of a base or of an extension"),
+    "finetune": (_knows_source, "run that knows {cfg.task.source}"),
+}
+
+
+def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig) -> None:
+    """See that a base fits what is given, and that it does not have the languages to add.
 
     Raises:
         UserError: another size, a code that exists already, or a row longer than its positions.
@@ -111,7 +203,7 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list
             f"base {base.name} is a {kind} language model, task is {cfg.task.name}; set task={task}, or choose "
             "another base"
         )
-    if _names_model(asked):
+    if _model_is_given(cfg):
         wanted = cfg.model_config(model.config.vocab_size)
         sizes = [
             f.name for f in fields(cfg.model) if f.name != "shared_slot" and "dropout" not in f.name
@@ -122,7 +214,7 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list
             if getattr(model.config, name) != getattr(wanted, name)
         ]
         shared = SHARED_SLOT in model.config.languages
-        if {"model", "model.shared_slot"} & set(asked) and cfg.model.shared_slot != shared:
+        if cfg.is_given("model.shared_slot") and cfg.model.shared_slot != shared:
             kinds = ("a slot for each language", "one slot for all languages (model=shared)")
             other.append(f"it has {kinds[shared]}, {kinds[cfg.model.shared_slot]} was asked for")
         if other:
@@ -148,24 +240,26 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig, asked: list
         )
 
 
-def _names_model(asked: list[str]) -> bool:
-    return any(key == "model" or key.startswith("model.") for key in asked)
+def _model_is_given(cfg: PretrainConfig) -> bool:
+    return any(cfg.is_given(f"model.{f.name}") for f in fields(cfg.model))
 
 
-def inherit(cfg: PretrainConfig, base: Base, asked: list[str]) -> PretrainConfig:
-    """``cfg`` with model, language set and data settings of the base, but for what was set on the command line."""
-    kept = {} if "data" not in asked else asdict(cfg.data)
-    kept |= {
-        f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if f"data.{f.name}" in asked
-    }
-    kept |= {
-        f.name: getattr(cfg.data, f.name) for f in fields(cfg.data) if not counts(f"data.{f.name}")
+def inherit(cfg: PretrainConfig, base: Base) -> PretrainConfig:
+    """``cfg`` with the model, the language set and the data settings of ``base``, but for given ones."""
+    kept = {
+        f.name: getattr(cfg.data, f.name)
+        for f in fields(cfg.data)
+        if cfg.is_given(f"data.{f.name}") or not counts(f"data.{f.name}")
     }
     kept["max_passes"] = cfg.data.max_passes  # of a mixture, and a language that is added is alone
-    model = (
-        cfg.model if _names_model(asked) else base.cfg.model
-    )  # what was asked for is compared in agree()
-    return replace(cfg, model=model, langset=base.cfg.langset, data=replace(base.cfg.data, **kept))
+    return replace(
+        cfg,
+        base=base.name,
+        # agree() compares a model that is given with the base's
+        model=cfg.model if _model_is_given(cfg) else base.cfg.model,
+        langset=base.cfg.langset,
+        data=replace(base.cfg.data, **kept),
+    )
 
 
 def added_before(cfg: PretrainConfig) -> list[tuple[PretrainConfig, LangConfig]]:
@@ -178,12 +272,6 @@ def added_before(cfg: PretrainConfig) -> list[tuple[PretrainConfig, LangConfig]]
             break
         cfg = load_config(run)
     return found
-
-
-def newest_matching(cfg: PretrainConfig) -> RunDir | None:
-    """The newest finished base run under ``cfg.runs`` that is, by its settings, the one that would be made."""
-    wanted = _identity(own_base(cfg))
-    return newest_finished(cfg.runs, lambda other: not other.lang and _identity(other) == wanted)
 
 
 def almost_matching(cfg: PretrainConfig) -> str:
@@ -220,35 +308,6 @@ def _text(value: object) -> str:
     )
 
 
-def newest_finished(
-    runs: str, fits: Callable[[PretrainConfig], bool] = lambda _: True
-) -> RunDir | None:
-    """The newest finished run with a model under ``runs`` whose configuration ``fits``."""
-    found = [
-        run
-        for run, cfg in _finished_runs(runs)
-        if (run / "model" / "config.json").is_file() and fits(cfg)
-    ]
-    return max(found, key=_time, default=None)
-
-
-def newest_that_knows(runs: str, code: str) -> RunDir | None:
-    """The newest finished run under ``runs``, extensions included, whose model is masked and knows the language ``code``."""
-    found = []
-    for run, _ in _finished_runs(runs):  # a fine-tuned model is no base
-        try:
-            config = read_config(run / "model")
-        except UserError as error:
-            if (run / "model" / "config.json").exists():
-                _pass_over(str(error))
-            continue
-        with contextlib.suppress(UserError):
-            config.resolve(code)
-            if not config.is_decoder:
-                found.append(run)
-    return max(found, key=_time, default=None)
-
-
 def _finished_runs(runs: str) -> Iterator[tuple[RunDir, PretrainConfig]]:
     """Finished runs of pre-training and of extension under ``runs``; those of other commands and versions are not for us. What
     cannot be read is named, so that one bad neighbour does not end the search."""
@@ -279,9 +338,12 @@ def load_config(run: RunDir) -> PretrainConfig:
     """The configuration that a run wrote down. Raises UserError when it cannot be read."""
     try:
         stored = read_yaml(run / "config.yaml")
+        command = command_of(stored)
+        stored.pop("command", None)
         if isinstance(data := stored.get("data"), dict) and "alpha" in data:
             data.setdefault("tokenizer_alpha", data["alpha"])  # one setting in earlier versions
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(PretrainConfig), stored))
+        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), stored)
+        return replace(OmegaConf.to_object(merged), command=command)
     except (TypeError, ValueError, AttributeError, OmegaConfBaseException) as error:
         if isinstance(error, UserError):
             raise
@@ -299,7 +361,9 @@ def _identity(cfg: PretrainConfig) -> dict[str, object]:
 def own_base(cfg: PretrainConfig) -> PretrainConfig:
     """The base that ``cfg`` describes, by the task's own recipe."""
     trainer = replace(cfg.trainer, max_steps=None, max_tokens=None)  # they are the extension's
-    return replace(cfg, lang={}, base="auto", resume="auto", plan=False, trainer=trainer)
+    return replace(
+        cfg, lang={}, base="auto", resume="auto", plan=False, trainer=trainer, command="pretrain"
+    )
 
 
 def base_to_make(cfg: PretrainConfig) -> tuple[PretrainConfig, RunDir]:
@@ -317,23 +381,7 @@ def is_made_on_the_way(run: RunDir) -> bool:
     return re.fullmatch(r"base-[0-9a-f]{8}", run.path.name) is not None
 
 
-def _pretrain_now(
-    cfg: PretrainConfig, pretrain: Callable[[PretrainConfig, RunDir], None]
-) -> RunDir:
-    """Pre-train a base; a half-made one is continued."""
-    own, run = base_to_make(cfg)
-    raise_faults(memory_faults(own))
-    log.info(
-        "no finished base under '%s' matches; pre-training one in %s%s",
-        cfg.runs,
-        run.path,
-        almost_matching(cfg),
-    )
-    pretrain(own, run)
-    return run
-
-
-def _from_run(run: RunDir, cfg: PretrainConfig, asked: list[str]) -> Base:
+def _of_run(run: RunDir, cfg: PretrainConfig) -> Base:
     if not run.finished:
         raise UserError(
             f"base {run.path} is not finished (no metrics.json); continue it with: "
@@ -341,13 +389,13 @@ def _from_run(run: RunDir, cfg: PretrainConfig, asked: list[str]) -> Base:
         )
     base_cfg = load_config(run)
     log.info(
-        "base: %s (%d steps, %s tokens); another one with base=PATH",
+        "base: %s (%d steps, %s tokens)",
         run.path,
         base_cfg.steps,
         f"{base_cfg.steps * base_cfg.tokens_per_step:,}",
     )
     model = str(run / "model")
-    if "data.tokenizer" in asked and cfg.data.tokenizer:
+    if cfg.is_given("data.tokenizer") and cfg.data.tokenizer:
         raise UserError(
             f"data.tokenizer is '{cfg.data.tokenizer}', but base {run.path} has its own; leave data.tokenizer out, "
             f"or give the model folder, base={model}, whose tokenizer can be replaced"

@@ -1,14 +1,17 @@
-"""By what a run is made: command line, commit, versions. Nothing depends on it."""
+"""By what a run is made: command line, commit, versions. No result depends on it."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
+ENVIRONMENT = "environment.json"  # in a run dir: a record for each start
 _PACKAGE = Path(__file__).parent.parent
 _LIBRARIES = (
     "torch",
@@ -32,14 +35,25 @@ def environment() -> dict:
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
         "folder": os.getcwd(),
-        "commit": {
-            "xmod_lab": _commit(_PACKAGE.parent) if (_PACKAGE.parent / ".git").exists() else None,
-            "folder": _commit(Path.cwd()),
-        },
+        "commit": {"xmod_lab": package_commit(), "folder": _commit(Path.cwd())},
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: _version(name) for name in ("xmod_lab", *_LIBRARIES)},
     }
+
+
+@cache
+def package_commit() -> str | None:
+    """The commit of this package, read once; ``None`` where it is not in a git repository."""
+    return _commit(_PACKAGE.parent) if (_PACKAGE.parent / ".git").exists() else None
+
+
+def last_commit(run: Path) -> str | None:
+    """The commit of this package at the last start of a run; ``None`` where that is not known."""
+    try:
+        return json.loads((run / ENVIRONMENT).read_bytes())["starts"][-1]["commit"]["xmod_lab"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None
 
 
 def _version(name: str) -> str | None:

@@ -16,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xmod_lab.config.identity import identity
+from xmod_lab.config.identity import command_of, identity
 from xmod_lab.config.schema import RunConfig
 from xmod_lab.errors import UserError
 from xmod_lab.files import (
@@ -41,14 +41,13 @@ from xmod_lab.machine import (
     torch_threads,
 )
 from xmod_lab.processes import barrier, of_first, rank
-from xmod_lab.runs.environment import environment
+from xmod_lab.runs.environment import ENVIRONMENT, environment
 from xmod_lab.settings import read_settings
 
 log = logging.getLogger(__name__)
 
 STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
 PASSAGES = "passages"  # a file for each language: what each of its held-out passages cost, so that runs are compared by them
-ENVIRONMENT = "environment.json"  # by what each start of the run was made; nothing depends on it
 # count, but a run may go on with others: the base is known by its digest, and the batches stay what they are
 MAY_CHANGE = ("base", "trainer.devices", "trainer.nodes")
 Run = TypeVar("Run", bound=RunConfig)
@@ -149,10 +148,13 @@ class RunDir:
         clear_scratch(self.path)
         if cfg.resume == "never":
             self._clear()
-        stored = self.stored()
+        stored, now = self.stored(), asdict(cfg)
+        del now["given"]  # with an equal result
         if not stored:
-            self.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(asdict(cfg))))
-        differing = _differences(stored or asdict(cfg), asdict(cfg))
+            self.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(now)))
+        else:
+            stored["command"] = command_of(stored)
+        differing = _differences(stored or now, now)
         if differing:
             raise UserError(
                 f"the run dir {self.path} holds a run with other settings:\n"

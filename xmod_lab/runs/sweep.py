@@ -25,7 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from xmod_lab.config.identity import counts
+from xmod_lab.config.identity import command_of, counts
 from xmod_lab.config.overrides import in_quotes
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden, write_whole
@@ -228,7 +228,7 @@ def main_figures(run: RunDir) -> dict[str, float]:
         return {}  # damaged
     if not metrics:
         return {}
-    if "kind" in config["task"]:
+    if command_of(config) == "finetune":
         metric = f"test/{config['task']['metric']}"
         others = _codes(metrics, metric, "/source") or _codes(metrics, metric, "/target")
         return _mean(metrics, f"{metric}/target", [f"{metric}/{code}/target" for code in others])

@@ -13,7 +13,7 @@ from typing import Any
 
 import wandb
 
-from xmod_lab.config.schema import PretrainConfig
+from xmod_lab.config.schema import RunConfig
 from xmod_lab.files import sync, write_whole
 from xmod_lab.processes import rank
 from xmod_lab.runs.folder import RunDir
@@ -77,18 +77,17 @@ class Tracking:
 
     def __init__(
         self,
-        cfg: PretrainConfig,
+        cfg: RunConfig,
         run: RunDir,
         columns: list[str],
         *,
-        group: str | None,
         job_type: str,
     ):
         self.curve = Curve(run / "metrics.csv", columns)
         self.writes = rank() == 0
         self.wandb: Any = None
         if self.writes and cfg.logger.wandb != "disabled":
-            self.wandb = _start_wandb(cfg, run, group=group, job_type=job_type)
+            self.wandb = _start_wandb(cfg, run, job_type=job_type)
 
     def __enter__(self) -> "Tracking":
         return self
@@ -127,7 +126,7 @@ def _summarise(run: Any, metrics: dict[str, float], packs: list[Path]) -> None:
         run.log_artifact(artifact)
 
 
-def _start_wandb(cfg: PretrainConfig, run: RunDir, *, group: str | None, job_type: str) -> Any:
+def _start_wandb(cfg: RunConfig, run: RunDir, *, job_type: str) -> Any:
     """Start, or continue, this run's W&B run. Its id is on disk before it starts, so that a resumed run finds it."""
     run_id = run.remember_once("wandb_id", lambda: uuid.uuid4().hex[:8])
     for attempt in dict.fromkeys([_wandb_mode(cfg), "offline"]):
@@ -136,7 +135,7 @@ def _start_wandb(cfg: PretrainConfig, run: RunDir, *, group: str | None, job_typ
                 project=cfg.logger.project,
                 name=run.path.name,
                 id=run_id,
-                group=cfg.logger.group or group,
+                group=cfg.logger.group,
                 tags=list(cfg.logger.tags),
                 job_type=job_type,
                 dir=str(run.path),
@@ -161,7 +160,7 @@ def _settings() -> wandb.Settings:
     return wandb.Settings(console="off", silent=True, reinit="finish_previous", **patience)
 
 
-def _wandb_mode(cfg: PretrainConfig) -> str:
+def _wandb_mode(cfg: RunConfig) -> str:
     """What was asked for; but online needs a key, which W&B would ask for on a terminal."""
     mode = os.environ.get("WANDB_MODE") or cfg.logger.wandb
     if mode not in ("auto", "online"):

@@ -31,13 +31,13 @@ from xmod_lab.languages.proof import moved as moved_in
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.packs import MANIFEST, read_pack
 from xmod_lab.processes import barrier, rank
-from xmod_lab.runs.bases import Base, added_before, agree
+from xmod_lab.runs.bases import Base, added_before, agree, find_base, inherit
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import Scorer, score_losses, score_passages, scorers_of, unigram_all
 from xmod_lab.scoring.samples import SAMPLES, filled
 from xmod_lab.stages.beginning import begin_language
-from xmod_lab.stages.pretraining import TRAINING_FIGURES, curve_columns
+from xmod_lab.stages.pretraining import TRAINING_FIGURES, curve_columns, pretrain_base
 from xmod_lab.text.likelihoods import scored_text
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.sources import titled
@@ -61,18 +61,40 @@ _IN_DATA = (
 )  # in a pack's manifest with what is known of its text
 
 
-def add_languages(
-    cfg: PretrainConfig, run: RunDir, base: Base, asked: list[str], *, group: str | None = None
-) -> None:
-    """Add ``cfg.lang`` to ``base`` in ``run``, going on where it stopped. Writes pack/<code>/, model/, proof.json and,
-    last, metrics.json.
+def base_to_extend(cfg: PretrainConfig, run: RunDir) -> tuple[PretrainConfig, Base]:
+    """The base that ``cfg.lang`` is added to, and ``cfg`` with what it inherits from it.
+
+    Where ``base=auto`` finds none, one is pre-trained, after all new text was read.
+    """
+
+    def pretrain(own: PretrainConfig, place: RunDir) -> None:
+        read_new_text(cfg)
+        pretrain_base(own, place, on_the_way=True)
+
+    base = find_base(cfg, run, pretrain)
+    return inherit(cfg, base), base
+
+
+def read_new_text(cfg: PretrainConfig) -> None:
+    """Prepare the text of languages with a vocabulary of their own, which takes no base."""
+    for lang in cfg.lang.values():
+        if lang.vocabulary == "own":
+            prepare_language(cfg, lang, None)
+
+
+def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
+    """Add ``cfg.lang`` to a base in ``run``, going on where it stopped.
+
+    Writes pack/<code>/, model/, proof.json and, last, metrics.json.
 
     Raises:
-        UserError: bad text, a base that does not fit, a damaged checkpoint. ProofError: something else moved.
+        UserError: bad text, a base that does not fit, a damaged checkpoint.
+        ProofError: something else moved.
     """
+    cfg, base = base_to_extend(cfg, run)
     cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
     model, old, older = open_base(base)
-    agree(base, model, cfg, asked)
+    agree(base, model, cfg)
     if base.model is not None:
         manifests_in(
             model_folder(base.model), model.config.added or []
@@ -109,7 +131,7 @@ def add_languages(
     names = [
         f"{figure}/{code}" for code in languages for figure in TRAINING_FIGURES
     ] + curve_columns(cfg, list(languages))
-    with Tracking(cfg, run, names, group=group, job_type="extend") as tracking:
+    with Tracking(cfg, run, names, job_type="extend") as tracking:
         for lang, prepared in languages.values():
             metrics |= _add_one(cfg, run, tracking, base, old, lang, prepared, before, probes)
         packs = [run.path / "pack" / code for code in languages]

@@ -24,7 +24,7 @@ from xmod_lab.languages.folders import model_folder, save_model
 from xmod_lab.languages.proof import compare_frozen, require_frozen, tensor_digests
 from xmod_lab.model import XmodPreTrainedModel
 from xmod_lab.model.packs import CARD
-from xmod_lab.runs.bases import newest_that_knows
+from xmod_lab.runs.bases import name_of_base
 from xmod_lab.runs.folder import RunDir, read_json
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import on_device
@@ -50,7 +50,6 @@ def finetune(
     cfg: FinetuneConfig,
     run: RunDir,
     *,
-    group: str | None = None,
     draw: Callable[[Transfer], None] | None = None,
 ) -> Transfer | None:
     """Fine-tune and test in ``run``, going on where it stopped. Writes predictions/, model/, proof.json, transfer.csv and,
@@ -62,14 +61,19 @@ def finetune(
         UserError: a base or data that cannot be used. ProofError: something frozen moved.
     """
     keep_memory()
-    cfg = run.fit_to_machine(_with_base(cfg, run))
+    base = name_of_base(cfg, run)
+    if base is None:
+        raise UserError(
+            "make a base with python -m xmod_lab.pretrain +lang=[new_lang,sw], or give base=PATH: no "
+            f"finished run under '{cfg.runs}' has a masked language model that knows '{cfg.task.source}'"
+        )
+    cfg = run.fit_to_machine(replace(cfg, base=base))
     folder = model_folder(cfg.base)
     setup = open_task(cfg, folder)
     if not run.begin(cfg):  # writes; so all that can be refused was refused before
         return None
-    base = content_digest(str(folder), None)
     data = [source.digest() for source in cfg.sources]
-    run.remember(base=base, data=data)
+    run.remember(base=content_digest(str(folder), None), data=data)
     parts = [(setup.source, seed) for seed in cfg.seeds]
     if cfg.task.upper:
         parts += [(code, seed) for code in _own_trainings(setup) for seed in cfg.seeds]
@@ -78,7 +82,7 @@ def finetune(
         for part in parts
         for figure in (*_FIGURES, f"val/{cfg.task.metric}")
     ]
-    with Tracking(cfg, run, columns, group=group, job_type="finetune") as tracking:
+    with Tracking(cfg, run, columns, job_type="finetune") as tracking:
         ngrams = _ngrams(cfg, run, setup)
         results = {
             (code, seed): _train_once(cfg, run, tracking, setup, code, seed) for code, seed in parts
@@ -109,27 +113,6 @@ def finetune(
         run / "model",
     )
     return transfer
-
-
-def _with_base(cfg: FinetuneConfig, run: RunDir) -> FinetuneConfig:
-    """``cfg`` with the base that ``run`` began with, else the one that ``auto`` means now."""
-    if cfg.base != "auto":
-        return cfg
-    if cfg.resume == "auto" and (stored := run.stored()):
-        return replace(cfg, base=str(stored.get("base", cfg.base)))
-    found = newest_that_knows(cfg.runs, cfg.task.source)
-    if found is None:
-        raise UserError(
-            f"no finished run under '{cfg.runs}' has a masked language model that knows '{cfg.task.source}'; make one "
-            "with python -m xmod_lab.pretrain +lang=[new_lang,sw], or give base=PATH"
-        )
-    log.info(
-        "base=auto is the newest finished run under '%s' that knows %s: %s; another one with base=PATH",
-        cfg.runs,
-        cfg.task.source,
-        found.path,
-    )
-    return replace(cfg, base=str(found.path))
 
 
 def _ngrams(cfg: FinetuneConfig, run: RunDir, setup: TaskSetup) -> list[NgramAnswers]:

@@ -12,11 +12,11 @@ from xmod_lab.config.schema import LangsetText, PretrainConfig, TextConfig
 from xmod_lab.errors import UserError
 from xmod_lab.languages.folders import manifests_in
 from xmod_lab.model import XmodLanguageModel, read_config
-from xmod_lab.runs.bases import Base, added_before, agree, load_config, newest_finished, resolve
+from xmod_lab.runs.bases import Base, added_before, agree, find_base, load_config
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.scoring.subjects import Subject, subjects_of
+from xmod_lab.settings import is_under
 from xmod_lab.stages.extension import open_base
-from xmod_lab.stages.pretraining import pretrain_base
 from xmod_lab.text.corpus import Source, check_source
 from xmod_lab.text.sources import names_in
 
@@ -35,66 +35,51 @@ class Opened:
     subjects: list[Subject]
 
 
-def settle_model(cfg: PretrainConfig, asked: list[str]) -> Base:
-    """The model that ``cfg.base`` means; ``auto`` is the newest finished run under ``cfg.runs``, of a base or an extension.
+def open_model(cfg: PretrainConfig, run: RunDir) -> Opened:
+    """Load the model that ``cfg.base`` means for ``run``, and prepare its text.
 
     Raises:
-        UserError: there is none, or settings were asked for that a run has otherwise.
+        UserError: there is no such model, it does not fit what is given, or no text is in any of its
+            languages.
     """
-    if cfg.base == "auto":
-        run = newest_finished(cfg.runs)
-        if run is None:
-            raise UserError(
-                f"no finished run under '{cfg.runs}'; give base=RUN, a model folder or a hub id, or make a base "
-                "with: python -m xmod_lab.pretrain"
-            )
-        log.info(
-            "base=auto is the newest finished run under '%s', of a base or of an extension",
-            cfg.runs,
-        )
-        cfg = replace(cfg, base=str(run.path))
-    base = resolve(cfg, asked, pretrain_base)
-    if Path(base.name, "config.yaml").is_file():  # a run
-        own, wanted = identity(asdict(base.cfg)), identity(asdict(cfg))
-        other = [
-            key
-            for key in sorted(own.keys() | wanted.keys())
-            if own.get(key) != wanted.get(key)
-            and (key.split(".")[0] in ("model", "langset", "data") or key == "task.name")
-            and (key in asked or key.split(".")[0] in asked)
-        ]
-        if other:
-            raise UserError(
-                f"run {base.name} is scored on its own text as it was read, but {', '.join(other[:6])} differs "
-                f"there; leave that out, or give its model folder: base={base.model}"
-            )
-    return base
-
-
-def open_model(base: Base, cfg: PretrainConfig, asked: list[str]) -> Opened:
-    """Load the model and prepare its text.
-
-    Raises:
-        UserError: it does not fit what was asked for, or no text is in any of its languages.
-    """
+    base = find_base(cfg, run)
+    if Path(base.name, "config.yaml").is_file():
+        _refuse_other_text(base, cfg)
     base, unread = with_added_text(base)
     model, old, older = open_base(base)
     model.float()  # as all scores are computed, however the weights were saved
-    if "task" not in asked and "task.name" not in asked:  # what is predicted, the model says
+    if not cfg.is_given("task.name"):  # the model says what is predicted
         task = replace(cfg.task, name="clm" if model.config.is_decoder else "mlm")
         cfg, base = replace(cfg, task=task), replace(base, cfg=replace(base.cfg, task=task))
-    agree(base, model, replace(cfg, data=base.cfg.data), asked)
+    agree(base, model, replace(cfg, data=base.cfg.data))
     sources = {code: base.cfg.source(text) for code, text in base.cfg.langset.languages.items()}
     sources |= {lang.code: its.source(lang) for its, lang in added_before(base.cfg)}
     subjects = subjects_of(model, [old, *older], sources, base.cfg.objective, unread)
     if not subjects:
         raise UserError(
-            f"{base.name} has the languages {', '.join(model.languages)}, and none of them is in the language set "
-            f"({', '.join(base.cfg.langset.languages)}); choose another, or give text with "
-            "'+langset.languages={CODE:{text:FILE}}'"
+            "give text with '+langset.languages={CODE:{text:FILE}}', or choose another base: "
+            f"{base.name} has the languages {', '.join(model.languages)}, and none of them is in the "
+            f"language set ({', '.join(base.cfg.langset.languages)})"
         )
     added = [lang.code for lang in base.cfg.lang.values()]
     return Opened(base.name, added, model, old.tokenizer, subjects)
+
+
+def _refuse_other_text(base: Base, cfg: PretrainConfig) -> None:
+    """Raises UserError where a setting of text or model is given that the run ``base`` has otherwise."""
+    own, wanted = identity(asdict(base.cfg)), identity(asdict(cfg))
+    other = [
+        key
+        for key in sorted(own.keys() | wanted.keys())
+        if own.get(key) != wanted.get(key)
+        and cfg.is_given(key)
+        and is_under(key, ("model", "langset", "data", "task.name"))
+    ]
+    if other:
+        raise UserError(
+            f"run {base.name} is scored on its own text as it was read, but {', '.join(other[:6])} "
+            f"differs there; leave that out, or give its model folder: base={base.model}"
+        )
 
 
 def with_added_text(base: Base) -> tuple[Base, dict[str, str]]:

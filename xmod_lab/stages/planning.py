@@ -7,7 +7,7 @@ model that is then thrown away, so that FLOPs, seconds and bytes are measured an
 import json
 import logging
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -25,15 +25,15 @@ from xmod_lab.runs.bases import (
     agree,
     almost_matching,
     base_to_make,
+    find_base,
     inherit,
+    name_of_base,
     new_model,
-    newest_matching,
-    resolve,
 )
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.stages.beginning import allocate_language
 from xmod_lab.stages.cost import Cost, duration, measure
-from xmod_lab.stages.extension import open_base, seed_of, trainable_names
+from xmod_lab.stages.extension import open_base, read_new_text, seed_of, trainable_names
 from xmod_lab.tables import show
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.sources import titled
@@ -66,7 +66,7 @@ NEAR_COPIES = (
 )
 
 
-def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
+def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
     """Show the plan of the run that ``cfg`` describes, and write it to plan.json in its run dir: an entry for ``base``, if
     one is pre-trained, one for each language to add (the fields of :class:`Cost` and more), and the ``warnings``.
 
@@ -79,7 +79,8 @@ def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
     if not cfg.lang:
         plan["base"] = _plan_base(cfg, warnings)
     else:
-        if cfg.base == "auto" and newest_matching(cfg) is None:
+        if name_of_base(cfg, run) is None:
+            read_new_text(cfg)
             (own, _), (_, place) = (
                 base_to_make(cfg),
                 base_to_make(written),
@@ -96,10 +97,10 @@ def plan_run(cfg: PretrainConfig, run: RunDir, asked: list[str]) -> None:
                 "(to be made)", None, None, own
             )  # random weights of the same size cost the same
         else:
-            base = resolve(cfg, asked, lambda *_: None)
-        cfg = replace(inherit(cfg, base, asked), base=base.name)
+            base = find_base(cfg, run)
+        cfg = inherit(cfg, base)
         model, old, _ = open_base(base)
-        agree(base, model, cfg, asked)
+        agree(base, model, cfg)
         for lang in cfg.lang.values():
             plan[lang.code] = _plan_language(cfg, base, old, lang, warnings)
     warnings = list(dict.fromkeys(warnings))

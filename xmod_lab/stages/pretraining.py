@@ -34,9 +34,7 @@ log = logging.getLogger(__name__)
 TRAINING_FIGURES = ("train/loss", "train/tokens", "train/tokens_per_second", "train/lr")
 
 
-def pretrain_base(
-    cfg: PretrainConfig, run: RunDir, *, group: str | None = None, on_the_way: bool = False
-) -> None:
+def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False) -> None:
     """Train in ``run``, going on where it stopped; writes model/ and, last, metrics.json.
 
     Args:
@@ -74,7 +72,7 @@ def pretrain_base(
         log.info("the steps of this base take about %s on this machine", duration(seconds))
     codes, scorers = list(prepared.corpora), scorers_of(prepared, cfg.objective)
     columns = [*TRAINING_FIGURES, *curve_columns(cfg, codes)]
-    with Tracking(cfg, run, columns, group=group, job_type="pretrain") as tracking:
+    with Tracking(cfg, run, columns, job_type="pretrain") as tracking:
         fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=cfg.seed)
         metrics = {
             **{f"before/{name}": value for name, value in fitted.before.items()},
