@@ -2,9 +2,11 @@
 
 import json
 import os
+from dataclasses import replace
 
 import pytest
 import torch
+import yaml
 
 from tests.helpers import composed, tiny_model
 from xmod_lab.config.finetuning import FinetuneConfig, LabelledTask
@@ -15,6 +17,7 @@ from xmod_lab.runs.bases import newest_fitting
 from xmod_lab.runs.environment import environment
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.jobs import read_job
+from xmod_lab.runs.lifecycle import open_run
 from xmod_lab.training.callbacks import WholeFiles
 
 
@@ -39,7 +42,7 @@ def test_nothing_is_deleted_or_replaced_in_a_folder_that_is_no_run(tmp_path, nam
     with pytest.raises(
         UserError, match=f"{name.split('/')[0]}.*no config.yaml of a run.*Use another hydra.run.dir"
     ):
-        RunDir(tmp_path).begin(composed(f"resume={resume}"))
+        RunDir(tmp_path).begin(composed(f"resume={resume}"), ("model/",))
     assert [p.name for p in tmp_path.iterdir()] == [name.split("/")[0]] and (
         tmp_path / name
     ).is_file()
@@ -67,7 +70,7 @@ def test_whatever_is_left_of_a_run_that_is_half_cleared_does_not_count_as_finish
     for number in range(1, there):
         monkeypatch.setattr(rundir, "remove", stop_after(number))
         try:
-            run.begin(composed("resume=never"))
+            run.begin(composed("resume=never"), ("model/",))
         except KeyboardInterrupt:
             assert not run.finished and (run / "config.yaml").is_file()
     assert {p.name for p in run.path.glob("[!.]*")} == {
@@ -106,7 +109,43 @@ def test_settings_of_another_type_in_config_yaml_are_named(tmp_path, trainer):
 def test_what_is_neither_file_nor_folder_is_refused_and_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
     with pytest.raises(UserError, match=f"{name} is no (regular file|folder)"):
-        RunDir(tmp_path).begin(composed())
+        RunDir(tmp_path).begin(composed(), ("model/",))
+
+
+def test_a_run_of_another_command_is_neither_continued_nor_deleted(run):
+    """Also where an earlier version began it, which did not write the command down."""
+    kept = (run / "config.yaml").read_text()
+    assert yaml.safe_load(kept)["command"] == "pretrain" and "given" not in yaml.safe_load(kept)
+    for text in (kept, kept.replace("command: pretrain\n", "")):
+        (run / "config.yaml").write_text(text)
+        assert not run.begin(composed())
+        for resume in ("auto", "never"):
+            other = replace(composed(f"resume={resume}"), command="rank")
+            with pytest.raises(UserError, match="holds a run of pretrain, not of rank"):
+                run.begin(other)
+        assert run.finished
+
+
+def test_metrics_json_is_the_last_file_that_a_run_writes(tmp_path):
+    """It is not there while the run is open, nor after an error; what finishes later is whole."""
+    cfg, run = composed("logger=csv"), RunDir(tmp_path)
+    opened = {"outputs": ("model/",), "facts": {"data": "x"}, "columns": ["loss"]}
+    with pytest.raises(RuntimeError), open_run(cfg, run, **opened) as tracking:
+        tracking.finish({"loss": 1.0})
+        raise RuntimeError("stopped")
+    assert not run.finished
+    with (
+        pytest.raises(UserError, match="began with data x, now it is y"),
+        open_run(cfg, run, **{**opened, "facts": {"data": "y"}}),
+    ):
+        pass
+    with open_run(cfg, run, **opened) as tracking:
+        tracking.finish({"loss": 1.0})
+        run.write_json("proof.json", {})
+        assert not run.finished
+    assert run.finished
+    with open_run(cfg, run, **opened) as tracking:
+        assert tracking is None
 
 
 def test_one_bad_neighbour_is_passed_over_and_named(run, caplog):

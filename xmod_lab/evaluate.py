@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from xmod_lab.stages.evaluating import Evaluation
 
 log = logging.getLogger(__name__)
+_OUTPUTS = ("slots.csv", "slots.png") + tuple(
+    f"{table}*.{suffix}" for table in ("recognition", "retrieval") for suffix in ("csv", "png")
+)
 
 
 def main() -> None:
@@ -36,6 +39,7 @@ def main() -> None:
 
 def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
     from xmod_lab.runs.folder import RunDir
+    from xmod_lab.runs.lifecycle import open_run
     from xmod_lab.scoring.held_out import on_device
     from xmod_lab.scoring.samples import SAMPLES, filled
     from xmod_lab.stages.evaluating import evaluate  # here: no refusal waits for torch
@@ -49,33 +53,31 @@ def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
     control = None
     if cfg.evaluate.control is not None and parallels:
         control = open_model(replace(cfg, base=cfg.evaluate.control, given=()), run)
-    if not run.begin(
-        replace(cfg, base=opened.name)
-    ):  # writes; so all that can be refused was refused before
-        return
-    run.remember(
-        **{
-            f"tokenizer/{one.code}": one.scorer.corpus.manifest["settings"]["tokenizer"]
-            for one in opened.subjects
-        }
-    )
-    with on_device(opened.model, cfg.trainer.accelerator):
-        found = evaluate(
-            opened, parallels, pll=cfg.evaluate.pll, layer=cfg.evaluate.layer, control=control
-        )
-        samples = {}
-        for subject in opened.subjects:
-            samples |= filled(
-                opened.model,
-                {subject.code: subject.scorer},
-                subject.tokenizer,
-                accelerator=cfg.trainer.accelerator,
+    cfg = replace(cfg, base=opened.name)
+    facts = {
+        f"tokenizer/{one.code}": one.scorer.corpus.manifest["settings"]["tokenizer"]
+        for one in opened.subjects
+    }
+    with open_run(cfg, run, outputs=_OUTPUTS, facts=facts) as result:
+        if result is None:
+            return
+        with on_device(opened.model, cfg.trainer.accelerator):
+            found = evaluate(
+                opened, parallels, pll=cfg.evaluate.pll, layer=cfg.evaluate.layer, control=control
             )
-    _tables(run, found)
-    _plots(run, found.figures)
-    run.write_json(SAMPLES, samples)
-    run.write_passages(found.passages)
-    run.finish(found.figures)
+            samples = {}
+            for subject in opened.subjects:
+                samples |= filled(
+                    opened.model,
+                    {subject.code: subject.scorer},
+                    subject.tokenizer,
+                    accelerator=cfg.trainer.accelerator,
+                )
+        _tables(run, found)
+        _plots(run, found.figures)
+        run.write_json(SAMPLES, samples)
+        run.write_passages(found.passages)
+        result.finish(found.figures)
     log.info("figures, tables and plots in %s", run.path)
 
 

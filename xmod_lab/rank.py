@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from xmod_lab.stages.ranking import Ranking
 
 log = logging.getLogger(__name__)
+_OUTPUTS = ("ranking_*.json", "ranking_*.csv", "ranking_*.png")
 
 
 def main() -> None:
@@ -52,6 +53,7 @@ def _rank(cfg: PretrainConfig, folder: Path) -> None:
         )
     from xmod_lab.runs.bases import agree
     from xmod_lab.runs.folder import RunDir
+    from xmod_lab.runs.lifecycle import open_run
     from xmod_lab.stages.extension import base_to_extend, open_base
     from xmod_lab.stages.ranking import rank_beginnings, ranking_tables
     from xmod_lab.training.data import prepare_beside
@@ -64,32 +66,35 @@ def _rank(cfg: PretrainConfig, folder: Path) -> None:
     model, old, _ = open_base(base)
     agree(base, model, cfg)
     texts = [prepare_beside(cfg, lang, old) for lang in cfg.lang.values()]
-    if not run.begin(cfg):  # writes; so all that can be refused was refused before
-        return
-    figures = {}
-    for (key, lang), prepared in zip(cfg.lang.items(), texts, strict=True):
-        ranking = rank_beginnings(cfg, model, lang, old, prepared)
-        model.remove_language(lang.code)
-        ranking_tables(ranking)
-        _write(run, base.name, cfg.seed, ranking)
-        for c in ranking.combinations:
-            name = f"{lang.code}/{c.embedding_init}/{c.slot_init}"
-            figures |= {f"rank/loss/{name}": c.loss} | (
-                {} if c.after is None else {f"rank/after/{name}": c.after}
+    with open_run(cfg, run, outputs=_OUTPUTS, facts={}) as result:
+        if result is None:
+            return
+        figures = {}
+        for (key, lang), prepared in zip(cfg.lang.items(), texts, strict=True):
+            ranking = rank_beginnings(cfg, model, lang, old, prepared)
+            model.remove_language(lang.code)
+            ranking_tables(ranking)
+            _write(run, base.name, cfg.seed, ranking)
+            for c in ranking.combinations:
+                name = f"{lang.code}/{c.embedding_init}/{c.slot_init}"
+                figures |= {f"rank/loss/{name}": c.loss} | (
+                    {} if c.after is None else {f"rank/after/{name}": c.after}
+                )
+            best = ranking.combinations[0]
+            chosen = (
+                f"lang.{key}.embedding_init={best.embedding_init} "
+                if lang.vocabulary == "own"
+                else ""
             )
-        best = ranking.combinations[0]
-        chosen = (
-            f"lang.{key}.embedding_init={best.embedding_init} " if lang.vocabulary == "own" else ""
-        )
-        log.info(
-            "%s: lowest after %d steps: %slang.%s.slot_init=%s",
-            lang.code,
-            ranking.steps,
-            chosen,
-            key,
-            best.slot_init,
-        )
-    run.finish(figures)
+            log.info(
+                "%s: lowest after %d steps: %slang.%s.slot_init=%s",
+                lang.code,
+                ranking.steps,
+                chosen,
+                key,
+                best.slot_init,
+            )
+        result.finish(figures)
 
 
 def _write(run: "RunDir", base: str, seed: int, ranking: "Ranking") -> None:

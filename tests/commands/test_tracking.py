@@ -89,18 +89,14 @@ class _Broken:
 
 
 def test_a_w_and_b_that_breaks_does_not_end_the_run(tmp_path, caplog):
-    with Tracking(
-        composed("logger.wandb=disabled"),
-        RunDir(tmp_path),
-        ["train/loss"],
-        job_type="x",
-    ) as kept:
+    with Tracking(composed("logger.wandb=disabled"), RunDir(tmp_path), ["train/loss"]) as kept:
         kept.curve.start_at(0)
         kept.wandb = _Broken()
         kept.log({"train/loss": 2.0}, 1)
         kept.log({"train/loss": 1.0}, 2)
-        kept.summarise({"train/loss": 1.0}, [tmp_path])
-    for act in (lambda: kept.summarise({}, []), lambda: kept.__exit__(None, None, None)):
+        kept.finish({"train/loss": 1.0}, [tmp_path])
+        kept.summarise()
+    for act in (kept.summarise, lambda: kept.__exit__(None, None, None)):
         kept.wandb = _Broken()
         act()
     assert (tmp_path / "metrics.csv").read_text().split() == ["step,train/loss", "1,2.0", "2,1.0"]

@@ -6,7 +6,7 @@ import logging
 import re
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeVar
@@ -53,28 +53,9 @@ MAY_CHANGE = ("base", "trainer.devices", "trainer.nodes")
 Run = TypeVar("Run", bound=RunConfig)
 _LOCKS: dict[Path, Lock] = {}  # by run dir; the system lets go of them when this process ends
 _FINISHED = "metrics.json"
-_FOLDERS = ("predictions", PASSAGES, "pack", "model", "checkpoints")
-_FILES = (_FINISHED, "config.yaml", "metrics.csv", "proof.json", STATE)
-# all that the commands write, in the order in which it is deleted: the mark of a finished run first, and config.yaml, which says
-# that the rest is of a run, last
-_WRITTEN = (
-    _FINISHED,
-    *_FOLDERS,
-    "report_files",
-    "report.html",
-    "metrics.csv",
-    "proof.json",
-    "plan.json",
-    "samples.json",
-    ENVIRONMENT,
-    *(
-        f"{table}.{suffix}"
-        for table in ("transfer", "ranking_*", "slots", "recognition*", "retrieval*")
-        for suffix in ("json", "csv", "png")
-    ),
-    STATE,
-    "config.yaml",
-)
+# what every command may write; a name with a slash is a folder
+_COMMON = ("checkpoints/", f"{PASSAGES}/", "metrics.csv", STATE)
+_BESIDE = ("report_files/", "report.html", "plan.json", "samples.json", ENVIRONMENT)
 _UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBaseException)
 
 
@@ -122,16 +103,19 @@ class RunDir:
         torch.set_num_threads(threads)
         return replace(cfg, trainer=replace(cfg.trainer, precision=precision, threads=threads))
 
-    def begin(self, cfg: RunConfig) -> bool:
-        """Make the folder and write config.yaml; or, where a run began before, see that it was the same run.
+    def begin(self, cfg: RunConfig, outputs: Sequence[str] = ()) -> bool:
+        """Make the folder and write config.yaml; or, where a run began before, compare it with ``cfg``.
 
+        Args:
+            outputs: the files, folders (``model/``) and patterns (``slots.*``) that the command
+                writes, beside those that all commands write. Only these are ever deleted.
         Returns:
             Whether anything is left to do.
         Raises:
             UserError: the folder cannot be written, or holds a run with other settings.
         """
         if rank() == 0:
-            self._begin(cfg)
+            self._begin(cfg, (*outputs, *_COMMON))
         barrier()
         if self.finished:
             log.info(
@@ -139,22 +123,30 @@ class RunDir:
             )
         return not self.finished
 
-    def _begin(self, cfg: RunConfig) -> None:
-        self._refuse_strange()
+    def _begin(self, cfg: RunConfig, outputs: tuple[str, ...]) -> None:
+        self._refuse_strange(outputs)
         if cfg.resume == "never" or not self.finished:
             self.lock()  # before anything is removed that another process needs
             for folder in (self.path, *self.path.parents):  # made by Hydra, or a moment ago
                 sync(folder)
         clear_scratch(self.path)
+        stored = self.stored()
+        command = command_of(stored) if stored else cfg.command
+        if command != cfg.command:
+            raise UserError(
+                f"use another hydra.run.dir: {self.path} holds a run of {command}, not of {cfg.command}"
+            )
         if cfg.resume == "never":
-            self._clear()
-        stored, now = self.stored(), asdict(cfg)
-        del now["given"]  # with an equal result
+            # the mark of a finished run goes first; config.yaml, which says whose the rest is, last
+            for name in (_FINISHED, *outputs, *_BESIDE, "config.yaml"):
+                for place in self._places(name):
+                    remove(place)
+            stored = {}
+        now = asdict(cfg)
+        del now["given"]  # a result does not depend on it
         if not stored:
             self.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(now)))
-        else:
-            stored["command"] = command_of(stored)
-        differing = _differences(stored or now, now)
+        differing = _differences({**stored, "command": command}, now) if stored else []
         if differing:
             raise UserError(
                 f"the run dir {self.path} holds a run with other settings:\n"
@@ -163,6 +155,11 @@ class RunDir:
             )
         if not self.finished:
             self._record_start()
+
+    def _places(self, name: str) -> list[Path]:
+        """What an output may be: a file or folder, or, for a pattern, those that there are."""
+        name = name.rstrip("/")
+        return sorted(self.path.glob(name)) if "*" in name else [self / name]
 
     def _record_start(self) -> None:
         """Add to environment.json by what this start of the run was made."""
@@ -199,30 +196,27 @@ class RunDir:
                 "folder that you can write to"
             ) from error
 
-    def _refuse_strange(self) -> None:
-        """Raises UserError where something is in the place of a run's files that no run wrote: it is neither used nor deleted."""
-        for names, fits, kind in (
-            (_FOLDERS, Path.is_dir, "folder"),
-            ((*_FILES, ".lock"), Path.is_file, "regular file"),
-        ):
-            for place in (self / name for name in names):
+    def _refuse_strange(self, outputs: Sequence[str]) -> None:
+        """Raises UserError for what is in the place of a run's files, and was written by no run."""
+        names = (*outputs, _FINISHED, "config.yaml")
+        for name in (*names, ".lock"):
+            fits, kind = (
+                (Path.is_dir, "folder") if name.endswith("/") else (Path.is_file, "regular file")
+            )
+            for place in self._places(name):
                 if (place.exists() or place.is_symlink()) and not fits(place):
                     raise UserError(
                         f"{place} is no {kind}; move it away, or use another hydra.run.dir"
                     )
         if is_run(self.stored()):
             return
-        there = [name for name in (*_FOLDERS, *_FILES) if (self / name).exists()]
+        there = [place.name for name in names for place in self._places(name) if place.exists()]
         if there:
             raise UserError(
-                f"{self.path} holds {', '.join(there)}, but no config.yaml of a run: this is of something else, and "
-                "nothing there is overwritten or deleted. Use another hydra.run.dir, or move it away"
+                f"{self.path} holds {', '.join(there)}, but no config.yaml of a run: this is of "
+                "something else, and nothing there is overwritten or deleted. Use another "
+                "hydra.run.dir, or move it away"
             )
-
-    def _clear(self) -> None:
-        for name in _WRITTEN:
-            for place in self.path.glob(name):
-                remove(place)
 
     def write_text(self, name: str, text: str) -> None:
         """Write a file of the run, whole or not at all. The first process writes."""

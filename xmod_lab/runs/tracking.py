@@ -6,7 +6,7 @@ import io
 import logging
 import os
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ class Curve:
     file is the one that an uninterrupted run would have written (times apart).
     """
 
-    def __init__(self, path: Path, columns: list[str]):
+    def __init__(self, path: Path, columns: Sequence[str]):
         self.path, self.columns = path, ["step", *columns]
 
     def start_at(self, step: int, code: str | None = None) -> None:
@@ -75,19 +75,14 @@ class Tracking:
     runs were, and ``wandb sync`` uploads those.
     """
 
-    def __init__(
-        self,
-        cfg: RunConfig,
-        run: RunDir,
-        columns: list[str],
-        *,
-        job_type: str,
-    ):
+    def __init__(self, cfg: RunConfig, run: RunDir, columns: Sequence[str]):
         self.curve = Curve(run / "metrics.csv", columns)
-        self.writes = rank() == 0
+        self.writes = rank() == 0 and bool(columns)
+        self.final: dict[str, float] | None = None
+        self.packs: Sequence[Path] = ()
         self.wandb: Any = None
         if self.writes and cfg.logger.wandb != "disabled":
-            self.wandb = _start_wandb(cfg, run, job_type=job_type)
+            self.wandb = _start_wandb(cfg, run)
 
     def __enter__(self) -> "Tracking":
         return self
@@ -101,9 +96,13 @@ class Tracking:
             self.curve.log(metrics, step)
         self._tell_wandb(lambda run: run.log({"step": step, **metrics}))
 
-    def summarise(self, metrics: dict[str, float], packs: list[Path]) -> None:
-        """Final figures, and the language packs as artifacts, to W&B."""
-        self._tell_wandb(lambda run: _summarise(run, metrics, packs))
+    def finish(self, metrics: dict[str, float], packs: Sequence[Path] = ()) -> None:
+        """Keep the final figures, and the folders of language packs, for the end of the run."""
+        self.final, self.packs = metrics, packs
+
+    def summarise(self) -> None:
+        """Send the final figures to W&B, and the language packs as artifacts."""
+        self._tell_wandb(lambda run: _summarise(run, self.final, self.packs))
 
     def _tell_wandb(self, act: Callable[[Any], object]) -> None:
         """Call ``act`` with the W&B run. One failure, of whatever kind, and the run goes on without W&B."""
@@ -118,7 +117,7 @@ class Tracking:
             )
 
 
-def _summarise(run: Any, metrics: dict[str, float], packs: list[Path]) -> None:
+def _summarise(run: Any, metrics: dict[str, float], packs: Sequence[Path]) -> None:
     run.summary.update(metrics)
     for folder in packs:
         artifact = wandb.Artifact(f"pack-{folder.name}", type="language-pack")
@@ -126,7 +125,7 @@ def _summarise(run: Any, metrics: dict[str, float], packs: list[Path]) -> None:
         run.log_artifact(artifact)
 
 
-def _start_wandb(cfg: RunConfig, run: RunDir, *, job_type: str) -> Any:
+def _start_wandb(cfg: RunConfig, run: RunDir) -> Any:
     """Start, or continue, this run's W&B run. Its id is on disk before it starts, so that a resumed run finds it."""
     run_id = run.remember_once("wandb_id", lambda: uuid.uuid4().hex[:8])
     for attempt in dict.fromkeys([_wandb_mode(cfg), "offline"]):
@@ -137,7 +136,7 @@ def _start_wandb(cfg: RunConfig, run: RunDir, *, job_type: str) -> Any:
                 id=run_id,
                 group=cfg.logger.group,
                 tags=list(cfg.logger.tags),
-                job_type=job_type,
+                job_type="extend" if getattr(cfg, "lang", None) else cfg.command,
                 dir=str(run.path),
                 config=asdict(cfg),
                 mode=attempt,

@@ -33,11 +33,12 @@ from xmod_lab.model.packs import MANIFEST, read_pack
 from xmod_lab.processes import barrier, rank
 from xmod_lab.runs.bases import Base, added_before, agree, find_base, inherit
 from xmod_lab.runs.folder import RunDir
+from xmod_lab.runs.lifecycle import open_run
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import Scorer, score_losses, score_passages, scorers_of, unigram_all
 from xmod_lab.scoring.samples import SAMPLES, filled
 from xmod_lab.stages.beginning import begin_language
-from xmod_lab.stages.pretraining import TRAINING_FIGURES, curve_columns, pretrain_base
+from xmod_lab.stages.pretraining import OUTPUTS, TRAINING_FIGURES, curve_columns, pretrain_base
 from xmod_lab.text.likelihoods import scored_text
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.sources import titled
@@ -109,29 +110,24 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
     languages = {}
     for lang in cfg.lang.values():
         languages[lang.code] = lang, prepare_beside(cfg, lang, old)
-    if not run.begin(cfg):  # writes; so all that can be refused was refused before
-        return
-    facts = {f"data/{code}": prepared.digest for code, (_, prepared) in languages.items()}
-    facts |= {
-        name: digest
-        for _, prepared in languages.values()
-        for name, digest in prepared.tokenizers.items()
-    }
-    run.remember(base=whole_digest(model), **facts)
-    for code, (lang, prepared) in languages.items():
-        corpus_table(prepared, f"text of {code} ({titled(lang.text)})")
-        if lang.vocabulary == "keep" and (warning := about_kept(prepared, old)):
-            log.warning("warning: %s", warning)
-    probes = _probes(model, [old, *older])
-    before = snapshot(model, probes, tokenizer=_beside(base, old))
-    scorers = {
-        c: s for part in (old, *older) for c, s in scorers_of(part, base.cfg.objective).items()
-    }
-    metrics, _ = _scores(model, scorers, "before/val")
-    names = [
-        f"{figure}/{code}" for code in languages for figure in TRAINING_FIGURES
-    ] + curve_columns(cfg, list(languages))
-    with Tracking(cfg, run, names, job_type="extend") as tracking:
+    facts: dict[str, object] = {"base": whole_digest(model)}
+    for code, (_, prepared) in languages.items():
+        facts |= {f"data/{code}": prepared.digest, **prepared.tokenizers}
+    columns = [f"{figure}/{code}" for code in languages for figure in TRAINING_FIGURES]
+    columns += curve_columns(cfg, list(languages))
+    with open_run(cfg, run, outputs=OUTPUTS, facts=facts, columns=columns) as tracking:
+        if tracking is None:
+            return
+        for code, (lang, prepared) in languages.items():
+            corpus_table(prepared, f"text of {code} ({titled(lang.text)})")
+            if lang.vocabulary == "keep" and (warning := about_kept(prepared, old)):
+                log.warning("warning: %s", warning)
+        probes = _probes(model, [old, *older])
+        before = snapshot(model, probes, tokenizer=_beside(base, old))
+        scorers: dict[str, Scorer] = {}
+        for text in (old, *older):
+            scorers |= scorers_of(text, base.cfg.objective)
+        metrics, _ = _scores(model, scorers, "before/val")
         for lang, prepared in languages.values():
             metrics |= _add_one(cfg, run, tracking, base, old, lang, prepared, before, probes)
         packs = [run.path / "pack" / code for code in languages]
@@ -150,9 +146,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
                     whole, own, prepared.tokenizer, accelerator=cfg.trainer.accelerator
                 )
             run.write_json(SAMPLES, samples)
-            run.finish(metrics)
-        tracking.summarise(metrics, packs)
-    barrier()
+        tracking.finish(metrics, packs)
     log.info("model in %s; packs: %s", run / "model", ", ".join(str(p) for p in packs))
 
 

@@ -26,6 +26,7 @@ from xmod_lab.model import XmodPreTrainedModel
 from xmod_lab.model.packs import CARD
 from xmod_lab.runs.bases import name_of_base
 from xmod_lab.runs.folder import RunDir, read_json
+from xmod_lab.runs.lifecycle import open_run
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import on_device
 from xmod_lab.scoring.transfer import answers, transfer_answers
@@ -43,6 +44,7 @@ from xmod_lab.training.memory import keep_memory
 from xmod_lab.training.tables import training_table
 
 log = logging.getLogger(__name__)
+OUTPUTS = ("predictions/", "model/", "proof.json", "transfer.csv", "transfer.png")
 _FIGURES = ("train/loss", "train/examples", "train/examples_per_second", "train/lr", "val/loss")
 
 
@@ -70,10 +72,7 @@ def finetune(
     cfg = run.fit_to_machine(replace(cfg, base=base))
     folder = model_folder(cfg.base)
     setup = open_task(cfg, folder)
-    if not run.begin(cfg):  # writes; so all that can be refused was refused before
-        return None
     data = [source.digest() for source in cfg.sources]
-    run.remember(base=content_digest(str(folder), None), data=data)
     parts = [(setup.source, seed) for seed in cfg.seeds]
     if cfg.task.upper:
         parts += [(code, seed) for code in _own_trainings(setup) for seed in cfg.seeds]
@@ -82,7 +81,10 @@ def finetune(
         for part in parts
         for figure in (*_FIGURES, f"val/{cfg.task.metric}")
     ]
-    with Tracking(cfg, run, columns, job_type="finetune") as tracking:
+    facts = {"base": content_digest(str(folder), None), "data": data}
+    with open_run(cfg, run, outputs=OUTPUTS, facts=facts, columns=columns) as tracking:
+        if tracking is None:
+            return None
         ngrams = _ngrams(cfg, run, setup)
         results = {
             (code, seed): _train_once(cfg, run, tracking, setup, code, seed) for code, seed in parts
@@ -102,9 +104,7 @@ def finetune(
         run.write_text("transfer.csv", transfer.csv())
         if draw is not None:
             draw(transfer)
-        figures = transfer.metrics()
-        run.finish(figures)
-        tracking.summarise(figures, [])
+        tracking.finish(transfer.metrics())
     transfer.show()
     log.info(
         "model of seed %d, which scored best on the %s development split, in %s",

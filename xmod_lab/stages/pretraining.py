@@ -11,10 +11,10 @@ from xmod_lab.languages.cards import base_card
 from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.model.digests import fingerprint
 from xmod_lab.model.packs import CARD
-from xmod_lab.processes import barrier, launched, rank
+from xmod_lab.processes import launched, rank
 from xmod_lab.runs.bases import new_model
 from xmod_lab.runs.folder import RunDir
-from xmod_lab.runs.tracking import Tracking
+from xmod_lab.runs.lifecycle import open_run
 from xmod_lab.scoring.held_out import scorers_of, unigram_all
 from xmod_lab.scoring.samples import SAMPLES, filled
 from xmod_lab.stages.cost import duration, seconds_of
@@ -31,6 +31,7 @@ from xmod_lab.training.fit import fit
 from xmod_lab.training.tables import corpus_table, match_table, score_table, training_table
 
 log = logging.getLogger(__name__)
+OUTPUTS = ("pack/", "model/", "proof.json")  # of pre-training and of extensions
 TRAINING_FIGURES = ("train/loss", "train/tokens", "train/tokens_per_second", "train/lr")
 
 
@@ -45,34 +46,33 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
     cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
     prepared = prepare_base(cfg)
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
-    if not run.begin(cfg):  # writes; so all that can be refused was refused before
-        return
-    run.remember(data=prepared.digest, **prepared.tokenizers)
-    corpus_table(prepared, "text of the language set")
-    model = new_model(cfg, prepared.tokenizer)
-    with (
-        torch.no_grad()
-    ):  # what an untrained output layer would learn first: it spares the body that detour
-        model.lm_head.bias.copy_(log_frequency(mixed_target_counts(cfg, mixture, prepared)))
-    if cfg.model.shared_slot:
-        match_table(cfg, prepared.tokenizer)
-    training_table(model, {name for name, _ in model.named_parameters()}, "base")
-    log.info(
-        "%d steps of %d rows of %d pieces: %s tokens in %s",
-        cfg.steps,
-        cfg.trainer.rows_per_step,
-        cfg.data.row_length,
-        f"{cfg.steps * cfg.tokens_per_step:,}",
-        cfg.trainer.precision,
-    )
-    if on_the_way and not launched():
-        seconds = seconds_of(
-            cfg, new_model(cfg, prepared.tokenizer), prepared, mixture, seed=cfg.seed
-        )
-        log.info("the steps of this base take about %s on this machine", duration(seconds))
     codes, scorers = list(prepared.corpora), scorers_of(prepared, cfg.objective)
     columns = [*TRAINING_FIGURES, *curve_columns(cfg, codes)]
-    with Tracking(cfg, run, columns, job_type="pretrain") as tracking:
+    facts = {"data": prepared.digest, **prepared.tokenizers}
+    with open_run(cfg, run, outputs=OUTPUTS, facts=facts, columns=columns) as tracking:
+        if tracking is None:
+            return
+        corpus_table(prepared, "text of the language set")
+        model = new_model(cfg, prepared.tokenizer)
+        # what an untrained output layer would learn first: it spares the body that detour
+        with torch.no_grad():
+            counts = mixed_target_counts(cfg, mixture, prepared)
+            model.lm_head.bias.copy_(log_frequency(counts))
+        if cfg.model.shared_slot:
+            match_table(cfg, prepared.tokenizer)
+        training_table(model, {name for name, _ in model.named_parameters()}, "base")
+        log.info(
+            "%d steps of %d rows of %d pieces: %s tokens in %s",
+            cfg.steps,
+            cfg.trainer.rows_per_step,
+            cfg.data.row_length,
+            f"{cfg.steps * cfg.tokens_per_step:,}",
+            cfg.trainer.precision,
+        )
+        if on_the_way and not launched():
+            copy = new_model(cfg, prepared.tokenizer)
+            seconds = seconds_of(cfg, copy, prepared, mixture, seed=cfg.seed)
+            log.info("the steps of this base take about %s on this machine", duration(seconds))
         fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=cfg.seed)
         metrics = {
             **{f"before/{name}": value for name, value in fitted.before.items()},
@@ -99,9 +99,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
             )
             run.write_json(SAMPLES, samples)
             run.write_passages(fitted.passages)
-            run.finish(metrics)
-        tracking.summarise(metrics, [])
-    barrier()
+        tracking.finish(metrics)
     score_table(
         metrics, codes, {"unigram": "unigram", "val": "model"}, scored_text(cfg.objective.causal)
     )
