@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 
-from xmod_lab.cli import guarded
+from xmod_lab.cli.exit_status import exit_status_of
 from xmod_lab.errors import UserError
 from xmod_lab.files import Busy, build_folder, clear_scratch, is_full, lock, remove, write_whole
 from xmod_lab.languages.folders import new_folder
@@ -154,7 +154,7 @@ def test_a_full_disk_has_one_message_whatever_met_it(small_disk, capsys):
         ),
         lambda: (disk / "x").write_bytes(bytes(400_000)),
     ):
-        assert guarded(write) == 2
+        assert exit_status_of(write) == 2
         err = capsys.readouterr().err
         assert "the disk is full. What was saved is whole" in err and err.count("\n") == 1
         (disk / "x").unlink(missing_ok=True)
@@ -163,7 +163,9 @@ def test_a_full_disk_has_one_message_whatever_met_it(small_disk, capsys):
 def test_what_the_system_says_of_a_file_is_a_message(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert (
-        guarded((tmp_path / "file" / "below").mkdir) == guarded((tmp_path / "none").read_bytes) == 2
+        exit_status_of((tmp_path / "file" / "below").mkdir)
+        == exit_status_of((tmp_path / "none").read_bytes)
+        == 2
     )
     assert capsys.readouterr().err.count("error: no access to") == 2
 

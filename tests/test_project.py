@@ -21,7 +21,7 @@ from xmod_lab import model
 from xmod_lab.choices import EMBEDDING_INITS
 from xmod_lab.codes import slot_fault
 from xmod_lab.config.finetuning import validate_finetune
-from xmod_lab.config.overrides import explain
+from xmod_lab.config.messages import explain
 from xmod_lab.config.rules import validate
 from xmod_lab.config.schema import CONF_DIR
 from xmod_lab.errors import UserError

@@ -14,7 +14,8 @@ if __name__ == "__main__":
 
 from pathlib import Path
 
-from xmod_lab.cli import guarded, hide_bars, run_command
+from xmod_lab.cli import hide_bars, run_command
+from xmod_lab.cli.exit_status import exit_status_of
 from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
 
@@ -53,7 +54,7 @@ def _start(cfg: PretrainConfig, folder: Path) -> int:
 
 
 def _in_process(cfg: PretrainConfig, folder: Path) -> int:
-    return guarded(lambda: hide_bars() or _train(cfg, folder))
+    return exit_status_of(lambda: hide_bars() or _train(cfg, folder))
 
 
 def _train(cfg: PretrainConfig, folder: Path) -> int:

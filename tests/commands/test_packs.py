@@ -13,7 +13,7 @@ import torch
 
 from tests.commands.helpers import EXTENSION, Workplace, lines
 from xmod_lab import packs, pretrain
-from xmod_lab.cli import guarded
+from xmod_lab.cli.exit_status import exit_status_of
 from xmod_lab.metrics import told
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.runs.bases import load_config
@@ -198,14 +198,14 @@ def test_a_reader_of_the_output_who_has_read_enough_is_no_bug(monkeypatch, capfd
         os.close(end)
         with os.fdopen(pipe, "w") as stream, monkeypatch.context() as patched:
             patched.setattr(sys, "stdout", stream)
-            assert guarded(lambda text=text: print(text)) == 1
+            assert exit_status_of(lambda text=text: print(text)) == 1
     assert capfd.readouterr() == ("", "")
 
     def elsewhere():
         raise BrokenPipeError  # of a data loader, say
 
     with pytest.raises(BrokenPipeError):
-        guarded(elsewhere)
+        exit_status_of(elsewhere)
 
 
 def test_a_text_of_ones_own_ends_in_a_verified_pack_whose_figures_a_fresh_base_reproduces(

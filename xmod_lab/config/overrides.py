@@ -1,6 +1,7 @@
-"""How a command line is read, and what is wrong with one that is not understood.
+"""How a command line is read, and which of its settings are taken for something else than was meant.
 
-Settings are Hydra's overrides, KEY=VALUE. Its grammar takes few letters without quotes: a message shows how to quote what was meant.
+Settings are Hydra's overrides, KEY=VALUE. Its grammar takes few letters without quotes: a message shows
+how to quote what was meant.
 """
 
 import os
@@ -16,26 +17,15 @@ import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
-from hydra.errors import MissingConfigException, OverrideParseException
 
 from xmod_lab.config.own_files import SCHEME, own_folders, scalars
 from xmod_lab.errors import nearest
 from xmod_lab.settings import flatten, setting_fields
 
-_KEY = re.compile(r"[+~]*[\w.$@:/-]+", re.ASCII)
 _FALSE_OR_TRUE = (0, 1)  # what a switch may be, False and True included
 _DECIMAL = re.compile(
     r"[-+]?(0|[1-9][\d_]*)", re.ASCII
 )  # what else YAML takes for a number has another base, or is true
-_NUMBERS = {"Integer": "a whole number", "Float": "a number"}
-_NO_NUMBER = re.compile(
-    r"^Value '(.*)' of type '\w+' could not be converted to (Integer|Float)$"
-)  # as OmegaConf says it
-_INNER = (
-    "full_key:",
-    "object_type=",
-    "reference_type=",
-)  # of OmegaConf, beside the key and the value
 
 
 def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -108,9 +98,11 @@ def unknown_keys(keys: Iterable[str], schema: type) -> list[str]:
                     ".".join(parts[:end]),
                     [f.name for f in setting_fields(here)] if is_dataclass(here) else [],
                 )
-                known = f"allowed names: {', '.join(names)}.{nearest(name, names)}"
+                guess = nearest(name, names).strip()
+                known = f"allowed names: {', '.join(names)}"
                 alone = f"{'.'.join(parts[: end - 1])} has a single value"
-                faults[place] = f"{place} is no setting; {known if names else alone}"
+                said = f"{place} is no setting; {known if names else alone}"
+                faults[place] = f"{guess} {said}" if guess else said
                 break
             here = Any if here is Any else inner
     return list(faults.values())
@@ -195,90 +187,10 @@ def _plain(value: object) -> object:
     if isinstance(value, list):
         return f"[{','.join(str(_plain(part)) for part in value)}]"
     if isinstance(value, str):
-        return _typed(value)
+        return typed(value)
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
-def _typed(text: str) -> str:
+def typed(text: str) -> str:
     """In quotes where it would not be read as it is."""
     return text if re.fullmatch(r"[\w./:-]+", text, re.ASCII) else in_quotes(text)
-
-
-def explain(error: Exception) -> str:
-    """The message of Hydra, OmegaConf or YAML about a command line or a file, with what is allowed and what to write instead."""
-    if isinstance(error, OverrideParseException):
-        return _not_read(error.override)
-    if isinstance(error, MissingConfigException) and error.options:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return (
-            f"there is no {error.missing_cfg_file}.yaml; there are {', '.join(error.options)}.{nearest(name, error.options)} A file of "
-            f"your own is found as conf/{group}/<name>.yaml where the command is started, or under --config-dir"
-        )
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    text = "\n".join(map(str, causes))
-    schema = next(
-        (each.object_type for each in causes if is_dataclass(getattr(each, "object_type", None))),
-        None,
-    )
-    if ambiguous := re.search(r"Ambiguous value for argument '(.*)'\n", text):
-        key, _, value = ambiguous[1].partition("=")
-        return (
-            f"'{ambiguous[1]}' may be several values, one a run: then write -m in front; a list: {shlex.quote(f'{key}=[{value}]')}; or one "
-            f"value with a comma in it: {as_typed(key, value)}"
-        )
-    said: list[str] = []  # without what was only under way when it was raised
-    cause = error
-    while cause is not None:
-        said += [line.strip() for line in str(cause).splitlines()]
-        cause = cause.__cause__
-    said = [
-        re.sub(r"^In .(.*).: \w+ raised while composing config:$", r"in \1.yaml:", line)
-        for line in said
-    ]
-    if wrong := re.search(r"full_key: (\S+)", text):
-        said = [
-            _NO_NUMBER.sub(lambda m: f"{wrong[1]} is {m[1]}; allowed is {_NUMBERS[m[2]]}", line)
-            for line in said
-        ]
-    lines = [line for line in dict.fromkeys(said) if line and not line.startswith(_INNER)]
-    if new := re.search(
-        r"Error merging override \+*([\w.]+)\.(\w+)\.(\w+)=(.*)\n.*dict is not a subclass of", text
-    ):
-        group, name, key, value = new.groups()
-        if value.startswith("{"):  # of the whole entry
-            group, name, entry = f"{group}.{name}", key, value
-        else:
-            entry = f"{{{key}:{_typed(value)}}}"
-        chosen = f" A file is chosen by +lang={name}." if group == "lang" else ""
-        return f"there is no {group}.{name} yet, and a new one is given whole: {shlex.quote(f'+{group}={{{name}:{entry}}}')}.{chosen}"
-    if (found := re.search(r"Key '([^']+)' (?:is )?not in '\w+'", text)) and schema is not None:
-        names = [f.name for f in setting_fields(schema)]
-        lines = [
-            line for line in lines if not line.startswith("To append to your config use")
-        ]  # that is refused as well
-        lines.append(f"allowed names: {', '.join(names)}.{nearest(found[1], names)}")
-    if "In 'task/" in text:
-        lines.append(
-            "mlm and clm are tasks of pretrain, those with labels of finetune: python -m xmod_lab.finetune task=NAME"
-        )
-    if "append to your default list" in text.lower() and "lang" in text:
-        lines.append("a language is added with a plus: +lang=NAME")
-    return "\n".join(lines) or type(error).__name__
-
-
-def _not_read(override: str) -> str:
-    """Why Hydra's grammar does not take ``override``, and what to write."""
-    key, equals, value = override.partition("=")
-    if not equals:
-        return (
-            f"'{override}' is no setting: settings are KEY=VALUE, such as trainer.max_steps=100. A value with a space in it stands in "
-            f"quotes: {as_typed('lang.new_lang.text', 'my file.txt')}"
-        )
-    if not _KEY.fullmatch(key):
-        return f"'{key}' in '{override}' is no name of a setting; a name has letters a to z, digits, _, - and dots, such as lang.new_lang.text"
-    of_list = value.startswith("[") and value.endswith("]")
-    return f"the value in '{override}' needs quotes; write {as_typed(key, value, of_list=of_list)}"

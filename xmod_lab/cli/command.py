@@ -1,0 +1,289 @@
+"""Hydra around the work of a command: from the command line to a configuration, a folder and a status.
+
+A configuration is composed and judged before torch and the like are imported, which takes seconds: this
+package and what it imports import them inside of functions, and so do the commands. What is refused or
+only planned leaves no folder behind.
+"""
+
+import copy
+import logging
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from xmod_lab.cli.exit_status import exit_status_of
+from xmod_lab.cli.folder import OutputFolder
+from xmod_lab.config.messages import explain
+from xmod_lab.config.overrides import (
+    arranged,
+    as_typed,
+    file_faults,
+    setting_faults,
+    unknown_keys,
+)
+from xmod_lab.config.own_files import SCHEME, chosen_files, hidden_files
+from xmod_lab.config.rules import raise_faults, validate
+from xmod_lab.config.schema import CONF_DIR, PretrainConfig, from_hydra, register_schemas
+from xmod_lab.errors import STOPPED, UserError
+from xmod_lab.settings import flatten
+from xmod_lab.stops import Obeying, leave
+
+log = logging.getLogger(__name__)
+Work = Callable[[Any, Path], int | None]
+
+
+def run_command(
+    name: str, work: Work, *, schema: type = PretrainConfig, check: Callable[[Any], None] = validate
+) -> NoReturn:
+    """Compose ``conf/<name>.yaml`` with the command line, validate it, and call ``work`` with the
+    configuration and the run dir. Ends the process.
+
+    A job of a sweep that fails leaves the others alone; the sweep ends with a table of its jobs, and its
+    exit status is the highest of theirs. A job that is finished is passed over
+    (:mod:`xmod_lab.runs.jobs` says what counts as the same job).
+
+    Args:
+        schema: of the configuration.
+        check: raises UserError for values that cannot be.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here as they are
+    register_schemas(**{f"{name}_schema": schema})
+    command = _Command(name, work, schema, check, typed=sys.argv)
+    _under_way.append(command)
+    with Obeying().entered():
+        try:
+            command.statuses.append(exit_status_of(command.run))
+        finally:
+            sys.argv = command.typed
+            _under_way.remove(command)
+            command.end_sweep()
+        status = command.finish()
+    leave(status)
+
+
+def run_function(work: Callable[[], int | None]) -> NoReturn:
+    """The same for a command without a configuration: call ``work``, and end with its exit status."""
+    with Obeying().entered():
+        status = exit_status_of(work)
+    leave(status)
+
+
+@dataclass
+class _Command:
+    """A start of a command, and what comes of it.
+
+    Args:
+        typed: the command line.
+        statuses: exit statuses: of each job in this process, at last of the whole.
+        composed: Hydra has read the command line; what fails from now on is no fault in it.
+        planned: nothing is trained, with ``plan=true``.
+        folder: of the run, or of the sweep that this process leads; ``named`` on the command line.
+        jobs: of the sweep, by their overrides, where they are known before it.
+    """
+
+    name: str
+    work: Work
+    schema: type
+    check: Callable[[Any], None]
+    typed: list[str]
+    statuses: list[int] = field(default_factory=list)
+    composed: bool = False
+    planned: bool = False
+    sweeps: bool = False
+    named: bool = False
+    folder: OutputFolder | None = None
+    jobs: list[list[str]] = field(default_factory=list)
+
+    def run(self) -> None:
+        """Read the command line, and let Hydra call :meth:`job` for the run or for each job."""
+        try:
+            flags, settings = arranged(self.typed[1:])
+            raise_faults(setting_faults(settings, self.schema))
+            sys.argv = [self.typed[0], *flags, *settings]
+            hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=self.name)(self.job)()
+        except UserError:
+            raise
+        except Exception as error:
+            # before: whatever reads a file or the command line has raised
+            if self.composed and not isinstance(error, (HydraException, OmegaConfBaseException)):
+                raise
+            raise UserError(explain(error, self.schema)) from error
+
+    def job(self, composed: DictConfig) -> None:
+        """What Hydra calls. A stop is raised, so that no further job begins."""
+        sys.argv = self.typed  # as it was, for what asks for it
+        in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+        if in_sweep and not composed.get("plan", False):  # a plan is not remembered
+            status = self._job_of_sweep(composed)
+        else:
+            status = exit_status_of(lambda: self._work(composed))
+        self.statuses.append(status)
+        if status in STOPPED:
+            raise KeyboardInterrupt
+
+    def _job_of_sweep(self, composed: DictConfig) -> int:
+        """Do the work, unless the job is finished, and keep in its folder what became of it."""
+        from xmod_lab.runs.jobs import Job
+        from xmod_lab.runs.sweep import start_of
+
+        hydra_cfg = HydraConfig.get()
+        start = start_of(Path(hydra_cfg.sweep.dir))
+        job = Job(start, hydra_cfg.job.num, list(hydra_cfg.overrides.task))
+        folder, reasons = Path(hydra_cfg.runtime.output_dir), []
+
+        def work() -> int | None:
+            return self._work(composed) if job.begin(folder, fresh=fresh) else 0
+
+        fresh = composed.resume == "never"
+        try:
+            status = exit_status_of(work, reasons.append)
+        except Exception as error:
+            log.exception("this job ends by a bug; the others go on")
+            status, reasons = 1, [f"{type(error).__name__}: {error}"]
+        job.end(folder, status, " ".join(reasons))
+        return status
+
+    def _work(self, composed: DictConfig) -> int | None:
+        hydra_cfg = HydraConfig.get()
+        cfg = self.judge(composed, hydra_cfg)
+        typed = [override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task]
+        usual = compose(self.name, return_hydra_config=False)
+        before, now = (flatten(OmegaConf.to_container(each)) for each in (usual, composed))
+        by_file = [key for key, value in now.items() if before.get(key) != value]  # an experiment's
+        cfg = replace(cfg, command=self.name, given=(*typed, *by_file))
+        if hydra_cfg.mode == RunMode.MULTIRUN and cfg.logger.group is None:
+            group = Path(hydra_cfg.sweep.dir).name
+            cfg = replace(cfg, logger=replace(cfg.logger, group=group))
+        hide_bars()
+        return self.work(cfg, Path(hydra_cfg.runtime.output_dir))
+
+    def judge(self, composed: DictConfig, hydra_cfg: DictConfig) -> Any:
+        """The configuration as dataclasses. Raises UserError for what it cannot be."""
+        sources = hydra_cfg.runtime.config_sources
+        own = [Path(source.path) for source in sources if source.schema == SCHEME]
+        faults = setting_faults(list(hydra_cfg.overrides.task), self.schema)
+        chosen = OmegaConf.to_container(hydra_cfg.runtime.choices)
+        # only typed ones: ./conf may be that of another project
+        typed = {override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task}
+        by_name = {group: chosen[group] for group in chosen.keys() & typed}
+        faults += hidden_files(own, Path(CONF_DIR), by_name)
+        for file, part in chosen_files(own, chosen):
+            faults += file_faults(file, part, self.schema)
+        if hydra_cfg.job.chdir:
+            faults.append(
+                "leave hydra.job.chdir out: paths are meant from where the command is started, and all "
+                "that a run writes is in its run dir anyway; hydra.job.chdir is true"
+            )
+        faults += unknown_keys(flatten(OmegaConf.to_container(composed)), self.schema)
+        raise_faults(list(dict.fromkeys(faults)))
+        cfg = from_hydra(composed)
+        self.check(cfg)
+        return cfg
+
+    def note(self, config: DictConfig, key: str) -> None:
+        """Note what the composed configuration says of this start; ``key``: what names its folder."""
+        self.composed, self.planned = True, bool(config.get("plan", False))
+        self.named = any(o.startswith(f"{key}=") for o in config.hydra.overrides.hydra)
+
+    def make_folder(self, path: Path, key: str) -> None:
+        """Make the folder of the run or of the sweep."""
+        self.folder = OutputFolder(Path(os.path.abspath(path)), key)
+        self.folder.make()
+
+    def end_sweep(self) -> None:
+        """Print the table of the sweep that this process leads."""
+        if self.sweeps and self.folder is not None:
+            from xmod_lab.runs.sweep import finish_sweep
+
+            self.statuses.append(finish_sweep(self.folder.path, self.jobs))
+
+    def finish(self) -> int:
+        """The exit status. Removes the folder of what was refused, and says how a stopped run goes on."""
+        status = max(self.statuses)
+        if self.folder is not None and (
+            status in (2, *STOPPED) or (self.planned and not self.named)
+        ):
+            self.folder.remove_if_empty(planned=self.planned)
+        if set(STOPPED) & set(self.statuses):
+            again = ""
+            if self.folder is not None and self.folder.path.exists():
+                named = self.sweeps or self.named
+                again = "" if named else f" with {as_typed(self.folder.key, str(self.folder.path))}"
+            print(
+                f"interrupted; the same command{again} goes on from the newest checkpoint",
+                file=sys.stderr,
+            )
+        return status
+
+
+_under_way: list[_Command] = []  # one, but for commands that are called from Python
+
+
+class Hooks(Callback):
+    """What Hydra calls (conf/hydra names it) before it makes a folder.
+
+    It passes over exceptions, but not over SystemExit.
+    """
+
+    def on_run_start(self, config: DictConfig, **_: object) -> None:
+        """Before a run: refuse what can be refused, and make its folder."""
+        self._end_if(exit_status_of(lambda: self._begin_run(config)))
+
+    def on_multirun_start(self, config: DictConfig, **_: object) -> None:
+        """Before the first job of a sweep, in the process that leads it."""
+        self._end_if(exit_status_of(lambda: self._begin_sweep(config)))
+
+    def _begin_run(self, config: DictConfig) -> None:
+        command = _under_way[-1]
+        command.note(config, "hydra.run.dir")
+        own = copy.deepcopy(config)
+        with open_dict(own):
+            del own["hydra"]
+        command.judge(own, config.hydra)
+        command.make_folder(Path(config.hydra.run.dir), "hydra.run.dir")
+
+    def _begin_sweep(self, config: DictConfig) -> None:
+        command = _under_way[-1]
+        command.note(config, "hydra.sweep.dir")
+        from xmod_lab.runs.sweep import begin_sweep, planned_jobs, settle_folder
+
+        folder = settle_folder(config)
+        command.sweeps, command.jobs = True, planned_jobs(config)
+        command.make_folder(folder, "hydra.sweep.dir")
+        begin_sweep(folder, again=command.folder.path not in command.folder.made)
+
+    @staticmethod
+    def _end_if(status: int) -> None:
+        if status:
+            sys.exit(status)
+
+
+def _job_folder(*, _root_: DictConfig) -> str:
+    from xmod_lab.runs.jobs import job_folder
+
+    return job_folder(_root_=_root_)
+
+
+# Here, because launchers that run jobs in other processes only import what the job needs
+OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
+
+
+def hide_bars() -> None:
+    """No progress bars for saving small files; the long work has bars of its own."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,124 @@
+"""The exit status of a command, and the one message that it ends with when something is wrong.
+
+0 done; 1 a proof that does not hold, or a bug, with its traceback; 2 bad input; 130 interrupted, 143 by
+SIGTERM.
+"""
+
+import logging
+import os
+import select
+import sys
+import warnings
+from collections.abc import Callable
+
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from xmod_lab.config.messages import explain
+from xmod_lab.errors import INTERRUPTED, STOPPED, ProofError, Stopped, UserError
+from xmod_lab.files import is_full
+from xmod_lab.stops import status_of
+
+_MOST_LINES, _LONGEST = 40, 1_000  # of a message
+
+
+def exit_status_of(
+    job: Callable[[], int | None], heard: Callable[[str], None] = lambda message: None
+) -> int:
+    """Call ``job`` and return the exit status: the one that it returns, 0 for ``None``.
+
+    A message for the user goes to stderr, and to ``heard``. Raises what is a bug.
+    """
+
+    def told(message: str, status: int) -> int:
+        message = _readable(message)
+        print(f"error: {message}", file=sys.stderr)
+        heard(message)
+        return status
+
+    logging.raiseExceptions = False  # a line that the log file has no room for is no traceback
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch")
+        try:
+            status = job() or 0
+            sys.stdout.flush()
+            return status
+        except UserError as error:
+            return told(str(error), 2)
+        except (HydraException, OmegaConfBaseException) as error:
+            return told(explain(error), 2)
+        except ProofError as error:
+            return told(str(error), 1)
+        except BrokenPipeError:
+            if not _output_is_closed():
+                raise
+            # for what is flushed at the end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        except KeyboardInterrupt as error:
+            return _status_when_stopped(error)
+        except SystemExit as stop:  # Lightning ends with 1 after Ctrl-C, argparse with 0 or 2
+            known = stop.code in (0, 2, *STOPPED)
+            return stop.code if known else _status_when_stopped(stop.__context__)
+        except Exception as error:
+            if stop := _stop_behind(error):
+                return _status_when_stopped(stop)
+            message = _about_files(error)
+            if message is None:
+                raise
+            return told(message, 2)
+
+
+def _about_files(error: Exception) -> str | None:
+    """What the user is told where a full disk or missing rights are behind an error."""
+    if is_full(error):
+        return _about_full_disk(error)
+    cause = error if isinstance(error, OSError) else error.__cause__  # of a log file of Hydra's
+    if isinstance(cause, OSError) and cause.filename is not None:
+        return (
+            f"no access to {cause.filename} ({cause.strerror}); a text must be readable, and "
+            "hydra.run.dir and runs must be folders that you can write to"
+        )
+    return None
+
+
+def _about_full_disk(error: BaseException) -> str:
+    """Libraries that are not written in Python do not name the file."""
+    cause = error
+    while not isinstance(cause, OSError) and (cause.__cause__ or cause.__context__):
+        cause = cause.__cause__ or cause.__context__
+    name = getattr(cause, "filename", None) or "a file"
+    why = getattr(cause, "strerror", None) or str(error).splitlines()[0]
+    return (
+        f"cannot write {name} ({why}): the disk is full. What was saved is whole; free some space, and "
+        "give the same command again: a run goes on with hydra.run.dir=<its folder>"
+    )
+
+
+def _readable(message: str) -> str:
+    """The message, not too long, without characters that do things to a terminal."""
+    lines = []
+    for line in message.split("\n"):
+        line = "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)
+        half = _LONGEST // 2
+        lines.append(line if len(line) <= _LONGEST else f"{line[:half]} […] {line[-half:]}")
+    more = [f"[{len(lines) - _MOST_LINES} lines more]"] if len(lines) > _MOST_LINES else []
+    return "\n".join(lines[:_MOST_LINES] + more)
+
+
+def _status_when_stopped(stop: BaseException | None) -> int:
+    return status_of(stop.number) if isinstance(stop, Stopped) else INTERRUPTED
+
+
+def _stop_behind(error: BaseException | None) -> Stopped | None:
+    """The request to stop that a library has turned into ``error``."""
+    while error is not None and not isinstance(error, Stopped):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads the output any more, as behind ``| head``."""
+    stdout = select.poll()
+    stdout.register(sys.stdout, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in stdout.poll(0))
