@@ -67,7 +67,10 @@ class Base:
 
 
 def new_model(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> XmodLanguageModel:
-    """A model for ``tokenizer``, with random weights: each a function of ``cfg.seed`` and its name, see :func:`begin_by_name`."""
+    """A model for ``tokenizer`` with random weights.
+
+    Each weight is a function of ``cfg.seed`` and its name, see :func:`begin_by_name`.
+    """
     import pytorch_lightning as pl
 
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
@@ -263,7 +266,7 @@ def inherit(cfg: PretrainConfig, base: Base) -> PretrainConfig:
 
 
 def added_before(cfg: PretrainConfig) -> list[tuple[PretrainConfig, LangConfig]]:
-    """Every language that a run, and the runs it was based on, added, with the configuration that it was added by."""
+    """The languages that a run and the runs it stands on added, each with the configuration of its run."""
     found = []
     while cfg.lang:
         found = [(cfg, lang) for lang in cfg.lang.values()] + found
@@ -275,8 +278,10 @@ def added_before(cfg: PretrainConfig) -> list[tuple[PretrainConfig, LangConfig]]
 
 
 def almost_matching(cfg: PretrainConfig) -> str:
-    """The finished base that differs in the fewest settings from the one that ``cfg`` describes, and in which, as the end of a
-    message; nothing where all differ in more than three."""
+    """The end of a message: the finished base that is most like the one that ``cfg`` describes.
+
+    It names the settings that differ. Empty if all bases differ in more than three settings.
+    """
     wanted, found = _identity(own_base(cfg)), []
     for run, other in _finished_runs(cfg.runs):
         has = _identity(other)
@@ -309,8 +314,10 @@ def _text(value: object) -> str:
 
 
 def _finished_runs(runs: str) -> Iterator[tuple[RunDir, PretrainConfig]]:
-    """Finished runs of pre-training and of extension under ``runs``; those of other commands and versions are not for us. What
-    cannot be read is named, so that one bad neighbour does not end the search."""
+    """The finished runs of pre-training and of extension under ``runs``.
+
+    A run that cannot be read is named in a warning, and does not end the search.
+    """
     for file in sorted(Path(runs).glob("**/metrics.json")):
         run = RunDir(file.parent)
         if hidden(file, Path(runs)) or not (run / "config.yaml").exists():
@@ -330,7 +337,7 @@ def _time(run: RunDir) -> float:
 
 @cache
 def _pass_over(why: str) -> None:
-    """Told once."""
+    """Warn once of a run that cannot be read."""
     log.warning("warning: a run is passed over in the search for a base: %s", why)
 
 
@@ -354,21 +361,23 @@ def load_config(run: RunDir) -> PretrainConfig:
 
 
 def _identity(cfg: PretrainConfig) -> dict[str, object]:
-    """What a base is, by dotted key, with the steps that it takes."""
+    """The settings that say which base it is, by dotted key, with its number of steps."""
     return identity(asdict(cfg), of_base=True) | {"task.pretrain.steps": cfg.steps}
 
 
 def own_base(cfg: PretrainConfig) -> PretrainConfig:
-    """The base that ``cfg`` describes, by the task's own recipe."""
-    trainer = replace(cfg.trainer, max_steps=None, max_tokens=None)  # they are the extension's
+    """The base that ``cfg`` describes, trained for the steps of its own recipe."""
+    trainer = replace(cfg.trainer, max_steps=None, max_tokens=None)  # of the extension
     return replace(
         cfg, lang={}, base="auto", resume="auto", plan=False, trainer=trainer, command="pretrain"
     )
 
 
 def base_to_make(cfg: PretrainConfig) -> tuple[PretrainConfig, RunDir]:
-    """The base that ``cfg`` describes, and the run that pre-trains it where there is none: named by all that such a run, begun
-    before, must agree with to be continued."""
+    """The base that ``cfg`` describes, and the run that pre-trains it.
+
+    The folder is named by all settings that a run begun before must agree with to be continued.
+    """
     own = own_base(cfg)
     name = hashlib.sha256(json.dumps(identity(asdict(own)), sort_keys=True).encode()).hexdigest()[
         :8
@@ -377,7 +386,7 @@ def base_to_make(cfg: PretrainConfig) -> tuple[PretrainConfig, RunDir]:
 
 
 def is_made_on_the_way(run: RunDir) -> bool:
-    """Whether :func:`base_to_make` named this run."""
+    """Whether this run has a name that :func:`base_to_make` gives."""
     return re.fullmatch(r"base-[0-9a-f]{8}", run.path.name) is not None
 
 

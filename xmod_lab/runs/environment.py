@@ -29,8 +29,11 @@ _LIBRARIES = (
 
 
 def environment() -> dict:
-    """The command line, the folder in which it was given, the commits of this package and of that folder where they are in a git
-    repository (``-dirty`` with changes that are not committed), and the versions of Python and of the libraries."""
+    """The command line and its folder, the commits of this package and of that folder, and versions.
+
+    A commit ends with ``-dirty`` if there are changes that are not committed; it is ``None`` outside of
+    git repositories. Versions are those of Python and of the libraries.
+    """
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(sys.argv),
@@ -64,7 +67,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit(folder: Path) -> str | None:
-    """``None`` where there is no repository or no git, or where git takes long."""
+    """``None`` without a repository or without git, or if git takes long."""
     command = [
         "git",
         "-C",

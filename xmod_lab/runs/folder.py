@@ -1,5 +1,7 @@
-"""What a run keeps on disk, and whether it may be continued. Every file appears whole or not at all; metrics.json, the mark of a
-finished run, when all others are on the disk."""
+"""The folder of a run: its files, its lock, its state, and whether it may be continued.
+
+Every file appears whole or not at all. metrics.json, the mark of a finished run, is written last.
+"""
 
 import json
 import logging
@@ -46,12 +48,15 @@ from xmod_lab.settings import read_settings
 
 log = logging.getLogger(__name__)
 
-STATE = "state.json"  # what a resumed run must agree with: data digests, base fingerprint; and the W&B run id
-PASSAGES = "passages"  # a file for each language: what each of its held-out passages cost, so that runs are compared by them
-# count, but a run may go on with others: the base is known by its digest, and the batches stay what they are
+# what a run that goes on must agree with: digests of data and base; also the id of the W&B run
+STATE = "state.json"
+# a file for each language: the bits of each of its held-out passages, by which runs are compared
+PASSAGES = "passages"
+# settings that count, but may change in a run that goes on: the base is known by its digest, and the
+# batches stay the same
 MAY_CHANGE = ("base", "trainer.devices", "trainer.nodes")
 Run = TypeVar("Run", bound=RunConfig)
-_LOCKS: dict[Path, Lock] = {}  # by run dir; the system lets go of them when this process ends
+_LOCKS: dict[Path, Lock] = {}  # by run dir; the system releases them when this process ends
 _FINISHED = "metrics.json"
 # what every command may write; a name with a slash is a folder
 _COMMON = ("checkpoints/", f"{PASSAGES}/", "metrics.csv", STATE)
@@ -60,7 +65,7 @@ _UNREADABLE = (OSError, ValueError, RecursionError, yaml.YAMLError, OmegaConfBas
 
 
 class RunDir:
-    """The folder of one run; the files in it are listed in DESIGN and in the README."""
+    """The folder of one run."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path).resolve()
@@ -70,23 +75,25 @@ class RunDir:
 
     @property
     def finished(self) -> bool:
-        """metrics.json is the last file that a run writes. A damaged one is none."""
+        """Whether there is a metrics.json that can be read."""
         try:
             return (self / _FINISHED).is_file() and isinstance(read_json(self / _FINISHED), dict)
         except UserError:
             return False
 
     def stored(self) -> dict:
-        """config.yaml as it is; empty where there is none. Raises UserError when it is no configuration."""
+        """config.yaml as it is; empty if it does not exist. Raises UserError when it cannot be read."""
         return read_yaml(self / "config.yaml") if (self / "config.yaml").is_file() else {}
 
     def fit_to_machine(self, cfg: Run, *, workers: int = 0, trains: bool = True) -> Run:
-        """``cfg`` with the precision and the threads of this run, and torch set to these threads: what is asked for, else what
-        the run began with, else what this machine does fast. All processes have the first one's.
+        """Choose precision and threads, and set torch to these threads.
+
+        They are what ``cfg`` says, else what the run began with, else what is fast on this machine. All
+        processes take the choice of the first one.
 
         Args:
-            workers: loader processes that want a core as well.
-            trains: ``False`` where nothing is trained: then the machine has no say in the precision.
+            workers: loader processes, which need a core each.
+            trains: ``False`` where nothing is trained; then the precision stays ``auto``.
         Raises:
             UserError: the run began in a precision that this device does not have.
         """
@@ -162,7 +169,7 @@ class RunDir:
         return sorted(self.path.glob(name)) if "*" in name else [self / name]
 
     def _record_start(self) -> None:
-        """Add to environment.json by what this start of the run was made."""
+        """Add this start of the run to environment.json: command line, commits, versions."""
         try:
             starts = (
                 read_json(self / ENVIRONMENT, dict)["starts"]
@@ -170,14 +177,14 @@ class RunDir:
                 else []
             )
         except (UserError, KeyError):
-            starts = []  # nothing depends on it
+            starts = []  # no result depends on it
         self.write_json(ENVIRONMENT, {"starts": [*starts, environment()]})
 
     def lock(self) -> None:
-        """Keep other processes from training in this folder, until this process ends, however it ends.
+        """Keep other processes from training in this folder until this process ends.
 
         Raises:
-            UserError: another one is training there.
+            UserError: another process is training there.
         """
         if rank() or self.path in _LOCKS:
             return
@@ -197,7 +204,7 @@ class RunDir:
             ) from error
 
     def _refuse_strange(self, outputs: Sequence[str]) -> None:
-        """Raises UserError for what is in the place of a run's files, and was written by no run."""
+        """Raises UserError for a file or folder in the place of a run's own that no run wrote."""
         names = (*outputs, _FINISHED, "config.yaml")
         for name in (*names, ".lock"):
             fits, kind = (
@@ -219,7 +226,7 @@ class RunDir:
             )
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file of the run, whole or not at all. The first process writes."""
+        """Write a file of the run, whole or not at all, in the first process."""
         if rank():
             return
         write_whole(self / name, text.encode())
@@ -228,18 +235,21 @@ class RunDir:
         self.write_text(name, json.dumps(content, indent=1, sort_keys=True))
 
     def write_passages(self, records: dict[str, dict]) -> None:
-        """Keep the bits of each held-out passage, by language; see :meth:`xmod_lab.scoring.passages.Passages.record`."""
+        """Write the bits of each held-out passage, a file for each language.
+
+        ``records``: by language, as of :meth:`xmod_lab.scoring.passages.Passages.record`.
+        """
         for code, record in records.items():
             self.write_text(f"{PASSAGES}/{code}.json", json.dumps(record))
 
     def finish(self, metrics: dict[str, float]) -> None:
-        """Write metrics.json, when all other files of the run are on the disk. The first process writes."""
+        """Write metrics.json, after all other files of the run are on the disk, in the first process."""
         if rank() == 0:
             sync_tree(self.path)
             self.write_json(_FINISHED, metrics)
 
     def remember(self, **facts: object) -> None:
-        """Keep facts about the run in state.json; where one is kept already it must be the same.
+        """Keep facts about the run in state.json. A fact that was kept before must be the same.
 
         Raises:
             UserError: a fact differs, e.g. the text was changed since the run began.
@@ -255,9 +265,10 @@ class RunDir:
         self.write_json(STATE, state)
 
     def remember_once(self, key: str, make: Callable[[], object]) -> object:
-        """The value kept under ``key`` in state.json; made and kept when there is none yet.
+        """The value of ``key`` in state.json, made by ``make`` the first time.
 
-        It is always as JSON has it, a list where ``make`` gave a tuple, so that a run that goes on finds what it began with.
+        It is always as JSON has it, for example a list for a tuple, so that a run that goes on gets the
+        same value.
         """
         state = self._state()
         if key not in state:
@@ -292,7 +303,7 @@ class RunDir:
 
 
 def _precision(cfg: RunConfig, stored: dict) -> str:
-    """The precision of a run; ``stored``: what its config.yaml says of ``trainer``, if it has one."""
+    """The precision of a run; ``stored``: ``trainer`` in its config.yaml, empty if it does not exist."""
     precision, kind = _precision_on_paper(cfg, stored), device_kind(cfg.trainer.accelerator)
     if precision == "auto":
         precision, why = fastest_precision(kind)
@@ -309,7 +320,7 @@ def _precision(cfg: RunConfig, stored: dict) -> str:
 
 
 def _precision_on_paper(cfg: RunConfig, stored: dict) -> str:
-    """What is asked for, else what the run began with, else ``auto``; ``stored`` as above."""
+    """What ``cfg`` says, else what the run began with, else ``auto``."""
     return (
         stored.get("precision", "auto")
         if cfg.trainer.precision == "auto"
@@ -318,8 +329,8 @@ def _precision_on_paper(cfg: RunConfig, stored: dict) -> str:
 
 
 def _threads(cfg: RunConfig, stored: dict, workers: int) -> int:
-    """The threads of each process of a run; ``stored`` as above."""
-    torch_threads()  # asked before a run sets its own
+    """The threads of each process of a run."""
+    torch_threads()  # read before a run sets its own
     share = max(1, cores() // cfg.trainer.devices)
     if known := cfg.trainer.threads or min(stored.get("threads") or 0, share):
         return known
@@ -330,7 +341,7 @@ def _threads(cfg: RunConfig, stored: dict, workers: int) -> int:
 
 
 def read_json(file: Path, kind: type = object) -> object:
-    """What is in a file of a run. Raises UserError when it is no JSON, or of another type than ``kind``."""
+    """The content of a JSON file of a run. Raises UserError when it is not JSON, or not a ``kind``."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except _UNREADABLE as error:
@@ -341,7 +352,7 @@ def read_json(file: Path, kind: type = object) -> object:
 
 
 def read_yaml(file: Path) -> dict:
-    """The configuration in ``file``. Raises UserError when it is none."""
+    """The configuration in ``file``. Raises UserError when it cannot be read."""
     try:
         found = read_settings(file) if file.is_file() else None
     except _UNREADABLE as error:
@@ -363,14 +374,14 @@ def _damaged(file: Path, why: object) -> UserError:
 
 
 def is_run(config: dict) -> bool:
-    """Whether ``config`` is what a run has in its config.yaml, of this version or another."""
+    """Whether ``config`` is the config.yaml of a run, of this version or another."""
     return {"seed", "base", "trainer", "task"} <= config.keys() and isinstance(
         config["trainer"], dict
     )
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints in ``folder``, by step; none when there is no such folder."""
+    """The checkpoints in ``folder``, by step."""
     found = [
         file for file in folder.glob("step*.ckpt") if re.fullmatch(r"step\d+\.ckpt", file.name)
     ]
@@ -395,7 +406,7 @@ def _zip_fault(path: Path) -> str | None:
 
 
 def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
-    """Dotted keys of settings that count and differ, those in MAY_CHANGE left out."""
+    """Settings that count and differ, without those in MAY_CHANGE: dotted key, old and new value."""
     a, b = identity(old), identity(new)
     return [
         (k, a.get(k), b.get(k))

@@ -1,4 +1,4 @@
-"""Where figures go: always metrics.csv, and W&B when it is wanted, which may fail without harming the run."""
+"""Where figures go: always to metrics.csv, and to W&B if wanted, which may fail without harm to the run."""
 
 import contextlib
 import csv
@@ -22,17 +22,17 @@ log = logging.getLogger(__name__)
 
 
 class Curve:
-    """metrics.csv: one line for every time something was measured; ``step`` first, a column for every figure.
+    """metrics.csv: a line for each time that something was measured, a column for each figure.
 
-    Each line is with the system as it is written. A resumed run drops the lines after the step it resumes from, so that the
-    file is the one that an uninterrupted run would have written (times apart).
+    A resumed run drops the lines after the step that it resumes from. So the file is the one that an
+    uninterrupted run would have written (without seconds and speed).
     """
 
     def __init__(self, path: Path, columns: Sequence[str]):
         self.path, self.columns = path, ["step", *columns]
 
     def start_at(self, step: int, code: str | None = None) -> None:
-        """Forget the lines after ``step``, all of them when it is 0; with ``code``, those of that language only."""
+        """Drop the lines after ``step``, all of them for 0; with ``code``, only those of that language."""
         text = (
             self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
         )
@@ -47,7 +47,7 @@ class Curve:
         write_whole(self.path, table.getvalue().encode())
 
     def sync(self) -> None:
-        """Bring the lines to the disk, before a checkpoint that does not write them again."""
+        """Bring the lines to the disk, before a checkpoint after which they are not written again."""
         if self.path.is_file():
             sync(self.path)
 
@@ -69,10 +69,10 @@ def _stays(row: dict[str, str], step: int, code: str | None) -> bool:
 
 
 class Tracking:
-    """metrics.csv and the W&B run of one run dir; the first process writes, the others do nothing.
+    """metrics.csv and the W&B run of one run dir; only the first process writes.
 
-    Used as a context: a run that raises is marked failed in W&B. Online W&B was not run here (no network); offline
-    runs were, and ``wandb sync`` uploads those.
+    It is a context: a run that raises is marked as failed in W&B. Offline runs of W&B were tried, and
+    ``wandb sync`` uploads them; online runs were not, for want of a network.
     """
 
     def __init__(self, cfg: RunConfig, run: RunDir, columns: Sequence[str]):
@@ -91,7 +91,7 @@ class Tracking:
         self._tell_wandb(lambda run: run.finish(exit_code=0 if kind is None else 1))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """The same figures everywhere."""
+        """Write figures to metrics.csv and to W&B."""
         if self.writes:
             self.curve.log(metrics, step)
         self._tell_wandb(lambda run: run.log({"step": step, **metrics}))
@@ -105,7 +105,7 @@ class Tracking:
         self._tell_wandb(lambda run: _summarise(run, self.final, self.packs))
 
     def _tell_wandb(self, act: Callable[[Any], object]) -> None:
-        """Call ``act`` with the W&B run. One failure, of whatever kind, and the run goes on without W&B."""
+        """Call ``act`` with the W&B run. After a failure, of any kind, the run goes on without W&B."""
         if self.wandb is None:
             return
         try:
@@ -126,7 +126,7 @@ def _summarise(run: Any, metrics: dict[str, float], packs: Sequence[Path]) -> No
 
 
 def _start_wandb(cfg: RunConfig, run: RunDir) -> Any:
-    """Start, or continue, this run's W&B run. Its id is on disk before it starts, so that a resumed run finds it."""
+    """Start or continue the W&B run. Its id is on disk before it starts, so that a resumed run finds it."""
     run_id = run.remember_once("wandb_id", lambda: uuid.uuid4().hex[:8])
     for attempt in dict.fromkeys([_wandb_mode(cfg), "offline"]):
         try:
@@ -154,13 +154,13 @@ def _start_wandb(cfg: RunConfig, run: RunDir) -> Any:
 
 
 def _settings() -> wandb.Settings:
-    """Quiet; half a minute to start, or what WANDB_INIT_TIMEOUT says."""
+    """Quiet, and 30 seconds to start, unless WANDB_INIT_TIMEOUT says otherwise."""
     patience = {} if "WANDB_INIT_TIMEOUT" in os.environ else {"init_timeout": 30}
     return wandb.Settings(console="off", silent=True, reinit="finish_previous", **patience)
 
 
 def _wandb_mode(cfg: RunConfig) -> str:
-    """What was asked for; but online needs a key, which W&B would ask for on a terminal."""
+    """The mode that was set; offline without a key, since W&B would ask for one on the terminal."""
     mode = os.environ.get("WANDB_MODE") or cfg.logger.wandb
     if mode not in ("auto", "online"):
         return mode
