@@ -155,14 +155,39 @@ def test_several_values_without_a_sweep_are_told_what_they_may_be():
     assert "write -m" in explain(caught.value) and "$VALUE" not in explain(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("typed", "remedy"),
+    [
+        ("sed=3", "Did you mean 'seed'? "),
+        ("model=tinny", "Did you mean 'tiny'? "),
+        ("lang=sw", "write +lang=sw, with a plus"),
+        ("seed=abc", "seed is abc; allowed is a whole number"),
+        ("plan=maybe", "plan is maybe; allowed: true, false"),
+        ("lang.x.code=eu", "write '+lang={x:{code:eu}}'"),
+        ("hydra.run.dirr=x", "Did you mean 'dir'? "),
+    ],
+)
+def test_the_remedy_stands_first_and_no_library_advises_otherwise(typed, remedy):
+    with pytest.raises(HydraException) as caught:
+        composed(typed)
+    said = explain(caught.value, PretrainConfig)
+    assert said.startswith(remedy) and "\n" not in said and "append" not in said
+
+
+def test_a_group_that_a_command_does_not_have_is_not_advised():
+    with pytest.raises(HydraException) as caught:
+        composed("model=tiny", command="finetune")
+    assert explain(caught.value, FinetuneConfig).startswith("leave model out")
+
+
 # Settings that are taken for something else
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("data.byte_fallback=2", "allowed are true and false"),
-        ("plan=0.5", "allowed are true and false"),
+        ("data.byte_fallback=2", "allowed: true, false"),
+        ("plan=0.5", "allowed: true, false"),
         ("~seed", "cannot be taken out"),
         ("~trainer.max_steps", "cannot be taken out"),
         ("base=1e3", "read as 1000.0; write 'base=\"1e3\"'"),
@@ -366,12 +391,12 @@ def test_languages_of_ones_own_and_of_the_package_are_added_together(own):
         ),
         ("code: eu\n\ttext: a\n", "eu.yaml, line 2: a tab stands where YAML wants spaces"),
         ("code:\teu\n  text: a\n", "eu.yaml, line 1: a tab"),
-        ("code: eu\ntext: a\ncode: fr\n", "eu.yaml, line 3: 'code' stands in line 1 already"),
+        ("code: eu\ntext: a\ncode: fr\n", "eu.yaml, line 3: 'code' is in line 1 already"),
         ("- code\n", "eu.yaml: expected settings.*found a list"),
         ("eu\n", "eu.yaml: expected settings.*found 'eu'"),
         (b"text: Gr\xfc\n", "eu.yaml is not UTF-8"),
         ("no: 1\n", "line 1: YAML reads 'no' as a bool"),
-        ("code: [eu\n", "eu.yaml, line 2: no YAML"),
+        ("code: [eu\n", "eu.yaml, line 2: not YAML"),
         ("? [a]\n: 1\n", "eu.yaml, line 1"),
     ],
 )
@@ -389,7 +414,7 @@ def test_a_file_that_cannot_be_meant_as_it_is_written_is_refused_with_its_line(o
             """line 3: YAML reads 'no' as a bool and not as a word; write it in quotes, "no", or a language as no_XX""",
         ),
         ("en_XX: a.txt", "line 3: a language needs its text by name; write en_XX: {text: a.txt}"),
-        ("en: {text: a}\n  en: {text: b}", "line 4: 'en' stands in line 3"),
+        ("en: {text: a}\n  en: {text: b}", "line 4: 'en' is in line 3"),
     ],
 )
 def test_a_language_set_that_cannot_be_meant_so_is_refused_with_its_line(own, languages, message):
@@ -402,8 +427,8 @@ def test_a_language_set_that_cannot_be_meant_so_is_refused_with_its_line(own, la
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("data: {byte_fallback: 2}", "data.byte_fallback is 2; allowed are true and false"),
-        ("plan: 0.5", "plan is 0.5; allowed are true and false"),
+        ("data: {byte_fallback: 2}", "data.byte_fallback is 2; allowed: true, false"),
+        ("plan: 0.5", "plan is 0.5; allowed: true, false"),
         ("seed: 010", "seed is 010, which YAML reads as 8; write that"),
         ("runs: 1.50", 'runs is 1.50, which YAML reads as 1.5; write it in quotes, "1.50"'),
         (
@@ -478,7 +503,7 @@ def test_a_file_that_one_of_the_package_hides_is_a_fault(own, tmp_path):
     (fault,) = hidden_files(own_folders(None), Path(CONF_DIR), chosen)
     assert (
         fault
-        == "conf/lang/new_lang.yaml is not read: xmod_lab has a lang/new_lang.yaml itself; give yours another name"
+        == "give conf/lang/new_lang.yaml another name: it is not read, as xmod_lab has a lang/new_lang.yaml itself"
     )
     assert hidden_files([Path(CONF_DIR)], Path(CONF_DIR), chosen) == []
 
@@ -491,7 +516,7 @@ def test_folders_of_ones_own_are_conf_and_the_one_that_is_named(tmp_path, monkey
     assert own_folders("also [1]") == [tmp_path / "conf", tmp_path / "also [1]"] and own_folders(
         "./conf"
     ) == [tmp_path / "conf"]
-    with pytest.raises(UserError, match="--config-dir 'nowhere' is no folder"):
+    with pytest.raises(UserError, match="--config-dir 'nowhere' is not a folder"):
         own_folders("nowhere")
 
 

@@ -1,7 +1,8 @@
-"""What makes two runs the same: every setting, but for those whose field in a schema says that it changes no result.
+"""What makes two runs the same: all settings, except those that are marked as changing no result.
 
-The mark stands at the field (:func:`xmod_lab.settings.uncounted`), so a new setting counts until it says that it does not. The
-search for a base, the sameness of a run, of a job and of a group in a report, and what a pack records all go by this list.
+The mark stands at the field of the schema (:func:`xmod_lab.settings.uncounted`), so a new setting counts
+until it is marked. The search for a base, the comparison of runs, jobs and groups of a report, and the
+record in a pack use this one list.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,8 +21,10 @@ SCHEMAS = (
 
 
 def marked(mark: str) -> dict[str, str]:
-    """Dotted keys of all schemas whose field has the mark, ``uncounted`` or ``not_in_base``, each with why; ``*`` stands for a
-    name that users give. What lies under such a key has the mark too."""
+    """The dotted keys of all fields with the mark ``uncounted`` or ``not_in_base``, each with the reason.
+
+    ``*`` stands for a name that users choose. The mark holds for everything under such a key.
+    """
     return {key: why for schema in SCHEMAS for key, why in _marked(schema, mark)}
 
 
@@ -47,7 +50,10 @@ NOT_IN_BASE = marked("not_in_base")
 
 
 def counts(key: str, *, of_base: bool = False) -> bool:
-    """Whether a result depends on the setting with this dotted key; ``of_base``: whether it says which base is meant."""
+    """Whether a result depends on the setting with this dotted key.
+
+    ``of_base``: whether the setting says which base is meant.
+    """
     parts = key.split(".")
     return not any(
         len(mark) <= len(parts) and all(m in ("*", p) for m, p in zip(mark, parts, strict=False))
@@ -66,8 +72,11 @@ def command_of(config: Mapping[str, Any]) -> str:
 
 
 def identity(settings: Mapping[str, Any], *, of_base: bool = False) -> dict[str, Any]:
-    """The leaves, by dotted key, of a configuration on which its result depends. Slots are numbered as their languages stand in
-    the configuration, so the order of these is a leaf as well: ``langset.languages`` and ``lang``."""
+    """The settings on which the result depends, by dotted key.
+
+    Slots are numbered in the order of the languages, so this order counts too, as ``langset.languages`` and
+    ``lang``.
+    """
     found = flatten(settings)
     for key in ("lang", "langset.languages"):
         tree: Any = settings

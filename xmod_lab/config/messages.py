@@ -10,7 +10,7 @@ from dataclasses import is_dataclass
 
 from hydra.errors import MissingConfigException, OverrideParseException
 
-from xmod_lab.config.overrides import as_typed, typed
+from xmod_lab.config.overrides import as_typed, quoted_if_needed
 from xmod_lab.errors import nearest
 from xmod_lab.settings import setting_fields
 
@@ -103,7 +103,7 @@ def _new_entry(text: str) -> str | None:
     if value.startswith("{"):  # the whole entry
         group, name, entry = f"{group}.{name}", key, value
     else:
-        entry = f"{{{key}:{typed(value)}}}"
+        entry = f"{{{key}:{quoted_if_needed(value)}}}"
     chosen = f" A file is chosen by +lang={name}." if group == "lang" else ""
     return (
         f"write {shlex.quote(f'+{group}={{{name}:{entry}}}')}: there is no {group}.{name} yet, and a "

@@ -29,8 +29,14 @@ _DECIMAL = re.compile(
 
 
 def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Flags and settings, to be put in this order, since Hydra's parser takes settings on one side of a flag alone; the user's own
-    folders of configuration are a setting. Raises SystemExit for unknown flags, UserError for a folder that does not exist."""
+    """Flags and settings of a command line, for Hydra's parser, which needs all flags on one side.
+
+    The user's own folders of configuration are added as a setting.
+
+    Raises:
+        SystemExit: for unknown flags.
+        UserError: for a folder that does not exist.
+    """
     parser = get_args_parser()
     found = parser.parse_intermixed_args(arguments)
     settings = [
@@ -53,12 +59,15 @@ def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def in_quotes(text: str) -> str:
-    """``text`` as a value of Hydra's grammar that means just this text."""
+    """``text`` in quotes, as a value that Hydra reads as exactly this text."""
     return QuotedString(text.replace("${", "\\${"), Quote.double).with_quotes()
 
 
 def as_typed(key: str, value: str, *, of_list: bool = False) -> str:
-    """What to type in a shell for a setting whose value is this text; ``of_list``: a list of such texts, in brackets."""
+    """What to type in a shell, so that the setting ``key`` has exactly this text as its value.
+
+    ``of_list``: the value is a list of texts, in brackets.
+    """
     if of_list:
         parts = [part.strip().strip("\"'") for part in value.strip("[]").split(",")]
         return shlex.quote(f"{key}=[{','.join(map(in_quotes, parts))}]")
@@ -66,7 +75,7 @@ def as_typed(key: str, value: str, *, of_list: bool = False) -> str:
 
 
 def type_of(schema: type, key: str) -> object:
-    """The type of a setting by its dotted key, without ``None``; ``None`` where there is no such key."""
+    """The type of the setting with this dotted key, ``None`` aside; ``None`` if there is no such setting."""
     here: object = schema
     for name in key.split("."):
         here = _within(here, name)
@@ -74,7 +83,7 @@ def type_of(schema: type, key: str) -> object:
 
 
 def _within(kind: object, name: str) -> object:
-    """The type of what is called ``name`` in a schema or mapping; ``None`` where there can be no such thing."""
+    """The type of the entry ``name`` of a schema or mapping; ``None`` if it cannot exist."""
     if is_dataclass(kind):
         inner = next((f.type for f in setting_fields(kind) if f.name == name), None)
     else:
@@ -87,7 +96,10 @@ def _within(kind: object, name: str) -> object:
 
 
 def unknown_keys(keys: Iterable[str], schema: type) -> list[str]:
-    """A fault for each of ``keys``, dotted, that ``schema`` has not: a plus in front, or a file, lets Hydra take any."""
+    """A fault for each dotted key that is not in ``schema``.
+
+    Hydra itself accepts any key with a plus in front, and any key of a file.
+    """
     faults = {}
     for key in keys:
         here, parts = schema, key.split(".")
@@ -109,8 +121,10 @@ def unknown_keys(keys: Iterable[str], schema: type) -> list[str]:
 
 
 def setting_faults(settings: list[str], schema: type) -> list[str]:
-    """Settings that do not exist, or that are taken for something else than what was typed: a number for a switch or for a name, a
-    mapping that is not the whole mapping."""
+    """A fault for each setting that does not exist, or that is read as something else than what was typed.
+
+    For example a number for a switch or for a name, or a mapping that is merged where it seems to replace.
+    """
     faults = []
     for override in OverridesParser.create().parse_overrides(settings):
         key, value = (
@@ -123,7 +137,7 @@ def setting_faults(settings: list[str], schema: type) -> list[str]:
         ):  # others are Hydra's, or choose a file
             faults += unknown_keys([key], schema)
         if kind is bool and isinstance(value, int | float) and value not in _FALSE_OR_TRUE:
-            faults.append(f"{key} is {typed}; allowed are true and false")
+            faults.append(f"{key} is {typed}; allowed: true, false")
         if kind in (str, Any) and isinstance(value, int | float) and str(value) != typed:
             faults.append(f"{key}={typed} is read as {value}; write {as_typed(key, typed)}")
         if (
@@ -155,14 +169,16 @@ def setting_faults(settings: list[str], schema: type) -> list[str]:
 
 
 def file_faults(file: Path, part: Path, schema: type) -> list[str]:
-    """The same of a file of the user's own, called ``part`` below its folder: what YAML or OmegaConf takes for something else than what
-    is written there."""
+    """The same for one of the user's own files: values that are read as something else than is written.
+
+    ``part``: its path below its folder.
+    """
     faults = []
     for key, node in scalars(file, part):
         kind, value = type_of(schema, key), yaml.safe_load(yaml.serialize(node))
         where = f"{os.path.relpath(file)}, line {node.start_mark.line + 1}: {key}"
         if kind is bool and isinstance(value, int | float) and value not in _FALSE_OR_TRUE:
-            faults.append(f"{where} is {node.value}; allowed are true and false")
+            faults.append(f"{where} is {node.value}; allowed: true, false")
         if kind in (int, float) and isinstance(value, bool):
             faults.append(f"{where} is {node.value}; allowed is a number")
         if kind is int and isinstance(value, float):
@@ -181,16 +197,16 @@ def file_faults(file: Path, part: Path, schema: type) -> list[str]:
 
 
 def _plain(value: object) -> object:
-    """A value of Hydra's grammar, as it would be typed."""
+    """A value that Hydra has read, as it would be typed."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list):
         return f"[{','.join(str(_plain(part)) for part in value)}]"
     if isinstance(value, str):
-        return typed(value)
+        return quoted_if_needed(value)
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else value
 
 
-def typed(text: str) -> str:
-    """In quotes where it would not be read as it is."""
+def quoted_if_needed(text: str) -> str:
+    """``text``, in quotes if Hydra would not read it as it is."""
     return text if re.fullmatch(r"[\w./:-]+", text, re.ASCII) else in_quotes(text)

@@ -1,7 +1,8 @@
-"""A user's own configuration files: ``./conf`` where the command is started, and ``--config-dir``.
+"""A user's own configuration files: those in ``./conf`` and in the folder of ``--config-dir``.
 
-They are searched after the package's own, and read more strictly than Hydra reads them: what YAML drops or turns into something else
-is an error that names file and line. A file in ``lang/`` is of the language that it is called after.
+They are searched after the package's own, and read more strictly than by Hydra: what YAML drops or turns
+into something else is an error that names file and line. A file in ``lang/`` describes the language that it
+is named after.
 """
 
 import os
@@ -23,14 +24,14 @@ _HEADER = re.compile(
 
 
 class OwnFiles(FileConfigSource):
-    """A folder of such files."""
+    """A folder of a user's own files, as a source of configuration for Hydra."""
 
     @staticmethod
     def scheme() -> str:
         return SCHEME
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """As Hydra's. Raises UserError for a file that cannot be meant as it is written."""
+        """Load one file. Raises UserError if it cannot be meant as it is written."""
         file = Path(self.path, self._normalize_file_name(config_path))
         text = _checked(file)
         found = super().load_config(config_path)
@@ -52,14 +53,14 @@ Plugins.instance().register(OwnFiles)
 
 
 def own_folders(named: str | None) -> list[Path]:
-    """``./conf``, where there is one, and the folder that ``--config-dir`` names.
+    """``./conf``, if it exists, and the folder that ``--config-dir`` names.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the named folder does not exist.
     """
     if named is not None and not Path(named).is_dir():
         raise UserError(
-            f"--config-dir '{named}' is no folder; give one with files such as lang/<name>.yaml in it"
+            f"--config-dir '{named}' is not a folder; give one with files such as lang/<name>.yaml in it"
         )
     found = [
         Path(name).absolute()
@@ -74,7 +75,7 @@ def own_folders(named: str | None) -> list[Path]:
 
 
 def chosen_files(folders: list[Path], choices: dict[str, object]) -> Iterator[tuple[Path, Path]]:
-    """The files of ``folders`` that were chosen, by (group, name), and what each is called below its folder."""
+    """The chosen files in ``folders``, each with its path below its folder."""
     for group, chosen in choices.items():
         for name in chosen if isinstance(chosen, list) else [chosen]:
             part = Path(group.partition("@")[0], f"{name}.yaml")
@@ -82,16 +83,19 @@ def chosen_files(folders: list[Path], choices: dict[str, object]) -> Iterator[tu
 
 
 def hidden_files(folders: list[Path], package: Path, choices: dict[str, object]) -> list[str]:
-    """A fault for each of :func:`chosen_files` that one of the ``package`` of the same name hides."""
+    """A fault for each of :func:`chosen_files` that is hidden by a file of ``package`` with the same name."""
     return [
-        f"{os.path.relpath(file)} is not read: xmod_lab has a {part} itself; give yours another name"
+        f"give {os.path.relpath(file)} another name: it is not read, as xmod_lab has a {part} itself"
         for file, part in chosen_files(folders, choices)
         if (package / part).is_file() and not file.samefile(package / part)
     ]
 
 
 def scalars(file: Path, part: Path) -> Iterator[tuple[str, yaml.ScalarNode]]:
-    """The values in a file, called ``part`` below its folder, by their dotted keys in the whole configuration; not those in lists."""
+    """The values in a file, each with its dotted key in the whole configuration; without those in lists.
+
+    ``part``: its path below its folder.
+    """
     text = file.read_text(encoding="utf-8-sig")
     said = _HEADER.search(text)
     group = part.parent.as_posix().replace("/", ".")
@@ -107,7 +111,7 @@ def scalars(file: Path, part: Path) -> Iterator[tuple[str, yaml.ScalarNode]]:
 
 
 def _checked(file: Path) -> str:
-    """The text of a YAML file. Raises UserError where it is none, or where YAML takes a part of it for something else."""
+    """The text of a YAML file. Raises UserError if it is not YAML, or if YAML reads a part of it differently."""
     try:
         text = file.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -122,7 +126,7 @@ def _checked(file: Path) -> str:
         why = (
             "a tab stands where YAML wants spaces; use spaces"
             if "\\t" in problem
-            else f"no YAML ({problem})"
+            else f"not YAML ({problem})"
         )
         raise UserError(f"{file}{line}: {why}") from error
     if root is not None and not isinstance(root, yaml.MappingNode):
@@ -135,7 +139,7 @@ def _checked(file: Path) -> str:
 
 
 def _check_keys(node: yaml.Node, file: Path, path: tuple[str, ...]) -> None:
-    """Keys are text, and each stands once; a language of a language set is a mapping."""
+    """Raises UserError for a key that is not text or occurs twice, and for a language without ``text:``."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _check_keys(item, file, path)
@@ -154,7 +158,7 @@ def _check_keys(node: yaml.Node, file: Path, path: tuple[str, ...]) -> None:
             )
         if key.value in lines:
             raise UserError(
-                f"{file}, line {line}: '{key.value}' stands in line {lines[key.value]} already; keep one of them"
+                f"{file}, line {line}: '{key.value}' is in line {lines[key.value]} already; keep one of them"
             )
         lines[key.value] = line
         if path == ("languages",) and isinstance(value, yaml.ScalarNode):

@@ -1,7 +1,7 @@
-"""Validation of a composed configuration before any work: every fault at once, each with what is allowed and the remedy.
+"""Rules that a configuration must keep, checked before any work: every fault at once, with its remedy.
 
-What a single value may be stands beside it in the schemas (:mod:`xmod_lab.config.schema`); here is what values are to each other, to
-the machine and to the files they name.
+What a single value may be is said beside its field (:mod:`xmod_lab.config.schema`). The rules here are about
+values together, about the machine, and about the files that are named.
 """
 
 import os
@@ -19,7 +19,7 @@ from xmod_lab.text.corpus import check_source
 from xmod_lab.text.parallel import check_parallel
 
 MOST_STEPS = 1_000_000_000
-_BYTES = 261  # pieces that spell single bytes, and the special ones
+_BYTES = 261  # the subwords of single bytes, and the special tokens
 
 
 def validate(cfg: PretrainConfig) -> None:
@@ -69,7 +69,7 @@ def raise_faults(faults: list[str]) -> None:
 
 
 def trainer_faults(t: TrainerConfig) -> list[str]:
-    """What settings of ``trainer``, each in its range, do to each other."""
+    """Settings of ``trainer`` that do not go together."""
     faults = []
     units = t.devices * t.nodes * t.accumulate
     if t.rows_per_step % units:
@@ -85,7 +85,7 @@ def trainer_faults(t: TrainerConfig) -> list[str]:
 
 
 def machine_faults(t: TrainerConfig, workers: int = 0) -> list[str]:
-    """What this machine does not have: a device, a precision, cores for threads and for the loader's ``workers``."""
+    """What this machine lacks: a device, a precision, cores for threads and loader ``workers``."""
     faults, kind, have = [], "cpu", cores()
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks.isdecimal() and int(tasks) > 1 and "LOCAL_RANK" not in os.environ:
@@ -95,7 +95,7 @@ def machine_faults(t: TrainerConfig, workers: int = 0) -> list[str]:
         )
     if (
         t.accelerator == "gpu" or t.precision in ("bf16-mixed", "16-mixed") or t.devices > 1
-    ):  # else torch is not asked
+    ):  # else torch, which takes seconds, is not imported
         kind = device_kind(t.accelerator)
     if t.accelerator == "gpu" and kind == "cpu":
         faults.append(
@@ -127,8 +127,8 @@ def machine_faults(t: TrainerConfig, workers: int = 0) -> list[str]:
 
 
 def _size_faults(cfg: PretrainConfig) -> list[str]:
-    """Of the model and of the rows that it reads."""
-    faults, m, pieces = [], cfg.model, {"langset": cfg.langset.vocabulary_size}
+    """Sizes of the model and of its rows that do not go together, or that do not fit into memory."""
+    faults, m, vocabularies = [], cfg.model, {"langset": cfg.langset.vocabulary_size}
     if _makes_model(cfg) and cfg.data.row_length > m.max_position_embeddings - 2:
         faults.append(
             f"data.row_length {cfg.data.row_length} exceeds the model's {m.max_position_embeddings - 2} positions; "
@@ -146,12 +146,12 @@ def _size_faults(cfg: PretrainConfig) -> list[str]:
         )
     if cfg.steps > MOST_STEPS:
         faults.append(
-            f"trainer.max_tokens {cfg.trainer.max_tokens} are {cfg.steps:,} steps; allowed are {MOST_STEPS:,}"
+            f"trainer.max_tokens {cfg.trainer.max_tokens} are {cfg.steps:,} steps; allowed: up to {MOST_STEPS:,}"
         )
-    pieces |= {f"lang.{name}": lang.vocabulary_size for name, lang in cfg.lang.items()}
+    vocabularies |= {f"lang.{name}": lang.vocabulary_size for name, lang in cfg.lang.items()}
     faults += [
-        f"{where}.vocabulary_size is {size}; with data.byte_fallback=true it must be more than {_BYTES}: every byte is a piece"
-        for where, size in pieces.items()
+        f"{where}.vocabulary_size is {size}; with data.byte_fallback=true it must be more than {_BYTES}: every byte is a subword"
+        for where, size in vocabularies.items()
         if cfg.data.byte_fallback and size <= _BYTES
     ]
     return (
@@ -166,7 +166,7 @@ def _opens_base(cfg: PretrainConfig) -> bool:
 
 
 def _makes_model(cfg: PretrainConfig) -> bool:
-    """Whether the model's size is this configuration's; that of a given base is compared when it is opened."""
+    """Whether ``cfg`` says how large the model is; the size of a given base is compared when it is opened."""
     return not _opens_base(cfg) or cfg.base in ("auto", "random")
 
 
@@ -209,7 +209,7 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
 
 
 def _check_slot(cfg: PretrainConfig, where: str, slot: str) -> list[str]:
-    """Whether a language's text can go through ``slot``, the one of another language or one of several."""
+    """Faults of a ``slot`` that is that of another language, or one for several languages."""
     others = cfg.langset.languages
     if fault := slot_fault(slot):
         return [f"{where}: {fault}"]
@@ -227,7 +227,7 @@ def _check_slot(cfg: PretrainConfig, where: str, slot: str) -> list[str]:
 
 
 def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> list[str]:
-    """What the base's languages, known from the langset here, allow."""
+    """Faults of a language to add beside those of the language set, which the base will have."""
     known = list(cfg.langset.languages)
     faults = []
     if there := clashing(lang.code, known):
@@ -257,7 +257,7 @@ def _check_base(cfg: PretrainConfig) -> list[str]:
 
 
 def base_faults(base: str) -> list[str]:
-    """Whether ``base`` is, or can be, a model to start from."""
+    """Why ``base`` cannot be a model to start from; nothing if it can."""
     if base == "auto":
         return []
     if Path(base).exists():
