@@ -1,4 +1,4 @@
-"""What happens beside the training step: the curve, validation of every language, and progress for the person."""
+"""What happens beside the training step: the curve, validation, checkpoints, and a line of progress."""
 
 import io
 import logging
@@ -35,17 +35,19 @@ _PARTS = {
     "lr_schedulers": list,
 }
 
-# model, step -> figures, of which those are logged that the curve has a column for
+# (model, step) -> figures; those with a column in the curve are logged
 Validate = Callable[[nn.Module, int], dict[str, float]]
 
 
 class LearningCurve(pl.Callback):
-    """Writes a line every ``log_every`` steps, and calls ``validate`` at the start, every ``validate_every`` steps and at
-    the end. A loss that is not finite ends the run with a UserError.
+    """Logs a line every ``log_every`` steps, and validates at the start, every ``validate_every`` steps
+    and at the end.
+
+    A loss that is not finite ends the run with a UserError.
 
     Args:
-        unit: what a step reads ``units_per_step`` of: tokens, or examples.
-        suffix: added to the names of training figures: ``/<code>`` where one language trains alone, else nothing.
+        unit: what is counted, tokens or examples; a step reads ``units_per_step``.
+        suffix: added to the names of training figures: ``/<code>`` if only one language trains.
         last_step: the step at which training ends.
     """
 
@@ -65,34 +67,27 @@ class LearningCurve(pl.Callback):
         self.unit, self.units_per_step = unit, units_per_step
         self.log_every, self.validate_every = log_every, validate_every
         self.last_step = last_step
-        self.loss_sum, self.losses = (
-            0.0,
-            0,
-        )  # of this process's micro-batches since the last line; in checkpoints
-        self.seconds = 0.0  # spent training in this process, scoring apart
-        self.earlier = (
-            0.0  # the same of the starts before this one, up to the checkpoint; in checkpoints
-        )
+        # over this process's micro-batches since the last line; kept in checkpoints
+        self.loss_sum, self.losses = 0.0, 0
+        self.seconds = 0.0  # of training in this process, without scoring
+        self.earlier = 0.0  # of training before the checkpoint that this start resumed from
         self.steps_timed = 0
         self.first: dict[str, float] = {}  # scores before the first step
-        self.final: dict[
-            str, float
-        ] = {}  # the newest scores; after the last step, those of the whole run
+        self.final: dict[str, float] = {}  # the newest scores; at last those of the whole run
         self.scored_at = -1  # the step of the newest scores
         self._since_line = (0.0, 0)
         self._began = 0.0
-        self.line = f"first figures after step {log_every}"  # the newest ones, for the person
-        self.started = False  # false while the checkpoint is being loaded
+        self.line = f"first figures after step {log_every}"  # the newest ones, as shown
+        self.started = False  # until the checkpoint is loaded
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict
     ) -> None:
-        checkpoint["callbacks"][
-            self.state_key
-        ]  # else a KeyError, where Lightning would go on without
+        # KeyError if it is missing, where Lightning would go on without it
+        checkpoint["callbacks"][self.state_key]
 
     def state_dict(self) -> dict:
-        """Called in all processes when a checkpoint is saved, of which the first writes the file."""
+        """Called in all processes when a checkpoint is saved; the first process writes the file."""
         sums = gather({rank(): self.loss_sum})
         seconds = self.all_seconds
         return {
@@ -104,7 +99,7 @@ class LearningCurve(pl.Callback):
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Each process takes its own sum; where the number of processes has changed, each takes the mean."""
+        """Each process takes its own sum, or the mean if the number of processes has changed."""
         sums, self.losses = state["loss_sums"], state["losses"]
         numbers = [
             self.losses,
@@ -114,20 +109,22 @@ class LearningCurve(pl.Callback):
             *state["final"].values(),
         ]
         if not all(isinstance(number, int | float) for number in numbers):
-            raise TypeError("the curve's state has something else than numbers")
+            raise TypeError("the state of its curve holds values that are not numbers")
         same = len(sums) == process_count()
         self.loss_sum = sums[rank()] if same else sum(sums.values()) / len(sums)
         self.first, self.final, self.earlier = state["first"], state["final"], state["seconds"]
 
     @property
     def all_seconds(self) -> float:
-        """Spent on the steps of the whole run, scoring apart: the sum over its starts, each up to the checkpoint that the
-        next one went on from."""
+        """Seconds of all steps of the run, without scoring.
+
+        The sum over its starts, each up to the checkpoint from which the next one resumed.
+        """
         return self.earlier + self.seconds
 
     @property
     def units_per_second(self) -> float | None:
-        """Over the steps of this process, scoring apart; ``None`` when it took none."""
+        """Over the steps of this process, without scoring; ``None`` if it took no steps."""
         return self.steps_timed * self.units_per_step / self.seconds if self.steps_timed else None
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -142,9 +139,10 @@ class LearningCurve(pl.Callback):
         loss = float(outputs["loss"]) * trainer.accumulate_grad_batches  # Lightning has divided it
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss is {loss} at step {trainer.global_step} of {self.last_step}: training has diverged. Start over, "
-                f"with resume=never, with a lower peak_lr (it is {module.recipe.peak_lr:g}) or a larger warmup_share "
-                f"(it is {module.recipe.warmup_share:g}); checkpoints of before may be damaged already"
+                f"the loss is {loss} at step {trainer.global_step} of {self.last_step}: training has "
+                "diverged. Start over, with resume=never, with a lower peak_lr (it is "
+                f"{module.recipe.peak_lr:g}) or a larger warmup_share (it is "
+                f"{module.recipe.warmup_share:g}); earlier checkpoints may be damaged already"
             )
         self.loss_sum += loss
         self.losses += 1
@@ -191,14 +189,13 @@ class LearningCurve(pl.Callback):
 
 
 class Restored(pl.Callback):
-    """Sees that a checkpoint has restored all that it should, so that training does not go on from elsewhere, nor crash where it
-    reads the optimiser's state."""
+    """Checks that a checkpoint has restored the step, the schedule and the state of the optimiser."""
 
     def __init__(self, step: int):
         self.step = step
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Raises ValueError."""
+        """Raises ValueError if something was not restored."""
         if not self.step:
             return
         (optimizer,), scheduler = trainer.optimizers, trainer.lr_scheduler_configs[0].scheduler
@@ -223,8 +220,11 @@ class Restored(pl.Callback):
 
 
 class BestWeights(pl.Callback):
-    """Keeps what trains as it was when a development split scored best: ``figure`` as high as can be, of equals the one
-    with the lower ``loss``, of equals the first. After the last step the model has these weights again."""
+    """Keeps the trainable weights of the step at which the development split scored best.
+
+    Best is the highest ``figure``, then the lowest ``loss``, then the first. :meth:`restore` puts the
+    weights back after the last step.
+    """
 
     def __init__(self, curve: LearningCurve, *, figure: str, loss: str):
         self.curve, self.figure, self.loss = curve, figure, loss
@@ -267,12 +267,14 @@ class BestWeights(pl.Callback):
 
 
 class Checkpoints(pl.Callback):
-    """``step<number>.ckpt`` every ``every`` steps, and after the step at which ``minutes`` have passed since the last one; the
-    newest ``keep`` stay."""
+    """Saves ``step<number>.ckpt`` every ``every`` steps, and after ``minutes`` without one.
+
+    The newest ``keep`` files stay.
+    """
 
     def __init__(self, folder: Path, *, every: int, keep: int, minutes: float | None = None):
         self.folder, self.every, self.keep, self.minutes = folder, every, keep, minutes
-        self.newest: Path | None = None  # of those that this process saved
+        self.newest: Path | None = None  # that this process saved
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.saved_at = time.monotonic()
@@ -287,13 +289,13 @@ class Checkpoints(pl.Callback):
             self.save(trainer)
 
     def _is_time(self) -> bool:
-        """By the clock of any of the processes."""
+        """Whether ``minutes`` have passed by the clock of any process."""
         return self.minutes is not None and bool(
             self.clocks.largest(time.monotonic() - self.saved_at >= 60 * self.minutes)
         )
 
     def save(self, trainer: pl.Trainer) -> None:
-        """The checkpoint of the step that was just taken, unless it is there; all processes call this after the same step."""
+        """Save the step that was just taken, once. All processes call this after the same step."""
         path = self.folder / f"step{trainer.global_step:06d}.ckpt"
         if path == self.newest:
             return
@@ -305,11 +307,13 @@ class Checkpoints(pl.Callback):
 
 
 class WholeFiles(TorchCheckpointIO):
-    """A checkpoint appears whole or not at all. Lightning's own way writes in the system's folder for temporary files,
-    and a move from there to another file system is a copy, which a kill leaves half done. What is read is judged first.
+    """Checkpoints that appear whole or not at all, and are checked when they are read.
+
+    Lightning writes to the system's temporary folder. To move a file from there to another file system is to
+    copy it, and a kill leaves half a copy.
 
     Args:
-        before: called before one is written; it brings to the disk what the run will not write again.
+        before: called before a checkpoint is written; it syncs what the run will not write again.
     """
 
     def __init__(self, before: Callable[[], None] = lambda: None):
@@ -324,10 +328,10 @@ class WholeFiles(TorchCheckpointIO):
         write_whole(Path(path), content.getbuffer())
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Raises ValueError for what is no checkpoint of that step. Nothing in it is executed."""
+        """Raises ValueError if it is not a checkpoint of that step. Nothing in it is executed."""
         try:
             checkpoint = super().load_checkpoint(path, *args, **{**kwargs, "weights_only": True})
-        except pickle.UnpicklingError as error:  # whose advice is to execute it
+        except pickle.UnpicklingError as error:  # its own message advises to execute the file
             raise ValueError(
                 "it has something else than numbers, words and tensors in it"
             ) from error
@@ -347,7 +351,7 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class Neighbours(pl.Callback):
-    """Says once when other programs have taken cores that the run counts on: its threads were chosen when it began."""
+    """Warns once when other programs use cores that the run chose its threads for when it began."""
 
     def __init__(self) -> None:
         self.others, self.looked, self.looks_in_a_row = OtherPrograms(), time.monotonic(), 0
@@ -365,11 +369,11 @@ class Neighbours(pl.Callback):
             return
         busy, self.looked = self.others.cores(), now
         self.looks_in_a_row = self.looks_in_a_row + 1 if free_cores(busy) < threads - 0.5 else 0
-        if self.looks_in_a_row == 3:  # half a minute, so that a short job does not count
+        if self.looks_in_a_row == 3:  # for half a minute; a short job does not count
             log.warning(
-                "warning: other programs keep %.1f of the cores busy that %d threads count on; threads that wait for one "
-                "another are slow then. To go on with fewer: Ctrl-C, then the same command with its hydra.run.dir and "
-                "trainer.threads=%d (sums are then rounded otherwise)",
+                "warning: other programs use %.1f of the cores that this run's %d threads need, which "
+                "makes it slow. To go on with fewer threads: Ctrl-C, then the same command with its "
+                "hydra.run.dir and trainer.threads=%d (sums are then rounded differently)",
                 busy,
                 threads,
                 max(1, round(free_cores(busy))),
@@ -377,7 +381,7 @@ class Neighbours(pl.Callback):
 
 
 class ProgressLine(pl.Callback):
-    """A bar with loss, tokens per second and time left; on anything but a terminal, a line every ten seconds."""
+    """A bar with loss, tokens per second and time left; outside of a terminal, a line every ten seconds."""
 
     def __init__(self, title: str, steps: int, curve: LearningCurve):
         self.title, self.steps, self.curve = title, steps, curve
@@ -389,7 +393,7 @@ class ProgressLine(pl.Callback):
         if rank() == 0 and sys.stderr.isatty():
             columns = (
                 TextColumn("{task.description}"),
-                BarColumn(bar_width=None),  # what the others leave
+                BarColumn(bar_width=None),  # the width that the other columns leave
                 MofNCompleteColumn(),
                 TextColumn("{task.fields[line]}"),
             )
