@@ -491,8 +491,8 @@ def test_a_file_that_is_not_there_is_told_with_those_that_are(own):
     with pytest.raises(HydraException) as caught:
         own.compose("+lang=basqe")
     assert (
-        "there are basque, new_lang, sw. Did you mean 'basque'? A file of your own is found as conf/lang/<name>.yaml"
-        in explain(caught.value)
+        "Did you mean 'basque'? There is no lang/basqe.yaml; there are basque, new_lang, sw. "
+        "A file of your own is found as conf/lang/<name>.yaml" in explain(caught.value)
     )
 
 

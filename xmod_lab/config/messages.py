@@ -71,8 +71,9 @@ def _not_read(override: str) -> str:
 
 def _no_such_file(file: str, options: list[str]) -> str:
     group, _, name = file.rpartition("/")
+    guess = _guess(name, options)
     return (
-        f"{_guess(name, options)}there is no {file}.yaml; there are {', '.join(options)}. A file of "
+        f"{guess}{'There' if guess else 'there'} is no {file}.yaml; there are {', '.join(options)}. A file of "
         f"your own is found as conf/{group}/<name>.yaml where the command is started, or under "
         "--config-dir"
     )

@@ -1,4 +1,4 @@
-"""One training loop: from the newest checkpoint, if there is one, to the last step."""
+"""The training loop of all commands: from the newest checkpoint, if there is one, to the last step."""
 
 import logging
 import warnings
@@ -45,11 +45,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fitted:
-    """Scores before the first and after the last step, and the speed. ``model`` was trained in place.
+    """What a training brought; the model was trained in place.
 
-    ``per_second``: tokens, or examples; ``None`` where no step was left to take: the run had stopped after its last
-    checkpoint. ``seconds``: training alone, of all steps, over all starts of the run. ``passages``: of a language model, by code,
-    what each held-out passage cost after the last step, see :meth:`xmod_lab.scoring.passages.Passages.record`.
+    Args:
+        before: scores before the first step.
+        after: scores after the last step.
+        per_second: tokens or examples; ``None`` if no step was left, as the run had stopped after its last
+            checkpoint.
+        seconds: of training without scoring, of all steps, over all starts of the run.
+        passages: of a language model: by language, the bits of each held-out passage after the last step,
+            see :meth:`xmod_lab.scoring.passages.Passages.record`.
     """
 
     before: dict[str, float]
@@ -74,7 +79,7 @@ def fit(
     """Train a language model in place on text, as :func:`train` does.
 
     Args:
-        code: the one language that trains, when a language is added.
+        code: the language that is added, if one is; it alone trains.
     """
     scorers = scorers_of(prepared, cfg.objective)
     lang_ids = {c: model.lang_id(c) for c in prepared.corpora}
@@ -109,13 +114,15 @@ def fit(
 
 
 def _mine(scorers: dict[str, Scorer]) -> dict[str, Scorer]:
-    """Several processes share the languages out."""
+    """The languages that this process scores; several processes share them."""
     return {code: scorers[code] for code in list(scorers)[rank() :: process_count()]}
 
 
 def _held_out(scorers: dict[str, Scorer], *, causal: bool) -> Validate:
-    """Every language's loss on its held-out text. Bits per byte too before the first step, and of a causal model, which is read once
-    for them, at every one."""
+    """Scores the held-out text of every language by its loss.
+
+    Also by bits per byte before the first step, and at every step for a causal model, for which they are cheap.
+    """
 
     def validate(model: nn.Module, step: int) -> dict[str, float]:
         figures = score_losses(model, _mine(scorers))
@@ -151,13 +158,14 @@ def train(
     part: str | None,
     also: Sequence[pl.Callback] = (),
 ) -> Fitted:
-    """Train ``model`` in place for ``cfg.steps`` steps, going on from the run's newest checkpoint.
+    """Train ``model`` in place for ``cfg.steps`` steps, from the run's newest checkpoint on.
 
     Args:
         loader: gives the micro-batches from a step on.
-        trainable: names of the parameters that move; ``None``: all.
-        part: folder of the checkpoints, where a run trains several models one after the other; its figures end in it.
-        also: callbacks whose state belongs into the checkpoints.
+        trainable: names of the parameters that train; ``None``: all.
+        part: where a run trains several models one after the other: the folder of the checkpoints of this
+            one, and the end of the names of its figures.
+        also: callbacks with a state that is kept in checkpoints.
     Raises:
         UserError: the checkpoint is damaged, or does not fit the model.
     """
@@ -185,7 +193,7 @@ def train(
         saver,
         Interruption(saver),
     ]
-    if process_count() == 1:  # else the others are the run itself
+    if process_count() == 1:  # else the other programs are the run itself
         callbacks.append(Neighbours())
     trainer = make_trainer(cfg, callbacks, WholeFiles(curve.tracking.curve.sync))
     try:
@@ -207,7 +215,7 @@ def train(
 def make_trainer(
     cfg: PretrainConfig | FinetuneConfig, callbacks: list[pl.Callback], writer: CheckpointIO
 ) -> pl.Trainer:
-    """Lightning's loop as ``cfg.trainer`` says, without anything that it would do unasked."""
+    """Lightning's loop as ``cfg.trainer`` says, with all of its own extras switched off."""
     t = cfg.trainer
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     return pl.Trainer(
@@ -232,6 +240,9 @@ def make_trainer(
 
 
 def environment() -> ClusterEnvironment:
-    """Where processes come from: torchrun, or :func:`xmod_lab.processes.launch`. Lightning would take any job of SLURM for
-    processes that SLURM has started, and end in an error after the text is prepared, e.g. where its cores were asked for as tasks."""
+    """What started the processes: torchrun, or :func:`xmod_lab.processes.launch`.
+
+    Lightning itself would assume in any SLURM job that SLURM started one process for each task, and fail
+    after the text is prepared, for example in a job that asks for its cores as tasks.
+    """
     return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()

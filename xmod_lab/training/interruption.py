@@ -1,8 +1,8 @@
-"""A run that is asked to stop: it takes the step at hand, saves a checkpoint and ends; the same command goes on from there.
+"""How training stops on a signal: it finishes the current step, saves a checkpoint and ends.
 
-Asked by Ctrl-C, SIGTERM (``kill``, ``timeout``, a scheduler), SIGHUP (a terminal that closes) or SIGUSR1 (SLURM's ``--signal``,
-before the time is up). Terminals and schedulers send a signal to all processes of a run, loader workers included: these go on
-until the run no longer needs them.
+The signals are Ctrl-C, SIGTERM (``kill``, ``timeout``, a scheduler), SIGHUP (a terminal that closes) and
+SIGUSR1 (SLURM's ``--signal``, before the time is up). Terminals and schedulers send them to all processes of
+a run, also to loader workers: these go on until the run no longer needs them. The same command resumes.
 """
 
 import os
@@ -19,11 +19,10 @@ from xmod_lab.training.callbacks import Checkpoints
 
 
 class Interruption(pl.Callback):
-    """Ends training after the step at hand, with a checkpoint; a second Ctrl-C ends it at once, without.
+    """Ends training after the current step, with a checkpoint; a second Ctrl-C ends it at once, without.
 
-    Python raises KeyboardInterrupt wherever it is, which may be inside a destructor, where exceptions are dropped: then
-    training would go on as if nobody had asked. So signals are only noted, and obeyed between two steps. Several processes
-    obey after the same step.
+    Python may raise KeyboardInterrupt inside a destructor, where exceptions are dropped, and training would
+    go on. So a signal is only noted, and obeyed between two steps. Several processes obey after the same step.
     """
 
     def __init__(self, saver: Checkpoints):
@@ -46,15 +45,14 @@ class Interruption(pl.Callback):
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
-        if asked := self.processes.largest(
-            self.asked
-        ):  # the signal that one of them was sent, 0 if none was
+        # the signal that any of the processes got, 0 for none
+        if asked := self.processes.largest(self.asked):
             self.saver.save(trainer)
             raise Stopped(asked)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._restore()
-        if self.asked:  # since the last step, after which there is none that could obey
+        if self.asked:  # after the last step, so that no step can obey
             os.kill(os.getpid(), self.asked)
 
     def on_exception(
@@ -68,9 +66,11 @@ class Interruption(pl.Callback):
 
 
 def leave_signals_to_the_run(worker: int) -> None:
-    """For ``DataLoader(worker_init_fn=...)``: what all processes of a run are sent is for the run to obey, which needs its
-    workers up to the last step. A worker ends by a SIGTERM of its own process alone, or when that is gone. (Without
-    ``sigwaitinfo``, on macOS, by any SIGTERM.)"""
+    """For ``DataLoader(worker_init_fn=...)``: let loader workers ignore signals, which the run obeys.
+
+    The run needs its workers until its last step. A worker ends by a SIGTERM that its own parent sends, or
+    when the parent is gone; on macOS, which has no ``sigwaitinfo``, by any SIGTERM.
+    """
     for number in STOPS:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)

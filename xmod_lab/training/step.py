@@ -16,10 +16,10 @@ class LanguageModeling(pl.LightningModule):
     """Trains ``model`` on batches of :class:`xmod_lab.text.batches.BatchStream`.
 
     Args:
-        trainable: names of the parameters that move; every other one is frozen, and left out of checkpoints.
-            ``None``: all.
+        trainable: names of the parameters that train; all others are frozen, and left out of checkpoints.
+            ``None``: all train.
         seed: dropout at a step is a function of (seed, step, micro-batch, rank).
-        fused: the fused optimiser; not under fp16's gradient scaling, which has to unscale before clipping.
+        fused: use the fused optimiser; not with fp16, where gradients are unscaled before clipping.
     """
 
     def __init__(
@@ -50,26 +50,27 @@ class LanguageModeling(pl.LightningModule):
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         mode = not self.extends or self.recipe.dropout_in_frozen
-        if self.model.training != mode:  # a walk over every module, those of absent slots too
+        if self.model.training != mode:  # train() visits every module, also those of absent slots
             self.model.train(mode)
         key = f"{self.seed}/{self.global_step}/{batch_idx % self.trainer.accumulate_grad_batches}/{self.global_rank}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little"))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The mean loss; of a micro-batch with a ``loss_weight``, times that."""
+        """The mean loss, times ``loss_weight`` if the micro-batch has one."""
         weight = batch.get("loss_weight")
         output = self.model(
             **{name: value for name, value in batch.items() if name != "loss_weight"}
         )
         if weight is None:
             return output.loss
-        return (
-            output.loss * weight if weight else output.logits.sum() * 0
-        )  # of nothing, the mean is nan
+        # without any target the mean loss is nan
+        return output.loss * weight if weight else output.logits.sum() * 0
 
     def configure_optimizers(self) -> dict:
-        """AdamW; matrices, embeddings among them, decay, biases and LayerNorms do not. A language that is absent from
-        a step has no gradient, so neither its weights nor its moments change."""
+        """AdamW with weight decay for matrices and embeddings, and without for biases and LayerNorms.
+
+        A language that is absent from a step has no gradient, so neither its weights nor its moments change.
+        """
         moving = [(n, p) for n, p in self.model.named_parameters() if n in self.trainable]
         decayed = [p for n, p in moving if p.dim() > 1]
         plain = [p for n, p in moving if p.dim() <= 1]
@@ -92,13 +93,13 @@ class LanguageModeling(pl.LightningModule):
     def configure_gradient_clipping(
         self, optimizer: torch.optim.Optimizer, *args, **kwargs
     ) -> None:
-        """Clip the norm over everything that moves; Lightning's own refuses fused optimisers."""
+        """Clip the norm over all that trains; Lightning's own clipping refuses fused optimisers."""
         clip_gradients(
             [p for group in optimizer.param_groups for p in group["params"]], self.recipe.clip_norm
         )
 
     def lr_share(self, step: int) -> float:
-        """Share of the peak learning rate at ``step``: linear warm-up, then the recipe's schedule down to zero."""
+        """Learning rate at ``step`` as a share of the peak: linear warm-up, then the recipe's schedule."""
         warmup = max(1, round(self.recipe.warmup_share * self.steps))
         if step < warmup:
             return (step + 1) / warmup
@@ -108,7 +109,7 @@ class LanguageModeling(pl.LightningModule):
         return rest if self.recipe.schedule == "linear" else 1.0
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Keep what moves: of an extension that is one language, not the whole model."""
+        """Keep only what trains; in an extension that is one language, not the whole model."""
         state = checkpoint["state_dict"]
         wanted = {f"model.{name}" for name in self.trainable}
         checkpoint["state_dict"] = {
@@ -116,7 +117,7 @@ class LanguageModeling(pl.LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Tied parameters are stored once, under their first name; give the others theirs again."""
+        """Tied parameters are stored once, under their first name; add their other names."""
         state = checkpoint["state_dict"]
         if missing := [name for name in sorted(self.trainable) if f"model.{name}" not in state]:
             raise KeyError(f"{missing[0]} is not in it")
@@ -128,7 +129,7 @@ class LanguageModeling(pl.LightningModule):
     def transfer_batch_to_device(
         self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
     ) -> dict:
-        """Tensors of what the loader gives; all on the device but the language ids, by which the host plans the route."""
+        """Move a batch to the device, except for ``lang_ids``, which the host needs to plan the routing."""
         tensors = {k: torch.as_tensor(v) for k, v in batch.items()}
         return {
             k: v if k == "lang_ids" else v.to(device, non_blocking=True) for k, v in tensors.items()
@@ -136,19 +137,20 @@ class LanguageModeling(pl.LightningModule):
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
-    """As ``torch.nn.utils.clip_grad_norm_``, without a pass that multiplies all gradients by one, and with the right norm
-    where a matrix is large: torch (2.13) adds up all of a tensor's squares in float32 on a CPU, which at 250,002 x 768
-    elements loses 3 %; here each row has its own sum."""
+    """``torch.nn.utils.clip_grad_norm_``, but exact for large matrices, and without a needless pass.
+
+    torch 2.13 sums all squares of a tensor in float32 on a CPU, which is 3 % off for 250,002 x 768 elements;
+    here each row has its own sum. Where nothing is clipped, gradients are not multiplied by one.
+    """
     present = [p for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([_for_norm(p.grad) for p in present])
-    if (
-        norm.device.type != "cpu" or norm + 1e-6 > max_norm
-    ):  # elsewhere to ask would be to wait for the device
+    # only on a CPU: on other devices the comparison would wait for the device
+    if norm.device.type != "cpu" or norm + 1e-6 > max_norm:
         torch.nn.utils.clip_grads_with_norm_(present, max_norm, norm)
 
 
 def _for_norm(grad: Tensor) -> Tensor:
-    """What has the same norm as ``grad``: of a large matrix the norms of its rows."""
+    """A tensor with the same norm as ``grad``: the norms of the rows of a large matrix, else ``grad``."""
     return (
         torch.linalg.vector_norm(grad, dim=-1) if grad.dim() > 1 and grad.numel() > 2**20 else grad
     )
@@ -157,7 +159,7 @@ def _for_norm(grad: Tensor) -> Tensor:
 def parameter_groups(
     model: XmodLanguageModel, trainable: set[str]
 ) -> list[tuple[str, bool, int, int]]:
-    """(group, trains, parameters, bytes) for the table that is shown before training."""
+    """The rows of the table that is shown before training: (group, trains, parameters, bytes)."""
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         groups.setdefault((_group(name), name in trainable), []).append(parameter)
@@ -175,7 +177,7 @@ def parameter_groups(
 
 
 def _group(name: str) -> str:
-    """What a reader would call the part of the model that ``name`` belongs to."""
+    """The name of the part of the model that a parameter belongs to, for the table."""
     parts = name.split(".")
     for mark, title in (("adapter_modules", "slot"), ("vocabularies", "vocabulary")):
         if mark in parts:
