@@ -127,8 +127,8 @@ def name_of_base(cfg: RunConfig, run: RunDir) -> str | None:
     """
     if cfg.base != "auto":
         return cfg.base
-    began = run.stored() if cfg.resume == "auto" else {}
-    if is_run(began) and began["base"] != "auto":
+    began = run.stored_by(cfg.command)
+    if cfg.resume == "auto" and is_run(began) and began["base"] != "auto":
         return str(began["base"])
     found = newest_fitting(cfg)
     if found is None:

@@ -85,6 +85,15 @@ class RunDir:
         """config.yaml as it is; empty if it does not exist. Raises UserError when it cannot be read."""
         return read_yaml(self / "config.yaml") if (self / "config.yaml").is_file() else {}
 
+    def stored_by(self, command: str) -> dict:
+        """The same. Raises UserError when it is that of a run of another command."""
+        stored = self.stored()
+        if is_run(stored) and (other := command_of(stored)) != command:
+            raise UserError(
+                f"use another hydra.run.dir: {self.path} holds a run of {other}, not of {command}"
+            )
+        return stored
+
     def fit_to_machine(self, cfg: Run, *, workers: int = 0, trains: bool = True) -> Run:
         """Choose precision and threads, and set torch to these threads.
 
@@ -137,12 +146,7 @@ class RunDir:
             for folder in (self.path, *self.path.parents):  # made by Hydra, or a moment ago
                 sync(folder)
         clear_scratch(self.path)
-        stored = self.stored()
-        command = command_of(stored) if stored else cfg.command
-        if command != cfg.command:
-            raise UserError(
-                f"use another hydra.run.dir: {self.path} holds a run of {command}, not of {cfg.command}"
-            )
+        stored = self.stored_by(cfg.command)
         if cfg.resume == "never":
             # the mark of a finished run goes first; config.yaml, which says whose the rest is, last
             for name in (_FINISHED, *outputs, *_BESIDE, "config.yaml"):
@@ -153,7 +157,7 @@ class RunDir:
         del now["given"]  # a result does not depend on it
         if not stored:
             self.write_text("config.yaml", OmegaConf.to_yaml(OmegaConf.create(now)))
-        differing = _differences({**stored, "command": command}, now) if stored else []
+        differing = _differences({**stored, "command": cfg.command}, now) if stored else []
         if differing:
             raise UserError(
                 f"the run dir {self.path} holds a run with other settings:\n"
