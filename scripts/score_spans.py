@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from xmod_lab.errors import UserError
 from xmod_lab.model import read_config
-from xmod_lab.tables import show
+from xmod_lab.tables import Table
 from xmod_lab.tasks.metrics import span_f1
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.tagging import Tagging
@@ -108,8 +108,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    show("test span F1, target slot and controls", header[:5], [row[:5] for row in rows])
-    show("by type, target slot", (header[0], *header[5:]), [(row[0], *row[5:]) for row in rows])
+    Table("test span F1, target slot and controls", header[:5], [row[:5] for row in rows]).print()
+    by_type = [(row[0], *row[5:]) for row in rows]
+    Table("by type, target slot", (header[0], *header[5:]), by_type).print()
     return 0
 
 

@@ -412,7 +412,7 @@ def group_of(*runs):
     ("changes", "words"),
     [
         ({"exact": True}, "exact likelihoods, the other pseudo"),
-        ({"text": "u"}, "held-out passages are others"),
+        ({"text": "u"}, "their held-out passages differ"),
         ({"kept": False}, "xmod_lab.evaluate base=RUN"),
         ({"vocabulary": "w", "crossed": 1}, "task=clm"),
         ({"seed": 2}, "no seed in common"),

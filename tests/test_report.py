@@ -18,11 +18,12 @@ from scipy import stats
 
 from tests.helpers import composed
 from xmod_lab import report
+from xmod_lab.metrics import digits_of
 from xmod_lab.reports.groups import Sample, groups_of
 from xmod_lab.reports.page import render
 from xmod_lab.reports.plots import bars, curves, dots, heat_map, interval_bars, png, scatter, svg
 from xmod_lab.reports.results import find_runs
-from xmod_lab.reports.tables import Table, tex
+from xmod_lab.tables import Table, tex
 
 _composed = functools.cache(composed)  # which takes most of the time
 
@@ -99,10 +100,10 @@ def page_of(*paths):
 def test_the_page_has_the_figures_and_needs_nothing_else(run, call):
     assert call(run)[0] == 0
     page = (run / "report.html").read_text()
-    for figure in (
-        "6.1250",
-        "9.5000",
-        "1.3750",
+    for value in (
+        "6.12",
+        "9.50",
+        "1.38",
         "equal to the last bit",
         "holds",
         "7 of 7",
@@ -110,7 +111,7 @@ def test_the_page_has_the_figures_and_needs_nothing_else(run, call):
         "0.500",
         "10.5",
     ):
-        assert figure in page
+        assert value in page
     assert (
         not re.search(r'(?:src|href)="(?!#)', page.replace('xlink:href="#', ""))
         and "<script" not in page
@@ -265,7 +266,7 @@ def test_odd_figures_are_a_message_and_hide_no_other_run(tmp_path, call, odd):
     assert (
         "1 of 2 runs are finished" in page
         and f"<li>{bad}" in page
-        and "6.1250" in page
+        and "6.12" in page
         and good.name in page
     )
 
@@ -399,7 +400,9 @@ def test_seeds_are_one_group_with_the_interval_of_scipy(tmp_path, seeds):
         return
     low, high = stats.t.interval(0.95, seeds - 1, loc=np.mean(values), scale=stats.sem(values))
     assert (after.low, after.high) == pytest.approx((low, high), rel=1e-12)
-    assert f"[{low:.4f}, {high:.4f}]" in page and f"{min(values):.4f} – {max(values):.4f}" in page
+    digits = digits_of((high - low) / 2)
+    assert f"[{low:.{digits}f}, {high:.{digits}f}]" in page
+    assert f"{min(values):.{digits}f} – {max(values):.{digits}f}" in page
     saved = (
         pandas.read_csv(write(tmp_path / "price.csv", files["price.csv"]))
         .query("saved_since == 'unigram'")
@@ -512,7 +515,7 @@ def test_a_page_says_whether_its_intervals_are_over_bases_or_given_one(tmp_path)
     assert (row["seeds"], row["bases"], row["group"]) == ("9", "3", "9 runs on 3 bases")
     assert (float(row["low"]), float(row["high"])) == pytest.approx(
         (low, high)
-    ) and f"[{low:.4f}, {high:.4f}]" in page
+    ) and f"[{low:z.0f}, {high:.0f}]" in page
     assert "Means over bases where there are several" in page and "Given this base" not in page
     page = page_of(*(tmp_path / "all" / f"1-{seed}" for seed in (1, 2, 3)))
     assert (
@@ -688,7 +691,7 @@ def test_every_figure_of_every_run_is_in_one_long_file_to_the_last_bit(tmp_path)
 
 def test_latex_is_escaped_and_has_as_many_cells_as_the_table():
     hostile = r"50 % of a_b & {c} #1 $x^2$ ~ \n – − <>"
-    table = Table("t", ["name", "value"], [[hostile, "1.5"], ["[b", "–"]], [], title="two\nlines")
+    table = Table("two\nlines", ["name", "value"], [[hostile, "1.5"], ["[b", "–"]])
     lines = table.tex().splitlines()
     assert lines[1] == "% two lines" and r"\begin{tabular}{lr}" in lines
     assert lines[6] == (
@@ -769,7 +772,7 @@ def test_a_page_with_both_kinds_of_likelihoods_says_which_groups_have_which(tmp_
     assert (
         page.count(f"These are exact likelihoods: {left}; {said}.") == 2
     )  # of the curves, and of the price
-    assert "held-out loss, nats per predicted piece (exact or pseudo) by step" in page
+    assert "held-out loss, nats per predicted token (exact or pseudo) by step" in page
     for name in ("results_bpb", "price", "figures"):
         assert likelihoods_in(files[f"{name}.csv"]) == {
             (groups[name], "exact" if name == "left" else "pseudo") for name in groups
@@ -845,15 +848,12 @@ def test_groups_are_compared_by_passage_and_seed_and_told_with_the_digits_that_t
     assert "p, Holm over 1" in page and re.search(
         r"<td>1\.\d\d ± 0\.04</td>", page
     )  # and not four digits
-    assert "Nats per predicted piece (" in page and "<li>not compared" not in page
+    assert "Nats per predicted token (" in page and "<li>not compared" not in page
 
 
 def test_nats_of_other_vocabularies_are_not_compared_and_bits_per_byte_are(tmp_path):
     page, files = two_methods(tmp_path, other="w")
-    assert (
-        "el_GR: the groups read with other vocabularies, so that nats per piece are not compared here"
-        in page
-    )
+    assert "el_GR: compare by bits per byte. The groups read with different vocabularies" in page
     assert (
         "results_loss.csv" not in files and "loss, nats" not in page and "differences.csv" in files
     )
@@ -861,9 +861,7 @@ def test_nats_of_other_vocabularies_are_not_compared_and_bits_per_byte_are(tmp_p
 
 def test_what_was_scored_on_other_text_is_refused_in_a_line(tmp_path):
     page, files = two_methods(tmp_path, text="u")
-    assert (
-        page.count("not compared: focus and mean (el_GR): their held-out passages are others") == 1
-    )
+    assert page.count("not compared: focus and mean (el_GR): give both the same text") == 1
     assert "differences.csv" not in files
 
 
@@ -871,7 +869,7 @@ def test_scores_of_an_earlier_version_are_labelled(tmp_path):
     for i, method in enumerate(("focus", "mean")):
         make_run(tmp_path / str(i), f"lang.new_lang.embedding_init={method}")
     page = page_of(tmp_path)
-    assert "focus, mean: bits per byte of an earlier version, which hid pieces" in page
+    assert "focus, mean: score these runs again" in page
     assert "did not keep what each passage costs" in page and "held-out bits per byte" not in page
 
 

@@ -180,10 +180,10 @@ def test_the_table_marks_what_lies_above_ngrams_and_one_answer_to_all_and_says_w
     ]
     with caplog.at_level(logging.INFO, "xmod_lab"):
         Transfer("intents", "accuracy", "en_XX", [1], languages, {}).show()
-    assert capsys.readouterr().out.count("0.600*") == marks
+    assert capsys.readouterr().out.count("0.60 *") == marks
     assert caplog.text.count("no transfer is shown") == bool(said)
     assert (
-        f"of 1 other languages, none has its target slot above {said} by all of the interval"
+        f"in none of 1 other languages the whole interval of the target slot is above {said}"
         in caplog.text
         or not said
     )

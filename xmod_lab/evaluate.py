@@ -11,10 +11,7 @@ from xmod_lab.stops import quiet_when_interrupted
 if __name__ == "__main__":
     quiet_when_interrupted()
 
-import csv
-import io
 import logging
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +21,6 @@ from xmod_lab.config.schema import EvaluateConfig
 
 if TYPE_CHECKING:
     from xmod_lab.runs.folder import RunDir
-    from xmod_lab.stages.evaluating import Evaluation
 
 log = logging.getLogger(__name__)
 _OUTPUTS = ("slots.csv", "slots.png") + tuple(
@@ -73,43 +69,13 @@ def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
                     subject.tokenizer,
                     accelerator=cfg.trainer.accelerator,
                 )
-        _tables(run, found)
+        for name, text in found.csv_files().items():
+            run.write_text(name, text)
         _plots(run, found.figures)
         run.write_json(SAMPLES, samples)
         run.write_passages(found.passages)
         result.finish(found.figures)
     log.info("figures, tables and plots in %s", run.path)
-
-
-def _tables(run: "RunDir", found: "Evaluation") -> None:
-    """slots.csv, recognition.csv and retrieval.csv: what metrics.json has, a figure a row."""
-    from xmod_lab.text.likelihoods import in_a_word
-
-    kind = in_a_word(bool(found.figures["val/exact"]))
-    rows = [(t, s, loss, kind) for t, row in found.matrix.items() for s, loss in row.items()]
-    _write_csv(run, "slots.csv", ("text", "slot", "loss", "likelihood"), rows)
-    counts = [
-        (w, t, s, n)
-        for w, c in found.recognised.items()
-        for t, row in c.items()
-        for s, n in row.items()
-    ]
-    _write_csv(run, "recognition.csv", ("of", "text", "slot", "count"), counts)
-    pairs = [
-        {"set": name, **result.record()}
-        for name, results in found.retrieved.items()
-        for result in results
-    ]
-    if pairs:
-        _write_csv(run, "retrieval.csv", tuple(pairs[0]), (pair.values() for pair in pairs))
-
-
-def _write_csv(run: "RunDir", name: str, header: tuple[str, ...], rows: Iterable[Iterable]) -> None:
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    run.write_text(name, table.getvalue())
 
 
 def _plots(run: "RunDir", figures: dict[str, float]) -> None:

@@ -7,63 +7,54 @@ from pathlib import Path
 
 from xmod_lab.errors import UserError
 
-_LONGEST = 300  # letters of a figure's name
-_DIGITS, _MOST_DIGITS = 4, 4  # decimals of a value with an unknown error, and of any
+_LONGEST = 300  # letters of a metric's name
+_DIGITS, _MOST_DIGITS = 2, 4  # decimals of a value with an unknown error, and of any
 
 
-def read_figures(file: Path) -> dict[str, float]:
-    """The figures of a finished run; none where there is no ``file``.
+def read_metrics(file: Path) -> dict[str, float]:
+    """The metrics of a finished run; empty if there is no ``file``.
 
     Raises:
-        UserError: it cannot be read, or is anything but finite numbers by name.
+        UserError: it cannot be read, or is not a table of finite numbers by name.
     """
     if not file.is_file():
         return {}
+    again = "finish the run again"
     try:
         found = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file} cannot be read ({ascii(str(error))[1:200]}); finish the run again"
-        ) from error
+        raise UserError(f"{again}: {file} cannot be read ({ascii(str(error))[1:200]})") from error
     if not isinstance(found, dict):
-        raise UserError(f"{file} is no table of figures by their names; finish the run again")
+        raise UserError(f"{again}: {file} is not a table of numbers by name")
     for name, value in found.items():
         if len(name) > _LONGEST:
-            raise UserError(
-                f"{file} has a figure whose name has {len(name):,} letters, as no run writes; finish the run again"
-            )
+            raise UserError(f"{again}: {file} has a name with {len(name):,} letters")
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not abs(value) < 1e300:
-            told = (
-                "an integer beyond all measure"
-                if isinstance(value, int) and number
-                else ascii(value)[:40]
-            )
-            raise UserError(
-                f"{file}: {ascii(name)} is {told}, which is no finite number; finish the run again"
-            )
+            shown = "too large" if isinstance(value, int) and number else ascii(value)[:40]
+            raise UserError(f"{again}: {ascii(name)} in {file} is {shown}, not a finite number")
     return found
 
 
-def codes_of(figures: dict[str, float], prefix: str) -> list[str]:
-    """The languages that have a figure ``<prefix><code>``."""
+def codes_of(metrics: dict[str, float], prefix: str) -> list[str]:
+    """The languages that have a metric ``<prefix><code>``."""
     return [
         n.removeprefix(prefix)
-        for n in figures
+        for n in metrics
         if n.startswith(prefix) and "/" not in n.removeprefix(prefix)
     ]
 
 
-def half_width(figures: dict[str, float], name: str) -> float | None:
+def half_width(metrics: dict[str, float], name: str) -> float | None:
     """Half of the interval of a metric (``…/low``, ``…/high``); ``None`` where it has none."""
-    ends = figures.get(f"{name}/low"), figures.get(f"{name}/high")
+    ends = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
     return None if None in ends else (ends[1] - ends[0]) / 2
 
 
 def digits_of(error: float | None) -> int:
     """How many decimals a value with that ``error`` is written with: down to the first uncertain one.
 
-    Two where the error is not known: held-out texts of this size seldom allow more.
+    Two where the error is not known: held-out texts of the usual sizes seldom allow more.
     """
     return _DIGITS if not error else min(_MOST_DIGITS, max(0, math.ceil(-math.log10(error))))
 
@@ -74,7 +65,7 @@ def number(value: float | None, digits: int = _DIGITS, *, sign: str = "") -> str
     Args:
         sign: ``+`` for a difference.
     """
-    return "–" if value is None else f"{value:{sign},.{digits}f}"
+    return "–" if value is None else f"{value:{sign}z,.{digits}f}"
 
 
 def with_error(value: float | None, half: float | None, *, sign: str = "") -> str:
@@ -84,9 +75,9 @@ def with_error(value: float | None, half: float | None, *, sign: str = "") -> st
     return number(value, digits, sign=sign) + (f" ± {half:.{digits}f}" if known else "")
 
 
-def told(figures: dict[str, float], name: str) -> str:
+def told(metrics: dict[str, float], name: str) -> str:
     """A metric with its error, as :func:`with_error` writes it; a dash where there is none."""
-    return with_error(figures.get(name), half_width(figures, name))
+    return with_error(metrics.get(name), half_width(metrics, name))
 
 
 def interval_text(low: float | None, high: float | None, *, sign: str = "") -> str:

@@ -126,17 +126,17 @@ def _export(arguments: argparse.Namespace) -> None:
 
 def _list(arguments: argparse.Namespace) -> None:
     from xmod_lab.languages.inventory import HEADER, inventory
-    from xmod_lab.tables import show
+    from xmod_lab.tables import Table
 
     for path in arguments.paths:
-        show(str(path), HEADER, inventory(path))
+        Table(str(path), HEADER, inventory(path)).print()
 
 
 def _verify(arguments: argparse.Namespace) -> None:
     from xmod_lab.languages.verify import verify
     from xmod_lab.runs.bases import load_config
     from xmod_lab.runs.folder import RunDir
-    from xmod_lab.tables import show
+    from xmod_lab.tables import Table
 
     base = arguments.base
     if base is None and (arguments.path / "config.yaml").is_file():
@@ -144,7 +144,7 @@ def _verify(arguments: argparse.Namespace) -> None:
         base = (
             str(found) if found.exists() else None
         )  # random weights, or gone: the digests in proof.json stand for it
-    show(f"{arguments.path}: verified", ("what", "found"), verify(arguments.path, base))
+    Table(f"{arguments.path}: verified", ("", ""), verify(arguments.path, base)).print()
 
 
 def _diff(arguments: argparse.Namespace) -> None:

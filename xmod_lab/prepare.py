@@ -26,13 +26,13 @@ def _prepare(cfg: PretrainConfig, folder: Path) -> None:
         prepare_base,
         prepare_beside,
     )
-    from xmod_lab.training.tables import corpus_table
+    from xmod_lab.training.tables import show_corpora
 
     base = prepare_base(cfg)
-    corpus_table(base, f"{cfg.data.folder}: text of the language set; tokenizer {base.folder}")
+    show_corpora(base, f"{cfg.data.folder}: text of the language set; tokenizer {base.folder}")
     for lang in cfg.lang.values():
         prepared = prepare_beside(cfg, lang, base)
-        corpus_table(
+        show_corpora(
             prepared, f"{cfg.data.folder}: text of {lang.code}; tokenizer {prepared.folder}"
         )
 

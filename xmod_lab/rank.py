@@ -12,10 +12,8 @@ from xmod_lab.stops import quiet_when_interrupted
 if __name__ == "__main__":
     quiet_when_interrupted()
 
-import csv
-import io
 import logging
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +71,8 @@ def _rank(cfg: PretrainConfig, folder: Path) -> None:
         for (key, lang), prepared in zip(cfg.lang.items(), texts, strict=True):
             ranking = rank_beginnings(cfg, model, lang, old, prepared)
             model.remove_language(lang.code)
-            ranking_tables(ranking)
+            for table in ranking_tables(ranking):
+                table.print()
             _write(run, base.name, cfg.seed, ranking)
             for c in ranking.combinations:
                 name = f"{lang.code}/{c.embedding_init}/{c.slot_init}"
@@ -99,21 +98,14 @@ def _rank(cfg: PretrainConfig, folder: Path) -> None:
 
 def _write(run: "RunDir", base: str, seed: int, ranking: "Ranking") -> None:
     from xmod_lab.reports.plots import heat_map, png
-    from xmod_lab.stages.ranking import Combination
 
     name = f"ranking_{ranking.code}"
     run.write_json(f"{name}.json", {"base": base, "seed": seed, **asdict(ranking)})
-    table = io.StringIO()
-    writer = csv.DictWriter(
-        table, [*(f.name for f in fields(Combination)), "likelihood"], lineterminator="\n"
-    )
-    writer.writeheader()
-    writer.writerows({**asdict(c), "likelihood": ranking.likelihood} for c in ranking.combinations)
-    run.write_text(f"{name}.csv", table.getvalue())
+    run.write_text(f"{name}.csv", ranking.csv())
     values = {}
     for c in sorted(ranking.combinations, key=lambda c: c.slot_init):
         values.setdefault(c.embedding_init, {})[c.slot_init] = c.loss
-    title = f"{ranking.code} before training, nats/piece (unigram {ranking.unigram['loss']:.3f})"
+    title = f"{ranking.code} before training, nats/token (unigram {ranking.unigram['loss']:.2f})"
     png(heat_map(values, title=title, x="slot_init", y="embedding_init"), run / f"{name}.png")
     log.info("tables in %s; plot in %s", run / f"{name}.json", run / f"{name}.png")
 

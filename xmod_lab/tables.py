@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 Record = dict[str, str | int | float | None]
 Rows = list[tuple[str, ...]]
 NONE = "–"  # in the place of a value that does not exist
-_NUMBERS = re.compile(r"(\d[\d,]* of \d[\d,]*( each)?|[\s\d.,%+±<\[\]–−-]*)")
+_NUMBERS = re.compile(r"(\d[\d,]*( of \d[\d,]*)?( each)?|[\s\d.,%+±<\[\]–−-]*)")
 _MEASURED = re.compile(r"\d\.\d")
 _WIDTH = 110  # characters of a line in logs, and where no terminal has a width
 _LABELS, _CELLS = 20, 40  # longer cells may be folded to that width: in labels, in other columns
@@ -94,7 +94,7 @@ class Table:
         if len(once) == len(filled):
             once = []
         kept = [i for i in filled if i not in once]
-        said = "; ".join(f"{self.header[i]} {columns[i][0]}" for i in once)
+        said = "; ".join(f"{self.header[i]} = {columns[i][0]}" for i in once)
         return replace(
             self,
             header=[self.header[i] for i in kept],

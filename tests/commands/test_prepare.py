@@ -50,7 +50,7 @@ def made(tmp_path_factory) -> tuple[Path, str, dict]:
 
 def test_every_language_is_shown_and_written(made):
     folder, out, before = made
-    assert all(f" {code} " in out for code in LANGUAGES) and "bytes/piece" in out
+    assert all(f" {code} " in out for code in LANGUAGES) and "bytes/token" in out
     names = [name.rpartition("-")[0] for name in before]
     assert sorted(names) == sorted(
         [*LANGUAGES, "tokenizer", "tokenizer"]

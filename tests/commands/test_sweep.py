@@ -90,7 +90,7 @@ def test_a_failing_job_does_not_stop_its_siblings(workplace, tmp_path):
         path.name for path in found.faults
     ] == [failed.name]
     page = render(found)[0]
-    assert "1 of 2 runs are finished" in page and f"{failed}: the run never began" in page
+    assert "1 of 2 runs are finished" in page and f"{failed}: see its *.log" in page
 
 
 def test_auto_uses_the_newest_base_that_matches_and_makes_one_when_there_is_none(

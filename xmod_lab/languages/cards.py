@@ -8,10 +8,11 @@ import re
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from xmod_lab.codes import known_codes
-from xmod_lab.errors import UserError, printable
-from xmod_lab.metrics import told
+from xmod_lab.errors import UserError
+from xmod_lab.metrics import number, told
 from xmod_lab.model import XmodConfig
 from xmod_lab.settings import flatten
+from xmod_lab.tables import NONE, Table
 from xmod_lab.text.likelihoods import likelihoods, scored_text
 
 _ADDED, _END = (
@@ -45,8 +46,8 @@ _NAMES = {
     "coverage": "share of the text that copied and derived rows spell",
     "donors": "slots that it was made of",
     "eps": "AdamW's eps",
-    "training text: unknown": "training text: unknown pieces",
-    "held-out text: unknown": "held-out text: unknown pieces",
+    "training text: unknown": "training text: unknown tokens",
+    "held-out text: unknown": "held-out text: unknown tokens",
 }
 _LEFT_OUT = ("digest", "source", "ranking")  # of no use to a reader: they are in manifest.json
 
@@ -152,21 +153,21 @@ def task_card(
             task, see :class:`xmod_lab.tasks.classification.Classification`), ``labels``, ``data`` and ``training``.
         scores: language -> score through its own slot, of the n-gram baseline, and of one answer to all.
     """
-    rows = "\n".join(
-        f"| {code} | {' | '.join('–' if score is None else f'{score:.3f}' for score in found)} |"
-        for code, found in scores.items()
+    header = (
+        "language, test split",
+        record["metric"],
+        "character n-grams",
+        "one answer to all",
     )
+    rows = [(code, *map(number, found)) for code, found in scores.items()]
     body = f"""# X-MOD, fine-tuned on {record["task"]} in {record["source"]}
 
 The shared layers and the head learnt the task from {record["source"]} alone; embeddings and slots are the base's, to the bit. A
 text in another language is read by that language's tokenizer, with its `lang_ids`.
 
-| language, test split | {record["metric"]} | character n-grams | one answer to all |
-|---|---:|---:|---:|
-{rows}
-
-Character n-grams: a linear classifier that was trained on the same examples and on nothing else. A score that is no better shows
-no transfer of what the model has learnt.
+{Table("", header, rows).markdown()}
+Character n-grams: a linear classifier that was trained on the same examples and on nothing else. A
+score that is no better shows no transfer of what the model has learnt.
 
 {_task_use(record, list(scores), pipeline)}
 {_tables(record, level="##")}"""
@@ -273,28 +274,21 @@ def language_facts(manifest: dict, *, level: str, exact: bool) -> str:
 def _scores_table(scores: dict[str, float], codes: list[str], exact: bool) -> str:
     """Held-out loss and bits per byte of those of ``codes`` that are in ``scores``."""
     codes = [code for code in codes if f"val/loss/{code}" in scores or f"val/bpb/{code}" in scores]
-    columns = {"unigram": "unigram", "before": "before/val", "after": "val"}
-    head = " | ".join(
-        f"{unit}, {title}" for title in columns for unit in ("nats/piece", "bits/byte")
-    )
-    lines = [f"| {scored_text(exact)} | {head} |", "|---|" + "---:|" * 6]
-    for code in codes:
-        cells = [
-            told(scores, f"{p}/{unit}/{code}") for p in columns.values() for unit in ("loss", "bpb")
-        ]
-        lines.append(f"| {code} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n" if codes else ""
+    columns = {"unigram": "unigram", "before/val": "before", "val": "after"}
+    units = {"loss": "nats/token", "bpb": "bits/byte"}
+    rows = [
+        (code, *(told(scores, f"{prefix}/{unit}/{code}") for prefix in columns for unit in units))
+        for code in codes
+    ]
+    header = (f"{unit}, {title}" for title in columns.values() for unit in units.values())
+    return Table("", (scored_text(exact), *header), rows).markdown() if rows else ""
 
 
 def _texts_table(data: dict[str, dict]) -> str:
     """A line for each language of a base: what its text is, and how much of it was read."""
     names = list(next(iter(data.values()), {}))
-    lines = [f"| language | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
-    lines += [
-        f"| {code} | {' | '.join(_cell(counts[name]) for name in names)} |"
-        for code, counts in data.items()
-    ]
-    return "## Data\n\n" + "\n".join(lines) + "\n" if data else ""
+    rows = [(code, *(_cell(counts[name]) for name in names)) for code, counts in data.items()]
+    return f"## Data\n\n{Table('', ('language', *names), rows).markdown()}" if rows else ""
 
 
 def _tables(record: dict, *, level: str) -> str:
@@ -306,10 +300,8 @@ def _tables(record: dict, *, level: str) -> str:
             if k not in _LEFT_OUT and (key != "data" or v != 0)
         }
         if leaves:
-            rows = "\n".join(
-                f"| {_label(name)} | {_cell(value)} |" for name, value in leaves.items()
-            )
-            parts.append(f"{level} {title}\n\n| | |\n|---|---|\n{rows}\n")
+            rows = [(_label(name), _cell(value)) for name, value in leaves.items()]
+            parts.append(f"{level} {title}\n\n{Table('', ('', ''), rows).markdown()}")
     return "\n".join(parts)
 
 
@@ -318,18 +310,16 @@ def _label(key: str) -> str:
     for start, words in _WORDS.items():
         if key.startswith(start):
             key = words + key.removeprefix(start)
-    return _cell(_NAMES.get(key, key.partition("/")[0].replace("_", " ").replace(".", ": ")))
+    return _NAMES.get(key, key.partition("/")[0].replace("_", " ").replace(".", ": "))
 
 
 def _cell(value: object) -> str:
-    """``value`` in a table: of a manifest, which others may have written, so that it must not end the cell or be HTML."""
+    """A value of a manifest as text."""
     if isinstance(value, list):
-        return ", ".join(map(_cell, value)) or "–"
+        return ", ".join(map(_cell, value)) or NONE
     if isinstance(value, float):
         return f"{value:.6g}"
-    if type(value) is int:
-        return f"{value:,}"
-    return printable(" ".join(str(value).split())).replace("|", "\\|").replace("<", "&lt;")
+    return f"{value:,}" if type(value) is int else str(value)
 
 
 def _iso(codes: list[str]) -> list[str]:

@@ -17,11 +17,11 @@ from xmod_lab.text.likelihoods import in_a_word
 FIGURES = "metrics.json"  # of a run: scores of the base's languages
 HEADER = (
     "language",
-    "pieces",
+    "vocabulary",
     "tensors, MB",
     "base",
     "text, MB",
-    "nats/piece",
+    "nats/token",
     "bits/byte",
     "likelihood",
 )

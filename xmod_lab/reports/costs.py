@@ -3,16 +3,17 @@
 from collections.abc import Callable
 
 from xmod_lab.markup import Html, element
-from xmod_lab.reports.groups import Group, Sample, kind_on_axis, kinds_of
-from xmod_lab.reports.plots import HALF, WIDE, bars, dots, scatter, svg
+from xmod_lab.metrics import digits_of, number
+from xmod_lab.reports.groups import Group, Part, Sample, kind_on_axis, kinds_of
+from xmod_lab.reports.plots import HALF, WIDE, bars, dots, panels, scatter, svg
 from xmod_lab.reports.results import Run
 from xmod_lab.reports.scores import languages
-from xmod_lab.reports.tables import Part, Record, Table, number, panels
+from xmod_lab.tables import Record, Table
 from xmod_lab.text.likelihoods import in_a_word
 
 
 def seconds(run: Run, code: str = "") -> float | None:
-    """Of training: as recorded, else by the tokens and the speed of the run's last start."""
+    """Seconds of training: as recorded, else from the tokens and the speed of the last start."""
     end = f"/{code}" if code else ""
     m = run.metrics
     tokens, speed = m.get(f"train/tokens{end}"), m.get(f"train/tokens_per_second{end}")
@@ -22,40 +23,38 @@ def seconds(run: Run, code: str = "") -> float | None:
 def mixture(groups: list[Group]) -> list[Part]:
     """Tokens, rows, bytes and passes of each language."""
     counts = ("tokens", "rows", "bytes", "passes")
-    rows, records = [], []
     seen = [
         {n: v for n, v in g.figures.items() if n.startswith("train/") and "second" not in n}
         for g in groups
     ]
-    several = any(figures != seen[0] for figures in seen)  # else one table does for all
+    several = any(metrics != seen[0] for metrics in seen)  # else one table serves all
+    rows, records = [], []
     for group in groups if several else groups[:1]:
         for name in (n for n in group.figures if n.startswith("train/passes/")):
             code = name.removeprefix("train/passes/")
             values = {kind: group.figures[f"train/{kind}/{code}"] for kind in counts}
             cells = (number(value, 3 if kind == "passes" else 0) for kind, value in values.items())
-            rows.append([code, *([group.name] if several else []), *cells])
+            rows.append([code, group.label if several else "", *cells])
             records.append({"group": group.name, **group.settings, "language": code, **values})
     if not rows:
         return []
-    note = "Exact counts. A pass is once through all rows of a language; bytes are of the passages that end in the rows read."
-    table = Table(
-        "mixture", ["language", *(["group"] if several else []), *counts], rows, records, note=note
+    note = (
+        "Exact counts. A pass reads all rows of a language once; bytes are those of the passages that end "
+        "in the rows read."
     )
+    header = ["language", "group", *counts]
+    table = Table("", header, rows, note, name="mixture", records=records)
     plot: list[Part] = []
     if not several:
         tokens = {record["language"]: record["tokens"] for record in records}
         notes = {record["language"]: f"{record['passes']:.2f} passes" for record in records}
-        plot = [
-            svg(
-                bars(tokens, x="tokens read in training", notes=notes),
-                "tokens read in training by language",
-            )
-        ]
+        drawn = bars(tokens, x="tokens read in training", notes=notes)
+        plot = [svg(drawn, "tokens read in training by language")]
     return [element("h2", "The mixture really seen"), *plot, table]
 
 
 def price(groups: list[Group]) -> list[Part]:
-    """What an added language took, against the bits per byte that it saved."""
+    """What adding a language cost, and the bits per byte that it saved."""
     rows, records, gains = [], [], {}
     for code in languages(groups) if groups[0].runs[0].added else ():
         for group in groups:
@@ -71,14 +70,15 @@ def price(groups: list[Group]) -> list[Part]:
             if not all(saved.values()):
                 continue
             gains.setdefault(code, {})[group.name] = (cost["tokens"], saved["unigram"])
+            digits = digits_of(group.error(f"val/bpb/{code}"))
             rows.append(
                 [
                     code,
-                    *([group.name] if len(groups) > 1 else []),
+                    group.label,
                     number(cost["tokens"], 0),
                     number(cost["seconds"], 1),
                     number(cost["pack bytes"], 0),
-                    *(number(sample.mean) for sample in saved.values()),
+                    *(number(sample.mean, digits) for sample in saved.values()),
                 ]
             )
             records += [
@@ -88,22 +88,22 @@ def price(groups: list[Group]) -> list[Part]:
         return []
     header = [
         "language",
-        *(["group"] if len(groups) > 1 else []),
+        "group",
         "tokens",
         "seconds",
         "bytes of the pack",
         "bits/byte saved since before",
-        "against the unigram",
+        "saved against the unigram",
     ]
     note = (
-        "Seconds of training alone, all starts of a run together; of runs that did not record them, tokens over tokens per second. "
-        "Saved: bits per byte of held-out text less than before training, and than guessing each piece by its frequency. "
-        f"These are {kinds_of(groups)}."
+        "Seconds are of training alone, over all starts of a run; if a run did not record them, they are "
+        "its tokens divided by tokens per second. Saved: how many bits per byte of held-out text less than "
+        f"before training, and than guessing each token by its frequency. These are {kinds_of(groups)}."
     )
     return [
         element("h2", "The price of a language"),
         *_price_plots(gains, f"bits/byte ({kind_on_axis(groups)}) below unigram"),
-        Table("price", header, rows, records, note=note),
+        Table("", header, rows, note, name="price", records=records),
     ]
 
 
@@ -135,7 +135,7 @@ Gains = dict[
 
 
 def _price_plots(gains: dict[str, Gains], what: str) -> list[Html]:
-    """A figure for each language, in which groups are compared; where each has but one group, a figure of all languages."""
+    """A plot for each language that compares groups; if each language has one group, a plot of all."""
     if all(len(of) == 1 for of in gains.values()):
         plot = _price_plot(
             {code: next(iter(of.values())) for code, of in gains.items()}, what, "", WIDE
@@ -144,11 +144,11 @@ def _price_plots(gains: dict[str, Gains], what: str) -> list[Html]:
     drawn = [
         _price_plot(of, what, code, HALF if len(gains) > 1 else WIDE) for code, of in gains.items()
     ]
-    return [panels([figure for figure in drawn if figure])] if any(drawn) else []
+    return [panels([plot for plot in drawn if plot])] if any(drawn) else []
 
 
 def _price_plot(gains: Gains, what: str, title: str, width: float) -> Html:
-    """``what`` (saved): points by tokens where these differ, else bars; nothing for less than two."""
+    """``what`` by tokens if these differ, else by name; empty for fewer than two names."""
     tokens = {tokens for tokens, _ in gains.values()}
     if len(gains) < 2:
         return Html("")

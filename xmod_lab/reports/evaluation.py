@@ -5,21 +5,19 @@ import re
 from matplotlib.figure import Figure
 
 from xmod_lab.markup import Html, element
-from xmod_lab.metrics import codes_of, digits_of
-from xmod_lab.reports.groups import Figures, Group, kinds_of
+from xmod_lab.metrics import codes_of, interval_text, number, with_error
+from xmod_lab.reports.groups import Group, Part, kinds_of
+from xmod_lab.reports.groups import Metrics as Figures
 from xmod_lab.reports.pairs import differences_of
 from xmod_lab.reports.plots import curves, heat_map, svg
 from xmod_lab.reports.scores import (
+    SPREAD,
     about_units,
-    error_of,
     other_vocabularies,
     over_seeds,
     spread_cells,
-    spread_header,
-    with_error,
 )
-from xmod_lab.reports.tables import Part, Table, number
-from xmod_lab.tasks.statistics import interval_text
+from xmod_lab.tables import Table
 from xmod_lab.text.likelihoods import in_a_word
 
 Cells = dict[str, dict[str, float]]
@@ -237,7 +235,6 @@ def _table(
     note: str,
 ) -> Table:
     """Row -> names of figures, of each group; how the seeds scatter in the first figure that a model made."""
-    several = len(groups) > 1
     told = next(
         i
         for i in range(len(header))
@@ -249,13 +246,13 @@ def _table(
             samples = [group.sample(figure) for figure in figures]
             if not any(samples):
                 continue
-            halves = [error_of(group, figure) for figure in figures]
-            spread = spread_cells(samples[told], groups, digits_of(halves[told]))
+            halves = [group.error(figure) for figure in figures]
+            spread = spread_cells(samples[told], halves[told])
             values = [
                 number(s and s.mean, 1) if "perplexity" in f else with_error(s and s.mean, half)
                 for f, s, half in zip(figures, samples, halves, strict=True)
             ]
-            cells.append([row, *([group.name] if several else []), *values, *spread])
+            cells.append([row, group.label, *values, *spread])
             records += [
                 {
                     "group": group.name,
@@ -268,11 +265,10 @@ def _table(
                 for figure, sample in zip(figures, samples, strict=True)
                 if sample
             ]
-    spread = [f"{header[told]}, {word}" for word in spread_header(groups)]
+    spread = [f"{header[told]}, {word}" for word in SPREAD]
     note = f"{note} {over_seeds(groups)}".strip()
-    return Table(
-        name, [first, *(["group"] if several else []), *header, *spread], cells, records, note=note
-    )
+    columns = [first, "group", *header, *spread]
+    return Table("", columns, cells, note, name=name, records=records)
 
 
 def _slot_maps(group: Group, several: bool) -> list[Html]:
@@ -323,7 +319,7 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
             found = {
                 key: figures.get(f"retrieval/{name}/{key[0]}/{state}{key[1]}") for key in _RETRIEVED
             }
-            first = [*([group.name] if several else []), state + " *" * (state == fixed)]
+            first = [group.label, f"{state} *" if state == fixed else state]
             rows.append(first + [number(value) for value in found.values()])
             records += [
                 {
@@ -355,8 +351,9 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
         f"{' '.join(_against(group, name) for group in groups)} A wrong slot breaks what it reads, so the slot of the queries is no "
         "evidence of alignment."
     )
-    header = [*(["group"] if several else []), "states of", *_RETRIEVED.values()]
-    return [Table(f"retrieval_{name}", header, rows, records, note=note), *parts]
+    header = ["group", "states of", *_RETRIEVED.values()]
+    table = Table("", header, rows, note, name=f"retrieval_{name}", records=records)
+    return [table, *parts]
 
 
 def _against(group: Group, name: str) -> str:

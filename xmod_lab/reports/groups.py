@@ -9,26 +9,34 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 from xmod_lab.config.identity import counts
+from xmod_lab.markup import Html
+from xmod_lab.metrics import half_width
 from xmod_lab.reports.plots import Span
 from xmod_lab.reports.results import Run
+from xmod_lab.tables import Table
 from xmod_lab.tasks.statistics import LEVEL
 from xmod_lab.text.likelihoods import in_a_word, likelihoods
 
-# have a key for each name, which is no setting that differs where the name itself is not there
-_NAMED = ("lang", "langset.languages", "task.data.splits", "task.tests")
-_LONGEST = 22  # characters of a group's name in a figure
+# Settings keyed by a name that the user chose, e.g. lang.sw.code. If the name is absent from a run, its
+# keys do not count as differing settings.
+_KEYED_BY_NAME = ("lang", "langset.languages", "task.data.splits", "task.tests")
+_LONGEST = 22  # characters of a group's name in a plot
 AT_LEAST = 3  # bases, or seeds on one base, for an interval
 BASE_CONTENT = "base.sha256"  # of the base's tensors, where nothing else tells bases apart
-Figures = dict[str, float]
+Metrics = dict[str, float]
+Part = Html | Table  # of a section of the page; a table also becomes files
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A figure of the runs of a group, one value for each.
+    """A metric of the runs of a group, one value for each run.
 
-    Runs on one base share all that its seed decided, so bases come before seeds: the values of each base are one value, their mean,
-    and the interval is over bases. ``origins``: of each run the seeds of its bases, the first of them first; empty where there is none.
-    Where all runs stand on one base, the interval is over their own seeds, given this base.
+    Runs on one base share all that its seed decided, so bases come before seeds: the values on each base
+    become one value, their mean, and the interval is over bases. If all runs stand on one base, the
+    interval is over their own seeds, given this base.
+
+    Args:
+        origins: for each run the seeds of its bases, the first base first; empty tuples for bases.
     """
 
     values: list[float]
@@ -36,7 +44,7 @@ class Sample:
 
     @property
     def units(self) -> list[float]:
-        """The values that were drawn independently: means over the bases, else each run's."""
+        """The values that were drawn independently: the means over bases, or those of the runs."""
         return _units(self.values, self.origins)
 
     @property
@@ -45,7 +53,7 @@ class Sample:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Student's t interval of the mean at LEVEL; ``None`` for fewer than AT_LEAST units. Of equal ones, a point."""
+        """Student's t interval of the mean at LEVEL; ``None`` for fewer than AT_LEAST units."""
         if len(self.units) < AT_LEAST:
             return None
         reach = float(stdtrit(len(self.units) - 1, (1 + LEVEL) / 2)) * self._error
@@ -53,7 +61,7 @@ class Sample:
 
     @property
     def p(self) -> float | None:
-        """Of the hypothesis that the mean is 0, by Student's t over the units; ``None`` where there is no interval."""
+        """p of the hypothesis that the mean is 0 (Student's t over the units), if there is an interval."""
         if self.interval is None:
             return None
         if self._error == 0:
@@ -66,14 +74,14 @@ class Sample:
 
     @property
     def span(self) -> Span:
-        """The mean, with the interval or, where there is none, the lowest and highest of several values."""
+        """The mean with its interval or, without one, with the lowest and highest value."""
         ends = self.interval or (
             (min(self.values), max(self.values)) if len(self.values) > 1 else (None, None)
         )
         return self.mean, *ends
 
     def record(self) -> dict[str, float | int | None]:
-        """For a CSV file. ``bases``: how many, ``None`` where there is none."""
+        """For a CSV file. ``bases`` is ``None`` for runs that have no base."""
         low, high = self.interval or (None, None)
         bases = len(set(self.origins)) if any(self.origins) else None
         return {
@@ -88,7 +96,8 @@ class Sample:
 
 
 def _units(values: list[float], origins: list[tuple[int, ...]]) -> list[float]:
-    """Means over the outermost level at which the runs differ, each of the means within it; where they differ at none, the values."""
+    """One value for each base at the outermost level where the runs' bases differ; each is the mean of the
+    values within. If the bases do not differ, the values."""
     if not any(origins):
         return values
     parts: dict[tuple[int, ...], list[tuple[float, tuple[int, ...]]]] = {}
@@ -100,33 +109,50 @@ def _units(values: list[float], origins: list[tuple[int, ...]]) -> list[float]:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one kind with the same settings. ``settings``: those by which groups of the page differ, as text."""
+    """Runs of one kind with the same settings.
+
+    Args:
+        name: tells it apart from the other groups of its kind.
+        settings: those in which the groups differ, as text.
+        label: its name; empty if it is the only group, so that tables show no column for it.
+    """
 
     name: str
     runs: list[Run]
     settings: dict[str, str]
+    label: str = ""
     finished: list[Run] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "finished", [run for run in self.runs if run.finished])
 
-    def sample(self, figure: str | Callable[[Run], float | None]) -> Sample | None:
-        """Of the finished runs that have it; ``figure``: its name in metrics.json, or what makes it of a run."""
-        of = figure if callable(figure) else lambda run: run.metrics.get(figure)
+    def sample(self, metric: str | Callable[[Run], float | None]) -> Sample | None:
+        """The values of the finished runs that have the metric.
+
+        Args:
+            metric: its name in metrics.json, or a function that computes it from a run.
+        """
+        of = metric if callable(metric) else lambda run: run.metrics.get(metric)
         return sample_of(self.finished, of)
 
-    def mean(self, figure: str | Callable[[Run], float | None]) -> float | None:
-        sample = self.sample(figure)
+    def mean(self, metric: str | Callable[[Run], float | None]) -> float | None:
+        sample = self.sample(metric)
         return None if sample is None else sample.mean
+
+    def error(self, metric: str) -> float | None:
+        """Half of the interval of a metric: the mean over runs, which are scored on the same sample."""
+        halves = [half_width(run.metrics, metric) for run in self.finished]
+        halves = [half for half in halves if half is not None]
+        return sum(halves) / len(halves) if halves else None
 
     @property
     def exact(self) -> bool | None:
-        """As of its runs."""
+        """Whether its scores are exact likelihoods, see :attr:`Run.exact`."""
         return next((run.exact for run in self.runs if run.exact is not None), None)
 
     @property
-    def figures(self) -> Figures:
-        """The mean, by base first, of every figure that all finished runs have."""
+    def figures(self) -> Metrics:
+        """The mean, by base first, of every metric that all finished runs have."""
         if not self.finished:
             return {}
         names = [
@@ -136,34 +162,37 @@ class Group:
 
     @property
     def bases(self) -> int:
-        """How many bases its finished runs stand on; 0: on none."""
+        """How many bases its finished runs stand on."""
         return (
             len({run.seeds[1:] for run in self.finished}) if self.runs[0].kind != "pretrain" else 0
         )
 
     @property
     def units(self) -> int:
-        """How many values an interval is over, see :class:`Sample`."""
+        """How many values an interval is over, see :attr:`Sample.units`."""
         return len(_units([0.0] * len(self.finished), [run.seeds[:0:-1] for run in self.finished]))
 
 
-def sample_of(runs: list[Run], figure: Callable[[Run], float | None]) -> Sample | None:
-    """The values of those of ``runs`` that have one."""
-    found = [(value, run.seeds[:0:-1]) for run in runs if (value := figure(run)) is not None]
+def sample_of(runs: list[Run], metric: Callable[[Run], float | None]) -> Sample | None:
+    """The values of the runs that have one."""
+    found = [(value, run.seeds[:0:-1]) for run in runs if (value := metric(run)) is not None]
     return Sample([value for value, _ in found], [origin for _, origin in found]) if found else None
 
 
 def groups_of(runs: list[Run]) -> tuple[list[Group], dict[Path, str]]:
-    """Groups of runs of one kind, in the order of their first runs, and the runs that repeat another with the same seed,
-    which would be counted twice: path -> which it repeats.
+    """Group runs of one kind by their settings.
 
-    A fine-tuning has its seeds in itself, so each is a group of its own, also beside one on a base of another seed. Bases that are
-    the same by their settings and seeds, but not by their tensors, set groups apart.
+    A fine-tuning has its seeds in itself, so each is a group of its own, also beside one on a base with
+    another seed. Bases with the same settings and seeds but other tensors set groups apart.
+
+    Returns:
+        The groups in the order of their first runs; and the runs that repeat another one with the same
+        seed, which would be counted twice: path -> what it repeats.
     """
-    runs = _told_apart(runs)
+    runs = _mark_unequal_bases(runs)
     found: dict[tuple, dict[tuple, Run]] = {}
     repeats = {}
-    for run in sorted(runs, key=lambda run: not run.finished):  # of two, the one that is finished
+    for run in sorted(runs, key=lambda run: not run.finished):  # of two, the finished one is kept
         kept = found.setdefault(_identity(run), {})
         if run.seeds in kept:
             repeats[run.path] = f"repeats {kept[run.seeds].name}"
@@ -175,15 +204,18 @@ def groups_of(runs: list[Run]) -> tuple[list[Group], dict[Path, str]]:
         for kept in found.values()
     ]
     parts.sort(key=lambda part: min(place[run.path] for run in part))
-    differing = _differing([part[0] for part in parts])
-    if any(key.startswith("base.") for key in differing):
-        differing = ["base", *(key for key in differing if key != "base")]
-    told = [_settings(part[0], differing) for part in parts]
-    return [Group(*group) for group in zip(_names(parts, told), parts, told, strict=True)], repeats
+    keys = _differing_keys([part[0] for part in parts])
+    settings = [_settings(part[0], keys) for part in parts]
+    names = _names(parts, settings)
+    groups = [
+        Group(name, part, own, label=name if len(parts) > 1 else "")
+        for name, part, own in zip(names, parts, settings, strict=True)
+    ]
+    return groups, repeats
 
 
-def _told_apart(runs: list[Run]) -> list[Run]:
-    """``runs``; those on bases that nothing but their content tells apart with a setting that does, BASE_CONTENT."""
+def _mark_unequal_bases(runs: list[Run]) -> list[Run]:
+    """Give runs whose bases differ in nothing but their tensors a setting that tells them apart."""
     content: dict[tuple, set[str]] = {}
     for run in runs:
         content.setdefault((_identity(run), run.seeds[1:]), set()).add(run.base_digest)
@@ -197,30 +229,29 @@ def _told_apart(runs: list[Run]) -> list[Run]:
 
 
 def base_differences(groups: list[Group]) -> str | None:
-    """What a reader must know where groups stand on bases that differ in more than their seed; ``None`` where they do not."""
+    """A warning for the reader if groups stand on bases that differ in more than their seed."""
     keys = dict.fromkeys(
         key for group in groups for key in group.settings if key.startswith("base")
     )
     if BASE_CONTENT in keys:
         return (
-            f"Bases with the same settings and the same seed differ in their tensors ({BASE_CONTENT}): another version of the code, other text "
-            "or another machine made them. Their runs are groups of their own; leave one of the bases out, or train it again."
+            "Leave one of the bases out, or train it again. Bases with the same settings and the same seed "
+            f"differ in their tensors ({BASE_CONTENT}): another version of the code, another text or another "
+            "machine made them. Their runs are groups of their own."
         )
-    of_settings = [
-        key for key in keys if key != "base"
-    ]  # none where the bases cannot be read: then their names differ
-    keys = [key for key in of_settings if _own(key) != "seed"] if of_settings else list(keys)
-    if not keys or groups[0].runs[0].kind == "evaluate":  # whose subject the base is
+    of_settings = [key for key in keys if key != "base"]  # empty if the bases cannot be read
+    keys = [key for key in of_settings if _own_key(key) != "seed"] if of_settings else list(keys)
+    if not keys or groups[0].runs[0].kind == "evaluate":  # an evaluation is about its base
         return None
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return (
-        f"These groups stand on bases that differ in more than their seed ({', '.join(keys[:3])}{more}): what sets the groups apart is of the "
-        "bases too."
+        f"These groups stand on bases that differ in more than their seed ({', '.join(keys[:3])}{more}): "
+        "the groups differ by their bases too."
     )
 
 
 def kinds_of(groups: list[Group]) -> str:
-    """What the likelihoods of ``groups`` are; of groups that differ, which are which."""
+    """What the likelihoods of ``groups`` are; if groups differ, with their names."""
     names = {
         likelihoods(exact): [g.name for g in groups if g.exact is exact] for exact in (True, False)
     }
@@ -231,90 +262,89 @@ def kinds_of(groups: list[Group]) -> str:
 
 
 def kind_on_axis(groups: list[Group]) -> str:
-    """The same without names."""
+    """What the likelihoods of ``groups`` are, in a word or two."""
     return " or ".join(
         in_a_word(exact) for exact in (True, False) if any(group.exact is exact for group in groups)
     )
 
 
 def _settings(run: Run, keys: list[str]) -> dict[str, str]:
-    """Those of ``keys`` that the run has, as text; a base by its name."""
+    """The settings ``keys`` that the run has, as text; a base by its name."""
     known = {**run.settings, "base": Path(str(run.config.get("base"))).name}
     return {key: setting_text(known[key]) for key in keys if key in known}
 
 
 def _compared(run: Run) -> dict[str, str]:
-    """The settings that make runs different, as text."""
-
-    def same(key: str) -> bool:
-        if _own(key) == "seed":
-            return run.kind != "finetune"
-        return not counts(_own(key))
-
-    return {key: setting_text(value) for key, value in run.settings.items() if not same(key)}
+    """The settings that make two runs different, as text: not the seed, except in a fine-tuning, and
+    nothing that cannot change a result."""
+    found = {}
+    for key, value in run.settings.items():
+        own = _own_key(key)
+        if run.kind == "finetune" if own == "seed" else counts(own):
+            found[key] = setting_text(value)
+    return found
 
 
 def pool_of(run: Run) -> tuple:
-    """What is the same in runs that differ by the seeds of their bases, or their own, alone."""
-    return run.kind, *sorted(
-        (key, value) for key, value in _compared(run).items() if _own(key) != "seed"
-    )
+    """What is the same in runs that differ in nothing but seeds, their own or those of their bases."""
+    compared = _compared(run)
+    return run.kind, *sorted((k, v) for k, v in compared.items() if _own_key(k) != "seed")
 
 
 def _identity(run: Run) -> tuple:
     return run.kind, *sorted(_compared(run).items())
 
 
-def _differing(runs: list[Run]) -> list[str]:
-    """Keys with more than one value, or that only some have."""
+def _differing_keys(runs: list[Run]) -> list[str]:
+    """The settings in which the runs differ; ``base`` first, if one of its settings is among them."""
     tables = [_compared(run) for run in runs]
-    keys = dict.fromkeys(key for table in tables for key in table)
-    return [key for key in keys if _differs(key, [table.get(key) for table in tables])]
+    differing = []
+    for key in dict.fromkeys(key for table in tables for key in table):
+        values = {table.get(key) for table in tables}
+        by_name = any(_own_key(key).startswith(f"{keyed}.") for keyed in _KEYED_BY_NAME)
+        if by_name or key.startswith("base."):
+            values.discard(None)  # another key says that the name, or the base, is absent
+        if len(values) > 1:
+            differing.append(key)
+    if any(key.startswith("base.") for key in differing):
+        differing = ["base", *(key for key in differing if key != "base")]
+    return differing
 
 
-def _differs(key: str, values: list[str | None]) -> bool:
-    if key.startswith("base.") or any(_own(key).startswith(f"{name}.") for name in _NAMED):
-        values = [
-            value for value in values if value is not None
-        ]  # whether there is one at all is said by another key
-    return len(set(values)) > 1
-
-
-def _own(key: str) -> str:
+def _own_key(key: str) -> str:
     """``data.alpha`` of ``base.base.data.alpha``."""
     return re.sub(r"^(base\.)+", "", key)
 
 
-def _names(parts: list[list[Run]], told: list[dict[str, str]]) -> list[str]:
-    """Short and different: what sets a group apart; where that is long, the name of its only run; at last a letter."""
+def _names(parts: list[list[Run]], settings: list[dict[str, str]]) -> list[str]:
+    """A short name for each group: its settings; if these are long or not unique, the names of the runs,
+    provided that each group is one run; at last a letter."""
     if len(parts) == 1:
         bases = len({run.seeds[1:] for run in parts[0]})
         over = f"{len(parts[0])} seeds" if bases == 1 else f"{len(parts[0])} runs on {bases} bases"
         return [parts[0][0].name if len(parts[0]) == 1 else over]
-    told_by = [[_told(settings) for settings in told]]
+    choices = [[_words(own) for own in settings]]
     if all(len(part) == 1 for part in parts):
-        told_by.append([part[0].name for part in parts])
-    for names in told_by:
+        choices.append([part[0].name for part in parts])
+    for names in choices:
         if len(set(names)) == len(names) and all(0 < len(name) <= _LONGEST for name in names):
             return names
     return [chr(ord("A") + i) if i < 26 else str(i + 1) for i in range(len(parts))]
 
 
-def _told(settings: dict[str, str]) -> str:
-    """``focus`` for an ``embedding_init`` that is the same in all languages, ``peak_lr 0.001`` for a number."""
-    plain = {key.rpartition(".")[2]: Path(value).name or value for key, value in settings.items()}
-    if any(
-        plain[key.rpartition(".")[2]] != (Path(value).name or value)
-        for key, value in settings.items()
-    ):
-        return ""  # two keys that end alike and differ
-    words = [
-        value
-        if value[:1].isalpha() and value not in ("true", "false", "null")
-        else f"{key} {value}"
-        for key, value in plain.items()
-    ]
-    return ", ".join(words)
+def _words(settings: dict[str, str]) -> str:
+    """Settings as the name of a group: ``focus`` for ``embedding_init: focus``, ``peak_lr 0.001`` for a
+    number. Empty if two settings with the same last word have different values."""
+    found: dict[str, str] = {}
+    for key, value in settings.items():
+        word, short = key.rpartition(".")[2], Path(value).name or value
+        if found.setdefault(word, short) != short:
+            return ""
+    plain = ("true", "false", "null")
+    return ", ".join(
+        value if value[:1].isalpha() and value not in plain else f"{key} {value}"
+        for key, value in found.items()
+    )
 
 
 def setting_text(value: object) -> str:

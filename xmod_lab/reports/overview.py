@@ -1,12 +1,13 @@
-"""What the page begins and ends with: its title, the states of the runs, the settings, and the table of all runs."""
+"""The start and the end of the page: its title, the states of the runs, the settings, and all runs."""
 
 from pathlib import Path
 
 from xmod_lab.markup import element
+from xmod_lab.metrics import number
 from xmod_lab.reports.costs import seconds
-from xmod_lab.reports.groups import Group, base_differences
+from xmod_lab.reports.groups import Group, Part, base_differences
 from xmod_lab.reports.results import KINDS, Found, Run
-from xmod_lab.reports.tables import Part, Record, Table, number
+from xmod_lab.tables import NONE, Record, Table
 
 
 def title(runs: list[Run]) -> str:
@@ -32,18 +33,15 @@ def _what(run: Run) -> str:
 
 
 def unfinished(run: Run) -> list[Part]:
-    """Of a single run."""
-    return (
-        []
-        if run.finished
-        else [
-            element("p", "This run is not finished: what follows is how far it came.", kind="bad")
-        ]
-    )
+    """A warning on the page of a single run."""
+    if run.finished:
+        return []
+    said = "This run is not finished: the page shows how far it came."
+    return [element("p", said, kind="bad")]
 
 
 def states(found: Found, repeats: dict[Path, str]) -> list[Part]:
-    """How many runs are finished, and the name of every one that is not, or that is left out."""
+    """How many runs are finished; the names of those that are not, or that are left out."""
     runs = [run for run in found.runs if run.path not in repeats]
     undone = ", ".join(f"{run.name} (step {run.steps:,})" for run in runs if not run.finished)
     left_out = ", ".join(
@@ -60,8 +58,8 @@ def states(found: Found, repeats: dict[Path, str]) -> list[Part]:
 
 
 def other_vocabularies(groups: list[Group]) -> list[Part]:
-    """Of which languages the runs to be compared have other vocabularies; nothing where that is not so, or was not recorded."""
-    found: dict[str, list[str]] = {}  # who has which -> of which languages
+    """The languages that runs read with different vocabularies, as far as it was recorded."""
+    found: dict[str, list[str]] = {}  # which group has which vocabulary -> languages
     for code in dict.fromkeys(
         code for group in groups for run in group.runs for code in run.tokenizers
     ):
@@ -80,8 +78,9 @@ def other_vocabularies(groups: list[Group]) -> list[Part]:
     return [
         element(
             "p",
-            "These runs read a language with different vocabularies (by the digest of the tokenizer). Nats per piece do not "
-            "compare them: a piece is not the same text. Bits per byte do, but for those of an earlier version, which hid pieces.",
+            "Compare these runs by bits per byte: they read a language with different vocabularies (by the "
+            "digest of the tokenizer), and a token is not the same text. An earlier version measured bits per "
+            "byte on hidden tokens; those do not compare vocabularies.",
             kind="bad",
         ),
         element("ul", *items),
@@ -89,7 +88,7 @@ def other_vocabularies(groups: list[Group]) -> list[Part]:
 
 
 def overview(found: Found, grouped: dict[str, list[Group]], repeats: dict[Path, str]) -> list[Part]:
-    """Every run that was found, whatever became of it."""
+    """Every run that was found, and its state."""
     of = {
         run.path: group.name
         for groups in grouped.values()
@@ -106,7 +105,7 @@ def overview(found: Found, grouped: dict[str, list[Group]], repeats: dict[Path, 
         )
         seed = " / ".join(map(str, run.seeds if of_bases else run.seeds[:1]))
         cost = (number(run.steps or None, 0), number(took or None, 1))
-        rows.append([run.name, _what(run), of.get(run.path, "–"), seed, state, *cost])
+        rows.append([run.name, _what(run), of.get(run.path, NONE), seed, state, *cost])
         records.append(
             {
                 "run": str(run.path),
@@ -119,17 +118,17 @@ def overview(found: Found, grouped: dict[str, list[Group]], repeats: dict[Path, 
             }
         )
     for path, why in found.faults.items():
-        rows.append([path.name, "–", "–", "–", why, "–", "–"])
+        rows.append([path.name, NONE, NONE, NONE, why, NONE, NONE])
         records.append({"run": str(path), "state": why})
     header = ["run", "what", "group", "seed", "state", "steps", "seconds"]
-    note = "Seconds: of training alone."
+    note = "Seconds are of training alone."
     if of_bases:
-        note += " Seeds: the run's own / that of its base."
-    return [element("h2", "All runs"), Table("runs", header, rows, records, note=note)]
+        note += " Seeds: of the run / of its base."
+    return [element("h2", "All runs"), Table("", header, rows, note, name="runs", records=records)]
 
 
 def differences(groups: list[Group]) -> list[Part]:
-    """The settings in which groups differ, groups below each other, or beside each other where there are more settings."""
+    """The settings in which groups differ. A group is a row, or a column if there are many settings."""
     keys = list(dict.fromkeys(key for group in groups for key in group.settings))
     records: list[Record] = [
         {"group": g.name, "setting": key, "value": g.settings.get(key)}
@@ -137,29 +136,30 @@ def differences(groups: list[Group]) -> list[Part]:
         for key in keys
     ]
     header = ["group", "runs", *keys]
-    rows = [[g.name, str(len(g.runs)), *(g.settings.get(key, "–") for key in keys)] for g in groups]
+    rows = [
+        [g.name, str(len(g.runs)), *(g.settings.get(key, NONE) for key in keys)] for g in groups
+    ]
     if len(keys) > max(4, len(groups)):
         header, *rows = [list(column) for column in zip(header, *rows, strict=True)]
     of_base = (
         " base.… are settings of the base." if any(key.startswith("base.") for key in keys) else ""
     )
-    note = f"Named as on the command line.{of_base} Whatever is not here is the same in all."
+    note = f"Named as on the command line.{of_base} All other settings are the same in all groups."
     told = [element("p", said, kind="bad")] if (said := base_differences(groups)) else []
     return [
         element("h2", "Settings that differ"),
         *told,
-        Table("settings", header, rows, records, note=note),
+        Table("", header, rows, note, name="settings", records=records),
     ]
 
 
 def settings(group: Group) -> list[Part]:
-    """What people ask for first."""
+    """The settings that readers ask for first."""
     run = group.runs[0]
     config, trainer = run.config, run.config["trainer"]
-    rows = {"base": Path(str(config["base"])).name} if run.kind != "pretrain" else {}
-    if (
-        "model" in config and run.kind != "evaluate"
-    ):  # whose configuration is not that of the model it opened
+    bases = dict.fromkeys(Path(str(run.config["base"])).name for run in group.runs)
+    rows = {"base": ", ".join(bases)} if run.kind != "pretrain" else {}
+    if "model" in config and run.kind != "evaluate":  # an evaluation opens a model of other sizes
         model = config["model"]
         size = f"{model['num_hidden_layers']} layers of {model['hidden_size']}, {model['num_attention_heads']} heads"
         rows["model"] = size
@@ -167,8 +167,8 @@ def settings(group: Group) -> list[Part]:
         recipe = (
             config["task"].get("recipe") or config["task"]["extend" if run.added else "pretrain"]
         )
-        pieces = f" of {config['data']['row_length']} pieces" if "data" in config else ""
-        rows["steps"] = f"{run.steps:,} of {trainer['rows_per_step']} rows{pieces}"
+        length = f" of {config['data']['row_length']} tokens" if "data" in config else ""
+        rows["steps"] = f"{run.steps:,} of {trainer['rows_per_step']} rows{length}"
         rows["peak learning rate"] = f"{recipe['peak_lr']:g}"
     seeds = [
         run.config["seed"] + i
@@ -177,7 +177,7 @@ def settings(group: Group) -> list[Part]:
     ]
     precision = (
         "32-true" if run.kind == "evaluate" else trainer["precision"]
-    )  # in which every score is computed
+    )  # every score is computed in it
     rows["precision, seed"] = f"{precision}, {', '.join(map(str, seeds))}"
     costs = (
         ("tokens per second", "train/tokens_per_second", 0),
@@ -186,10 +186,10 @@ def settings(group: Group) -> list[Part]:
     for name, prefix, digits in costs if len(group.runs) == 1 else ():
         values = [
             number(value, digits)
-            for figure, value in run.metrics.items()
-            if figure.startswith(prefix)
+            for metric, value in run.metrics.items()
+            if metric.startswith(prefix)
         ]
         rows |= {name: ", ".join(values)} if values else {}
     cells = [[name, value] for name, value in rows.items()]
     records: list[Record] = [{"setting": name, "value": value} for name, value in cells]
-    return [element("h2", "Settings"), Table("settings", ["", ""], cells, records)]
+    return [element("h2", "Settings"), Table("", ["", ""], cells, name="settings", records=records)]

@@ -1,7 +1,10 @@
 """The report: one page for one run or many, of whatever commands, and its tables as files."""
 
 import json
+import re
+from collections.abc import Collection
 from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
 from xmod_lab.errors import UserError
@@ -9,7 +12,7 @@ from xmod_lab.files import remove, write_whole
 from xmod_lab.markup import Html, element, together, visible
 from xmod_lab.reports.costs import mixture, price
 from xmod_lab.reports.evaluation import evaluation_sections
-from xmod_lab.reports.groups import Group, groups_of
+from xmod_lab.reports.groups import Group, Part, groups_of
 from xmod_lab.reports.overview import (
     differences,
     other_vocabularies,
@@ -22,8 +25,8 @@ from xmod_lab.reports.overview import (
 from xmod_lab.reports.proofs import frozen, packs, proof
 from xmod_lab.reports.results import KINDS, Found, Run
 from xmod_lab.reports.scores import learning_curves, old_languages, results, samples
-from xmod_lab.reports.tables import Part, Record, Table, file_name, records_csv
 from xmod_lab.reports.transfer import transfer_sections
+from xmod_lab.tables import Record, Table, csv_text
 from xmod_lab.text.likelihoods import in_a_word
 
 _STYLE = """
@@ -34,7 +37,7 @@ table{border-collapse:collapse;font-size:.84rem;font-variant-numeric:tabular-num
 caption{text-align:left;white-space:nowrap;font-weight:600;color:#444;padding:.2rem 0}.wide{overflow-x:auto}
 th,td{padding:.22rem .55rem;text-align:right;border-bottom:1px solid #eee;white-space:nowrap}
 th{font-weight:600;border-bottom:1px solid #999;white-space:normal;vertical-align:bottom}
-.text{text-align:left}td.long{white-space:normal;min-width:20rem}th:first-child,td:first-child{text-align:left;padding-left:0;white-space:nowrap}
+.text{text-align:left}td.long{white-space:normal;min-width:20rem}th:first-child,td:first-child{text-align:left;padding-left:0}td:first-child:not(.long){white-space:nowrap}
 p.note{color:#555;font-size:.86rem;margin-top:.2rem;max-width:50rem}.good{color:#1a7f37;font-weight:600}.bad{color:#b3261e;font-weight:600}
 .figure{overflow-x:auto}ul{color:#b3261e;font-size:.86rem;padding-left:1.2rem;overflow-wrap:anywhere}svg{height:auto;display:block}
 .panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:.4rem .8rem}svg.half{max-width:480px}
@@ -44,6 +47,7 @@ thead{display:table-header-group}table{font-size:9px}th,td{padding:.15rem .35rem
 .panels{grid-template-columns:1fr 1fr}}
 """
 _LIST = ".written.json"  # in the folder of the tables
+_LONGEST = 60  # characters of a table's file name; some letters take four bytes
 _LIKELIHOODS = {  # by whether they are exact
     False: "Nats are of held-out text with a fixed 15 % of the pieces hidden behind <mask>: they compare models with one vocabulary "
     "alone. Bits per byte hide stretches of the text (words; phrases in scripts without spaces), the same ones whatever the vocabulary; "
@@ -72,8 +76,10 @@ _FAULTS = (
 
 
 def render(found: Found) -> tuple[str, dict[str, str]]:
-    """The whole page, and the files beside it by their names. Runs that were read but cannot be shown, since figures in them do
-    not belong together, are left out, and added to ``found.faults``.
+    """The whole page, and the files beside it by their names.
+
+    Runs whose metrics do not belong together cannot be shown: they are left out, and added to
+    ``found.faults``.
 
     Raises:
         UserError: no run is left.
@@ -92,14 +98,14 @@ def render(found: Found) -> tuple[str, dict[str, str]]:
 
 
 def _fault(run: Run) -> str | None:
-    """Why ``run`` cannot be shown, if it cannot."""
+    """Why ``run`` cannot be shown; ``None`` if it can."""
     try:
         _render(Found([run], {}))
     except _FAULTS as error:
         missing = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         return (
-            f"{visible(run.path)}: its files do not belong together ({visible(missing)}), so that it cannot be shown; finish the "
-            "run again, or leave it out"
+            f"{visible(run.path)}: finish the run again, or leave it out: its files do not belong together "
+            f"({visible(missing)})"
         )
     return None
 
@@ -142,19 +148,22 @@ def _render(found: Found) -> tuple[str, dict[str, str]]:
     )
     files = {}
     for table in (part for part in parts if isinstance(part, Table)):
-        name = file_name(table.name, files)
+        name = _file_name(table.name, files)
         files |= {f"{name}.tex": table.tex(), f"{name}.csv": table.csv()}
-    files["figures.csv"] = records_csv(_figures(grouped))
+    files["figures.csv"] = csv_text(_figures(grouped))
     return str(page), files
 
 
 def write(page: str, files: dict[str, str], place: Path) -> Path:
-    """Write the files into ``<name of the page>_files`` beside the page, and last the page to ``place``; returns that folder.
+    """Write the files into ``<name of the page>_files`` beside the page, and the page last.
 
-    The folder's ``.written.json`` names the files that are of a report: those of an earlier one are removed.
+    The folder's ``.written.json`` lists the files that a report wrote; those of an earlier one are removed.
+
+    Returns:
+        The folder.
 
     Raises:
-        UserError: a page or a file is there that no report wrote; nothing is changed.
+        UserError: a page or a file exists that no report wrote; nothing is changed.
     """
     folder = place.with_name(f"{place.stem}_files")
     listed = folder / _LIST
@@ -168,8 +177,7 @@ def write(page: str, files: dict[str, str], place: Path) -> Path:
         strange.insert(0, place)
     if strange:
         raise UserError(
-            f"{strange[0]} is there already, and no report wrote it: it is not replaced. Choose another page with --out, "
-            "or move it away"
+            f"choose another page with --out, or move {strange[0]} away: it exists, and no report wrote it"
         )
     write_whole(listed, json.dumps(sorted(earlier | files.keys())).encode())
     for name, content in files.items():
@@ -181,8 +189,19 @@ def write(page: str, files: dict[str, str], place: Path) -> Path:
     return folder
 
 
+def _file_name(name: str, taken: Collection[str]) -> str:
+    """The name of a table's files, without their ending.
+
+    Characters that a file system may refuse are replaced. A number follows if another table has the name
+    (``taken`` has ``<name>.csv``).
+    """
+    plain = re.sub(r"[^\w.-]+", "_", name)[:_LONGEST]
+    names = chain([plain], (f"{plain}_{i}" for i in count(2)))
+    return next(name for name in names if f"{name}.csv" not in taken)
+
+
 def _names_in(listed: Path) -> set[str]:
-    """The names in a report's list; a damaged list, and what is no plain name of a table in it, are of no report."""
+    """The file names in a report's list; empty if the list is damaged. Other entries are ignored."""
     try:
         found = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []
     except (OSError, ValueError, RecursionError):
@@ -203,7 +222,7 @@ def _is_page(place: Path) -> bool:
 
 
 def _framed(part: Html) -> Html:
-    """A figure wider than the window scrolls in a frame of its own."""
+    """A plot that is wider than the window scrolls in a frame of its own."""
     return element("div", part, kind="figure") if part.startswith("<svg") else part
 
 
@@ -212,7 +231,7 @@ def _renamed(part: Part, kind: str) -> Part:
 
 
 def _figures(grouped: dict[str, tuple[list[Group], dict]]) -> list[Record]:
-    """All of metrics.json of all runs."""
+    """Every metric of every run."""
     return [
         {
             "kind": kind,

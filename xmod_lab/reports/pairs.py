@@ -1,7 +1,8 @@
-"""Groups compared on the same held-out text, passage by passage and seed by seed, and how sure the differences are.
+"""Groups compared on the same held-out text, passage by passage and seed by seed.
 
-The figure is the difference of two groups' bits per byte over the seeds that both have. Passages and bases (where there is one alone, seeds
-on it) were both drawn, see :mod:`xmod_lab.tasks.statistics`; of one it holds for these runs.
+The difference is that of two groups' bits per byte over the seeds that both have. Its interval treats
+passages and bases as drawn at random (with one base, passages and seeds), see
+:mod:`xmod_lab.tasks.statistics`; with one seed it holds for these runs.
 """
 
 from dataclasses import dataclass
@@ -10,10 +11,10 @@ from itertools import combinations
 import numpy as np
 
 from xmod_lab.markup import element
-from xmod_lab.metrics import digits_of
-from xmod_lab.reports.groups import Group
+from xmod_lab.metrics import digits_of, interval_text, number
+from xmod_lab.reports.groups import Group, Part
 from xmod_lab.reports.results import Run
-from xmod_lab.reports.tables import Part, Table
+from xmod_lab.tables import Table
 from xmod_lab.tasks.metrics import Metric, share
 from xmod_lab.tasks.statistics import (
     AT_LEAST,
@@ -21,7 +22,6 @@ from xmod_lab.tasks.statistics import (
     Estimate,
     difference,
     holm,
-    interval_text,
     p_text,
 )
 
@@ -31,7 +31,13 @@ _BITS_PER_BYTE = Metric(lambda bits, sizes: np.stack([bits, sizes], axis=-1), sh
 
 @dataclass(frozen=True)
 class Compared:
-    """Bits per byte of one group less those of another, of so many passages and pairs of runs, which stand on so many bases."""
+    """Bits per byte of one group minus those of another.
+
+    Args:
+        passages: how many were compared.
+        seeds: how many pairs of runs.
+        bases: how many bases the runs stand on.
+    """
 
     found: Estimate
     passages: int
@@ -40,29 +46,29 @@ class Compared:
 
 
 def why_not(a: Run, b: Run, code: str) -> str | None:
-    """Why two runs cannot be compared in ``code`` by bits per byte; ``None``: they can."""
+    """Why two runs cannot be compared in ``code`` by bits per byte; ``None`` if they can."""
     if a.exact is not b.exact:
         return "one has exact likelihoods, the other pseudo-likelihoods"
     older = next((run for run in (a, b) if code not in run.passages), None)
     if older is not None:
         return (
-            f"{older.name} did not keep what each passage costs (an earlier version, whose bits per byte of masked models hide "
-            "pieces and do not compare vocabularies); python -m xmod_lab.evaluate base=RUN scores it anew"
+            f"score {older.name} again with python -m xmod_lab.evaluate base=RUN: it is of an earlier version, "
+            "which did not keep what each passage costs, and hid tokens in masked models"
         )
     if a.passages[code]["text"] != b.passages[code]["text"]:
-        return "their held-out passages are others; give both the same text, data.validation_share and data.score_passages"
+        return "give both the same text, data.validation_share and data.score_passages: their held-out passages differ"
     if len(a.passages[code]["bits"]) < AT_LEAST:
-        return f"fewer than {AT_LEAST} passages are scored: nothing is known of how they scatter; give more held-out text"
+        return f"give more held-out text: fewer than {AT_LEAST} passages are scored"
     if len(_common(a, b, code)) < AT_LEAST:
         return (
-            f"their vocabularies cut fewer than {AT_LEAST} of the passages at the borders of the same stretches of text; compare "
+            f"their vocabularies split fewer than {AT_LEAST} passages into the same stretches of text; compare "
             "them by task=clm"
         )
     return None
 
 
 def _common(a: Run, b: Run, code: str) -> np.ndarray:
-    """Numbers of the passages whose stretches are the same in both vocabularies."""
+    """Numbers of the passages that both vocabularies split into the same stretches."""
     crossed = [np.array(run.passages[code]["crossed"]) for run in (a, b)]
     if a.exact or a.passages[code]["vocabulary"] == b.passages[code]["vocabulary"]:
         return np.arange(len(crossed[0]))
@@ -70,7 +76,7 @@ def _common(a: Run, b: Run, code: str) -> np.ndarray:
 
 
 def compare(a: Group, b: Group, code: str) -> Compared | str:
-    """``a`` less ``b``, or why there is no such figure."""
+    """``a`` minus ``b``, or why they cannot be compared."""
     others = {run.seeds: run for run in b.finished}
     pairs = [(run, others[run.seeds]) for run in a.finished if run.seeds in others]
     if not pairs:
@@ -78,7 +84,7 @@ def compare(a: Group, b: Group, code: str) -> Compared | str:
     for pair in pairs:
         if why := why_not(*pair, code):
             return why
-    kept = _common(*pairs[0], code)  # of one vocabulary, and one text, in all runs of a group
+    kept = _common(*pairs[0], code)  # all runs of a group have one vocabulary and one text
     sizes = np.array(pairs[0][0].passages[code]["bytes"], dtype=float)[kept]
 
     bases = len({run.seeds[1:] for run, _ in pairs})
@@ -99,7 +105,7 @@ def compare(a: Group, b: Group, code: str) -> Compared | str:
 
 
 def differences_of(groups: list[Group], codes: list[str]) -> list[Part]:
-    """Every pair of groups in every language; p-values are corrected for the number of all of them (Holm)."""
+    """Every pair of groups in every language; p-values are corrected for their number (Holm)."""
     done, refused = [], {}
     for code in codes:
         scored = [group for group in groups if any(code in run.scored for run in group.finished)]
@@ -121,7 +127,7 @@ def differences_of(groups: list[Group], codes: list[str]) -> list[Part]:
 
 
 def _table(done: list[tuple[str, str, str, Compared]]) -> Table:
-    """The surest difference first."""
+    """The differences, that with the lowest p first."""
     corrected = holm([result.found.p for *_, result in done])
     rows, records = [], []
     for (code, a, b, result), p in sorted(
@@ -129,9 +135,11 @@ def _table(done: list[tuple[str, str, str, Compared]]) -> Table:
     ):
         d = result.found
         digits = digits_of((d.high - d.low) / 2)
-        ends = interval_text(d.low, d.high, sign="+", digits=digits)
+        ends = interval_text(d.low, d.high, sign="+")
         counts = f"{result.passages:,}", str(result.seeds), str(result.bases)
-        rows.append([code, a, b, f"{d.mean:+.{digits}f}", ends, p_text(d.p), p_text(p), *counts])
+        rows.append(
+            [code, a, b, number(d.mean, digits, sign="+"), ends, p_text(d.p), p_text(p), *counts]
+        )
         records.append(
             {
                 "language": code,
@@ -150,7 +158,7 @@ def _table(done: list[tuple[str, str, str, Compared]]) -> Table:
     header = [
         "language",
         "group",
-        "less",
+        "minus",
         "bits/byte",
         f"{LEVEL:.0%} interval",
         "p",
@@ -160,10 +168,10 @@ def _table(done: list[tuple[str, str, str, Compared]]) -> Table:
         "bases",
     ]
     note = (
-        "Differences of bits per byte on the same passages, paired by passage and by seed; below zero the first group is better. The "
-        "interval counts passages and bases (of one base, seeds on it) as drawn; of one seed it holds for these runs alone. What counts is "
-        "the corrected p."
+        "Differences of bits per byte on the same passages, paired by passage and by seed. Below zero the "
+        "first group is better. The interval treats passages and bases (with one base: its seeds) as drawn "
+        "at random; with one seed it holds for these runs only. Decide by the corrected p."
     )
     if len(rows) > _ROWS:
-        note += f" The {_ROWS} surest of {len(rows)} are shown; differences.csv has all."
-    return Table("differences", header, rows[:_ROWS], records, note=note)
+        note += f" Of {len(rows)} rows, the {_ROWS} with the lowest p; differences.csv has all."
+    return Table("", header, rows[:_ROWS], note, name="differences", records=records)

@@ -1,4 +1,4 @@
-"""Figures, drawn once, written as inline SVG into reports and as PNG files by commands.
+"""Plots, drawn once, written as inline SVG into reports and as PNG files by commands.
 
 Colours are told apart by colour-blind readers; dashes, hatches and names at the lines' ends tell them apart in grey.
 """
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from xmod_lab.files import write_whole
-from xmod_lab.markup import Html, visible
+from xmod_lab.markup import Html, element, visible
 
 Points = list[tuple[float, float]]
 Lines = dict[str, list[Points]]  # name -> a line for each seed
@@ -45,16 +45,19 @@ _PLAIN = rc_context({"text.parse_math": False})  # a name with dollars in it is 
 
 @contextmanager
 def _drawing(**settings: object) -> Iterator[None]:
-    """Letters of a script that the font lacks are boxes in a figure, and no warning: the tables have them."""
+    """Letters that the font lacks are boxes in a plot, without a warning: the tables show them."""
     with rc_context({"text.parse_math": False, **settings}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from ")
         yield
 
 
 def svg(figure: Figure, what: str) -> Html:
-    """An SVG element that stands in a page by itself; ``what`` says to those who cannot see it what it shows.
+    """An SVG element that needs no other file.
 
-    It shrinks with the page down to where its text can be read; the same figure always gives the same text.
+    It shrinks with the page as long as its text can be read. The same plot always gives the same text.
+
+    Args:
+        what: what it shows, for readers who cannot see it.
     """
     buffer = io.StringIO()
     with _drawing(**{"svg.hashsalt": "xmod_lab"}):
@@ -67,6 +70,11 @@ def svg(figure: Figure, what: str) -> Html:
         size = 'class="half"'
     head = Html('role="img" aria-label="{}" {} width="100%"').format(visible(what), Html(size))
     return Html(re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', lambda _: head, text, count=1))
+
+
+def panels(plots: list[Html]) -> Html:
+    """Plots beside each other where there is room; a single one as it is."""
+    return plots[0] if len(plots) == 1 else element("div", *plots, kind="panels")
 
 
 def png(figure: Figure, path: Path) -> None:
@@ -87,8 +95,13 @@ def curves(
     title: str = "",
     width: float = WIDE,
 ) -> Figure:
-    """A colour for each name, which stands at the line's right end. Of several seeds each has a thin line, and their mean,
-    at the places that all have, a thick one. ``levels`` are dashed horizontals."""
+    """A line for each name, which stands at its right end.
+
+    Several seeds have a thin line each, and a thick one is their mean at the places that all have.
+
+    Args:
+        levels: dashed horizontals.
+    """
     figure, axes = _blank(width, 3.9 if width > HALF else 3.1)
     ends = []
     for i, (name, seeds) in enumerate(lines.items()):
@@ -133,7 +146,7 @@ def _mean_line(seeds: list[Points]) -> Points:
 
 @_PLAIN
 def bars(values: dict[str, float], *, x: str, notes: dict[str, str]) -> Figure:
-    """Horizontal bars, the first one on top, with a note behind each."""
+    """Horizontal bars, the first one on top, each with a note behind it."""
     figure, axes = _blank(WIDE, 0.6 + 0.32 * len(values))
     names = list(values)[::-1]
     axes.barh(names, [values[n] for n in names], color=_COLOURS[0], height=0.65)
@@ -157,8 +170,8 @@ def dots(
     title: str = "",
     width: float = WIDE,
 ) -> Figure:
-    """A row for each name, the first one on top: the value, its interval as a bar, ``seeds`` as small rings. The scale begins
-    where the values do."""
+    """A row for each name, the first one on top: the value, its interval as a bar, ``seeds`` as small rings.
+    The scale starts at the lowest value."""
     figure, axes = _blank(width, 0.75 + 0.3 * max(2, len(values)))
     names = list(values)[::-1]
     for i, name in enumerate(names):
@@ -192,7 +205,7 @@ def dots(
 def scatter(
     points: dict[str, Points], *, x: str, y: str, title: str = "", width: float = WIDE
 ) -> Figure:
-    """A colour for each name, which stands beside the mean of its points."""
+    """Points in a colour for each name, which stands beside their mean."""
     figure, axes = _blank(width, 3.9 if width > HALF else 3.1)
     for i, (name, places) in enumerate(points.items()):
         colour = _COLOURS[i % len(_COLOURS)]
@@ -219,8 +232,11 @@ def heat_map(
     best: Callable = min,
     digits: int = 2,
 ) -> Figure:
-    """``values`` (row -> column -> value), low values light, each cell with its number, the ``best`` of each row in bold. A
-    column stands where the row of its name does; a cell that a row lacks is empty."""
+    """``values`` (row -> column -> value) as coloured cells with their numbers; low values are light.
+
+    The ``best`` value of each row is bold. Columns have the order of the rows with the same names. A cell
+    without a value is empty.
+    """
     rows = list(values)
     columns = list(dict.fromkeys(column for row in values.values() for column in row))
     columns.sort(key=lambda column: rows.index(column) if column in rows else len(rows))
@@ -254,8 +270,12 @@ def interval_bars(
     title: str,
     y: str,
 ) -> Figure:
-    """Grouped bars: series -> group -> value with its interval; a dashed line across each group at its level, if it has one,
-    which ``level`` names."""
+    """Grouped bars: series -> group -> value with its interval.
+
+    Args:
+        levels: for each group a dashed line across it, or ``None``.
+        level: what these lines are.
+    """
     groups, width = list(levels), 0.8 / len(values)
     figure, axes = _blank(max(4.6, 1.4 + 0.88 * len(groups)), 3.9)
     for i, (name, spans) in enumerate(values.items()):
@@ -301,14 +321,14 @@ def _blank(width: float, height: float):
 
 
 def _spread(spans: list[Span]) -> list[list[float]]:
-    """Distances from each value down and up to the ends of its interval, as matplotlib wants them."""
+    """Distances from each value down and up to the ends of its interval, as matplotlib takes them."""
     low = [max(0.0, value - (value if end is None else end)) for value, end, _ in spans]
     high = [max(0.0, (value if end is None else end) - value) for value, _, end in spans]
     return [low, high]
 
 
 def _name_ends(axes, ends: list[tuple[float, str, str, float]]) -> None:
-    """Write each line's name at its end; names that would overlap stand on one another around the middle of their lines."""
+    """Write each line's name at its end; names that would overlap are stacked around their mean height."""
     low, high = axes.get_ylim()
     gap = (high - low) * (0.055 if axes.figure.get_figwidth() > HALF else 0.068)
     stacks: list[list[float]] = []
@@ -332,7 +352,7 @@ def _name_ends(axes, ends: list[tuple[float, str, str, float]]) -> None:
 
 
 def _bottom(stack: list[float], gap: float, least: float) -> float:
-    """Where the lowest of names stands that are stacked around the mean of their values, and not below ``least``."""
+    """The height of the lowest name in a stack around the mean of its values, at least ``least``."""
     return max(least, sum(stack) / len(stack) - gap * (len(stack) - 1) / 2)
 
 

@@ -1,36 +1,33 @@
-"""What a run proved of the tensors that had to stay as they were, and what it added beside them."""
+"""The proof that tensors stayed as they were, and what a run added to them."""
 
 from collections.abc import Callable
 
 from xmod_lab.markup import element
-from xmod_lab.reports.groups import Group
+from xmod_lab.metrics import number
+from xmod_lab.reports.groups import Group, Part
 from xmod_lab.reports.results import Run
-from xmod_lab.reports.tables import Part, Record, Table, number
+from xmod_lab.tables import Record, Table
 
-_PARTS = {  # of a proof that an extension wrote
+_PARTS = {  # of the proof of an extension
     "logits": "languages with equal logits",
     "numbers": "languages with their number",
     "tokenizers": "languages with their tokenizer",
     "settings": "settings kept",
 }
+_MOST = 20  # changes of a run that are listed
 
 
 def proof(groups: list[Group]) -> list[Part]:
     """Whether each extension left the rest as it was, and what moved if it did not."""
     note = (
-        "Tensors of the base by their sha256 in the saved model; logits on probe sentences of every language of the base; its number "
-        "in lang_ids; its tokenizer by what it does to text; settings of config.json but the languages that were added. "
-        "0 of 0: not compared, by an earlier version."
+        "Compared: the base's tensors by their sha256 in the saved model; for every language of the base "
+        "its logits on probe sentences, its number in lang_ids, and its tokenizer by what it does to text; "
+        "and all of config.json except the added languages. 0 of 0: an earlier version did not compare it."
     )
-    moved = [
-        element("li", f"{run.name}: {name}")
-        for run in _proved(groups)
-        for name in [
-            *run.proof["tensors_changed"],
-            *run.proof["tensors_missing"],
-            *_other(run.proof),
-        ][:20]
-    ]
+    moved = []
+    for run in _proved(groups):
+        names = [*run.proof["tensors_changed"], *run.proof["tensors_missing"], *_other(run.proof)]
+        moved += [element("li", f"{run.name}: {name}") for name in names[:_MOST]]
     listed = [element("p", "Changed or missing:"), element("ul", *moved)] if moved else []
     return [*_section(groups, "Proof of non-interference", _extension, note), *listed]
 
@@ -44,12 +41,12 @@ def _extension(p: dict) -> dict[str, tuple[int, int] | int]:
             for part, words in _PARTS.items()
         },
         "new tensors": len(p["tensors_added"]),
-        "new ones of no added language": len(p["tensors_added_without_language"]),
+        "new tensors outside the added languages": len(p["tensors_added_without_language"]),
     }
 
 
 def _other(p: dict) -> list[str]:
-    """What beside tensors and logits is not as it was, with both values."""
+    """What changed besides tensors and logits, with both values."""
     return [
         f"{part}: {key} was {entry['before']}, is {entry['after']}"
         for part in _PARTS
@@ -60,10 +57,10 @@ def _other(p: dict) -> list[str]:
 
 
 def frozen(groups: list[Group]) -> list[Part]:
-    """Whether each fine-tuning left embeddings and slots as they were, in every training and in the saved model."""
+    """Whether each fine-tuning left embeddings and slots as they were."""
     note = (
-        "Frozen: all embeddings and slots, by their sha256, after every training and in the model as read back from the disk; "
-        "the fewest that were kept in any of them."
+        "Frozen: all embeddings and slots, compared by their sha256 after every training and in the saved "
+        "model as read back from the disk. The count is the lowest of these."
     )
     return _section(groups, "Proof that what was frozen did not move", _finetuning, note)
 
@@ -72,10 +69,7 @@ def _finetuning(p: dict) -> dict[str, tuple[int, int] | int]:
     parts = {name: part for name, part in p.items() if name != "holds"}
     kept = [part["frozen"] - len(part["changed"]) for part in parts.values()]
     return {
-        "frozen tensors kept bit for bit": (
-            min(kept),
-            p["model"]["frozen"],
-        ),  # in the worst of the trainings
+        "frozen tensors kept bit for bit": (min(kept), p["model"]["frozen"]),
         "trainings": len(parts) - 1,
         "tensors trained in each": p["model"]["trainable"],
     }
@@ -84,7 +78,7 @@ def _finetuning(p: dict) -> dict[str, tuple[int, int] | int]:
 def _section(
     groups: list[Group], title: str, count: Callable[[dict], dict], note: str
 ) -> list[Part]:
-    """A row for each group: how many of its runs' proofs hold, and their counts, added up."""
+    """A row for each group: in how many of its runs the proof holds, and the counts."""
     proved = _proved(groups)
     if not proved:
         return []
@@ -96,7 +90,7 @@ def _section(
         holds = sum(run.proof["holds"] for run, _ in found)
         columns = ([counts[name] for _, counts in found] for name in found[0][1])
         rows.append(
-            [group.name, f"{holds} of {len(found)}", *(_told(column) for column in columns)]
+            [group.label, f"{holds} of {len(found)}", *(_counts(column) for column in columns)]
         )
         records += [
             {
@@ -113,29 +107,28 @@ def _section(
         if holds
         else element("span", "does not hold", kind="bad")
     )
-    header = ["", "holds in runs", *count(proved[0].proof)]
-    return [element("h2", f"{title}: ", verdict), Table("proof", header, rows, records, note=note)]
+    header = ["group", "holds in runs", *count(proved[0].proof)]
+    table = Table("", header, rows, note, name="proof", records=records)
+    return [element("h2", f"{title}: ", verdict), table]
 
 
 def _proved(groups: list[Group]) -> list[Run]:
     return [run for group in groups for run in group.runs if run.proof]
 
 
-def _told(column: list[tuple[int, int] | int]) -> str:
-    """Counts of the runs of a group: that of each where all are alike, else all of them."""
+def _counts(column: list[tuple[int, int] | int]) -> str:
+    """The counts of a group's runs: ``7 of 7 each`` if they are equal, else one after the other."""
     each = [
         " of ".join(f"{n:,}" for n in (count if isinstance(count, tuple) else (count,)))
         for count in column
     ]
-    return (
-        (f"{each[0]} each" if len(each) > 1 else each[0])
-        if len(set(each)) == 1
-        else "; ".join(each)
-    )
+    if len(set(each)) > 1:
+        return "; ".join(each)
+    return each[0] if len(each) == 1 else f"{each[0]} each"
 
 
 def _flat(counts: dict[str, tuple[int, int] | int]) -> Record:
-    """``(7, 9)`` as two figures."""
+    """``(7, 9)`` as two values."""
     found: Record = {}
     for name, value in counts.items():
         key = name.replace(" ", "_")
@@ -146,7 +139,7 @@ def _flat(counts: dict[str, tuple[int, int] | int]) -> Record:
 
 
 def packs(groups: list[Group]) -> list[Part]:
-    """What each pack of a single run began as."""
+    """What the packs of a single run were made from."""
     run = groups[0].runs[0]
     if len(groups) > 1 or len(groups[0].runs) > 1:
         return []
@@ -169,5 +162,6 @@ def packs(groups: list[Group]) -> list[Part]:
                 **{key: vocabulary.get(key) for key in ("copied", "derived", "pieces", "coverage")},
             }
         )
-    header = ["language", "rows of its table from the base", "slot began as", "bytes"]
-    return [element("h2", "Language packs"), Table("packs", header, rows, records)] if rows else []
+    header = ["language", "embeddings from the base", "slot initialised by", "bytes"]
+    table = Table("", header, rows, name="packs", records=records)
+    return [element("h2", "Language packs"), table] if rows else []

@@ -1,4 +1,4 @@
-"""Runs on disk: which of the folders that were given are runs, what each one is, and what is in its files."""
+"""Runs on disk: which folders are runs, what kind of run each is, and what its files contain."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from xmod_lab.config.identity import command_of
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
 from xmod_lab.markup import visible
-from xmod_lab.metrics import codes_of, read_figures
+from xmod_lab.metrics import codes_of, read_metrics
 from xmod_lab.settings import flatten, read_settings
 from xmod_lab.text.likelihoods import is_exact
 
@@ -21,20 +21,29 @@ KINDS = {
     "finetune": "fine-tuning",
     "evaluate": "evaluation",
 }
-DEPTH = 4  # folders down to which runs are looked for: from the project, runs/sweeps/<time>/<job>
-_RANKING = "{} is a ranking of beginnings: its tables are ranking_*.csv there, and its plots .png"
-_BASES = 5  # a run, its base, the base of that: so far settings are followed
+DEPTH = 4  # levels of folders that are searched: from the project, runs/sweeps/<time>/<job>
+_RANKING = "{} is a ranking: its tables are ranking_*.csv, and its plots are beside them (.png)"
+_BASES = 5  # how far the settings of bases are followed: a run, its base, the base of that
 
 
 @dataclass(frozen=True)
 class Run:
-    """The files of a run dir, read. ``metrics`` is empty while the run is not finished, ``proof`` where there is none.
+    """The files of a run dir.
 
-    ``name``: short, and of no other run that was found. ``settings``: the configuration by dotted keys; where ``base`` is a run that can be read, its settings too, as ``base.…``.
-    ``roles``: of the languages of a transfer, (role, examples, clusters of them). ``samples``: see :mod:`xmod_lab.scoring.samples`.
-    ``base_digest``: of the base that it began with, as recorded; empty where it is not.
-    ``tokenizers``: digest of the one by which each language was read, where the run recorded it.
-    ``passages``: by language, what each held-out passage cost, see :mod:`xmod_lab.scoring.passages`.
+    Args:
+        name: short, and different from those of the other runs that were found.
+        kind: a key of KINDS.
+        settings: the configuration by dotted keys. If ``base`` is a run that can be read, its settings
+            replace it, as ``base.…``.
+        metrics: of metrics.json; empty while the run is not finished.
+        curve: of metrics.csv, a dict for each line.
+        proof: of proof.json; empty if there is none.
+        packs: the manifest of each added language's pack.
+        roles: for each language of a fine-tuning its role, examples, and clusters of examples.
+        samples: see :mod:`xmod_lab.scoring.samples`.
+        base_digest: of the base that it began with; empty if it was not recorded.
+        tokenizers: for each language the digest of the tokenizer that read it, if it was recorded.
+        passages: for each language what each held-out passage cost, see :mod:`xmod_lab.scoring.passages`.
     """
 
     path: Path
@@ -63,7 +72,7 @@ class Run:
 
     @property
     def scored(self) -> list[str]:
-        """Languages with held-out figures."""
+        """Languages with scores on held-out text."""
         return codes_of(self.metrics, "val/loss/")
 
     @property
@@ -72,12 +81,12 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """The last step that something was measured at: of a finished run, all that it took."""
+        """The last step at which something was measured; in a finished run, the last of all."""
         return max((int(row["step"]) for row in self.curve), default=0)
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Its own, that of its base, and so on."""
+        """Its own seed, that of its base, and so on."""
         return tuple(
             v for k, v in self.settings.items() if k.rpartition(".")[2] == "seed" and _of_a_run(k)
         )
@@ -91,31 +100,32 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """``faults``: folders of runs that cannot be shown, and why."""
+    """Runs that can be shown; and as ``faults`` the folders of those that cannot, with the reason."""
 
     runs: list[Run]
     faults: dict[Path, str]
 
 
 def find_runs(paths: list[Path]) -> Found:
-    """Every run in ``paths`` and, where one is a folder of runs, in the folders under it. A run that cannot be read is a
-    fault where others can, so that one broken job does not hide its sweep.
+    """Every run in ``paths``; of a folder of runs, those in the folders under it.
+
+    A run that cannot be read is a fault if others can be, so that one broken job does not hide its sweep.
 
     Raises:
-        UserError: a path is no folder, or has no run that can be read.
+        UserError: a path is not a folder, or no run can be read.
     """
     runs: dict[Path, Run] = {}
     faults: dict[Path, str] = {}
     for path in paths:
         if not path.is_dir():
             raise UserError(
-                f"{path} is no folder; give the folder of a run, of a sweep, or of several runs"
+                f"give the folder of a run, of a sweep, or of several runs: {path} is not a folder"
             )
         folders = list(_run_dirs(path, DEPTH))
         if not folders:
             raise UserError(
-                f"{path} is no run dir (no config.yaml), and there is none in the {DEPTH} levels of folders under "
-                "it; give the folder of a run, e.g. runs/pretrain/<time>, or of a sweep"
+                "give the folder of a run, e.g. runs/pretrain/<time>, or of a sweep: there is no config.yaml "
+                f"in {path} and in the {DEPTH} levels of folders under it"
             )
         for folder in folders:
             try:
@@ -130,13 +140,14 @@ def find_runs(paths: list[Path]) -> Found:
 
 
 def _name(path: Path, above: Path | None) -> str:
-    """What tells a run apart from the others ``above`` which all are; not a number alone, as jobs of a sweep have."""
+    """A name for the run within the folder ``above``, which has all runs. A job of a sweep, which has a number,
+    gets the name of its sweep too."""
     name = str(path.relative_to(above)) if above else path.name
     return visible(f"{path.parent.name}/{name}" if name.isdigit() else name)
 
 
 def _run_dirs(folder: Path, depth: int) -> Iterator[Path]:
-    """Run dirs in order of their names, numbers by value. In a run no other is looked for, nor behind links."""
+    """Run dirs in the order of their names, numbers by value. Runs and links are not searched."""
     if (folder / "config.yaml").is_file() or _job_name(folder):
         yield folder
     elif depth:
@@ -149,7 +160,7 @@ def _run_dirs(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def _job_name(folder: Path) -> str | None:
-    """The command that Hydra started there, where it is one whose runs are shown."""
+    """The command that Hydra started there, if the report shows its runs."""
     try:
         name = read_settings(folder / ".hydra" / "hydra.yaml")["hydra"]["job"]["name"]
     except Exception:  # whatever may be wrong with a file that others wrote
@@ -158,15 +169,19 @@ def _job_name(folder: Path) -> str | None:
 
 
 def read_run(path: Path) -> Run:
-    """Raises UserError when ``path`` is no run dir, or a file in it cannot be read."""
+    """The run in a folder.
+
+    Raises:
+        UserError: ``path`` is not a run dir, or a file in it cannot be read.
+    """
     if not (path / "config.yaml").is_file():
         if _job_name(path):
             raise UserError(
-                f"{path}: the run never began (no config.yaml): its command was refused, or only planned; see the "
-                f"*.log there, and {path / '.hydra' / 'overrides.yaml'} for what was asked"
+                f"{path}: see its *.log, and {path / '.hydra' / 'overrides.yaml'} for the settings: the run never "
+                "began (no config.yaml), because its command was refused, or only planned"
             )
         raise UserError(
-            f"{path} is no run dir (no config.yaml); give the folder of a run, e.g. runs/pretrain/<time>"
+            f"give the folder of a run, e.g. runs/pretrain/<time>: {path} has no config.yaml"
         )
     if next(path.glob("ranking_*.json"), None):
         raise UserError(_RANKING.format(path))
@@ -177,7 +192,7 @@ def read_run(path: Path) -> Run:
     except Exception as error:  # whatever may be wrong with files that others wrote
         why = visible(f"{error}" or type(error).__name__)
         raise UserError(
-            f"{path}: a file of the run cannot be read ({why}); finish the run again, or give another"
+            f"{path}: finish the run again, or give another: a file of the run cannot be read ({why})"
         ) from error
 
 
@@ -188,7 +203,7 @@ def _read(path: Path) -> Run:
         raise UserError(_RANKING.format(path))
     if kind == "pretrain" and config["lang"]:
         kind = "extension"
-    metrics, proof = _clean(read_figures(path / "metrics.json")), _json(path / "proof.json")
+    metrics, proof = _clean(read_metrics(path / "metrics.json")), _json(path / "proof.json")
     packs = {
         file.parent.name: _json(file)
         for file in sorted(path.glob("pack/*/manifest.json"))
@@ -229,7 +244,7 @@ def _read(path: Path) -> Run:
 
 
 def _clean(tree):
-    """``tree`` with all its text as it can be shown."""
+    """``tree`` with all of its text made visible."""
     if isinstance(tree, dict):
         return {_clean(key): _clean(value) for key, value in tree.items()}
     if isinstance(tree, list):
@@ -243,32 +258,30 @@ def _json(path: Path) -> dict:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name}: {error}") from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path.name} is no object")
+        raise ValueError(f"{path.name} is not an object")
     return _clean(found)
 
 
 def _passages(path: Path) -> dict:
-    """What each held-out passage of a language cost."""
+    """What each held-out passage of a language cost, checked."""
     found = _json(path)
     lists = {name: found.get(name) for name in ("bits", "bytes", "crossed")}
     if not all(
         isinstance(v, list) and all(isinstance(x, int | float) and abs(x) < 1e300 for x in v)
         for v in lists.values()
     ):
-        raise ValueError(
-            f"{path.name} has something else than numbers of bits, bytes and crossings"
-        )
+        raise ValueError(f"{path.name} has bits, bytes or crossings that are not numbers")
     if len({len(values) for values in lists.values()}) > 1 or min(lists["bytes"], default=1) <= 0:
         raise ValueError(
-            f"{path.name} has not one number of bits, bytes and crossings for each passage"
+            f"{path.name} needs one number of bits, bytes and crossings for each passage"
         )
     if not all(isinstance(found.get(name), str) for name in ("text", "vocabulary")):
-        raise ValueError(f"{path.name} does not say of which text and vocabulary it is")
+        raise ValueError(f"{path.name} does not name its text and vocabulary")
     return found
 
 
 def _curve(path: Path) -> list[dict[str, float]]:
-    """A dict for each line, of what was measured then; ``step`` always. A last line that a kill cut off is not one."""
+    """A dict of what was measured for each line; ``step`` always. A last line that is cut off is left out."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     found = [
@@ -277,7 +290,7 @@ def _curve(path: Path) -> list[dict[str, float]]:
     if any("step" not in row for row in found):
         raise ValueError(f"{path.name} has a line without a step")
     if not all(abs(value) < 1e300 for row in found for value in row.values()):
-        raise ValueError(f"{path.name} has a figure that is no finite number")
+        raise ValueError(f"{path.name} has a value that is not a finite number")
     return found
 
 
@@ -289,7 +302,7 @@ def _csv(path: Path) -> list[dict[str, str]]:
 
 
 def _settings(config: dict, depth: int) -> dict[str, object]:
-    """Flat, the names of languages in place of a list; ``base`` by the settings of the run that it is, if it can be read."""
+    """The configuration by dotted keys, with languages by their names, and with the settings of the base."""
     found = flatten(config)
     found.pop("command", None)  # the kind of the run says it, and earlier versions do not record it
     found |= {
@@ -305,7 +318,7 @@ def _settings(config: dict, depth: int) -> dict[str, object]:
     if depth and (folder / "config.yaml").is_file():
         try:
             base = _settings(_clean(read_settings(folder / "config.yaml")), depth - 1)
-        except Exception:  # then the run itself is shown, without what its base was trained by
+        except Exception:  # then the run is shown without the settings of its base
             return found
         del found["base"]
         found |= {f"base.{key}": value for key, value in base.items()}
@@ -313,5 +326,5 @@ def _settings(config: dict, depth: int) -> dict[str, object]:
 
 
 def _of_a_run(key: str) -> bool:
-    """Whether ``key`` is one at the top of a configuration: ``seed``, ``base.seed``, ``base.base.seed``."""
+    """Whether ``key`` is at the top of a configuration: ``seed``, ``base.seed``, ``base.base.seed``."""
     return set(key.split(".")[:-1]) <= {"base"}

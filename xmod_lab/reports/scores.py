@@ -3,19 +3,19 @@
 from collections.abc import Callable
 
 from xmod_lab.markup import Html, element
-from xmod_lab.metrics import digits_of, half_width
-from xmod_lab.reports.groups import AT_LEAST, Group, Sample, kind_on_axis, kinds_of
+from xmod_lab.metrics import digits_of, interval_text, number, told, with_error
+from xmod_lab.reports.groups import AT_LEAST, Group, Part, Sample, kind_on_axis, kinds_of
 from xmod_lab.reports.pairs import differences_of
-from xmod_lab.reports.plots import HALF, WIDE, Lines, curves, svg
+from xmod_lab.reports.plots import HALF, WIDE, Lines, curves, panels, svg
 from xmod_lab.reports.results import Run
-from xmod_lab.reports.tables import Part, Table, number, panels
+from xmod_lab.tables import NONE, Table
 from xmod_lab.tasks.statistics import LEVEL
 from xmod_lab.text.likelihoods import in_a_word
 
-_UNITS = {"bpb": "bits per byte", "loss": "nats per predicted piece"}
+_UNITS = {"bpb": "bits per byte", "loss": "nats per predicted token"}
 _ERROR = (
-    f"± is half of the {LEVEL:.0%} interval that the sample of passages (bits per byte) or rows (nats) gives a figure; no more digits are "
-    "told than that allows."
+    f"± is half of the {LEVEL:.0%} interval that the sample of passages (bits per byte) or rows (nats) "
+    "gives; the digits are those that it allows."
 )
 _COLUMNS = {
     "unigram": "unigram",
@@ -27,14 +27,14 @@ _MEAN, _ALL = "mean", "all"  # of all languages: a row; a line
 
 
 def languages(groups: list[Group]) -> list[str]:
-    """The added ones; of bases, all that were scored."""
+    """The added languages; of bases, all that were scored."""
     runs = [run for group in groups for run in group.runs]
     codes = [run.added or run.scored for run in runs]
     return list(dict.fromkeys(code for part in codes for code in part))
 
 
 def other_vocabularies(groups: list[Group], code: str) -> bool:
-    """Whether groups that have ``code`` read it with different vocabularies, as far as their runs say."""
+    """Whether groups read ``code`` with different vocabularies, as far as their runs say."""
     digests = {
         run.tokenizers[code][:16] for g in groups for run in g.runs if code in run.tokenizers
     }
@@ -48,7 +48,7 @@ def other_vocabularies(groups: list[Group], code: str) -> bool:
 
 
 def hides_pieces(groups: list[Group]) -> list[str]:
-    """Names of masked groups of an earlier version, whose bits per byte are of hidden pieces."""
+    """Names of masked groups of an earlier version, which hid tokens to measure bits per byte."""
     return [
         g.name
         for g in groups
@@ -63,19 +63,20 @@ def about_units(groups: list[Group], codes: list[str]) -> list[Part]:
     said = []
     if other := [code for code in codes if other_vocabularies(groups, code)]:
         said.append(
-            f"{', '.join(other)}: the groups read with other vocabularies, so that nats per piece are not compared here: a piece is not "
-            "the same text. Bits per byte compare."
+            f"{', '.join(other)}: compare by bits per byte. The groups read with different vocabularies, "
+            "so nats per token are not shown: a token is not the same text."
         )
     if older := hides_pieces(groups):
         said.append(
-            f"{', '.join(older)}: bits per byte of an earlier version, which hid pieces: they compare runs with one vocabulary alone. "
-            "python -m xmod_lab.evaluate base=RUN scores a run anew."
+            f"{', '.join(older)}: score these runs again with python -m xmod_lab.evaluate base=RUN. An "
+            "earlier version measured their bits per byte on hidden tokens, which compares only runs with "
+            "one vocabulary."
         )
     return [element("p", line, kind="bad") for line in said]
 
 
 def results(groups: list[Group]) -> list[Part]:
-    """Before and after in both units, and the differences of groups."""
+    """Before and after in both units, and the differences between groups."""
     codes = languages(groups)
     tables = [table for unit in _UNITS if (table := _results(groups, codes, unit)).rows]
     title = "The added languages" if groups[0].runs[0].added else "Results"
@@ -90,15 +91,12 @@ def results(groups: list[Group]) -> list[Part]:
 
 
 def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
-    several = len(groups) > 1
-    most, bases = (
-        max(numbers) for numbers in zip(*((len(g.finished), g.bases) for g in groups), strict=True)
-    )
     rows, records = [], []
     if unit == "loss" and len(groups) > 1:
         codes = [code for code in codes if not other_vocabularies(groups, code)]
-    errors = False
-    for code in [*codes, *([_MEAN] if len(codes) > 1 and not groups[0].runs[0].added else [])]:
+    several = any(len(group.finished) > 1 for group in groups)
+    mean = [_MEAN] if len(codes) > 1 and not groups[0].runs[0].added else []
+    for code in [*codes, *mean]:
         for group in groups:
             samples = {
                 name: group.sample(_score(prefix, unit, code, codes))
@@ -107,20 +105,20 @@ def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
             after = samples["after"]
             if after is None:
                 continue
+            halves = {
+                name: group.error(f"{prefix}/{unit}/{code}") for prefix, name in _COLUMNS.items()
+            }
+            bases = len(set(after.origins)) if any(after.origins) else 0
             row = [
                 code,
-                *([group.name] if several else []),
-                *(_counted(after, bases) if most > 1 else []),
+                group.label,
+                str(len(after.values)) if several else "",
+                str(bases) if several and bases else "",
             ]
-            halves = {
-                name: error_of(group, f"{prefix}/{unit}/{code}")
-                for prefix, name in _COLUMNS.items()
-            }
-            errors = errors or any(halves.values())
             row += [
                 with_error(sample and sample.mean, halves[name]) for name, sample in samples.items()
             ]
-            rows.append(row + spread_cells(after, groups, digits_of(halves["after"])))
+            rows.append(row + spread_cells(after, halves["after"]))
             records += [
                 {
                     "group": group.name,
@@ -135,96 +133,63 @@ def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
                 for name, sample in samples.items()
                 if sample
             ]
-    header = [
-        "language",
-        *(["group"] if several else []),
-        *(["runs", "bases"] if bases > 1 else ["seeds"] if most > 1 else []),
-        *_COLUMNS.values(),
-    ]
-    title = f"{_UNITS[unit].capitalize()} ({kinds_of(groups)})"
-    note = " ".join(part for part in (over_seeds(groups), _ERROR if errors else "") if part)
+    errors = any(record["error"] for record in records)
     return Table(
-        f"results_{unit}", header + spread_header(groups), rows, records, title=title, note=note
+        f"{_UNITS[unit].capitalize()} ({kinds_of(groups)})",
+        ["language", "group", "runs", "bases", *_COLUMNS.values(), *SPREAD],
+        rows,
+        " ".join(part for part in (over_seeds(groups), _ERROR if errors else "") if part),
+        name=f"results_{unit}",
+        records=records,
     )
 
 
-def error_of(group: Group, figure: str) -> float | None:
-    """Half of the interval that its sample gives ``figure``: the mean over runs, which share the sample."""
-    halves = [
-        half for run in group.finished if (half := half_width(run.metrics, figure)) is not None
-    ]
-    return sum(halves) / len(halves) if halves else None
-
-
-def with_error(value: float | None, half: float | None) -> str:
-    """``value`` with no more digits than ``half`` allows, and that behind it."""
-    digits = digits_of(half)
-    return number(value, digits) + (f" ± {half:.{digits}f}" if half and value is not None else "")
-
-
-def _counted(sample: Sample, bases: int) -> list[str]:
-    """How many runs and, where groups stand on several, bases."""
-    return [str(len(sample.values)), *([str(len(set(sample.origins)))] if bases > 1 else [])]
-
-
 def over_seeds(groups: list[Group]) -> str:
-    """What a table says of the runs that its means and intervals are over."""
+    """What a table says about the runs that its means and intervals are over."""
     several = [group for group in groups if len(group.finished) > 1]
     if not several:
         return ""
     nested = [group for group in several if group.bases > 1]
     given = [group for group in several if group.bases == 1]
-    unit = (
-        "bases where there are several (the mean of each base's runs is one value), else over seeds"
-        if nested
-        else "seeds"
-    )
+    unit = "seeds"
+    if nested:
+        unit = "bases where there are several (the mean of the runs on a base is one value), else over seeds"
     said = [f"Means over {unit}"]
     if any(group.units >= AT_LEAST for group in several):
         said[0] += (
-            f", lowest – highest of all runs, and the {LEVEL:.0%} interval of the mean by Student's t over the same ({AT_LEAST} or more), "
-            "which takes them to scatter normally."
+            f", lowest – highest of all runs, and the {LEVEL:.0%} interval of the mean by Student's t "
+            f"({AT_LEAST} or more), which assumes that they scatter normally."
         )
     else:
-        said[0] += f"; no interval, which takes {AT_LEAST} of them."
+        said[0] += f"; an interval needs {AT_LEAST} of them."
     if given:
         names = f" ({', '.join(group.name for group in given)})" if len(given) < len(groups) else ""
         said.append(f"Given this base{names}: how much bases differ is not in it.")
     return " ".join(said)
 
 
-def spread_header(groups: list[Group]) -> list[str]:
-    """Columns that say how the runs of ``groups`` scatter."""
-    several = any(len(group.finished) > 1 for group in groups)
-    intervals = any(group.units >= AT_LEAST for group in groups)
-    return [
-        *(["lowest – highest"] if several else []),
-        *([f"{LEVEL:.0%} interval"] if intervals else []),
-    ]
+SPREAD = ["lowest – highest", f"{LEVEL:.0%} interval"]  # columns: how the runs of a group scatter
 
 
-def spread_cells(sample: Sample | None, groups: list[Group], digits: int = 4) -> list[str]:
-    """The cells of :func:`spread_header`."""
-    header = spread_header(groups)
-    if sample is None:
-        return ["–"] * len(header)
-    ends = (
-        f"{min(sample.values):.{digits}f} – {max(sample.values):.{digits}f}"
-        if len(sample.values) > 1
-        else "–"
-    )
-    interval = (
-        "–"
-        if sample.interval is None
-        else "[{:.{d}f}, {:.{d}f}]".format(*sample.interval, d=digits)
-    )
-    return [ends, interval][: len(header)]
+def spread_cells(sample: Sample | None, error: float | None) -> list[str]:
+    """The cells under :data:`SPREAD`.
+
+    Args:
+        error: of the metric; the range has the digits that it allows.
+    """
+    if sample is None or len(sample.values) < 2:
+        return [NONE, NONE]
+    low, high = sample.interval or (None, None)
+    if low is not None:
+        error = (high - low) / 2
+    ends = (number(pick(sample.values), digits_of(error)) for pick in (min, max))
+    return [" – ".join(ends), interval_text(low, high)]
 
 
 def _score(
     prefix: str, unit: str, code: str, codes: list[str]
 ) -> str | Callable[[Run], float | None]:
-    """A figure of one language, or the mean of all."""
+    """A metric of one language, or its mean over all."""
     if code != _MEAN:
         return f"{prefix}/{unit}/{code}"
 
@@ -236,36 +201,43 @@ def _score(
 
 
 def old_languages(groups: list[Group]) -> list[Part]:
-    """Of a single extension: the scores of the base's languages before and after."""
+    """For a single extension: the scores of the base's languages before and after."""
     run = groups[0].runs[0]
     if len(groups) > 1 or len(groups[0].runs) > 1:
         return []
     m, rows, records = run.metrics, [], []
     for code in (c for c in run.scored if run.added and c not in run.added):
-        pairs = {
-            u: (m.get(f"before/val/{u}/{code}"), m[f"val/{u}/{code}"]) for u in ("loss", "bpb")
-        }
-        equal = "equal to the last bit" if all(a == b for a, b in pairs.values()) else "differs"
-        rows.append([code, *(number(value) for pair in pairs.values() for value in pair), equal])
+        names = {unit: f"val/{unit}/{code}" for unit in ("loss", "bpb")}
+        pairs = {u: (m.get(f"before/{name}"), m[name]) for u, name in names.items()}
+        equal = all(before == after for before, after in pairs.values())
+        cells = (told(m, key) for name in names.values() for key in (f"before/{name}", name))
+        rows.append([code, *cells, "equal to the last bit" if equal else "differs"])
         records += [
             {
                 "language": code,
                 "unit": u,
                 "likelihood": in_a_word(run.exact),
-                "before": a,
-                "after": b,
+                "before": before,
+                "after": after,
             }
-            for u, (a, b) in pairs.items()
+            for u, (before, after) in pairs.items()
         ]
-    header = ["language", "nats/piece, before", "after", "bits/byte, before", "after", ""]
+    header = [
+        "language",
+        "nats/token, before",
+        "after",
+        "bits/byte, before",
+        "after",
+        "before and after",
+    ]
     table = Table(
-        "base_languages", header, rows, records, title=f"Held-out text ({kinds_of(groups)})"
+        f"Held-out text ({kinds_of(groups)})", header, rows, name="base_languages", records=records
     )
     return [element("h2", "The languages of the base"), table] if rows else []
 
 
 def samples(groups: list[Group]) -> list[Part]:
-    """Of a single run: what the model fills in."""
+    """For a single run: what the model fills in."""
     run = groups[0].runs[0]
     if len(groups) > 1 or len(groups[0].runs) > 1 or not run.finished:
         return []
@@ -274,54 +246,51 @@ def samples(groups: list[Group]) -> list[Part]:
         for sample in passages:
             passage = f"{sample['before']} {_GAP} {'' if run.exact else sample['after']}".strip()
             likeliest = " · ".join(
-                f"{piece} {probability:.2f}" for piece, probability in sample["likeliest"]
+                f"{token} {probability:.2f}" for token, probability in sample["likeliest"]
             )
             rows.append([code, passage, sample["hidden"], likeliest, f"{sample['rank']:,}"])
             kept = {key: sample[key] for key in ("before", "hidden", "after", "rank")}
             records += [
-                {"language": code, **kept, "piece": piece, "probability": probability}
-                for piece, probability in sample["likeliest"]
+                {"language": code, **kept, "piece": token, "probability": probability}
+                for token, probability in sample["likeliest"]
             ]
-    side = "what stands before it" if run.exact else "both sides"
+    if not rows:
+        return []
+    side = "from the text before it" if run.exact else "from the text on both sides"
     note = (
-        f"Held-out passages in which one piece is hidden ({_GAP}), and the pieces that the model finds likeliest there by {side}, "
-        "with their probabilities. ▁ marks the start of a word. Rank: of the hidden piece among all."
+        f"Held-out passages in which one token is hidden ({_GAP}), and the tokens that the model finds "
+        f"likeliest there {side}, with their probabilities. ▁ marks the start of a word. Rank: of the "
+        "hidden token among all."
     )
-    header = ["language", "passage", "hidden piece", "likeliest pieces", "its rank"]
-    return (
-        [
-            element("h2", "What the model fills in"),
-            Table("samples", header, rows, records, note=note),
-        ]
-        if rows
-        else []
-    )
+    header = ["language", "passage", "hidden token", "likeliest tokens", "its rank"]
+    table = Table("", header, rows, note, name="samples", records=records)
+    return [element("h2", "What the model fills in"), table]
 
 
-_CURVES = (  # prefix of the figures, the y axis, what is said below
+_CURVES = (  # prefix of the metrics, the y axis, what is said below
     (
         "train/loss",
-        "training loss, nats per predicted piece",
+        "training loss, nats per predicted token",
         "Mean over the steps since the last point, as in training.",
     ),
     (
         "val/loss/",
-        "held-out loss, nats per predicted piece",
-        "On held-out text, its targets fixed.",
+        "held-out loss, nats per predicted token",
+        "On held-out text; the targets are fixed.",
     ),
     ("val/bpb/", "held-out bits per byte", "Of the same text."),
 )
 
 
 def learning_curves(groups: list[Group]) -> list[Part]:
-    """Of one group all languages in a figure; of several a figure for each language, in which groups are compared."""
+    """For one group a plot of all languages; for several a plot per language that compares the groups."""
     parts: list[Part] = []
     for prefix, y, note in _CURVES:
         found = {group.name: series_of(group.runs, prefix) for group in groups}
         codes = list(dict.fromkeys(code for series in found.values() for code in series))
         if len(groups) > 1 and prefix == "val/bpb/" and hides_pieces(groups):
             continue
-        if len(groups) > 1 and prefix != "val/bpb/":  # nats of pieces
+        if len(groups) > 1 and prefix != "val/bpb/":  # nats per token
             other = [code for code in languages(groups) if other_vocabularies(groups, code)]
             codes = [code for code in codes if code not in other and not (code == _ALL and other)]
         if not codes:
@@ -334,7 +303,7 @@ def learning_curves(groups: list[Group]) -> list[Part]:
                 svg(curves(found[groups[0].name], x="step", y=y, levels=levels), f"{y} by step")
             )
         else:
-            note += " A line for each group of runs; thin lines are seeds, thick ones their means."
+            note += " A line for each group of runs; thin lines are seeds, thick lines their means."
             parts.append(
                 panels(
                     [
@@ -352,12 +321,12 @@ def _compared(
 ) -> Html:
     lines = {name: series[code] for name, series in found.items() if code in series}
     levels, title = _unigram(groups, prefix, code), "" if code == _ALL else code
-    figure = curves(lines, x="step", y=y, levels=levels, title=title, width=WIDE if alone else HALF)
-    return svg(figure, f"{y} by step, {code}")
+    plot = curves(lines, x="step", y=y, levels=levels, title=title, width=WIDE if alone else HALF)
+    return svg(plot, f"{y} by step, {code}")
 
 
 def _unigram(groups: list[Group], prefix: str, code: str) -> dict[str, float]:
-    """The level of guessing by frequency, where it is the same for all."""
+    """The level of guessing by frequency, if it is the same for all."""
     levels = {
         group.mean(f"unigram/{prefix.split('/')[1]}/{code}") for group in groups if group.finished
     }
@@ -369,7 +338,7 @@ def _unigram(groups: list[Group], prefix: str, code: str) -> dict[str, float]:
 
 
 def series_of(runs: list[Run], prefix: str) -> Lines:
-    """What follows ``prefix`` in the names of a curve (``all`` where nothing does) -> a line for each run."""
+    """The part of a curve's name after ``prefix`` (``all`` if it is empty) -> a line for each run."""
     lines: Lines = {}
     for run in runs:
         for name in dict.fromkeys(

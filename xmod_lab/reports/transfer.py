@@ -1,21 +1,21 @@
-"""Sections and figures on fine-tuning: every language and arm, the arms against each other, and the seeds."""
+"""Sections and plots on fine-tuning: every language and arm, the arms against each other, and the seeds."""
 
 from matplotlib.figure import Figure
 
 from xmod_lab.markup import Html, element
+from xmod_lab.metrics import digits_of, half_width, interval_text, number
 from xmod_lab.reports.groups import AT_LEAST as OF_BASES
-from xmod_lab.reports.groups import Figures, Group, pool_of, sample_of
-from xmod_lab.reports.plots import HALF, WIDE, curves, dots, interval_bars, svg
+from xmod_lab.reports.groups import Group, Metrics, Part, Sample, pool_of, sample_of
+from xmod_lab.reports.plots import HALF, WIDE, curves, dots, interval_bars, panels, svg
 from xmod_lab.reports.results import Run
 from xmod_lab.reports.scores import series_of
-from xmod_lab.reports.tables import Part, Record, Table, number, panels
+from xmod_lab.tables import Record, Table
 from xmod_lab.tasks.statistics import (
     AGAINST,
     ARMS,
     AT_LEAST,
     LEVEL,
     holm,
-    interval_text,
     p_text,
     tested_text,
 )
@@ -23,30 +23,34 @@ from xmod_lab.tasks.statistics import (
 _CHANCE = "majority"
 
 
-def transfer_bars(figures: Figures, metric: str, title: str, codes: list[str]) -> Figure:
-    """Every arm of every language with its interval; one answer to all as a dashed line. ``figures``: metrics.json."""
+def transfer_bars(metrics: Metrics, metric: str, title: str, codes: list[str]) -> Figure:
+    """Every arm of every language with its interval; one answer to all as a dashed line.
+
+    Args:
+        metrics: of metrics.json.
+        metric: of the task, e.g. ``accuracy``.
+    """
     values = {
         arm: {
-            code: _span(figures, f"test/{metric}/{code}/{arm}")
+            code: _span(metrics, f"test/{metric}/{code}/{arm}")
             for code in codes
-            if f"test/{metric}/{code}/{arm}" in figures
+            if f"test/{metric}/{code}/{arm}" in metrics
         }
         for arm in ARMS
         if arm != _CHANCE
     }
-    levels = {code: figures.get(f"test/{metric}/{code}/{_CHANCE}") for code in codes}
     values = {arm: spans for arm, spans in values.items() if spans}
-    return interval_bars(
-        values, levels=levels, level="one answer to all (chance)", title=title, y=metric
-    )
+    levels = {code: metrics.get(f"test/{metric}/{code}/{_CHANCE}") for code in codes}
+    level = "one answer to all (chance)"
+    return interval_bars(values, levels=levels, level=level, title=title, y=metric)
 
 
-def _span(figures: Figures, name: str) -> tuple[float, float | None, float | None]:
-    return figures[name], figures.get(f"{name}/low"), figures.get(f"{name}/high")
+def _span(metrics: Metrics, name: str) -> tuple[float, float | None, float | None]:
+    return metrics[name], metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
 
 
 def tested(run: Run) -> list[str]:
-    """Languages, the source first, then those of the base, then the added ones."""
+    """The tested languages: the source, then the others of the base, then the added ones."""
     metric = _metric(run)
     found = [
         name.split("/")[2]
@@ -58,37 +62,31 @@ def tested(run: Run) -> list[str]:
 
 
 def transfer_sections(groups: list[Group]) -> list[Part]:
-    """A run is a group: its seeds are in itself. Runs that differ by the seeds of their bases alone are pooled in tables of their own."""
+    """All of what fine-tunings found. Each run is a group, since it has several seeds; runs that differ in
+    nothing but the seeds of their bases are pooled in tables of their own."""
     runs = {group.name: run for group in groups for run in group.finished}
-    parts: list[Part] = []
-    if runs:
-        several = len(runs) > 1
-        pools = _pools(groups)
-        parts += [
-            element("h2", "Transfer"),
-            *_bars(runs),
-            _scores(groups, several),
-            element("h2", "The target slot against the others"),
-            _paired(groups, several),
-            *(
-                [
-                    element("h2", "Over bases"),
-                    _over_bases(pools, "test"),
-                    _over_bases(pools, "difference"),
-                ]
-                if pools
-                else []
-            ),
-        ]
+    if not runs:
+        return _trainings(groups)
+    parts: list[Part] = [
+        element("h2", "Transfer"),
+        *_bars(runs),
+        _scores(groups),
+        element("h2", "The target slot against the others"),
+        _paired(groups),
+    ]
+    if pools := _pools(groups):
+        tables = (_over_bases(pools, kind) for kind in ("test", "difference"))
+        parts += [element("h2", "Over bases"), *tables]
     return [*parts, *_trainings(groups)]
 
 
 def _bars(runs: dict[str, Run]) -> list[Html]:
-    """Where several runs can be compared, their target arms by language; and all arms of each."""
-    figures = []
+    """A plot of all arms for each run; before them the target arms by language, if runs can be compared."""
+    plots = []
     kinds = {(run.config["task"]["name"], _metric(run)) for run in runs.values()}
     if len(runs) > 1 and len(kinds) == 1:
         (_, metric), panel = kinds.pop(), []
+        first = next(iter(runs.values())).metrics
         for code in dict.fromkeys(code for run in runs.values() for code in tested(run)):
             name = f"test/{metric}/{code}/target"
             spans = {
@@ -96,29 +94,27 @@ def _bars(runs: dict[str, Run]) -> list[Html]:
                 for group, run in runs.items()
                 if name in run.metrics
             }
-            first = next(
-                iter(runs.values())
-            ).metrics  # no model is in the baseline, so that of one run is that of all
-            if (spelt := f"test/{metric}/{code}/ngrams") in first:
-                spans["n-grams"] = _span(first, spelt)
-            figure = dots(
-                spans, x=metric, seeds={}, title=f"{code}, through its own slot", width=HALF
-            )
-            panel.append(svg(figure, f"test {metric} of {code} by run"))
-        figures.append(panels(panel))
+            # the baseline has no model, so it is the same in all runs
+            if (baseline := f"test/{metric}/{code}/ngrams") in first:
+                spans["n-grams"] = _span(first, baseline)
+            title = f"{code}, through its own slot"
+            plot = dots(spans, x=metric, seeds={}, title=title, width=HALF)
+            panel.append(svg(plot, f"test {metric} of {code} by run"))
+        plots.append(panels(panel))
     for name, run in runs.items():
         task = run.config["task"]
-        title = f"{name + ': ' if len(runs) > 1 else ''}{task['name']}, fine-tuned on {task['source']} alone"
-        figure = transfer_bars(run.metrics, task["metric"], title, tested(run))
-        figures.append(svg(figure, f"test {task['metric']} by language and arm"))
-    return figures
+        title = f"{task['name']}, fine-tuned on {task['source']} alone"
+        title = f"{name}: {title}" if len(runs) > 1 else title
+        plot = transfer_bars(run.metrics, task["metric"], title, tested(run))
+        plots.append(svg(plot, f"test {task['metric']} by language and arm"))
+    return plots
 
 
 def _metric(run: Run) -> str:
     return run.config["task"]["metric"]
 
 
-def _scores(groups: list[Group], several: bool) -> Table:
+def _scores(groups: list[Group]) -> Table:
     """The task's metric in every arm; all metrics in the records."""
     runs = [(group, run) for group in groups for run in group.finished]
     arms = [
@@ -126,40 +122,27 @@ def _scores(groups: list[Group], several: bool) -> Table:
         for arm in ARMS
         if any(name.endswith(f"/{arm}") for _, run in runs for name in run.metrics)
     ]
-    mixed = len({_metric(run) for _, run in runs}) > 1
     rows, records = [], []
     for group, run in runs:
         for code in tested(run):
             name = f"test/{_metric(run)}/{code}"
-            cells = [number(run.metrics.get(f"{name}/{arm}"), 3) for arm in arms]
             role, examples, clusters = run.roles.get(code, ("", 0, 0))
-            first = [
-                *([group.name] if several else []),
-                code,
-                role,
-                tested_text(examples, clusters),
-            ]
-            cells.insert(1, _ends(run.metrics, f"{name}/target"))
-            rows.append([*first, *([_metric(run)] if mixed else []), *cells])
+            first = [group.label, code, role, tested_text(examples, clusters), _metric(run)]
+            target, *others = (_score(run.metrics, f"{name}/{arm}") for arm in arms)
+            rows.append([*first, target, _ends(run.metrics, f"{name}/target"), *others])
         records += _records(group, run, "test")
-    header = [
-        *(["group"] if several else []),
-        "language",
-        "role",
-        "examples",
-        *(["metric"] if mixed else []),
-    ]
     said = "; ".join(f"{arm}: {meaning}" for arm, meaning in ARMS.items() if arm in arms)
     note = (
-        f"{'The metric' if mixed else _metric(runs[0][1])} on the test split, mean of the seeds. {said}. Intervals "
-        f"({LEVEL:.0%}) are over clusters of examples and seeds, given the base; 161 in 38: so many examples in so many clusters. Of fewer "
-        f"than {AT_LEAST} clusters there is no interval."
+        f"Scores on the test split, mean of the seeds. {said}. Intervals ({LEVEL:.0%}) are over clusters of "
+        "examples and seeds, given the base; 161 in 38: so many examples in so many clusters. Fewer than "
+        f"{AT_LEAST} clusters have no interval."
     )
-    return Table("transfer", [*header, "target", "interval", *arms[1:]], rows, records, note=note)
+    header = ["group", "language", "role", "examples", "metric", "target", "interval", *arms[1:]]
+    return Table("", header, rows, note, name="transfer", records=records)
 
 
 def _records(group: Group, run: Run, kind: str) -> list[Record]:
-    """``<kind>/<metric>/<code>/<arm>`` with the ends of its interval, and p where it is a difference."""
+    """Every ``<kind>/<metric>/<code>/<arm>`` with its interval; differences have p too."""
     found = []
     for name, value in run.metrics.items():
         if name.startswith(f"{kind}/") and name.count("/") == 3:
@@ -182,8 +165,8 @@ def _records(group: Group, run: Run, kind: str) -> list[Record]:
     return found
 
 
-def _paired(groups: list[Group], several: bool) -> Table:
-    """The target arm minus the others; p as it is in the records, and corrected."""
+def _paired(groups: list[Group]) -> Table:
+    """The target arm minus the others. The table corrects p, the records do not."""
     runs = [
         (group, run, code) for group in groups for run in group.finished for code in tested(run)
     ]
@@ -199,11 +182,11 @@ def _paired(groups: list[Group], several: bool) -> Table:
     corrected = iter(holm(raw))
     rows = []
     for (group, run, code), of in zip(runs, names, strict=True):
-        row = [*([group.name] if several else []), code]
+        row = [group.label, code]
         for name in of:
             row += [
-                _signed(run.metrics.get(name)),
-                _ends(run.metrics, name, "+"),
+                _score(run.metrics, name, sign="+"),
+                _ends(run.metrics, name, sign="+"),
                 p_text(next(corrected)),
             ]
         rows.append(row)
@@ -213,15 +196,17 @@ def _paired(groups: list[Group], several: bool) -> Table:
         for run in group.finished
         for record in _records(group, run, "difference")
     ]
-    header = [cell for arm in AGAINST for cell in (f"target − {arm}", "interval", "p")]
-    header = [*(["group"] if several else []), "language", *header]
-    tests = [(None, p) for p in raw]
-    note = f"Paired tests over clusters of examples and seeds, given the base.{_corrected(tests)} The CSV file has p without that."
-    return Table("paired", header, rows, records, note=note)
+    columns = [cell for arm in AGAINST for cell in (f"target − {arm}", "interval", "p")]
+    note = (
+        "Paired tests over clusters of examples and seeds, given the base."
+        f"{_corrected(raw)} The CSV file has p as it was."
+    )
+    header = ["group", "language", *columns]
+    return Table("", header, rows, note, name="paired", records=records)
 
 
 def _pools(groups: list[Group]) -> dict[str, list[Run]]:
-    """Finished runs that are the same but for their bases' seeds, where they stand on several bases: by a name that tells pools apart."""
+    """Finished runs that differ in nothing but the seeds of their bases, if there are several bases."""
     found: dict[tuple, list[Run]] = {}
     for group in groups:
         found.setdefault(pool_of(group.runs[0]), []).extend(group.finished)
@@ -230,77 +215,86 @@ def _pools(groups: list[Group]) -> dict[str, list[Run]]:
 
 
 def _over_bases(pools: dict[str, list[Run]], kind: str) -> Table:
-    """Scores, or the target arm minus others, as means over bases, with Student's t over them."""
-    rows, records, tests = [], [], []
-    arms = [
-        arm
-        for arm in (ARMS if kind == "test" else (f"target-{arm}" for arm in AGAINST))
-        if any(
-            name.endswith(f"/{arm}")
-            for runs in pools.values()
-            for run in runs
-            for name in run.metrics
-        )
-    ]
-    several = len(pools) > 1
+    """Scores, or the target arm minus others, as means over bases, with Student's t over them.
+
+    Args:
+        pools: runs that differ in the seeds of their bases, by a name.
+        kind: ``test`` or ``difference``.
+    """
+    arms = ARMS if kind == "test" else tuple(f"target-{arm}" for arm in AGAINST)
+    known = {
+        name.rpartition("/")[2] for runs in pools.values() for run in runs for name in run.metrics
+    }
+    arms = [arm for arm in arms if arm in known]
+    sign = "" if kind == "test" else "+"
+    lines, records = [], []
     for pool, runs in pools.items():
         for code in dict.fromkeys(code for run in runs for code in tested(run)):
-            row = [*([pool] if several else []), code, f"{len({run.seeds[1:] for run in runs})}"]
-            for arm in arms:
-                name = f"{kind}/{_metric(runs[0])}/{code}/{arm}"
-                sample = sample_of(runs, lambda run, name=name: run.metrics.get(name))
-                low, high = (sample and sample.interval) or (None, None)
-                sign, p = ("+" if kind == "difference" else ""), sample and sample.p
-                row += [
-                    "–" if sample is None else f"{sample.mean:{sign}.3f}",
-                    interval_text(low, high, sign=sign),
-                ]
-                if kind == "difference":
-                    row.append("")
-                    tests.append((len(rows), len(row) - 1, p))
-                if sample is not None:
-                    records.append(
-                        {
-                            "runs": pool,
-                            "metric": _metric(runs[0]),
-                            "language": code,
-                            "arm": arm,
-                            **sample.record(),
-                            **({"p": p} if kind == "difference" else {}),
-                        }
-                    )
-            rows.append(row)
-    for (row, cell, _), p in zip(tests, holm([p for *_, p in tests]), strict=True):
-        rows[row][cell] = p_text(p)
-    cells = [
-        cell
-        for arm in arms
-        for cell in (arm.replace("-", " − "), "interval", *(["p"] if kind == "difference" else []))
-    ]
-    header = [*(["runs"] if several else []), "language", "bases", *cells]
+            names = {arm: f"{kind}/{_metric(runs[0])}/{code}/{arm}" for arm in arms}
+            samples = {
+                arm: sample_of(runs, lambda run, name=name: run.metrics.get(name))
+                for arm, name in names.items()
+            }
+            bases = len({run.seeds[1:] for run in runs})
+            label = pool if len(pools) > 1 else ""
+            lines.append(([label, code, str(bases)], samples))
+            records += [
+                {
+                    "runs": pool,
+                    "metric": _metric(runs[0]),
+                    "language": code,
+                    "arm": arm,
+                    **sample.record(),
+                    **({"p": sample.p} if kind == "difference" else {}),
+                }
+                for arm, sample in samples.items()
+                if sample
+            ]
+    tests = [sample and sample.p for _, samples in lines for sample in samples.values()]
+    corrected = iter(holm(tests))
+    rows = []
+    for row, samples in lines:
+        for sample in samples.values():
+            p = p_text(next(corrected))
+            row += [*_mean(sample, sign), *([p] if kind == "difference" else [])]
+        rows.append(row)
+    columns = ("interval", "p") if kind == "difference" else ("interval",)
+    header = ["runs", "language", "bases"]
+    header += [cell for arm in arms for cell in (arm.replace("-", " − "), *columns)]
     note = (
-        f"The mean of each base's runs is one value; means and {LEVEL:.0%} intervals by Student's t are over bases ({OF_BASES} or more), "
-        f"each with all its seeds.{_corrected(tests)}"
+        "The mean of the runs on a base is one value; means and intervals "
+        f"({LEVEL:.0%}, Student's t) are over bases ({OF_BASES} or more), each with all its seeds."
+        f"{_corrected(tests) if kind == 'difference' else ''}"
     )
-    return Table("bases" if kind == "test" else "bases_paired", header, rows, records, note=note)
+    name = "bases" if kind == "test" else "bases_paired"
+    return Table("", header, rows, note, name=name, records=records)
 
 
-def _corrected(tests: list) -> str:
-    number = sum(p is not None for *_, p in tests)
-    return f" p is corrected for the {number} tests of this table (Holm)." if number else ""
+def _mean(sample: Sample | None, sign: str) -> list[str]:
+    """A mean with the digits that its interval allows, and that interval."""
+    low, high = (sample and sample.interval) or (None, None)
+    half = None if low is None else (high - low) / 2
+    mean = number(sample and sample.mean, digits_of(half), sign=sign)
+    return [mean, interval_text(low, high, sign=sign)]
 
 
-def _ends(figures: Figures, name: str, sign: str = "") -> str:
-    return interval_text(figures.get(f"{name}/low"), figures.get(f"{name}/high"), sign=sign)
+def _corrected(tests: list[float | None]) -> str:
+    tested = sum(p is not None for p in tests)
+    return f" p is corrected for the {tested} tests of this table (Holm)." if tested else ""
 
 
-def _signed(value: float | None) -> str:
-    return "–" if value is None else f"{value:+.3f}"
+def _score(metrics: Metrics, name: str, *, sign: str = "") -> str:
+    """A score with the digits that its interval allows."""
+    return number(metrics.get(name), digits_of(half_width(metrics, name)), sign=sign)
+
+
+def _ends(metrics: Metrics, name: str, *, sign: str = "") -> str:
+    return interval_text(metrics.get(f"{name}/low"), metrics.get(f"{name}/high"), sign=sign)
 
 
 def _trainings(groups: list[Group]) -> list[Part]:
-    """Each seed: development score, when its weights were chosen, how long it took; and the curves."""
-    rows, records, several = [], [], len(groups) > 1
+    """For each seed its development score, when its weights were chosen, and seconds; and the curves."""
+    rows, records = [], []
     for group in groups:
         for run in group.finished:
             metric = _metric(run)
@@ -319,10 +313,10 @@ def _trainings(groups: list[Group]) -> list[Part]:
                 code, _, seed = part.partition("/seed")
                 rows.append(
                     [
-                        *([group.name] if several else []),
+                        group.label,
                         code,
                         seed,
-                        *(number(v, d) for v, d in zip(values, (3, 3, 0, 1), strict=True)),
+                        *(number(v, d) for v, d in zip(values, (2, 2, 0, 1), strict=True)),
                     ]
                 )
                 records.append(
@@ -334,32 +328,26 @@ def _trainings(groups: list[Group]) -> list[Part]:
                         **dict(zip((metric, "loss", "step", "seconds"), values, strict=True)),
                     }
                 )
-    header = [
-        *(["group"] if several else []),
-        "trained on",
-        "seed",
-        "score",
-        "loss",
-        "chosen at step",
-        "seconds",
-    ]
-    note = "Scores and losses are of the development split of the language that was trained on, by which weights are chosen."
-    table = [Table("seeds", header, rows, records, note=note)] if rows else []
-    plots = [svg(figure, "development score by step") for figure in _curves(groups)]
+    header = ["group", "trained on", "seed", "score", "loss", "chosen at step", "seconds"]
+    note = (
+        "Scores and losses are of the development split of the language that was trained on; weights are "
+        "chosen by it."
+    )
+    table = Table("", header, rows, note, name="seeds", records=records)
+    plots = [svg(plot, "development score by step") for plot in _curves(groups)]
     plots = [panels(plots)] if len(plots) > 1 else plots
-    return [element("h2", "The trainings"), *plots, *table] if table or plots else []
+    shown = [*plots, *([table] if rows else [])]
+    return [element("h2", "The trainings"), *shown] if shown else []
 
 
 def _curves(groups: list[Group]) -> list[Figure]:
-    """Of each run the development score of every language that was trained on, seeds as thin lines."""
-    figures = []
+    """For each group the development score of every language that was trained on; seeds are thin lines."""
+    plots = []
     for group in groups:
         metric, lines = _metric(group.runs[0]), {}
         for part, (points, *_) in series_of(group.runs, f"val/{metric}/").items():
             lines.setdefault(part.partition("/seed")[0], []).append(points)
         if lines:
-            title, width = (group.name, HALF) if len(groups) > 1 else ("", WIDE)
-            figures.append(
-                curves(lines, x="step", y=f"{metric}, development split", title=title, width=width)
-            )
-    return figures
+            y, width = f"{metric}, development split", HALF if len(groups) > 1 else WIDE
+            plots.append(curves(lines, x="step", y=y, title=group.label, width=width))
+    return plots

@@ -8,9 +8,7 @@ and finds them there.
 Jobs may run in other processes, and on other machines (Hydra's launchers), so the table is made from the folders' job.json.
 """
 
-import csv
 import hashlib
-import io
 import json
 import logging
 import re
@@ -29,11 +27,11 @@ from xmod_lab.config.identity import command_of, counts
 from xmod_lab.config.overrides import in_quotes
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden, write_whole
-from xmod_lab.metrics import read_figures, told
+from xmod_lab.metrics import read_metrics, told
 from xmod_lab.processes import rank
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.jobs import JOB, Job, read_job
-from xmod_lab.tables import show
+from xmod_lab.tables import Table, csv_text
 from xmod_lab.text.likelihoods import in_a_word, is_exact
 
 log = logging.getLogger(__name__)
@@ -150,7 +148,7 @@ def _report(folder: Path, jobs: list[tuple[Job, Path | None]]) -> None:
         own = [override for override in job.overrides if override not in common]
         figures = main_figures(RunDir(place)) if place else {}
         likelihood = _likelihood(RunDir(place)) if figures else ""
-        known = {**read_figures(place / "metrics.json"), **figures} if figures else {}
+        known = {**read_metrics(place / "metrics.json"), **figures} if figures else {}
         shown = "\n".join(
             f"{name} {told(known, name)}{likelihood and f' ({likelihood})'}" for name in figures
         )
@@ -181,49 +179,33 @@ def _report(folder: Path, jobs: list[tuple[Job, Path | None]]) -> None:
         for job, _ in jobs
     ]
     count = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(outcomes))
-    title = f"sweep in {folder}: {len(jobs)} job{'s' * (len(jobs) > 1)}, {count}"
-    show(
-        title,
-        ("job", "overrides", "what happened", "figures", "folder"),
-        rows,
-        words=5,
-        logged=False,
-    )
+    number = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
+    header = ("job", "overrides", "what happened", "metrics", "folder")
+    Table(f"sweep in {folder}: {number}, {count}", header, rows, labels=5).print(logged=False)
+    lines = [
+        {
+            "job": record["number"],
+            **record["swept"],
+            "outcome": record["outcome"],
+            "status": record["status"],
+            "folder": record["folder"],
+            **record["figures"],
+            "likelihood": record["likelihood"],
+        }
+        for record in records
+    ]
     try:
         write_whole(folder / "sweep.json", json.dumps(records, indent=1).encode())
-        write_whole(folder / "sweep.csv", _csv(records).encode())
+        write_whole(folder / "sweep.csv", csv_text(lines).encode())
     except OSError as error:
         log.warning("the table cannot be written to %s (%s)", folder, error.strerror)
-
-
-def _csv(records: list[dict]) -> str:
-    """A line for each job, a column for each key that is swept and for each figure."""
-    plain = [
-        {
-            "job": r["number"],
-            **r["swept"],
-            "outcome": r["outcome"],
-            "status": r["status"],
-            "folder": r["folder"],
-            **r["figures"],
-            "likelihood": r["likelihood"],
-        }
-        for r in records
-    ]
-    table = io.StringIO()
-    writer = csv.DictWriter(
-        table, list(dict.fromkeys(name for row in plain for name in row)), lineterminator="\n"
-    )
-    writer.writeheader()
-    writer.writerows(plain)
-    return table.getvalue()
 
 
 def main_figures(run: RunDir) -> dict[str, float]:
     """Of a finished run: ``val/bpb/<code>`` of each added language, else the mean over all; of a task the mean test score of
     the languages that it was not trained on, through their own slots."""
     try:
-        metrics, config = read_figures(run / "metrics.json"), run.stored()
+        metrics, config = read_metrics(run / "metrics.json"), run.stored()
     except UserError:
         return {}  # damaged
     if not metrics:
@@ -240,7 +222,7 @@ def main_figures(run: RunDir) -> dict[str, float]:
 
 def _likelihood(run: RunDir) -> str:
     """Exact or pseudo, of a finished run; nothing of a task."""
-    return in_a_word(is_exact(run.stored(), read_figures(run / "metrics.json")))
+    return in_a_word(is_exact(run.stored(), read_metrics(run / "metrics.json")))
 
 
 def _codes(metrics: dict[str, float], before: str, after: str) -> list[str]:

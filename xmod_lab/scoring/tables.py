@@ -2,13 +2,12 @@
 
 import logging
 
-from xmod_lab.metrics import digits_of, half_width, told
+from xmod_lab.metrics import digits_of, half_width, interval_text, told
 from xmod_lab.scoring.recognition import Confusion
 from xmod_lab.scoring.retrieval import ARMS
 from xmod_lab.scoring.subjects import Subject
 from xmod_lab.scoring.wrong_slots import Matrix
 from xmod_lab.tables import Rows, show
-from xmod_lab.tasks.statistics import interval_text
 
 log = logging.getLogger(__name__)
 Figures = dict[str, float]

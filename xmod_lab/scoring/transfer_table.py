@@ -1,15 +1,14 @@
 """The table of a transfer: every language and arm with its interval over clusters of examples and seeds, and the arms against
 each other."""
 
-import csv
-import io
 import logging
 from dataclasses import dataclass
 
 import numpy as np
 
+from xmod_lab.metrics import digits_of, interval_text, number
 from xmod_lab.scoring.transfer import counted
-from xmod_lab.tables import show
+from xmod_lab.tables import NONE, Table, csv_text
 from xmod_lab.tasks.ngrams import NgramAnswers
 from xmod_lab.tasks.statistics import (
     AGAINST,
@@ -20,7 +19,6 @@ from xmod_lab.tasks.statistics import (
     difference,
     estimate,
     holm,
-    interval_text,
     p_text,
     tested_text,
 )
@@ -104,39 +102,25 @@ class Transfer:
 
     def csv(self) -> str:
         """A line for every language, metric and arm."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(
-            (
-                "language",
-                "role",
-                "examples",
-                "clusters",
-                "seeds",
-                "metric",
-                "arm",
-                "mean",
-                "low",
-                "high",
-                "p",
-            )
-        )
         known = {language.code: language for language in self.languages}
-        for code, metric, arm, found in self._all():
-            language = known[code]
-            writer.writerow(
-                (
-                    code,
-                    language.role,
-                    language.examples,
-                    language.clusters,
-                    len(self.seeds),
-                    metric,
-                    arm,
-                    *("" if v is None else v for v in (found.mean, found.low, found.high, found.p)),
-                )
-            )
-        return text.getvalue()
+        return csv_text(
+            [
+                {
+                    "language": code,
+                    "role": known[code].role,
+                    "examples": known[code].examples,
+                    "clusters": known[code].clusters,
+                    "seeds": len(self.seeds),
+                    "metric": metric,
+                    "arm": arm,
+                    "mean": found.mean,
+                    "low": found.low,
+                    "high": found.high,
+                    "p": found.p,
+                }
+                for code, metric, arm, found in self._all()
+            ]
+        )
 
     def _all(self):
         for language in self.languages:
@@ -146,7 +130,31 @@ class Transfer:
                     yield language.code, metric, f"target-{arm}", found
 
     def show(self) -> None:
-        """Print the arms of every language, and what the target slot is worth against the others."""
+        """Print both tables, and say where they claim nothing."""
+        self.scores().print()
+        for language in self.languages:
+            if language.clusters < AT_LEAST:
+                log.warning(
+                    "warning: no interval for %s: its %d test examples are %d clusters (groups that "
+                    "share a template or a document), and %d are needed",
+                    language.code,
+                    language.examples,
+                    language.clusters,
+                    AT_LEAST,
+                )
+        above = self._above()
+        elsewhere = [language for language in self.languages if language.role != "source"]
+        if above and elsewhere and not any(language.shown(self.metric) for language in elsewhere):
+            log.info(
+                "no transfer is shown: in none of %d other languages the whole interval of the target "
+                "slot is above %s",
+                len(elsewhere),
+                above,
+            )
+        self.differences().print()
+
+    def scores(self) -> Table:
+        """Every arm of every language, and the mean of the comparable ones."""
         arms = [
             arm
             for arm in ARMS
@@ -155,17 +163,18 @@ class Transfer:
         rows = []
         for language in self.languages:
             found = language.arms[self.metric]
-            target, *cells = (f"{found[arm].mean:.3f}" if arm in found else "–" for arm in arms)
-            target += "*" * language.shown(self.metric)
-            ends = interval_text(found["target"].low, found["target"].high, digits=2)
+            cells = {arm: _score(found.get(arm)) for arm in arms}
+            if language.shown(self.metric):
+                cells["target"] += " *"
+            role = "" if language.role == "pre-trained" else f" ({language.role})"
             rows.append(
                 (
-                    self._title(language),
+                    f"{language.code}{role}",
                     language.labels,
                     tested_text(language.examples, language.clusters),
-                    target,
-                    ends,
-                    *cells,
+                    cells.pop("target"),
+                    interval_text(found["target"].low, found["target"].high),
+                    *cells.values(),
                 )
             )
         others = [
@@ -174,46 +183,33 @@ class Transfer:
             if language.comparable and language.role != "source"
         ]
         if others:
+            scores = [language.arms[self.metric] for language in others]
             means = {
-                a: [
-                    lang.arms[self.metric][a].mean for lang in others if a in lang.arms[self.metric]
-                ]
-                for a in arms
+                arm: number(float(np.mean([of[arm].mean for of in scores])))
+                for arm in arms
+                if all(arm in of for of in scores)
             }
-            target, *rest = (
-                f"{np.mean(v):.3f}" if len(v) == len(others) else "–" for v in means.values()
-            )
-            rows.append((f"mean of {len(others)}", "", "", target, "", *rest))
-        over = f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "this one seed"
-        title = (
-            f"{self.task}: test {self.metric}, fine-tuned on {self.source} alone; intervals ({LEVEL:.0%}) are over clusters of "
-            f"examples and {over}, given this base; the mean is of other languages whose test has half of the labels or more"
+            cells = [means.get(arm, NONE) for arm in arms]
+            rows.append((f"mean of {len(others)}", "", "", cells[0], "", *cells[1:]))
+        note = (
+            f"Intervals ({LEVEL:.0%}) are over clusters of examples and {self._seeds()}, given this base. "
+            "The mean is over the other languages whose test has at least half of the labels."
         )
-        above = self._above()
-        if above:
-            title += f"; *: above {above} by all of the interval"
+        if above := self._above():
+            note += f" *: the whole interval is above {above}."
         if "majority" in arms and not any(
             language.chance(self.metric) for language in self.languages
         ):
-            title += "; one answer to all (majority) is O, which names no span: 0 by definition, and no measure of chance"
-        show(title, ("language", "labels", "examples", "target", "interval", *arms[1:]), rows)
-        for language in self.languages:
-            if language.clusters < AT_LEAST:
-                log.warning(
-                    "warning: no interval for %s: its %d test examples are %d clusters (groups that share a template or a document), and %d "
-                    "are needed; fewer say too little of how they scatter",
-                    language.code,
-                    language.examples,
-                    language.clusters,
-                    AT_LEAST,
-                )
-        elsewhere = [language for language in self.languages if language.role != "source"]
-        if above and elsewhere and not any(language.shown(self.metric) for language in elsewhere):
-            log.info(
-                "no transfer is shown: of %d other languages, none has its target slot above %s by all of the interval",
-                len(elsewhere),
-                above,
+            note += (
+                " One answer to all (majority) is O, which names no span: it scores 0 by definition, and "
+                "does not measure chance."
             )
+        title = f"{self.task}: test {self.metric}, fine-tuned on {self.source} alone"
+        header = ("language", "labels", "examples", "target", "interval", *arms[1:])
+        return Table(title, header, rows, note)
+
+    def differences(self) -> Table:
+        """The target slot minus the other arms, tested in pairs."""
         against = [
             arm
             for arm in AGAINST
@@ -224,18 +220,23 @@ class Transfer:
         ]
         corrected = holm([gap and gap.p for gap in found])
         cells = iter(
-            [part for gap, p in zip(found, corrected, strict=True) for part in _gap(gap, p)]
+            cell
+            for gap, p in zip(found, corrected, strict=True)
+            for cell in (_score(gap, sign="+"), NONE if gap is None else _interval(gap), p_text(p))
         )
         rows = [
-            (language.code, *(next(cells) for _ in range(2 * len(against))))
+            (language.code, *(next(cells) for _ in range(3 * len(against))))
             for language in self.languages
         ]
-        header = (part for arm in against for part in (f"− {arm}, interval", f"p, − {arm}"))
-        title = (
-            f"target slot minus others; p of a paired test over clusters of examples and {over}, given this base, corrected for "
-            f"{sum(p is not None for p in corrected)} tests (Holm)"
+        header = (part for arm in against for part in (f"− {arm}", "interval", "p"))
+        note = (
+            f"Paired tests over clusters of examples and {self._seeds()}, given this base. p is corrected "
+            f"for {sum(p is not None for p in corrected)} tests (Holm)."
         )
-        show(title, ("language", *header), rows)
+        return Table("target slot minus others", ("language", *header), rows, note)
+
+    def _seeds(self) -> str:
+        return f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "this one seed"
 
     def _above(self) -> str:
         """What the target slot must pass: n-grams, one answer to all, or both; empty where there is neither."""
@@ -244,14 +245,6 @@ class Transfer:
             name
             for name, of in bounds.items()
             if any(of(one, self.metric) is not None for one in self.languages)
-        )
-
-    @staticmethod
-    def _title(language: Language) -> str:
-        return (
-            language.code
-            if language.role == "pre-trained"
-            else f"{language.code} ({language.role})"
         )
 
 
@@ -334,10 +327,13 @@ def _validation(cfg, results: dict[tuple[str, int], Result]) -> dict[str, float]
     }
 
 
-def _gap(found: Estimate | None, p: float | None) -> tuple[str, str]:
-    """A difference with its interval, and ``p``, its own or a corrected one."""
+def _score(found: Estimate | None, *, sign: str = "") -> str:
+    """A score with the digits that its interval allows."""
     if found is None:
-        return "–", ""
-    return f"{found.mean:+.3f} {interval_text(found.low, found.high, sign='+', digits=2)}", p_text(
-        p
-    )
+        return NONE
+    half = None if found.low is None else (found.high - found.low) / 2
+    return number(found.mean, digits_of(half), sign=sign)
+
+
+def _interval(found: Estimate) -> str:
+    return interval_text(found.low, found.high, sign="+")

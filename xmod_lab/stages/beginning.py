@@ -50,7 +50,7 @@ def begin_language(
         slot = {"init": lang.slot_init, "donors": donors_of(lang.slot_init, model.config)}
         return {"slot": slot, "vocabulary": vocabulary}
     ranking = keep(lambda: rank_donors(cfg, model, prepared, lang.code))
-    donor_table(ranking, lang.code)
+    donor_table(ranking, lang.code).print()
     best = ranking[0][0]
     model.initialise_slot(lang.code, f"copy:{best}", seed=cfg.seed)
     return {

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from xmod_lab.errors import UserError
-from xmod_lab.metrics import read_figures
+from xmod_lab.metrics import read_metrics
 from xmod_lab.scoring.held_out import named_with_interval
 from xmod_lab.scoring.likelihood import pseudo_likelihood
 from xmod_lab.scoring.naive_bayes import ngram_costs
@@ -32,7 +32,8 @@ from xmod_lab.scoring.tables import (
 )
 from xmod_lab.scoring.wrong_slots import Matrix, slot_figures, slot_matrix
 from xmod_lab.stages.opening import Opened
-from xmod_lab.text.likelihoods import likelihoods, scored_text
+from xmod_lab.tables import csv_text
+from xmod_lab.text.likelihoods import in_a_word, likelihoods, scored_text
 from xmod_lab.text.parallel import Parallel
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,31 @@ class Evaluation:
     retrieved: dict[str, list[Retrieval]]
     passages: dict[str, dict]
     states: list[str]
+
+    def csv_files(self) -> dict[str, str]:
+        """slots.csv, recognition.csv and retrieval.csv: a value a row."""
+        kind = in_a_word(bool(self.figures["val/exact"]))
+        losses = [
+            {"text": text, "slot": slot, "loss": loss, "likelihood": kind}
+            for text, row in self.matrix.items()
+            for slot, loss in row.items()
+        ]
+        counts = [
+            {"of": what, "text": text, "slot": slot, "count": count}
+            for what, table in self.recognised.items()
+            for text, row in table.items()
+            for slot, count in row.items()
+        ]
+        pairs = [
+            {"set": name, **result.record()}
+            for name, results in self.retrieved.items()
+            for result in results
+        ]
+        files = {
+            "slots.csv": csv_text(losses, ("text", "slot", "loss", "likelihood")),
+            "recognition.csv": csv_text(counts, ("of", "text", "slot", "count")),
+        }
+        return files | ({"retrieval.csv": csv_text(pairs)} if pairs else {})
 
 
 def evaluate(
@@ -204,7 +230,7 @@ def _losses(prefix: str, code: str, nats: np.ndarray, pieces: np.ndarray) -> dic
 def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:
     """Of an extension, the figures of old languages from before; and whether a run's own figures were met again."""
     try:
-        recorded = read_figures(Path(opened.name) / "metrics.json")
+        recorded = read_metrics(Path(opened.name) / "metrics.json")
     except UserError as error:
         log.warning("nothing is compared with what the run recorded: %s", error)
         recorded = {}

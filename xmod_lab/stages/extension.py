@@ -52,7 +52,7 @@ from xmod_lab.training.data import (
     training_settings,
 )
 from xmod_lab.training.fit import fit
-from xmod_lab.training.tables import corpus_table, score_table, training_table
+from xmod_lab.training.tables import score_table, show_corpora, training_table
 
 log = logging.getLogger(__name__)
 _PROBE_ROWS = 4
@@ -119,7 +119,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
         if tracking is None:
             return
         for code, (lang, prepared) in languages.items():
-            corpus_table(prepared, f"text of {code} ({titled(lang.text)})")
+            show_corpora(prepared, f"text of {code} ({titled(lang.text)})")
             if lang.vocabulary == "keep" and (warning := about_kept(prepared, old)):
                 log.warning("warning: %s", warning)
         probes = _probes(model, [old, *older])
@@ -239,7 +239,7 @@ def _add_one(
             keep=lambda make: run.remember_once(f"donors/{code}", make),
         )
         trainable = trainable_names(model, lang)
-        training_table(model, trainable, f"adding {code}")
+        training_table(model, trainable, f"adding {code}").print()
         fitted = fit(
             cfg, run, tracking, model, prepared, mixture, seed=seed, trainable=trainable, code=code
         )
@@ -351,10 +351,10 @@ def _show(
 ) -> None:
     prefixes = {"unigram": "unigram", "before/val": "before", "val": "after"}
     how = scored_text(cfg.objective.causal)
-    score_table(metrics, added, prefixes, f"added languages: {how}")
+    score_table(metrics, added, prefixes, f"added languages: {how}").print()
     score_table(
         metrics, others, {"before/val": "before", "val": "after"}, f"languages of the base: {how}"
-    )
+    ).print()
     moved = [
         code
         for code in others

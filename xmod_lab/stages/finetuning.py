@@ -180,11 +180,8 @@ def _train_once(
     model.freeze_embeddings_and_language_adapters()
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if (code, seed) == (setup.source, cfg.seed):
-        training_table(
-            model,
-            trainable,
-            f"fine-tuning on {code}, {len(cfg.seeds)} seed{'s' * (len(cfg.seeds) > 1)}",
-        )
+        seeds = "1 seed" if len(cfg.seeds) == 1 else f"{len(cfg.seeds)} seeds"
+        training_table(model, trainable, f"fine-tuning on {code}, {seeds}").print()
     name, loss = f"val/{cfg.task.metric}/{part}", f"val/loss/{part}"
     splits = setup.examples[code]
     curve = LearningCurve(

@@ -34,7 +34,7 @@ from xmod_lab.runs.folder import RunDir
 from xmod_lab.stages.beginning import allocate_language
 from xmod_lab.stages.cost import Cost, duration, measure
 from xmod_lab.stages.extension import open_base, read_new_text, seed_of, trainable_names
-from xmod_lab.tables import show
+from xmod_lab.tables import Table
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.sources import titled
 from xmod_lab.text.survey import (
@@ -48,7 +48,7 @@ from xmod_lab.text.survey import (
     unknown_letters,
 )
 from xmod_lab.training.data import about_kept, consumption, mixture_of, prepare_base, prepare_beside
-from xmod_lab.training.tables import normalisation_table, training_table
+from xmod_lab.training.tables import show_normalisation, training_table
 
 log = logging.getLogger(__name__)
 PLAN = "plan.json"
@@ -148,15 +148,16 @@ def _plan_base(cfg: PretrainConfig, warnings: list[str]) -> dict:
         "share",
         "rows read",
         "passes",
-        "pieces/word",
+        "tokens/word",
         "unknown",
         "near-copies",
         "looks like",
     )
-    show(f"plan: {cfg.steps:,} steps, {cfg.steps * cfg.tokens_per_step:,} tokens", header, table)
-    normalisation_table(prepared)
+    title = f"plan: {cfg.steps:,} steps, {cfg.steps * cfg.tokens_per_step:,} tokens"
+    Table(title, header, table).print()
+    show_normalisation(prepared)
     model = new_model(cfg, prepared.tokenizer)
-    training_table(model, {name for name, _ in model.named_parameters()}, "base")
+    training_table(model, {name for name, _ in model.named_parameters()}, "base").print()
     cost = measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=None)
     _cost_table(cfg, cost, [("model/", cost.model_bytes)])
     return {**asdict(cost), **read}
@@ -203,45 +204,42 @@ def _plan_language(
     if not own and (warning := _about_kept(prepared, old, by_base, estimate)):
         warnings.append(warning)
     rows = [
-        ("pieces per word", *(_per_word(s) for s in vocabularies.values())),
-        ("unknown pieces", *(f"{100 * s.unknown:.2f} %" for s in vocabularies.values())),
+        ("tokens per word", *(_per_word(s) for s in vocabularies.values())),
+        ("unknown tokens", *(f"{100 * s.unknown:.2f} %" for s in vocabularies.values())),
         (
-            "bytes that no piece spells",
+            "bytes that no token spells",
             *(f"{100 * s.unknown_bytes:.2f} %" for s in vocabularies.values()),
         ),
     ]
-    show(
-        f"plan: {code} ({titled(lang.text)}) on base {base.name}, in",
-        ("vocabulary", *vocabularies),
-        rows,
-    )
-    normalisation_table(prepared)
+    title = f"plan: {code} ({titled(lang.text)}) on base {base.name}, by vocabulary"
+    Table(title, ("", *vocabularies), rows).print()
+    show_normalisation(prepared)
     overlap = _overlap(cfg, old.tokenizer, prepared, code) if own else {}
     facts = [
         ("rows of its text", f"{len(prepared.corpora[code].train):,}"),
         ("rows read", f"{read[f'train/rows/{code}']:,}"),
         ("passes over its text", f"{read[f'train/passes/{code}']:.2f}"),
         (
-            "duplicates, empty and null rows, left out",
+            "left out: duplicates, empty rows, null rows",
             ", ".join(f"{n:,}" for n in _left_out(prepared, code)),
         ),
-        ("letters that no piece of the base has", f"{100 * strange:.1f} %"),
+        ("letters that no token of the base has", f"{100 * strange:.1f} %"),
         ("near-copies among its passages", f"{100 * found.near_copy_share:.1f} %"),
         ("looks like", _looks(looks)),
     ]
     if own:
         facts.append(
             (
-                "pieces that the base has as well",
+                "tokens that the base has too",
                 f"{overlap['shared_pieces']:,} of {len(prepared.tokenizer):,}, "
                 f"{100 * overlap['shared_text']:.1f} % of its text",
             )
         )
-    show(f"text of {code}", ("", ""), facts)
+    Table(f"text of {code}", ("", ""), facts).print()
     model = base.load(old.tokenizer)
     allocate_language(cfg, model, lang, prepared)
     trainable = trainable_names(model, lang)
-    training_table(model, trainable, f"adding {code}")
+    training_table(model, trainable, f"adding {code}").print()
     cost = measure(cfg, model, prepared, mixture, seed=seed_of(cfg, code), trainable=trainable)
     pack = _pack_bytes(model, code, Path(prepared.folder) if own else None)
     _cost_table(cfg, cost, [(f"pack/{code}/", pack), ("model/ with it", cost.model_bytes)])
@@ -362,7 +360,7 @@ def _cost_table(cfg: PretrainConfig, cost: Cost, files: list[tuple[str, int]]) -
             f"{cost.loader_rows_per_second:,.0f} rows/s, {cost.loader_rows_per_second / rows_read:,.1f} × what the steps read",
         ),
     ]
-    show("cost", ("", ""), rows)
+    Table("cost", ("", ""), rows).print()
 
 
 def _per_word(spelt: Spelling) -> str:

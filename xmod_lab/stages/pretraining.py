@@ -28,7 +28,7 @@ from xmod_lab.training.data import (
     training_settings,
 )
 from xmod_lab.training.fit import fit
-from xmod_lab.training.tables import corpus_table, match_table, score_table, training_table
+from xmod_lab.training.tables import match_table, score_table, show_corpora, training_table
 
 log = logging.getLogger(__name__)
 OUTPUTS = ("pack/", "model/", "proof.json")  # of pre-training and of extensions
@@ -52,15 +52,15 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
     with open_run(cfg, run, outputs=OUTPUTS, facts=facts, columns=columns) as tracking:
         if tracking is None:
             return
-        corpus_table(prepared, "text of the language set")
+        show_corpora(prepared, "text of the language set")
         model = new_model(cfg, prepared.tokenizer)
         # what an untrained output layer would learn first: it spares the body that detour
         with torch.no_grad():
             counts = mixed_target_counts(cfg, mixture, prepared)
             model.lm_head.bias.copy_(log_frequency(counts))
         if cfg.model.shared_slot:
-            match_table(cfg, prepared.tokenizer)
-        training_table(model, {name for name, _ in model.named_parameters()}, "base")
+            match_table(cfg, prepared.tokenizer).print()
+        training_table(model, {name for name, _ in model.named_parameters()}, "base").print()
         log.info(
             "%d steps of %d rows of %d pieces: %s tokens in %s",
             cfg.steps,
@@ -102,7 +102,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
         tracking.finish(metrics)
     score_table(
         metrics, codes, {"unigram": "unigram", "val": "model"}, scored_text(cfg.objective.causal)
-    )
+    ).print()
     if fitted.per_second is not None:
         log.info("trained at %s tokens/s", f"{fitted.per_second:,.0f}")
     log.info("model in %s", run / "model")

@@ -24,12 +24,13 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.choices import EMBEDDING_INITS, focus_fault
 from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.languages.initialisers import WORD_START, ordinary_pieces
+from xmod_lab.metrics import number
 from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
 from xmod_lab.scoring.held_out import Scorer, on_device
 from xmod_lab.stages.beginning import allocate_language, begin_vocabulary
 from xmod_lab.stages.donors import sampled_targets
 from xmod_lab.stages.extension import seed_of, trainable_names
-from xmod_lab.tables import show
+from xmod_lab.tables import Table, csv_text
 from xmod_lab.text.likelihoods import in_a_word
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.training.data import batches, mixture_of
@@ -70,6 +71,10 @@ class Ranking:
     unigram: dict[str, float]
     likelihood: str
     steps: int
+
+    def csv(self) -> str:
+        """A line for each combination."""
+        return csv_text([{**asdict(c), "likelihood": self.likelihood} for c in self.combinations])
 
 
 def rank_beginnings(
@@ -249,63 +254,64 @@ def _mean_cosine(table: Tensor) -> float:
     return float((unit.sum(0).square().sum() - n) / (n * (n - 1)))
 
 
-def ranking_tables(ranking: Ranking) -> None:
-    """The combinations as a matrix, the best of them, and what each table is like."""
+def ranking_tables(ranking: Ranking) -> list[Table]:
+    """The losses before training as a matrix, what each embedding table is like, and the combinations that
+    were trained."""
     losses = {(c.embedding_init, c.slot_init): c.loss for c in ranking.combinations}
     methods, slots = list(ranking.nearest), {slot for _, slot in losses}
     best = {m: min(losses[m, slot] for slot in slots) for m in methods}
     shown = sorted(slots, key=lambda slot: sum(losses[m, slot] for m in methods))[:_SLOTS]
-    rows = [
-        (slot, *(f"{losses[m, slot]:.3f}{' *'[losses[m, slot] == best[m]]}" for m in methods))
-        for slot in shown
-    ]
+    rows = []
+    for slot in shown:
+        marks = [" *" if losses[m, slot] == best[m] else "" for m in methods]
+        cells = (number(losses[m, slot]) + mark for m, mark in zip(methods, marks, strict=True))
+        rows.append((slot, *cells))
     rows.append(("nearest is", *ranking.nearest.values()))
-    unigram = f"unigram {ranking.unigram['loss']:.3f}"
-    title = (
-        f"{ranking.code} before training: nats/piece of training text ({unigram}); * the best slot of a table. Compare the slots of "
-        "a table: which table will be best after training, these figures do not say"
+    matrix = Table(
+        f"{ranking.code} before training: nats/token of training text",
+        ("slot_init", *methods),
+        rows,
+        f"*: the best slot of an embedding table. Unigram: {number(ranking.unigram['loss'])}. Compare "
+        "the slots of one table. These losses do not say which table is best after training.",
     )
-    show(title, ("slot_init", *methods), rows)
-    tables = list(ranking.vocabularies.values())
-    _show_tables(ranking.code, methods, tables)
-    figures = ("after", "after_val", "after_bpb", "loss", "val", "bpb")
-    trained = [c for c in ranking.combinations if c.after is not None]
+    values = ("after", "after_val", "after_bpb", "loss", "val", "bpb")
     rows = [
-        (c.embedding_init, c.slot_init, *(f"{getattr(c, name):.4f}" for name in figures))
-        for c in trained
+        (c.embedding_init, c.slot_init, *(number(getattr(c, name)) for name in values))
+        for c in ranking.combinations
+        if c.after is not None
     ]
-    rows.append(
-        ("unigram", "", "", "", "", *(f"{ranking.unigram[name]:.4f}" for name in figures[3:]))
+    unigram = (number(ranking.unigram.get(name)) for name in values)
+    rows.append(("unigram", "", *unigram))
+    units = ("nats/token, training text", "held-out text", f"bits/byte ({ranking.likelihood})")
+    when = (f"after {ranking.steps} steps", "before")
+    trained = Table(
+        f"{ranking.code}: the best slot of each table and the configured combination, best first",
+        ("embedding_init", "slot_init", *(f"{w}: {unit}" for w in when for unit in units)),
+        rows,
+        f"Ranked by the loss after {ranking.steps} steps of training. This is one seed: small "
+        "differences say nothing.",
+        labels=2,
     )
-    units = ("nats/piece, training text", "held-out text", f"bits/byte ({ranking.likelihood})")
-    header = (
-        "embedding_init",
-        "slot_init",
-        *(
-            f"{when}: {unit}"
-            for when in (f"after {ranking.steps} steps", "before")
-            for unit in units
-        ),
-    )
-    title = (
-        f"{ranking.code}: the best slot of each table, and what is configured, by the loss after {ranking.steps} steps of training. "
-        "This is one seed: small differences say nothing"
-    )
-    show(title, header, rows, words=2)
+    described = [_about_tables(ranking, methods)] if ranking.vocabularies else []
+    return [matrix, *described, trained]
 
 
-def _show_tables(code: str, methods: list[str], tables: list[dict]) -> None:
-    if tables:
-        rows = [
-            (f"rows {name}", *(f"{t[name]:,}" for t in tables))
-            for name in ("copied", "derived", "drawn")
-        ]
-        rows.append(("text copied", *(f"{100 * t['overlap']:.1f} %" for t in tables)))
-        rows.append(("text covered", *(f"{100 * t['coverage']:.1f} %" for t in tables)))
-        rows.append(("mean cosine", *(f"{t['mean_cosine']:.2f}" for t in tables)))
-        rows += [
-            (f"{piece} ~", *(t["neighbours"][piece][0] for t in tables))
-            for piece in tables[0]["neighbours"]
-        ]
-        base = f"the base has a mean cosine of {tables[0]['base_mean_cosine']:.2f}; ~ is nearest to which of its pieces"
-        show(f"{code}: the tables; {base}", ("embedding_init", *methods), rows)
+def _about_tables(ranking: Ranking, methods: list[str]) -> Table:
+    tables = list(ranking.vocabularies.values())
+    rows = [
+        (f"rows {name}", *(f"{t[name]:,}" for t in tables))
+        for name in ("copied", "derived", "drawn")
+    ]
+    rows.append(("text copied", *(f"{100 * t['overlap']:.1f} %" for t in tables)))
+    rows.append(("text covered", *(f"{100 * t['coverage']:.1f} %" for t in tables)))
+    rows.append(("mean cosine", *(number(t["mean_cosine"]) for t in tables)))
+    rows += [
+        (f"{token} ~", *(t["neighbours"][token][0] for t in tables))
+        for token in tables[0]["neighbours"]
+    ]
+    note = (
+        f"The base has a mean cosine of {number(tables[0]['base_mean_cosine'])}. ~ names the nearest "
+        "token of the base."
+    )
+    title = f"{ranking.code}: the embedding tables"
+    return Table(title, ("embedding_init", *methods), rows, note)

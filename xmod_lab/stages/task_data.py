@@ -17,7 +17,7 @@ from xmod_lab.errors import UserError, reason
 from xmod_lab.languages.folders import manifests_in
 from xmod_lab.model import XmodPreTrainedModel, read_config
 from xmod_lab.model.slots import random_value
-from xmod_lab.tables import show
+from xmod_lab.tables import Table
 from xmod_lab.tasks.examples import EncodedExamples
 from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.tasks.sources import GROUP, SPLITS, Labelled, Row, read_examples
@@ -211,12 +211,12 @@ def _data_table(
         "dev",
         "test",
         "labels in test",
-        "unknown pieces",
+        "unknown tokens",
         "no label",
         "cut",
         "empty",
     )
-    show(title, header, rows)
+    Table(title, header, rows).print()
 
 
 def task_model(folder: Path, kind: Task, seed: int) -> XmodPreTrainedModel:

@@ -33,13 +33,6 @@ LEVEL = 0.95
 AT_LEAST = 10  # clusters for an interval: of fewer, too little is known of how they scatter
 
 
-def interval_text(low: float | None, high: float | None, *, sign: str = "", digits: int = 3) -> str:
-    """``[0.120, 0.340]``, or a dash where there is none; ``sign``: ``+`` for a difference."""
-    return (
-        "–" if low is None or high is None else f"[{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-    )
-
-
 def tested_text(examples: int, clusters: int) -> str:
     """``161 in 38``: of which examples stand together in how many clusters."""
     return f"{examples:,}" + (f" in {clusters:,}" if clusters < examples else "")

@@ -7,10 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.config.schema import PretrainConfig
-from xmod_lab.metrics import told
+from xmod_lab.metrics import number, told
 from xmod_lab.model import XmodConfig, XmodLanguageModel, language_model
 from xmod_lab.processes import rank
-from xmod_lab.tables import Rows, show
+from xmod_lab.tables import Table
 from xmod_lab.text.normalisation import KINDS, named, read_as
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.tokenizer import special_ids
@@ -23,11 +23,10 @@ _LISTED = 12  # slots that are listed one by one
 _MOST = 4  # characters that are named for each language
 
 
-def corpus_table(prepared: Prepared, title: str) -> None:
-    """What is in the prepared text of each language, what was left out, what its vocabulary does not tell, how it fills its rows, what of the
-    held-out text is training text, and what was odd about it."""
-    text: Rows = []
-    rows: Rows = []
+def show_corpora(prepared: Prepared, title: str) -> None:
+    """Print what is in the prepared text of each language, how it fills its rows, what is held out, and
+    what the vocabulary changes; and log what was odd about the text."""
+    text, rows = [], []
     for code, corpus in prepared.corpora.items():
         train, held_out = (
             corpus.manifest["statistics"][split] for split in ("train", "validation")
@@ -45,7 +44,7 @@ def corpus_table(prepared: Prepared, title: str) -> None:
                 f"{100 * train['unknown'] / train['tokens']:.2f} %",
             )
         )
-        left_out = held_out["in_training"] if held_out["held_out_by"] == "document" else 0
+        by_document = held_out["held_out_by"] == "document"
         rows.append(
             (
                 code,
@@ -57,47 +56,44 @@ def corpus_table(prepared: Prepared, title: str) -> None:
                 f"{held_out['bytes']:,}",
                 f"{held_out['rows']:,}",
                 f"{held_out['in_training']:,}",
-                f"{left_out:,}",
+                f"{held_out['in_training'] if by_document else 0:,}",
             )
         )
-    show(
-        title,
-        (
-            "language",
-            "passages",
-            "duplicates",
-            "empty",
-            "bytes",
-            "pieces",
-            "bytes/piece",
-            "unknown",
-        ),
-        text,
+    header = (
+        "language",
+        "passages",
+        "duplicates",
+        "empty",
+        "bytes",
+        "tokens",
+        "bytes/token",
+        "unknown",
     )
+    Table(title, header, text).print()
     header = (
         "language",
         "rows",
         "padding",
         "passages cut",
         "held out by",
-        "passages",
-        "bytes",
-        "rows",
-        "training text too",
+        "held-out passages",
+        "held-out bytes",
+        "held-out rows",
+        "also in training text",
         "left out for that",
     )
-    show("rows to train on, and held-out text", header, rows)
-    normalisation_table(prepared)
+    Table("rows to train on, and held-out text", header, rows).print()
+    show_normalisation(prepared)
     for corpus in prepared.corpora.values() if not rank() else ():
         for remark in corpus.remarks():
             log.warning("warning: %s", remark)
 
 
-def normalisation_table(prepared: Prepared) -> None:
-    """What the vocabulary reads otherwise than it is written, and what text it was made from; nothing where there is nothing to say."""
+def show_normalisation(prepared: Prepared) -> None:
+    """Print which characters the vocabulary reads as others, if any, and log what it was made from."""
     if not rank() and (made := about_training(prepared.folder)):
         log.info("vocabulary of %s: %s", ", ".join(prepared.corpora), made)
-    rows: Rows = []
+    rows = []
     for code, corpus in prepared.corpora.items():
         train, scored_text = (
             corpus.manifest["statistics"][split] for split in ("train", "validation")
@@ -112,102 +108,96 @@ def normalisation_table(prepared: Prepared) -> None:
             share = f"{100 * scored_text['changed_passages'] / scored_text['passages']:.1f} %"
             rows.append((code, ", ".join(most), *counts, share, charge))
     if rows:
+        title = "characters of the training text that the vocabulary reads as others"
         header = ("language", "most often", *KINDS, "held-out passages", "bits/byte charged")
-        show(
-            "characters of the training text that the vocabulary reads otherwise",
-            header,
-            rows,
-            words=2,
-        )
+        Table(title, header, rows, labels=2).print()
 
 
-def training_table(model: XmodLanguageModel, trainable: set[str], title: str) -> None:
-    """Every group of parameters: whether it trains, how many there are, how many bytes they take."""
+def training_table(model: XmodLanguageModel, trainable: set[str], title: str) -> Table:
+    """Every group of parameters: whether it trains, how many there are, and their bytes.
+
+    Slots that train are one row and frozen slots another; so are vocabularies.
+    """
     groups = parameter_groups(model, trainable)
     rows = [
         (group, "trains" if trains else "frozen", f"{count:,}", f"{size:,}")
         for group, trains, count, size in _folded(groups)
     ]
-    moving, all_of_them = sum(g[2] for g in groups if g[1]), sum(g[2] for g in groups)
-    share = f"{moving:,} of {all_of_them:,} parameters train ({100 * moving / all_of_them:.1f} %)"
-    show(f"{title}: {share}", ("group", "", "parameters", "bytes"), rows)
+    moving, total = sum(g[2] for g in groups if g[1]), sum(g[2] for g in groups)
+    share = f"{moving:,} of {total:,} parameters train ({100 * moving / total:.1f} %)"
+    return Table(f"{title}: {share}", ("group", "", "parameters", "bytes"), rows)
 
 
 def _folded(groups: list[ParameterGroup]) -> list[ParameterGroup]:
-    """Slots that train in one line, those that are frozen in another; the same of vocabularies."""
     folded: dict[tuple[str, bool], list[ParameterGroup]] = {}
     for group in groups:
         kind = group[0].split()[0]
-        folded.setdefault(
-            (kind if kind in ("slot", "vocabulary") else group[0], group[1]), []
-        ).append(group)
+        together = kind if kind in ("slot", "vocabulary") else group[0]
+        folded.setdefault((together, group[1]), []).append(group)
     rows = []
     for (kind, trains), parts in folded.items():
-        names = [name.removeprefix(f"{kind} ") for name, *_ in parts]
-        several = f"{len(parts)} {'slots' if kind == 'slot' else 'vocabularies'}: {_listed(names)}"
-        name = several if len(parts) > 1 else parts[0][0]
+        name = parts[0][0]
+        if len(parts) > 1:
+            codes = [part[0].removeprefix(f"{kind} ") for part in parts]
+            listed = ", ".join(codes[:_LISTED])
+            if len(codes) > _LISTED:
+                listed += f" and {len(codes) - _LISTED} others"
+            name = f"{len(parts)} {'slots' if kind == 'slot' else 'vocabularies'}: {listed}"
         rows.append((name, trains, sum(part[2] for part in parts), sum(part[3] for part in parts)))
     return rows
 
 
-def _listed(names: list[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names) if more <= 0 else f"{', '.join(names[:_LISTED])} and {more} others"
-
-
 def score_table(
     metrics: dict[str, float], codes: list[str], prefixes: dict[str, str], title: str
-) -> None:
-    """Loss and bits per byte of each language, for each prefix (metrics.json's) under its title, with half of the interval of each."""
-    header = (
-        "language",
-        *(f"{unit}, {name}" for name in prefixes.values() for unit in ("nats/piece", "bits/byte")),
-    )
-    rows = []
-    for code in codes:
-        rows.append(
-            (
-                code,
-                *(
-                    told(metrics, f"{p}/{unit}/{code}")
-                    for p in prefixes
-                    for unit in ("loss", "bpb")
-                ),
-            )
-        )
-    show(title, header, rows)
+) -> Table:
+    """Loss and bits per byte of each language with their errors.
+
+    Args:
+        prefixes: of the names in metrics.json (``before/val``), each with its words.
+    """
+    units = {"loss": "nats/token", "bpb": "bits/byte"}
+    rows = [
+        (code, *(told(metrics, f"{prefix}/{unit}/{code}") for prefix in prefixes for unit in units))
+        for code in codes
+    ]
+    header = (f"{unit}, {words}" for words in prefixes.values() for unit in units.values())
+    return Table(title, ("language", *header), rows)
 
 
-def donor_table(ranking: list[tuple[str, float]], code: str) -> None:
-    """The pre-trained slots in the order in which they suit ``code``."""
-    rows = [(donor, f"{loss:.4f}") for donor, loss in ranking[:_LISTED]]
+def donor_table(ranking: list[tuple[str, float]], code: str) -> Table:
+    """The pre-trained slots, the one that suits ``code`` best first."""
+    rows = [(donor, number(loss)) for donor, loss in ranking[:_LISTED]]
     if more := ranking[_LISTED:]:
-        rows.append((f"{len(more)} others", f"up to {more[-1][1]:.4f}"))
-    show(f"donors for {code}", ("slot of", "nats/piece before training"), rows)
+        rows.append((f"{len(more)} others", f"up to {number(more[-1][1])}"))
+    return Table(f"donors for {code}", ("slot of", "nats/token before training"), rows)
 
 
-def match_table(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """SHARED against modular at this size: what one language costs must be equal (X-MOD section 4)."""
+def match_table(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Table:
+    """A shared slot against a slot per language at this size: what one language costs must be equal
+    (X-MOD section 4)."""
     modular = cfg.model_config(len(tokenizer), special_ids(tokenizer))
     modular.languages, modular.aliases = list(cfg.langset.languages), None
     shared = cfg.model_config(len(tokenizer), special_ids(tokenizer))
-    rows = []
-    for name, config in (("shared slot", shared), ("a slot per language", modular)):
-        flops, used, stored = cost_per_language(config, cfg.data.row_length)
-        rows.append((name, f"{flops:,}", f"{used:,}", f"{stored:,}"))
-    equal = rows[0][1:3] == rows[1][1:3]
-    title = f"cost of one language: {'equal in FLOPs and in trainable parameters' if equal else 'NOT EQUAL'}"
-    show(
-        title,
-        ("model", "FLOPs per row, forward", "parameters one language trains", "parameters stored"),
-        rows,
+    costs = [cost_per_language(config, cfg.data.row_length) for config in (shared, modular)]
+    rows = [
+        (name, *(f"{count:,}" for count in cost))
+        for name, cost in zip(("shared slot", "a slot per language"), costs, strict=True)
+    ]
+    equal = costs[0][:2] == costs[1][:2]
+    verdict = "equal in FLOPs and in trainable parameters" if equal else "NOT EQUAL"
+    header = (
+        "model",
+        "FLOPs per row, forward",
+        "parameters one language trains",
+        "parameters stored",
     )
+    return Table(f"cost of one language: {verdict}", header, rows)
 
 
 def cost_per_language(config: XmodConfig, length: int) -> tuple[int, int, int]:
-    """(forward FLOPs of one row, parameters that a batch of one language trains, parameters stored).
+    """Forward FLOPs of one row, parameters that a batch of one language trains, and parameters stored.
 
-    Counted on the meta device: no weights are made.
+    They are counted on the meta device: no weights are made.
     """
     with torch.device("meta"):
         model = language_model(config).eval()
