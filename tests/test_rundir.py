@@ -126,6 +126,12 @@ def test_a_run_of_another_command_is_neither_continued_nor_deleted(run):
         assert run.finished
 
 
+def test_a_finished_run_that_is_started_over_chooses_its_precision(run):
+    assert run.fit_to_machine(composed("trainer.threads=1")).trainer.precision == "auto"
+    again = run.fit_to_machine(composed("trainer.threads=1", "resume=never"))
+    assert again.trainer.precision != "auto"
+
+
 def test_metrics_json_is_the_last_file_that_a_run_writes(tmp_path):
     """It is not there while the run is open, nor after an error; what finishes later is whole."""
     cfg, run = composed("logger=csv"), RunDir(tmp_path)

@@ -114,7 +114,8 @@ class RunDir:
                 isinstance(stored[k], t) for k, t in kinds.items() if k in stored
             ):
                 raise _damaged(self / "config.yaml", "what it has as trainer is of another type")
-        choose = _precision if trains and not self.finished else _precision_on_paper
+        at_work = trains and (cfg.resume == "never" or not self.finished)
+        choose = _precision if at_work else _precision_on_paper
         precision, threads = of_first(lambda: (choose(cfg, stored), _threads(cfg, stored, workers)))
         torch.set_num_threads(threads)
         return replace(cfg, trainer=replace(cfg.trainer, precision=precision, threads=threads))
