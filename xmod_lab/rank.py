@@ -35,14 +35,6 @@ def main() -> None:
 
 
 def _rank(cfg: PretrainConfig, folder: Path) -> None:
-    if not cfg.lang:
-        raise UserError(
-            "rank compares beginnings of a language to add; name one: +lang=NAME, e.g. +lang=new_lang"
-        )
-    if cfg.plan:
-        raise UserError(
-            "plan=true is for pretrain: rank keeps nothing that it trains but a base, where there is none; leave it out"
-        )
     from xmod_lab.processes import launched  # here: no refusal waits for torch
 
     if launched() or cfg.trainer.devices * cfg.trainer.nodes > 1:

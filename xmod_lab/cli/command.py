@@ -162,7 +162,7 @@ class _Command:
         usual = compose(self.name, return_hydra_config=False)
         before, now = (flatten(OmegaConf.to_container(each)) for each in (usual, composed))
         by_file = [key for key, value in now.items() if before.get(key) != value]  # an experiment's
-        cfg = replace(cfg, command=self.name, given=(*typed, *by_file))
+        cfg = replace(cfg, given=(*typed, *by_file))
         if hydra_cfg.mode == RunMode.MULTIRUN and cfg.logger.group is None:
             group = Path(hydra_cfg.sweep.dir).name
             cfg = replace(cfg, logger=replace(cfg.logger, group=group))
@@ -188,7 +188,7 @@ class _Command:
             )
         faults += unknown_keys(flatten(OmegaConf.to_container(composed)), self.schema)
         raise_faults(list(dict.fromkeys(faults)))
-        cfg = from_hydra(composed)
+        cfg = replace(from_hydra(composed), command=self.name)
         self.check(cfg)
         return cfg
 

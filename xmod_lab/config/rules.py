@@ -35,6 +35,15 @@ def validate(cfg: PretrainConfig) -> None:
     if cfg.data.tokenizer and not Path(cfg.data.tokenizer).exists():
         fault = hub_fault(cfg.data.tokenizer, "a folder that save_pretrained wrote, or a hub id")
         faults += [f"data.tokenizer: {fault}"] if fault else []
+    if cfg.command == "rank":
+        if not cfg.lang:
+            faults.append(
+                "add +lang=NAME, e.g. +lang=new_lang: rank compares beginnings of a language"
+            )
+        if cfg.plan:
+            faults.append(
+                "leave plan=true out: plan=true is for pretrain, and rank keeps nothing that it trains"
+            )
     if isinstance(cfg, EvaluateConfig):
         faults += check_parallel(cfg.evaluate.parallel, "evaluate.parallel")
         if cfg.evaluate.control == "auto":
