@@ -131,11 +131,12 @@ class LangConfig(TextConfig):
 
 @dataclass
 class RecipeConfig:
-    """How long and how fast to train. ``warmup_share`` is a share of all steps.
+    """How long and how fast to train.
 
-    ``dropout_in_frozen``: whether the frozen body drops while a language is added. All dropout of the model is there
-    (embeddings, attention, outputs of layers and slots), so ``false`` means none. Pre-training, where nothing is frozen,
-    always drops.
+    Args:
+        warmup_share: of all steps.
+        dropout_in_frozen: whether there is dropout in the frozen layers while a language is added. All
+            dropout of the model is in these, so ``false`` means none. Pre-training always has dropout.
     """
 
     steps: int = number(MISSING, least=1, most=1_000_000_000)
@@ -200,16 +201,23 @@ class DataConfig:
     )
 
 
-VALIDATIONS = 12  # of a training: the best of many more would be luck, and reading a large development split takes long
+# of a training, if validate_every is null: the best of many more would be luck, and scoring takes long
+VALIDATIONS = 12
 
 
 @dataclass
 class TrainerConfig:
-    """The machinery. ``max_steps`` and ``max_tokens`` replace the recipe's steps; ``rows_per_step`` is the global
-    batch, over all processes and micro-batches. ``precision: auto`` and ``threads: null`` become what suits the machine, see
-    :mod:`xmod_lab.machine`; ``threads`` are those of each process. A checkpoint is saved every
-    ``checkpoint_every`` steps, and after the step at which ``checkpoint_minutes`` have passed since the last. ``validate_every:
-    null`` scores VALIDATIONS times in a training, however long it is."""
+    """How a run is computed.
+
+    Args:
+        max_steps, max_tokens: replace the steps of the recipe.
+        rows_per_step: the global batch, over all processes and micro-batches.
+        precision: ``auto`` is what this machine computes fast, see :mod:`xmod_lab.machine`.
+        threads: of each process; ``null``: what suits this machine.
+        checkpoint_every: steps between two checkpoints. One is also saved after ``checkpoint_minutes``
+            without one.
+        validate_every: steps between two scorings; ``null``: VALIDATIONS scorings in a training.
+    """
 
     max_steps: int | None = number(None, not_in_base(IN_STEPS), least=1, most=1_000_000_000)
     max_tokens: int | None = number(None, not_in_base(IN_STEPS), least=1, most=10**15)
@@ -240,7 +248,7 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    """metrics.csv is always written; W&B as ``wandb`` says (``auto``: online with a key, else offline)."""
+    """W&B beside metrics.csv, which is always written; ``wandb=auto``: online with a key, else offline."""
 
     wandb: str = choice("auto", WANDB_MODES)
     project: str = "xmod_lab"
@@ -300,7 +308,7 @@ class PretrainConfig(RunConfig):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of this run: ``trainer.max_steps``, else ``trainer.max_tokens``, else the recipe's."""
+        """Optimiser steps of this run: by ``trainer.max_steps``, else ``max_tokens``, else the recipe."""
         if self.trainer.max_steps is not None:
             return self.trainer.max_steps
         if self.trainer.max_tokens is not None:
@@ -329,7 +337,11 @@ class PretrainConfig(RunConfig):
         return self.trainer.rows_per_step * self.data.row_length
 
     def digests(self) -> list[str]:
-        """Of the content of all texts, and of a tokenizer in a folder. Raises UserError, OSError."""
+        """Digests of the content of all texts, and of a tokenizer in a folder.
+
+        Raises:
+            UserError, OSError: one cannot be read.
+        """
         found = [
             self.source(text).digest()
             for text in (*self.langset.languages.values(), *self.lang.values())
@@ -395,7 +407,7 @@ class EvaluateConfig(PretrainConfig):
 
 
 def register_schemas(**schemas: type) -> None:
-    """Make the schemas of whole commands known to Hydra: ``pretrain_schema`` and, by name, others."""
+    """Make the schemas of commands known to Hydra: ``pretrain_schema``, and others by their names."""
     for name, schema in {"pretrain_schema": PretrainConfig, **schemas}.items():
         ConfigStore.instance().store(name=name, node=schema)
 

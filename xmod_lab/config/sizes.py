@@ -1,4 +1,4 @@
-"""What a configuration would take in memory, by arithmetic alone: told before anything is allocated."""
+"""The memory that a configuration needs, by arithmetic, so that it is refused before anything is made."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -6,9 +6,9 @@ from dataclasses import replace
 from xmod_lab.config.schema import ModelConfig, PretrainConfig
 from xmod_lab.machine import device_kind, device_memory, memory
 
-_TRAINED = 16  # bytes of a parameter that is trained in float32: itself, its gradient, and AdamW's two moments
-_HELD = 4
-_STATE = 2  # bytes of a number that is kept for the backward pass, at the least: in bfloat16
+_HELD = 4  # bytes of a parameter in float32
+_TRAINED = 16  # the same with its gradient and AdamW's two moments
+_STATE = 2  # least bytes of an activation that is kept for the backward pass: in bfloat16
 _CHANGED = (
     "model.num_hidden_layers",
     "model.hidden_size",
@@ -23,7 +23,7 @@ _GIB = 2**30
 
 
 def parameter_count(m: ModelConfig, *, pieces: int, slots: int) -> int:
-    """Parameters of a language model of that size."""
+    """The number of parameters of a language model of this size."""
     D, F, R = m.hidden_size, m.intermediate_size, m.hidden_size // m.adapter_reduction_factor
     norm = 2 * D
     attention = 4 * (D * D + D) + norm
@@ -40,19 +40,20 @@ def parameter_count(m: ModelConfig, *, pieces: int, slots: int) -> int:
 
 
 def bytes_held(cfg: PretrainConfig) -> int:
-    """Bytes of the weights of the base that ``cfg`` describes, which every process makes in the machine's memory."""
+    """Bytes of the weights of the base that ``cfg`` describes. Every process makes them in main memory."""
     return _HELD * _parameters(cfg)
 
 
 def bytes_to_train(cfg: PretrainConfig) -> int:
-    """Bytes that pre-training it takes on a device, at the least: weights, gradients and moments, and the states of a micro-batch
-    that the backward pass reads."""
+    """Least bytes on a device to pre-train the base that ``cfg`` describes.
+
+    They hold weights, gradients and moments, and the activations of a micro-batch for the backward pass.
+    """
     t, m, length = cfg.trainer, cfg.model, cfg.data.row_length
     rows = max(1, t.rows_per_step // (t.devices * t.nodes * t.accumulate))
     states = rows * length * m.num_hidden_layers * (8 * m.hidden_size + 2 * m.intermediate_size)
-    pairs = (
-        rows * length * length if cfg.data.attention == "document" else 0
-    )  # which may attend to which
+    # the mask that says which positions may attend to which
+    pairs = rows * length * length if cfg.data.attention == "document" else 0
     return _TRAINED * _parameters(cfg) + _STATE * states + pairs
 
 
@@ -62,8 +63,10 @@ def _parameters(cfg: PretrainConfig) -> int:
 
 
 def memory_faults(cfg: PretrainConfig, *, trains: bool = True) -> list[str]:
-    """A fault with what would fit, if this machine cannot hold the base that ``cfg`` describes, or, where it ``trains`` it, its device
-    cannot train it."""
+    """A fault, with what would fit, if this machine cannot hold the base that ``cfg`` describes.
+
+    ``trains``: or if it cannot train it.
+    """
     have, processes = memory(), cfg.trainer.devices
 
     def here(other: PretrainConfig) -> int:
@@ -82,7 +85,7 @@ def memory_faults(cfg: PretrainConfig, *, trains: bool = True) -> list[str]:
         ]
     if here(cfg) <= have:
         return []
-    kind = device_kind(cfg.trainer.accelerator)  # asked now alone, as torch takes seconds
+    kind = device_kind(cfg.trainer.accelerator)  # not before: it imports torch, which takes seconds
     room = device_memory(kind)
     if room is None:
         return [_too_large(cfg, here(cfg), "to train", have, "this machine", here)]
@@ -115,7 +118,10 @@ def _too_large(
 
 
 def _what_fits(cfg: PretrainConfig, fits: Callable[[PretrainConfig], bool]) -> Iterator[str]:
-    """``key=value`` for every setting of which a smaller value alone, but no less than a hundredth, would do: the largest."""
+    """``key=value`` for each setting that would be enough to change, with the largest value that fits.
+
+    Values below a hundredth of the present one are not offered.
+    """
     t = cfg.trainer
     steps = {
         "hidden_size": cfg.model.num_attention_heads,
@@ -125,7 +131,7 @@ def _what_fits(cfg: PretrainConfig, fits: Callable[[PretrainConfig], bool]) -> I
         group, name = key.split(".")
         part, step = getattr(cfg, group), steps.get(name, 1)
         value = getattr(part, name)
-        low, high = 0, value // step  # low fits, or is none
+        low, high = 0, value // step  # low fits, or is 0
         while high - low > 1:
             middle = (low + high) // 2
             if fits(replace(cfg, **{group: replace(part, **{name: middle * step})})):
