@@ -1,4 +1,4 @@
-"""What a run costs, measured on a few of its real steps: FLOPs, seconds, and the bytes of a checkpoint."""
+"""What a run costs, measured on a few real steps: FLOPs, seconds, and the bytes of a checkpoint."""
 
 import io
 import logging
@@ -23,17 +23,21 @@ from xmod_lab.training.fit import make_trainer
 from xmod_lab.training.step import LanguageModeling
 
 log = logging.getLogger(__name__)
-_WARM_UP, _TIMED = (
-    2,
-    5,
-)  # steps; the first one has its FLOPs counted, the middle of the timed ones is taken
-_READ = 40  # steps by whose micro-batches the loader is timed
+_WARM_UP = 2  # steps; the FLOPs of the first are counted
+_TIMED = 5  # steps, of which the median is taken
+_READ = 40  # steps for which the loader alone is timed
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a run: parameters, bytes, FLOPs of the matrix products of a step (forward and backward), seconds of a step, and rows
-    that the loader alone gives in a second."""
+    """What a run costs.
+
+    Args:
+        trainable, frozen: numbers of parameters.
+        flops_per_step: of the matrix products, forward and backward.
+        seconds: of all steps, without scoring and saving.
+        loader_rows_per_second: of the loader alone.
+    """
 
     trainable: int
     frozen: int
@@ -42,7 +46,7 @@ class Cost:
     optimizer_bytes: int
     flops_per_step: int
     seconds_per_step: float
-    seconds: float  # of all steps; scoring and saving come on top
+    seconds: float
     loader_rows_per_second: float
 
 
@@ -55,13 +59,13 @@ def measure(
     seed: int,
     trainable: set[str] | None,
 ) -> Cost:
-    """Take a few steps as the run would, in one process on its share of a batch, and see what they cost."""
+    """Take a few steps of the run, in one process on its share of a batch, and measure them."""
     processes, meter = cfg.trainer.devices * cfg.trainer.nodes, _Meter()
     loader = _loader(cfg, model, prepared, mixture, seed)
     module = _take_steps(cfg, model, loader, meter, seed, trainable)
     if processes > 1:
         log.info(
-            "timed in one process on its share of the batch: what %d processes tell each other comes on top",
+            "timed in one process on its share of the batch, without the exchange among %d processes",
             processes,
         )
     sizes = [
@@ -90,14 +94,14 @@ def seconds_of(
     *,
     seed: int,
 ) -> float:
-    """Of all steps of a pre-training, by a few that are taken; ``model`` is of no use afterwards."""
+    """Seconds of all steps of a pre-training, from a few steps, which spoil ``model``."""
     meter = _Meter(all_of_it=False)
     _take_steps(cfg, model, _loader(cfg, model, prepared, mixture, seed), meter, seed, None)
     return meter.seconds_per_step * cfg.steps
 
 
 def duration(seconds: float) -> str:
-    """In seconds, minutes or hours."""
+    """``seconds`` as text, in seconds, minutes or hours."""
     minutes, hours = seconds / 60, seconds / 3600
     return (
         f"{seconds:.0f} s"
@@ -111,7 +115,7 @@ def duration(seconds: float) -> str:
 def _loader(
     cfg: PretrainConfig, model: XmodLanguageModel, prepared: Prepared, mixture: Mixture, seed: int
 ) -> Callable[[int], DataLoader]:
-    """Gives the loader of so many steps, for one of the processes."""
+    """A function that makes the loader for a number of steps, as the first process has it."""
     lang_ids = {code: model.lang_id(code) for code in prepared.corpora}
     processes = cfg.trainer.devices * cfg.trainer.nodes
     return lambda steps: batches(
@@ -135,7 +139,7 @@ def _take_steps(
     seed: int,
     trainable: set[str] | None,
 ) -> LanguageModeling:
-    """Train ``model`` for a few steps in one process, which ``meter`` sees."""
+    """Train ``model`` for a few steps in one process, measured by ``meter``."""
     steps, fused = _WARM_UP + _TIMED, cfg.trainer.precision != "16-mixed"
     module = LanguageModeling(
         model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable, fused=fused
@@ -148,7 +152,7 @@ def _take_steps(
 
 
 def _rows_per_second(loader: DataLoader) -> float:
-    """Of the loader alone, once its workers run and what they had ready is taken."""
+    """Speed of the loader alone, without the batches that its workers had ready at the start."""
     ready = (loader.prefetch_factor or 0) * loader.num_workers + 1
     rows, times = [], []
     for batch in loader:
@@ -182,7 +186,10 @@ class _Counter(io.RawIOBase):
 
 
 class _Meter(pl.Callback):
-    """Seconds of every step; and, with ``all_of_it``, FLOPs of the first one and the size of a checkpoint after the last."""
+    """Measures the seconds of every step.
+
+    ``all_of_it``: also the FLOPs of the first step, and the size of a checkpoint after the last.
+    """
 
     def __init__(self, *, all_of_it: bool = True) -> None:
         self.all_of_it, self.size = all_of_it, _Size()
@@ -219,7 +226,7 @@ class _Meter(pl.Callback):
         self.began = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, module: LanguageModeling) -> None:
-        """Languages that were in none of the steps get their moments now: the run will meet them."""
+        """Add the moments of languages that were in none of these steps, as the run will have them."""
         if not self.all_of_it:
             return
         state = trainer.optimizers[0].state

@@ -1,8 +1,8 @@
-"""Adding languages to a base: each is trained alone on the untouched base, then all are put together and proved.
+"""Adding languages to a base: each is trained alone on the unchanged base; then all are joined and proved.
 
-Whatever else is added in the same run, a language meets the same base, the same seeds and the same batches: so its pack
-is the same to the bit (in one precision and with one number of threads), whatever the order of adding. In the model, added
-languages stand in the order in which they came, so that the number of each stays when others are added.
+A language meets the same base, seeds and batches, whatever else is added in the same run. So its pack is
+the same to the bit for any order of adding, in one precision and with one number of threads. In the model,
+added languages are in the order in which they were added, so that the number of each stays.
 """
 
 import hashlib
@@ -104,7 +104,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
     unknown = [code for code in model.languages if code not in known]
     if unknown:
         log.warning(
-            "no text is known for %s of the base: no scores, and the proof compares their logits on pieces at large",
+            "no text is known for %s of the base: no scores, and the proof compares their logits on tokens of any language",
             ", ".join(unknown),
         )
     languages = {}
@@ -159,7 +159,7 @@ def _scores(
 
 
 def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
-    """The base, the text of its language set as it reads it, and the texts of languages that were added to it."""
+    """The base, the prepared text of its language set, and the texts of languages that were added to it."""
     if base.model is None:
         old = prepare_base(base.cfg)
         return base.load(old.tokenizer), old, []
@@ -201,7 +201,7 @@ def _beside(base: Base, old: Prepared) -> PreTrainedTokenizerBase | None:
 
 
 def _probes(model: XmodLanguageModel, texts: list[Prepared]) -> dict[str, torch.Tensor]:
-    """(B, S) piece ids for every language of the base: its own held-out text, else any pieces that it has."""
+    """(B, S) token ids for every language of the base: of its held-out text, else any tokens that it has."""
     rows = {
         code: torch.from_numpy(
             corpus.rows("validation", range(min(_PROBE_ROWS, len(corpus.validation))))
@@ -279,12 +279,12 @@ def _add_one(
 
 
 def seed_of(cfg: PretrainConfig, code: str) -> int:
-    """Of batches and dropout while ``code`` is added, whatever else is."""
+    """The seed of batches and dropout while ``code`` is added, whatever else is added."""
     return int.from_bytes(hashlib.sha256(f"{cfg.seed}/{code}".encode()).digest()[:4], "little")
 
 
 def trainable_names(model: XmodLanguageModel, lang: LangConfig) -> set[str]:
-    """The parameters that move while ``lang`` is added."""
+    """The names of the parameters that train while ``lang`` is added."""
     own = model.language_parameters(lang.code)
     return {name for name in own if lang.train_slot or ".adapter_modules." not in name}
 
@@ -292,7 +292,7 @@ def trainable_names(model: XmodLanguageModel, lang: LangConfig) -> set[str]:
 def _record(
     cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, proof: dict
 ) -> dict:
-    """Settings, data and proof, for the pack's manifest: nothing that differs between two runs of the same."""
+    """Settings, data and proof for the pack's manifest, without what differs between two equal runs."""
     corpus = prepared.corpora[lang.code]
     return {
         "training": training_settings(cfg)
@@ -311,7 +311,7 @@ def _record(
 
 
 def _origin(lang: LangConfig) -> dict:
-    """Where the text of a language was, as it was given, but without the folders of this machine."""
+    """Where the text of a language was, as it was given, without the folders of this machine."""
 
     def name(given: object) -> object:
         if isinstance(given, list):
@@ -330,7 +330,7 @@ def _assemble(
     before: Snapshot,
     probes: dict[str, torch.Tensor],
 ) -> tuple[dict, XmodLanguageModel]:
-    """Install the packs in the base, save it as model/, and prove what was saved, read back from the disk."""
+    """Install the packs in the base, save it as model/, read that back from the disk, and prove it."""
     model = base.load(old.tokenizer)
     added = [model.load_language(pack) for pack in packs]
     source = None if base.model is None else model_folder(base.model)

@@ -1,4 +1,4 @@
-"""Which model is evaluated, and on which text: a run on its own, any other model on that of the language set."""
+"""Opens the model that is evaluated, and its text: a run has its own, others have the language set's."""
 
 import glob
 import logging
@@ -25,8 +25,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Opened:
-    """A model with the languages that are scored. ``tokenizer`` is that of the base vocabulary; ``added``: the languages
-    that the run which is evaluated added itself."""
+    """A model with the languages that are scored.
+
+    Args:
+        added: the languages that the run itself added.
+        tokenizer: of the base vocabulary.
+    """
 
     name: str
     added: list[str]
@@ -83,8 +87,13 @@ def _refuse_other_text(base: Base, cfg: PretrainConfig) -> None:
 
 
 def with_added_text(base: Base) -> tuple[Base, dict[str, str]]:
-    """``base`` with the text of the languages that were added to its model, where its configuration does not know of them but the
-    run that it lies in, or their packs, say where it is, and it is still the same; and why the text of others is not read, by code."""
+    """Find the text of added languages that the configuration of ``base`` does not know.
+
+    The run that the model lies in, or the packs, say where the text is; it must not have changed.
+
+    Returns:
+        ``base`` with the text that was found, and by code the reason why other text is not read.
+    """
     if base.model is None or not (Path(base.model) / "config.json").is_file():
         return base, {}
     folder = Path(base.model)
@@ -121,7 +130,7 @@ def with_added_text(base: Base) -> tuple[Base, dict[str, str]]:
 
 
 def _texts_of_run(run: Path) -> dict[str, LangsetText]:
-    """The texts of the languages that a run added, and the runs before it."""
+    """The texts of the languages that a run and the runs it stands on added, by code."""
     try:
         added = added_before(load_config(RunDir(run)))
     except UserError:
@@ -133,7 +142,7 @@ def _texts_of_run(run: Path) -> dict[str, LangsetText]:
 
 
 def _changed(source: Source, digest: object) -> str | None:
-    """Why the text that a pack names is not read: it is not here, or its ``digest`` is another one than the pack has."""
+    """Why the text that a pack names is not read: it does not exist here, or its ``digest`` differs."""
     try:
         names = names_in(source.text) + (
             [] if source.validation is None else names_in(source.validation)
