@@ -23,7 +23,8 @@ def commands() -> list[tuple[str, str, tuple[str, ...]]]:
     for document in DOCUMENTS:
         text = document.read_text().replace("\\\n", " ")
         for name, arguments in COMMAND.findall(text):
-            found.append((document.name, name, tuple(shlex.split(arguments.split("&&")[0]))))
+            words = shlex.split(re.sub(r"\$\w+", "1", arguments.split("&&")[0]))
+            found.append((document.name, name, tuple(words)))
     return found
 
 
