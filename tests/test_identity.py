@@ -18,6 +18,7 @@ from xmod_lab.runs.bases import (
     base_to_make,
     inherit,
     load_config,
+    name_of_base,
     newest_fitting,
 )
 from xmod_lab.runs.folder import RunDir
@@ -230,6 +231,18 @@ def test_the_record_of_a_run_has_all_that_counts_of_task_data_and_trainer():
         training_settings(composed("+lang=sw", other)) == same
         for other in ("trainer.threads=2", "data.folder=x", "logger=csv")
     )
+
+
+@pytest.mark.parametrize("command", ["pretrain", "evaluate", "finetune"])
+def test_a_run_that_goes_on_keeps_the_base_that_it_began_with(tmp_path, command):
+    """A newer base that fits must not replace it."""
+    run = RunDir(tmp_path / "run")
+    cfg = composed(f"runs={tmp_path}", "trainer.threads=1", command=command)
+    run.begin(replace(cfg, base="mine"))
+    assert name_of_base(cfg, run) == "mine" and name_of_base(replace(cfg, base="b"), run) == "b"
+    assert name_of_base(replace(cfg, resume="never"), run) is None
+    with pytest.raises(UserError, match="holds a run of"):
+        name_of_base(replace(cfg, command="rank"), run)
 
 
 # Two exponents, and a cap
