@@ -7,6 +7,7 @@ import pytest
 from torch.nn import Parameter
 
 from tests.helpers import tiny_model
+from xmod_lab.metrics import digits_of, number, told
 from xmod_lab.tables import Table, csv_text
 from xmod_lab.training.tables import donor_table, training_table
 
@@ -112,6 +113,8 @@ def test_a_column_that_says_nothing_is_not_shown_and_every_value_is_still_told()
     assert one.shown().header == ["language", "seeds"] and not one.shown().note
     pairs = Table("", ("", ""), [("a", "1"), ("b", "1")])
     assert pairs.shown().rows == [["a", "1"], ["b", "1"]]
+    labels = Table("", ("group", "n"), [("a", "1"), ("b", "1")])
+    assert labels.shown().header == ["group", "n"]  # names alone would say nothing
     same = Table("", ("name", "n"), [("a", "1"), ("a", "1")])
     assert same.shown().rows == [["a", "1"], ["a", "1"]]
 
@@ -130,6 +133,17 @@ def test_words_stand_left_and_numbers_right_wherever_a_table_is_shown(monkeypatc
 def test_markdown_cells_end_no_row_and_are_no_html():
     text = Table("", ("a", "b"), [("x|y", "<script>\nz")]).markdown()
     assert text == "| a | b |\n| --- | --- |\n| x\\|y | &lt;script> z |\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "written"),
+    [(None, "1.23"), (0.0, "1.23"), (0.04, "1.23"), (0.014, "1.234"), (0.3, "1.2"), (3.0, "1")],
+)
+def test_a_value_has_the_digits_that_its_error_allows(error, written):
+    assert number(1.2345, digits_of(error)) == written
+    ends = {} if error is None else {"x/low": 1.2345 - error, "x/high": 1.2345 + error}
+    half = f" ± {error:.{digits_of(error)}f}" if error else ""
+    assert told({"x": 1.2345, **ends}, "x") == written + half and told({}, "x") == "–"
 
 
 def test_csv_text_has_every_name_floats_in_full_and_text_in_one_line():

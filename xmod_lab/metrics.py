@@ -52,11 +52,14 @@ def half_width(metrics: dict[str, float], name: str) -> float | None:
 
 
 def digits_of(error: float | None) -> int:
-    """How many decimals a value with that ``error`` is written with: down to the first uncertain one.
+    """How many decimals a value with that ``error`` is written with: down to the first uncertain one, or to
+    the second if the error begins with 1 (0.14, whose rounding to 0.1 would say too little).
 
     Two where the error is not known: held-out texts of the usual sizes seldom allow more.
     """
-    return _DIGITS if not error else min(_MOST_DIGITS, max(0, math.ceil(-math.log10(error))))
+    if not error:
+        return _DIGITS
+    return min(_MOST_DIGITS, max(0, math.ceil(-math.log10(error / 2))))
 
 
 def number(value: float | None, digits: int = _DIGITS, *, sign: str = "") -> str:

@@ -91,8 +91,8 @@ class Table:
             if not self.header[i] or not set(column) <= {"", NONE} or not column
         ]
         once = [i for i in filled if self.header[i] and _same(columns[i])]
-        if len(once) == len(filled):
-            once = []
+        if all(i in once or i < self.labels for i in filled):
+            once = []  # else nothing would be left to show
         kept = [i for i in filled if i not in once]
         said = "; ".join(f"{self.header[i]} = {columns[i][0]}" for i in once)
         return replace(

@@ -9,7 +9,7 @@ from xmod_lab.reports.groups import Group, Metrics, Part, Sample, pool_of, sampl
 from xmod_lab.reports.plots import HALF, WIDE, curves, dots, interval_bars, panels, svg
 from xmod_lab.reports.results import Run
 from xmod_lab.reports.scores import series_of
-from xmod_lab.tables import Record, Table
+from xmod_lab.tables import NONE, Record, Table
 from xmod_lab.tasks.statistics import (
     AGAINST,
     ARMS,
@@ -184,11 +184,8 @@ def _paired(groups: list[Group]) -> Table:
     for (group, run, code), of in zip(runs, names, strict=True):
         row = [group.label, code]
         for name in of:
-            row += [
-                _score(run.metrics, name, sign="+"),
-                _ends(run.metrics, name, sign="+"),
-                p_text(next(corrected)),
-            ]
+            gap = f"{_score(run.metrics, name, sign='+')} {_ends(run.metrics, name, sign='+')}"
+            row += [gap if name in run.metrics else NONE, p_text(next(corrected))]
         rows.append(row)
     records = [
         record
@@ -196,9 +193,9 @@ def _paired(groups: list[Group]) -> Table:
         for run in group.finished
         for record in _records(group, run, "difference")
     ]
-    columns = [cell for arm in AGAINST for cell in (f"target − {arm}", "interval", "p")]
+    columns = [cell for arm in AGAINST for cell in (f"less {arm}, interval", "p")]
     note = (
-        "Paired tests over clusters of examples and seeds, given the base."
+        "The score through the target slot less that of another arm. Paired tests over clusters of examples and seeds, given the base."
         f"{_corrected(raw)} The CSV file has p as it was."
     )
     header = ["group", "language", *columns]

@@ -222,18 +222,18 @@ class Transfer:
         cells = iter(
             cell
             for gap, p in zip(found, corrected, strict=True)
-            for cell in (_score(gap, sign="+"), NONE if gap is None else _interval(gap), p_text(p))
+            for cell in (_difference(gap), p_text(p))
         )
         rows = [
-            (language.code, *(next(cells) for _ in range(3 * len(against))))
+            (language.code, *(next(cells) for _ in range(2 * len(against))))
             for language in self.languages
         ]
-        header = (part for arm in against for part in (f"− {arm}", "interval", "p"))
+        header = (part for arm in against for part in (f"less {arm}, interval", "p"))
         note = (
             f"Paired tests over clusters of examples and {self._seeds()}, given this base. p is corrected "
             f"for {sum(p is not None for p in corrected)} tests (Holm)."
         )
-        return Table("target slot minus others", ("language", *header), rows, note)
+        return Table("target slot less others", ("language", *header), rows, note)
 
     def _seeds(self) -> str:
         return f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "this one seed"
@@ -335,5 +335,7 @@ def _score(found: Estimate | None, *, sign: str = "") -> str:
     return number(found.mean, digits_of(half), sign=sign)
 
 
-def _interval(found: Estimate) -> str:
-    return interval_text(found.low, found.high, sign="+")
+def _difference(found: Estimate | None) -> str:
+    if found is None:
+        return NONE
+    return f"{_score(found, sign='+')} {interval_text(found.low, found.high, sign='+')}"
