@@ -339,13 +339,14 @@ def test_a_job_whose_process_was_killed_has_failed(tmp_path):
     folder.mkdir()
     begin_sweep(folder, again=False)
     for number in range(2):
-        job = Job(start_of(tmp_path / "sweep"), number, [f"seed={number}"])
-        (tmp_path / "sweep" / str(number)).mkdir()
-        assert job.begin(tmp_path / "sweep" / str(number), fresh=False)
-    job.end(tmp_path / "sweep" / "1", 0, "")
+        place = tmp_path / "sweep" / str(number)
+        job = Job(start_of(tmp_path / "sweep"), number, [f"seed={number}"], place)
+        place.mkdir()
+        assert job.begin(fresh=False)
+    job.end(0, "")
     assert finish_sweep(folder) == 1
     killed, ran = outcomes(tmp_path / "sweep")
-    assert killed.startswith("failed: ended without a word") and ran == "ran"
+    assert killed.startswith("failed: it ended without a word") and ran == "ran"
 
 
 def test_jobs_that_had_not_begun_are_in_the_table(tmp_path, capsys):
@@ -354,13 +355,11 @@ def test_jobs_that_had_not_begun_are_in_the_table(tmp_path, capsys):
     )
     folder = settle_folder(sweep)
     begin_sweep(folder, again=False)
-    job, place = (
-        Job(start_of(tmp_path / "sweep"), 0, ["seed=1", "trainer.max_steps=2"]),
-        tmp_path / "sweep" / "0",
-    )
+    place = tmp_path / "sweep" / "0"
+    job = Job(start_of(tmp_path / "sweep"), 0, ["seed=1", "trainer.max_steps=2"], place)
     place.mkdir()
-    assert job.begin(place, fresh=False)
-    job.end(place, 130, "")
+    assert job.begin(fresh=False)
+    job.end(130, "")
     assert finish_sweep(folder, planned_jobs(sweep)) == 130
     assert outcomes(tmp_path / "sweep") == ["interrupted", *["not begun"] * 5]
     said = " ".join(capsys.readouterr().out.split())

@@ -140,19 +140,20 @@ class _Command:
 
         hydra_cfg = HydraConfig.get()
         start = start_of(Path(hydra_cfg.sweep.dir))
-        job = Job(start, hydra_cfg.job.num, list(hydra_cfg.overrides.task))
-        folder, reasons = Path(hydra_cfg.runtime.output_dir), []
+        overrides = list(hydra_cfg.overrides.task)
+        job = Job(start, hydra_cfg.job.num, overrides, Path(hydra_cfg.runtime.output_dir))
+        reasons: list[str] = []
 
         def work() -> int | None:
-            return self._work(composed) if job.begin(folder, fresh=fresh) else 0
+            begun = job.begin(fresh=composed.resume == "never")
+            return self._work(composed) if begun else 0
 
-        fresh = composed.resume == "never"
         try:
             status = exit_status_of(work, reasons.append)
         except Exception as error:
             log.exception("this job ends by a bug; the others go on")
             status, reasons = 1, [f"{type(error).__name__}: {error}"]
-        job.end(folder, status, " ".join(reasons))
+        job.end(status, " ".join(reasons))
         return status
 
     def _work(self, composed: DictConfig) -> int | None:

@@ -110,6 +110,7 @@ class Job:
         start: of the sweep that it was last a part of.
         number: in that sweep, from 0.
         overrides: of the configuration, as on the command line.
+        folder: its run dir; ``None`` if it has not begun.
         status: exit status; ``None`` while it runs, and for ever if it is killed.
         outcome: ``skipped: finished``, ``resumed from step 40``, ``ran``, ``retried``, ``failed: why``, ``interrupted``.
     """
@@ -117,6 +118,7 @@ class Job:
     start: str
     number: int
     overrides: list[str]
+    folder: Path | None = None
     status: int | None = None
     outcome: str = ""
 
@@ -124,47 +126,54 @@ class Job:
     def failed(self) -> bool:
         return self.status not in (0, None, *STOPPED)
 
-    def begin(self, folder: Path, *, fresh: bool) -> bool:
-        """Say what will be done with the job, by what is in its folder; ``fresh``: that is not used.
+    def begin(self, *, fresh: bool) -> bool:
+        """Say what will be done with the job, by what is in its folder; ``fresh``: ignoring that.
 
         Returns:
-            Whether anything is to be done. A folder that has another name than :func:`job_folder` gives is judged by its run.
+            Whether anything is to be done. In a folder with another name than :func:`job_folder` gives,
+            the run decides.
         """
-        self.outcome = "ran" if fresh else _prospect(folder)
+        self.outcome = "ran" if fresh else _prospect(self.folder)
         log.info(
             "job %d of the sweep (%s), in %s: %s",
             self.number,
             " ".join(self.overrides),
-            folder,
+            self.folder,
             re.sub("^ran", "runs", self.outcome),
         )
-        self._write(folder)
-        return fresh or not (RunDir(folder).finished and _NAME.fullmatch(folder.name))
+        self._write()
+        is_ours = _NAME.fullmatch(self.folder.name)
+        return fresh or not (RunDir(self.folder).finished and is_ours)
 
-    def end(self, folder: Path, status: int, reason: str) -> None:
+    def end(self, status: int, reason: str) -> None:
         """Keep how it ended; ``reason``: of a failure, in words."""
         self.status = status
         if status in STOPPED:
-            self.outcome = "interrupted" + _newest_step(folder, "after")
+            self.outcome = "interrupted" + _newest_step(self.folder, "after")
         elif status:
-            self.outcome = f"failed: {' '.join(reason.split()) or f'exit status {status}; its processes said why'}"
-        self._write(folder)
+            why = " ".join(reason.split()) or f"exit status {status}; its processes said why"
+            self.outcome = f"failed: {why}"
+        self._write()
 
-    def _write(self, folder: Path) -> None:
+    def record(self) -> dict[str, object]:
+        """What job.json says; a folder knows its own name."""
+        return {name: value for name, value in asdict(self).items() if name != "folder"}
+
+    def _write(self) -> None:
         try:
-            RunDir(folder).write_json(JOB, asdict(self))
+            RunDir(self.folder).write_json(JOB, self.record())
         except OSError as error:
             log.warning(
                 "%s cannot be written (%s): the sweep's table will lack this job",
-                folder / JOB,
+                self.folder / JOB,
                 error.strerror,
             )
 
 
 def read_job(folder: Path) -> Job | None:
-    """The job that ``folder`` was last used for; ``None`` where that is not known."""
+    """The job that ``folder`` was last used for; ``None`` if that is not known."""
     try:
-        job = Job(**read_json(folder / JOB, dict))
+        job = Job(**read_json(folder / JOB, dict), folder=folder)
     except (UserError, TypeError):
         return None
     types = (

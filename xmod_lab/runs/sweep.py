@@ -1,11 +1,13 @@
-"""A sweep that is started again goes on: where its folder is, and the table that says what became of its jobs.
+"""A sweep that is started again goes on: its folder, and the table that says what became of its jobs.
 
-The same command finds the same folder, since its name has no time in it: ``runs/sweeps/pretrain_lang_seed-1a2b3c`` is made of
-the command, the keys that are swept, and a digest of what is set beside them. More or other values of what is swept are the same
-sweep; another fixed setting, or another key that is swept, is another one. ``hydra.sweep.dir=PATH`` puts any jobs into one folder,
-and finds them there.
+The same command finds the same folder, since its name has no time in it. For example,
+``runs/sweeps/pretrain_lang_seed-1a2b3c`` is made of the command, the keys that are swept, and a digest of
+what is set beside them. More or other values of what is swept are the same sweep; another fixed setting, or
+another key that is swept, is another sweep. ``hydra.sweep.dir=PATH`` puts any jobs into one folder, and
+finds them there.
 
-Jobs may run in other processes, and on other machines (Hydra's launchers), so the table is made from the folders' job.json.
+Jobs may run in other processes, and on other machines (Hydra's launchers), so the table is made from the
+job.json of each folder.
 """
 
 import hashlib
@@ -14,7 +16,6 @@ import logging
 import re
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
@@ -36,7 +37,7 @@ from xmod_lab.text.likelihoods import in_a_word, is_exact
 
 log = logging.getLogger(__name__)
 AUTO = "auto"  # last part of hydra.sweep.dir where the name is made here
-START = ".start"  # in the sweep's folder: a mark of the last start, which its jobs bear
+START = ".start"  # a file in the sweep's folder: a mark of the last start, which its jobs have too
 _LONGEST = 80  # of a folder's name
 NOT_BEGUN = "not begun"
 
@@ -48,26 +49,23 @@ def settle_folder(config: DictConfig) -> Path:
         folder = folder.with_name(sweep_name(config))
         with read_write(config.hydra):
             config.hydra.sweep.dir = str(folder)
-            config.hydra.overrides.hydra.append(
-                f"hydra.sweep.dir={in_quotes(str(folder))}"
-            )  # jobs go by it
+            # for the jobs
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir={in_quotes(str(folder))}")
     return folder
 
 
 def begin_sweep(folder: Path, *, again: bool) -> None:
-    """Mark the start in the folder of a sweep, before the first job, in the process that leads the sweep.
-
-    Args:
-        again: the folder is that of an earlier start.
-    """
+    """Mark the start in the folder of a sweep, before its first job; ``again``: it was started before."""
     if rank() == 0:
         write_whole(folder / START, uuid.uuid4().hex.encode())
         log.info("sweep %s in %s", "goes on" if again else "begins", folder)
 
 
 def planned_jobs(config: DictConfig) -> list[list[str]]:
-    """The overrides of every job, by its number. Nothing where another sweeper than Hydra's own decides, as it goes on, or where
-    Hydra will refuse them."""
+    """The overrides of every job, by its number.
+
+    Empty if they are not known: with another sweeper than Hydra's own, or if Hydra will refuse them.
+    """
     sweeper = config.hydra.sweeper
     if sweeper.get("_target_") != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
         return []
@@ -103,7 +101,7 @@ def sweep_name(config: DictConfig) -> str:
 
 
 def start_of(folder: Path) -> str:
-    """The mark of the sweep's last start; nothing where there is none."""
+    """The mark of the sweep's last start; empty if there is none."""
     try:
         return (folder / START).read_text()
     except OSError:
@@ -111,89 +109,60 @@ def start_of(folder: Path) -> str:
 
 
 def finish_sweep(folder: Path, planned: Sequence[list[str]] = ()) -> int:
-    """Print the table of the sweep that this process led, and write it to sweep.csv and sweep.json. Returns the highest exit status
-    of its jobs. ``planned``: as :func:`planned_jobs` gives them."""
+    """Print the table of the sweep that this process led, and write it to sweep.csv and sweep.json.
+
+    Args:
+        planned: the overrides of every job, as of :func:`planned_jobs`.
+    Returns:
+        The highest exit status of its jobs.
+    """
     start = start_of(folder)
-    known = [
-        (read_job(file.parent), file.parent)
-        for file in folder.glob(f"*/{JOB}")
-        if not hidden(file, folder)
-    ]
-    jobs = sorted(
-        (pair for pair in known if pair[0] and pair[0].start == start),
-        key=lambda pair: pair[0].number,
-    )
-    for job, _ in jobs:
+    files = [file for file in folder.glob(f"*/{JOB}") if not hidden(file, folder)]
+    known = [job for file in files if (job := read_job(file.parent)) and job.start == start]
+    jobs = {job.number: job for job in known}
+    for job in known:
         if job.status is None:
-            job.status, job.outcome = (
-                1,
-                "failed: ended without a word, as a process does that is killed",
-            )
+            job.status, job.outcome = 1, "failed: it ended without a word, as a killed process does"
     if jobs and not rank():
-        begun = {job.number for job, _ in jobs}
-        left = [
-            Job(start, i, own, None, NOT_BEGUN) for i, own in enumerate(planned) if i not in begun
-        ]
-        _report(
-            folder, sorted([*jobs, *((job, None) for job in left)], key=lambda pair: pair[0].number)
-        )
-    return max((job.status for job, _ in jobs), default=0)
+        for number, overrides in enumerate(planned):
+            jobs.setdefault(number, Job(start, number, overrides, outcome=NOT_BEGUN))
+        _report(folder, [jobs[number] for number in sorted(jobs)])
+    return max((job.status for job in known), default=0)
 
 
-def _report(folder: Path, jobs: list[tuple[Job, Path | None]]) -> None:
-    """``jobs``: each with its folder, if it has one."""
-    common = set.intersection(*(set(job.overrides) for job, _ in jobs)) if len(jobs) > 1 else set()
-    rows, records = [], []
-    for job, place in jobs:
-        own = [override for override in job.overrides if override not in common]
-        figures = main_figures(RunDir(place)) if place else {}
-        likelihood = _likelihood(RunDir(place)) if figures else ""
-        known = {**read_metrics(place / "metrics.json"), **figures} if figures else {}
-        shown = "\n".join(
+def _report(folder: Path, jobs: list[Job]) -> None:
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    rows, records, lines = [], [], []
+    for job in jobs:
+        own = [override for override in job.overrides if override not in shared]
+        run = None if job.folder is None else RunDir(job.folder)
+        figures = main_figures(run) if run else {}
+        likelihood = _likelihood(run) if figures else ""
+        known = {**read_metrics(run / "metrics.json"), **figures} if figures else {}
+        shown = [
             f"{name} {told(known, name)}{likelihood and f' ({likelihood})'}" for name in figures
-        )
-        rows.append(
-            (
-                str(job.number),
-                " ".join(own),
-                job.outcome,
-                shown or "–",
-                place.name if place else "–",
-            )
-        )
-        swept = {
-            key.lstrip("+~"): value
-            for key, _, value in (override.partition("=") for override in own)
+        ]
+        place = "–" if run is None else run.path.name
+        rows.append((str(job.number), " ".join(own), job.outcome, "\n".join(shown) or "–", place))
+        pairs = (override.partition("=") for override in own)
+        swept = {key.lstrip("+~"): value for key, _, value in pairs}
+        result = {
+            "outcome": job.outcome,
+            "status": job.status,
+            "folder": str(run.path) if run else "",
         }
         records.append(
-            {
-                **asdict(job),
-                "folder": str(place.resolve()) if place else "",
-                "swept": swept,
-                "figures": figures,
-                "likelihood": likelihood,
-            }
+            {**job.record(), **result, "swept": swept, "figures": figures, "likelihood": likelihood}
         )
+        lines.append({"job": job.number, **swept, **result, **figures, "likelihood": likelihood})
     outcomes = [
         job.outcome if job.outcome == NOT_BEGUN else job.outcome.partition(" ")[0].strip(":")
-        for job, _ in jobs
+        for job in jobs
     ]
     count = ", ".join(f"{outcomes.count(word)} {word}" for word in dict.fromkeys(outcomes))
     number = "1 job" if len(jobs) == 1 else f"{len(jobs)} jobs"
     header = ("job", "overrides", "what happened", "metrics", "folder")
     Table(f"sweep in {folder}: {number}, {count}", header, rows, labels=5).print(logged=False)
-    lines = [
-        {
-            "job": record["number"],
-            **record["swept"],
-            "outcome": record["outcome"],
-            "status": record["status"],
-            "folder": record["folder"],
-            **record["figures"],
-            "likelihood": record["likelihood"],
-        }
-        for record in records
-    ]
     try:
         write_whole(folder / "sweep.json", json.dumps(records, indent=1).encode())
         write_whole(folder / "sweep.csv", csv_text(lines).encode())
@@ -202,8 +171,11 @@ def _report(folder: Path, jobs: list[tuple[Job, Path | None]]) -> None:
 
 
 def main_figures(run: RunDir) -> dict[str, float]:
-    """Of a finished run: ``val/bpb/<code>`` of each added language, else the mean over all; of a task the mean test score of
-    the languages that it was not trained on, through their own slots."""
+    """The figures of a finished run for the table; none if it is not finished.
+
+    ``val/bpb/<code>`` of each added language, else the mean over all languages. For a labelled task, the mean
+    test score of the languages that it was not trained on, through their own slots.
+    """
     try:
         metrics, config = read_metrics(run / "metrics.json"), run.stored()
     except UserError:
