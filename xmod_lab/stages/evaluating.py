@@ -42,8 +42,13 @@ _MOST = 690.0  # nats whose exponential is a number of JSON
 
 @dataclass(frozen=True)
 class Evaluation:
-    """``figures`` are metrics.json; the rest is what they were made of. ``states``: names of the layers' states; ``passages``: the bits
-    of each held-out passage, by language."""
+    """What an evaluation has found.
+
+    Args:
+        figures: of metrics.json; the other fields are what they were made of.
+        passages: by language, the bits of each held-out passage.
+        states: names of the states of the layers.
+    """
 
     figures: dict[str, float]
     matrix: Matrix
@@ -217,8 +222,11 @@ def _control_readers(control: Opened, parallel: Parallel, columns: dict) -> dict
 
 
 def _losses(prefix: str, code: str, nats: np.ndarray, pieces: np.ndarray) -> dict[str, float]:
-    """Loss, with the ends of its interval, perplexity per predicted piece, and how many of these there are; of rows' ``nats`` and
-    ``pieces``, both (R,)."""
+    """The figures of a language: loss with its interval, perplexity, and number of predicted tokens.
+
+    Args:
+        nats, pieces: of each row, (R,).
+    """
     found = named_with_interval(f"{prefix}/loss/{code}", nats, pieces)
     perplexity = math.exp(min(found[f"{prefix}/loss/{code}"], _MOST))
     return found | {
@@ -228,7 +236,7 @@ def _losses(prefix: str, code: str, nats: np.ndarray, pieces: np.ndarray) -> dic
 
 
 def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:
-    """Of an extension, the figures of old languages from before; and whether a run's own figures were met again."""
+    """The base's figures before an extension; also logs whether the figures of the run were reproduced."""
     try:
         recorded = read_metrics(Path(opened.name) / "metrics.json")
     except UserError as error:

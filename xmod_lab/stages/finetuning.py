@@ -54,8 +54,12 @@ def finetune(
     *,
     draw: Callable[[Transfer], None] | None = None,
 ) -> Transfer | None:
-    """Fine-tune and test in ``run``, going on where it stopped. Writes predictions/, model/, proof.json, transfer.csv and,
-    last, metrics.json; returns the transfer, or ``None`` where the run was finished already.
+    """Fine-tune and test in ``run``, going on where it stopped.
+
+    Writes predictions/, model/, proof.json, transfer.csv and, last, metrics.json.
+
+    Returns:
+        The transfer; ``None`` if the run was finished already.
 
     Args:
         draw: makes a picture of the transfer, before metrics.json.

@@ -1,7 +1,7 @@
-"""``plan=true``: what a run would read, train and write, and how long it would take. Nothing is trained, no base is made.
+"""``plan=true``: what a run would read, train and write, and how long it would take. Nothing is trained.
 
-Text is prepared as the run would prepare it (it is kept, and the run finds it there), and a few real steps are taken on a
-model that is then thrown away, so that FLOPs, seconds and bytes are measured and not estimated.
+Text is prepared as the run would prepare it, and kept for the run. A few real steps are taken on a model that
+is then thrown away, so that FLOPs, seconds and bytes are measured and not estimated.
 """
 
 import json
@@ -52,7 +52,8 @@ from xmod_lab.training.tables import show_normalisation, training_table
 
 log = logging.getLogger(__name__)
 PLAN = "plan.json"
-# BERT read its text 40 times (Devlin et al. 2019), masked anew each time; a causal model gains little after 4 (Muennighoff et al. 2023)
+# BERT read its text 40 times, masked anew each time (Devlin et al. 2019); a causal model gains little after
+# 4 times (Muennighoff et al. 2023)
 MANY_PASSES = {"mlm": 40, "clm": 4}
 UNKNOWN_SCRIPT = (
     0.5  # "mostly": more letters that no piece of the base has than letters that some piece has
@@ -67,8 +68,10 @@ NEAR_COPIES = (
 
 
 def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
-    """Show the plan of the run that ``cfg`` describes, and write it to plan.json in its run dir: an entry for ``base``, if
-    one is pre-trained, one for each language to add (the fields of :class:`Cost` and more), and the ``warnings``.
+    """Show the plan of the run that ``cfg`` describes, and write it to plan.json in its run dir.
+
+    It has an entry ``base``, if one is pre-trained, one for each language to add (the fields of
+    :class:`Cost` and more), and the ``warnings``.
 
     Raises:
         UserError: whatever the run itself would refuse before its first step.
@@ -276,8 +279,9 @@ def _left_out(prepared: Prepared, code: str) -> list[int]:
 def _overlap(
     cfg: PretrainConfig, old: PreTrainedTokenizerBase, prepared: Prepared, code: str
 ) -> dict[str, float]:
-    """How many new pieces the base has as well, special ones too, and which share of the text's pieces they are: what
-    ``embedding_init=overlap`` copies."""
+    """What ``embedding_init=overlap`` copies: how many tokens of the new vocabulary the base has as well,
+    special ones included, and their share of the text.
+    """
     counts = cfg.objective.target_counts(prepared.corpora[code], prepared.tokenizer)
     shared = [*shared_pieces(old, prepared.tokenizer), *special_pairs(old, prepared.tokenizer)]
     return {"shared_pieces": len(shared), "shared_text": float(counts[shared].sum() / counts.sum())}
@@ -309,7 +313,7 @@ def _about_text(found: Survey, looks: list[tuple[str, float]] | str) -> list[str
 def _about_kept(
     prepared: Prepared, old: Prepared, by_base: Spelling, estimate: Spelling | None
 ) -> str | None:
-    """Whether the base's vocabulary suits the text badly, and what one of its own would give."""
+    """A warning if the base's vocabulary does not suit the text, with what its own would give."""
     said = about_kept(prepared, old)
     if estimate is None or by_base.per_byte < MORE_PIECES * estimate.per_byte:
         return said
@@ -329,7 +333,7 @@ def _about_passes(cfg: PretrainConfig, code: str, read: dict[str, float]) -> lis
 
 
 def _pack_bytes(model: XmodLanguageModel, code: str, tokenizer_folder: Path | None) -> int:
-    """Of the pack as it would be written, but for what its manifest and its card say of the training."""
+    """Bytes of the pack, without what its manifest and its card will say about the training."""
     with tempfile.TemporaryDirectory() as folder:
         write_pack(model, code, Path(folder) / code, tokenizer_folder=tokenizer_folder, details={})
         return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

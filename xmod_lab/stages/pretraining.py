@@ -109,7 +109,10 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
 
 
 def curve_columns(cfg: PretrainConfig, codes: list[str]) -> list[str]:
-    """The held-out figures of metrics.csv: losses; bits per byte of a causal model alone, since a masked one takes long to give them."""
+    """The columns of held-out figures in metrics.csv.
+
+    Bits per byte are there for causal models only; a masked model takes long to compute them.
+    """
     units = ("loss", "bpb") if cfg.objective.causal else ("loss",)
     return [f"val/{unit}/{code}" for code in codes for unit in units]
 

@@ -1,13 +1,14 @@
-"""All the ways in which a language can begin, compared: embedding initialisers × slot initialisers.
+"""All ways to initialise a language, compared: embedding initialisers × slot initialisers.
 
-Each combination begins exactly as training would begin with it. Losses are those on ROWS rows of the training text, so that
-the choice has not seen what the language is scored on. Before training they compare slots on one table. Across tables they say
-how sure of itself a table is, and little of what it is worth: rows that are all alike (``mean``) predict by frequency alone, and a
-masked model begins at the unigram entropy; rows that tell pieces apart begin above it (experiments/initialisers).
+Each combination is initialised exactly as a training would initialise it. Losses are those on ROWS rows of
+the training text, so that the choice has not seen the text by which the language is scored. Before training,
+losses compare slots for one table. They say little about tables: equal rows (``mean``) predict by frequency
+alone and begin at the unigram entropy, and rows that tell tokens apart begin above it
+(experiments/initialisers).
 
-So the best slot of each table, and the configured combination, are trained for ``cfg.steps`` steps, as a run of so many steps
-would train them, and ranked by the loss after that. They are scored on the held-out text too, before and after: before, it is the
-``before`` figure that a run with that combination reports.
+So the best slot of each table, and the configured combination, are trained for ``cfg.steps`` steps, as a run
+would train them, and ranked by the loss after that. They are also scored on the held-out text, before
+training (the ``before`` figures of a run with that combination) and after it.
 """
 
 import logging
@@ -44,9 +45,13 @@ _PIECES, _NEIGHBOURS = 6, 3  # new pieces whose nearest old ones are shown, and 
 
 @dataclass(frozen=True)
 class Combination:
-    """One way to begin. ``loss``: nats per predicted piece of training text; ``val``, ``bpb``: the held-out figures
-    ``before/val/loss`` and ``before/val/bpb`` of a run; ``after`` and ``after_…``: the same after the ranking's steps. ``None``
-    where they were not computed."""
+    """One way to initialise. ``None`` for what was not computed.
+
+    Args:
+        loss: nats per predicted token of training text.
+        val, bpb: the held-out figures ``before/val/loss`` and ``before/val/bpb`` of a run.
+        after, after_val, after_bpb: the same after the steps of the ranking.
+    """
 
     embedding_init: str
     slot_init: str
@@ -60,9 +65,15 @@ class Combination:
 
 @dataclass(frozen=True)
 class Ranking:
-    """``combinations``: those that were trained for ``steps`` steps, best first, then the others; ``vocabularies``: by embedding_init, what its table is like; ``unigram``: loss of
-    guessing by frequency on the same training rows, and on the held-out text; ``nearest``: by embedding_init, the donor
-    that ``slot_init=nearest`` would choose; ``likelihood``: exact or pseudo, as of the model."""
+    """All combinations for one language.
+
+    Args:
+        combinations: those that were trained for ``steps`` steps, best first, then the others.
+        vocabularies: by embedding_init, what its table is like.
+        nearest: by embedding_init, the donor that ``slot_init=nearest`` would choose.
+        unigram: loss of guessing by frequency, on the same training rows and on the held-out text.
+        likelihood: exact or pseudo, as of the model.
+    """
 
     code: str
     combinations: list[Combination]
@@ -84,9 +95,9 @@ def rank_beginnings(
     old: Prepared,
     prepared: Prepared,
 ) -> Ranking:
-    """Try every combination for ``lang``, which is added to ``model`` on the way; everything else is only read.
+    """Try every combination for ``lang``, which is added to ``model``; everything else is only read.
 
-    With ``vocabulary=keep`` there is no table to begin, and slots alone are compared, under the name ``keep``.
+    With ``vocabulary=keep`` no table is initialised, and only slots are compared, under the name ``keep``.
     """
     code, own = lang.code, lang.vocabulary == "own"
     allocate_language(cfg, model, lang, prepared)
@@ -197,7 +208,7 @@ def _train(
 
 
 def _slots(donors: list[str], lang: LangConfig) -> list[str]:
-    """Every ``slot_init`` that reads all pre-trained slots, ``donors``, or one of them, or none, and the configured one."""
+    """Every ``slot_init`` that reads all ``donors``, one of them, or none, and the configured one."""
     slots = ["random", "zero_output", "mean", *(f"copy:{donor}" for donor in donors)]
     return slots if lang.slot_init in (*slots, NEAREST) else [*slots, lang.slot_init]
 
@@ -212,7 +223,7 @@ def _methods() -> list[str]:
 def _frequent_new_pieces(
     old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase, counts: np.ndarray
 ) -> dict[str, int]:
-    """The most frequent pieces of three letters or more that the base does not have, by spelling."""
+    """The most frequent tokens of three letters or more that the base does not have, by spelling."""
     known = ordinary_pieces(old)
     words = {
         p: i
@@ -226,8 +237,11 @@ def _frequent_new_pieces(
 
 
 def _likeness(model: XmodLanguageModel, code: str, old: Prepared, shown: dict[str, int]) -> dict:
-    """``mean_cosine`` of all pairs of rows of the table of ``code`` (0: in all directions alike, 1: all rows are one), that
-    of the base, and the ``neighbours``: old pieces nearest to some new ones."""
+    """How alike the rows of a table are.
+
+    ``mean_cosine`` of all pairs of rows (0: all directions alike, 1: all rows equal), that of the base's table,
+    and ``neighbours``: the old tokens nearest to some new ones.
+    """
     table = model.base_model.embeddings.vocabularies[code].word_embeddings.weight.detach()
     base = model.get_input_embeddings().weight.detach()
     pieces = ordinary_pieces(old.tokenizer)
@@ -248,7 +262,7 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 def _mean_cosine(table: Tensor) -> float:
-    """Over all pairs of different rows that are not zero, without forming the pairs."""
+    """The mean cosine over all pairs of non-zero rows, without forming the pairs."""
     unit = _unit(table).double()
     n = int(unit.any(1).sum())
     return float((unit.sum(0).square().sum() - n) / (n * (n - 1)))
