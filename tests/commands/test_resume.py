@@ -121,16 +121,11 @@ def test_resume_never_starts_over(workplace, tmp_path):
         assert status == 0, err
         assert "resuming" not in out + err and "finished" not in out + err
         files.append({path.name for path in run.iterdir()})
-        for name in (
-            "plan.json",
-            "ranking_el_GR.json",
-            "ranking_el_GR.csv",
-            "ranking_el_GR.png",
-            "retrieval_udhr.png",
-        ):
-            (run / name).write_text("of another run")
-        (run / "notes.txt").write_text("mine")
-    assert files[1] == files[0] | {"notes.txt"}
+        for name in ("plan.json", "proof.json", "report.html"):
+            (run / name).write_text("of the run before")
+        for name in ("notes.txt", "ranking_el_GR.csv"):  # which this command does not write
+            (run / name).write_text("mine")
+    assert files[1] == files[0] | {"notes.txt", "ranking_el_GR.csv"}
 
 
 def test_ctrl_c_says_how_to_go_on_and_keeps_the_checkpoints(workplace, tmp_path):
