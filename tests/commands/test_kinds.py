@@ -96,6 +96,6 @@ def test_a_metric_that_the_labels_do_not_allow_is_refused(extended, tmp_path):
     )
     with pytest.raises(
         UserError,
-        match="task.metric is 'span_f1', but the labels .*DET, NOUN.* allow accuracy alone",
+        match="task.metric is 'span_f1', but the labels .*DET, NOUN.* allow only accuracy",
     ):
         finetune(cfg, RunDir(tmp_path / "run"))

@@ -13,6 +13,8 @@ that it goes through (X-MOD, Pfeiffer et al. 2022, section 5), or in what answer
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,12 +24,41 @@ from xmod_lab.codes import NO_SLOT
 from xmod_lab.model import XmodConfig, XmodPreTrainedModel
 from xmod_lab.tasks.examples import EncodedExamples
 from xmod_lab.tasks.metrics import Metric
+from xmod_lab.tasks.sources import Labelled
 from xmod_lab.tasks.task import Task
 
 WRONG_SLOTS = 8
 _ROWS = 64  # of a batch
 
 # K slots, S seeds, N examples, E entries (examples or windows), D counts of an example
+
+
+@dataclass(frozen=True)
+class TaskSetup:
+    """What all trainings of a run share.
+
+    Args:
+        folder: of the base.
+        source: code of the language that is fine-tuned on.
+        added: codes of the languages that were added to the base after pre-training.
+        kind: the task, with the classes of the source's training split.
+        examples: code -> split -> the encoded examples.
+        clusters: code -> the cluster of each test example (N,), for tests whose rows have groups.
+        rows: code -> split -> the rows that ``examples`` were made of.
+    """
+
+    folder: Path
+    source: str
+    added: list[str]
+    kind: Task
+    examples: dict[str, dict[str, EncodedExamples]]
+    clusters: dict[str, np.ndarray]
+    rows: Labelled
+
+    @property
+    def tests(self) -> dict[str, EncodedExamples]:
+        """Code -> the encoded test examples."""
+        return {code: splits["test"] for code, splits in self.examples.items() if "test" in splits}
 
 
 def slots_of(config: XmodConfig, code: str, source: str) -> dict[str, list[str]]:

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.metrics import digits_of, interval_text, number
-from xmod_lab.scoring.transfer import counted
+from xmod_lab.scoring.transfer import TaskSetup, counted
 from xmod_lab.tables import NONE, Table, csv_text
 from xmod_lab.tasks.ngrams import NgramAnswers
 from xmod_lab.tasks.statistics import (
@@ -28,10 +29,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Result:
-    """What one training has brought.
+    """The result of one training.
 
-    ``dev``, ``dev_loss``: of the chosen weights, on the development split of the language that was trained on; ``step``: when
-    they were chosen; ``seconds``: of the training, over all its starts; ``predictions``: language -> arm -> slots -> examples.
+    Args:
+        dev, dev_loss: score and loss of the chosen weights, on the development split of the
+            language that was trained on.
+        step: the step of the chosen weights.
+        per_second: examples per second; None where nothing was measured.
+        seconds: of the training, over all its starts.
+        proof: that the frozen tensors did not move, see :mod:`xmod_lab.languages.proof`.
+        predictions: language -> arm -> for each slot (K,) the predictions (N,).
     """
 
     dev: float
@@ -45,8 +52,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Language:
-    """One tested language. ``clusters``: of its examples, see :mod:`xmod_lab.tasks.statistics`; ``arms``: metric -> arm ->
-    estimate; ``against``: metric -> other arm -> the target arm minus it."""
+    """One tested language.
+
+    Args:
+        role: ``source``, ``added`` or ``pre-trained``.
+        clusters: number of clusters of its examples, see :mod:`xmod_lab.tasks.statistics`.
+        labels: how many of the classes its test has, as text.
+        comparable: whether its score may enter the mean over languages.
+        arms: metric -> arm -> estimate.
+        against: metric -> other arm -> the target arm minus that arm.
+    """
 
     code: str
     role: str
@@ -58,18 +73,24 @@ class Language:
     against: dict[str, dict[str, Estimate]]
 
     def chance(self, metric: str) -> float | None:
-        """What one answer to all scores; ``None`` where there is none such, or it is 0 by definition (no tag but O, no span)."""
+        """The score of the same answer to all; ``None`` without such an answer.
+
+        Also ``None`` where the score is 0 by definition: if all tags are O, there is no span.
+        """
         found = self.arms[metric].get("majority")
         return None if found is None or found.mean == 0 else found.mean
 
     def ngrams(self, metric: str) -> float | None:
-        """What the untrained baseline scores; ``None`` where there is none."""
+        """The score of the n-gram baseline; ``None`` for a kind without one."""
         found = self.arms[metric].get("ngrams")
         return None if found is None else found.mean
 
     def shown(self, metric: str) -> bool:
-        """Whether the target slot is above what is had without pre-training: all of its interval above one answer to all, and all of
-        the interval of its difference to n-grams above 0. Where there is neither, nothing is shown."""
+        """Whether the target slot beats the baselines without pre-training.
+
+        The whole interval of its score is above the same answer to all, and the whole interval of
+        its difference from n-grams is above 0. Without a baseline, False.
+        """
         low, chance = self.arms[metric]["target"].low, self.chance(metric)
         gaps = [] if low is None or chance is None else [low - chance]
         if (against := self.against[metric].get("ngrams")) is not None:
@@ -79,7 +100,13 @@ class Language:
 
 @dataclass(frozen=True)
 class Transfer:
-    """All of a task: ``metric`` is the one that weights were chosen by, ``validation`` the figures of the trainings."""
+    """All results of a task.
+
+    Args:
+        metric: the metric that chose the weights.
+        source: the language that was fine-tuned on.
+        validation: name -> value, for metrics.json, of the trainings themselves.
+    """
 
     task: str
     metric: str
@@ -89,8 +116,11 @@ class Transfer:
     validation: dict[str, float]
 
     def metrics(self) -> dict[str, float]:
-        """Flat figures for metrics.json: ``test/<metric>/<code>/<arm>``, and ``difference/<metric>/<code>/target-<arm>``
-        with ``…/p``; intervals as ``…/low`` and ``…/high``."""
+        """Name -> value for metrics.json.
+
+        Names are ``test/<metric>/<code>/<arm>`` and ``difference/<metric>/<code>/target-<arm>``,
+        and with ``…/low`` and ``…/high`` the ends of intervals, with ``…/p`` p-values.
+        """
         figures = dict(self.validation)
         for code, metric, arm, found in self._all():
             kind = "difference" if "-" in arm else "test"
@@ -249,21 +279,28 @@ class Transfer:
 
 
 def score_transfer(
-    cfg, setting, results: dict[tuple[str, int], Result], spelt: list[NgramAnswers]
+    cfg: FinetuneConfig,
+    setup: TaskSetup,
+    results: dict[tuple[str, int], Result],
+    ngrams: list[NgramAnswers],
 ) -> Transfer:
-    """Estimates of all arms from the predictions of all trainings. ``cfg``, ``setting``: see
-    :mod:`xmod_lab.stages.finetuning`; ``spelt``: the n-gram baseline of each seed, if there is one."""
-    source, seeds, kind = setting.source, cfg.seeds, setting.kind
+    """Estimates of all arms from the predictions of all trainings.
+
+    Args:
+        results: (language, seed) -> the result of its training.
+        ngrams: the answers of the n-gram baseline, one for each seed; empty without a baseline.
+    """
+    source, seeds, kind = setup.source, cfg.seeds, setup.kind
     mine = [results[source, seed] for seed in seeds]
     languages = []
-    for code, test in setting.tests.items():
-        clusters = setting.clusters.get(code)
+    for code, test in setup.tests.items():
+        clusters = setup.clusters.get(code)
         said = {
             arm: [result.predictions[code][arm] for result in mine]
             for arm in mine[0].predictions[code]
         }
-        if spelt:
-            said["ngrams"] = [[one.predictions[code]] for one in spelt]
+        if ngrams:
+            said["ngrams"] = [[one.predictions[code]] for one in ngrams]
         if (same := kind.majority(test.gold)) is not None:
             said["majority"] = [[same]]
         own = [results[code, seed] for seed in seeds if (code, seed) in results]
@@ -283,7 +320,7 @@ def score_transfer(
                 for arm in AGAINST
                 if arm in counts
             }
-        role = "source" if code == source else "added" if code in setting.added else "pre-trained"
+        role = "source" if code == source else "added" if code in setup.added else "pre-trained"
         languages.append(
             Language(
                 code,
@@ -298,15 +335,15 @@ def score_transfer(
         )
     languages.sort(key=lambda language: ("source", "pre-trained", "added").index(language.role))
     validation = _validation(cfg, results)
-    if spelt:
+    if ngrams:
         validation[f"val/{cfg.task.metric}/{source}/ngrams"] = float(
-            np.mean([one.dev for one in spelt])
+            np.mean([one.dev for one in ngrams])
         )
     return Transfer(cfg.task.name, cfg.task.metric, source, seeds, languages, validation)
 
 
-def _validation(cfg, results: dict[tuple[str, int], Result]) -> dict[str, float]:
-    """Of every language that was trained on: development score (mean of the seeds, and each), step of the chosen weights."""
+def _validation(cfg: FinetuneConfig, results: dict[tuple[str, int], Result]) -> dict[str, float]:
+    """Name -> value, for each language that was trained on: its score, and figures of each seed."""
     figures = {}
     for code in dict.fromkeys(code for code, _ in results):
         figures[f"val/{cfg.task.metric}/{code}"] = float(

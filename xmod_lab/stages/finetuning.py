@@ -29,9 +29,9 @@ from xmod_lab.runs.folder import RunDir, read_json
 from xmod_lab.runs.lifecycle import open_run
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import on_device
-from xmod_lab.scoring.transfer import answers, transfer_answers
+from xmod_lab.scoring.transfer import TaskSetup, answers, transfer_answers
 from xmod_lab.scoring.transfer_table import Result, Transfer, score_transfer
-from xmod_lab.stages.task_data import TaskSetup, open_task, task_model
+from xmod_lab.stages.task_data import open_task, task_model
 from xmod_lab.tasks.examples import EncodedExamples, ExampleStream
 from xmod_lab.tasks.ngrams import NgramAnswers, ngram_answers
 from xmod_lab.tasks.sources import LabelledSource

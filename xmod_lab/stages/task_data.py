@@ -5,7 +5,6 @@ The examples of each language are encoded with the tokenizer of that language.
 
 import logging
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,8 @@ from xmod_lab.errors import UserError, reason
 from xmod_lab.languages.folders import manifests_in
 from xmod_lab.model import XmodPreTrainedModel, read_config
 from xmod_lab.model.slots import random_value
+from xmod_lab.scoring.transfer import TaskSetup
 from xmod_lab.tables import Table
-from xmod_lab.tasks.examples import EncodedExamples
 from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.tasks.sources import GROUP, SPLITS, Labelled, Row, read_examples
 from xmod_lab.tasks.statistics import clusters_of
@@ -27,34 +26,6 @@ from xmod_lab.tasks.values import DOUBTFUL
 from xmod_lab.text.tokenizer import composing
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TaskSetup:
-    """What all trainings of a run share.
-
-    Args:
-        folder: of the base.
-        source: code of the language that is fine-tuned on.
-        added: codes of the languages that were added to the base after pre-training.
-        kind: the task, with the classes of the source's training split.
-        examples: code -> split -> the encoded examples.
-        clusters: code -> the cluster of each test example (N,), for tests whose rows have groups.
-        rows: code -> split -> the rows that ``examples`` were made of.
-    """
-
-    folder: Path
-    source: str
-    added: list[str]
-    kind: Task
-    examples: dict[str, dict[str, EncodedExamples]]
-    clusters: dict[str, np.ndarray]
-    rows: Labelled
-
-    @property
-    def tests(self) -> dict[str, EncodedExamples]:
-        """Code -> the encoded test examples."""
-        return {code: splits["test"] for code, splits in self.examples.items() if "test" in splits}
 
 
 def open_task(cfg: FinetuneConfig, folder: Path) -> TaskSetup:
