@@ -20,6 +20,7 @@ from tests.helpers import composed
 from xmod_lab.config.finetuning import validate_finetune
 from xmod_lab.errors import ProofError, UserError
 from xmod_lab.finetune import main
+from xmod_lab.metrics import digits_of, half_width, number
 from xmod_lab.model import XmodForMaskedLM, XmodForSequenceClassification
 from xmod_lab.reports.page import render
 from xmod_lab.reports.results import find_runs
@@ -120,7 +121,9 @@ def test_the_report_has_every_arm_every_paired_test_and_every_seed(tuned):
     assert [row["holds"] for row in tables["proof"]] == [
         "True"
     ] and 'did not move: <span class="good">' in page
-    assert f"{metrics['test/accuracy/el_GR/upper']:.3f}" in page and page.count("<svg") == 2
+    upper = "test/accuracy/el_GR/upper"
+    shown = number(metrics[upper], digits_of(half_width(metrics, upper)))
+    assert f"<td>{shown}</td>" in page and page.count("<svg") == 2
 
 
 def test_figures_follow_from_the_predictions_that_are_kept(tuned):

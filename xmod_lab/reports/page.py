@@ -271,12 +271,12 @@ def _reading(grouped: dict[str, list[Group]]) -> list[Part]:
             )
         )
     return [
-        element("h2", "How to read the figures"),
+        element("h2", "How to read the numbers"),
         *said,
         element(
             "p",
-            "Bits per byte are over all UTF-8 bytes of the passages that are scored; bytes that a vocabulary cannot spell (<unk>) cost 8 bits "
-            "each, and so does what its normalisation makes alike, by its code length. The unigram figure is the same text guessed by "
-            "piece frequency alone.",
+            "Bits per byte are over all UTF-8 bytes of the scored passages. Bytes that a vocabulary cannot "
+            "spell (<unk>) cost 8 bits each; characters that its normalisation makes alike cost the length "
+            "of a code that tells them apart. Unigram: the same text, each token guessed by its frequency.",
         ),
     ]

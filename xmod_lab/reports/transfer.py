@@ -193,9 +193,9 @@ def _paired(groups: list[Group]) -> Table:
         for run in group.finished
         for record in _records(group, run, "difference")
     ]
-    columns = [cell for arm in AGAINST for cell in (f"less {arm}, interval", "p")]
+    columns = [cell for arm in AGAINST for cell in (f"minus {arm}, interval", "p")]
     note = (
-        "The score through the target slot less that of another arm. Paired tests over clusters of examples and seeds, given the base."
+        "The score through the target slot minus that of another arm. Paired tests over clusters of examples and seeds, given the base."
         f"{_corrected(raw)} The CSV file has p as it was."
     )
     header = ["group", "language", *columns]

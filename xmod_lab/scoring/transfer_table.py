@@ -258,12 +258,12 @@ class Transfer:
             (language.code, *(next(cells) for _ in range(2 * len(against))))
             for language in self.languages
         ]
-        header = (part for arm in against for part in (f"less {arm}, interval", "p"))
+        header = (part for arm in against for part in (f"minus {arm}, interval", "p"))
         note = (
             f"Paired tests over clusters of examples and {self._seeds()}, given this base. p is corrected "
             f"for {sum(p is not None for p in corrected)} tests (Holm)."
         )
-        return Table("target slot less others", ("language", *header), rows, note)
+        return Table("target slot minus others", ("language", *header), rows, note)
 
     def _seeds(self) -> str:
         return f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "this one seed"
