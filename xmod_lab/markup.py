@@ -1,5 +1,5 @@
-"""The one place where text becomes HTML. Whatever is not :class:`Html` is text, and is escaped when it
-goes into an element or into the page: a name in a file of a run can never be markup."""
+"""The one place where text becomes HTML. Whatever is not :class:`Html` is text, and is escaped when
+it goes into an element or into the page: a name in a file of a run can never be markup."""
 
 from collections.abc import Iterable
 

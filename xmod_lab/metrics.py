@@ -1,5 +1,5 @@
-"""metrics.json as it is read back, and how its numbers are written: with no more digits than the error
-allows."""
+"""metrics.json as it is read back, and how its numbers are written: with no more digits than the
+error allows."""
 
 import json
 import math
@@ -52,8 +52,9 @@ def half_width(metrics: dict[str, float], name: str) -> float | None:
 
 
 def digits_of(error: float | None) -> int:
-    """How many decimals a value with that ``error`` is written with: down to the first uncertain one, or to
-    the second if the error begins with 1 (0.14, whose rounding to 0.1 would say too little).
+    """How many decimals a value with that ``error`` is written with: down to the first uncertain
+    one, or to the second if the error begins with 1 (0.14, whose rounding to 0.1 would say too
+    little).
 
     Two where the error is not known: held-out texts of the usual sizes seldom allow more.
     """
@@ -72,7 +73,8 @@ def number(value: float | None, digits: int = _DIGITS, *, sign: str = "") -> str
 
 
 def with_error(value: float | None, half: float | None, *, sign: str = "") -> str:
-    """``value`` with the digits that its error allows, and ``± half`` behind it where that is known."""
+    """``value`` with the digits that its error allows, and ``± half`` behind it where that is
+    known."""
     digits = digits_of(half)
     known = half and value is not None
     return number(value, digits, sign=sign) + (f" ± {half:.{digits}f}" if known else "")

@@ -1,4 +1,6 @@
-"""Install, remove, list, verify, export, compare and send language packs. A pack may be a folder, or an id on the hub.
+"""Install, remove, list, verify, export, compare and send language packs.
+
+A pack is a folder, or an id on the hub.
 
 python -m xmod_lab.packs install BASE PACK [PACK ...] --out MODEL
 python -m xmod_lab.packs remove MODEL CODE [CODE ...] --out MODEL

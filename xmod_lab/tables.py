@@ -4,9 +4,9 @@
 ``tex``       a ``tabular`` for a paper           ``markdown``  model cards
 ``csv``       every record, in full precision
 
-People are not shown a column that says nothing. One that has the same words or count in every row is
-told once, below the table; one of dashes is left out. Measured values (with decimals) always stay, and
-so do columns without a header. CSV files keep every column.
+People are not shown a column that says nothing. One that has the same words or count in every row
+is told once, below the table; one of dashes is left out. Measured values (with decimals) always
+stay, and so do columns without a header. CSV files keep every column.
 """
 
 import csv
@@ -69,9 +69,10 @@ class Table:
         rows: a cell for each column.
         note: stands below the table.
         name: of the files that the report writes, without their ending.
-        records: what ``csv`` writes: a value a row (long form), unrounded. Empty: the rows as they are.
-        labels: how many columns, from the first on, say what a row is about. On a narrow terminal they
-            are repeated beside each block of the other columns.
+        records: what ``csv`` writes: a value a row (long form), unrounded. Empty: the rows as they
+            are.
+        labels: how many columns, from the first on, say what a row is about. On a narrow terminal
+            they are repeated beside each block of the other columns.
     """
 
     title: str
@@ -180,7 +181,8 @@ class Table:
         return "\n".join(lines) + "\n"
 
     def markdown(self) -> str:
-        """A table of GitHub's Markdown, with the note below; the title is left to the text around it."""
+        """A table of GitHub's Markdown, with the note below; the title is left to the text around
+        it."""
         table = self.shown()
         sides = ["---" if text else "---:" for text in table.is_text]
         rows = [[_markdown(cell) for cell in row] for row in (table.header, *table.rows)]
@@ -198,7 +200,8 @@ def csv_text(records: Sequence[Record], columns: Sequence[str] = ()) -> str:
 
     Args:
         records: one for each line.
-        columns: the first ones; the other names in ``records`` follow in the order in which they appear.
+        columns: the first ones; the other names in ``records`` follow in the order in which they
+            appear.
     """
     records = list(records)
     names = dict.fromkeys([*columns, *(name for record in records for name in record)])
@@ -256,10 +259,11 @@ def _print(console: Console, table: Table) -> None:
 def _widths(
     table: Table, lines: list[list[str]], room: int
 ) -> list[tuple[list[int], dict[int, int]]]:
-    """The blocks of columns that stand beside each other within ``room``, with the width of each column.
+    """The blocks of columns that stand beside each other within ``room``, with the width of each
+    column.
 
-    A block has all labels, and as many of the other columns as fit. A block that does not fit even so
-    has no widths: rich makes it as narrow as it can.
+    A block has all labels, and as many of the other columns as fit. A block that does not fit even
+    so has no widths: rich makes it as narrow as it can.
     """
     labels = table.labels
     body = [

@@ -1,1 +1,2 @@
-"""The page that shows what a run did: read from the run dir alone, written as one self-contained HTML file."""
+"""The page that shows what a run did: read from the run dir alone, written as one self-contained
+HTML file."""

@@ -1,4 +1,5 @@
-"""Runs that are the same but for their seeds, what sets such groups apart, and means over seeds with their intervals."""
+"""Runs that are the same but for their seeds, what sets such groups apart, and means over seeds
+with their intervals."""
 
 import re
 from collections.abc import Callable
@@ -31,9 +32,9 @@ Part = Html | Table  # of a section of the page; a table also becomes files
 class Sample:
     """A metric of the runs of a group, one value for each run.
 
-    Runs on one base share all that its seed decided, so bases come before seeds: the values on each base
-    become one value, their mean, and the interval is over bases. If all runs stand on one base, the
-    interval is over their own seeds, given this base.
+    Runs on one base share all that its seed decided, so bases come before seeds: the values on each
+    base become one value, their mean, and the interval is over bases. If all runs stand on one
+    base, the interval is over their own seeds, given this base.
 
     Args:
         origins: for each run the seeds of its bases, the first base first; empty tuples for bases.
@@ -61,7 +62,8 @@ class Sample:
 
     @property
     def p(self) -> float | None:
-        """p of the hypothesis that the mean is 0 (Student's t over the units), if there is an interval."""
+        """p of the hypothesis that the mean is 0 (Student's t over the units), if there is an
+        interval."""
         if self.interval is None:
             return None
         if self._error == 0:
@@ -96,8 +98,8 @@ class Sample:
 
 
 def _units(values: list[float], origins: list[tuple[int, ...]]) -> list[float]:
-    """One value for each base at the outermost level where the runs' bases differ; each is the mean of the
-    values within. If the bases do not differ, the values."""
+    """One value for each base at the outermost level where the runs' bases differ; each is the mean
+    of the values within. If the bases do not differ, the values."""
     if not any(origins):
         return values
     parts: dict[tuple[int, ...], list[tuple[float, tuple[int, ...]]]] = {}
@@ -140,7 +142,8 @@ class Group:
         return None if sample is None else sample.mean
 
     def error(self, metric: str) -> float | None:
-        """Half of the interval of a metric: the mean over runs, which are scored on the same sample."""
+        """Half of the interval of a metric: the mean over runs, which are scored on the same
+        sample."""
         halves = [half_width(run.metrics, metric) for run in self.finished]
         halves = [half for half in halves if half is not None]
         return sum(halves) / len(halves) if halves else None
@@ -182,12 +185,12 @@ def sample_of(runs: list[Run], metric: Callable[[Run], float | None]) -> Sample 
 def groups_of(runs: list[Run]) -> tuple[list[Group], dict[Path, str]]:
     """Group runs of one kind by their settings.
 
-    A fine-tuning has its seeds in itself, so each is a group of its own, also beside one on a base with
-    another seed. Bases with the same settings and seeds but other tensors set groups apart.
+    A fine-tuning has its seeds in itself, so each is a group of its own, also beside one on a base
+    with another seed. Bases with the same settings and seeds but other tensors set groups apart.
 
     Returns:
-        The groups in the order of their first runs; and the runs that repeat another one with the same
-        seed, which would be counted twice: path -> what it repeats.
+        The groups in the order of their first runs; and the runs that repeat another one with the
+        same seed, which would be counted twice: path -> what it repeats.
     """
     runs = _mark_unequal_bases(runs)
     found: dict[tuple, dict[tuple, Run]] = {}
@@ -275,8 +278,8 @@ def _settings(run: Run, keys: list[str]) -> dict[str, str]:
 
 
 def _compared(run: Run) -> dict[str, str]:
-    """The settings that make two runs different, as text: not the seed, except in a fine-tuning, and
-    nothing that cannot change a result."""
+    """The settings that make two runs different, as text: not the seed, except in a fine-tuning,
+    and nothing that cannot change a result."""
     found = {}
     for key, value in run.settings.items():
         own = _own_key(key)
@@ -317,8 +320,8 @@ def _own_key(key: str) -> str:
 
 
 def _names(parts: list[list[Run]], settings: list[dict[str, str]]) -> list[str]:
-    """A short name for each group: its settings; if these are long or not unique, the names of the runs,
-    provided that each group is one run; at last a letter."""
+    """A short name for each group: its settings; if these are long or not unique, the names of the
+    runs, provided that each group is one run; at last a letter."""
     if len(parts) == 1:
         bases = len({run.seeds[1:] for run in parts[0]})
         over = f"{len(parts[0])} seeds" if bases == 1 else f"{len(parts[0])} runs on {bases} bases"
@@ -333,8 +336,8 @@ def _names(parts: list[list[Run]], settings: list[dict[str, str]]) -> list[str]:
 
 
 def _words(settings: dict[str, str]) -> str:
-    """Settings as the name of a group: ``focus`` for ``embedding_init: focus``, ``peak_lr 0.001`` for a
-    number. Empty if two settings with the same last word have different values."""
+    """Settings as the name of a group: ``focus`` for ``embedding_init: focus``, ``peak_lr 0.001``
+    for a number. Empty if two settings with the same last word have different values."""
     found: dict[str, str] = {}
     for key, value in settings.items():
         word, short = key.rpartition(".")[2], Path(value).name or value

@@ -128,7 +128,8 @@ def overview(found: Found, grouped: dict[str, list[Group]], repeats: dict[Path, 
 
 
 def differences(groups: list[Group]) -> list[Part]:
-    """The settings in which groups differ. A group is a row, or a column if there are many settings."""
+    """The settings in which groups differ. A group is a row, or a column if there are many
+    settings."""
     keys = list(dict.fromkeys(key for group in groups for key in group.settings))
     records: list[Record] = [
         {"group": g.name, "setting": key, "value": g.settings.get(key)}

@@ -157,7 +157,8 @@ def _render(found: Found) -> tuple[str, dict[str, str]]:
 def write(page: str, files: dict[str, str], place: Path) -> Path:
     """Write the files into ``<name of the page>_files`` beside the page, and the page last.
 
-    The folder's ``.written.json`` lists the files that a report wrote; those of an earlier one are removed.
+    The folder's ``.written.json`` lists the files that a report wrote; those of an earlier one are
+    removed.
 
     Returns:
         The folder.
@@ -192,8 +193,8 @@ def write(page: str, files: dict[str, str], place: Path) -> Path:
 def _file_name(name: str, taken: Collection[str]) -> str:
     """The name of a table's files, without their ending.
 
-    Characters that a file system may refuse are replaced. A number follows if another table has the name
-    (``taken`` has ``<name>.csv``).
+    Characters that a file system may refuse are replaced. A number follows if another table has the
+    name (``taken`` has ``<name>.csv``).
     """
     plain = re.sub(r"[^\w.-]+", "_", name)[:_LONGEST]
     names = chain([plain], (f"{plain}_{i}" for i in count(2)))
@@ -250,7 +251,8 @@ def _figures(grouped: dict[str, tuple[list[Group], dict]]) -> list[Record]:
 
 
 def _reading(grouped: dict[str, list[Group]]) -> list[Part]:
-    """How to read likelihoods, where there are any; of a page with both kinds, which groups have which."""
+    """How to read likelihoods, where there are any; of a page with both kinds, which groups have
+    which."""
     told: dict[bool, dict[str, list[str]]] = {}
     for kind, groups in grouped.items():
         for group in groups:

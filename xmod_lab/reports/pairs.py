@@ -1,7 +1,7 @@
 """Groups compared on the same held-out text, passage by passage and seed by seed.
 
-The difference is that of two groups' bits per byte over the seeds that both have. Its interval treats
-passages and bases as drawn at random (with one base, passages and seeds), see
+The difference is that of two groups' bits per byte over the seeds that both have. Its interval
+treats passages and bases as drawn at random (with one base, passages and seeds), see
 :mod:`xmod_lab.tasks.statistics`; with one seed it holds for these runs.
 """
 

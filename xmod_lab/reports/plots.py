@@ -1,6 +1,7 @@
 """Plots, drawn once, written as inline SVG into reports and as PNG files by commands.
 
-Colours are told apart by colour-blind readers; dashes, hatches and names at the lines' ends tell them apart in grey.
+Colours are told apart by colour-blind readers; dashes, hatches and names at the lines' ends tell
+them apart in grey.
 """
 
 import io
@@ -54,7 +55,8 @@ def _drawing(**settings: object) -> Iterator[None]:
 def svg(figure: Figure, what: str) -> Html:
     """An SVG element that needs no other file.
 
-    It shrinks with the page as long as its text can be read. The same plot always gives the same text.
+    It shrinks with the page as long as its text can be read. The same plot always gives the same
+    text.
 
     Args:
         what: what it shows, for readers who cannot see it.
@@ -170,8 +172,8 @@ def dots(
     title: str = "",
     width: float = WIDE,
 ) -> Figure:
-    """A row for each name, the first one on top: the value, its interval as a bar, ``seeds`` as small rings.
-    The scale starts at the lowest value."""
+    """A row for each name, the first one on top: the value, its interval as a bar, ``seeds`` as
+    small rings. The scale starts at the lowest value."""
     figure, axes = _blank(width, 0.75 + 0.3 * max(2, len(values)))
     names = list(values)[::-1]
     for i, name in enumerate(names):
@@ -232,10 +234,11 @@ def heat_map(
     best: Callable = min,
     digits: int = 2,
 ) -> Figure:
-    """``values`` (row -> column -> value) as coloured cells with their numbers; low values are light.
+    """``values`` (row -> column -> value) as coloured cells with their numbers; low values are
+    light.
 
-    The ``best`` value of each row is bold. Columns have the order of the rows with the same names. A cell
-    without a value is empty.
+    The ``best`` value of each row is bold. Columns have the order of the rows with the same names.
+    A cell without a value is empty.
     """
     rows = list(values)
     columns = list(dict.fromkeys(column for row in values.values() for column in row))
@@ -328,7 +331,8 @@ def _spread(spans: list[Span]) -> list[list[float]]:
 
 
 def _name_ends(axes, ends: list[tuple[float, str, str, float]]) -> None:
-    """Write each line's name at its end; names that would overlap are stacked around their mean height."""
+    """Write each line's name at its end; names that would overlap are stacked around their mean
+    height."""
     low, high = axes.get_ylim()
     gap = (high - low) * (0.055 if axes.figure.get_figwidth() > HALF else 0.068)
     stacks: list[list[float]] = []

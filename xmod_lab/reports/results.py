@@ -33,8 +33,8 @@ class Run:
     Args:
         name: short, and different from those of the other runs that were found.
         kind: a key of KINDS.
-        settings: the configuration by dotted keys. If ``base`` is a run that can be read, its settings
-            replace it, as ``base.…``.
+        settings: the configuration by dotted keys. If ``base`` is a run that can be read, its
+            settings replace it, as ``base.…``.
         metrics: of metrics.json; empty while the run is not finished.
         curve: of metrics.csv, a dict for each line.
         proof: of proof.json; empty if there is none.
@@ -43,7 +43,8 @@ class Run:
         samples: see :mod:`xmod_lab.scoring.samples`.
         base_digest: of the base that it began with; empty if it was not recorded.
         tokenizers: for each language the digest of the tokenizer that read it, if it was recorded.
-        passages: for each language what each held-out passage cost, see :mod:`xmod_lab.scoring.passages`.
+        passages: for each language what each held-out passage cost, see
+            :mod:`xmod_lab.scoring.passages`.
     """
 
     path: Path
@@ -67,7 +68,8 @@ class Run:
 
     @property
     def exact(self) -> bool | None:
-        """Whether its likelihoods are exact, else pseudo-likelihoods; ``None``: see :func:`is_exact`."""
+        """Whether its likelihoods are exact, else pseudo-likelihoods; ``None``: see
+        :func:`is_exact`."""
         return is_exact(self.config, self.metrics)
 
     @property
@@ -109,7 +111,8 @@ class Found:
 def find_runs(paths: list[Path]) -> Found:
     """Every run in ``paths``; of a folder of runs, those in the folders under it.
 
-    A run that cannot be read is a fault if others can be, so that one broken job does not hide its sweep.
+    A run that cannot be read is a fault if others can be, so that one broken job does not hide its
+    sweep.
 
     Raises:
         UserError: a path is not a folder, or no run can be read.
@@ -140,8 +143,8 @@ def find_runs(paths: list[Path]) -> Found:
 
 
 def _name(path: Path, above: Path | None) -> str:
-    """A name for the run within the folder ``above``, which has all runs. A job of a sweep, which has a number,
-    gets the name of its sweep too."""
+    """A name for the run within the folder ``above``, which has all runs. A job of a sweep, which
+    has a number, gets the name of its sweep too."""
     name = str(path.relative_to(above)) if above else path.name
     return visible(f"{path.parent.name}/{name}" if name.isdigit() else name)
 
@@ -281,7 +284,8 @@ def _passages(path: Path) -> dict:
 
 
 def _curve(path: Path) -> list[dict[str, float]]:
-    """A dict of what was measured for each line; ``step`` always. A last line that is cut off is left out."""
+    """A dict of what was measured for each line; ``step`` always. A last line that is cut off is
+    left out."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     lines = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
     found = [
@@ -302,7 +306,8 @@ def _csv(path: Path) -> list[dict[str, str]]:
 
 
 def _settings(config: dict, depth: int) -> dict[str, object]:
-    """The configuration by dotted keys, with languages by their names, and with the settings of the base."""
+    """The configuration by dotted keys, with languages by their names, and with the settings of the
+    base."""
     found = flatten(config)
     found.pop("command", None)  # the kind of the run says it, and earlier versions do not record it
     found |= {
@@ -326,5 +331,6 @@ def _settings(config: dict, depth: int) -> dict[str, object]:
 
 
 def _of_a_run(key: str) -> bool:
-    """Whether ``key`` is at the top of a configuration: ``seed``, ``base.seed``, ``base.base.seed``."""
+    """Whether ``key`` is at the top of a configuration: ``seed``, ``base.seed``,
+    ``base.base.seed``."""
     return set(key.split(".")[:-1]) <= {"base"}

@@ -283,7 +283,8 @@ _CURVES = (  # prefix of the metrics, the y axis, what is said below
 
 
 def learning_curves(groups: list[Group]) -> list[Part]:
-    """For one group a plot of all languages; for several a plot per language that compares the groups."""
+    """For one group a plot of all languages; for several a plot per language that compares the
+    groups."""
     parts: list[Part] = []
     for prefix, y, note in _CURVES:
         found = {group.name: series_of(group.runs, prefix) for group in groups}

@@ -1,4 +1,5 @@
-"""Sections and plots on fine-tuning: every language and arm, the arms against each other, and the seeds."""
+"""Sections and plots on fine-tuning: every language and arm, the arms against each other, and the
+seeds."""
 
 from matplotlib.figure import Figure
 
@@ -62,8 +63,8 @@ def tested(run: Run) -> list[str]:
 
 
 def transfer_sections(groups: list[Group]) -> list[Part]:
-    """All of what fine-tunings found. Each run is a group, since it has several seeds; runs that differ in
-    nothing but the seeds of their bases are pooled in tables of their own."""
+    """All of what fine-tunings found. Each run is a group, since it has several seeds; runs that
+    differ in nothing but the seeds of their bases are pooled in tables of their own."""
     runs = {group.name: run for group in groups for run in group.finished}
     if not runs:
         return _trainings(groups)
@@ -81,7 +82,8 @@ def transfer_sections(groups: list[Group]) -> list[Part]:
 
 
 def _bars(runs: dict[str, Run]) -> list[Html]:
-    """A plot of all arms for each run; before them the target arms by language, if runs can be compared."""
+    """A plot of all arms for each run; before them the target arms by language, if runs can be
+    compared."""
     plots = []
     kinds = {(run.config["task"]["name"], _metric(run)) for run in runs.values()}
     if len(runs) > 1 and len(kinds) == 1:
@@ -203,7 +205,8 @@ def _paired(groups: list[Group]) -> Table:
 
 
 def _pools(groups: list[Group]) -> dict[str, list[Run]]:
-    """Finished runs that differ in nothing but the seeds of their bases, if there are several bases."""
+    """Finished runs that differ in nothing but the seeds of their bases, if there are several
+    bases."""
     found: dict[tuple, list[Run]] = {}
     for group in groups:
         found.setdefault(pool_of(group.runs[0]), []).extend(group.finished)
@@ -290,7 +293,8 @@ def _ends(metrics: Metrics, name: str, *, sign: str = "") -> str:
 
 
 def _trainings(groups: list[Group]) -> list[Part]:
-    """For each seed its development score, when its weights were chosen, and seconds; and the curves."""
+    """For each seed its development score, when its weights were chosen, and seconds; and the
+    curves."""
     rows, records = [], []
     for group in groups:
         for run in group.finished:
@@ -338,7 +342,8 @@ def _trainings(groups: list[Group]) -> list[Part]:
 
 
 def _curves(groups: list[Group]) -> list[Figure]:
-    """For each group the development score of every language that was trained on; seeds are thin lines."""
+    """For each group the development score of every language that was trained on; seeds are thin
+    lines."""
     plots = []
     for group in groups:
         metric, lines = _metric(group.runs[0]), {}

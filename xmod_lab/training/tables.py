@@ -24,8 +24,8 @@ _MOST = 4  # characters that are named for each language
 
 
 def show_corpora(prepared: Prepared, title: str) -> None:
-    """Print what is in the prepared text of each language, how it fills its rows, what is held out, and
-    what the vocabulary changes; and log what was odd about the text."""
+    """Print what is in the prepared text of each language, how it fills its rows, what is held out,
+    and what the vocabulary changes; and log what was odd about the text."""
     text, rows = [], []
     for code, corpus in prepared.corpora.items():
         train, held_out = (
@@ -195,7 +195,8 @@ def match_table(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Tabl
 
 
 def cost_per_language(config: XmodConfig, length: int) -> tuple[int, int, int]:
-    """Forward FLOPs of one row, parameters that a batch of one language trains, and parameters stored.
+    """Forward FLOPs of one row, parameters that a batch of one language trains, and parameters
+    stored.
 
     They are counted on the meta device: no weights are made.
     """
