@@ -1,4 +1,4 @@
-"""From the configuration to tokenizers, prepared corpora, batches and scorers: what a run reads."""
+"""What a run reads: from the configuration to tokenizers, prepared corpora, mixture and batches."""
 
 import logging
 import math
@@ -27,26 +27,22 @@ from xmod_lab.training.interruption import leave_signals_to_the_run
 
 log = logging.getLogger(__name__)
 _SMALL = 2**20  # bytes
-_SAID_OTHERWISE = (
-    "name",
-    "tokenizer",
-    "max_steps",
-    "max_tokens",
-)  # in the record of a run: as task, by its name, as steps
-_SPACES = 0.5  # of the pieces of a text that may be hidden
-_UNKNOWN, _SHORT = (
-    0.01,
-    0.75,
-)  # of the bytes of a text; of the shortest pieces, in bytes, of a language that the vocabulary is made for
+# not in the record of a run, which has them as task, by the tokenizer's name, and as steps
+_SAID_OTHERWISE = ("name", "tokenizer", "max_steps", "max_tokens")
+# A kept vocabulary does not suit a text if more than _SPACES of its known tokens are spaces, if more than
+# _UNKNOWN of its bytes are unknown, or if its tokens are shorter than _SHORT times the shortest mean of the
+# base's languages.
+_SPACES, _UNKNOWN, _SHORT = 0.5, 0.01, 0.75
 
 
 def prepare_base(
     cfg: PretrainConfig, *, tokenizer: str | None = None, codes: list[str] | None = None
 ) -> Prepared:
-    """The language set with its vocabulary: ``tokenizer``, else ``data.tokenizer``, else one trained on its text.
+    """Prepare the language set with ``tokenizer``, else ``data.tokenizer``, else one trained on its text.
 
     Args:
-        codes: prepare these languages of the set only (those that a given base has); default: all.
+        tokenizer: a folder.
+        codes: only these languages of the set, those that a given base has; default: all.
     """
     sources = {
         code: cfg.source(text)
@@ -60,7 +56,10 @@ def prepare_base(
 
 
 def _check_positions(cfg: PretrainConfig, pad_id: int, folder: str) -> None:
-    """Whether a model for the tokenizer in ``folder`` has positions for a row: they count from the id of its padding."""
+    """Raises UserError if a model for this tokenizer has too few positions for a row.
+
+    Positions are counted from the id of the padding token.
+    """
     needed = cfg.data.row_length + pad_id + 1
     if cfg.model.max_position_embeddings < needed:
         raise UserError(
@@ -71,7 +70,7 @@ def _check_positions(cfg: PretrainConfig, pad_id: int, folder: str) -> None:
 
 
 def prepare_beside(cfg: PretrainConfig, lang: LangConfig, base: Prepared) -> Prepared:
-    """One language to add to ``base``, with the vocabulary that ``lang`` asks for."""
+    """Prepare one language to add to ``base``, with the vocabulary that ``lang`` names."""
     tokenizer = None if lang.vocabulary == "own" else base.folder
     return prepare_language(cfg, lang, tokenizer, pad_id=base.tokenizer.pad_token_id)
 
@@ -79,8 +78,12 @@ def prepare_beside(cfg: PretrainConfig, lang: LangConfig, base: Prepared) -> Pre
 def prepare_language(
     cfg: PretrainConfig, lang: LangConfig, tokenizer: str | None, *, pad_id: int = PAD
 ) -> Prepared:
-    """One language to add. ``tokenizer``: folder of the one it uses; ``None``: one trained on its text, which pads with
-    ``pad_id``, as the base does."""
+    """Prepare one language to add.
+
+    Args:
+        tokenizer: a folder; ``None``: one is trained on its text.
+        pad_id: of the padding token of that one, as in the base.
+    """
     sources = {lang.code: cfg.source(lang)}
     folder = tokenizer or _train_tokenizer(cfg, sources, lang.vocabulary_size, pad_id)
     prepared = _prepare(cfg, sources, folder)
@@ -89,7 +92,7 @@ def prepare_language(
 
 
 def about_kept(prepared: Prepared, base: Prepared) -> str | None:
-    """A warning where the base's vocabulary, which a language to add keeps, suits it badly beside the languages of the base."""
+    """A warning if a language keeps the base's vocabulary, which suits it worse than the base's languages."""
     ((code, corpus),) = prepared.corpora.items()
     text = corpus.manifest["statistics"]["train"]
     unknown, size = text["unknown_bytes"] / text["bytes"], text["bytes"] / text["tokens"]
@@ -114,7 +117,7 @@ def about_kept(prepared: Prepared, base: Prepared) -> str | None:
 
 
 def _share_of_spaces(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Of the pieces of the training text that may be hidden: all but special ones, <unk> among them."""
+    """The share of spaces among the tokens of the training text, special ones and <unk> left out."""
     counts = corpus.piece_counts.copy()
     counts[tokenizer.all_special_ids] = 0
     spaces = [
@@ -159,10 +162,10 @@ def _prepare(
 
 
 def _check_rows(prepared: Prepared, cfg: PretrainConfig, what: str) -> None:
-    """A step must not need more rows than there are, and every language needs some to learn from and to be scored on.
+    """See that there are enough rows for a step, and some of each language to train on and to score.
 
     Raises:
-        UserError: saying how many rows there are, or that no held-out piece can be hidden.
+        UserError: there are too few rows, or no held-out token can be hidden.
     """
     rows = {code: len(corpus.train) for code, corpus in prepared.corpora.items()}
     empty = [code for code, n in rows.items() if n == 0]
@@ -181,7 +184,7 @@ def _check_rows(prepared: Prepared, cfg: PretrainConfig, what: str) -> None:
 
 
 def mixture_of(cfg: PretrainConfig, prepared: Prepared, *, steps: int, seed: int) -> Mixture:
-    """The mixture that the configuration asks for.
+    """The mixture that the configuration describes.
 
     Raises:
         UserError: too little text for one batch, or for ``data.max_passes`` of it to fill all steps.
@@ -200,7 +203,7 @@ def mixture_of(cfg: PretrainConfig, prepared: Prepared, *, steps: int, seed: int
     shares = proportions(sizes, cfg.data.alpha, max_passes=most, budget_rows=budget)
     if capped := at_cap(sizes, shares, max_passes=most, budget_rows=budget):
         log.info(
-            "data.max_passes=%g holds back %s; the others have what they leave",
+            "data.max_passes=%g holds back %s; the others get their share",
             most,
             ", ".join(capped),
         )
@@ -208,12 +211,12 @@ def mixture_of(cfg: PretrainConfig, prepared: Prepared, *, steps: int, seed: int
 
 
 def _above(passes: float) -> str:
-    """``passes``, rounded up in its second decimal, so that it is enough."""
+    """``passes`` as text, rounded up to two decimals, so that it is enough."""
     return f"{math.ceil(passes * 100) / 100:g}"
 
 
 def mixed_target_counts(cfg: PretrainConfig, mixture: Mixture, prepared: Prepared) -> np.ndarray:
-    """(V,) how often training will meet each piece, up to a factor: every language's counts, as the mixture weighs it."""
+    """(V,) how often training will predict each token, up to a factor: over all languages, by the mixture."""
     rows = mixture.rows_before(cfg.steps)
     return sum(
         cfg.objective.target_counts(corpus, prepared.tokenizer) * (rows[code] / len(corpus.train))
@@ -233,8 +236,10 @@ def batches(
     rank: int,
     processes: int,
 ) -> DataLoader:
-    """Micro-batches from ``first_step`` on; entries before it are never read. Small tensors come as arrays that
-    ``torch.as_tensor`` takes as they are."""
+    """Micro-batches from ``first_step`` on; earlier ones are never read.
+
+    Small tensors come as arrays, see :func:`_by_value`.
+    """
     tokenizer = prepared.tokenizer
     stream = BatchStream(
         prepared.corpora,
@@ -260,15 +265,18 @@ def batches(
 
 
 def _by_value(batch: dict[str, Tensor]) -> dict[str, np.ndarray | Tensor]:
-    """What is small leaves the loader's worker as an array: a tensor is put into shared memory, and the handshakes of that take
-    longer than to copy a megabyte. The training module makes tensors of them again, which share their memory."""
+    """Let small tensors leave a loader worker as arrays, which are copied.
+
+    A tensor is put into shared memory, and the handshakes for that take longer than to copy a megabyte. The
+    training module makes tensors of the arrays again, without a copy.
+    """
     return {
         name: value if value.nbytes > _SMALL else value.numpy() for name, value in batch.items()
     }
 
 
 class From(Sampler):
-    """Counts from ``first`` to ``end``. Its length is that of the whole run, which is what Lightning counts against."""
+    """Counts from ``first`` to ``end``. Its length is that of the whole run, as Lightning expects."""
 
     def __init__(self, first: int, end: int):
         self.first, self.end = first, end
@@ -281,10 +289,10 @@ class From(Sampler):
 
 
 def consumption(mixture: Mixture, prepared: Prepared, steps: int) -> dict[str, float]:
-    """What training really read, exactly: ``train/tokens|padding|bytes|rows|passes/<code>``.
+    """What training read, exactly: ``train/tokens|padding|bytes|rows|passes/<code>``.
 
-    Bytes are UTF-8 bytes of the passages that end in the rows read. Tokens are positions, which is what a step costs: ``<s>``, ``</s>``
-    and padding are included, and how many are padding stands beside.
+    Bytes are UTF-8 bytes of the documents that end in the rows read. Tokens are positions, which is what a step
+    costs: ``<s>``, ``</s>`` and padding are included; the number of padding tokens is given too.
     """
     figures: dict[str, float] = {}
     for code, rows in mixture.rows_before(steps).items():
@@ -305,8 +313,11 @@ def consumption(mixture: Mixture, prepared: Prepared, steps: int) -> dict[str, f
 
 
 def training_settings(cfg: PretrainConfig) -> dict:
-    """How a run trains, for manifests and cards: all settings of ``task``, ``data`` and ``trainer`` that count, by their last
-    names, but for what may differ between two runs of the same, such as the folder of a tokenizer."""
+    """How a run trains, for manifests and cards: the settings of ``task``, ``data`` and ``trainer`` that count.
+
+    They are named by the last part of their keys. What may differ between two equal runs, such as the folder
+    of a tokenizer, is left out.
+    """
     found: dict[str, object] = {"task": cfg.task.name}
     for key, value in identity(asdict(cfg)).items():
         part, _, name = key.partition(".")
