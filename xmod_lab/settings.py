@@ -123,6 +123,16 @@ def read_settings(file: Path) -> object:
     return OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
 
 
+def command_of(config: Mapping[str, object]) -> str:
+    """The command that made a run, by its config.yaml; runs of earlier versions do not name it."""
+    if isinstance(known := config.get("command"), str):
+        return known
+    if "evaluate" in config:
+        return "evaluate"
+    task = config.get("task")
+    return "finetune" if isinstance(task, dict) and "kind" in task else "pretrain"
+
+
 def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
     """Every leaf of ``tree`` by its dotted key; an empty dict is a leaf."""
     leaves = {}

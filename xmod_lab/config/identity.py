@@ -61,16 +61,6 @@ def counts(key: str, *, of_base: bool = False) -> bool:
     )
 
 
-def command_of(config: Mapping[str, Any]) -> str:
-    """The command that made a run, by its config.yaml; runs of earlier versions do not name it."""
-    if isinstance(known := config.get("command"), str):
-        return known
-    if "evaluate" in config:
-        return "evaluate"
-    task = config.get("task")
-    return "finetune" if isinstance(task, dict) and "kind" in task else "pretrain"
-
-
 def identity(settings: Mapping[str, Any], *, of_base: bool = False) -> dict[str, Any]:
     """The settings on which the result depends, by dotted key.
 

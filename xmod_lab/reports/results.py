@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from xmod_lab.config.identity import command_of
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
 from xmod_lab.markup import visible
 from xmod_lab.metrics import codes_of, read_metrics
-from xmod_lab.settings import flatten, read_settings
+from xmod_lab.settings import command_of, flatten, read_settings
 from xmod_lab.text.likelihoods import is_exact
 
 KINDS = {

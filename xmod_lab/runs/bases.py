@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.codes import clashing
 from xmod_lab.config.finetuning import FinetuneConfig
-from xmod_lab.config.identity import command_of, counts, identity
+from xmod_lab.config.identity import counts, identity
 from xmod_lab.config.rules import raise_faults
 from xmod_lab.config.schema import SHARED_SLOT, LangConfig, PretrainConfig, RunConfig
 from xmod_lab.config.sizes import memory_faults
@@ -38,6 +38,7 @@ from xmod_lab.model import (
     read_config,
 )
 from xmod_lab.runs.folder import RunDir, is_run, read_json, read_yaml
+from xmod_lab.settings import command_of
 from xmod_lab.text.tokenizer import special_ids
 
 log = logging.getLogger(__name__)

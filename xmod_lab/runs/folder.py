@@ -18,7 +18,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from xmod_lab.config.identity import command_of, identity
+from xmod_lab.config.identity import identity
 from xmod_lab.config.schema import RunConfig
 from xmod_lab.errors import UserError
 from xmod_lab.files import (
@@ -44,7 +44,7 @@ from xmod_lab.machine import (
 )
 from xmod_lab.processes import barrier, of_first, rank
 from xmod_lab.runs.environment import ENVIRONMENT, environment
-from xmod_lab.settings import read_settings
+from xmod_lab.settings import command_of, read_settings
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, read_write
 
-from xmod_lab.config.identity import command_of, counts
+from xmod_lab.config.identity import counts
 from xmod_lab.config.overrides import in_quotes
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden, write_whole
@@ -32,6 +32,7 @@ from xmod_lab.metrics import read_metrics, told
 from xmod_lab.processes import rank
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.jobs import JOB, Job, read_job
+from xmod_lab.settings import command_of
 from xmod_lab.tables import Table, csv_text
 from xmod_lab.text.likelihoods import in_a_word, is_exact
 

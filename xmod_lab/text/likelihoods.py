@@ -4,6 +4,8 @@ The loss of a masked model is that of hidden *pieces*, which compares models wit
 *stretches of text*, which compare vocabularies, see :mod:`xmod_lab.scoring.passages`.
 """
 
+from xmod_lab.settings import command_of
+
 
 def likelihoods(exact: bool) -> str:
     """Their name."""
@@ -35,8 +37,11 @@ def told_in(exact: bool) -> tuple[str, str]:
 
 
 def is_exact(config: dict, metrics: dict[str, float]) -> bool | None:
-    """Which of both a run has, by its config.yaml and metrics.json; ``None``: neither, or an evaluation that is not finished,
-    since what it scores is said by the model that it opens."""
-    if "evaluate" in config:
+    """Whether a run's likelihoods are exact, by its config.yaml and metrics.json.
+
+    ``None`` for fine-tuning, and for an evaluation that is not finished, as its model says what it predicts.
+    """
+    command = command_of(config)
+    if command == "evaluate":
         return bool(metrics["val/exact"]) if "val/exact" in metrics else None
-    return None if "kind" in config["task"] else config["task"]["name"] == "clm"
+    return None if command == "finetune" else config["task"]["name"] == "clm"
