@@ -516,7 +516,7 @@ def test_a_page_says_whether_its_intervals_are_over_bases_or_given_one(tmp_path)
     assert (float(row["low"]), float(row["high"])) == pytest.approx(
         (low, high)
     ) and f"[{low:z.0f}, {high:.0f}]" in page
-    assert "Means over bases where there are several" in page and "Given this base" not in page
+    assert "Means over bases (the mean" in page and "Given this base" not in page
     page = page_of(*(tmp_path / "all" / f"1-{seed}" for seed in (1, 2, 3)))
     assert (
         "Means over seeds" in page

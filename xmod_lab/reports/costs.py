@@ -39,8 +39,8 @@ def mixture(groups: list[Group]) -> list[Part]:
     if not rows:
         return []
     note = (
-        "Exact counts. A pass reads all rows of a language once; bytes are those of the passages that end "
-        "in the rows read."
+        "Exact counts. A pass reads all rows of a language once; bytes are those of the passages "
+        "that end in the rows read."
     )
     header = ["language", "group", *counts]
     table = Table("", header, rows, note, name="mixture", records=records)
@@ -96,9 +96,10 @@ def price(groups: list[Group]) -> list[Part]:
         "saved against the unigram",
     ]
     note = (
-        "Seconds are of training alone, over all starts of a run; if a run did not record them, they are "
-        "its tokens divided by tokens per second. Saved: how many bits per byte of held-out text less than "
-        f"before training, and than guessing each token by its frequency. These are {kinds_of(groups)}."
+        "Seconds are of training alone, over all starts of a run; if a run did not record them, "
+        "they are its tokens divided by tokens per second. Saved: how many bits per byte of "
+        "held-out text less than before training, and than guessing each token by its frequency. "
+        f"These are {kinds_of(groups)}."
     )
     return [
         element("h2", "The price of a language"),
@@ -135,7 +136,7 @@ Gains = dict[
 
 
 def _price_plots(gains: dict[str, Gains], what: str) -> list[Html]:
-    """A plot for each language that compares groups; if each language has one group, a plot of all."""
+    """For each language a plot that compares groups; for one group a plot of all languages."""
     if all(len(of) == 1 for of in gains.values()):
         plot = _price_plot(
             {code: next(iter(of.values())) for code, of in gains.items()}, what, "", WIDE

@@ -18,8 +18,8 @@ from xmod_lab.tables import Table
 from xmod_lab.tasks.statistics import LEVEL
 from xmod_lab.text.likelihoods import in_a_word, likelihoods
 
-# Settings keyed by a name that the user chose, e.g. lang.sw.code. If the name is absent from a run, its
-# keys do not count as differing settings.
+# Settings keyed by a name that the user chose, e.g. lang.sw.code. If the name is absent from a run,
+# its keys do not count as differing settings.
 _KEYED_BY_NAME = ("lang", "langset.languages", "task.data.splits", "task.tests")
 _LONGEST = 22  # characters of a group's name in a plot
 AT_LEAST = 3  # bases, or seeds on one base, for an interval
@@ -238,9 +238,9 @@ def base_differences(groups: list[Group]) -> str | None:
     )
     if BASE_CONTENT in keys:
         return (
-            "Leave one of the bases out, or train it again. Bases with the same settings and the same seed "
-            f"differ in their tensors ({BASE_CONTENT}): another version of the code, another text or another "
-            "machine made them. Their runs are groups of their own."
+            "Leave one of the bases out, or train it again. Bases with the same settings and the "
+            f"same seed differ in their tensors ({BASE_CONTENT}): another version of the code, "
+            "another text or another machine made them. Their runs are groups of their own."
         )
     of_settings = [key for key in keys if key != "base"]  # empty if the bases cannot be read
     keys = [key for key in of_settings if _own_key(key) != "seed"] if of_settings else list(keys)
@@ -248,8 +248,8 @@ def base_differences(groups: list[Group]) -> str | None:
         return None
     more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
     return (
-        f"These groups stand on bases that differ in more than their seed ({', '.join(keys[:3])}{more}): "
-        "the groups differ by their bases too."
+        "These groups stand on bases that differ in more than their seed "
+        f"({', '.join(keys[:3])}{more}): the groups differ by their bases too."
     )
 
 
@@ -289,7 +289,7 @@ def _compared(run: Run) -> dict[str, str]:
 
 
 def pool_of(run: Run) -> tuple:
-    """What is the same in runs that differ in nothing but seeds, their own or those of their bases."""
+    """What is the same in runs that differ in nothing but their own or their bases' seeds."""
     compared = _compared(run)
     return run.kind, *sorted((k, v) for k, v in compared.items() if _own_key(k) != "seed")
 
@@ -299,7 +299,7 @@ def _identity(run: Run) -> tuple:
 
 
 def _differing_keys(runs: list[Run]) -> list[str]:
-    """The settings in which the runs differ; ``base`` first, if one of its settings is among them."""
+    """The settings in which runs differ; ``base`` first, if one of its settings is among them."""
     tables = [_compared(run) for run in runs]
     differing = []
     for key in dict.fromkeys(key for table in tables for key in table):

@@ -1,4 +1,4 @@
-"""The start and the end of the page: its title, the states of the runs, the settings, and all runs."""
+"""The start and the end of the page: title, states of the runs, settings, and all runs."""
 
 from pathlib import Path
 
@@ -78,9 +78,10 @@ def other_vocabularies(groups: list[Group]) -> list[Part]:
     return [
         element(
             "p",
-            "Compare these runs by bits per byte: they read a language with different vocabularies (by the "
-            "digest of the tokenizer), and a token is not the same text. An earlier version measured bits per "
-            "byte on hidden tokens; those do not compare vocabularies.",
+            "Compare these runs by bits per byte: they read a language with different "
+            "vocabularies (by the digest of the tokenizer), and a token is not the same text. An "
+            "earlier version measured bits per byte on hidden tokens; those do not compare "
+            "vocabularies.",
             kind="bad",
         ),
         element("ul", *items),
@@ -162,7 +163,8 @@ def settings(group: Group) -> list[Part]:
     rows = {"base": ", ".join(bases)} if run.kind != "pretrain" else {}
     if "model" in config and run.kind != "evaluate":  # an evaluation opens a model of other sizes
         model = config["model"]
-        size = f"{model['num_hidden_layers']} layers of {model['hidden_size']}, {model['num_attention_heads']} heads"
+        size = f"{model['num_hidden_layers']} layers of {model['hidden_size']}"
+        size += f", {model['num_attention_heads']} heads"
         rows["model"] = size
     if run.kind != "evaluate":
         recipe = (

@@ -104,8 +104,8 @@ def _fault(run: Run) -> str | None:
     except _FAULTS as error:
         missing = f"{error} is missing" if isinstance(error, KeyError) else str(error)
         return (
-            f"{visible(run.path)}: finish the run again, or leave it out: its files do not belong together "
-            f"({visible(missing)})"
+            f"{visible(run.path)}: finish the run again, or leave it out: its files do not belong "
+            f"together ({visible(missing)})"
         )
     return None
 
@@ -277,8 +277,9 @@ def _reading(grouped: dict[str, list[Group]]) -> list[Part]:
         *said,
         element(
             "p",
-            "Bits per byte are over all UTF-8 bytes of the scored passages. Bytes that a vocabulary cannot "
-            "spell (<unk>) cost 8 bits each; characters that its normalisation makes alike cost the length "
-            "of a code that tells them apart. Unigram: the same text, each token guessed by its frequency.",
+            "Bits per byte are over all UTF-8 bytes of the scored passages. Bytes that a "
+            "vocabulary cannot spell (<unk>) cost 8 bits each; characters that its normalisation "
+            "makes alike cost the length of a code that tells them apart. Unigram: the same text, "
+            "each token guessed by its frequency.",
         ),
     ]

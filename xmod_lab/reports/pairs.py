@@ -52,17 +52,21 @@ def why_not(a: Run, b: Run, code: str) -> str | None:
     older = next((run for run in (a, b) if code not in run.passages), None)
     if older is not None:
         return (
-            f"score {older.name} again with python -m xmod_lab.evaluate base=RUN: it is of an earlier version, "
-            "which did not keep what each passage costs, and hid tokens in masked models"
+            f"score {older.name} again with python -m xmod_lab.evaluate base=RUN: it is of an "
+            "earlier version, which did not keep what each passage costs, and hid tokens in "
+            "masked models"
         )
     if a.passages[code]["text"] != b.passages[code]["text"]:
-        return "give both the same text, data.validation_share and data.score_passages: their held-out passages differ"
+        return (
+            "give both the same text, data.validation_share and data.score_passages: their held-out "
+            "passages differ"
+        )
     if len(a.passages[code]["bits"]) < AT_LEAST:
         return f"give more held-out text: fewer than {AT_LEAST} passages are scored"
     if len(_common(a, b, code)) < AT_LEAST:
         return (
-            f"their vocabularies split fewer than {AT_LEAST} passages into the same stretches of text; compare "
-            "them by task=clm"
+            f"their vocabularies split fewer than {AT_LEAST} passages into the same stretches of "
+            "text; compare them by task=clm"
         )
     return None
 
@@ -168,9 +172,10 @@ def _table(done: list[tuple[str, str, str, Compared]]) -> Table:
         "bases",
     ]
     note = (
-        "Differences of bits per byte on the same passages, paired by passage and by seed. Below zero the "
-        "first group is better. The interval treats passages and bases (with one base: its seeds) as drawn "
-        "at random; with one seed it holds for these runs only. Decide by the corrected p."
+        "Differences of bits per byte on the same passages, paired by passage and by seed. Below "
+        "zero the first group is better. The interval treats passages and bases (with one base: "
+        "its seeds) as drawn at random; with one seed it holds for these runs only. Decide by the "
+        "corrected p."
     )
     if len(rows) > _ROWS:
         note += f" Of {len(rows)} rows, the {_ROWS} with the lowest p; differences.csv has all."

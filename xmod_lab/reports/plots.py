@@ -324,7 +324,7 @@ def _blank(width: float, height: float):
 
 
 def _spread(spans: list[Span]) -> list[list[float]]:
-    """Distances from each value down and up to the ends of its interval, as matplotlib takes them."""
+    """Distances from each value down and up to the ends of its interval."""
     low = [max(0.0, value - (value if end is None else end)) for value, end, _ in spans]
     high = [max(0.0, (value if end is None else end) - value) for value, _, end in spans]
     return [low, high]
@@ -356,7 +356,7 @@ def _name_ends(axes, ends: list[tuple[float, str, str, float]]) -> None:
 
 
 def _bottom(stack: list[float], gap: float, least: float) -> float:
-    """The height of the lowest name in a stack around the mean of its values, at least ``least``."""
+    """The height of the lowest name in a stack around the mean of its values."""
     return max(least, sum(stack) / len(stack) - gap * (len(stack) - 1) / 2)
 
 

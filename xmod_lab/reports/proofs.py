@@ -20,9 +20,10 @@ _MOST = 20  # changes of a run that are listed
 def proof(groups: list[Group]) -> list[Part]:
     """Whether each extension left the rest as it was, and what moved if it did not."""
     note = (
-        "Compared: the base's tensors by their sha256 in the saved model; for every language of the base "
-        "its logits on probe sentences, its number in lang_ids, and its tokenizer by what it does to text; "
-        "and all of config.json except the added languages. 0 of 0: an earlier version did not compare it."
+        "Compared: the base's tensors by their sha256 in the saved model; for every language of "
+        "the base its logits on probe sentences, its number in lang_ids, and its tokenizer by "
+        "what it does to text; and all of config.json except the added languages. 0 of 0: an "
+        "earlier version did not compare it."
     )
     moved = []
     for run in _proved(groups):
@@ -59,8 +60,8 @@ def _other(p: dict) -> list[str]:
 def frozen(groups: list[Group]) -> list[Part]:
     """Whether each fine-tuning left embeddings and slots as they were."""
     note = (
-        "Frozen: all embeddings and slots, compared by their sha256 after every training and in the saved "
-        "model as read back from the disk. The count is the lowest of these."
+        "Frozen: all embeddings and slots, compared by their sha256 after every training and in "
+        "the saved model as read back from the disk. The count is the lowest of these."
     )
     return _section(groups, "Proof that what was frozen did not move", _finetuning, note)
 
@@ -148,7 +149,8 @@ def packs(groups: list[Group]) -> list[Part]:
         vocabulary, slot = pack.get("vocabulary", {}), pack.get("slot", {})
         table = "base vocabulary"
         if "copied" in vocabulary:
-            table = f"{vocabulary['copied']:,} copied, {vocabulary.get('derived', 0):,} derived, of {vocabulary['pieces']:,}"
+            derived = f"{vocabulary.get('derived', 0):,} derived, of {vocabulary['pieces']:,}"
+            table = f"{vocabulary['copied']:,} copied, {derived}"
         donors = slot.get("donors", [])
         named = ", ".join(donors) if len(donors) < 4 else f"{len(donors)} donors"
         size = run.pack_bytes(code)

@@ -101,7 +101,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Found:
-    """Runs that can be shown; and as ``faults`` the folders of those that cannot, with the reason."""
+    """Runs that can be shown; ``faults`` has the folders of the others, with the reason."""
 
     runs: list[Run]
     faults: dict[Path, str]
@@ -126,8 +126,8 @@ def find_runs(paths: list[Path]) -> Found:
         folders = list(_run_dirs(path, DEPTH))
         if not folders:
             raise UserError(
-                "give the folder of a run, e.g. runs/pretrain/<time>, or of a sweep: there is no config.yaml "
-                f"in {path} and in the {DEPTH} levels of folders under it"
+                "give the folder of a run, e.g. runs/pretrain/<time>, or of a sweep: there is no "
+                f"config.yaml in {path} and in the {DEPTH} levels of folders under it"
             )
         for folder in folders:
             try:
@@ -179,8 +179,9 @@ def read_run(path: Path) -> Run:
     if not (path / "config.yaml").is_file():
         if _job_name(path):
             raise UserError(
-                f"{path}: see its *.log, and {path / '.hydra' / 'overrides.yaml'} for the settings: the run never "
-                "began (no config.yaml), because its command was refused, or only planned"
+                f"{path}: see its *.log, and {path / '.hydra' / 'overrides.yaml'} for the "
+                "settings: the run never began (no config.yaml), because its command was refused, "
+                "or only planned"
             )
         raise UserError(
             f"give the folder of a run, e.g. runs/pretrain/<time>: {path} has no config.yaml"
@@ -194,7 +195,7 @@ def read_run(path: Path) -> Run:
     except Exception as error:  # whatever may be wrong with files that others wrote
         why = visible(f"{error}" or type(error).__name__)
         raise UserError(
-            f"{path}: finish the run again, or give another: a file of the run cannot be read ({why})"
+            f"{path}: finish the run again, or give another: a file of it cannot be read ({why})"
         ) from error
 
 

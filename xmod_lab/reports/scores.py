@@ -14,8 +14,8 @@ from xmod_lab.text.likelihoods import in_a_word
 
 _UNITS = {"bpb": "bits per byte", "loss": "nats per predicted token"}
 _ERROR = (
-    f"± is half of the {LEVEL:.0%} interval that the sample of passages (bits per byte) or rows (nats) "
-    "gives; the digits are those that it allows."
+    f"± is half of the {LEVEL:.0%} interval that the sample of passages (bits per byte) or rows "
+    "(nats) gives; the digits are those that it allows."
 )
 _COLUMNS = {
     "unigram": "unigram",
@@ -63,14 +63,14 @@ def about_units(groups: list[Group], codes: list[str]) -> list[Part]:
     said = []
     if other := [code for code in codes if other_vocabularies(groups, code)]:
         said.append(
-            f"{', '.join(other)}: compare by bits per byte. The groups read with different vocabularies, "
-            "so nats per token are not shown: a token is not the same text."
+            f"{', '.join(other)}: compare by bits per byte. The groups read with different "
+            "vocabularies, so nats per token are not shown: a token is not the same text."
         )
     if older := hides_pieces(groups):
         said.append(
-            f"{', '.join(older)}: score these runs again with python -m xmod_lab.evaluate base=RUN. An "
-            "earlier version measured their bits per byte on hidden tokens, which compares only runs with "
-            "one vocabulary."
+            f"{', '.join(older)}: score these runs again with python -m xmod_lab.evaluate "
+            "base=RUN. An earlier version measured their bits per byte on hidden tokens, which "
+            "compares only runs with one vocabulary."
         )
     return [element("p", line, kind="bad") for line in said]
 
@@ -153,12 +153,14 @@ def over_seeds(groups: list[Group]) -> str:
     given = [group for group in several if group.bases == 1]
     unit = "seeds"
     if nested:
-        unit = "bases where there are several (the mean of the runs on a base is one value), else over seeds"
+        unit = (
+            "bases (the mean of the runs on a base is one value); over seeds if there is one base"
+        )
     said = [f"Means over {unit}"]
     if any(group.units >= AT_LEAST for group in several):
         said[0] += (
-            f", lowest – highest of all runs, and the {LEVEL:.0%} interval of the mean by Student's t "
-            f"({AT_LEAST} or more), which assumes that they scatter normally."
+            f", lowest – highest of all runs, and the {LEVEL:.0%} interval of the mean by "
+            f"Student's t ({AT_LEAST} or more), which assumes that they scatter normally."
         )
     else:
         said[0] += f"; an interval needs {AT_LEAST} of them."
@@ -258,9 +260,9 @@ def samples(groups: list[Group]) -> list[Part]:
         return []
     side = "from the text before it" if run.exact else "from the text on both sides"
     note = (
-        f"Held-out passages in which one token is hidden ({_GAP}), and the tokens that the model finds "
-        f"likeliest there {side}, with their probabilities. ▁ marks the start of a word. Rank: of the "
-        "hidden token among all."
+        f"Held-out passages in which one token is hidden ({_GAP}), and the tokens that the model "
+        f"finds likeliest there {side}, with their probabilities. ▁ marks the start of a word. "
+        "Rank: of the hidden token among all."
     )
     header = ["language", "passage", "hidden token", "likeliest tokens", "its rank"]
     table = Table("", header, rows, note, name="samples", records=records)
@@ -339,7 +341,7 @@ def _unigram(groups: list[Group], prefix: str, code: str) -> dict[str, float]:
 
 
 def series_of(runs: list[Run], prefix: str) -> Lines:
-    """The part of a curve's name after ``prefix`` (``all`` if it is empty) -> a line for each run."""
+    """A curve's name without ``prefix`` (``all`` if that is empty) -> a line for each run."""
     lines: Lines = {}
     for run in runs:
         for name in dict.fromkeys(

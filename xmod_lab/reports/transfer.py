@@ -135,9 +135,9 @@ def _scores(groups: list[Group]) -> Table:
         records += _records(group, run, "test")
     said = "; ".join(f"{arm}: {meaning}" for arm, meaning in ARMS.items() if arm in arms)
     note = (
-        f"Scores on the test split, mean of the seeds. {said}. Intervals ({LEVEL:.0%}) are over clusters of "
-        "examples and seeds, given the base; 161 in 38: so many examples in so many clusters. Fewer than "
-        f"{AT_LEAST} clusters have no interval."
+        f"Scores on the test split, mean of the seeds. {said}. Intervals ({LEVEL:.0%}) are over "
+        "clusters of examples and seeds, given the base; 161 in 38: so many examples in so many "
+        f"clusters. Fewer than {AT_LEAST} clusters have no interval."
     )
     header = ["group", "language", "role", "examples", "metric", "target", "interval", *arms[1:]]
     return Table("", header, rows, note, name="transfer", records=records)
@@ -197,8 +197,8 @@ def _paired(groups: list[Group]) -> Table:
     ]
     columns = [cell for arm in AGAINST for cell in (f"minus {arm}, interval", "p")]
     note = (
-        "The score through the target slot minus that of another arm. Paired tests over clusters of examples and seeds, given the base."
-        f"{_corrected(raw)} The CSV file has p as it was."
+        "The score through the target slot minus that of another arm. Paired tests over clusters "
+        f"of examples and seeds, given the base.{_corrected(raw)} The CSV file has p as it was."
     )
     header = ["group", "language", *columns]
     return Table("", header, rows, note, name="paired", records=records)
@@ -331,8 +331,8 @@ def _trainings(groups: list[Group]) -> list[Part]:
                 )
     header = ["group", "trained on", "seed", "score", "loss", "chosen at step", "seconds"]
     note = (
-        "Scores and losses are of the development split of the language that was trained on; weights are "
-        "chosen by it."
+        "Scores and losses are of the development split of the language that was trained on; "
+        "weights are chosen by it."
     )
     table = Table("", header, rows, note, name="seeds", records=records)
     plots = [svg(plot, "development score by step") for plot in _curves(groups)]

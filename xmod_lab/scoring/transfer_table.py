@@ -1,5 +1,5 @@
-"""The table of a transfer: every language and arm with its interval over clusters of examples and seeds, and the arms against
-each other."""
+"""The table of a transfer: every language and arm with its interval over clusters of examples and
+seeds, and the arms against each other."""
 
 import logging
 from dataclasses import dataclass
@@ -165,8 +165,8 @@ class Transfer:
         for language in self.languages:
             if language.clusters < AT_LEAST:
                 log.warning(
-                    "warning: no interval for %s: its %d test examples are %d clusters (groups that "
-                    "share a template or a document), and %d are needed",
+                    "warning: no interval for %s: its %d test examples are %d clusters (groups "
+                    "that share a template or a document), and %d are needed",
                     language.code,
                     language.examples,
                     language.clusters,
@@ -176,8 +176,8 @@ class Transfer:
         elsewhere = [language for language in self.languages if language.role != "source"]
         if above and elsewhere and not any(language.shown(self.metric) for language in elsewhere):
             log.info(
-                "no transfer is shown: in none of %d other languages the whole interval of the target "
-                "slot is above %s",
+                "no transfer is shown: in none of %d other languages the whole interval of the "
+                "target slot is above %s",
                 len(elsewhere),
                 above,
             )
@@ -222,8 +222,9 @@ class Transfer:
             cells = [means.get(arm, NONE) for arm in arms]
             rows.append((f"mean of {len(others)}", "", "", cells[0], "", *cells[1:]))
         note = (
-            f"Intervals ({LEVEL:.0%}) are over clusters of examples and {self._seeds()}, given this base. "
-            "The mean is over the other languages whose test has at least half of the labels."
+            f"Intervals ({LEVEL:.0%}) are over clusters of examples and {self._seeds()}, given "
+            "this base. The mean is over the other languages whose test has at least half of the "
+            "labels."
         )
         if above := self._above():
             note += f" *: the whole interval is above {above}."
@@ -231,8 +232,8 @@ class Transfer:
             language.chance(self.metric) for language in self.languages
         ):
             note += (
-                " One answer to all (majority) is O, which names no span: it scores 0 by definition, and "
-                "does not measure chance."
+                " One answer to all (majority) is O, which names no span: it scores 0 by "
+                "definition, and does not measure chance."
             )
         title = f"{self.task}: test {self.metric}, fine-tuned on {self.source} alone"
         header = ("language", "labels", "examples", "target", "interval", *arms[1:])
@@ -260,8 +261,8 @@ class Transfer:
         ]
         header = (part for arm in against for part in (f"minus {arm}, interval", "p"))
         note = (
-            f"Paired tests over clusters of examples and {self._seeds()}, given this base. p is corrected "
-            f"for {sum(p is not None for p in corrected)} tests (Holm)."
+            f"Paired tests over clusters of examples and {self._seeds()}, given this base. p is "
+            f"corrected for {sum(p is not None for p in corrected)} tests (Holm)."
         )
         return Table("target slot minus others", ("language", *header), rows, note)
 
@@ -269,7 +270,8 @@ class Transfer:
         return f"{len(self.seeds)} seeds" if len(self.seeds) > 1 else "this one seed"
 
     def _above(self) -> str:
-        """What the target slot must pass: n-grams, one answer to all, or both; empty where there is neither."""
+        """What the target slot must pass: n-grams, one answer to all, or both; empty where there is
+        neither."""
         bounds = {"n-grams": Language.ngrams, "one answer to all (majority)": Language.chance}
         return " and ".join(
             name

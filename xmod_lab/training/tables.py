@@ -90,7 +90,7 @@ def show_corpora(prepared: Prepared, title: str) -> None:
 
 
 def show_normalisation(prepared: Prepared) -> None:
-    """Print which characters the vocabulary reads as others, if any, and log what it was made from."""
+    """Print which characters the vocabulary reads as others; log what it was made from."""
     if not rank() and (made := about_training(prepared.folder)):
         log.info("vocabulary of %s: %s", ", ".join(prepared.corpora), made)
     rows = []
