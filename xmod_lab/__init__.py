@@ -1,6 +1,7 @@
 """xmod_lab: pre-train modular multilingual encoders (X-MOD, Pfeiffer et al. 2022) and add languages to them.
 
-The classes of the reference documentation are here as in ``transformers``: ``from xmod_lab import XmodModel``.
+The classes of the reference documentation are here as in ``transformers``: ``from xmod_lab import
+XmodModel``. So are the functions for notebooks (:mod:`xmod_lab.api`): ``xmod_lab.open_base(...)``.
 """
 
 import importlib
@@ -8,8 +9,17 @@ import importlib
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> type:
-    if not name.startswith("Xmod"):  # nothing else is loaded by name: commands start without torch
+_API = ("open_base", "add_language", "score", "save_pack", "install_pack")
+
+
+def __getattr__(name: str) -> object:
+    """Imports what is asked for, and nothing before: commands start without torch."""
+    if name in _API:
+        module = "xmod_lab.api"
+    elif name == "XmodCollator":
+        module = "xmod_lab.languages.collator"
+    elif name.startswith("Xmod"):
+        module = "xmod_lab.model"
+    else:
         raise AttributeError(f"module 'xmod_lab' has no attribute '{name}'")
-    module = "xmod_lab.languages.collator" if name == "XmodCollator" else "xmod_lab.model"
     return getattr(importlib.import_module(module), name)

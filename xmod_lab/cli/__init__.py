@@ -1,5 +1,5 @@
 """What all commands share: Hydra around a function, one clear message for bad input, and exit status."""
 
-from xmod_lab.cli.command import Hooks, hide_bars, run_command, run_function
+from xmod_lab.cli.command import Hooks, given_keys, hide_bars, run_command, run_function
 
-__all__ = ["Hooks", "hide_bars", "run_command", "run_function"]
+__all__ = ["Hooks", "given_keys", "hide_bars", "run_command", "run_function"]

@@ -9,7 +9,7 @@ import copy
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -159,11 +159,7 @@ class _Command:
     def _work(self, composed: DictConfig) -> int | None:
         hydra_cfg = HydraConfig.get()
         cfg = self.judge(composed, hydra_cfg)
-        typed = [override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task]
-        usual = compose(self.name, return_hydra_config=False)
-        before, now = (flatten(OmegaConf.to_container(each)) for each in (usual, composed))
-        by_file = [key for key, value in now.items() if before.get(key) != value]  # an experiment's
-        cfg = replace(cfg, given=(*typed, *by_file))
+        cfg = replace(cfg, given=given_keys(self.name, composed, hydra_cfg.overrides.task))
         if hydra_cfg.mode == RunMode.MULTIRUN and cfg.logger.group is None:
             group = Path(hydra_cfg.sweep.dir).name
             cfg = replace(cfg, logger=replace(cfg.logger, group=group))
@@ -279,6 +275,14 @@ def _job_folder(*, _root_: DictConfig) -> str:
 
 # Here, because launchers that run jobs in other processes only import what the job needs
 OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
+
+
+def given_keys(name: str, composed: DictConfig, overrides: Iterable[str]) -> tuple[str, ...]:
+    """Keys that were set: by overrides, or by a file that they chose, such as an experiment."""
+    typed = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    usual = compose(name, return_hydra_config=False)
+    before, now = (flatten(OmegaConf.to_container(each)) for each in (usual, composed))
+    return (*typed, *(key for key, value in now.items() if before.get(key) != value))
 
 
 def hide_bars() -> None:

@@ -4,12 +4,13 @@
 SIGTERM.
 """
 
+import contextlib
 import logging
 import os
 import select
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -37,8 +38,7 @@ def exit_status_of(
         return status
 
     logging.raiseExceptions = False  # a line that the log file has no room for is no traceback
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch")
+    with quiet_libraries():
         try:
             status = job() or 0
             sys.stdout.flush()
@@ -67,6 +67,14 @@ def exit_status_of(
             if message is None:
                 raise
             return told(message, 2)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without the warnings of torch and Lightning."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch")
+        yield
 
 
 def _about_files(error: Exception) -> str | None:

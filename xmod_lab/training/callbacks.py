@@ -1,5 +1,6 @@
 """What happens beside the training step: the curve, validation, checkpoints, and a line of progress."""
 
+import importlib.util
 import io
 import logging
 import math
@@ -13,6 +14,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
@@ -380,8 +382,15 @@ class Neighbours(pl.Callback):
             )
 
 
+def _can_show_a_bar() -> bool:
+    """On a terminal; in a notebook that has the widgets in which rich draws."""
+    if sys.stderr.isatty():
+        return True
+    return Console().is_jupyter and importlib.util.find_spec("ipywidgets") is not None
+
+
 class ProgressLine(pl.Callback):
-    """A bar with loss, tokens per second and time left; outside of a terminal, a line every ten seconds."""
+    """A bar with loss, tokens per second and time left; where none can be shown, lines instead."""
 
     def __init__(self, title: str, steps: int, curve: LearningCurve):
         self.title, self.steps, self.curve = title, steps, curve
@@ -390,7 +399,7 @@ class ProgressLine(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self.began, self.first = time.monotonic(), trainer.global_step
         self.told = self.began
-        if rank() == 0 and sys.stderr.isatty():
+        if rank() == 0 and _can_show_a_bar():
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=None),  # the width that the other columns leave

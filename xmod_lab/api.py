@@ -1,0 +1,221 @@
+"""The functions that a notebook needs: the same settings and the same stages as the commands.
+
+    open_base       a run, a model folder or a hub id
+    add_language    add a language to it and train it, with a progress bar; proves that nothing else changed
+    score           score a model on held-out text
+    save_pack       copy the pack of an added language
+    install_pack    write a model with packs installed
+
+All are also names of the package: ``import xmod_lab; xmod_lab.open_base(...)``. ``settings`` are
+written as on the command line, ``"trainer.max_steps=100"``. What a user can mend is a
+:class:`xmod_lab.errors.UserError`, as in the commands.
+"""
+
+import contextlib
+import logging
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from xmod_lab.cli import given_keys, hide_bars
+from xmod_lab.cli.exit_status import quiet_libraries
+from xmod_lab.config.messages import explain
+from xmod_lab.config.overrides import setting_faults
+from xmod_lab.config.rules import base_faults, raise_faults, validate
+from xmod_lab.config.schema import (
+    CONF_DIR,
+    EvaluateConfig,
+    LangConfig,
+    PretrainConfig,
+    from_hydra,
+    register_schemas,
+)
+from xmod_lab.errors import UserError
+from xmod_lab.languages.folders import install, new_folder, pack_folders
+from xmod_lab.machine import device_kind
+from xmod_lab.model import XmodLanguageModel, load_language_model
+from xmod_lab.processes import join
+from xmod_lab.runs.bases import Base, find_base
+from xmod_lab.runs.folder import RunDir, read_json
+from xmod_lab.scoring.held_out import on_device
+from xmod_lab.stages.evaluating import evaluate
+from xmod_lab.stages.extension import add_languages
+from xmod_lab.stages.opening import open_model
+from xmod_lab.stages.pretraining import pretrain_base
+from xmod_lab.text.parallel import read_parallel
+from xmod_lab.training.memory import keep_memory
+
+
+@dataclass(frozen=True)
+class Added:
+    """A language that :func:`add_language` added; ``folder`` is its run, as the command writes it."""
+
+    code: str
+    folder: Path
+
+    @property
+    def pack(self) -> Path:
+        """The folder of its pack."""
+        return self.folder / "pack" / self.code
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """metrics.json of the run, e.g. ``scores["val/bpb/el_GR"]``."""
+        return read_json(self.folder / "metrics.json", dict)
+
+    @property
+    def proof(self) -> dict:
+        """proof.json of the run; ``proof["holds"]`` says that nothing else changed."""
+        return read_json(self.folder / "proof.json", dict)
+
+    def load(self) -> XmodLanguageModel:
+        """The base with the language, in evaluation mode."""
+        return load_language_model(str(self.folder / "model"), f"run '{self.folder}'")
+
+
+def open_base(source: str | Path = "auto", *settings: str) -> Base:
+    """Open the model that languages are added to; ``base.load()`` gives the model itself.
+
+    Args:
+        source: a run folder, a model folder or a hub id; ``auto``: the newest finished base with these
+            settings under ``runs``, which is pre-trained first if there is none; ``random``: random weights.
+    Raises:
+        UserError: it does not exist, cannot be read, or contradicts the settings.
+    """
+    with _as_a_command():
+        cfg = _composed("pretrain", PretrainConfig, settings)
+        validate(cfg)
+        raise_faults(base_faults(str(source)))
+        return find_base(replace(cfg, base=str(source)), RunDir(cfg.runs), pretrain_base)
+
+
+def add_language(
+    base: Base | str | Path,
+    code: str,
+    text: str | Sequence[str],
+    *settings: str,
+    folder: str | Path,
+    validation: str | Sequence[str] | None = None,
+    column: str = "text",
+    dataset_config: str | None = None,
+    vocabulary: str = "own",
+    vocabulary_size: int = 4096,
+    embedding_init: str = "overlap",
+    slot_init: str = "mean",
+    train_slot: bool = True,
+) -> Added:
+    """Add a language to ``base`` and train it, as ``python -m xmod_lab.pretrain +lang=NAME`` does.
+
+    Called again with the same arguments, it goes on where it stopped, and gives back what is finished.
+
+    Args:
+        text: files, ``embedded:el`` or a datasets id; this and what follows as in
+            :class:`xmod_lab.config.schema.LangConfig`.
+        folder: of the run: model/, pack/, proof.json and metrics.json are written there.
+    Raises:
+        UserError: bad text or settings, or a base that does not fit.
+        ProofError: something else than the new language changed.
+    """
+    language = LangConfig(
+        code=code,
+        text=_listed(text),
+        validation=_listed(validation),
+        column=column,
+        dataset_config=dataset_config,
+        vocabulary=vocabulary,
+        vocabulary_size=vocabulary_size,
+        embedding_init=embedding_init,
+        slot_init=slot_init,
+        train_slot=train_slot,
+    )
+    with _as_a_command():
+        cfg = _composed("pretrain", PretrainConfig, settings)
+        cfg = replace(cfg, base=_source(base), lang={code: language})
+        validate(cfg)
+        join(device_kind(cfg.trainer.accelerator))
+        keep_memory()
+        add_languages(cfg, RunDir(folder))
+    return Added(code, Path(folder))
+
+
+def score(source: Base | Added | str | Path, *settings: str) -> dict[str, float]:
+    """Figures of a model on held-out text, as ``python -m xmod_lab.evaluate`` writes them to metrics.json.
+
+    A run is scored on its own text, any other model on that of the language set. ``evaluate.parallel=[]``
+    leaves retrieval out.
+
+    Raises:
+        UserError: the model cannot be read, or none of its languages has text.
+    """
+    with _as_a_command():
+        cfg = _composed("evaluate", EvaluateConfig, settings)
+        cfg = replace(cfg, base=_source(source))
+        validate(cfg)
+        parallels = [read_parallel(each) for each in cfg.evaluate.parallel]
+        opened = open_model(cfg, RunDir(cfg.runs))
+        with on_device(opened.model, cfg.trainer.accelerator):
+            pll, layer = cfg.evaluate.pll, cfg.evaluate.layer
+            return evaluate(opened, parallels, pll=pll, layer=layer).figures
+
+
+def save_pack(added: Added, out: str | Path) -> Path:
+    """Copy the pack of an added language to a new folder. Raises UserError if ``out`` exists."""
+    new_folder(Path(out), lambda scratch: shutil.copytree(added.pack, scratch, dirs_exist_ok=True))
+    return Path(out)
+
+
+def install_pack(base: Base | str | Path, *packs: str | Path, out: str | Path) -> Path:
+    """Write the model of ``base`` with ``packs`` installed to a new folder, as ``packs install`` does.
+
+    Raises:
+        UserError: ``out`` exists, or a pack was made on another base.
+    """
+    with _as_a_command():
+        folders = [folder for pack in packs for folder in pack_folders(Path(pack))]
+        install(_source(base), folders, Path(out))
+    return Path(out)
+
+
+def _source(model: Base | Added | str | Path) -> str:
+    """What ``base=`` names on the command line."""
+    if isinstance(model, Base):
+        return model.name
+    return str(model.folder if isinstance(model, Added) else model)
+
+
+def _listed(text: str | Sequence[str] | None) -> str | list[str] | None:
+    return text if text is None or isinstance(text, str) else [str(each) for each in text]
+
+
+def _composed(command: str, schema: type, settings: Sequence[str]) -> Any:
+    """The configuration of a command with these settings."""
+    register_schemas(**{f"{command}_schema": schema})
+    try:
+        raise_faults(setting_faults(list(settings), schema))
+        with initialize_config_dir(CONF_DIR, version_base="1.3"):
+            composed = compose(command, overrides=list(settings))
+            given = given_keys(command, composed, settings)
+            return replace(from_hydra(composed), command=command, given=given)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error, schema)) from error
+
+
+@contextlib.contextmanager
+def _as_a_command() -> Iterator[None]:
+    """Messages on stdout, where nothing else was set up for them, and none of the libraries'."""
+    logger = logging.getLogger("xmod_lab")
+    if not logger.hasHandlers():
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    hide_bars()
+    with quiet_libraries():
+        yield
