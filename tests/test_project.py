@@ -3,6 +3,7 @@
 import ast
 import importlib.metadata
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -365,31 +366,45 @@ def test_language_sets_are_those_of_the_released_code_in_the_order_of_their_slot
     }
 
 
-def test_commands_judge_a_configuration_before_anything_heavy_is_imported():
-    """Else a refusal would wait for ten seconds of imports."""
-    light = [
-        "hydra",
-        "xmod_lab.config.rules",
-        "xmod_lab.config.finetuning",
-        *(f"xmod_lab.{name}" for name in COMMANDS),
-    ]
-    heavy = {
-        "torch",
-        "transformers",
-        "datasets",
-        "pytorch_lightning",
-        "sentencepiece",
-        "matplotlib",
-        "scipy",
-        "sklearn",
-        "pandas",
-        "rich",
-    }
-    code = f"import sys, {', '.join(light)}; print(*sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, check=True
+_ANSWERS = """
+import importlib, sys
+heavy, *answers = sys.argv[1:]
+for answer in answers:
+    command, *sys.argv[1:] = answer.split()
+    try:
+        importlib.import_module(f"xmod_lab.{command}").main()
+    except SystemExit as end:
+        print(end.code or 0, file=sys.stderr)
+print("heavy:", *sorted(set(heavy.split()) & set(sys.modules)))
+"""
+
+
+def test_help_typos_and_refusals_import_nothing_heavy_and_leave_no_folder(tmp_path):
+    """They answer in about a second. Imports of torch and the like would take ten."""
+    heavy = (
+        "torch transformers datasets pytorch_lightning torchmetrics wandb sentencepiece matplotlib "
+        "scipy sklearn pandas rich"
     )
-    assert not done.stdout.strip()
+    answers = {
+        **{f"{name} --help": 0 for name in COMMANDS},
+        "pretrain trainer.max_step=1": 2,
+        "pretrain model=tinny": 2,
+        "pretrain data.row_length=1": 2,
+        "finetune task.kind=x": 2,
+        "rank": 2,
+        "prepare +lang=nothing": 2,
+        "packs instal a b": 2,
+        "packs list nowhere": 2,
+        "report --output x": 2,
+    }
+    command = [sys.executable, "-c", _ANSWERS, heavy, *answers]
+    environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    statuses = [int(line) for line in done.stderr.splitlines() if re.fullmatch(r"\d", line)]
+    assert dict(zip(answers, statuses, strict=True)) == answers
+    assert done.stdout.splitlines()[-1].strip() == "heavy:"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_names_of_settings_are_those_of_what_they_name():
