@@ -2,6 +2,7 @@
 
 import gzip
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,13 +17,19 @@ from xmod_lab.scoring.held_out import Scorer
 from xmod_lab.scoring.likelihood import pseudo_likelihood
 from xmod_lab.scoring.naive_bayes import ngram_costs
 from xmod_lab.scoring.passages import Passages
-from xmod_lab.scoring.recognition import confusion, recognition_figures, sentence_costs
+from xmod_lab.scoring.recognition import (
+    against_ngrams,
+    confusion,
+    recognition_figures,
+    sentence_costs,
+)
 from xmod_lab.scoring.retrieval import (
     against,
     chance,
     compare,
     cosines_of,
     fixed_state,
+    ngram_figures,
     ngram_retrieval,
     pooled_states,
     retrieval_figures,
@@ -173,6 +180,8 @@ def test_the_matrix_is_the_loss_of_each_text_in_each_language(corpora):
         wrong = [loss for slot, loss in losses.items() if slot != subject.code]
         assert figures[f"slots/wrong/loss/{subject.code}"] == pytest.approx(sum(wrong) / 2)
         assert figures[f"slots/loss/{subject.code}/de_DE"] == losses["de_DE"]
+        best = min(wrong) - matrix[subject.code][subject.code]
+        assert figures[f"slots/against/best/{subject.code}"] == pytest.approx(-best)
         means = rows[subject.code].sum(0) / len(scorer.targets)
         assert means == pytest.approx(list(losses.values()), rel=1e-6)
 
@@ -195,10 +204,27 @@ def test_recognition_counts_the_lowest_cost():
         figures["recognition/rows/accuracy/en_XX"] == 0.75
         and figures["recognition/rows/accuracy"] == 0.625
     )
+    assert not any(name.endswith("/low") for name in figures)  # of so few rows
     assert (
         figures["recognition/rows/count/de_DE/fr_XX"] == 1
         and figures["recognition/rows/chance"] == 1 / 3
     )
+
+
+def test_recognition_by_slots_is_compared_with_ngrams_sentence_by_sentence():
+    own = {"en_XX": "en_XX", "de_DE": "de_DE"}
+    right, wrong = np.array([0, 1]), np.array([1, 0])
+    costs = {"en_XX": np.array([right] * 30), "de_DE": np.array([wrong] * 15 + [right] * 5)}
+    spelt = {"en_XX": np.array([right] * 24 + [wrong] * 6), "de_DE": np.array([wrong] * 20)}
+    figures = against_ngrams(costs, spelt, ["en_XX", "de_DE"], own)
+    where = "recognition/sentences/against/ngrams"
+    assert figures[where] == pytest.approx((1 - 0.8 + 0.75 - 1) / 2)
+    error = np.hypot(0.4 / np.sqrt(29), np.sqrt(0.25 * 0.75 / 19)) / 2  # of two means, paired
+    half = (figures[f"{where}/high"] - figures[f"{where}/low"]) / 2
+    assert half == pytest.approx(2.01 * error, rel=0.03)
+    assert figures[f"{where}/p"] > 0.5
+    alike = against_ngrams(costs, costs, ["en_XX", "de_DE"], own)
+    assert alike[where] == 0 and alike[f"{where}/p"] == 1
 
 
 @pytest.mark.parametrize("name", ["mlm", "clm"])
@@ -518,7 +544,7 @@ def test_retrieval_says_how_far_it_is_from_chance(corpora, capsys, caplog):
         out = capsys.readouterr().out
         assert out.count("by chance") == out.count("character n-grams") == 1 and "layer1 *" in out
         assert (
-            "less that of character n-grams: -0.100 – own slot; +0.100 [+0.05, +0.15] means taken away"
+            "less that of character n-grams: -0.1000 – own slot; +0.10 [+0.05, +0.15] means taken away"
             in caplog.text
         )
 
@@ -546,21 +572,28 @@ def test_retrieval_is_compared_over_rows_at_the_layer_that_was_fixed(corpora):
         fixed_state(model, 3)
     texts = {"en": passages("en", 20, "val"), "de": passages("de", 20, "val")}
     languages = {"en": ("en_XX", corpora[0]), "de": ("de_DE", corpora[0])}
-    results, spelt = (
-        retrieve(model, Parallel("set", texts), languages, fixed="layer1"),
-        ngram_retrieval(Parallel("set", texts), languages),
-    )
-    figures = against("set", "ngrams", results, spelt, "layer1")
-    own = np.mean([r.top1 for r in results if r.arm == "target" and r.state == "layer1"])
+    results = [r for r in retrieve(model, Parallel("set", texts), languages) if r.state == "layer1"]
+    spelt = ngram_retrieval(Parallel("set", texts), languages)
+    figures = against("set", "ngrams", results, spelt, ("target", "centred"))
+    own = np.mean([r.top1 for r in results if r.arm == "target"])
     gap = own - np.mean([r.top1 for r in spelt])
     where = "retrieval/set/against/ngrams/target"
     assert (
         figures[where] == pytest.approx(gap)
         and figures[f"{where}/low"] < gap < figures[f"{where}/high"]
     )
-    assert compare(spelt, spelt).mean == 0 and {r.state for r in results if r.hits is not None} == {
-        "layer1"
-    }
+    assert compare(spelt, spelt).mean == 0
+    figures = retrieval_figures("set", results, "layer1") | ngram_figures("set", spelt)
+    for name in (
+        "top1/layer1",
+        "mrr/en_XX/layer1/centred",
+        "top1/en_XX/de_DE/layer1",
+        "ngrams/top1",
+    ):
+        value, low, high = (figures[f"retrieval/set/{name}{end}"] for end in ("", "/low", "/high"))
+        assert 0 <= low <= value < high <= 1 and high - low < 0.5, name
+    few = [replace(r, hits=r.hits[:9], ranks=r.ranks[:9], rows=9) for r in results]
+    assert not any(key.endswith("/low") for key in retrieval_figures("set", few, "layer1"))
 
 
 def test_naive_bayes_recognises_by_the_training_text_alone(corpora):

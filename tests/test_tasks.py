@@ -12,9 +12,17 @@ from transformers import AutoTokenizer
 from xmod_lab.errors import UserError
 from xmod_lab.tasks.classification import Classification, Inference
 from xmod_lab.tasks.examples import ExampleStream
-from xmod_lab.tasks.metrics import accuracy, macro_f1
+from xmod_lab.tasks.metrics import Metric, accuracy, by_column, macro_f1, mean_of_columns, share
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
-from xmod_lab.tasks.statistics import AT_LEAST, clusters_of, difference, estimate, holm
+from xmod_lab.tasks.statistics import (
+    AT_LEAST,
+    clusters_of,
+    difference,
+    estimate,
+    holm,
+    mean_share,
+    share_of,
+)
 
 KNOWN = ["en_XX", "de_DE", "el_GR"]
 ROLES = Classification.roles
@@ -296,6 +304,52 @@ def test_a_true_null_is_rejected_one_time_in_twenty(seeds):
     assert 0.03 <= np.mean([e.p <= 0.05 for e in found]) <= 0.07
     assert all((e.p <= 0.05) == (not e.low <= 0 <= e.high) for e in found)
     assert np.mean([difference(a, b, accuracy()).p <= 0.05 for a, b in pairs]) > 0.08
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.97])
+def test_intervals_of_shares_and_of_their_mean_cover_19_times_in_20_also_near_1(level):
+    """Of 100 sentences in each of 8 languages, as recognition has them; the shares of the languages differ."""
+    random, one, mean = np.random.default_rng(6), [], []
+    for _ in range(1500):
+        truth = random.beta(20 * level, 20 * (1 - level), 8)
+        right = random.binomial(100, truth)
+        found = share_of(right[0], 100)
+        one.append(found.low <= truth[0] <= found.high)
+        found = mean_share(right, [100] * 8)
+        mean.append(found.low <= truth.mean() <= found.high)
+    assert 0.93 <= np.mean(one) <= 0.97 and 0.93 <= np.mean(mean) <= 0.97
+    low, high = share_of(100, 100).low, share_of(100, 100).high
+    assert low == pytest.approx(0.963, abs=1e-3) and high == 1
+    assert share_of(9, 9).low is None and mean_share([9, 99], [9, 99]).low is None
+
+
+def test_intervals_over_translated_sentences_cover_19_times_in_20():
+    """Means over 12 pairs of languages of 100 sentences, some of which are hard in every pair; one language lacks some."""
+    random, hits = np.random.default_rng(7), []
+    level = random.normal(-1.2, 0.5, 12)
+    drawn = level + random.normal(0, 1.5, (100_000, 1))
+    truth = (1 / (1 + np.exp(-drawn))).mean()
+    for _ in range(1000):
+        right = random.random((100, 12)) < 1 / (
+            1 + np.exp(-level - random.normal(0, 1.5, (100, 1)))
+        )
+        found = np.where((np.arange(100)[:, None] < 20) & (np.arange(12) < 4), np.nan, right)
+        e = estimate(by_column(found)[None, None], Metric(None, mean_of_columns))
+        hits.append(e.low <= truth <= e.high)
+    assert 0.93 <= np.mean(hits) <= 0.97
+
+
+def test_a_slot_that_is_as_good_as_another_is_found_better_or_worse_one_time_in_twenty():
+    """Nats of 60 rows of other lengths, paired by row."""
+    random, p = np.random.default_rng(8), []
+    for _ in range(1500):
+        sizes = random.integers(5, 40, 60)
+        joint = sizes * random.normal(3, 0.5, 60)
+        arms = [joint + sizes * random.normal(0, 0.2, 60) for _ in range(2)]
+        p.append(
+            difference(*(np.stack([n, sizes], 1)[None, None] for n in arms), Metric(None, share)).p
+        )
+    assert 0.03 <= np.mean(np.array(p) <= 0.05) <= 0.07
 
 
 def test_clusters_of_one_example_are_examples_and_order_and_repetition_change_nothing():

@@ -96,9 +96,12 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
         assert metrics[f"pll/loss/{code}"] == pytest.approx(
             metrics[f"val/loss/{code}"], rel=0.1
         )  # of the same text
-        for name in ("val/loss", "val/bpb", "unigram/bpb", "pll/loss", "slots/wrong/loss"):
-            ends = [metrics[f"{name}/{code}/{end}"] for end in ("low", "high")]
-            assert ends[0] < metrics[f"{name}/{code}"] < ends[1]
+        loss = ("val/loss", "val/bpb", "unigram/bpb", "pll/loss", "slots/wrong/loss")
+        slot = ("slots/against/best", "slots/against/wrong", "recognition/sentences/accuracy")
+        names = [f"{name}/{code}" for name in (*loss, *slot)]
+        for name in [*names, f"slots/loss/{code}/el_GR", "recognition/ngrams/accuracy"]:
+            ends = [metrics[f"{name}/{end}"] for end in ("low", "high")]
+            assert ends[0] <= metrics[name] <= ends[1] and ends[0] < ends[1], name
         kept = json.loads((run / "passages" / f"{code}.json").read_text())
         assert kept == json.loads((extended / "passages" / f"{code}.json").read_text())
         counts = [metrics[f"recognition/sentences/count/{code}/{slot}"] for slot in CODES]
@@ -128,6 +131,10 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
         assert metrics[f"retrieval/{key}"] == float(pair["top1"])
     assert (
         metrics["retrieval/ten/layer"] == 1
+        and 0
+        <= metrics["retrieval/ten/top1/layer1/low"]
+        < metrics["retrieval/ten/top1/layer1/high"]
+        and "retrieval/ten/top1/en_XX/de_DE/layer1/low" not in metrics  # of nine sentences
         and 0 <= metrics["retrieval/ten/ngrams/top1/en_XX/de_DE"] <= 1
     )
     assert (

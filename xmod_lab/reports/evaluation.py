@@ -18,6 +18,7 @@ from xmod_lab.reports.scores import (
     spread_cells,
 )
 from xmod_lab.tables import Table
+from xmod_lab.tasks.statistics import AT_LEAST, LEVEL
 from xmod_lab.text.likelihoods import in_a_word
 
 Cells = dict[str, dict[str, float]]
@@ -204,20 +205,26 @@ def _likelihoods(groups: list[Group], codes: list[str]) -> Table:
 
 
 def _wrong_slots(figures: Figures) -> dict[str, list[str]]:
-    """Text -> loss through its own slot, mean of the others."""
+    """Text -> loss through its own slot, mean of the others, and the first less the best of the others."""
     texts = codes_of(figures, "slots/wrong/loss/")
-    return {text: [f"val/loss/{text}", f"slots/wrong/loss/{text}"] for text in texts}
+    names = ("val/loss", "slots/wrong/loss", "slots/against/best")
+    return {text: [f"{name}/{text}" for name in names] for text in texts}
 
 
 def _recognition(figures: Figures) -> dict[str, list[str]]:
     texts = dict.fromkeys(
-        n.rpartition("/")[2] for n in figures if re.fullmatch(r"recognition/\w+/accuracy/[^/]+", n)
+        found[1]
+        for name in figures
+        if (found := re.fullmatch(r"recognition/\w+/accuracy/(?!low$|high$)([^/]+)", name))
     )
     rows = {text: [f"recognition/{what}/accuracy/{text}" for what in RECOGNISED] for text in texts}
     return (
         {
             **rows,
             "mean": [f"recognition/{what}/accuracy" for what in RECOGNISED],
+            "mean, less n-grams": [
+                f"recognition/{what}/against/ngrams" for what in RECOGNISED
+            ],  # of sentences alone
             "chance": [f"recognition/{what}/chance" for what in RECOGNISED],
         }
         if rows
@@ -282,13 +289,14 @@ def _recognition_maps(group: Group, several: bool) -> list[Html]:
     return [svg(figure, f"languages recognised by {what}") for what, figure in figures if figure]
 
 
+_SAMPLE = f"± is half of the {LEVEL:.0%} interval over {{}}, given the model; fewer than {AT_LEAST} have none."
 _SLOTS = {  # table -> heading, its rows, its figures, its columns, what is said below
     "slots": (
         "Text through slots",
         _wrong_slots,
         _slot_maps,
-        ["nats/piece, its own slot", "mean of the other slots"],
-        "In the vocabulary of the text.",
+        ["nats/piece, its own slot", "mean of the other slots", "own less the best of the others"],
+        f"In the vocabulary of the text. {_SAMPLE.format('rows')} The difference is paired by row.",
     ),
     "recognition": (
         "Languages recognised",
@@ -296,7 +304,8 @@ _SLOTS = {  # table -> heading, its rows, its figures, its columns, what is said
         _recognition_maps,
         ["accuracy, rows", "accuracy, sentences", "sentences, n-grams"],
         "The language is told by the slot with the lowest loss; in the last column by naive Bayes on character n-grams of the training "
-        "text, with no model. A slot that is no better has not shown that it knows its language.",
+        "text, with no model. A slot that is no better has not shown that it knows its language. "
+        + _SAMPLE.format("sentences, or rows"),
     ),
 }
 _RETRIEVED = {  # end of a figure's name -> column
@@ -316,11 +325,11 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
         figures, title = group.figures, f"{group.name}: " if several else ""
         fixed = fixed_state(figures, name)
         for state in states(figures, name):
-            found = {
-                key: figures.get(f"retrieval/{name}/{key[0]}/{state}{key[1]}") for key in _RETRIEVED
-            }
+            names = {key: f"retrieval/{name}/{key[0]}/{state}{key[1]}" for key in _RETRIEVED}
+            found = {key: figures.get(figure) for key, figure in names.items()}
+            errors = {key: group.error(figure) for key, figure in names.items()}
             first = [group.label, f"{state} *" if state == fixed else state]
-            rows.append(first + [number(value) for value in found.values()])
+            rows.append(first + [with_error(found[key], errors[key]) for key in _RETRIEVED])
             records += [
                 {
                     "group": group.name,
@@ -330,6 +339,7 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
                     "metric": metric,
                     "slot": end.removeprefix("/") or "target",
                     "value": value,
+                    "error": errors[metric, end],
                 }
                 for (metric, end), value in found.items()
                 if value is not None
@@ -348,6 +358,7 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
     )
     note = (
         f"Means of all ordered pairs of languages; * the layer that was fixed in advance; by chance top-1 {top1:.4f}, MRR {mrr:.4f}. "
+        f"{_SAMPLE.format('translated sentences')} "
         f"{' '.join(_against(group, name) for group in groups)} A wrong slot breaks what it reads, so the slot of the queries is no "
         "evidence of alignment."
     )
@@ -359,7 +370,12 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
 def _against(group: Group, name: str) -> str:
     """What of a group's retrieval lies above n-grams and above its control."""
     said = []
-    for what, shown in (("ngrams", "character n-grams"), ("control", "the control")):
+    against = {
+        "ngrams": "character n-grams",
+        "control": "the control",
+        "source": "the same through the slot of the queries",
+    }
+    for what, shown in against.items():
         for arm, how in (("target", "as it is"), ("centred", "with means taken away")):
             key = f"retrieval/{name}/against/{what}/{arm}"
             if key in group.figures:

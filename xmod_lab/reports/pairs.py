@@ -44,6 +44,12 @@ class Compared:
     seeds: int
     bases: int
 
+    def record(self) -> dict[str, float | int | None]:
+        """For a CSV file."""
+        d = self.found
+        counts = {"passages": self.passages, "seeds": self.seeds, "bases": self.bases}
+        return {"difference": d.mean, "low": d.low, "high": d.high, "p": d.p, **counts}
+
 
 def why_not(a: Run, b: Run, code: str) -> str | None:
     """Why two runs cannot be compared in ``code`` by bits per byte; ``None`` if they can."""
@@ -149,14 +155,8 @@ def _table(done: list[tuple[str, str, str, Compared]]) -> Table:
                 "language": code,
                 "group": a,
                 "other": b,
-                "difference": d.mean,
-                "low": d.low,
-                "high": d.high,
-                "p": d.p,
+                **result.record(),
                 "p_holm": p,
-                "passages": result.passages,
-                "seeds": result.seeds,
-                "bases": result.bases,
             }
         )
     header = [

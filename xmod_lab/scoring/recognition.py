@@ -16,6 +16,8 @@ from tqdm import tqdm
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.passages import Passages
 from xmod_lab.scoring.subjects import Subject
+from xmod_lab.tasks.metrics import Metric, by_column, mean_of_columns
+from xmod_lab.tasks.statistics import difference, mean_share, share_of
 
 log = logging.getLogger(__name__)
 
@@ -33,18 +35,42 @@ def confusion(costs: dict[str, np.ndarray], slots: list[str]) -> Confusion:
 
 
 def recognition_figures(what: str, found: Confusion, own: dict[str, str]) -> dict[str, float]:
-    """``recognition/<what>/accuracy/<code>``, its mean over languages, ``chance``, and the confusions as counts
-    ``recognition/<what>/count/<text>/<slot>``. ``own``: slot of each language."""
-    where, accuracy = f"recognition/{what}", {}
+    """``recognition/<what>/accuracy/<code>`` and their mean over languages, each with its interval over sentences or rows;
+    ``chance``; and the confusions as counts ``recognition/<what>/count/<text>/<slot>``. ``own``: slot of each language."""
+    where = f"recognition/{what}"
     figures = {
         f"{where}/count/{code}/{slot}": n for code, row in found.items() for slot, n in row.items()
     }
-    for code, row in found.items():
-        accuracy[code] = row[own[code]] / sum(row.values())
-        figures[f"{where}/accuracy/{code}"] = accuracy[code]
-    figures[f"{where}/accuracy"] = float(np.mean(list(accuracy.values())))
+    right = {code: row[own[code]] for code, row in found.items()}
+    numbers = {code: sum(row.values()) for code, row in found.items()}
+    for code in found:
+        figures |= share_of(right[code], numbers[code]).figures(f"{where}/accuracy/{code}")
+    mean = mean_share(list(right.values()), list(numbers.values()))
+    figures |= mean.figures(f"{where}/accuracy")
     figures[f"{where}/chance"] = 1 / len(next(iter(found.values())))
     return figures
+
+
+def against_ngrams(
+    costs: dict[str, np.ndarray],
+    spelt: dict[str, np.ndarray],
+    slots: list[str],
+    own: dict[str, str],
+) -> dict[str, float]:
+    """``recognition/sentences/against/ngrams``, with ``…/low``, ``…/high`` and ``…/p``: the mean accuracy by slots less that by
+    n-grams, paired by sentence. ``costs``, ``spelt``: for each language (N, slots), of the same sentences."""
+
+    def counts(found: dict[str, np.ndarray]) -> np.ndarray:  # a column for each language
+        hits = np.full((sum(map(len, found.values())), len(found)), np.nan)
+        start = 0
+        for column, (code, cost) in enumerate(found.items()):
+            right = cost.argmin(1) == slots.index(own[code])
+            hits[start : start + len(cost), column] = right
+            start += len(cost)
+        return by_column(hits)[None, None]
+
+    gap = difference(counts(costs), counts(spelt), Metric(None, mean_of_columns))
+    return gap.figures("recognition/sentences/against/ngrams")
 
 
 def sentence_costs(

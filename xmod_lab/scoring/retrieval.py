@@ -28,9 +28,9 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.recognition import padded
-from xmod_lab.tasks.metrics import Metric
+from xmod_lab.tasks.metrics import Metric, by_column, mean_of_columns
 from xmod_lab.tasks.ngrams import ngrams
-from xmod_lab.tasks.statistics import Estimate, difference
+from xmod_lab.tasks.statistics import Estimate, difference, estimate, share_of
 from xmod_lab.text.parallel import Parallel
 from xmod_lab.text.rows import encode
 
@@ -45,8 +45,8 @@ NGRAMS = "ngrams"
 
 @dataclass(frozen=True)
 class Retrieval:
-    """One state, arm and ordered pair of languages. ``rows``: N; ``hits``: of each row of the file whether its translation is found,
-    nan where a language lacks it; kept where models are compared."""
+    """One state, arm and ordered pair of languages. ``rows``: N. ``hits``, ``ranks``: for each row of the file, whether its
+    translation is found, and the reciprocal rank; nan where a language lacks the row."""
 
     query: str
     candidates: str
@@ -55,11 +55,12 @@ class Retrieval:
     rows: int
     top1: float
     mrr: float
-    hits: np.ndarray | None = None
+    hits: np.ndarray
+    ranks: np.ndarray
 
     def record(self) -> dict[str, str | int | float]:
         """For a CSV file."""
-        return {key: value for key, value in vars(self).items() if key != "hits"}
+        return {key: value for key, value in vars(self).items() if key not in ("hits", "ranks")}
 
 
 def cosines_of(queries: Tensor, candidates: Tensor) -> np.ndarray:
@@ -170,11 +171,9 @@ def retrieve(
     parallel: Parallel,
     languages: dict[str, tuple[str, PreTrainedTokenizerBase]],
     *,
-    fixed: str = "",
     arms: tuple[str, ...] = ARMS,
 ) -> list[Retrieval]:
-    """Every ordered pair of the columns ``languages`` (column -> code, tokenizer), every state, all ``arms``; hits are kept of the state
-    ``fixed``.
+    """Every ordered pair of the columns ``languages`` (column -> code, tokenizer), every state, all ``arms``.
 
     A sentence that is longer than the positions is cut, and their number is said.
     """
@@ -227,11 +226,7 @@ def retrieve(
         for arm, (queries, candidates) in pairs_of.items():
             for k, name in enumerate(state_names(model)):
                 cosines = cosines_of(queries[k, rows], candidates[k, rows])
-                results.append(
-                    _result(
-                        languages, a, b, arm, name, rows, cosines, len(there[a]) * (name == fixed)
-                    )
-                )
+                results.append(_result(languages, a, b, arm, name, rows, cosines, len(there[a])))
     return results
 
 
@@ -263,14 +258,12 @@ def _result(
     state: str,
     rows: np.ndarray,
     cosines: np.ndarray,
-    keep: int,
+    size: int,
 ) -> Retrieval:
-    """``keep``: how many rows the file has, where hits are kept."""
+    """``rows``: which of the ``size`` rows of the file the cosines are of."""
     top1, reciprocal = top1_and_mrr(cosines)
-    hits = None
-    if keep:
-        hits = np.full(keep, np.nan)
-        hits[rows] = top1
+    of_rows = np.full((2, size), np.nan, dtype=np.float32)
+    of_rows[:, rows] = top1, reciprocal
     return Retrieval(
         languages[a][0],
         languages[b][0],
@@ -279,67 +272,78 @@ def _result(
         len(rows),
         float(top1.mean()),
         float(reciprocal.mean()),
-        hits,
+        *of_rows,
     )
 
 
 def compare(one: list[Retrieval], other: list[Retrieval]) -> Estimate:
-    """Top-1 of one less that of the other, mean over the pairs of languages that both have. The interval is over rows of the file: a
-    sentence and its translations are one draw. ``one``, ``other``: with hits."""
+    """Top-1 of one less that of the other, mean over the pairs of languages that both have. The interval is over rows of the file:
+    a sentence and its translations are one draw. Each list has a pair once."""
     found = [{(r.query, r.candidates): r.hits for r in results} for results in (one, other)]
     pairs = [pair for pair in found[0] if pair in found[1]]
-
-    def counts(hits: dict) -> np.ndarray:  # (1, 1, rows, 2 * pairs)
-        table = np.stack([hits[pair] for pair in pairs], axis=1)
-        return np.concatenate([np.nan_to_num(table), ~np.isnan(table)], axis=1).astype(float)[
-            None, None
-        ]
-
-    def reduce(sums: np.ndarray) -> np.ndarray:
-        right, there = np.split(sums, 2, axis=-1)
-        return (right / np.maximum(there, 1)).mean(-1)
-
-    return difference(counts(found[0]), counts(found[1]), Metric(None, reduce))
+    first, second = (np.stack([hits[pair] for pair in pairs], axis=1) for hits in found)
+    there = ~np.isnan(first).all(1)
+    counts = (by_column(hits[there])[None, None] for hits in (first, second))
+    return difference(*counts, Metric(None, mean_of_columns))
 
 
-def retrieval_figures(name: str, results: list[Retrieval]) -> dict[str, float]:
+def retrieval_figures(
+    name: str, results: list[Retrieval], fixed: str | None = None
+) -> dict[str, float]:
     """``retrieval/<name>/top1|mrr/<query>/<candidates>/<state>`` and the same with ``/centred`` and ``/source``; means over
     the pairs that a language is in, ``…/<code>/<state>``, and over all pairs, ``…/<state>``; ``retrieval/<name>/sentences/
-    <query>/<candidates>``; ``retrieval/<name>/chance/top1|mrr``, the mean over pairs."""
+    <query>/<candidates>``; ``retrieval/<name>/chance/top1|mrr``, the mean over pairs.
+
+    Means have intervals (``…/low``, ``…/high``) over rows of the file, given what there is to choose from. So has the top-1 of a
+    pair, at the state ``fixed`` alone; ``None``: at all.
+    """
     figures: dict[str, float] = {}
-    means: dict[str, list[float]] = {}
+    means: dict[str, list[tuple[float, np.ndarray]]] = {}
+    chances: dict[str, list[float]] = {}
     for r in results:
         end = r.state if r.arm == "target" else f"{r.state}/{r.arm}"
         figures[f"retrieval/{name}/sentences/{r.query}/{r.candidates}"] = r.rows
-        for metric, value, guess in zip(
-            ("top1", "mrr"), (r.top1, r.mrr), chance(r.rows), strict=True
+        for metric, value, of_rows, guess in zip(
+            ("top1", "mrr"), (r.top1, r.mrr), (r.hits, r.ranks), chance(r.rows), strict=True
         ):
             where = f"retrieval/{name}/{metric}"
             figures[f"{where}/{r.query}/{r.candidates}/{end}"] = value
-            for part in (
-                f"{where}/{end}",
-                f"{where}/{r.query}/{end}",
-                f"{where}/{r.candidates}/{end}",
-            ):
-                means.setdefault(part, []).append(value)
+            for part in ("", f"{r.query}/", f"{r.candidates}/"):
+                means.setdefault(f"{where}/{part}{end}", []).append((value, of_rows))
             if r.arm == "target":
-                means.setdefault(f"retrieval/{name}/chance/{metric}", []).append(guess)
-    return figures | {key: float(np.mean(values)) for key, values in means.items()}
+                chances.setdefault(f"retrieval/{name}/chance/{metric}", []).append(guess)
+        if fixed in (None, r.state):
+            found = share_of(r.top1 * r.rows, r.rows)
+            figures |= found.figures(f"retrieval/{name}/top1/{r.query}/{r.candidates}/{end}")
+    for key, pairs in means.items():
+        values, columns = zip(*pairs, strict=True)
+        hits = np.stack(columns, axis=1)
+        counts = by_column(hits[~np.isnan(hits).all(1)])[None, None]
+        figures |= estimate(counts, Metric(None, mean_of_columns)).figures(key)
+        figures[key] = float(np.mean(values))  # the rows are kept in float32
+    return figures | {key: float(np.mean(guesses)) for key, guesses in chances.items()}
+
+
+def ngram_figures(name: str, results: list[Retrieval]) -> dict[str, float]:
+    """The same of :func:`ngram_retrieval`: ``retrieval/<name>/ngrams/top1|mrr/…``, without a state."""
+    figures = {}
+    for key, value in retrieval_figures(name, results).items():
+        part, _, end = key.partition(f"/{NGRAMS}/{NGRAMS}")
+        if part != key:
+            figures[part.replace(f"retrieval/{name}/", f"retrieval/{name}/ngrams/", 1) + end] = (
+                value
+            )
+    return figures
 
 
 def against(
-    name: str, what: str, results: list[Retrieval], others: list[Retrieval], fixed: str
+    name: str, what: str, results: list[Retrieval], others: list[Retrieval], arms: tuple[str, ...]
 ) -> dict[str, float]:
-    """``retrieval/<name>/against/<what>/target|centred`` with ``…/low``, ``…/high`` and ``…/p``: top-1 at the state ``fixed`` less that of
-    the n-grams, or of the same arm of a control."""
+    """``retrieval/<name>/against/<what>/<arm>`` with ``…/low``, ``…/high`` and ``…/p``, for each of ``arms``: the top-1 of that arm
+    less that of ``others``: of their same arm where they have it, else of all. Both are of one state."""
     figures = {}
-    for arm in ("target", "centred"):
-        mine = [r for r in results if r.arm == arm and r.state == fixed]
-        theirs = [r for r in others if r.arm in (arm, NGRAMS) and r.hits is not None]
-        found = compare(mine, theirs)
-        where = f"retrieval/{name}/against/{what}/{arm}"
-        ends = {"low": found.low, "high": found.high, "p": found.p}
-        figures |= {where: found.mean} | {
-            f"{where}/{end}": value for end, value in ends.items() if value is not None
-        }
+    for arm in arms:
+        theirs = [r for r in others if r.arm == arm] or others
+        found = compare([r for r in results if r.arm == arm], theirs)
+        figures |= found.figures(f"retrieval/{name}/against/{what}/{arm}")
     return figures

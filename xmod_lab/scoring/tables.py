@@ -2,12 +2,20 @@
 
 import logging
 
-from xmod_lab.metrics import digits_of, half_width, interval_text, told
+from xmod_lab.metrics import (
+    digits_of,
+    half_width,
+    interval_text,
+    number,
+    told,
+    with_error,
+)
 from xmod_lab.scoring.recognition import Confusion
 from xmod_lab.scoring.retrieval import ARMS
 from xmod_lab.scoring.subjects import Subject
 from xmod_lab.scoring.wrong_slots import Matrix
 from xmod_lab.tables import Rows, show
+from xmod_lab.tasks.statistics import AT_LEAST, LEVEL, holm, p_text
 
 log = logging.getLogger(__name__)
 Figures = dict[str, float]
@@ -44,23 +52,35 @@ def language_table(figures: Figures, codes: list[str], how: str) -> None:
 
 
 def slot_table(matrix: Matrix, subjects: list[Subject], figures: Figures) -> None:
-    """Of each text, its own slot against the others, with the digits that the loss through its own has."""
+    """Of each text, its own slot against the others, and the paired difference to the best of these."""
+    gaps = {s.code: f"slots/against/best/{s.code}" for s in subjects}
+    corrected = holm([figures.get(f"{gap}/p") for gap in gaps.values()])
     rows: Rows = []
-    for subject in subjects:
-        losses = matrix[subject.code]
-        others = {slot: loss for slot, loss in losses.items() if slot != subject.slot}
-        nearest = min(others, key=others.get)
-        cells = (losses[subject.slot], sum(others.values()) / len(others), others[nearest])
-        digits = digits_of(half_width(figures, f"val/loss/{subject.code}"))
-        rows.append((subject.code, *(f"{cell:.{digits}f}" for cell in cells), nearest))
+    for subject, p in zip(subjects, corrected, strict=True):
+        code, losses = subject.code, matrix[subject.code]
+        nearest = min((slot for slot in losses if slot != subject.slot), key=losses.get)
+        names = (
+            f"slots/loss/{code}/{subject.slot}",
+            f"slots/wrong/loss/{code}",
+            f"slots/loss/{code}/{nearest}",
+        )
+        cells = (_gap(figures, gaps[code]), p_text(p))
+        rows.append((code, *(told(figures, name) for name in names), nearest, *cells))
     header = (
         "text of",
         "its own slot",
         "other slots, mean",
         "best of the others",
         "which is that of",
+        "own less best",
+        f"p, Holm over {len(rows)}",
     )
-    show("text through slots, nats/piece, in the vocabulary of the text", header, rows)
+    show(
+        f"text through slots, nats/piece, in the vocabulary of the text; [{LEVEL:.0%} interval], paired by row",
+        header,
+        rows,
+    )
+    _without_interval(figures, list(gaps.values()), "rows")
 
 
 def recognition_table(found: dict[str, Confusion], figures: Figures, own: dict[str, str]) -> None:
@@ -74,11 +94,11 @@ def recognition_table(found: dict[str, Confusion], figures: Figures, own: dict[s
                 continue
             wrong = {slot: n for slot, n in counts[code].items() if slot != own[code]}
             mistake = max(wrong, key=wrong.get)
-            total = sum(counts[code].values())
-            cells.append(f"{100 * figures[f'recognition/{what}/accuracy/{code}']:.1f} % of {total}")
+            share = _percent(figures, f"recognition/{what}/accuracy/{code}")
+            cells.append(f"{share} of {sum(counts[code].values())}")
             cells.append(f"{mistake} {wrong[mistake]}" if wrong[mistake] else "–")
         rows.append(tuple(cells))
-    means = [f"{100 * figures[f'recognition/{what}/accuracy']:.1f} %" for what in found]
+    means = [_percent(figures, f"recognition/{what}/accuracy") for what in found]
     rows.append(("mean", *(cell for mean in means for cell in (mean, ""))))
     chance = figures["recognition/rows/chance"]
     header = ("text of", *(name for what in found for name in (what, "mistaken most for")))
@@ -88,12 +108,19 @@ def recognition_table(found: dict[str, Confusion], figures: Figures, own: dict[s
         header,
         rows,
     )
-    if (
-        "ngrams" in found
-        and figures["recognition/sentences/accuracy"] <= figures["recognition/ngrams/accuracy"]
-    ):
+    for what in found:
+        names = [f"recognition/{what}/accuracy/{code}" for code in own]
+        _without_interval(figures, names, "rows" if what == "rows" else "sentences")
+    gap = "recognition/sentences/against/ngrams"
+    if gap in figures:
+        low, p = figures.get(f"{gap}/low"), p_text(figures.get(f"{gap}/p"))
         log.info(
-            "the slots recognise sentences no better than n-grams do: it does not show that a slot knows its language"
+            "sentences recognised by slots less by n-grams, mean of the languages: %s, p %s%s",
+            _gap(figures, gap),
+            p,
+            ""
+            if low is not None and low > 0
+            else ". The slots are not shown to be better than n-grams: it does not show that a slot knows its language",
         )
 
 
@@ -104,12 +131,11 @@ def retrieval_tables(name: str, figures: Figures, codes: list[str], states: list
     header = tuple(f"{m}, {_ARMS[arm]}" for m in ("top-1", "MRR") for arm in ARMS)
 
     def cells(part: str, state: str) -> list[str]:
-        values = [figures.get(f"{where}/{m}/{part}{state}{end}") for m, end in columns]
-        return ["–" if value is None else f"{value:.3f}" for value in values]
+        return [told(figures, f"{where}/{m}/{part}{state}{end}") for m, end in columns]
 
     def alone(kind: str, part: str = "") -> tuple[str, ...]:
         return tuple(
-            f"{figures[f'{where}/{kind}/{m}{part}']:.3f}" if arm == "target" else ""
+            told(figures, f"{where}/{kind}/{m}{part}") if arm == "target" else ""
             for m in ("top1", "mrr")
             for arm in ARMS
         )
@@ -118,39 +144,55 @@ def retrieval_tables(name: str, figures: Figures, codes: list[str], states: list
     ends = [("character n-grams", *alone("ngrams")), ("by chance", *alone("chance"))]
     title = f"translation retrieval, {name}, mean of all ordered pairs; * the layer that was fixed in advance"
     show(title, ("states of", *header), [*rows, *ends])
-    spelt = [figures.get(f"{where}/ngrams/top1/{code}") for code in codes]
     rows = [
-        (code, *cells(f"{code}/", fixed), "–" if found is None else f"{found:.3f}")
-        for code, found in zip(codes, spelt, strict=True)
+        (code, *cells(f"{code}/", fixed), told(figures, f"{where}/ngrams/top1/{code}"))
+        for code in codes
     ]
     show(
         f"translation retrieval, {name}, {fixed}: mean of the pairs with",
         ("language", *header, "top-1, n-grams"),
         rows,
     )
-    for what, said in {"ngrams": "character n-grams", "control": "the control"}.items():
-        gaps = {arm: figures.get(f"{where}/against/{what}/{arm}") for arm in ("target", "centred")}
-        if gaps["target"] is not None:
-            told = [
-                f"{gap:+.3f} {_ends(figures, f'{where}/against/{what}/{arm}')} {_ARMS[arm]}"
-                for arm, gap in gaps.items()
-            ]
+    against = {"ngrams": "character n-grams", "control": "the control", "source": _ARMS["source"]}
+    for what, other in against.items():
+        gaps = {arm: f"{where}/against/{what}/{arm}" for arm in ("target", "centred")}
+        said = [f"{_gap(figures, gap)} {_ARMS[arm]}" for arm, gap in gaps.items() if gap in figures]
+        if said:
             log.info(
-                "%s, %s, top-1 less that of %s: %s. Alignment is shown by an interval above 0 alone",
+                "%s, %s, top-1 less that of %s: %s. %s",
                 name,
                 fixed,
-                said,
-                "; ".join(told),
+                other,
+                "; ".join(said),
+                "A wrong slot breaks what it reads: this is no evidence of alignment"
+                if what == "source"
+                else "Alignment is shown by an interval above 0 alone",
             )
     found, guess = figures[f"{where}/top1/{fixed}"], figures[f"{where}/chance/top1"]
-    told = f"{name}: {fixed} finds {100 * found:.1f} % of the translations, {found / guess:.1f} times chance ({100 * guess:.1f} %)"
+    said = f"{name}: {fixed} finds {100 * found:.1f} % of the translations, {found / guess:.1f} times chance ({100 * guess:.1f} %)"
     if found < _NEAR_CHANCE * guess:
-        told += ": as good as chance. Sentences that mean the same are not near each other in this model: it is too small, or trained too short"
-    log.info("%s", told)
+        said += ": as good as chance. Sentences that mean the same are not near each other in this model: it is too small, or trained too short"
+    log.info("%s", said)
+    _without_interval(figures, [f"{where}/top1/{fixed}"], "translated sentences")
 
 
-def _ends(figures: Figures, name: str) -> str:
-    return interval_text(figures.get(f"{name}/low"), figures.get(f"{name}/high"), sign="+")
+def _without_interval(figures: Figures, names: list[str], unit: str) -> None:
+    """Say why figures among ``names`` have no interval."""
+    short = [name for name in names if name in figures and half_width(figures, name) is None]
+    if short:
+        log.info("no interval, which takes %d %s: %s", AT_LEAST, unit, ", ".join(short))
+
+
+def _percent(figures: Figures, name: str) -> str:
+    half = half_width(figures, name)
+    return f"{with_error(100 * figures[name], half and 100 * half)} %"
+
+
+def _gap(figures: Figures, name: str) -> str:
+    """A difference with its interval: ``-0.21 [-0.30, -0.12]``."""
+    digits = digits_of(half_width(figures, name))
+    ends = interval_text(figures.get(f"{name}/low"), figures.get(f"{name}/high"), sign="+")
+    return f"{number(figures[name], digits, sign='+')} {ends}"
 
 
 def before_table(before: Figures, figures: Figures, codes: list[str], kind: str) -> bool:

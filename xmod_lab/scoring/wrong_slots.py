@@ -6,6 +6,8 @@ from tqdm import tqdm
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.held_out import named_with_interval
 from xmod_lab.scoring.subjects import Subject, slots_of
+from xmod_lab.tasks.metrics import Metric, share
+from xmod_lab.tasks.statistics import difference
 
 Matrix = dict[str, dict[str, float]]  # language of the text -> slot -> nats per predicted piece
 
@@ -38,17 +40,30 @@ def slot_matrix(
 def slot_figures(
     matrix: Matrix, subjects: list[Subject], rows: dict[str, np.ndarray]
 ) -> dict[str, float]:
-    """``slots/loss/<text>/<slot>``, and ``slots/wrong/loss/<text>``: the mean of all slots but its own, with the ends of its interval.
-    All slots of a text are compared in one vocabulary, on the same hidden pieces. ``rows``: as of :func:`slot_matrix`."""
+    """What each slot costs each text, with the ends of its interval over rows. ``rows``: as of :func:`slot_matrix`.
+
+    ``slots/loss/<text>/<slot>``; ``slots/wrong/loss/<text>``, the mean of all slots but its own; and its own slot less this mean,
+    ``slots/against/wrong/<text>``, and less the best of the others, ``slots/against/best/<text>``, both also with ``…/p``, paired
+    by row. The best of the others is chosen on the same rows, which makes the difference look smaller than it is. All slots of a
+    text are compared in one vocabulary, on the same hidden pieces.
+    """
     figures = {}
     for subject in subjects:
-        losses, code = matrix[subject.code], subject.code
-        figures |= {f"slots/loss/{code}/{slot}": loss for slot, loss in losses.items()}
-        wrong = [i for i, slot in enumerate(losses) if slot != subject.slot]
-        if wrong:
-            predicted = subject.scorer.predicted
-            nats = rows[code][:, wrong].mean(1)
-            figures |= named_with_interval(
-                f"slots/wrong/loss/{code}", nats, predicted[predicted > 0]
-            )
+        code, slots = subject.code, list(matrix[subject.code])
+        predicted = subject.scorer.predicted[subject.scorer.predicted > 0]
+        nats = rows[code]
+        for slot, of_slot in zip(slots, nats.T, strict=True):
+            name = f"slots/loss/{code}/{slot}"
+            figures |= named_with_interval(name, of_slot, predicted)
+            figures[name] = matrix[code][slot]  # to the last bit
+        others = [i for i, slot in enumerate(slots) if slot != subject.slot]
+        if not others:
+            continue
+        own, wrong = nats[:, slots.index(subject.slot)], nats[:, others].mean(1)
+        best = nats[:, min(others, key=lambda i: matrix[code][slots[i]])]
+        figures |= named_with_interval(f"slots/wrong/loss/{code}", wrong, predicted)
+        for what, other in (("wrong", wrong), ("best", best)):
+            arms = (np.stack([n, predicted], axis=1)[None, None] for n in (own, other))
+            gap = difference(*arms, Metric(None, share))
+            figures |= gap.figures(f"slots/against/{what}/{code}")
     return figures

@@ -12,11 +12,18 @@ from xmod_lab.metrics import read_metrics
 from xmod_lab.scoring.held_out import named_with_interval
 from xmod_lab.scoring.likelihood import pseudo_likelihood
 from xmod_lab.scoring.naive_bayes import ngram_costs
-from xmod_lab.scoring.recognition import Confusion, confusion, recognition_figures, sentence_costs
+from xmod_lab.scoring.recognition import (
+    Confusion,
+    against_ngrams,
+    confusion,
+    recognition_figures,
+    sentence_costs,
+)
 from xmod_lab.scoring.retrieval import (
     Retrieval,
     against,
     fixed_state,
+    ngram_figures,
     ngram_retrieval,
     retrieval_figures,
     retrieve,
@@ -149,6 +156,8 @@ def evaluate(
                 continue
             recognised[what] = confusion(costs, slots)
             figures |= recognition_figures(what, recognised[what], own)
+        if sentences:
+            figures |= against_ngrams(bits, spelt, slots, own)
         recognition_table(recognised, figures, own)
     else:
         log.info(
@@ -159,7 +168,7 @@ def evaluate(
     retrieved = {}
     for parallel in parallels:
         languages = read[parallel.name]
-        results = retrieve(model, parallel, languages, fixed=fixed)
+        results = retrieve(model, parallel, languages)
         if not results:
             log.warning(
                 "%s: no two languages of the model have two sentences in common; no retrieval",
@@ -168,31 +177,25 @@ def evaluate(
             continue
         retrieved[parallel.name] = results
         name, spelt = parallel.name, ngram_retrieval(parallel, languages)
-        figures |= retrieval_figures(name, results) | {
-            f"retrieval/{name}/layer": int(fixed.removeprefix("layer"))
-        }
-        figures |= {
-            key.removesuffix("/ngrams/ngrams").replace(
-                f"retrieval/{name}/", f"retrieval/{name}/ngrams/", 1
-            ): value
-            for key, value in retrieval_figures(name, spelt).items()
-            if key.endswith("/ngrams/ngrams")
-        }
-        figures |= against(name, "ngrams", results, spelt, fixed)
+        figures |= retrieval_figures(name, results, fixed) | ngram_figures(name, spelt)
+        figures[f"retrieval/{name}/layer"] = int(fixed.removeprefix("layer"))
+        compared = [r for r in results if r.state == fixed]
+        both = ("target", "centred")
+        figures |= against(name, "ngrams", compared, spelt, both)
+        if through := [r for r in compared if r.arm == "source"]:
+            figures |= against(name, "source", compared, through, ("target",))
         if control is not None:
             at = fixed_state(control.model, layer)
-            theirs = retrieve(
-                control.model, parallel, controls[name], fixed=at, arms=("target", "centred")
-            )
+            theirs = retrieve(control.model, parallel, controls[name], arms=both)
             same = {
                 controls[name][column][0]: code for column, (code, _) in languages.items()
             }  # codes may be spelt otherwise
             theirs = [
                 replace(r, query=same[r.query], candidates=same[r.candidates]) for r in theirs
             ]
-            figures |= retrieval_figures(f"{name}/control", theirs) | against(
-                name, "control", results, theirs, fixed
-            )
+            figures |= retrieval_figures(f"{name}/control", theirs, at)
+            theirs = [r for r in theirs if r.state == at]
+            figures |= against(name, "control", compared, theirs, both)
         retrieval_tables(
             name, figures, [code for code, _ in languages.values()], state_names(model)
         )

@@ -38,6 +38,18 @@ def share(sums: np.ndarray) -> np.ndarray:
     return sums[..., 0] / sums[..., 1]
 
 
+def by_column(hits: np.ndarray) -> np.ndarray:
+    """Counts (N, 2D) for :func:`mean_of_columns`, of ``hits`` (N, D): nan where an example is not in a column."""
+    there = ~np.isnan(hits)
+    return np.concatenate([np.where(there, hits, 0), there], axis=1).astype(float)
+
+
+def mean_of_columns(sums: np.ndarray) -> np.ndarray:
+    """(..., 2D), hits in each of D columns and examples in it -> (...), the mean of the columns' shares."""
+    hits, there = np.split(sums, 2, axis=-1)
+    return (hits / np.maximum(there, 1)).mean(-1)
+
+
 def accuracy() -> Metric:
     """Share of the examples that have the gold answer as prediction."""
 

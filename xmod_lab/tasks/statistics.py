@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import stdtr, stdtrit
+from scipy.special import ndtri, stdtr, stdtrit
 
 from xmod_lab.tasks.metrics import Metric
 
@@ -75,6 +75,39 @@ class Estimate:
     low: float | None
     high: float | None
     p: float | None = None
+
+    def figures(self, name: str) -> dict[str, float]:
+        """As in metrics.json: the mean as ``name``, and ``…/low``, ``…/high`` and ``…/p`` where they exist."""
+        ends = {"low": self.low, "high": self.high, "p": self.p}
+        found = {f"{name}/{end}": value for end, value in ends.items() if value is not None}
+        return {name: self.mean, **found}
+
+
+def share_of(right: float, number: int) -> Estimate:
+    """``right / number`` of independent units, with the Wilson interval, which also covers near 0 and 1, where the normal one
+    does not (Brown, Cai & DasGupta 2001). ``right`` may be fractional (ties count in part)."""
+    share = right / number
+    if number < AT_LEAST:
+        return Estimate(share, None, None)
+    z = float(ndtri((1 + LEVEL) / 2))
+    center = (share + z**2 / (2 * number)) / (1 + z**2 / number)
+    reach = z / (1 + z**2 / number) * np.sqrt(share * (1 - share) / number + (z / number) ** 2 / 4)
+    return Estimate(share, max(0.0, center - float(reach)), min(1.0, center + float(reach)))
+
+
+def mean_share(right: Sequence[float], numbers: Sequence[int]) -> Estimate:
+    """The mean of shares ``right / numbers`` of independent samples, each with the same weight.
+
+    The interval is made of the Wilson intervals of the shares: the squares of their reaches below add up, and of those above
+    (square-and-add, Zou & Donner 2008). There is none where any sample has fewer than AT_LEAST units.
+    """
+    parts = [share_of(r, n) for r, n in zip(right, numbers, strict=True)]
+    mean = float(np.mean([part.mean for part in parts]))
+    if any(part.low is None for part in parts):
+        return Estimate(mean, None, None)
+    below = np.sqrt(sum((part.mean - part.low) ** 2 for part in parts)) / len(parts)
+    above = np.sqrt(sum((part.high - part.mean) ** 2 for part in parts)) / len(parts)
+    return Estimate(mean, mean - float(below), mean + float(above))
 
 
 def estimate(counts: np.ndarray, metric: Metric, clusters: np.ndarray | None = None) -> Estimate:
