@@ -1,26 +1,47 @@
-"""F1 of spans by type, of a finished run of ``task=slots`` or another tagging task, beside what digits alone would give.
+"""F1 of spans by type, of finished runs of ``task=slots`` or another tagging task, beside what digits alone would give.
 
-    python scripts/score_spans.py RUN
+    python scripts/score_spans.py RUN [RUN ...]
 
 Every language through its own slot, mean of the seeds; in brackets how many spans of the type its test has. ``n-grams`` is the
-classifier of spelling alone that was trained beside the model. Two controls that have learnt nothing know words with a digit: ``digits`` takes each for a span of one type, the one that scores best in that test;
-``digits, typed`` is told the type of each, so it is the most that finding digits can bring.
+classifier of spelling alone that was trained beside the model. Two controls that have learnt nothing know words with a digit:
+``digits`` takes each for a span of one type, the one that scores best in that test; ``digits, typed`` is told the type of each,
+so it is the most that finding digits can bring.
+
+Several runs, on bases of several seeds, are pooled: the mean of each base is one value, and intervals and p are by Student's t
+over the bases, for these test sentences.
 """
 
 import argparse
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from omegaconf import OmegaConf
 
 from xmod_lab.errors import UserError
+from xmod_lab.metrics import digits_of, interval_text, number
 from xmod_lab.model import read_config
+from xmod_lab.reports.groups import AT_LEAST, Sample, sample_of
+from xmod_lab.reports.results import Run, read_run
 from xmod_lab.tables import Table
 from xmod_lab.tasks.metrics import span_f1
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
+from xmod_lab.tasks.statistics import LEVEL, holm, p_text
 from xmod_lab.tasks.tagging import Tagging
+
+CONTROLS = ("n-grams", "digits", "digits, typed")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """F1 in the tests of a run. ``found``: language -> ``all``, the controls and the types of spans -> F1; ``spans``: language ->
+    type -> how many its test has; ``tests``: the gold tags, by which runs are known to have the same tests."""
+
+    run: Run
+    found: dict[str, dict[str, float]]
+    spans: dict[str, dict[str, int]]
+    tests: dict[str, list]
 
 
 def f1(
@@ -50,67 +71,137 @@ def digits(
     return found
 
 
-def scores(run: Path) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows: language, F1 of all, of the controls, of each type. Raises UserError where ``run`` is no finished run of a tagging task."""
-    settings = (
-        OmegaConf.load(run / "config.yaml")
-        if (run / "metrics.json").is_file()
-        else OmegaConf.create()
-    )
-    if OmegaConf.select(settings, "task.kind") != "tagging":
+def scores(path: Path) -> Scores:
+    """Raises UserError where ``path`` is no finished run of a tagging task."""
+    run = read_run(path) if (path / "metrics.json").is_file() else None
+    if run is None or run.config["task"].get("kind") != "tagging":
         raise UserError(
-            f"{run} is no finished run of a tagging task; make one: python -m xmod_lab.finetune task=slots"
+            f"{path} is no finished run of a tagging task; make one: python -m xmod_lab.finetune task=slots"
         )
-    task, config = settings.task, read_config(run / "model")
+    task, config = run.config["task"], read_config(path / "model")
     sources = [
-        LabelledSource(**OmegaConf.to_object(data))
-        for data in (task.data, task.tests)
-        if data is not None
+        LabelledSource(**task[part]) for part in ("data", "tests") if task.get(part) is not None
     ]
     data, _ = read_examples(sources, Tagging.roles, config.known_codes())
-    source = config.resolve(task.source)
+    source = config.resolve(task["source"])
     kind = Tagging(data[source]["train"])
     kinds = sorted({label[2:] for label in kind.labels} - {""})
     seeds = [
-        json.loads(path.read_text())["predictions"]
-        for path in sorted(run.glob(f"predictions/{source}/seed*.json"))
+        json.loads(file.read_text())["predictions"]
+        for file in sorted(path.glob(f"predictions/{source}/seed*.json"))
     ]
-    spelt = run / "predictions" / source / "ngrams.json"
-    spelt = (
-        json.loads(spelt.read_text()) if spelt.is_file() else []
-    )  # of a run of an earlier version
-    whole, rows = span_f1(kind.labels), []
+    spelt = path / "predictions" / source / "ngrams.json"
+    spelt = json.loads(spelt.read_text()) if spelt.is_file() else []  # not in earlier versions
+    whole, found, spans, tests = span_f1(kind.labels), {}, {}, {}
     for code in seeds[0]:
         test = data[code]["test"]
         gold, said = kind.gold(test), [predictions[code]["target"][0] for predictions in seeds]
-        cells = [np.mean([whole.score(gold, one) for one in said])]
-        cells.append(
-            np.mean([whole.score(gold, one["predictions"][code]) for one in spelt] or np.nan)
+        by_kind = {k: [f1(kind.labels, k, gold, one) for one in said] for k in kinds}
+        by_digits = [whole.score(gold, digits(test, gold, kind.labels, k)) for k in kinds]
+        values = {
+            "all": np.mean([whole.score(gold, one) for one in said]),
+            "digits": max(by_digits),
+            "digits, typed": whole.score(gold, digits(test, gold, kind.labels)),
+            **{k: np.mean([score for score, _ in parts]) for k, parts in by_kind.items()},
+        }
+        if spelt:
+            of_spelt = [whole.score(gold, one["predictions"][code]) for one in spelt]
+            values["n-grams"] = np.mean(of_spelt)
+        found[code] = {name: float(value) for name, value in values.items()}
+        spans[code] = {k: parts[0][1] for k, parts in by_kind.items()}
+        tests[code] = gold
+    return Scores(run, found, spans, tests)
+
+
+def tables(pool: list[Scores]) -> list[Table]:
+    """The whole with its controls, and the types of spans. Raises UserError where runs have other tests."""
+    first = pool[0]
+    for other in pool[1:]:
+        if other.tests != first.tests:
+            raise UserError(
+                f"{other.run.path} and {first.run.path} have other tests or labels; pool runs of one task and the same languages"
+            )
+    if len({scored.run.seeds[1:] for scored in pool}) < len(pool):
+        raise UserError("two runs stand on the same base; give one run for each base")
+    by_run = {scored.run.path: scored for scored in pool}
+
+    def sample(code: str, name: str, less: str = "") -> Sample | None:
+        def value(run: Run) -> float | None:
+            values = by_run[run.path].found[code]
+            if name not in values or (less and less not in values):
+                return None
+            return values[name] - (values[less] if less else 0)
+
+        return sample_of([scored.run for scored in pool], value)
+
+    codes, several = list(first.found), len(pool) > 1
+    gaps = {
+        (code, control): sample(code, "all", control)
+        for code in codes
+        for control in ("n-grams", "digits, typed")
+    }
+    corrected = holm([gap and gap.p for gap in gaps.values()])
+    p = dict(zip(gaps, corrected, strict=True))
+    rows = []
+    for code in codes:
+        cells = [code, _told(sample(code, "all"))]
+        if several:
+            cells.append(interval_text(*(sample(code, "all").interval or (None, None))))
+        cells += [_told(sample(code, control)) for control in CONTROLS]
+        for control in ("n-grams", "digits, typed") if several else ():
+            gap = gaps[code, control]
+            ends = (gap and gap.interval) or (None, None)
+            cells += [_told(gap, "+"), interval_text(*ends, sign="+"), p_text(p[code, control])]
+        rows.append(cells)
+    interval = [f"{LEVEL:.0%} interval"] if several else []
+    header = ["language", "all", *interval, *CONTROLS]
+    for control in ("n-grams", "digits, typed") if several else ():
+        header += [f"less {control}", "interval", "p"]
+    tests = sum(value is not None for value in corrected)
+    note = (
+        f"Means over {len(pool)} bases, each with all its seeds; intervals by Student's t over the bases ({AT_LEAST} or more), for these "
+        f"test sentences; p is corrected for {tests} tests (Holm)."
+        if several
+        else ""
+    )
+    kinds = list(first.spans[codes[0]])
+    by_type = [
+        (
+            code,
+            *(
+                f"{sample(code, k).mean:.2f} ({first.spans[code][k]})"
+                if first.spans[code][k]
+                else "–"
+                for k in kinds
+            ),
         )
-        cells.append(max(whole.score(gold, digits(test, gold, kind.labels, k)) for k in kinds))
-        cells.append(whole.score(gold, digits(test, gold, kind.labels)))
-        by_kind = [[f1(kind.labels, k, gold, one) for one in said] for k in kinds]
-        typed = [
-            f"{np.mean(found, 0)[0]:.2f} ({found[0][1]})" if found[0][1] else "–"
-            for found in by_kind
-        ]
-        rows.append((code, *(f"{cell:.3f}" for cell in cells), *typed))
-    return ("language", "all", "n-grams", "digits", "digits, typed", *kinds), rows
+        for code in codes
+    ]
+    return [
+        Table("test span F1, target slot and controls", header, rows, note),
+        Table("by type, target slot", ("language", *kinds), by_type),
+    ]
+
+
+def _told(sample: Sample | None, sign: str = "") -> str:
+    """The mean with the digits that its interval over bases allows; three where there is none."""
+    if sample is None:
+        return "–"
+    low, high = sample.interval or (None, None)
+    return number(sample.mean, 3 if low is None else digits_of((high - low) / 2), sign=sign)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Returns the exit status: 0 done, 2 bad input."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     args = parser.parse_args(arguments)
     try:
-        header, rows = scores(args.run)
+        for table in tables([scores(path) for path in args.runs]):
+            table.print()
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    Table("test span F1, target slot and controls", header[:5], [row[:5] for row in rows]).print()
-    by_type = [(row[0], *row[5:]) for row in rows]
-    Table("by type, target slot", (header[0], *header[5:]), by_type).print()
     return 0
 
 

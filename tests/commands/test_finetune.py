@@ -8,13 +8,14 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from scripts.score_spans import scores
+from scripts.score_spans import CONTROLS, scores, tables
 from tests.commands.helpers import FINETUNE, finetune
 from tests.helpers import composed
 from xmod_lab.config.finetuning import validate_finetune
@@ -228,23 +229,37 @@ def test_slots_of_utterances_are_tagged_and_the_table_says_that_one_tag_for_all_
     for other in (extended, tmp_path / "nothing"):
         with pytest.raises(UserError, match="no finished run of a tagging task"):
             scores(other)
-    header, rows = scores(tmp_path / "run")
-    assert header[:5] == ("language", "all", "n-grams", "digits", "digits, typed") and header[
-        5:
-    ] == (
-        "area",
-        "color",
-        "device",
-        "duration",
-        "level",
-        "state",
-        "temperature",
-    )
-    for row in rows:
-        assert float(row[1]) == pytest.approx(metrics[f"test/span_f1/{row[0]}/target"], abs=5e-4)
-        assert float(row[2]) == pytest.approx(metrics[f"test/span_f1/{row[0]}/ngrams"], abs=5e-4)
-        assert 0.1 < float(row[3]) < float(row[4]) < 0.8
+    found = scores(tmp_path / "run")
+    types = {"area", "color", "device", "duration", "level", "state", "temperature"}
+    for code, values in found.found.items():
+        assert values.keys() == {"all", *CONTROLS, *types} and found.spans[code].keys() == types
+        assert values["all"] == pytest.approx(metrics[f"test/span_f1/{code}/target"])
+        assert values["n-grams"] == pytest.approx(metrics[f"test/span_f1/{code}/ngrams"])
+        assert 0.1 < values["digits"] < values["digits, typed"] < 0.8
+    whole, by_type = tables([found])
+    assert whole.header == ["language", "all", *CONTROLS] and set(by_type.header) - types == {
+        "language"
+    }
+    pooled, _ = tables([on_base(found, seed, 0.01 * seed) for seed in (1, 2, 3)])
+    mean = [values["all"] + 0.02 for values in found.found.values()]  # over the bases
+    assert [float(row[1]) for row in pooled.rows] == pytest.approx(mean, abs=0.006)
+    reach = 4.303 * 0.01 / 3**0.5  # of Student's t of three
+    low, high = (float(end) for end in pooled.rows[0][2].strip("[]").split(", "))
+    assert (high - low) / 2 == pytest.approx(reach, abs=0.01)
+    assert "Means over 3 bases" in pooled.note and "p is corrected for 6 tests" in pooled.note
+    with pytest.raises(UserError, match="two runs stand on the same base"):
+        tables([found, on_base(found, 2, 0), on_base(found, 2, 0)])
+    with pytest.raises(UserError, match="other tests or labels"):
+        tables([found, replace(on_base(found, 2, 0), tests={})])
     assert metrics["test/span_f1/en_XX/ngrams"] > 0.8 > 0.4 > metrics["test/span_f1/de_DE/ngrams"]
+
+
+def on_base(scored, seed: int, more: float):
+    """The same run as if on a base of that seed, with ``more`` F1."""
+    settings = {"seed": 1, "base.seed": seed}
+    run = replace(scored.run, path=scored.run.path / str(seed), settings=settings)
+    found = {code: {**values, "all": values["all"] + more} for code, values in scored.found.items()}
+    return replace(scored, run=run, found=found)
 
 
 def test_a_language_of_another_format_in_the_base_is_refused_before_anything_is_trained(
