@@ -158,12 +158,12 @@ def evaluation_sections(groups: list[Group]) -> list[Part]:
         _likelihoods(groups, codes),
     ]
     parts += differences_of(groups, codes) if several else []
-    for name, (heading, rows_of, draw, header, note) in _SLOTS.items():
+    for name, (heading, rows_of, draw, header, told, note) in _SLOTS.items():
         rows = {row: names for group in groups for row, names in rows_of(group.figures).items()}
         if rows:
             parts += [
                 element("h2", heading),
-                _table(name, groups, rows, "text of", header, note=note),
+                _table(name, groups, rows, "text of", header, told=told, note=note),
             ]
             parts += [figure for group in groups for figure in draw(group, several)]
     for name in dict.fromkeys(name for group in groups for name in retrieval_sets(group.figures)):
@@ -239,14 +239,17 @@ def _table(
     first: str,
     header: list[str],
     *,
+    told: int = 0,
     note: str,
 ) -> Table:
-    """Row -> names of figures, of each group; how the seeds scatter in the first figure that a model made."""
-    told = next(
-        i
-        for i in range(len(header))
-        if all(not f[i].startswith(("unigram", "before")) and f[i] for f in rows.values())
-    )
+    """Row -> names of figures, of each group; how the seeds scatter in the column ``told`` or, where no group has its figures, in
+    the first that a model made."""
+    if not any(group.sample(f[told]) for group in groups for f in rows.values()) or told == 0:
+        told = next(
+            i
+            for i in range(len(header))
+            if all(not f[i].startswith(("unigram", "before")) and f[i] for f in rows.values())
+        )
     cells, records = [], []
     for row, figures in rows.items():
         for group in groups:
@@ -290,12 +293,13 @@ def _recognition_maps(group: Group, several: bool) -> list[Html]:
 
 
 _SAMPLE = f"± is half of the {LEVEL:.0%} interval over {{}}, given the model; fewer than {AT_LEAST} have none."
-_SLOTS = {  # table -> heading, its rows, its figures, its columns, what is said below
+_SLOTS = {  # table -> heading, its rows, its figures, its columns, which one's scatter is told, what is said below
     "slots": (
         "Text through slots",
         _wrong_slots,
         _slot_maps,
         ["nats/piece, its own slot", "mean of the other slots", "own less the best of the others"],
+        2,
         f"In the vocabulary of the text. {_SAMPLE.format('rows')} The difference is paired by row.",
     ),
     "recognition": (
@@ -303,6 +307,7 @@ _SLOTS = {  # table -> heading, its rows, its figures, its columns, what is said
         _recognition,
         _recognition_maps,
         ["accuracy, rows", "accuracy, sentences", "sentences, n-grams"],
+        1,
         "The language is told by the slot with the lowest loss; in the last column by naive Bayes on character n-grams of the training "
         "text, with no model. A slot that is no better has not shown that it knows its language. "
         + _SAMPLE.format("sentences, or rows"),
@@ -316,6 +321,7 @@ _RETRIEVED = {  # end of a figure's name -> column
     ("mrr", "/centred"): "MRR, means taken away",
     ("mrr", "/source"): "MRR, slot of the queries",
 }
+_SPREAD = (("top1", ""), ("top1", "/centred"))  # that say how bases, or runs, scatter
 
 
 def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
@@ -328,8 +334,10 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
             names = {key: f"retrieval/{name}/{key[0]}/{state}{key[1]}" for key in _RETRIEVED}
             found = {key: figures.get(figure) for key, figure in names.items()}
             errors = {key: group.error(figure) for key, figure in names.items()}
-            first = [group.label, f"{state} *" if state == fixed else state]
-            rows.append(first + [with_error(found[key], errors[key]) for key in _RETRIEVED])
+            cells = [with_error(found[key], errors[key]) for key in _RETRIEVED]
+            for key in _SPREAD:
+                cells += spread_cells(group.sample(names[key]), errors[key])
+            rows.append([group.label, f"{state} *" if state == fixed else state, *cells])
             records += [
                 {
                     "group": group.name,
@@ -358,11 +366,12 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
     )
     note = (
         f"Means of all ordered pairs of languages; * the layer that was fixed in advance; by chance top-1 {top1:.4f}, MRR {mrr:.4f}. "
-        f"{_SAMPLE.format('translated sentences')} "
+        f"{_SAMPLE.format('translated sentences')} {over_seeds(groups)} "
         f"{' '.join(_against(group, name) for group in groups)} A wrong slot breaks what it reads, so the slot of the queries is no "
         "evidence of alignment."
     )
-    header = ["group", "states of", *_RETRIEVED.values()]
+    spread = [f"{_RETRIEVED[key]}, {word}" for key in _SPREAD for word in SPREAD]
+    header = ["group", "states of", *_RETRIEVED.values(), *spread]
     table = Table("", header, rows, note, name=f"retrieval_{name}", records=records)
     return [table, *parts]
 
@@ -375,19 +384,22 @@ def _against(group: Group, name: str) -> str:
         "control": "the control",
         "source": "the same through the slot of the queries",
     }
+    over_bases = group.units > 1
     for what, shown in against.items():
         for arm, how in (("target", "as it is"), ("centred", "with means taken away")):
             key = f"retrieval/{name}/against/{what}/{arm}"
-            if key in group.figures:
-                ends = interval_text(
-                    group.figures.get(f"{key}/low"), group.figures.get(f"{key}/high"), sign="+"
-                )
-                said.append(f"{how} less {shown} {group.figures[key]:+.3f} {ends}")
-    return (
-        f"Top-1 of {group.name} there: {'; '.join(said)} (intervals over sentences, given the model)."
-        if said
-        else ""
-    )
+            sample = group.sample(key)
+            if sample is None:
+                continue
+            ends = [group.figures.get(f"{key}/{end}") for end in ("low", "high")]
+            if over_bases:
+                ends = sample.interval or (None, None)
+            said.append(f"{how} less {shown} {sample.mean:+.3f} {interval_text(*ends, sign='+')}")
+    if not said:
+        return ""
+    over = f"by Student's t over {group.units} runs or bases" if over_bases else "over sentences"
+    given = "for these sentences" if over_bases else "given the model"
+    return f"Top-1 of {group.name} there: {'; '.join(said)} (intervals {over}, {given})."
 
 
 def _top1_by_group(groups: list[Group], name: str) -> Html:

@@ -4,6 +4,7 @@ with their intervals."""
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -153,7 +154,7 @@ class Group:
         """Whether its scores are exact likelihoods, see :attr:`Run.exact`."""
         return next((run.exact for run in self.runs if run.exact is not None), None)
 
-    @property
+    @cached_property
     def figures(self) -> Metrics:
         """The mean, by base first, of every metric that all finished runs have."""
         if not self.finished:
