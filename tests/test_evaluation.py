@@ -544,7 +544,7 @@ def test_retrieval_says_how_far_it_is_from_chance(corpora, capsys, caplog):
         out = capsys.readouterr().out
         assert out.count("by chance") == out.count("character n-grams") == 1 and "layer1 *" in out
         assert (
-            "less that of character n-grams: -0.1000 – own slot; +0.10 [+0.05, +0.15] means taken away"
+            "less that of character n-grams: -0.10 – own slot; +0.10 [+0.05, +0.15] means taken away"
             in caplog.text
         )
 
