@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def make_run(folder, method, seed, base):
     figures = {"val/exact": 0, "unigram/loss": 6.5, "before/val/loss": 7.0 + GAINS[method]}
     figures |= {"val/loss": 3 + GAINS[method], "val/bpb": bpb}
     figures = {name if "exact" in name else f"{name}/{CODE}": v for name, v in figures.items()}
-    figures |= {f"val/bpb/{CODE}/low": bpb - 0.11, f"val/bpb/{CODE}/high": bpb + 0.11}
+    figures |= {f"val/bpb/{CODE}/low": bpb - 0.3, f"val/bpb/{CODE}/high": bpb + 0.3}
     (folder / "metrics.json").write_text(json.dumps(figures))
     vocabulary = {"copied": 5, "derived": 0, "coverage": 0.5}
     manifest = {"vocabulary": vocabulary, "training": {"steps": 300}}
@@ -70,7 +71,9 @@ def test_methods_are_compared_pairwise_on_the_same_bases_and_corrected(
     assert [float(row["p_holm"]) for row in found.values()] == p and p[0] < 0.01 < p[1]
     assert "| less overlap | 95% interval |" in said and "p is corrected for 2 comparisons" in said
     assert "count passages and bases as drawn" in said and "training curve" in said
-    assert "| focus |" in said and "2.0 ± 0.1 |" in said  # no more digits than the sample allows
+    assert "| focus |" in said and re.search(
+        r"\| \d\.\d ± 0\.3 \|", said
+    )  # no more digits than the sample allows
     with (out / "results.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 9 and {row["base_seed"] for row in rows} == {"1", "2", "3"}
