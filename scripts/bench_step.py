@@ -1,36 +1,49 @@
 """How fast a training step is: ours against transformers, and against what this machine can do.
 
-    python scripts/bench_step.py [--size tiny small base] [--only loader memory step extension ...] [--json FILE]
+    python scripts/bench_step.py [--size tiny small base]
+        [--only loader memory step extension ...] [--json FILE]
 
-Both models hold the same weights and see the same batches; steps alternate (A B A B) in one process, and ratios are quoted,
-since single times on a shared machine mean little. Both have the same fused AdamW, the same clipping, and ``keep_memory``,
-which our training switches on. On CPUs alone.
+Both models hold the same weights and see the same batches. Steps alternate (A B A B) in one
+process, and ratios are reported, since single times on a shared machine mean little. Both sides
+have the same fused AdamW, the same clipping, and ``keep_memory``, which our training switches on.
+CPUs only.
 
-Precision: the faster of float32 and bfloat16 autocast for each side, where it works (transformers' X-MOD fails under
-autocast). bfloat16 throughout is no candidate, as it is another training: weights have eight bits, and a change of less than
-half the last one, 0.2 to 0.4 % of the weight, is lost. It is measured all the same, on a line of its own: transformers so
-against ours in bf16-mixed, with the share of weights that one step leaves as they were. Who keeps float32 copies of all
-weights beside such a model trains soundly, and has this time and that of the copies. Where products in bfloat16 are slower
-than half of float32's rate (a CPU without such instructions), nothing is measured in it.
+Precision: each side uses the faster of float32 and bfloat16 autocast, where that works
+(transformers' X-MOD fails under autocast). Training in bfloat16 throughout is not compared with it,
+since it is another training: weights have eight bits, and an update below half of the last bit (0.2
+to 0.4 % of the weight) is lost. It is measured on a line of its own: transformers in bfloat16
+against ours in bf16-mixed, with the share of weights that one step leaves unchanged. With float32
+copies of all weights beside such a model the training is sound; it takes this time and the time of
+the copies. Nothing is measured in bfloat16 where its matrix products run at less than half the rate
+of float32 (a CPU without such instructions).
 
-The dense peer is transformers' XLM-R of the same size, without any slot: what modularity costs.
+The dense peer is transformers' XLM-R of the same size, without slots: it shows what modularity
+costs.
 
-The loader: rows a second that one worker gives, reading, hiding and masks of attention included, beside what the step takes.
+The loader: rows per second that one worker gives (reading, masking and attention masks included),
+beside the rate of the step.
 
-Adding a language, both sides without dropout, as our extension trains, everything else frozen:
-    own          both have 4,096 pieces, transformers' in place of the base's; slot, table and output bias are trained
-    keep         both have the base's pieces, as with ``vocabulary=keep``; the slot alone is trained
-    whole_table  ours as ``own``; transformers with the base's pieces, and all of that table is trained: what its user has
-                 without cutting anything. Not like with like: the sides differ in pieces and in what is trained
+Adding a language: both sides without dropout, as our extension trains; everything else is frozen.
+    own          both have 4,096 tokens of their own, which replace the base's table in
+                 transformers; slot, table and output bias are trained
+    keep         both have the base's vocabulary, as with ``vocabulary=keep``; only the slot is
+                 trained
+    whole_table  ours as ``own``; transformers with the base's vocabulary and its whole table
+                 trained: what a user has who cuts nothing. The sides differ in vocabulary and in
+                 what is trained
 
-The limit is what the step that trains everything cannot do without, in seconds: FLOPs over a rate, plus bytes over a bandwidth.
-    FLOPs      of matrix products alone, two for a multiplication with its addition, forward and, twice as many, backward;
-               of states that are read: in the last layer queries and all that follows them, and the head, at predicted
-               positions alone. Not counted: lookups, norms, softmax, activations, dropout, casts
-    rate       FLOP/s in the step's precision: the higher of two, each the best of three, of the largest product of a layer
-               (feed-forward) and the largest of all (the head's: predicted positions x pieces)
-    bytes      of AdamW, on the parameters that have a gradient: weight, gradient, two moments are read, three written,
-               float32. Not counted: clipping, which reads all gradients once more, and the casts of weights
+The limit is the least time of the step that trains everything, in seconds: FLOPs over a rate, plus
+bytes over a bandwidth.
+    FLOPs      of matrix products alone: two for a multiplication with its addition; backward takes
+               twice as many as forward. Only of states that are read: in the last layer queries and
+               all that follows them, and the head, at predicted positions alone. Not counted:
+               lookups, norms, softmax, activations, dropout, casts
+    rate       FLOP/s in the step's precision: the higher of two, each the best of three, of the
+               largest product of a layer (feed-forward) and the largest of all (the head's:
+               predicted positions x vocabulary)
+    bytes      of AdamW, on the parameters that have a gradient: weight, gradient and two moments
+               are read, three written, in float32. Not counted: clipping, which reads all gradients
+               once more, and the casts of weights
     bandwidth  bytes/s read and written by a copy of 128 MB, the best of three
 Limit and step are measured in turn as well: the share is the median of their ratios.
 """
@@ -77,7 +90,10 @@ GOALS = {"tiny": 3.0, "small": 4.0, "base": 6.0}
 EXTENSIONS = {
     "own": f"both have {OWN:,} own pieces: slot, table and output bias are trained",
     "keep": "both have the base's pieces: the slot alone is trained",
-    "whole_table": f"not the same training: {OWN:,} own pieces against slot and whole table of the base in transformers",
+    "whole_table": (
+        f"not the same training: {OWN:,} own pieces against slot and whole table of the base in "
+        "transformers"
+    ),
 }
 LEFT_OUT = {
     ("slots", "base"): "500 slots at base are 15 GB of weights; ask for it with --only slots"
@@ -109,7 +125,7 @@ def config(size: str, languages: list[str] = LANGUAGES, pieces: int | None = Non
 def batch(
     size: str, *, only: int | None = None, pieces: int | None = None, mixed: bool = False
 ) -> Batch:
-    """Full rows of language ``only``, or each language in turn; ``mixed``: in any order, else sorted."""
+    """Full rows of language ``only``, or of each language in turn; ``mixed``: not sorted."""
     _, _, _, usual, rows = SIZES[size]
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(5, pieces or usual, (rows, LENGTH), generator=generator)
@@ -161,7 +177,7 @@ def dense(size: str) -> transformers.XLMRobertaForMaskedLM:
 
 
 def extended(size: str, vocabulary: str) -> XmodForMaskedLM:
-    """Ours with one language more, ready to be trained as ``lang.new.vocabulary=own`` or ``keep`` trains it."""
+    """Ours with one more language, ready to train as ``lang.new.vocabulary=own`` or ``keep``."""
     model = ours(size).eval()  # no dropout in frozen layers
     model.add_language("new", pieces=OWN if vocabulary == "own" else None)
     trained = trainable_names(model, LangConfig(code="new", vocabulary=vocabulary))
@@ -171,7 +187,7 @@ def extended(size: str, vocabulary: str) -> XmodForMaskedLM:
 
 
 def their_extended(size: str, model: XmodForMaskedLM, what: str) -> transformers.XmodForMaskedLM:
-    """transformers with the weights of ``model``, of :func:`extended`; ``what`` as in the head of this file."""
+    """transformers with the weights of ``model`` from :func:`extended`; ``what``: see above."""
     weights = model.state_dict()
     own = {n: weights.pop(n) for n in list(weights) if ".vocabularies.new." in n}
     if what == "own":
@@ -265,7 +281,7 @@ def ratio(slow: list[float], fast: list[float]) -> Row:
 
 
 def compare(a: Step, b: Step, rounds: int) -> Row:
-    """Ours (``a``) against transformers: how many times faster, and both sides' time, throughput and trained parameters."""
+    """Ours (``a``) against transformers: the ratio; time, throughput and parameters of both."""
     fast, slow = alternate(a, b, rounds)
     found = ratio(slow, fast)
     for who, step, times in (("", a, fast), ("their_", b, slow)):
@@ -306,7 +322,7 @@ def useful_flops(size: str) -> int:
 
 
 def rate(size: str, product: str, kind: torch.dtype) -> float:
-    """FLOP/s of the ``head``'s product, or of the ``feed_forward``'s, in ``kind``: the best of three."""
+    """FLOP/s of the product of the ``head`` or the ``feed_forward`` in ``kind``: best of three."""
     hidden, _, _, pieces, rows = SIZES[size]
     m, n = (
         (rows * MASKED, -(-pieces // 64) * 64) if product == "head" else (rows * LENGTH, 4 * hidden)
@@ -323,7 +339,7 @@ def rate(size: str, product: str, kind: torch.dtype) -> float:
 
 
 def limit(step: Step, size: str) -> Row:
-    """What the step, which was taken before, cannot do without on this machine, now; see the head of this file."""
+    """The least time of the step on this machine, measured now; see the head of this file."""
     rates = {product: rate(size, product, step.kind) for product in ("feed_forward", "head")}
     source, target = torch.ones(2, 32_000_000)
     bandwidth = max(
@@ -347,7 +363,7 @@ def unmoved(step: Step) -> float:
 
 
 def bench_step(size: str, rounds: int) -> dict[str, Row]:
-    """Training everything: ours, theirs, the limit; the dense peer; and theirs in bfloat16 throughout, where it is not slower."""
+    """Training everything: ours, theirs, the limit, the dense peer, and theirs in bfloat16."""
     model, inputs = ours(size), batch(size)
     other = theirs(model.config, model.state_dict())
     a, b = faster(model, inputs), faster(other, inputs)
@@ -373,7 +389,10 @@ def bench_step(size: str, rounds: int) -> dict[str, Row]:
     if not has_bf16():
         return {"best": found, "dense": against}
     mixed, rounded = Step(model, inputs, True), Step(other.to(torch.bfloat16), inputs, False)
-    note = "not the same training: transformers in bf16-true, where small changes are lost, against ours in bf16-mixed"
+    note = (
+        "not the same training: transformers in bf16-true, where small changes are lost, against "
+        "ours in bf16-mixed"
+    )
     other_training = {"compares": note, **compare(mixed, rounded, rounds)}
     other_training |= {"unmoved_share": unmoved(mixed), "their_unmoved_share": unmoved(rounded)}
     return {"best": found, "dense": against, "their_bf16": other_training}
@@ -430,7 +449,10 @@ def bench_order(size: str, rounds: int) -> dict[str, Row]:
 
 
 def bench_inference(size: str, rounds: int) -> dict[str, Row]:
-    """States of 64 sequences of 8 to 128 tokens in eight languages, padded to the longest; each in its faster precision."""
+    """States of 64 sequences of 8 to 128 tokens in eight languages, padded to the longest.
+
+    Each side in its faster precision.
+    """
     model = ours(size).eval()
     other = theirs(model.config, model.state_dict()).eval()
     lengths = torch.randint(8, LENGTH + 1, (64,), generator=torch.Generator().manual_seed(1))
@@ -466,7 +488,10 @@ def bench_inference(size: str, rounds: int) -> dict[str, Row]:
 
 
 def memory_of(which: str, size: str) -> float:
-    """Peak resident memory, GB, of a process of its own that takes two steps, ours under autocast where bf16 is fast. Linux."""
+    """Peak resident memory, GB, of a process that takes two steps; Linux.
+
+    Ours trains under autocast where bf16 is fast.
+    """
     model = ours(size) if which == "ours" else theirs(config(size))
     step = Step(model, batch(size), which == "ours" and has_bf16())
     step(), step()
@@ -499,7 +524,10 @@ def bench_memory(size: str, rounds: int) -> dict[str, Row]:
 
 
 def loader(size: str) -> DataLoader:
-    """The loader of a run: eight languages with 2,000 rows of random pieces each, in passages of some sixteen; one worker."""
+    """The loader of a run with one worker: eight languages with 2,000 rows of random tokens each.
+
+    A document has about sixteen tokens.
+    """
     _, _, _, pieces, rows = SIZES[size]
     special = {
         "bos_token_id": 0,
@@ -538,14 +566,17 @@ class Pieces(list):
 
 
 def bench_loader(size: str, rounds: int) -> dict[str, Row]:
-    """Rows a second of the loader alone, and how many steps it could feed for each that is taken."""
+    """Rows per second of the loader alone, and how many steps it could feed for each one taken."""
     steps, stream = 100, iter(loader(size))  # two of them may be ready
     step = Step(ours(size), batch(size), has_bf16())
     read = lambda: [next(stream) for _ in range(steps)]  # noqa: E731
     slow, fast = alternate(lambda: [step() for _ in range(2)], read, rounds)
     found = ratio([t * steps / 2 for t in slow], fast)
     rows = steps * SIZES[size][4] / median(fast)
-    name = "time of a step of ours over that in which one worker of the loader gives the rows of a step"
+    name = (
+        "time of a step of ours over that in which one worker of the loader gives the rows of a "
+        "step"
+    )
     return {
         "rows": {
             "compares": name,

@@ -1,15 +1,20 @@
-"""Utterances with the slots of their words tagged (BIO), in nine languages: xmod_lab/text/embedded/utterance_slots.jsonl.gz.
+"""Utterances in nine languages with the slots of their words tagged (BIO).
+
+They are xmod_lab/text/embedded/utterance_slots.jsonl.gz.
 
     pip download --no-deps home-assistant-intents==2026.10.27
-    pip download --no-deps --ignore-requires-python --python-version 3.14.2 --only-binary :all: homeassistant==2026.11.0
+    pip download --no-deps --ignore-requires-python --python-version 3.14.2
+        --only-binary :all: homeassistant==2026.11.0
     python scripts/build_slot_tags.py home_assistant_intents-*.whl homeassistant-*.whl OUT.jsonl.gz
 
-The sentence templates and the values of most slots are of the first package, names of rooms and devices are those of the
-translations in the second (both Apache-2.0, the Home Assistant authors). Sampled with a fixed seed; nothing is translated, and
-no value of one language is put into a sentence of another, so a language has those labels alone that its people wrote values for.
+The sentence templates and the values of most slots come from the first package, names of rooms and
+devices from the translations in the second (both Apache-2.0, the Home Assistant authors). Sentences
+are sampled with a fixed seed. Nothing is translated, and no value of one language goes into a
+sentence of another, so a language has only the labels that its speakers wrote values for.
 
-A word is what stands between spaces, with its punctuation; in Chinese it is a character, or a run of Latin letters and digits. A
-slot that begins or ends within a word (Turkish suffixes, ``50%``) tags that word; sentences with two slots in a word are left out.
+A word is what stands between spaces, with its punctuation; in Chinese it is a character, or a run
+of Latin letters and digits. A slot that begins or ends within a word (Turkish suffixes, ``50%``)
+tags that word. Sentences with two slots in a word are left out.
 """
 
 import argparse
@@ -71,7 +76,10 @@ class UnsayableError(Exception):
 
 
 def parse(template: str) -> tuple:
-    """The tree of a template: ``(a|b)`` alternatives, ``[a]`` optional, ``{list:slot}``, ``<rule>``, ``(a;b)`` in any order."""
+    """The tree of a template.
+
+    ``(a|b)`` alternatives, ``[a]`` optional, ``{list:slot}``, ``<rule>``, ``(a;b)`` in any order.
+    """
     tokens = re.findall(r"\\.|[()\[\]|;]|[{<][^}>]*[}>]|[^\\()\[\]|;{<]+", template)
     return _group(iter([*tokens, ""]), "")
 
@@ -92,7 +100,10 @@ def _group(tokens: Iterator[str], end: str) -> tuple:
 
 @dataclass
 class Speaker:
-    """Says templates of one language. ``areas``, ``names``: values of the slots that have no list, names by domain."""
+    """Says templates of one language.
+
+    ``areas``, ``names``: values of the slots that have no list; names are given by domain.
+    """
 
     rules: dict[str, str]
     lists: dict[str, dict]
@@ -191,11 +202,12 @@ def _domains(block: dict) -> list[str]:
 
 
 def _names(wheel: zipfile.ZipFile, code: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Names of rooms, and of devices by domain, in that language; in small letters, but for German, whose nouns keep theirs."""
+    """Names of rooms, and of devices by domain, in that language; lower case except in German."""
 
     def translation(component: str) -> dict:
         try:
-            path = f"homeassistant/components/{component}/translations/{code.replace('zh-CN', 'zh-Hans')}.json"
+            folder = f"homeassistant/components/{component}/translations"
+            path = f"{folder}/{code.replace('zh-CN', 'zh-Hans')}.json"
             return json.loads(wheel.read(path))
         except KeyError:
             return {}
@@ -216,8 +228,10 @@ def _names(wheel: zipfile.ZipFile, code: str) -> tuple[list[str], dict[str, list
 def sentences(
     language: str, code: str, intents: zipfile.ZipFile, translations: zipfile.ZipFile
 ) -> Iterator[dict]:
-    """Rows of a language: of each split as many as SIZES says, one of each intent in turn. Texts that have two readings, or are
-    said by templates of two splits, are left out."""
+    """Rows of a language: SIZES gives their number in each split, one of each intent in turn.
+
+    A text that has two readings, or that templates of two splits say, is left out.
+    """
     data = json.loads(intents.read(f"home_assistant_intents/data/{code}.json"))
     areas, names = _names(translations, code)
     speaker = Speaker(data["expansion_rules"], data["lists"], areas, names, random.Random(language))

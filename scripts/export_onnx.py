@@ -29,7 +29,8 @@ def load(source: str, head: str | None) -> XmodPreTrainedModel:
     name = saved if head is None else f"Xmod{head}"
     if name not in OUTPUTS:
         raise UserError(
-            f"{source} was saved as {saved}, which is none of {', '.join(HEADS)}; say which with --head"
+            f"say which with --head: {source} was saved as {saved}, and not as one of "
+            f"{', '.join(HEADS)}"
         )
     try:
         model, info = getattr(xmod_lab.model, name).from_pretrained(
@@ -46,8 +47,8 @@ def load(source: str, head: str | None) -> XmodPreTrainedModel:
     )  # which no output but a classifier's reads
     if lost:
         raise UserError(
-            f"{source} was saved as {saved}, and has no weights for {name.removeprefix('Xmod')}: {lost[0]} is missing; "
-            "leave --head out"
+            f"leave --head out: {source} was saved as {saved}, and has no weights for "
+            f"{name.removeprefix('Xmod')}: {lost[0]} is missing"
         )
     return model
 

@@ -1,14 +1,18 @@
-"""X-MOD checkpoints of fairseq (Pfeiffer et al. 2022; fairseq/models/xmod) as a folder for xmod_lab and transformers.
+"""Checkpoints of fairseq's X-MOD as a folder for xmod_lab and transformers.
+
+Pfeiffer et al. 2022; fairseq/models/xmod.
 
     python scripts/import_fairseq.py CHECKPOINT_DIR OUT_DIR
 
-CHECKPOINT_DIR holds ``model.pt`` and ``dict.txt``; with ``sentencepiece.bpe.model`` the tokenizer is written too. OUT_DIR
-then serves as ``base=OUT_DIR``. Both layouts are read, base (LayerNorm after each block) and large (before it); which one
-it is, and every size, come from the checkpoint. fairseq is not needed, and nothing in ``model.pt`` is executed: it may hold
-tensors, plain values and ``argparse.Namespace``, and is refused for anything else.
+CHECKPOINT_DIR holds ``model.pt`` and ``dict.txt``; with ``sentencepiece.bpe.model`` the tokenizer
+is written too. OUT_DIR then serves as ``base=OUT_DIR``. Both layouts are read, base (LayerNorm
+after each block) and large (before it); the checkpoint says which, and gives every size. fairseq is
+not needed, and nothing in ``model.pt`` is executed: it may hold tensors, plain values and
+``argparse.Namespace``, and is refused for anything else.
 
-The released files could not be downloaded where this was written, so it was tested on checkpoints built in their layout,
-against a forward pass written anew from fairseq's definition (``tests/test_import_fairseq.py``).
+The released files could not be downloaded where this was written. It was tested on checkpoints
+built in their layout, against a forward pass written anew from fairseq's definition
+(``tests/test_import_fairseq.py``).
 """
 
 import argparse
@@ -41,21 +45,22 @@ SPECIALS, MASK = (
 FILLER = "madeupword"  # begins symbols that only round the size up
 
 # Parts that have a weight, a bias, or both: fairseq's name -> ours. {i} layer, {code} language.
+LAYER, OUR_LAYER = "encoder.sentence_encoder.layers.{i}", "roberta.encoder.layer.{i}"
 NAMES = {
     "encoder.sentence_encoder.embed_tokens": "roberta.embeddings.word_embeddings",
     "encoder.sentence_encoder.embed_positions": "roberta.embeddings.position_embeddings",
     "encoder.sentence_encoder.layernorm_embedding": "roberta.embeddings.LayerNorm",
-    "encoder.sentence_encoder.layers.{i}.self_attn.q_proj": "roberta.encoder.layer.{i}.attention.self.query",
-    "encoder.sentence_encoder.layers.{i}.self_attn.k_proj": "roberta.encoder.layer.{i}.attention.self.key",
-    "encoder.sentence_encoder.layers.{i}.self_attn.v_proj": "roberta.encoder.layer.{i}.attention.self.value",
-    "encoder.sentence_encoder.layers.{i}.self_attn.out_proj": "roberta.encoder.layer.{i}.attention.output.dense",
-    "encoder.sentence_encoder.layers.{i}.self_attn_layer_norm": "roberta.encoder.layer.{i}.attention.output.LayerNorm",
-    "encoder.sentence_encoder.layers.{i}.fc1": "roberta.encoder.layer.{i}.intermediate.dense",
-    "encoder.sentence_encoder.layers.{i}.fc2": "roberta.encoder.layer.{i}.output.dense",
-    "encoder.sentence_encoder.layers.{i}.final_layer_norm": "roberta.encoder.layer.{i}.output.LayerNorm",
-    "encoder.sentence_encoder.layers.{i}.adapter_layer_norm": "roberta.encoder.layer.{i}.output.adapter_layer_norm",
-    "encoder.sentence_encoder.layers.{i}.adapter_modules.{code}.fc1": "roberta.encoder.layer.{i}.output.adapter_modules.{code}.dense1",
-    "encoder.sentence_encoder.layers.{i}.adapter_modules.{code}.fc2": "roberta.encoder.layer.{i}.output.adapter_modules.{code}.dense2",
+    f"{LAYER}.self_attn.q_proj": f"{OUR_LAYER}.attention.self.query",
+    f"{LAYER}.self_attn.k_proj": f"{OUR_LAYER}.attention.self.key",
+    f"{LAYER}.self_attn.v_proj": f"{OUR_LAYER}.attention.self.value",
+    f"{LAYER}.self_attn.out_proj": f"{OUR_LAYER}.attention.output.dense",
+    f"{LAYER}.self_attn_layer_norm": f"{OUR_LAYER}.attention.output.LayerNorm",
+    f"{LAYER}.fc1": f"{OUR_LAYER}.intermediate.dense",
+    f"{LAYER}.fc2": f"{OUR_LAYER}.output.dense",
+    f"{LAYER}.final_layer_norm": f"{OUR_LAYER}.output.LayerNorm",
+    f"{LAYER}.adapter_layer_norm": f"{OUR_LAYER}.output.adapter_layer_norm",
+    f"{LAYER}.adapter_modules.{{code}}.fc1": f"{OUR_LAYER}.output.adapter_modules.{{code}}.dense1",
+    f"{LAYER}.adapter_modules.{{code}}.fc2": f"{OUR_LAYER}.output.adapter_modules.{{code}}.dense2",
     "encoder.sentence_encoder.layer_norm": "roberta.encoder.LayerNorm",
     "encoder.lm_head.dense": "lm_head.dense",
     "encoder.lm_head.layer_norm": "lm_head.layer_norm",
@@ -66,7 +71,7 @@ SEGMENTS, HEAD_BIAS = (
     "roberta.embeddings.token_type_embeddings.weight",
     "lm_head.bias",
 )  # ours alone
-# Settings of which our model knows one value: name -> (that value, the value that fairseq assumes when it is absent).
+# Settings for which our model knows one value: name -> (that value, fairseq's default).
 FIXED = {
     "activation_fn": ("gelu", "gelu"),
     "no_scale_embedding": (True, True),
@@ -77,7 +82,7 @@ FIXED = {
 
 
 def read_dictionary(path: Path) -> list[str]:
-    """The symbols of fairseq's dictionary in the order of their ids. Lines are ``<symbol> <count>``."""
+    """The symbols of fairseq's dictionary in id order. Lines are ``<symbol> <count>``."""
     symbols = dict.fromkeys(SPECIALS)
     text = path.read_text(
         encoding="utf-8", errors="surrogateescape"
@@ -116,8 +121,8 @@ def read_sentencepiece(
         or not pieces
     ):
         raise UserError(
-            f"{path} is not a unigram model with SentencePiece's usual treatment of spaces, as XLM-R's is; "
-            f"remove it to import without a tokenizer ({DICTIONARY} is needed then)"
+            f"remove it to import without a tokenizer ({DICTIONARY} is needed then): {path} is not "
+            "a unigram model that treats spaces as XLM-R's does"
         )
     return model, pieces
 
@@ -125,7 +130,7 @@ def read_sentencepiece(
 def reorder(
     model: spm.ModelProto, pieces: dict[str, spm.ModelProto.SentencePiece], symbols: list[str]
 ) -> bytes:
-    """The same SentencePiece model with the ids of ``symbols``: what fairseq does by looking pieces up in its dictionary."""
+    """The same SentencePiece model with the ids of ``symbols``, fairseq's dictionary."""
     kind = spm.ModelProto.SentencePiece
     special = {name: kind(piece=name, type=kind.CONTROL) for name in (*SPECIALS, MASK)}
     special["<unk>"].type = kind.UNKNOWN
@@ -137,8 +142,8 @@ def reorder(
     known |= {name: kind(piece=name, type=kind.UNUSED, score=lowest) for name in fillers}
     if differing := sorted(known.keys() ^ set(symbols)):
         raise UserError(
-            f"{SENTENCEPIECE} and {DICTIONARY} differ in {len(differing)} pieces, such as {differing[:3]}; "
-            "use the two files of this checkpoint"
+            f"use the two files of this checkpoint: {SENTENCEPIECE} and {DICTIONARY} differ in "
+            f"{len(differing)} tokens, such as {differing[:3]}"
         )
     ordered = spm.ModelProto()
     ordered.CopyFrom(model)
@@ -156,7 +161,7 @@ def reorder(
 
 
 def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
-    """Settings and tensors of ``model.pt``, under fairseq's newer names where it has two. Executes nothing."""
+    """Settings and tensors of ``model.pt``, under fairseq's newer names. Executes nothing."""
     try:
         with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
             warnings.simplefilter(
@@ -169,9 +174,10 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
     except Exception as error:  # a damaged file raises whatever its readers raise
         if foreign := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
-                f"{path} holds '{foreign[1]}', which could run code when it is loaded; allowed are tensors, plain "
-                "values and argparse.Namespace. Nothing was run. If you trust the file, save {'args': "
-                "argparse.Namespace(...), 'model': state dict} of it anew where fairseq is installed"
+                f"{path} holds '{foreign[1]}', which could run code when it is loaded; allowed are "
+                "tensors, plain values and argparse.Namespace. Nothing was run. If you trust the "
+                "file, save {'args': argparse.Namespace(...), 'model': state dict} of it again "
+                "where fairseq is installed"
             ) from error
         reason = getattr(error, "strerror", None) or type(error).__name__
         raise UserError(
@@ -189,8 +195,8 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
         and all(map(torch.is_tensor, model.values()))
     ):
         raise UserError(
-            f"{path} is not a fairseq checkpoint: it needs tensors under 'model' and settings under 'args' or "
-            f"'cfg'; it has {sorted(map(str, state))}"
+            f"{path} is not a fairseq checkpoint: it needs tensors under 'model' and settings "
+            f"under 'args' or 'cfg'; it has {sorted(map(str, state))}"
         )
     newer = [
         re.sub(r"^decoder\.", "encoder.", str(n)).replace(
@@ -200,7 +206,8 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
     ]
     if len(set(newer)) < len(newer):
         raise UserError(
-            f"{path} has a tensor under fairseq's older name for it and its newer one; remove one of the two"
+            f"remove one of the two: {path} has a tensor under fairseq's older name for it and "
+            "its newer one"
         )
     tensors = dict(zip(newer, model.values(), strict=True))
     tensors.pop("encoder.sentence_encoder.version", None)  # of the format: no weight
@@ -208,7 +215,11 @@ def read_checkpoint(path: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def infer_config(settings: dict, tensors: dict[str, Tensor]) -> XmodConfig:
-    """Sizes from the tensors, switches from the settings. Raises UserError listing all contradictions."""
+    """Sizes from the tensors, switches from the settings.
+
+    Raises:
+        UserError: they contradict each other; the message lists every contradiction.
+    """
     layers = {
         m[1]
         for name in tensors
@@ -289,7 +300,7 @@ def infer_config(settings: dict, tensors: dict[str, Tensor]) -> XmodConfig:
 
 
 def name_table(config: XmodConfig, ours: set[str]) -> dict[str, str]:
-    """fairseq's name -> our name of every tensor of a model of this configuration; ``ours`` are all names it has."""
+    """fairseq's name -> our name of every tensor of a model of ``config``; ``ours``: its names."""
     table = {}
     for (source, target), kind in product(NAMES.items(), ("weight", "bias")):
         layers = range(config.num_hidden_layers) if "{i}" in source else [0]
@@ -304,7 +315,11 @@ def name_table(config: XmodConfig, ours: set[str]) -> dict[str, str]:
 
 
 def build_model(config: XmodConfig, tensors: dict[str, Tensor]) -> XmodForMaskedLM:
-    """The model with these weights, in float32. Raises UserError listing every tensor that does not fit."""
+    """The model with these weights, in float32.
+
+    Raises:
+        UserError: tensors do not fit; the message lists each of them.
+    """
     with torch.device("meta"):
         model = XmodForMaskedLM(config)
     ours = model.state_dict()
@@ -319,7 +334,8 @@ def build_model(config: XmodConfig, tensors: dict[str, Tensor]) -> XmodForMasked
             torch.bfloat16,
         ):
             faults.append(
-                f"{name}: {tensor.dtype} {list(tensor.shape)}, expected a floating type {list(shape)}"
+                f"{name}: {tensor.dtype} {list(tensor.shape)}, "
+                f"expected a floating type {list(shape)}"
             )
     if faults:
         raise UserError(
@@ -352,7 +368,8 @@ def import_checkpoint(source: Path, out: Path) -> None:
     if not has_model or not (has_pieces or has_dictionary):
         lacking = f"{DICTIONARY} or {SENTENCEPIECE}" if has_model else CHECKPOINT
         raise UserError(
-            f"{source} has no {lacking}; unpack a released archive and give the folder that has them"
+            f"unpack a released archive and give the folder that has the files: {source} has no "
+            f"{lacking}"
         )
     model, pieces = read_sentencepiece(source / SENTENCEPIECE) if has_pieces else (None, {})
     # without dict.txt: SentencePiece's order, from which fairseq's examples/xmod makes it
@@ -362,8 +379,8 @@ def import_checkpoint(source: Path, out: Path) -> None:
     config = infer_config(settings, tensors)
     if config.vocab_size != len(symbols):
         raise UserError(
-            f"{CHECKPOINT} has {config.vocab_size} embeddings, {DICTIONARY if has_dictionary else SENTENCEPIECE} "
-            f"gives {len(symbols)} symbols; use the files of one checkpoint"
+            f"use the files of one checkpoint: {CHECKPOINT} has {config.vocab_size} embeddings, "
+            f"{DICTIONARY if has_dictionary else SENTENCEPIECE} gives {len(symbols)} symbols"
         )
     xmod = build_model(config, tensors)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -380,8 +397,9 @@ def import_checkpoint(source: Path, out: Path) -> None:
         os.replace(folder, out)
     layout = "pre-norm" if config.pre_norm else "post-norm"
     print(
-        f"{out}: {config.num_hidden_layers} layers of {config.hidden_size}, {layout}, slots {config.adapter_reduction_factor} "
-        f"times narrower, {len(symbols)} pieces, {len(config.languages)} languages: {' '.join(config.languages)}"
+        f"{out}: {config.num_hidden_layers} layers of {config.hidden_size}, {layout}, slots "
+        f"{config.adapter_reduction_factor} times narrower, {len(symbols)} tokens, "
+        f"{len(config.languages)} languages: {' '.join(config.languages)}"
     )
     print(
         "tokenizer: its ids are those of fairseq"
