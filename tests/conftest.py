@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-# Tests side by side have a thread each, also in the commands that they start. Set before torch loads
+# Each parallel test, and each command that it starts, has one thread. Set before torch loads
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 

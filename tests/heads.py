@@ -43,7 +43,7 @@ RELEASES = [
 
 
 def pair(head: str, folder, **changes):
-    """Our model with random weights, and transformers' model with the same weights, read from disk."""
+    """Our model with random weights, and transformers' with the same weights, read from disk."""
     torch.manual_seed(0)
     config = tiny_config(is_decoder=head == "ForCausalLM", **changes)
     ours = getattr(xmod_lab.model, f"Xmod{head}")(config)
@@ -62,7 +62,7 @@ def pair(head: str, folder, **changes):
 
 
 def batch(head: str, languages: torch.Tensor, rows_are: str) -> tuple[dict, dict]:
-    """Inputs, and labels as the head wants them. ``rows_are``: one of ROWS; packed as in training."""
+    """Inputs, and labels as the head wants them. ``rows_are``: of ROWS; packed as in training."""
     assert rows_are in ROWS
     generator = torch.Generator().manual_seed(1)
     draw = lambda high, *shape: torch.randint(0, high, shape, generator=generator)  # noqa: E731

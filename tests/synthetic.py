@@ -14,8 +14,10 @@ def words(count: int, length: int, seed: int = 1) -> list[str]:
 
 
 def text(vocabulary: list[str], passages: int, size: int, seed: int) -> list[str]:
-    """``passages`` of ``size`` words. Each word is there as often as any other, or nearly, so that no guess by luck costs less than the
-    entropy."""
+    """``passages`` of ``size`` words.
+
+    Each word occurs (nearly) as often as any other, so no lucky guess costs less than the entropy.
+    """
     draw, bag = random.Random(seed), []
     while len(bag) < passages * size:
         bag += draw.sample(vocabulary, len(vocabulary))

@@ -1,4 +1,4 @@
-"""The benchmark: what it compares is what it says, and its counts are those that are made by hand. Nothing here is timed."""
+"""The benchmark compares what it says, and its counts are right. Nothing here is timed."""
 
 import json
 import math
@@ -133,7 +133,7 @@ def test_at_base_stored_slots_are_left_out_and_that_is_said(monkeypatch, tmp_pat
 
 @pytest.mark.parametrize("what", ["own", "keep"])
 def test_both_sides_of_an_extension_are_one_model_and_train_the_same(what):
-    """Name by name, with the same loss and gradients; counts by hand: a slot is two matrices of 32 x 16 and their biases."""
+    """By name, with equal loss and gradients; by hand: a slot is two 32 x 16 matrices, biases."""
     model = bench.extended("toy", what)
     other = bench.their_extended("toy", model, what)
     inputs = bench.batch("toy", only=8, pieces=bench.OWN if what == "own" else None)
@@ -142,7 +142,9 @@ def test_both_sides_of_an_extension_are_one_model_and_train_the_same(what):
     for loss in losses:
         loss.backward()
     renamed = {
-        "roberta.embeddings.vocabularies.new.word_embeddings.weight": "roberta.embeddings.word_embeddings.weight",
+        "roberta.embeddings.vocabularies.new.word_embeddings.weight": (
+            "roberta.embeddings.word_embeddings.weight"
+        ),
         "roberta.embeddings.vocabularies.new.bias": "lm_head.bias",
     }
     mine, theirs = (
@@ -169,8 +171,11 @@ def test_the_whole_table_is_trained_where_that_is_said():
 
 
 def test_flops_are_those_of_states_that_are_read():
-    """8 rows of 128 tokens, 38 of each predicted; two layers of 32, slots of 16, 300 pieces. By hand, and beside torch's
-    count of the real step, which has queries of the last layer that nobody reads."""
+    """8 rows of 128 tokens, 38 of each predicted; two layers of 32, slots of 16, 300 tokens.
+
+    By hand, and beside torch's count of the real step, which has queries of the last layer that
+    nobody reads.
+    """
     tokens, read = 8 * 128, 8 * 38
     first = tokens * (4 * 2 * 32 * 32 + 2 * 2 * 128 * 32 + 2 * 2 * 32 * 128 + 2 * 2 * 32 * 16)
     last = tokens * 2 * 2 * 32 * 32 + read * (

@@ -96,7 +96,7 @@ def test_half_precision_by_autocast_and_throughout(head, dtype, flags):
 
 @pytest.fixture
 def flash():
-    """A backend with the masks of flash attention, (rows, sequence) or none, and the arithmetic of sdpa."""
+    """A backend with flash attention's masks, (rows, sequence) or none, and sdpa's arithmetic."""
 
     def attend(module, q, k, v, mask, dropout=0.0, scaling=None, **kwargs):
         allowed = torch.ones(len(q), 1, q.shape[2], k.shape[2], dtype=torch.bool)
@@ -344,7 +344,7 @@ def test_setting_the_language_takes_effect_in_every_head():
 
 
 def test_the_reference_documentation_step_by_step(tmp_path):
-    """Its statements with ``xmod_lab`` in place of ``transformers``, and a local folder in place of the released model."""
+    """Its statements with ``xmod_lab`` for ``transformers``, a folder for the released model."""
     codes = ["en_XX", *(f"{a}l_XX" for a in "abcdefg"), "de_DE"]
     settings = {
         "vocab_size": 100_000,

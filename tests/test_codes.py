@@ -163,7 +163,7 @@ def test_clashes_within_a_language_set_and_with_a_new_language_are_faults():
 
 
 def test_text_of_several_codes_may_share_a_slot():
-    """Romanised text through the slot of its language, as in the released models' training; or a slot for a family."""
+    """Romanised text through its language's slot, as in the released models; a slot per family."""
     cfg = composed()
     languages = cfg.langset.languages
     languages["hi_IN_rom"] = LangsetText(text="embedded:hi", slot="hi_IN")

@@ -1,4 +1,4 @@
-"""The collator: rows of several languages and vocabularies in one batch are each what they are alone."""
+"""The collator: rows of several languages and vocabularies in a batch are what they are alone."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""What is typed: flags and settings in any order, values that need quotes, files of one's own, and what all of it may be."""
+"""What is typed: flags and settings in any order, values that need quotes, files of one's own."""
 
 import random
 import shlex
@@ -331,7 +331,7 @@ def test_a_base_to_which_nothing_is_added_is_a_fault_beside_the_others(command):
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """``own(name, text)``: a file in ./conf; ``own.compose(*settings)``: the configuration with it, as a command composes it."""
+    """``own(name, text)``: a file in ./conf; ``own.compose(*settings)``: the configuration."""
     monkeypatch.chdir(tmp_path)
 
     def write(name: str, text: str | bytes) -> None:
@@ -387,7 +387,8 @@ def test_languages_of_ones_own_and_of_the_package_are_added_together(own):
     [
         (
             "# @package lang.new_lang\ncode: eu\n",
-            r"eu.yaml, line 1 says '# @package lang.new_lang', but the file is called eu.yaml: delete that line",
+            r"eu.yaml, line 1 says '# @package lang.new_lang', but the file is called eu.yaml: "
+            r"delete that line",
         ),
         ("code: eu\n\ttext: a\n", "eu.yaml, line 2: a tab stands where YAML wants spaces"),
         ("code:\teu\n  text: a\n", "eu.yaml, line 1: a tab"),
@@ -411,7 +412,8 @@ def test_a_file_that_cannot_be_meant_as_it_is_written_is_refused_with_its_line(o
     [
         (
             "no: {text: a}",
-            """line 3: YAML reads 'no' as a bool and not as a word; write it in quotes, "no", or a language as no_XX""",
+            "line 3: YAML reads 'no' as a bool and not as a word; write it in quotes, "
+            '"no", or a language as no_XX',
         ),
         ("en_XX: a.txt", "line 3: a language needs its text by name; write en_XX: {text: a.txt}"),
         ("en: {text: a}\n  en: {text: b}", "line 4: 'en' is in line 3"),
@@ -502,8 +504,8 @@ def test_a_file_that_one_of_the_package_hides_is_a_fault(own, tmp_path):
     chosen = {"lang": ["new_lang", "sw"], "model": "mine", "hydra/launcher": "basic"}
     (fault,) = hidden_files(own_folders(None), Path(CONF_DIR), chosen)
     assert (
-        fault
-        == "give conf/lang/new_lang.yaml another name: it is not read, as xmod_lab has a lang/new_lang.yaml itself"
+        fault == "give conf/lang/new_lang.yaml another name: it is not read, as xmod_lab has a "
+        "lang/new_lang.yaml itself"
     )
     assert hidden_files([Path(CONF_DIR)], Path(CONF_DIR), chosen) == []
 
@@ -721,8 +723,8 @@ def test_a_base_that_nearly_matches_is_named_with_what_differs(tmp_path):
         )
     )
     assert (
-        f"The nearest is {run.path}: data.row_length is 128 there, 64 here, langset.vocabulary_size is 8192 there, 400 here"
-        in said
+        f"The nearest is {run.path}: data.row_length is 128 there, 64 here, "
+        "langset.vocabulary_size is 8192 there, 400 here" in said
     )
     assert (
         f"base={run.path}" in said
@@ -806,7 +808,7 @@ KEYS = [
 
 
 def said_of(typed: list[str]) -> str | None:
-    """The message about a command line; ``None`` where all is well. Raises what a user must not see."""
+    """The message about a command line, or ``None``. Raises what a user must not see."""
     try:
         _, settings = arranged(typed)
         raise_faults(setting_faults(settings, PretrainConfig))
@@ -840,7 +842,8 @@ def test_whatever_is_typed_is_understood_or_told(seed, tmp_path, monkeypatch):
         typed = [
             "+lang=sw",
             *(
-                f"{chance.choice(['', '', '', '+', '++', '~'])}{chance.choice(KEYS)}={chance.choice(ABSURD)}"
+                chance.choice(["", "", "", "+", "++", "~"])
+                + f"{chance.choice(KEYS)}={chance.choice(ABSURD)}"
                 for _ in range(chance.randint(1, 3))
             ),
         ]

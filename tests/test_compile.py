@@ -1,4 +1,4 @@
-"""The compiled encoder: one graph without a break, for every composition of a batch; the same numbers."""
+"""The compiled encoder: one graph without a break for every kind of batch; the same numbers."""
 
 import pytest
 import torch
@@ -69,7 +69,7 @@ def test_no_graph_break_and_no_recompilation_for_new_compositions(autocast):
     ],
 )
 def test_graphs_are_few_for_every_batch(head):
-    """Masks, numbers of rows, languages by row and by token: each kind of batch has its graphs, and they come to an end."""
+    """Masks, numbers of rows, languages by row and token: each has its graphs, finitely many."""
     torch._dynamo.reset()
     counter, counts = CompileCounter(), []
     ours, reference = make(head, pre_norm=True), make(head, pre_norm=True)

@@ -1,23 +1,31 @@
-"""Where our classes are not those of transformers, all on purpose; tested here, unless another place is named.
+"""Where our classes differ from transformers' on purpose. Tested here, or in the file in brackets.
 
-- slots that are absent from a batch have no gradient here, a zero gradient there (``test_absent_slots...`` in test_model);
-- unknown languages are errors here, skipped there; ``XmodForMultipleChoice`` takes ``lang_ids`` here, fails there (test_classes);
-- ``labels`` alone give a loss without logits here where gradients are enabled (``full_logits=True`` gives both, and so does
-  ``torch.no_grad()``), in float32 where the model is in 16 bits; this loss is differentiated once: a second ``backward`` or a
-  second order is an error here;
-- ``labels`` that predict nothing are an error here where the loss alone is computed; with logits it is nan, as there;
-- ``num_items_in_batch`` is what the loss's sum is divided by in every class with ``labels`` here, in ``XmodForCausalLM`` alone there:
-  batches that the Trainer accumulates are one large batch here, there their means are added up (test_trainer);
+- slots that are absent from a batch have no gradient here, a zero gradient there
+  (``test_absent_slots...`` in test_model);
+- unknown languages are errors here, skipped there; ``XmodForMultipleChoice`` takes ``lang_ids``
+  here, fails there (test_classes);
+- ``labels`` alone give a loss without logits here where gradients are enabled (``full_logits=True``
+  gives both, and so does ``torch.no_grad()``), in float32 where the model is in 16 bits; this loss
+  is differentiated once: a second ``backward`` or a second order is an error here;
+- ``labels`` that predict nothing are an error here where the loss alone is computed; with logits
+  the loss is nan, as there;
+- ``num_items_in_batch`` divides the sum of the loss in every class with ``labels`` here, in
+  ``XmodForCausalLM`` alone there: batches that the Trainer accumulates are one large batch here,
+  there their means are added up (test_trainer);
 - ``shift_labels`` without ``labels`` give a loss here, none there (test_trainer);
-- states at padding are zero here where there is much of it, and are not computed, but for those that heads and labels read;
+- states at padding are zero here where there is much of it: only those that heads and labels read
+  are computed;
 - ``past_key_values`` given to a model that is no decoder are an error here, read there;
-- what may attend to nothing, as padding on the left of a causal model, gets nothing here, there the mean of all, padding and
-  future included, by eager attention alone (``test_who_attends_to_nothing...`` in test_model);
+- a token that may attend to nothing, as padding on the left of a causal model, gets zero here,
+  there the mean of all, padding and future included, by eager attention alone
+  (``test_who_attends_to_nothing...`` in test_model);
 - labels of a regression have the shape of the logits here, what broadcasts there;
-- ``generate`` counts positions as the forward pass does here, from zero there, and its length is checked before it starts;
-- ``XmodForCausalLM`` with ``is_decoder=False``, and ``XmodForMaskedLM`` with ``True``, are errors here, warnings there; so are heads on
-  the first token of a causal model, which are nothing there;
-- a ready mask of booleans masks with every backend here; there eager attention adds it to the scores;
+- ``generate`` counts positions as the forward pass does here, from zero there, and its length is
+  checked before it starts;
+- ``XmodForCausalLM`` with ``is_decoder=False``, and ``XmodForMaskedLM`` with ``True``, are errors
+  here, warnings there; so are heads on the first token of a causal model, which are accepted there;
+- a ready mask of booleans masks with every backend here; there eager attention adds it to the
+  scores;
 - arguments that a class does not know are errors here, ignored there.
 """
 

@@ -1,4 +1,4 @@
-"""What the documents say exists: their links, the files of their maps, the commands that they show."""
+"""What the documents name exists: their links, the files of their maps, their commands."""
 
 import re
 import shlex
@@ -55,7 +55,7 @@ def test_the_readme_fits_on_two_screens_and_its_map_names_what_exists():
 
 
 def test_commands_that_are_shown_are_understood():
-    """Each setting exists and has a value of its kind. What files and runs they name is not looked at."""
+    """Each setting exists and has a value of its kind. Files and runs named are not checked."""
     shown = [(where, *rest) for where, *rest in commands() if rest[0] in COMPOSED]
     assert len(shown) > 20
     for _, command, arguments in shown:

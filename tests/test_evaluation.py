@@ -91,7 +91,7 @@ def model_and_subjects(corpora, goal: Objective):
 
 
 def nats_of(model, ids: np.ndarray, labels: np.ndarray, code: str, layout) -> float:
-    """Summed over the labelled positions of one row, by torch's own cross entropy over all logits."""
+    """Summed over the labelled positions of a row, by torch's own cross entropy on all logits."""
     given = np.where(labels == IGNORE, ids, layout_mask(labels, ids, model))
     with torch.no_grad():
         fields = layout.fields(given[None], ids[None])
@@ -273,7 +273,8 @@ def scores(queries: torch.Tensor, candidates: torch.Tensor) -> tuple[float, floa
 def test_top1_and_mean_reciprocal_rank_by_hand():
     queries = torch.tensor([[1.0, 0], [0, 1], [1, 1], [-1, 0]])
     candidates = torch.tensor([[2.0, 0], [1, 0.5], [1, 2], [0, -1]])
-    # cosines  q0: 1, .894, .447, 0 -> rank 1;  q1: 0, .447, .894, -1 -> 2;  q2: .707, .949, .949, -.707 -> tied 1 and 2
+    # cosines of q0: 1, .894, .447, 0 -> rank 1; q1: 0, .447, .894, -1 -> 2;
+    # q2: .707, .949, .949, -.707 -> tied 1 and 2
     #          q3: -1, -.894, -.447, 0 -> 1
     top1, mrr = scores(queries, candidates)
     assert top1 == pytest.approx((1 + 0 + 0.5 + 1) / 4)
@@ -318,7 +319,7 @@ def test_pooled_states_are_means_over_the_pieces_alone_whatever_stands_beside(co
 
 
 def test_retrieval_of_pairs_with_gaps_and_both_arms(corpora):
-    """The candidates' states, computed once more in the language of the slot that they go through."""
+    """The candidates' states, computed again in the language of the slot that they go through."""
     tokenizer = corpora[0]
     model = tiny_model(vocab_size=len(tokenizer), max_position_embeddings=130)
     texts = {
@@ -544,8 +545,8 @@ def test_retrieval_says_how_far_it_is_from_chance(corpora, capsys, caplog):
         out = capsys.readouterr().out
         assert out.count("by chance") == out.count("character n-grams") == 1 and "layer1 *" in out
         assert (
-            "less that of character n-grams: -0.10 – own slot; +0.10 [+0.05, +0.15] means taken away"
-            in caplog.text
+            "less that of character n-grams: -0.10 – own slot; "
+            "+0.10 [+0.05, +0.15] means taken away" in caplog.text
         )
 
 
@@ -567,7 +568,8 @@ def test_retrieval_is_compared_over_rows_at_the_layer_that_was_fixed(corpora):
     assert fixed_state(model) == "layer1" and fixed_state(model, 0) == "layer0"
     with pytest.raises(
         UserError,
-        match=r"evaluate.layer is 3, but the model has 2 layers; allowed is 0 \(the embeddings\) to 2",
+        match=r"evaluate.layer is 3, but the model has 2 layers; "
+        r"allowed is 0 \(the embeddings\) to 2",
     ):
         fixed_state(model, 3)
     texts = {"en": passages("en", 20, "val"), "de": passages("de", 20, "val")}

@@ -1,4 +1,4 @@
-"""ONNX files in onnxruntime against torch: every class, several languages, other sizes than those exported with."""
+"""ONNX files in onnxruntime against torch: each class, several languages, other sizes."""
 
 import logging
 import warnings

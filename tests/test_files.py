@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all. Real processes, and a real disk that is full."""
+"""Files and folders appear whole or not at all. Real processes, and a real disk that is full."""
 
 import os
 import signal
@@ -29,7 +29,7 @@ def fill(folder: Path) -> None:
 
 @pytest.fixture
 def other_process():
-    """``other_process(work)`` runs ``work`` in a fork, and returns when that has called the function that it is given."""
+    """``other_process(work)`` runs ``work`` in a fork until it calls the function it is given."""
     children = []
 
     def start(work) -> None:

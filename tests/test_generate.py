@@ -1,4 +1,4 @@
-"""``generate`` of the causal model: caches, padding, embeddings, vocabularies, and what there are no positions for."""
+"""``generate`` of the causal model: caches, padding, embeddings, vocabularies, positions."""
 
 import pytest
 import torch

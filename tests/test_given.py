@@ -1,4 +1,4 @@
-"""Tokenizers that are given: whatever the ids of their special pieces, model, rows and use agree, or they are refused."""
+"""Given tokenizers: model, rows and use agree whatever their special ids, or they are refused."""
 
 import json
 import re
@@ -77,7 +77,7 @@ def _configuration(folder, tokenizer: str | None, **data) -> PretrainConfig:
 @pytest.mark.parametrize("attention", ["row", "document"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_model_rows_and_use_agree_wherever_the_special_pieces_are(tmp_path, layout, attention):
-    """Rows begin and end as the tokenizer writes a text, and have the positions that the model gives them by itself."""
+    """Rows begin and end as the tokenizer writes a text; positions are the model's own."""
     bert_like(layout).save_pretrained(tmp_path / "given")
     cfg = _configuration(tmp_path, str(tmp_path / "given"), attention=attention)
     prepared = prepare_base(cfg)
@@ -199,7 +199,7 @@ def test_pointers_of_git_lfs_and_code_of_others_are_refused(tmp_path, tokenizer_
 
 
 def test_all_of_a_text_makes_the_vocabulary_and_what_was_cut_is_said(tmp_path, tokenizer_folder):
-    """SentencePiece passes over lines of more than 64 KiB, and over those with ▅, and says nothing."""
+    """SentencePiece silently skips lines of more than 64 KiB, and those with ▅."""
     plain, long, bars = passages("en", 200), " ".join(passages("el", 900)), "жук ▅ жаба"
     assert len(long.encode()) > 1 << 16
     (tmp_path / "x.txt").write_text(

@@ -1,4 +1,4 @@
-"""Packs and model folders that mean harm, or are just wrong: one message, soon, nothing written outside the target, no code."""
+"""Malicious or wrong packs and model folders: one message, soon, no code, nothing outside."""
 
 import json
 import lzma
@@ -53,7 +53,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def refused(work, *, match: str | None = None) -> str:
-    """The message by which ``work`` is refused: after little work, in words that a terminal may be given."""
+    """The message that refuses ``work``: after little work, in words that a terminal may show."""
     begun = time.process_time()
     with pytest.raises(UserError, match=match) as caught:
         work()
@@ -64,7 +64,7 @@ def refused(work, *, match: str | None = None) -> str:
 
 
 def _set(**values):
-    """A change of manifest.json or config.json; a string that begins with = is written as it is, and not as JSON's string."""
+    """A change of manifest.json or config.json; a string that begins with = is written raw."""
 
     def change(file: Path) -> None:
         content = {**json.loads(file.read_text()), **values}
@@ -344,7 +344,10 @@ def test_no_pickle_is_read(made, tmp_path):
 
 
 CODE = {"auto_map": {"AutoTokenizer": [None, "evil.Tokenizer"]}}
-EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\nclass Tokenizer: pass\nclass Model: pass\n"
+EVIL = (
+    "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
+    "class Tokenizer: pass\nclass Model: pass\n"
+)
 
 
 @pytest.mark.parametrize(("place", "code"), [("", "en_XX"), ("languages/sw_KE", "sw_KE")])

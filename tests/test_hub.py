@@ -1,4 +1,4 @@
-"""Packs and models over the hub: a server on this machine that answers as huggingface.co does, and the cache that its client makes."""
+"""Packs and models over the hub: a local server that answers as huggingface.co, and the cache."""
 
 import base64
 import hashlib
@@ -155,7 +155,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 def in_cache(content: Path, cache: Path, repository: str) -> Path:
-    """``content`` as the cache of huggingface_hub keeps a repository: links to blobs. Returns the snapshot."""
+    """``content`` as huggingface_hub caches a repository: links to blobs. Gives the snapshot."""
     root = cache / f"models--{repository.replace('/', '--')}"
     snapshot = root / "snapshots" / COMMIT
     (root / "refs").mkdir(parents=True)
@@ -275,7 +275,8 @@ def test_what_the_disk_has_no_room_for_is_not_fetched(hub, place, tmp_path, monk
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=weights - 1))
     with pytest.raises(
         UserError,
-        match=r"'me/base' takes 0\.\d\d GiB, and .*cache has 0\.\d\d GiB free; free some space, or set HF_HOME",
+        match=r"'me/base' takes 0\.\d\d GiB, and .*cache has 0\.\d\d GiB free; "
+        r"free some space, or set HF_HOME",
     ):
         from_hub("me/base")
     assert not (tmp_path / "cache").exists()
@@ -295,7 +296,8 @@ def test_a_name_that_is_nothing_here_is_refused_at_once_where_the_hub_does_not_a
         (fault,) = check_source(Source("typo"), "lang.x")
         assert time.monotonic() - began < 2.5
         assert fault.startswith(
-            "lang.x.text: 'typo' is no file or folder here, and may be a dataset of the hub, where names without a slash"
+            "lang.x.text: 'typo' is no file or folder here, and may be a dataset of the hub, "
+            "where names without a slash"
         )
         assert "the hub cannot be reached" in fault and "wikitext" in fault
         assert (
@@ -303,7 +305,8 @@ def test_a_name_that_is_nothing_here_is_refused_at_once_where_the_hub_does_not_a
         )  # it may have been prepared where there was a network
         with pytest.raises(
             UserError,
-            match="'me/typo' is no file or folder here, and may be a dataset of the hub; but the hub",
+            match="'me/typo' is no file or folder here, and may be a dataset of the hub; "
+            "but the hub",
         ):
             next(Source("me/typo").passages("train", Tally()))
         with pytest.raises(UserError, match="cannot be fetched from the hub"):

@@ -1,4 +1,4 @@
-"""What makes two runs the same: every field of every schema counts, unless it says that it does not, and why."""
+"""What makes two runs the same: each field of each schema, unless it says why it does not."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass, replace
@@ -45,7 +45,7 @@ def another(value: Any, kinds: tuple) -> Any:
 
 
 def changed(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every field of a schema and of those within it, by its key, with a configuration in which it alone has another value."""
+    """Each field of a schema, nested ones too, by its key, with a configuration that changes it."""
     for field in fields(config):
         key, value = f"{prefix}{field.name}", getattr(config, field.name)
         kinds = get_args(field.type) if get_origin(field.type) is UnionType else (field.type,)
@@ -151,7 +151,7 @@ def test_a_base_of_another_recipe_size_or_seed_is_not_taken(tmp_path, other):
 
 
 def test_a_base_of_fewer_steps_is_not_taken_whatever_said_so(tmp_path):
-    """A base that was cut short by ``trainer.max_steps``, or ``max_tokens``, is another one than that of the recipe."""
+    """A base that ``trainer.max_steps`` or ``max_tokens`` cut short is not that of the recipe."""
     cfg = composed(f"runs={tmp_path}", "+lang=sw", "trainer.max_steps=1")
     run = finished(RunDir(tmp_path / "mine"), composed(f"runs={tmp_path}", "trainer.max_steps=1"))
     assert newest_fitting(

@@ -1,6 +1,6 @@
-"""fairseq's checkpoints come over whole: same logits as its forward pass, same ids as its dictionary, no code run.
+"""fairseq's checkpoints come over whole: same logits as its forward pass, same ids, no code run.
 
-The checkpoints are built here in the layout that fairseq/models/xmod saves; the released ones were not at hand.
+The checkpoints are built in the layout that fairseq/models/xmod saves; no released one was at hand.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def settings_of(flavour: dict, **changes) -> argparse.Namespace:
 
 
 def random_tensors(args: argparse.Namespace, pieces: int = 40) -> dict[str, torch.Tensor]:
-    """Every tensor of a fairseq X-MOD of this size under its name, LayerNorms and biases random too."""
+    """Every tensor of a fairseq X-MOD of this size by name; LayerNorms and biases random too."""
     generator = torch.Generator().manual_seed(0)
     size, inner, narrow = (
         args.encoder_embed_dim,

@@ -1,4 +1,4 @@
-"""How an added table begins: each method against vocabularies made by hand, and all of them against real ones."""
+"""How an added table begins: each method on vocabularies made by hand, and all on real ones."""
 
 import json
 import os
@@ -32,7 +32,7 @@ DERIVING = ("overlap_fuzzy", "subword_mean", "focus", "script_mean")
 
 
 def handmade(*pieces: str) -> PreTrainedTokenizerFast:
-    """A unigram vocabulary of the special pieces and these, in this order; longer pieces are likelier."""
+    """A unigram vocabulary of the special tokens and these, in order; longer ones are likelier."""
     scored = [(piece, 0.0) for piece in SPECIALS] + [(piece, len(piece) - 10.0) for piece in pieces]
     roles = {"bos": "<s>", "pad": "<pad>", "eos": "</s>", "unk": "<unk>", "mask": "<mask>"}
     return PreTrainedTokenizerFast(
@@ -83,8 +83,8 @@ def text(tokenizers):
 def test_rows_are_matched_by_piece_and_moved_by_id_and_the_base_is_only_read(
     tokenizers, text, method
 ):
-    """Peers' bugs 5 and 6: embeddings reset before they are copied, the vocabulary's order taken for the id, the old table
-    aliased by an in-place resize and overwritten before it is read."""
+    """Peers' bugs 5 and 6: embeddings reset before they are copied; order taken for the id; the
+    old table aliased by an in-place resize and overwritten before it is read."""
     old, new = tokenizers
     before = tensor_digests(tiny_model(vocab_size=len(old)))
     model = tiny_model(vocab_size=len(old))
@@ -251,7 +251,7 @@ def test_focus_takes_the_rows_of_pieces_that_are_used_alike():
 
 
 def test_focus_trains_its_vectors_as_its_authors_do(monkeypatch, caplog):
-    """CBOW, 10 negatives, and fastText's own learning rate, 3 passes; whatever the size of the text. The run says that it reads it."""
+    """CBOW, 10 negatives, fastText's own learning rate, 3 passes, for any size; the run says so."""
     seen = {}
 
     class Stop(Exception):

@@ -1,4 +1,4 @@
-"""What a value, a label and a row of labelled data may be; whatever else stands in a file is refused, left out and counted, or told."""
+"""What a value, a label and a row may be; anything else is refused, counted, or reported."""
 
 import json
 import logging
@@ -120,7 +120,8 @@ def test_a_group_is_a_column_or_a_role_and_one_that_is_not_there_or_tells_nothin
     for column, message in (
         (
             "tpoic",
-            "line 1: no column 'tpoic', which task.data.columns.group names; it has text, label, topic.*leave it out with '~task.data",
+            "line 1: no column 'tpoic', which task.data.columns.group names; it has text, label, "
+            "topic.*leave it out with '~task.data",
         ),
         ("empty", "column 'empty': it is null"),
     ):
@@ -131,7 +132,8 @@ def test_a_group_is_a_column_or_a_role_and_one_that_is_not_there_or_tells_nothin
     same = [Row({"group": "one"}, "x")] * 30
     with pytest.raises(
         UserError,
-        match="task.data.columns.group is 'topic', which is the same in all 30 test examples of de_DE .'one'",
+        match="task.data.columns.group is 'topic', "
+        "which is the same in all 30 test examples of de_DE .'one'",
     ):
         _clusters(cfg, {"en_XX": same[:1], "de_DE": same})
     other = [*same, Row({"group": "two"}, "x")]

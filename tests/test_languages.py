@@ -46,7 +46,8 @@ def test_the_proof_finds_a_language_with_another_number_and_another_tokenizer(to
     moved = compare(before, snapshot(model, {}, tokenizer=other), ["el_GR"])
     with pytest.raises(
         ProofError,
-        match=r"tensors missing .*; other numbers of sw_KE \(3, now None\); other tokenizers of en_XX, de_DE",
+        match=r"tensors missing .*; other numbers of sw_KE \(3, now None\); "
+        r"other tokenizers of en_XX, de_DE",
     ):
         require(moved)
     swapped = replace(before, numbers={**before.numbers, "sw_KE": 4})

@@ -1,4 +1,4 @@
-"""The loss over a large vocabulary, and its gradient on the way to a table that is input and output matrix in one."""
+"""The loss over a large vocabulary, and its gradient to a table that is input and output."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def test_a_probability_of_nearly_one_has_its_loss():
 
 
 def test_what_the_vectors_of_all_pieces_share_cancels_in_bfloat16():
-    """d loss / d x is a sum of W weighted by (p - y), whose sum is zero: rounded in parts, it would keep some of it."""
+    """d loss / d x sums W weighted by (p - y), whose sum is zero; rounding in parts breaks that."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(16, 64, generator=generator, requires_grad=True)
     w = 0.1 * torch.randn(100_000, 64, generator=generator) + 2 * torch.randn(
@@ -68,7 +68,7 @@ def test_the_loss_of_a_model_in_float64_is_in_float64():
 
 
 def test_rare_pieces_have_their_gradient_under_float16_and_its_scaler():
-    """Probabilities of 1e-6, whose mean gradients float16 rounds to zero unless the scaler's factor is in them."""
+    """Probabilities of 1e-6: float16 rounds their mean gradients to zero without the scaler."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2_000, 8, generator=generator, requires_grad=True)
     w = (0.3 * torch.randn(3_000, 8, generator=generator)).requires_grad_()
@@ -121,7 +121,7 @@ class _Operators(TorchDispatchMode):
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_rows_that_were_looked_up_are_added_to_the_gradient_of_the_output_matrix(scale):
-    """In place, in every vocabulary; padding adds nothing, and a vocabulary without labels still has its rows."""
+    """In place, in every vocabulary; padding adds nothing; one without labels keeps its rows."""
     ours, theirs = tiny_model(), tiny_model()
     for model in (ours, theirs):
         model.add_language("el_GR", pieces=70)

@@ -1,4 +1,4 @@
-"""What fits a machine: precision, threads, and what is refused. Devices that are not here have stand-ins."""
+"""What fits a machine: precision, threads, and refusals. Absent devices have stand-ins."""
 
 import logging
 import math
@@ -20,7 +20,7 @@ from xmod_lab.training import callbacks
 
 @pytest.fixture
 def cpu(monkeypatch):
-    """``cpu(speed)``: a CPU without any GPU, whose bf16 has ``speed`` times the rate of its float32; how often it was asked."""
+    """``cpu(speed)``: a CPU without GPU, bf16 at ``speed`` times float32; counts the questions."""
 
     def make(speed: float) -> list[int]:
         asked = []
@@ -99,7 +99,7 @@ def test_apples_gpu_trains_in_float32(cpu, monkeypatch):
 
 
 def test_the_measured_speed_is_that_of_products():
-    """Of this very machine, whatever it has: products of another size agree within a factor of ten."""
+    """Of this machine, whatever it has: products of another size agree within a factor of ten."""
     torch.set_num_threads(1)
     took = {
         k: min(machine._product_seconds(256, k) for _ in range(5))
@@ -265,7 +265,7 @@ def test_a_containers_quota_counts(monkeypatch, tmp_path, files, quotas):
 def test_other_programs_are_seen_and_neither_oneself_nor_cores_that_are_not_ones_own(
     monkeypatch, tmp_path
 ):
-    """``/proc/stat`` of a machine on which the one core that may be used was busy for 0.2 seconds, of which half was this process."""
+    """``/proc/stat`` of a machine: its one core was busy for 0.2 seconds, half by this process."""
     stat, ticks = tmp_path / "stat", machine.os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(machine, "_STAT", stat)
     monkeypatch.setattr(machine, "_places", lambda: {1})

@@ -1,4 +1,4 @@
-"""Language packs as files: what fits is carried over to the bit, what does not is refused, and nothing is half done."""
+"""Language packs as files: carried over to the bit or refused, and nothing is half done."""
 
 import itertools
 import json
@@ -346,7 +346,7 @@ def test_a_folder_appears_whole_or_not_at_all(place, tmp_path, monkeypatch):
 def test_all_files_of_a_pack_are_one_per_cent_more_than_its_tensors_at_the_size_of_the_base_model(
     tmp_path,
 ):
-    """Twelve layers of 768, 4,096 own pieces: tokenizer, manifest and card together, as they lie on the disk."""
+    """Twelve layers of 768, 4,096 own tokens: tokenizer, manifest and card, as on the disk."""
     save_tokenizer(train_sentencepiece(passages("el", 6000), pieces=4096), tmp_path / "own")
     model = tiny_model(
         hidden_size=768,
@@ -484,7 +484,7 @@ def _swapped(folder: Path, one: int, other: int) -> None:
 
 @pytest.fixture(scope="module")
 def kept(place, tmp_path_factory) -> Path:
-    """A pack of a language with the base's vocabulary, made where that lies, and a model that it was installed in."""
+    """A pack of a language with the base's vocabulary, and a model that it was installed in."""
     kept = tmp_path_factory.mktemp("kept")
     model = load_language_model(str(place / "base"), "base")
     model.add_language("ca_ES", "random")
@@ -505,7 +505,8 @@ def test_a_piece_swapped_in_the_base_s_tokenizer_is_found_and_its_packs_refused(
     )
     with pytest.raises(
         ProofError,
-        match="the base of 'ca_ES', whose pack was made on a base with the tokenizer [0-9a-f]{12}, that of",
+        match="the base of 'ca_ES', whose pack was made on a base with the tokenizer "
+        "[0-9a-f]{12}, that of",
     ):
         verify(tmp_path / "model", None)
     with pytest.raises(

@@ -1,4 +1,6 @@
-"""Every class against transformers: all flags, language patterns, full, padded and packed rows; outputs, losses and all gradients to 1e-5.
+"""Every class against transformers: outputs, losses and all gradients agree to 1e-5.
+
+All flags, language patterns, full, padded and packed rows.
 
 Known differences are listed, and tested, in test_differences.
 """
@@ -16,7 +18,7 @@ from xmod_lab.languages.proof import tensor_digests
 
 
 def reference(theirs, head: str, inputs: dict, labels: dict):
-    """Their output; of multiple choice by way of their encoder, since their class fails with lang_ids."""
+    """Their output; multiple choice uses their encoder, since their class fails with lang_ids."""
     if head != "ForMultipleChoice":
         return theirs(**inputs, **labels)
     flat = {k: v.flatten(0, 1) for k, v in inputs.items() if k != "lang_ids"}
@@ -35,7 +37,7 @@ def outputs(out) -> dict[str, torch.Tensor]:
 def assert_same(
     ours, theirs, head: str, languages: torch.Tensor, rows_are: str, *, more: dict | None = None
 ) -> None:
-    """Outputs at real positions, loss, and the gradient of every parameter; ``more`` inputs for both."""
+    """Outputs at real positions, loss, gradient of every parameter; ``more`` inputs for both."""
     inputs, labels = batch(head, languages, rows_are)
     inputs |= more or {}
     if (

@@ -1,4 +1,4 @@
-"""Bits per byte that compare vocabularies: which stretches are hidden, what they cost, and how sure that is."""
+"""Bits per byte that compare vocabularies: what is hidden, what it costs, how sure that is."""
 
 import json
 import math
@@ -136,7 +136,7 @@ def test_the_ideal_model_pays_the_entropy_of_the_text_whatever_the_vocabulary(vo
 
 @pytest.fixture(scope="module")
 def read(tokenizer_folder):
-    """Tokenizer; German held-out passages, one longer than a row, one with letters that the vocabulary lacks; a model."""
+    """Tokenizer; held-out German, one too long, one with unknown letters; a model."""
     tokenizer = load_tokenizer(tokenizer_folder)
     texts = [
         *passages("de", 3, "val"),

@@ -404,7 +404,7 @@ def test_xquad_and_mlqa_as_the_hub_has_them_beside_squad(tmp_path, monkeypatch):
     }
 
 
-def test_a_share_of_the_contexts_of_training_is_held_out_and_the_split_that_was_translated_is_not_read(
+def test_a_share_of_the_training_contexts_is_held_out_and_the_translated_split_is_not_read(
     tmp_path, caplog
 ):
     squad = composed("task=qa", command="finetune").task.data
@@ -442,7 +442,8 @@ def test_a_share_of_the_contexts_of_training_is_held_out_and_the_split_that_was_
     (tmp_path / "validation.jsonl").rename(tmp_path / "dev.jsonl")
     with pytest.raises(
         UserError,
-        match="dev.jsonl, line 1: it is of a development split, .*task.data.held_out=null uses the one",
+        match="dev.jsonl, line 1: it is of a development split, "
+        ".*task.data.held_out=null uses the one",
     ):
         read_examples([source], Answering.roles, KNOWN)
     assert (
@@ -544,7 +545,8 @@ def test_answers_are_scored_as_in_squad():
 def test_an_answer_outside_of_its_context_is_an_error(tokenizer_folder):
     with pytest.raises(
         UserError,
-        match="question q1: the answer 'open' is not in its context at character 3, where ' pag' is",
+        match="question q1: the answer 'open' is not in its context at character 3, "
+        "where ' pag' is",
     ):
         Answering([_question("The page was open.", "open", 3)])
     row = Row(

@@ -1,4 +1,4 @@
-"""Texts as people have them: every type and layout gives the same passages, or one message that says what is wrong and helps."""
+"""Texts as people have them: each layout gives the same passages, or one message that helps."""
 
 import gzip
 import json
@@ -71,7 +71,7 @@ def _refusal(text, **settings) -> str:
     return str(caught.value)
 
 
-# --- where a passage ends -----------------------------------------------------------------------------------------------
+# --- where a passage ends -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -104,7 +104,7 @@ def test_a_mark_and_odd_line_ends_are_no_part_of_parallel_text(tmp_path):
     }
 
 
-# --- what stands in the column ------------------------------------------------------------------------------------------
+# --- what stands in the column --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "saved"])
@@ -206,7 +206,7 @@ def test_the_key_to_set_is_that_of_the_configuration(tmp_path):
         list(cfg.source(cfg.lang["mine"]).passages("train"))
 
 
-# --- folders, lists and patterns ----------------------------------------------------------------------------------------
+# --- folders, lists and patterns ------------------------------------------------------------------
 
 
 def _mixed(folder: Path) -> Path:
@@ -350,7 +350,7 @@ def test_a_file_that_was_replaced_gives_its_new_content_whatever_its_time(tmp_pa
     assert len(digests) == 2
 
 
-# --- encodings, and what is no text -------------------------------------------------------------------------------------
+# --- encodings, and what is no text ---------------------------------------------------------------
 
 RUSSIAN = "Привет, мир! Это текст на русском языке.\n" * 20
 
@@ -490,7 +490,7 @@ def test_arrays_in_json_are_refused_with_a_command_that_makes_jsonl_of_them(
     assert _read(shlex.split(command)[-1]) == ['a "b", c']
 
 
-# --- what a text must be ------------------------------------------------------------------------------------------------
+# --- what a text must be --------------------------------------------------------------------------
 
 
 def test_a_text_of_equal_lines_says_so(tmp_path):
@@ -555,8 +555,8 @@ def test_given_held_out_text_is_compared_by_its_letters(tmp_path, tokenizer_fold
     counts = corpus.manifest["statistics"]["validation"]
     assert (counts["held_out_by"], counts["passages"], counts["in_training"]) == ("given", 17, 5)
     assert (
-        "5 of the 17 held-out passages (29 %) are training text as well, numbers, case and punctuation apart"
-        in corpus.remarks()[0]
+        "5 of the 17 held-out passages (29 %) are training text as well, "
+        "numbers, case and punctuation apart" in corpus.remarks()[0]
     )
 
 
@@ -683,7 +683,7 @@ def test_the_same_text_gives_the_same_bytes(tmp_path, tokenizer_folder):
     assert made[0] == made[1] and len(made[0]) > 6
 
 
-# --- the cache and the hub ----------------------------------------------------------------------------------------------
+# --- the cache and the hub ------------------------------------------------------------------------
 
 
 def test_a_path_with_a_slip_is_not_asked_for_at_the_hub(tmp_path, monkeypatch):
@@ -704,7 +704,7 @@ def test_a_path_with_a_slip_is_not_asked_for_at_the_hub(tmp_path, monkeypatch):
         list(LabelledSource("runs/reel").parts())
 
 
-# --- damage of any kind -------------------------------------------------------------------------------------------------
+# --- damage of any kind ---------------------------------------------------------------------------
 
 
 def _damaged(content: bytes, random: np.random.Generator) -> bytes:
@@ -726,7 +726,7 @@ def _damaged(content: bytes, random: np.random.Generator) -> bytes:
 @pytest.mark.parametrize("kind", ["txt", "txt.gz", "jsonl", "csv.gz", "tsv", "parquet", "saved"])
 @pytest.mark.parametrize("count", [15, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_damaged_file_is_read_or_refused(tmp_path, kind, count):
-    """Never a traceback, and never the end of the process, as Arrow's own reading of damaged offsets is."""
+    """Never a traceback, and never the end of the process, as Arrow itself on damaged offsets."""
     source, random = Path(_write(tmp_path, kind, passages("de", 60))), np.random.default_rng(15)
     files = [source] if source.is_file() else sorted(source.iterdir())
     intact = [file.read_bytes() for file in files]

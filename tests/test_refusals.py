@@ -23,7 +23,8 @@ from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM
         (torch.zeros(4, dtype=torch.complex64), "must be integers, not torch.complex64"),
         (
             [0, 1, 2.0, 0],
-            r"lang_ids is \[0, 1, 2.0, 0\]; allowed .* a list of codes or of numbers, one a sequence",
+            r"lang_ids is \[0, 1, 2.0, 0\]; "
+            r"allowed .* a list of codes or of numbers, one a sequence",
         ),
         ([True, False, True, True], r"lang_ids is \[True, False, True, True\]; allowed"),
         ([0, "en_XX", 1, 0], r"lang_ids is \[0, 'en_XX', 1, 0\]; allowed"),
@@ -124,7 +125,8 @@ def test_other_bad_input_is_named():
         for each in (model, make("ForCausalLM")):
             with pytest.raises(
                 UserError,
-                match=rf"mask has shape {re.escape(str(shape))}; allowed are \(4, 4\), .* \(4, 1, 4, keys\)",
+                match=rf"mask has shape {re.escape(str(shape))}; "
+                r"allowed are \(4, 4\), .* \(4, 1, 4, keys\)",
             ):
                 each(torch.full((4, 4), 6), attention_mask=torch.ones(shape), lang_ids="en_XX")
     causal = make("ForCausalLM")

@@ -1,4 +1,4 @@
-"""The report page: made from run dirs alone, self-contained, right about seeds, and kind about what is missing."""
+"""The report page: made from run dirs alone, right about seeds, and kind about missing data."""
 
 import csv
 import functools
@@ -149,7 +149,7 @@ class Tags(HTMLParser):
 
 
 def test_hostile_names_are_text_wherever_they_stand(tmp_path):
-    """Of run folders, settings, languages, sets of translations, tensors, metrics, donors and samples."""
+    """Run folders, settings, languages, translation sets, tensors, metrics, donors, samples."""
     plain, runs = [], []
     for names, folder in (((HOSTILE, "b" + HOSTILE), runs), (("one", "two"), plain)):
         for number, name in enumerate(names):
@@ -454,7 +454,7 @@ def test_bases_that_differ_by_their_seed_alone_are_seeds_too(tmp_path):
 
 @pytest.mark.parametrize(("bases", "seeds"), [(3, 3), (5, 2)])
 def test_intervals_over_bases_and_seeds_cover_19_times_in_20(bases, seeds):
-    """Bases that differ by 0.02, and extensions of each by 0.004; of one base, the interval covers what that base gives."""
+    """Bases differ by 0.02, their extensions by 0.004; the interval of one base covers its own."""
     generator, draws = np.random.default_rng(1), 1000
     of_base = generator.normal(1.2, 0.02, (draws, bases, 1))
     values = of_base + generator.normal(0, 0.004, (draws, bases, seeds))
@@ -546,7 +546,7 @@ def test_bases_of_other_settings_are_named_on_the_page(tmp_path):
 
 
 def make_tuned(folder, base, seed=1, **scores: float):
-    """A run dir as `finetune` leaves it, with these scores of the target arm; no slot at all scores 0.05."""
+    """A run dir of `finetune` with these scores of the target arm; no slot at all scores 0.05."""
     folder.mkdir(parents=True)
     cfg = replace(_composed(command="finetune"), base=str(base), seed=seed)
     OmegaConf.save(OmegaConf.structured(cfg), folder / "config.yaml")
@@ -617,7 +617,7 @@ def test_fine_tunings_on_bases_of_other_seeds_are_all_shown_and_pooled_by_base(t
 
 
 def test_groups_with_other_vocabularies_are_said_not_to_be_compared(tmp_path):
-    """As of ``vocabulary=keep`` beside ``own``; nothing is said of runs with one vocabulary, or that did not record it."""
+    """``vocabulary=keep`` beside ``own``; silent on runs with one vocabulary, or unrecorded."""
     for name, alpha, digest in (("a", 0.7, "1" * 64), ("b", 0.3, "2" * 64), ("c", 0.5, None)):
         make_run(tmp_path / name, f"data.alpha={alpha}")
         state = {"data/el_GR": "x"} | ({"tokenizer/el_GR": digest} if digest else {})
@@ -695,7 +695,8 @@ def test_latex_is_escaped_and_has_as_many_cells_as_the_table():
     lines = table.tex().splitlines()
     assert lines[1] == "% two lines" and r"\begin{tabular}{lr}" in lines
     assert lines[6] == (
-        r"50 \% of a\_b \& \{c\} \#1 \$x\textasciicircum{}2\$ \textasciitilde{} \textbackslash{}n -- $-$ "
+        r"50 \% of a\_b \& \{c\} \#1 \$x\textasciicircum{}2\$ \textasciitilde{} "
+        r"\textbackslash{}n -- $-$ "
         r"\textless{}\textgreater{} & 1.5\\"
     )
     assert lines[7].startswith("{}[b")  # which the line break would take for its argument

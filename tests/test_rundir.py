@@ -1,4 +1,4 @@
-"""What a run keeps on disk: whose files it uses, which it deletes and in which order, and what damaged ones do."""
+"""What a run keeps on disk: whose files it uses, what it deletes and when, damaged files."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_nothing_is_deleted_or_replaced_in_a_folder_that_is_no_run(tmp_path, nam
 def test_whatever_is_left_of_a_run_that_is_half_cleared_does_not_count_as_finished(
     run, monkeypatch
 ):
-    """And config.yaml, which says that the rest is of a run, goes last. Stopped at every deletion."""
+    """config.yaml, which marks the rest as a run's, goes last. Stopped at every deletion."""
     (run / "notes.txt").write_text("mine")
     there = len(list(run.path.glob("[!.]*")))
 

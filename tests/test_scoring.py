@@ -46,8 +46,8 @@ def prepared(tmp_path_factory, tokenizer_folder) -> Prepared:
 
 
 def _held_out(prepared: Prepared, code: str) -> tuple[np.ndarray, int, int, int]:
-    """Rows of the held-out text, its bytes, its known pieces, and the bytes of letters and signs that the
-    vocabulary does not have."""
+    """Rows of the held-out text, its bytes, its known tokens, and the bytes of letters and signs
+    that the vocabulary does not have."""
     corpus = prepared.corpora[code]
     rows = np.stack(corpus.validation[:]["input_ids"]).astype(np.int64)
     texts = passages({"fr_XX": "el"}.get(code, code[:2]), 12, "val")

@@ -71,7 +71,7 @@ def test_a_slot_begins_alike_when_it_is_filled_again_and_after_other_languages(i
     ids=str,
 )
 def test_zero_output_adds_nothing_to_any_layer(flags):
-    """Each layer's output is the block's without a slot, and so the logits are the same whatever the seed."""
+    """Each layer's output is the block's without a slot, so the seed does not change the logits."""
     model = tiny_model(**flags)
     model.add_language("sw_KE", "zero_output", seed=1)
     batch = tiny_batch()
@@ -100,7 +100,7 @@ def test_zero_output_adds_nothing_to_any_layer(flags):
 
 
 def test_a_model_s_beginning_depends_on_the_seed_and_on_names_alone():
-    """So arms with other languages, a shared slot or another depth are alike where they have the same tensors."""
+    """Arms with other languages, a shared slot or another depth are alike in common tensors."""
     sizes = {"vocab_size": 400, "hidden_size": 64, "intermediate_size": 96}
     shared = {"languages": ["shared"], "aliases": {"en_XX": "shared", "de_DE": "shared"}}
     models = [

@@ -47,7 +47,7 @@ def test_long_cells_and_line_ends_inside_of_cells_are_kept(tmp_path):
 
 
 def _with_open_quote(row: int, column: int, close: str = "") -> str:
-    """40 rows; in one a quote is opened before a cell and never closed, unless a later row has ``close`` at the end of its text."""
+    """40 rows; one opens a quote and never closes it, unless a later row ends with ``close``."""
     rows = [[f"bane {i}", "ab"[i % 2]] for i in range(40)]
     rows[row][column] = '"' + rows[row][column]
     rows[row + 3][0] += close
@@ -75,11 +75,13 @@ def _with_open_quote(row: int, column: int, close: str = "") -> str:
         ),  # 37 rows
         (
             'label,text\na,x\nb,"y\na,z"\nb,v\n',
-            "line 3: a quote opens a cell of several lines, of which line 4 reads like a row .'a,z'",
+            "line 3: a quote opens a cell of several lines, "
+            "of which line 4 reads like a row .'a,z'",
         ),
         (
             'text,label\nx,a\n"y,b\nz",a\nv,b\n',
-            "line 3: a quote opens a cell of several lines, of which line 3 reads like a row .'y,b'",
+            "line 3: a quote opens a cell of several lines, "
+            "of which line 3 reads like a row .'y,b'",
         ),
         ('text,label\n"he said "yes"",a\n', "line 2: text follows the quote that ends a cell"),
         ("text,label\na,ti\rlo\n", "line 3: 1 cells, but the header has 2"),

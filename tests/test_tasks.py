@@ -197,7 +197,7 @@ def test_metrics_are_those_of_torchmetrics():
 
 
 def _answers(shares: list[float], examples: int = 400) -> np.ndarray:
-    """Counts (1, S, N, 2) of accuracy, of seeds that are right in that share of the examples, drawn independently."""
+    """Counts (1, S, N, 2) of accuracy: each seed is right in its share, independently drawn."""
     generator = np.random.default_rng(1)
     right = np.stack(
         [generator.permutation(np.arange(examples) < share * examples) for share in shares]
@@ -241,7 +241,7 @@ def test_a_paired_test_finds_a_difference_that_is_there_and_none_that_is_not():
     assert chance.p > 0.5 and chance.low < 0 < chance.high
 
 
-def test_holm_corrects_for_the_number_of_tests_and_rejects_a_family_of_true_nulls_one_time_in_twenty():
+def test_holm_corrects_for_the_number_of_tests_and_rejects_true_nulls_one_time_in_twenty():
     assert holm([0.04, 0.01, None, 0.03, 0.5]) == [0.09, 0.04, None, 0.09, 0.5]
     assert holm([]) == [] and holm([None]) == [None] and holm([0.7, 0.6]) == [1, 1]
     p = np.random.default_rng(0).uniform(size=(2000, 8))
@@ -256,8 +256,11 @@ CLUSTERS = np.repeat(
 def _simulated(
     generator, *, cluster: float, seeds: tuple[float, ...], level: float = 0.3, arms: int = 1
 ) -> list[np.ndarray]:
-    """Counts (1, S, N, 2) of each arm: right where the sum of a level and of normal effects is above 0. ``cluster``, ``seeds``: how
-    much clusters and the seeds differ; each arm has effects of its own beside those that the arms share."""
+    """Counts (1, S, N, 2) of each arm: right where a level plus normal effects is above 0.
+
+    ``cluster``, ``seeds``: the spread of clusters and of seeds. Each arm has effects of its own
+    beside those that the arms share.
+    """
     draw, number = generator.standard_normal, len(seeds)
     spread = np.array(seeds)[:, None]
 

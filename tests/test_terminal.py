@@ -1,4 +1,4 @@
-"""Tables on the terminal and in logs: nothing is cut off, nothing is taken for markup, and slots are told in a line."""
+"""Tables on the terminal and in logs: nothing is cut off or taken for markup; slots in a line."""
 
 import logging
 import re
@@ -27,7 +27,7 @@ ROWS = [
 
 @pytest.mark.parametrize("width", [40, 60, 80, 200])
 def test_all_columns_are_shown_whatever_the_width(monkeypatch, capsys, width):
-    """Those that do not fit stand below, each block with the language and under the words that say so."""
+    """What does not fit stands below, in blocks with the language, under a line that says so."""
     monkeypatch.setenv("COLUMNS", str(width))
     Table("a title that is longer than forty characters, and says so", HEADER, ROWS).print()
     said = capsys.readouterr().out

@@ -121,7 +121,7 @@ def prepared(tmp_path_factory, tokenizer_folder):
 
 
 def test_every_passage_is_whole_in_a_row_as_later_readers_give_it(prepared):
-    """Only one that is longer than a row is cut: its parts begin with <s> too, and all but the last fill their rows."""
+    """Only one longer than a row is cut: each part begins with <s>, all but the last fill rows."""
     folder, tokenizer, corpora = prepared
     bos, eos, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     for split in ("train", "validation"):
@@ -156,7 +156,7 @@ def test_every_passage_is_whole_in_a_row_as_later_readers_give_it(prepared):
 
 
 def test_a_passage_of_training_is_computed_as_when_it_is_read_alone(prepared):
-    """The same pieces at the same positions, and nothing of the others in its row: the logits are those of the passage alone."""
+    """Same tokens, same positions, nothing of its neighbours: the logits are those of it alone."""
     _, tokenizer, corpora = prepared
     rows = corpora["en"].rows("validation", np.arange(30))
     layout = Layout("document", tokenizer.pad_token_id, tokenizer.eos_token_id)
@@ -221,7 +221,7 @@ def test_a_mask_piece_in_the_text_is_text(tmp_path, tokenizer_folder):
 
 
 def test_bytes_that_no_piece_spells_are_counted_once_each(tmp_path, tokenizer_folder):
-    """English and German pieces know no Greek, no Arabic, and not the fraction slash that ½ becomes."""
+    """English and German vocabularies know no Greek, no Arabic, and no fraction slash (from ½)."""
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
     line = "  the  Ωμέγα and ﷺ, \t½ of ω🙂ω \u03b5\u0301"
     (tmp_path / "x.txt").write_text(f"{line}\n" * 50, encoding="utf-8")
@@ -273,7 +273,7 @@ def test_proportions_follow_alpha_and_the_cap():
 
 
 def test_unimax_is_uniform_but_for_those_at_the_cap():
-    """Chung et al. 2023. Their procedure, the smallest language first: each has its even part of what is left, or its cap."""
+    """Chung et al. 2023, smallest language first: each has an even part of the rest, or its cap."""
     sizes = {"a": 1000, "b": 300, "c": 40}
     shares = proportions(sizes, 0, max_passes=4, budget_rows=2000)
     assert {code: round(100 * share) for code, share in shares.items()} == {
@@ -316,7 +316,7 @@ def test_the_mixture_is_exact_and_sees_every_row_before_any_twice():
 
 
 def test_a_step_asked_out_of_order_counts_the_steps_since_the_last_one_alone(monkeypatch):
-    """As workers and micro-batches ask: the same step again, some left out, now and then an earlier one."""
+    """As workers and micro-batches ask: a step again, some skipped, now and then an earlier one."""
     sizes = {"a": 50, "b": 20, "c": 7}
     make = lambda: Mixture(sizes, proportions(sizes, 0.7), rows_per_step=9, seed=5)  # noqa: E731
     mixture, plain, drawn = make(), [make().step(step) for step in range(100)], []
@@ -451,7 +451,7 @@ def test_processes_and_micro_batches_see_together_what_one_sees_alone(prepared, 
 
 
 def test_in_a_batch_of_several_vocabularies_each_row_is_hidden_by_its_own(prepared, tmp_path):
-    """A random piece of the base's vocabulary would mean another, or nothing, in a language with its own."""
+    """A random token of the base would mean another, or nothing, in a language's own vocabulary."""
     folder, base, corpora = prepared
     save_tokenizer(train_sentencepiece(passages("sw", 400), pieces=120), tmp_path)
     own = AutoTokenizer.from_pretrained(tmp_path)
@@ -503,7 +503,7 @@ def test_the_next_piece_is_every_piece_but_the_beginnings_of_passages_and_paddin
 
 
 def test_rows_of_few_pieces_are_not_hidden_whole():
-    """A share of the pieces, whatever else stands in the row: <s> and </s> of short passages, padding."""
+    """A share of the tokens, whatever else is in the row: <s> and </s> of short texts, padding."""
     masker = Masker(0.3, "80-10-10", 4, 200, (0, 1, 2, 3, 4))
     short, empty, one = (
         [0, 9, 2, 0, 8, 2, 0, 7, 2, 0, 6, 2],
@@ -517,7 +517,10 @@ def test_rows_of_few_pieces_are_not_hidden_whole():
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_every_label_of_a_step_weighs_the_same_in_all_processes_and_micro_batches(prepared, causal):
-    """The mean over units, which is what DDP and accumulation take, is the loss of the step in one; rows have different numbers of labels."""
+    """DDP and accumulation take the mean over units: it is the loss of the undivided step.
+
+    Rows have different numbers of labels.
+    """
     _, tokenizer, corpora = prepared
     mixture = Mixture(
         {c: len(corpus.train) for c, corpus in corpora.items()},
@@ -563,7 +566,7 @@ def test_every_label_of_a_step_weighs_the_same_in_all_processes_and_micro_batche
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_within_passages(causal):
-    """Two passages and padding: positions begin anew, and nobody looks across, nor ahead when causal."""
+    """Two passages and padding: positions begin anew; no attention across, nor ahead if causal."""
     row = np.array([[0, 7, 2, 0, 8, 2, 1]])
     fields = Layout("document", 1, 2, causal=causal).fields(row, row)
     passage = [0, 0, 0, 1, 1, 1, 2]

@@ -1,4 +1,4 @@
-"""SentencePiece and the saved Hugging Face tokenizer are one and the same, on every embedded language."""
+"""SentencePiece and the saved Hugging Face tokenizer agree on every embedded language."""
 
 import random
 import shutil
@@ -125,8 +125,11 @@ MARKS = [
 @pytest.mark.parametrize("byte_fallback", [False, True])
 @pytest.mark.parametrize("normalization", ["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "identity"])
 def test_any_text_is_split_as_by_sentencepiece(normalization, byte_fallback):
-    """Seeded random texts of odd words and characters, and each character of the basic plane, every eleventh; SentencePiece gets
-    them composed, and what its rules make of them composed again: it leaves marks in another order there."""
+    """Seeded random texts of odd words and characters, and the basic plane, every eleventh.
+
+    SentencePiece gets them composed, and its output is composed again, since it leaves marks in
+    another order.
+    """
     random_ = random.Random(7)
     texts = ["".join(random_.choices(WORDS + MARKS, k=random_.randint(0, 12))) for _ in range(1500)]
     characters = (

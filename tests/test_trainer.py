@@ -1,4 +1,4 @@
-"""Under transformers' own tools: its Trainer, collators and pipelines, beside its own classes on the same weights."""
+"""transformers' Trainer, collators and pipelines on our classes, beside its own, same weights."""
 
 import gc
 from pathlib import Path
@@ -40,7 +40,7 @@ def quick():
 
 
 def rows(head: str, count: int = 48, length: int = 9, *, languages: int = 3) -> datasets.Dataset:
-    """``count`` rows, their languages in turn. Of those with a label for each token, the last rows have the most."""
+    """``count`` rows, languages in turn. If each token has a label, the last rows have the most."""
     generator = torch.Generator().manual_seed(3)
     draw = lambda high, *shape: torch.randint(0, high, shape, generator=generator)  # noqa: E731
     shape = (count, 3, length) if head == "ForMultipleChoice" else (count, length)
@@ -65,7 +65,7 @@ def rows(head: str, count: int = 48, length: int = 9, *, languages: int = 3) -> 
 
 
 def trainer(model, folder, data=None, *, more: dict | None = None, **settings) -> Trainer:
-    """For ten steps of twelve rows, unless ``settings`` say otherwise; ``more``: what the Trainer itself takes."""
+    """For ten steps of twelve rows, unless ``settings`` differ; ``more``: for the Trainer."""
     settings = {
         "max_steps": 10,
         "per_device_train_batch_size": 12,
@@ -98,7 +98,7 @@ def test_ten_steps_are_those_of_transformers_own_class(head, tmp_path):
 
 @pytest.mark.parametrize("head", TRAINED)
 def test_accumulated_batches_are_one_large_batch_whatever_their_labels(head, tmp_path):
-    """In transformers those of a causal model are; of other classes the batches' losses are added up, k times too large."""
+    """As transformers' causal models; its other classes add the losses up, k times too large."""
     ours, theirs = pair(head, tmp_path, default_language="de_DE")
     small = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4, "max_steps": 2}
     start = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
@@ -194,7 +194,7 @@ def test_our_own_scores_need_no_logits_of_every_position(head, monkeypatch):
 
 
 def right(prediction: transformers.EvalPrediction) -> dict[str, float]:
-    """A metric of all that was gathered: how much is right, and a number that any other logits would change."""
+    """A metric of everything gathered: the share right, and a number that any logits change."""
     logits = prediction.predictions
     labels = prediction.label_ids
     if isinstance(logits, tuple):  # of questions
@@ -231,7 +231,7 @@ def chosen(logits, labels):
 
 
 def test_an_evaluation_over_several_vocabularies_keeps_what_was_chosen(tmp_path):
-    """Logits of batches of different vocabularies cannot be put together; the pieces that they choose can."""
+    """Logits of different vocabularies cannot be joined; the tokens that they choose can."""
     model = tiny_model()
     model.add_language("el_GR", pieces=70)
     data, seen = (
@@ -275,7 +275,7 @@ def test_smoothed_labels_are_those_of_transformers_own_class(head, tmp_path):
 
 
 def test_labels_that_are_shifted_already_are_honoured(tmp_path):
-    """As in transformers: they stand in place of labels. Its class gives no loss for them alone; ours does."""
+    """They replace labels, as in transformers; there they give no loss alone, here they do."""
     ours, theirs = pair("ForCausalLM", tmp_path)
     inputs, labels = batch("ForCausalLM", LANGUAGES["mixed"], "padded")
     labels = labels["labels"]
@@ -352,7 +352,7 @@ def grown(head: str = "ForMaskedLM"):
 
 @pytest.mark.parametrize("head", LM)
 def test_a_run_that_resumes_ends_in_the_same_bits(head, tmp_path):
-    """Added vocabularies too, of which a folder of ours has files that the Trainer does not read."""
+    """Added vocabularies too: our folders have files for them that the Trainer does not read."""
     data = rows(head, languages=4)
     settings = {"max_steps": 6, "save_strategy": "steps", "save_steps": 3}
     whole = trainer(grown(head), tmp_path, data, **settings)
@@ -392,7 +392,7 @@ def test_the_best_model_of_a_run_is_loaded_with_its_added_vocabulary(tmp_path):
 
 
 def test_what_the_trainer_saves_is_a_model_folder_like_any_other(tmp_path):
-    """Tied weights once; an added vocabulary beside the rest, where transformers does not look, or, of a checkpoint, as well."""
+    """Tied weights once; an added vocabulary beside the rest, and of a checkpoint too."""
     tool = trainer(
         grown(),
         tmp_path,
@@ -428,7 +428,7 @@ def tokenizer(tokenizer_folder):
 def test_text_by_the_collator_of_transformers_trains_as_its_own_class_does(
     head, tokenizer, tmp_path
 ):
-    """Rows of all lengths, grouped by them; languages as a column of numbers, which is kept, and of codes, which is not."""
+    """Rows of all lengths, grouped; a language column of numbers is kept, one of codes is not."""
     models = pair(head, tmp_path, vocab_size=len(tokenizer))
     text = [
         (code, line[:60])

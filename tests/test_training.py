@@ -1,4 +1,4 @@
-"""Parts of training that need no run: the schedule, what decays, files and locks, several processes."""
+"""Parts of training that need no run: schedule, weight decay, files and locks, processes."""
 
 import os
 import signal
@@ -124,7 +124,7 @@ def test_the_norm_of_a_large_gradient_is_right():
     [(True, False, False), (True, True, True), (False, False, True), (False, True, True)],
 )
 def test_the_frozen_body_drops_only_where_the_recipe_says_so(extends, switch, drops):
-    """Between steps the model is left in evaluation mode, as by scoring; the step itself has to set the mode."""
+    """Scoring leaves the model in evaluation mode between steps; the step itself sets the mode."""
     model = tiny_model(hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5)
     slot = set(model.language_parameters("de_DE"))
     recipe = RecipeConfig(steps=9, peak_lr=1e-3, dropout_in_frozen=switch)

@@ -42,7 +42,7 @@ def _batch(indices) -> dict[str, torch.Tensor]:
 
 
 def _loss(model, code: str, slot: str | None = None) -> float:
-    """By the plain forward pass, one text at a time; through another slot by its weights in place of the own ones."""
+    """By the plain forward pass, one text at a time; another slot's weights replace its own."""
     if slot is not None and slot != code:
         slots = [layer.output.adapter_modules for layer in model.base_model.encoder.layer]
         for modules in slots:
@@ -171,7 +171,7 @@ def _tested(
         ((0.55, 0.55), 0.0, -0.01, 0, "n-grams"),
     ],
 )
-def test_the_table_marks_what_lies_above_ngrams_and_one_answer_to_all_and_says_where_no_language_does(
+def test_the_table_marks_what_lies_above_ngrams_and_one_answer_to_all_and_says_if_nothing_does(
     capsys, caplog, lows, chance, ngrams, marks, said
 ):
     languages = [

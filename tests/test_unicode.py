@@ -1,4 +1,4 @@
-"""Text in any of its Unicode forms: composed and decomposed are one, and what a normalisation takes away is told and paid for."""
+"""Composed and decomposed text is one; what a normalisation removes is reported and charged."""
 
 import math
 import random
@@ -21,7 +21,7 @@ from xmod_lab.text.tokenizer import (
 )
 from xmod_lab.text.vocabulary import load_tokenizer
 
-DECOMPOSABLE = {  # a sentence of scripts in which macOS, or an input method, writes letters in parts
+DECOMPOSABLE = {  # scripts in which macOS, or an input method, writes letters in parts
     "Vietnamese": "Tiếng Việt có sáu thanh điệu, và những chữ như ệ, ở, ữ, ẵ, ỗ",
     "Korean": "한국어는 한글로 쓰며, 값과 닭과 흙은 받침이 둘이다",
     "Greek": "Ἐν ἀρχῇ ἦν ὁ λόγος, και το ΐ του προϊόντος",
@@ -76,7 +76,7 @@ def test_decomposed_text_makes_the_same_vocabulary(models_):
 
 
 def test_a_decomposed_file_gives_the_rows_of_a_composed_one(tmp_path, models_):
-    """The same is held out, the same is twice there, bytes and pieces are the same; how many were composed is counted."""
+    """The same is held out and counted twice; bytes and tokens agree; compositions are counted."""
     save_tokenizer(models_["nmt_nfkc", False], tmp_path / "tokenizer")
     tokenizer = load_tokenizer(tmp_path / "tokenizer")
     lines = [f"{text} {chr(97 + i)}" for i in range(20) for text in DECOMPOSABLE.values()]
@@ -177,7 +177,7 @@ def test_what_a_vocabulary_reads_otherwise_is_counted_by_kind(models_):
 
 
 def test_no_normalisation_makes_a_text_cheaper_than_it_is(models_):
-    """Text of letters whose case is a coin's: to fold it saves a bit a letter, and costs as much."""
+    """Text with random case: to fold it saves a bit per letter, and is charged as much."""
     coin = random.Random(1)
     lines = ["".join(coin.choice((c, c.upper())) for c in "abcdefgh" * 4) for _ in range(50)]
     bits = _counted("nmt_nfkc_cf", lines, models_).summary()["respelling_bits"]
@@ -196,7 +196,7 @@ def _entropy(p: float) -> float:
 
 
 def test_marks_stay_on_what_is_folded_or_replaced_and_offsets_are_those_of_the_text(models_):
-    """The backend's own reading of SentencePiece's rules loses them, and shifts offsets behind characters that are dropped."""
+    """The backend's own normaliser loses them, and shifts offsets behind dropped characters."""
     for rule, text, expected in (
         ("nmt_nfkc", "ﷲ\u064e \u00a0\u0301x ｶﾞ ａ\u0301", "الله\u064e \u0301x ガ á"),
         ("nmt_nfkc_cf", "Ọ̀rọ̀ Ė̃jo", "ọ̀rọ̀ ė̃jo"),

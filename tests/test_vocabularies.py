@@ -1,4 +1,4 @@
-"""Several vocabularies in one model: a mixed batch is each of its rows alone, and every table is found again after saving."""
+"""Several vocabularies in a model: a mixed batch equals its rows alone; all tables are saved."""
 
 import shutil
 from pathlib import Path
@@ -23,7 +23,7 @@ HEADS = ["Model", "ForSequenceClassification", "ForTokenClassification", "ForQue
 
 
 def grown(head: str = "ForMaskedLM", **changes):
-    """Three languages of the base vocabulary, two with their own, and a third of these that no batch here has."""
+    """Three languages of the base vocabulary, two with their own, and one in no batch here."""
     torch.manual_seed(0)
     model = getattr(xmod_lab.model, f"Xmod{head}")(
         tiny_config(is_decoder=head == "ForCausalLM", **changes)
@@ -45,7 +45,7 @@ def rows(length: int = 9) -> torch.Tensor:
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForCausalLM"])
 @pytest.mark.parametrize("cache", [False, True])
 def test_logits_of_a_mixed_batch_are_those_of_each_row_alone(head, cache):
-    """A cache keeps the rows in the caller's order, so the tables follow the rows and not the runs of the slots."""
+    """A cache keeps the caller's row order, so tables follow the rows, not the runs of slots."""
     model, ids, options = grown(head), rows(), {}
     if head == "ForCausalLM":
         options = {"use_cache": cache}
@@ -166,7 +166,7 @@ def test_a_piece_that_the_vocabulary_of_its_row_lacks_is_named():
 @pytest.mark.parametrize("shard", [{}, {"max_shard_size": "4KB"}])
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForCausalLM", "ForTokenClassification"])
 def test_tables_are_saved_and_follow_the_model_to_another_type(head, shard, tmp_path):
-    """Peers' bug 10: tables that are not in use lie in a dict: lost when saved, and left where they were by ``to``."""
+    """Peers' bug 10: unused tables in a dict are lost on saving, and left behind by ``to``."""
     model = grown(head)
     assert sum(".vocabularies." in name for name in model.state_dict()) == 2 * 3
     model.save_pretrained(tmp_path, **shard)
@@ -184,7 +184,7 @@ def test_tables_are_saved_and_follow_the_model_to_another_type(head, shard, tmp_
 
 
 class Hub:
-    """A stand-in for huggingface.co: what transformers and we ask of its client, and a folder for what is sent."""
+    """A stand-in for huggingface.co: what transformers and we ask its client, and a folder."""
 
     def __init__(self, folder: Path, monkeypatch):
         self.asked: list[tuple] = []
@@ -223,7 +223,8 @@ def test_all_of_a_model_is_sent_to_the_hub_or_nothing(tmp_path, monkeypatch):
     model.save_pretrained(tmp_path / "saved")
     with pytest.raises(
         UserError,
-        match=r"save_pretrained\(push_to_hub=True\) would send nothing of el_GR, sw_KE, ta_IN, ca_ES",
+        match=r"save_pretrained\(push_to_hub=True\) would send nothing of "
+        r"el_GR, sw_KE, ta_IN, ca_ES",
     ):
         model.save_pretrained(tmp_path / "saved", push_to_hub=True, repo_id="me/mine")
     assert hub.asked == []
@@ -316,7 +317,7 @@ def test_every_language_reads_with_its_own_tokenizer(tmp_path, tokenizer_folder)
 
 
 def test_the_last_partial_batch_is_a_batch():
-    """Peers' bug 11: routing by the sizes of an earlier batch breaks on the last one, which is smaller."""
+    """Peers' bug 11: routing by the sizes of an earlier batch fails on the smaller last one."""
     model, batch = grown(), tiny_batch(rows=len(ROWS), pieces=30)
     full = model(batch["input_ids"], lang_ids=ROWS).logits
     for count in (3, 1):

@@ -95,7 +95,7 @@ def trials(place) -> dict[str, Trial]:
 
 @pytest.fixture(scope="session")
 def reference(trials, tmp_path_factory):
-    """``reference(trial)``: (folder of an undisturbed run, the folder that it was in, how many file operations it took)."""
+    """``reference(trial)``: (folder of an undisturbed run, where it ran, its file operations)."""
     kept: dict[str, tuple[Path, Path, int]] = {}
 
     def make(trial: Trial) -> tuple[Path, Path, int]:

@@ -1,12 +1,12 @@
-"""Commands that are killed at a file operation, cut off from power, or left without room, and what must hold afterwards.
+"""Commands that are killed at a file operation, lose power, or run out of disk space.
 
-A *trial* is a command whose output all lies in one folder. It is run once undisturbed, which gives the reference. Then it is
-disturbed, judged by what is there (:func:`faults_of_what_is_left`), given again, and compared with the reference
-(:func:`differences`).
+A *trial* is a command that writes into one folder only. It runs once undisturbed, which gives the
+reference. Then it is disturbed, what it leaves is judged (:func:`faults_of_what_is_left`), it is
+given again, and the result is compared with the reference (:func:`differences`).
 
-File operations are those that Python's audit hooks tell of (files opened for writing, names made, moved and removed, rights) and
-``os.fsync``. Libraries that are not written in Python (tokenizers, safetensors, Arrow) write between two of them, always at scratch
-places.
+File operations are those that Python's audit hooks report (files opened for writing, names made,
+moved and removed, rights) and ``os.fsync``. Libraries that are not written in Python (tokenizers,
+safetensors, Arrow) write between two of them, always to temporary places.
 """
 
 import contextlib
@@ -76,8 +76,13 @@ NAMES = [
 
 @dataclass(frozen=True)
 class Trial:
-    """``arguments``: of the command, all output under ``out``; ``before``: makes what is there before; ``built``: patterns of folders
-    that are there whole or not at all."""
+    """A command and what its folder must hold.
+
+    Attributes:
+        arguments: of the command; all its output lies under ``out``.
+        before: makes what is there before the command.
+        built: patterns of folders that exist whole or not at all.
+    """
 
     name: str
     command: str
@@ -134,7 +139,7 @@ def _main(
 def watched(
     out: Path, before: Callable[[], None], after: Callable[[int], None] = lambda descriptor: None
 ):
-    """Call ``before()`` before each file operation under ``out``, and ``after(descriptor)`` after each fsync."""
+    """Call ``before()`` before each file operation in ``out``, ``after(fd)`` after each fsync."""
     place, on, real = str(out), True, os.fsync
 
     def watch(event: str, arguments: tuple) -> None:
@@ -192,7 +197,7 @@ def kill(out: Path, number: int):
 
 
 def tree(folder: Path) -> dict[str, Path]:
-    """The visible files under ``folder``: without those that begin with a dot, or lie in folders that do."""
+    """The visible files under ``folder``: neither they nor their folders begin with a dot."""
     return {
         str(path.relative_to(folder)): path
         for path in sorted(folder.rglob("*"))
@@ -256,7 +261,10 @@ def differences(out: Path, reference: Path) -> list[str]:
 
 
 def faults_of_going_on(trial: Trial, out: Path, reference: Path) -> list[str]:
-    """Give the command again; what is then otherwise than in the reference. ``packs`` refuses a folder that it has made already."""
+    """Give the command again, and list the differences from the reference.
+
+    ``packs`` refuses a folder that it has made already.
+    """
     status, said = trial.run(out)
     if status and not (trial.command == "packs" and "exists already" in said):
         return [f"given again: {said[-1500:]}"]
@@ -307,9 +315,9 @@ def faults_of_what_is_left(trial: Trial, out: Path, reference: Path) -> list[str
 class Disk:
     """What a power cut can leave of ``out``: only what fsync has brought to the disk, in two ways.
 
-    ``strict``: a folder has the names, and a file the bytes, that it had when it was last brought there. ``early``: all names are as
-    they are, which a file system may write before the bytes that they stand for; what was not brought there is empty. Real disks leave
-    something between the two.
+    ``strict``: a folder has the names, and a file the bytes, that it had at its last fsync.
+    ``early``: all names are as they are, since a file system may write names before the bytes that
+    they stand for; files without fsync are empty. Real disks leave something between the two.
     """
 
     def __init__(self, out: Path):
@@ -369,7 +377,10 @@ class Disk:
 
 @contextlib.contextmanager
 def record(out: Path, told: Path):
-    """Write to ``told``, as a pickle, what cuts after each fsync would leave of ``out``: the pieces and the cuts of a :class:`Disk`."""
+    """Write to ``told``, as a pickle, what a cut after each fsync would leave of ``out``.
+
+    It holds the pieces and the cuts of a :class:`Disk`.
+    """
     disk = Disk(out)
     with watched(out, lambda: None, disk.brought):
         try:

@@ -1,8 +1,8 @@
-"""Hostile versions of folders that commands read, and of command lines: each is a function of a seed.
+"""Hostile versions of folders that commands read, and of command lines, each from a seed.
 
-A folder is made hostile in one or two places: a value of a JSON or YAML file, a file's bytes, a file's kind (a link, a FIFO, a
-folder). Values are those that programs stumble over: other types, numbers without end, names that lead out of a folder, control
-characters, code.
+A folder is made hostile in one or two places: a value of a JSON or YAML file, a file's bytes, or a
+file's kind (a link, a FIFO, a folder). The values are those on which programs fail: other types,
+infinite numbers, names that lead out of a folder, control characters, code.
 """
 
 import json
@@ -94,8 +94,11 @@ class Trap:
 
 
 def hostile_folder(folder: Path, target: Path, seed: int, trap: Path) -> str:
-    """Copy ``folder`` to ``target``, make it hostile, and say what was done. ``trap``: the file that pickles write when they are run;
-    the file VICTIM beside it is one of others, to which links lead."""
+    """Copy ``folder`` to ``target``, make it hostile, and say what was done.
+
+    ``trap``: the file that pickles write when they run. The file VICTIM beside it belongs to
+    others; links lead to it.
+    """
     trap.with_name(VICTIM).write_text(NOT_OURS)
     chance = random.Random(seed)
     shutil.copytree(folder, target, symlinks=True)
@@ -161,7 +164,7 @@ def _read(file: Path) -> object:
 
 
 def _edit(file: Path, chance: random.Random, change: Callable[[object, object], str]) -> str:
-    """Call ``change(parent, key)`` for one place of a JSON file and write it back; nothing for what is no JSON."""
+    """Call ``change(parent, key)`` for one place of a JSON file; do nothing if it is not JSON."""
     tree = _read(file)
     places = list(_places(tree))[:5_000]
     if not places:

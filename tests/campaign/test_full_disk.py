@@ -1,4 +1,4 @@
-"""A disk that fills while a command writes: one message, what was saved stays, and with more room the command goes on."""
+"""A disk fills up while a command writes: one message, nothing saved is lost, it can go on."""
 
 import shutil
 import subprocess
@@ -23,7 +23,7 @@ SAMPLE = ("pretrain", 0.5)
 
 
 def filled(trial, reference, small_disk, share: float) -> list[str]:
-    """Faults with ``share`` of the room that the command needs, and, when there is more, of the command that is given again."""
+    """Faults with ``share`` of the room that the command needs, and of a second call with more."""
     whole, out, _ = reference(trial)
     needed = sum(path.stat().st_size for path in whole.rglob("*") if path.is_file()) >> 10
     shutil.rmtree(out, ignore_errors=True)

@@ -1,5 +1,6 @@
-"""Packs and model folders with random damage and malice: each use of them works, or is refused by one message, soon; nothing is written
-outside its target, and nothing waits.
+"""Packs and model folders with random damage: each use works, or is soon refused by one message.
+
+Nothing is written outside the target, and nothing hangs.
 """
 
 import shutil

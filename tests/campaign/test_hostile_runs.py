@@ -1,5 +1,6 @@
-"""Run folders with damage and malice, checkpoints included, and bad command lines, each given to whole commands: what is asked for, or
-one message; no traceback, no wait, nothing executed, and nothing changed but the target.
+"""Damaged run folders (checkpoints too) and bad command lines: a correct result or one message.
+
+No traceback, nothing hangs, nothing is executed, and nothing changes but the target.
 """
 
 import os
@@ -100,7 +101,7 @@ def stopped(place, tmp_path_factory) -> Path:
 
 
 def campaign(place, stopped: Path, top: Path, numbers: range) -> list[str]:
-    """Disturb runs that were stopped and runs that are finished, in turn; what is wrong with how commands on them end."""
+    """Disturb stopped and finished runs in turn; list what is wrong when commands end on them."""
     greek = place.folder / "greek"
     uses = [
         (stopped, lambda at: ("pretrain", place.arguments(*TOY, run=at.made))),

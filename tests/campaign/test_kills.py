@@ -1,4 +1,7 @@
-"""A command that is killed at any file operation goes on to the same bytes; what it leaves does not count as whole unless it is."""
+"""A command that is killed at any file operation goes on to the same bytes.
+
+What it leaves counts as whole only if it is.
+"""
 
 from functools import partial
 
@@ -10,7 +13,7 @@ KILLS = 17  # of each command: 204 in all
 
 
 def killed(trial, reference, number: int) -> list[str]:
-    """Faults after a kill before operation ``number``, and after the same command was given again."""
+    """Faults after a kill before operation ``number``, and after the command was given again."""
     whole, out, _ = reference(trial)
     status, said = trial.run(trial.fresh(out), partial(kill, out, number))
     assert status == -9, said

@@ -1,5 +1,8 @@
-"""After a power cut what counts as whole is whole, and the same command goes on to the same bytes. How a cut is modelled is said in
-:class:`tests.campaign.driver.Disk`: files are written for real, and what fsync has not brought to the disk is then taken away."""
+"""After a power cut the same command goes on to the same bytes, and only whole things count.
+
+:class:`tests.campaign.driver.Disk` models the cut: files are written for real, and what fsync has
+not brought to the disk is then taken away.
+"""
 
 import pickle
 from functools import partial
@@ -19,7 +22,7 @@ ON = 3  # cuts of each command and way after which the command is given again
 
 
 def cut(trial, reference, tmp_path, *, on: int) -> list[str]:
-    """Faults after a cut at every fsync, and, after ``on`` of them, of the command that was given again."""
+    """Faults after a cut at every fsync; for ``on`` of them the command is also given again."""
     whole, out, _ = reference(trial)
     status, said = trial.run(trial.fresh(out), partial(record, out, tmp_path / "cuts"))
     assert status == 0, said

@@ -1,4 +1,4 @@
-"""A command that is asked to stop at any moment, its processes all at once, ends in order, and goes on to the same bytes."""
+"""A command that is asked to stop, all its processes at once, ends in order and can go on."""
 
 import contextlib
 import os
@@ -43,9 +43,11 @@ WAYS = {
 
 @pytest.fixture(scope="module", params=WAYS)
 def run(request, place, tmp_path_factory):
-    """``run(out, number, share)``: the command with all that it makes under ``out``, sent the signal ``number`` after a share of the
-    time that it takes, or left alone; gives exit status, seconds from the signal to the end, and what was said. And an undisturbed
-    ``out``."""
+    """``run(out, number, share)`` and an undisturbed ``out``.
+
+    The command writes only under ``out``. It gets the signal ``number`` after a share of its
+    usual time, or none. Gives exit status, seconds from the signal to the end, and its output.
+    """
     folder, lasts = tmp_path_factory.mktemp("signals"), [0.0]
 
     def command(number: int | None = None, share: float = 1.0) -> tuple[int, float, str]:

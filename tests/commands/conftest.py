@@ -32,7 +32,7 @@ def extended(workplace: Workplace) -> Path:
 
 @pytest.fixture
 def command(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """``command(main, *arguments)``: exit status, stdout and stderr of a command in this process."""
+    """``command(main, *arguments)``: exit status, stdout and stderr, run in this process."""
 
     def call(main: Callable[[], None], *arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
@@ -61,9 +61,10 @@ def allow() -> Iterator[Callable[[list[str], str], None]]:
 def whole_way(workplace, command, tmp_path) -> Callable[..., Path]:
     """``whole_way(*overrides, base=None)``: take what a test has registered through every command.
 
-    Greek is added with these overrides for two steps, its pack is installed in the base and verified,
-    and the report is written. ``base``: overrides with which a base is pre-trained first, also for two
-    steps; ``None``: the base of the workplace. All in this process, where the test has registered it.
+    Greek is added with these overrides for two steps, its pack is installed in the base and
+    verified, and the report is written. ``base``: overrides with which a base is pre-trained
+    first, also for two steps; ``None``: the base of the workplace. All runs in this process, where
+    the test has registered it.
     Gives the run folder of the extension.
     """
 

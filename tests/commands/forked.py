@@ -1,6 +1,6 @@
 """Commands in processes that are forked from one in which everything is imported already.
 
-A test waits for the command, and not for ten seconds of imports. What has to be a process of its own
+A test waits for the command, and not for ten seconds of imports. What needs its own process
 (signals, another environment) starts one.
 """
 
@@ -25,7 +25,7 @@ FORKS.set_forkserver_preload(PRELOADED)
 def call(
     command: str, arguments: list[str], folder: Path, *, timeout: float = 300
 ) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of ``python -m xmod_lab.<command> <arguments>`` in ``folder``."""
+    """Exit status, stdout, stderr of ``python -m xmod_lab.<command> <arguments>`` in ``folder``."""
     with tempfile.TemporaryDirectory() as said:
         files = [Path(said) / name for name in ("out", "err")]
         environment = {**os.environ, "WANDB_SILENT": "true"}

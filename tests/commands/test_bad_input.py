@@ -1,4 +1,4 @@
-"""Bad input: one message that names the value, what is allowed and the remedy; exit status 2; nothing half-written."""
+"""Bad input: one message (value, what is allowed, remedy), status 2, nothing half-written."""
 
 import os
 import shutil

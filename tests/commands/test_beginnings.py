@@ -1,4 +1,4 @@
-"""How languages begin, by the real commands: the donor that is chosen, and the ranking of all beginnings."""
+"""How languages begin, by the real commands: the donor chosen, the ranking of all beginnings."""
 
 import csv
 import json
@@ -66,7 +66,7 @@ def opened(workplace, nearest):
 
 
 def test_nearest_is_the_donor_with_the_lowest_loss_on_training_text(nearest, opened):
-    """Each loss is that of a model which begins with a copy of the donor, on rows of the training text."""
+    """Each loss is that of a model that begins with a copy of the donor, on training rows."""
     cfg, lang, fresh = opened
     slot = json.loads((nearest / "pack" / "el_GR" / "manifest.json").read_text())["slot"]
     assert slot["init"] == "nearest" and slot["donors"] == [slot["ranking"][0][0]]
@@ -144,7 +144,7 @@ def test_a_run_that_goes_on_with_its_donor_writes_the_same_pack(workplace, neare
 
 
 def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, rank, nearest, tmp_path):
-    """To the last bit: of the configured combination with ``nearest``, and of the best one, before and after the steps."""
+    """Bit for bit: the configured combination with ``nearest``, and the best, before and after."""
     status, out, err = rank(
         "+lang=greek",
         f"base={workplace.base}",
@@ -201,8 +201,9 @@ def test_the_ranking_s_figures_are_those_that_runs_begin_with(workplace, rank, n
         combinations["focus", f"copy:{donor}"]["after_val"] == trained_two_steps["val/loss/el_GR"]
     )
     assert (
-        f"lowest after 2 steps: lang.greek.embedding_init={best['embedding_init']} lang.greek.slot_init={best['slot_init']}"
-        in out + err
+        "lowest after 2 steps: "
+        f"lang.greek.embedding_init={best['embedding_init']} "
+        f"lang.greek.slot_init={best['slot_init']}" in out + err
     )
     status, _, err = workplace.call(
         "+lang=greek",
@@ -267,7 +268,7 @@ def test_what_rank_does_not_do_is_refused_before_anything_is_written(
     "ignore::FutureWarning", "ignore::UserWarning"
 )  # of Lightning; commands do not show them
 def test_only_a_pretrained_slot_is_named_nearest(opened):
-    """That of a language that was added is tried where it is configured, but ``slot_init=nearest`` does not choose it."""
+    """An added language is tried where it is configured; ``slot_init=nearest`` does not take it."""
     cfg, _, fresh = opened
     model, old, _ = fresh()
     for code in ("en_XX", "de_DE"):  # so that the added one is better

@@ -1,4 +1,4 @@
-"""Causal language models by the same commands: exact likelihoods, extension, generation, transformers."""
+"""Causal language models: exact likelihoods, extension, generation, transformers."""
 
 import json
 import math
@@ -16,8 +16,10 @@ from xmod_lab.reports.results import find_runs
 
 
 def nats_per_piece(data, base, *, attention: str) -> float:
-    """Of English, by transformers' own model, which reads whole rows, or each passage of a row alone, from its <s> on. ``data``: where
-    its text was prepared."""
+    """Of English by transformers' own model, on whole rows or on each document alone from its <s>.
+
+    ``data``: the folder of its prepared text.
+    """
     theirs, info = transformers.XmodForCausalLM.from_pretrained(
         base / "model", output_loading_info=True
     )
@@ -50,8 +52,10 @@ def nats_per_piece(data, base, *, attention: str) -> float:
 
 
 def code_lengths(data, base) -> list[float | None]:
-    """Bits of each English held-out passage and its end, by transformers' own model, which reads it alone; ``None`` for one that is longer
-    than a row, and for one with <unk>, which is charged for."""
+    """Bits of each English held-out document with its end, by transformers' own model.
+
+    It reads each alone. ``None``: longer than a row, or with <unk>, which is charged for.
+    """
     theirs = transformers.XmodForCausalLM.from_pretrained(base / "model").eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(base / "model")
     (file,) = data.glob("en_XX-*/validation.jsonl")

@@ -1,4 +1,7 @@
-"""The claim that everything rests on: models learn from context, and a trained body helps a language that it never saw."""
+"""The claim that everything rests on: models learn from context, and a trained body helps.
+
+It helps a language that it never saw.
+"""
 
 import pytest
 
@@ -17,8 +20,10 @@ LEARNS = [
 
 @pytest.mark.slow
 def test_a_base_learns_what_piece_frequencies_cannot_tell(workplace, tmp_path):
-    """It begins near the unigram entropy, since its output bias is the log frequency, and leaves it within 400 steps.
-    With attention across the unrelated passages of a row it never does."""
+    """It begins near the unigram entropy, since its output bias is the log frequency.
+
+    It leaves it within 400 steps; with attention across the unrelated documents of a row, never.
+    """
     status, _, err = workplace.call(*LEARNS, run=tmp_path / "run")
     assert status == 0, err
     metrics = workplace.metrics(tmp_path / "run")
@@ -30,7 +35,7 @@ def test_a_base_learns_what_piece_frequencies_cannot_tell(workplace, tmp_path):
 
 @pytest.mark.slow
 def test_the_first_command_of_the_readme_shows_its_claim(tmp_path):
-    """Greek, at the shipped settings: clearly below its unigram entropy, and below the same run on a random body."""
+    """Greek, at the shipped settings: clearly below its unigram entropy and below a random body."""
     place = make_workplace(tmp_path)
     losses = {}
     for name, overrides in {"trained": [], "random": ["+experiment=random_body"]}.items():

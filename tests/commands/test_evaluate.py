@@ -28,7 +28,7 @@ CODES = ["en_XX", "de_DE", "el_GR", "sw_KE"]
 
 @pytest.fixture(scope="module")
 def translations(tmp_path_factory):
-    """Ten rows of English, German, Greek and a language that no model here has; two cells are empty."""
+    """Ten rows of English, German, Greek and a language of no model here; two cells are empty."""
     path = tmp_path_factory.mktemp("parallel") / "ten.tsv"
     columns = {
         "en": passages("en", 10, "val"),
@@ -218,7 +218,7 @@ def foreign(request, tmp_path_factory, tokenizer_folder):
 def test_a_folder_of_transformers_is_measured_alike(
     workplace, foreign, evaluate, translations, tmp_path
 ):
-    """Its loss is the one that transformers computes itself; the language without text is named and left out."""
+    """Its loss is what transformers computes; the language without text is named and left out."""
     folder, kind = foreign
     causal, run = kind is transformers.XmodForCausalLM, tmp_path / "run"
     settings = ["data.attention=row", "evaluate.pll=true", f"evaluate.parallel=[{translations}]"]

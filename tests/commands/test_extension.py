@@ -101,7 +101,7 @@ def test_run_loads_in_transformers_with_our_logits(extended):
 
 
 def test_every_language_has_its_tokenizer_in_the_model_and_in_the_pack(extended, tmp_path):
-    """Peers' bug 14: pieces added by ``add_tokens`` have no scores and match literally; here it is a tokenizer of its own."""
+    """Peers' bug 14: ``add_tokens`` gives tokens without scores; here it is an own tokenizer."""
     model = XmodForMaskedLM.from_pretrained(extended / "model")
     base, greek = model.tokenizer_for("en_XX"), model.tokenizer_for("el_GR")
     unpack(extended / "pack" / "el_GR", tmp_path)
@@ -196,7 +196,7 @@ def test_a_language_added_after_another_is_the_one_added_alone(workplace, extend
 
 @pytest.mark.parametrize("part", ["shared", "other slot"])
 def test_a_violated_proof_fails_the_run(workplace, tmp_path, monkeypatch, capsys, part):
-    """Something moves a frozen tensor during training: the run must say so, exit with 1, and write no pack."""
+    """A frozen tensor is moved during training: the run says so, exits with 1, writes no pack."""
     from xmod_lab import pretrain
     from xmod_lab.training.step import LanguageModeling
 

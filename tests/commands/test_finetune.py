@@ -312,7 +312,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(workplace, extended, tuned):
 def test_auto_is_the_newest_run_that_knows_the_source_and_the_command_draws_its_table(
     workplace, extended, tuned, monkeypatch, capfd
 ):
-    """The folder also holds fine-tuned runs, which are newer and no bases, and the base without the added languages."""
+    """The folder also holds newer fine-tuned runs, and the base without the added languages."""
     for age, run in enumerate((tuned, extended, workplace.base)):
         os.utime(run / "metrics.json", (time.time() - 100 * age,) * 2)
     run = workplace.folder / "auto"
@@ -403,7 +403,8 @@ def test_all_faults_of_a_configuration_are_listed_at_once():
         (f"seed={2**32}", "allowed is 0 to 4,294,967,295"),
         (
             "++task.data.columns.txt=x",
-            "task.data.columns.txt names nothing; allowed are text, label, language, split, group. Did you mean 'text'",
+            "task.data.columns.txt names nothing; allowed are text, label, language, split, group. "
+            "Did you mean 'text'",
         ),
         (
             "++task.data.splits.validation=dev",

@@ -1,7 +1,7 @@
 """Golden curves: the training losses of short runs, which every refactoring must keep.
 
-Recorded in golden.json: a base with masked language modelling, a language that is added to it, and a
-causal base with dropout; model=tiny, float32, one thread. A change that means to change training
+Recorded in golden.json: a base with masked language modelling, a language that is added to it, and
+a causal base with dropout; model=tiny, float32, one thread. A change that means to change training
 deletes golden.json, runs this file once to record it again, and says why in its commit.
 """
 

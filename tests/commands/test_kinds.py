@@ -1,4 +1,4 @@
-"""Tagging, question answering and choice by the command's own path, on small files: that they run whole, no claim about scores."""
+"""Tagging, question answering and choice run whole on small files; scores are not looked at."""
 
 import json
 from pathlib import Path
@@ -15,15 +15,13 @@ WORDS = {
     "el": "το αρχείο είναι στη Λάρισα σήμερα".split(),
 }
 TAGS = ["O", "O", "O", "O", "B-LOC", "O"]
+SUFFIX = {"qa": "json", "tagging": "conll"}
 
 
 def _files(folder: Path, kind: str) -> None:
     for language, words in WORDS.items():
         for split in ("train", "dev", "test"):
-            place = (
-                folder
-                / f"{language}.{split}.{'json' if kind == 'qa' else 'conll' if kind == 'tagging' else 'jsonl'}"
-            )
+            place = folder / f"{language}.{split}.{SUFFIX.get(kind, 'jsonl')}"
             if kind == "tagging":
                 sentence = "".join(f"{word} {tag}\n" for word, tag in zip(words, TAGS, strict=True))
                 place.write_text(f"{sentence}\n" * 8)

@@ -1,4 +1,4 @@
-"""The packs command on packs and bases of real runs, and growth by several languages in two orders."""
+"""The packs command on packs and bases of real runs; several languages added in two orders."""
 
 import json
 import os
@@ -124,7 +124,7 @@ def test_a_run_whose_model_was_changed_is_found_out_with_status_1(extended, comm
 def test_a_run_whose_base_is_gone_is_verified_by_the_digests_in_its_proof(
     extended, command, tmp_path
 ):
-    """Logits are rounded otherwise on another machine: where every tensor is the same, that is said and is no fault."""
+    """Another machine rounds logits otherwise: if every tensor is equal, that is no fault."""
     shutil.copytree(extended, tmp_path / "run")
     config, proof = tmp_path / "run" / "config.yaml", tmp_path / "run" / "proof.json"
     config.write_text(re.sub(r"(?m)^base: .*$", f"base: {tmp_path / 'gone'}", config.read_text()))
@@ -192,7 +192,7 @@ def test_bad_input_is_named_with_status_2_and_nothing_is_written(
 
 
 def test_a_reader_of_the_output_who_has_read_enough_is_no_bug(monkeypatch, capfd):
-    """``packs diff A B | head``: no traceback, whether it breaks while printing or when all is flushed."""
+    """``packs diff A B | head``: no traceback, whether it breaks on printing or on flushing."""
     for text in ("short", "long" * 100_000):
         end, pipe = os.pipe()
         os.close(end)
@@ -211,7 +211,7 @@ def test_a_reader_of_the_output_who_has_read_enough_is_no_bug(monkeypatch, capfd
 def test_a_text_of_ones_own_ends_in_a_verified_pack_whose_figures_a_fresh_base_reproduces(
     workplace, command, tmp_path
 ):
-    """A language that the project does not know, from a file; the figures are equal to the last bit."""
+    """A language unknown to the project, from a file; the figures are equal to the last bit."""
     text, run = tmp_path / "mine.txt", tmp_path / "run"
     text.write_text(lines("sw", 1500).replace("a", "ä").replace("k", "q"), encoding="utf-8")
     status, out, err = workplace.call(
@@ -249,7 +249,7 @@ def test_a_text_of_ones_own_ends_in_a_verified_pack_whose_figures_a_fresh_base_r
 def test_three_languages_are_the_same_packs_in_any_order_and_keep_their_numbers(
     workplace: Workplace, command, tmp_path
 ):
-    """Together, and the last of them first, on a base that the others then meet with a language more."""
+    """Together, and the last one first, on a base that the others then find with one more."""
     names = {"greek": "el_GR", "swahili": "sw_KE", "new_lang": "tr_TR"}
     (tmp_path / "xx.txt").write_text(lines("tr", 1500), encoding="utf-8")
     mine = [

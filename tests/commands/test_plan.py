@@ -1,4 +1,4 @@
-"""plan=true: what it says is what a real run then writes and reads, and it trains and leaves nothing."""
+"""plan=true says what a real run then writes and reads; it trains nothing and leaves nothing."""
 
 import json
 from pathlib import Path
@@ -115,7 +115,7 @@ def _doubled(workplace, folder: Path) -> Path:
 )
 @pytest.mark.parametrize("precision", ["bf16-mixed", "32-true"])
 def test_flops_are_those_counted_by_hand(workplace, precision):
-    """2 FLOPs a multiplication and addition; backward twice forward where weights train, once where they are frozen."""
+    """2 FLOPs for a multiplication with its addition; backward twice where weights train."""
     cfg = composed(
         *[o for o in SMALL if not o.startswith("langset")],
         f"data.folder={workplace.folder}/runs/prepared",

@@ -1,5 +1,7 @@
-"""The commands in bf16, on whatever machine: few steps of a small model; the other tests here train in float32. And that
-processes agree on what the machine is asked."""
+"""The commands in bf16 on any machine: a few steps of a small model. Other tests use float32.
+
+Processes agree on what the machine is asked.
+"""
 
 import json
 import os

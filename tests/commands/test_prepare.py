@@ -1,4 +1,4 @@
-"""The prepare command in a process of its own: shown, written, reused, refused when altered, made again."""
+"""The prepare command in its own process: shown, written, reused, refused if altered, remade."""
 
 import json
 from pathlib import Path

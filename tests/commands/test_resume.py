@@ -1,4 +1,4 @@
-"""Interrupted and resumed runs end where uninterrupted ones do, to the bit. Real processes, really killed."""
+"""Interrupted and resumed runs end bit for bit where uninterrupted ones do, really killed."""
 
 import csv
 import random
@@ -129,7 +129,7 @@ def test_resume_never_starts_over(workplace, tmp_path):
 
 
 def test_ctrl_c_says_how_to_go_on_and_keeps_the_checkpoints(workplace, tmp_path):
-    """And while the run goes on no other process may train in its folder, not even to start it over."""
+    """While the run goes on no other process may train in its folder, or start it over."""
     process = workplace.start("trainer.max_steps=4000", run=tmp_path / "run")
     _wait_for(tmp_path / "run" / "checkpoints", process)
     status, _, err = workplace.call("trainer.max_steps=4000", "resume=never", run=tmp_path / "run")
@@ -148,7 +148,7 @@ def test_ctrl_c_says_how_to_go_on_and_keeps_the_checkpoints(workplace, tmp_path)
 
 @pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_a_message_and_loses_nothing(workplace, tmp_path):
-    """A limit on the size of files stands for the full disk: checkpoints do not fit, the rest does."""
+    """A limit on file sizes stands for the full disk: checkpoints do not fit, the rest does."""
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
     run = tmp_path / "run"
     status, _, err = workplace.call("trainer.max_steps=2", "trainer.checkpoint_every=1", run=run)
@@ -196,8 +196,10 @@ def divided(workplace, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("name", ["processes", "parts"])
 def test_a_divided_batch_trains_as_in_one_piece(divided, name):
-    """Two gloo processes, or four micro-batches, see together the batch that one sees alone. Sums run in another order,
-    so: close, not equal."""
+    """Two gloo processes, or four micro-batches, together see the batch that one sees alone.
+
+    Sums run in another order: close, not equal.
+    """
     runs = divided["whole"], divided[name]
     losses = [
         [float(row["train/loss"]) for row in _curve(run) if row["train/loss"]] for run in runs

@@ -1,4 +1,4 @@
-"""SHARED, the paper's baseline: one slot for all languages, matched in cost, and extended like any other base."""
+"""SHARED, the paper's baseline: one slot for all languages at the same cost, extended as others."""
 
 import json
 

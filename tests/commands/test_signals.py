@@ -1,4 +1,4 @@
-"""A run that is asked to stop, as terminals and schedulers ask: all of its processes at once, or the first one alone."""
+"""A run that terminals and schedulers ask to stop: all processes at once, or the first alone."""
 
 import os
 import signal
@@ -30,7 +30,7 @@ def whole(workplace, tmp_path_factory) -> Path:
 
 
 def stopped(workplace, run: Path, number: int, *overrides: str, everyone: bool) -> tuple[int, str]:
-    """Exit status, and what was said, of a run that is sent the signal ``number`` after its first steps."""
+    """Exit status and output of a run that gets the signal ``number`` after its first steps."""
     process = workplace.start(*LONG, *overrides, run=run, start_new_session=True)
     curve, deadline = run / "metrics.csv", time.monotonic() + 120
     while not curve.exists() or len(curve.read_text().splitlines()) < 4:
@@ -77,7 +77,10 @@ def test_two_processes_stop_after_the_same_step(workplace, tmp_path):
 
 def installed(name: str, *arguments: str) -> subprocess.Popen:
     """The command as it is installed; a line is printed before it begins."""
-    code = f"import sys; sys.argv[0] = {f'/bin/{name}'!r}; from xmod_lab.__main__ import installed; print('begins', flush=True); installed()"
+    code = (
+        f"import sys; sys.argv[0] = {f'/bin/{name}'!r}; "
+        "from xmod_lab.__main__ import installed; print('begins', flush=True); installed()"
+    )
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         stdout=subprocess.PIPE,

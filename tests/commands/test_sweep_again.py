@@ -1,4 +1,4 @@
-"""A sweep that is started again passes over what is finished, goes on with the rest, and says so in a table."""
+"""A restarted sweep passes over finished jobs, goes on with the rest, and shows a table."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ def outcomes(sweep: Path) -> list[str]:
 
 
 def result(run: Path) -> dict[Path, int]:
-    """When each file of a run was written, but for what Hydra and the sweep write at every start."""
+    """When each file of a run was written, except what Hydra and the sweep write at each start."""
     written = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file()}
     return {
         p: t
@@ -86,7 +86,7 @@ def wait_for_checkpoint(process, sweeps: Path, after: int) -> int:
 
 
 def test_a_stopped_sweep_goes_on_and_an_added_value_runs_alone(workplace, call, tmp_path):
-    """SIGKILL, then Ctrl-C, then a value is added in front, which shifts all numbers; no folder is named."""
+    """SIGKILL, then Ctrl-C, then a value added in front, which shifts all numbers."""
     sweep = [f"runs={tmp_path}", f"data.folder={workplace.folder / 'runs' / 'prepared'}", *STEPS]
     swept = f"trainer.max_steps=2,{LONG}"
     process = workplace.start("-m", swept, *sweep)
