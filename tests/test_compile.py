@@ -7,7 +7,8 @@ from torch.testing import assert_close
 
 from tests.heads import LANGUAGES, batch, first, make
 from tests.helpers import tiny_batch, tiny_model
-from xmod_lab.model.adapters import grouped_linear
+from xmod_lab.model import SLOTS
+from xmod_lab.model.fast.grouped import grouped_linear
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:The .grad attribute of a Tensor"
@@ -91,9 +92,10 @@ def test_graphs_are_few_for_every_batch(head):
     assert counts[-1] == counts[len(varied) - 1] <= 12
 
 
-def test_tokens_of_several_languages_in_one_row():
+@pytest.mark.parametrize("slot", SLOTS)
+def test_tokens_of_several_languages_in_one_row(slot):
     torch._dynamo.reset()
-    ours, reference = tiny_model(), tiny_model()
+    ours, reference = (tiny_model(slot_architecture=slot) for _ in range(2))
     ours.roberta.compile_encoder(backend="eager")
     batch = tiny_batch(rows=2)
     lang_ids = torch.randint(

@@ -29,6 +29,8 @@ def exported(model, folder) -> onnxruntime.InferenceSession:
         (HEADS[0], RELEASES[1]),
         *(pytest.param(head, RELEASES[1], marks=pytest.mark.slow) for head in HEADS[1:]),
         ("ForQuestionAnswering", RELEASES[2]),
+        pytest.param("ForMaskedLM", {"slot_architecture": "lora"}, marks=pytest.mark.slow),
+        pytest.param("ForMaskedLM", {"slot_architecture": "gated"}, marks=pytest.mark.slow),
     ],
 )
 def test_onnx_gives_the_numbers_of_torch_for_every_language(head, flags, tmp_path):

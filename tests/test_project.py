@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from tests.commands.forked import PRELOADED
 from tests.helpers import composed
 from xmod_lab import model
-from xmod_lab.choices import EMBEDDING_INITS
+from xmod_lab.choices import EMBEDDING_INITS, SLOT_ARCHITECTURES
 from xmod_lab.codes import slot_fault
 from xmod_lab.config.finetuning import validate_finetune
 from xmod_lab.config.messages import explain
@@ -27,7 +27,7 @@ from xmod_lab.config.rules import validate
 from xmod_lab.config.schema import CONF_DIR
 from xmod_lab.errors import UserError
 from xmod_lab.languages.initialisers import METHODS
-from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.model import SLOTS, XmodForMaskedLM
 from xmod_lab.tasks.kinds import KINDS
 
 PACKAGE = Path(__file__).parent.parent / "xmod_lab"
@@ -222,7 +222,7 @@ def _parts(path: Path) -> set[str]:
 @pytest.mark.parametrize("floor", FLOORS)
 def test_imports_go_down_from_floor_to_floor(floor):
     above = {*FLOORS[FLOORS.index(floor) + 1 :], "reports", "cli", "api", *COMMANDS}
-    for path in (PACKAGE / floor).glob("*.py"):
+    for path in (PACKAGE / floor).rglob("*.py"):
         assert not {part.split("/")[0] for part in _parts(path)} & above, path.name
         if floor in ("model", "text", "languages", "tasks"):
             libraries = {name.split(".")[0] for name in _imports(path)}
@@ -248,7 +248,7 @@ def test_the_core_imports_no_instrument():
     """But the scores of held-out text."""
     for name in CORE:
         folder = PACKAGE / name
-        for path in folder.glob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
+        for path in folder.rglob("*.py") if folder.is_dir() else [folder.with_suffix(".py")]:
             if path == PACKAGE / "config" / "finetuning.py":  # the settings of labelled tasks
                 continue
             wrong = {
@@ -275,7 +275,7 @@ def test_the_model_needs_torch_transformers_and_what_they_bring():
         for name in ("model", "choices", "codes", "errors", "files", "foreign", "hub")
     )
     for path in (
-        *(PACKAGE / "model").glob("*.py"),
+        *(PACKAGE / "model").rglob("*.py"),
         *(PACKAGE / f"{name.partition('.')[2]}.py" for name in ours[1:]),
     ):
         found = _imports(path)
@@ -412,6 +412,7 @@ def test_help_typos_and_refusals_import_nothing_heavy_and_leave_no_folder(tmp_pa
 
 def test_names_of_settings_are_those_of_what_they_name():
     assert list(METHODS) == EMBEDDING_INITS
+    assert list(SLOTS) == SLOT_ARCHITECTURES
     assert all(kind.head in model.__all__ for kind in KINDS.values())
     for name in dir(torch.nn.ModuleDict()):
         assert name.startswith("_") or slot_fault(name), f"add {name} to xmod_lab.codes"

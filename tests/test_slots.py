@@ -1,15 +1,25 @@
 """How an added slot begins."""
 
 import copy
+import json
 
 import pytest
 import torch
+import transformers
+from torch import nn
 from torch.testing import assert_close
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from tests.helpers import tiny_batch, tiny_model
+from tests.helpers import composed, tiny_batch, tiny_model
+from xmod_lab.config.rules import validate
+from xmod_lab.config.sizes import parameter_count
 from xmod_lab.errors import UnknownLanguageError, UserError
+from xmod_lab.languages.folders import export
+from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.proof import tensor_digests
-from xmod_lab.model import SLOT_INITS, begin_by_name
+from xmod_lab.model import SLOT_INITS, SLOTS, begin_by_name, language_model, load_language_model
+from xmod_lab.model.routing import Route, plan_route
+from xmod_lab.model.slots import BottleneckSlot
 
 INITS = ("random", "zero_output", "mean", "mean:en_XX,fr_XX", "copy:de_DE")
 
@@ -67,6 +77,8 @@ def test_a_slot_begins_alike_when_it_is_filled_again_and_after_other_languages(i
         {"ln_before_adapter": False},
         {"adapter_reuse_layer_norm": False},
         {"adapter_layer_norm": True, "pre_norm": True},
+        {"slot_architecture": "lora"},
+        {"slot_architecture": "gated"},
     ],
     ids=str,
 )
@@ -92,8 +104,9 @@ def test_zero_output_adds_nothing_to_any_layer(flags):
         assert torch.equal(output, normed if module.config.ln_before_adapter else plain)
     model.initialise_slot("sw_KE", "zero_output", seed=2)
     assert torch.equal(model(batch["input_ids"], lang_ids="sw_KE").logits, logits)
+    own = model.roberta.encoder.layer[0].output.adapter_modules["sw_KE"]
     assert all(
-        p.any() for name, p in _slot(model, "sw_KE").items() if name.endswith("dense1.weight")
+        p.any() for name, p in own.named_parameters() if p.dim() > 1 and own.output not in name
     )
     model.initialise_slot("sw_KE", "random", seed=2)
     assert not torch.equal(model(batch["input_ids"], lang_ids="sw_KE").logits, logits)
@@ -199,3 +212,113 @@ def test_one_argument_sends_a_batch_through_one_slot_or_none(slot, compiled):
 def test_no_slot_may_be_called_none():
     with pytest.raises(UserError, match="it means no slot"):
         tiny_model(languages=["en_XX", "none"])
+
+
+# -- architectures
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_plain_grouped_and_gathered_slots_give_the_same_numbers_and_gradients(slot):
+    model, generator = tiny_model(slot_architecture=slot), torch.Generator().manual_seed(2)
+    slots = model.roberta.encoder.layer[1].output.adapter_modules
+    x, wanted = (torch.randn(5, 7, 16, generator=generator) for _ in range(2))
+    lang_ids = torch.tensor([0, 0, 1, 2, 2])
+    route = plan_route(lang_ids, rows=5, length=7, languages=model.config.languages)
+    found = []
+    for way in (
+        route,
+        model.roberta.encoder.grouped(route, 7, x.device),
+        Route((), (), exported=lang_ids),
+    ):
+        model.zero_grad()
+        inputs = x.clone().requires_grad_()
+        out = slots(inputs, way)
+        (out * wanted).sum().backward()
+        found.append([out, inputs.grad, *(p.grad for p in slots.parameters())])
+    alone = torch.cat(
+        [slots[model.config.languages[i]](row[None]) for i, row in zip(lang_ids, x, strict=True)]
+    )
+    assert_close(found[0][0], alone)
+    for other in found[1:]:
+        for ours, plain in zip(other, found[0], strict=True):
+            assert_close(ours, plain, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("slot", SLOTS)
+def test_a_slot_of_any_architecture_is_saved_packed_installed_and_proved(slot, tmp_path):
+    model = tiny_model(slot_architecture=slot)
+    model.save_pretrained(tmp_path / "base")
+    before = tensor_digests(model)
+    model.add_language("sw_KE", "mean:en_XX,fr_XX", pieces=40, seed=1)
+    assert {n: d for n, d in tensor_digests(model).items() if n in before} == before
+    write_pack(model, "sw_KE", tmp_path / "sw_KE", tokenizer_folder=None, details={})
+    again = load_language_model(str(tmp_path / "base"), "base")
+    assert again.config.slot_architecture == slot and tensor_digests(again) == before
+    assert again.load_language(tmp_path / "sw_KE") == "sw_KE"
+    assert tensor_digests(again) == tensor_digests(model)
+    ids = torch.arange(5, 25)[None]
+    assert torch.equal(again(ids, lang_ids="sw").logits, model(ids, lang_ids="sw").logits)
+
+
+def test_transformers_refuses_slots_that_it_does_not_have_and_reads_all_others(
+    tmp_path, monkeypatch
+):
+    for slot in SLOTS:
+        tiny_model(slot_architecture=slot).save_pretrained(tmp_path / slot)
+        settings = json.loads((tmp_path / slot / "config.json").read_text())
+        ours = slot != "bottleneck"
+        assert settings["model_type"] == ("xmod_lab" if ours else "xmod")
+        assert settings.get("slot_architecture") == (slot if ours else None)
+    auto = transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "gated")
+    assert tensor_digests(auto) == tensor_digests(tiny_model(slot_architecture="gated"))
+    assert (
+        type(transformers.AutoConfig.from_pretrained(tmp_path / "bottleneck"))
+        is transformers.XmodConfig
+    )
+    monkeypatch.delitem(CONFIG_MAPPING._extra_content, "xmod_lab")  # as before xmod_lab is imported
+    with pytest.raises(ValueError, match="model type `xmod_lab`"):
+        transformers.AutoModelForMaskedLM.from_pretrained(tmp_path / "gated")
+    with pytest.raises(UserError, match="architecture 'gated', which transformers does not have"):
+        export(tmp_path / "gated", "en_XX", tmp_path / "exported")
+    assert not (tmp_path / "exported").exists()
+
+
+def test_an_architecture_that_is_not_there_is_refused_with_those_that_are(tmp_path):
+    allowed = "allowed: bottleneck, lora, gated. Did you mean 'gated'?"
+    with pytest.raises(UserError) as caught:
+        tiny_model(slot_architecture="gatd")
+    assert f"slot_architecture is 'gatd'; {allowed}" in str(caught.value)
+    with pytest.raises(UserError, match="model.slot is 'gatd'; allowed .*Did you mean 'gated'"):
+        validate(composed("model.slot=gatd"))
+    tiny_model().save_pretrained(tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    for name, message in (
+        ("gatd", allowed),
+        ("gated", "slots are of the architecture 'gated' in config.json"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps({**settings, "slot_architecture": name}))
+        with pytest.raises(UserError) as caught:
+            load_language_model(str(tmp_path), "base")
+        assert message in str(caught.value)
+
+
+def test_a_slot_has_parameters_in_its_matrices_only(monkeypatch):
+    class Scaled(BottleneckSlot):
+        def __init__(self, config):
+            super().__init__(config)
+            self.scale = nn.Parameter(torch.ones(config.hidden_size))
+
+    monkeypatch.setitem(SLOTS, "scaled", Scaled)
+    with pytest.raises(TypeError, match="Scaled.scale is not in an nn.Linear child"):
+        tiny_model(slot_architecture="scaled")
+
+
+def test_the_memory_that_slots_take_is_counted_for_every_architecture():
+    for slot in SLOTS:
+        cfg = composed(f"model.slot={slot}")
+        with torch.device("meta"):
+            model = language_model(cfg.model_config(cfg.langset.vocabulary_size))
+        count = parameter_count(
+            cfg.model, pieces=cfg.langset.vocabulary_size, slots=len(model.languages)
+        )
+        assert count == sum(p.numel() for p in model.parameters())

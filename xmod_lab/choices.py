@@ -23,6 +23,7 @@ EMBEDDING_INITS = [  # a list: what registers a method adds its name
     "focus",
     "script_mean",
 ]
+SLOT_ARCHITECTURES = ["bottleneck", "lora", "gated"]  # see xmod_lab.model.slots
 SLOT_INITS = "random | zero_output | mean | mean:<code>,<code>,... | copy:<code> | nearest"
 NEAREST = "nearest"  # the donor whose slot suits the language's text best; found by xmod_lab.stages.donors
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")

@@ -4,11 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from tests.commands.helpers import FINETUNE
 from xmod_lab import finetune, report
-from xmod_lab.choices import EMBEDDING_INITS
+from xmod_lab.choices import EMBEDDING_INITS, SLOT_ARCHITECTURES
 from xmod_lab.languages.initialisers import METHODS, Material, Rows
+from xmod_lab.model.slots import SLOTS, XmodSlot
 from xmod_lab.tasks.examples import encode_texts, pad
 from xmod_lab.tasks.file_formats import READERS
 from xmod_lab.tasks.kinds import KINDS
@@ -32,6 +35,32 @@ def test_an_initialiser_of_embeddings(whole_way, monkeypatch, allow):
     vocabulary = manifest["vocabulary"]
     assert vocabulary["method"] == "centre" and vocabulary["derived"] > 300
     assert vocabulary["drawn"] == 0
+
+
+class SineSlot(XmodSlot):
+    """Eight sines between two matrices."""
+
+    output = "up"
+
+    def __init__(self, config):
+        super().__init__()
+        self.down = nn.Linear(config.hidden_size, 8)
+        self.up = nn.Linear(8, config.hidden_size)
+
+    def compute(self, x, linear):
+        return linear("up", torch.sin(linear("down", x)))
+
+
+def test_an_architecture_of_slots(whole_way, monkeypatch, allow):
+    monkeypatch.setitem(SLOTS, "sine", SineSlot)
+    allow(SLOT_ARCHITECTURES, "sine")
+    sine = "model.slot=sine"
+    run = whole_way(sine, "lang.greek.slot_init=zero_output", base=[sine])
+    settings = json.loads((run / "model" / "config.json").read_text())
+    assert settings["slot_architecture"] == "sine" and settings["model_type"] == "xmod_lab"
+    cards = [(run / part / "README.md").read_text() for part in ("model", "pack/el_GR")]
+    assert all("of the architecture `sine`" in card for card in cards)
+    assert all("library_name: xmod_lab" in card for card in cards)
 
 
 def rated_rows(path):

@@ -22,6 +22,7 @@ from xmod_lab.choices import (
     PRECISIONS,
     RESUME,
     SCHEDULES,
+    SLOT_ARCHITECTURES,
     VOCABULARIES,
     WANDB_MODES,
 )
@@ -55,7 +56,11 @@ SHARED_SLOT = "shared"  # name of the one slot of a SHARED model
 
 @dataclass
 class ModelConfig:
-    """Size and flags of X-MOD; names as in ``XmodConfig``. ``shared_slot``: one slot for all languages (SHARED)."""
+    """Size and flags of X-MOD; names as in ``XmodConfig``.
+
+    ``slot``: the architecture of the slots, see :mod:`xmod_lab.model.slots`; ``adapter_reduction_factor`` gives their
+    inner width. ``shared_slot``: one slot for all languages (SHARED).
+    """
 
     hidden_size: int = number(MISSING, least=1, most=65_536)
     num_hidden_layers: int = number(MISSING, least=1, most=1_000)
@@ -72,7 +77,15 @@ class ModelConfig:
     adapter_layer_norm: bool = False
     adapter_reuse_layer_norm: bool = True
     ln_before_adapter: bool = True
+    slot: str = choice("bottleneck", SLOT_ARCHITECTURES)
     shared_slot: bool = False
+
+    def flags(self) -> dict[str, object]:
+        """These settings as arguments of ``XmodConfig``."""
+        flags = asdict(self)
+        del flags["shared_slot"]
+        flags["slot_architecture"] = flags.pop("slot")
+        return flags
 
 
 @dataclass
@@ -369,10 +382,9 @@ class PretrainConfig(RunConfig):
         :func:`xmod_lab.text.tokenizer.special_ids`; default: those of XLM-R."""
         from xmod_lab.model import XmodConfig
 
-        flags = {k: v for k, v in asdict(self.model).items() if k != "shared_slot"}
         slots, aliases = self.langset.slots(shared=self.model.shared_slot)
         return XmodConfig(
-            **flags,
+            **self.model.flags(),
             vocab_size=pieces,
             **(special_ids or {}),
             type_vocab_size=1,

@@ -22,18 +22,27 @@ _GIB = 2**30
 # D model, F feed-forward, R bottleneck, V pieces
 
 
+def _slot_parameters(m: ModelConfig) -> int:
+    """Parameters of one slot of one layer."""
+    D, R = m.hidden_size, m.hidden_size // m.adapter_reduction_factor
+    if m.slot == "bottleneck":
+        return D * R + R + R * D + D
+    from xmod_lab.model.slots import slot_parameters  # it takes torch, which takes seconds
+
+    return slot_parameters(m.flags())
+
+
 def parameter_count(m: ModelConfig, *, pieces: int, slots: int) -> int:
     """The number of parameters of a language model of this size."""
-    D, F, R = m.hidden_size, m.intermediate_size, m.hidden_size // m.adapter_reduction_factor
+    D, F = m.hidden_size, m.intermediate_size
     norm = 2 * D
     attention = 4 * (D * D + D) + norm
     feed_forward = D * F + F + F * D + D + norm * (2 if m.adapter_layer_norm else 1)
-    slot = D * R + R + R * D + D
     embeddings = (pieces + m.max_position_embeddings + 1) * D + norm
     head = D * D + D + norm + pieces
     return (
         embeddings
-        + m.num_hidden_layers * (attention + feed_forward + slots * slot)
+        + m.num_hidden_layers * (attention + feed_forward + slots * _slot_parameters(m))
         + head
         + norm * m.pre_norm
     )

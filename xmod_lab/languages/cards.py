@@ -66,7 +66,7 @@ def pack_card(manifest: dict, *, exact: bool, base_model: str | None = None) -> 
 The slot{"" if manifest["pieces"] is None else " and vocabulary"} of one language, trained on a frozen base. It fits that base, with or
 without other packs, and no other model:
 
-- base: {"" if base_model is None else f"`{base_model}`, "}an X-MOD of {len(languages)} languages, {base["num_hidden_layers"]} layers of {base["hidden_size"]}, {base["vocab_size"]:,} pieces
+- base: {"" if base_model is None else f"`{base_model}`, "}an X-MOD of {len(languages)} languages, {base["num_hidden_layers"]} layers of {base["hidden_size"]}, {base["vocab_size"]:,} pieces{f", slots of the architecture `{base['slot_architecture']}`" if "slot_architecture" in base else ""}
 - its languages: {", ".join(languages)}
 - its fingerprint: `{manifest["base_fingerprint"]}`
 
@@ -103,14 +103,25 @@ def base_card(config: XmodConfig, record: dict, fingerprint: str) -> str:
     body = f"""# X-MOD of {len(config.known_codes())} languages
 
 A modular multilingual language model (Pfeiffer et al., NAACL 2022): each language has a slot, an adapter of its own, in every
-layer. `transformers` loads this folder as it is; every input needs its language, `lang_ids` or `set_default_language()`.
+layer. {_loading(config)} Every input needs its language, `lang_ids` or `set_default_language()`.
 Languages: {", ".join(config.known_codes())}. Fingerprint of the base: `{fingerprint}`.
 
 {_scores_table(record["scores"], config.known_codes(), config.is_decoder)}
 {_texts_table(record.get("data", {}))}
 {_tables({k: v for k, v in record.items() if k != "data"}, level="##")}"""
     return _card(
-        config.known_codes(), body, record["scores"], task=_task(config), exact=config.is_decoder
+        config.known_codes(), body, record["scores"], **_use(config), exact=config.is_decoder
+    )
+
+
+def _loading(config: XmodConfig) -> str:
+    """How a folder is loaded: by transformers, or, where it does not have such slots, by us."""
+    if config.in_transformers:
+        return "`transformers` loads this folder as it is."
+    return (
+        f"Its slots are of the architecture `{config.slot_architecture}`, which `transformers` does not have: load it with `xmod_lab` "
+        f"(`from xmod_lab import Xmod{'ForCausalLM' if config.is_decoder else 'ForMaskedLM'}`), or import `xmod_lab.model` before "
+        "an Auto class of `transformers`."
     )
 
 
@@ -138,7 +149,7 @@ One language of a modular multilingual model, with a vocabulary of {config.vocab
         [code],
         body,
         (manifest or {}).get("scores", {}),
-        task=_task(config),
+        **_use(config),
         exact=config.is_decoder,
     )
 
@@ -204,7 +215,7 @@ def with_added(card: str | None, config: XmodConfig, manifests: dict[str, dict])
         manifests: code -> manifest, of the added languages whose manifest is known.
     """
     if card is None:
-        card = _card(config.known_codes(), _WITHOUT, {}, task=_task(config))
+        card = _card(config.known_codes(), _WITHOUT, {}, **_use(config))
     head = _without_added(card)
     if head.startswith("---"):
         parsed = parsed_card(head)
@@ -245,15 +256,18 @@ def _added_section(config: XmodConfig, manifests: dict[str, dict]) -> str:
     }
     unknown = [code for code in added if code not in manifests]
     example = next((code for code in added if code in own), added[0])
+    loading = _loading(config)
+    if config.in_transformers:
+        loading = f"""**A language with a vocabulary of its own needs the classes of `xmod_lab`.** Those of `transformers` read this folder too, but look its
+pieces up in the vocabulary of the base: what they give for it is nonsense, without an error. With them use the base's languages alone, or a
+folder that `python -m xmod_lab.packs export MODEL {example} --out FOLDER` has written."""
     return f"""# X-MOD of {len(codes)} languages, {len(added)} of them added
 
 The base has {len(codes) - len(added)} languages; its card is below. Added later, on the frozen base: {", ".join(names)}.
 {f"No manifest is known of {', '.join(unknown)}. " if unknown else ""}What each was made of, and how, is in `languages/<code>/`.
 
 {_scores_table(scores, added, config.is_decoder)}
-**A language with a vocabulary of its own needs the classes of `xmod_lab`.** Those of `transformers` read this folder too, but look its
-pieces up in the vocabulary of the base: what they give for it is nonsense, without an error. With them use the base's languages alone, or a
-folder that `python -m xmod_lab.packs export MODEL {example} --out FOLDER` has written.
+{loading}
 
 ```python
 from xmod_lab import {"XmodForCausalLM" if config.is_decoder else "XmodForMaskedLM"} as Model
@@ -336,6 +350,7 @@ def _card(
     task: str | None = None,
     exact: bool = False,
     base_model: str | None = None,
+    library: str = "transformers",
 ) -> str:
     """``task``: what ``pipeline`` does with the model; ``None``: it is no model by itself; ``exact``: what ``scores`` are."""
     results = [
@@ -353,7 +368,7 @@ def _card(
     ]
     data = ModelCardData(
         language=_iso(codes) or None,
-        library_name="transformers" if task else _TAG,
+        library_name=library if task else _TAG,
         pipeline_tag=task,
         base_model=base_model,
         tags=["xmod", _TAG] if task else ["xmod", _TAG, "language-pack"],
@@ -363,5 +378,7 @@ def _card(
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
 
-def _task(config: XmodConfig) -> str:
-    return "text-generation" if config.is_decoder else "fill-mask"
+def _use(config: XmodConfig) -> dict[str, str]:
+    """What ``pipeline`` does with a language model, and whose class loads it."""
+    task = "text-generation" if config.is_decoder else "fill-mask"
+    return {"task": task, "library": "transformers" if config.in_transformers else _TAG}

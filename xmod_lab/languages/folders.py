@@ -136,11 +136,17 @@ def export(source: str | Path, code: str, out: Path) -> None:
     its vocabulary is the base vocabulary, its slot the only one and the default, its tokenizer beside it.
 
     Raises:
-        UnknownLanguageError. UserError: there is no tokenizer of it.
+        UnknownLanguageError. UserError: there is no tokenizer of it, or transformers does not have such slots.
     """
     folder = model_folder(source)
     model = load_language_model(str(folder), f"model '{source}'")
     code = model.config.resolve(code)
+    if not model.config.in_transformers:
+        raise UserError(
+            f"'{source}' has slots of the architecture '{model.config.slot_architecture}', which transformers does not have, so "
+            "no folder can be written for it; load this one with xmod_lab, or write an ONNX file: "
+            "python scripts/export_onnx.py"
+        )
     tokenizer, own = model.tokenizer_for(code), code in (model.config.vocabularies or {})
     single = _single(model, code)
     single.config.bos_token_id, single.config.eos_token_id = (

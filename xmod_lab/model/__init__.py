@@ -10,7 +10,7 @@ from xmod_lab.choices import NEAREST, SLOT_INITS
 from xmod_lab.codes import code_fault, slot_fault
 from xmod_lab.model.backbone import XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
-from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.configuration import OWN_TYPE, XmodConfig
 from xmod_lab.model.language_models import (
     IGNORE,
     XmodForCausalLM,
@@ -21,7 +21,8 @@ from xmod_lab.model.language_models import (
     load_language_model,
 )
 from xmod_lab.model.opening import read_config
-from xmod_lab.model.slots import begin_by_name, donors_of, seeded_generator
+from xmod_lab.model.random_weights import begin_by_name, seeded_generator
+from xmod_lab.model.slots import SLOTS, XmodSlot, donors_of
 from xmod_lab.model.task_heads import (
     XmodForMultipleChoice,
     XmodForQuestionAnswering,
@@ -29,6 +30,10 @@ from xmod_lab.model.task_heads import (
     XmodForTokenClassification,
 )
 
+# what config.json says of a model that transformers' own classes cannot hold
+transformers.models.auto.configuration_auto.CONFIG_MAPPING.register(
+    OWN_TYPE, XmodConfig, exist_ok=True
+)
 for _auto, _model in (
     (transformers.AutoModel, XmodModel),
     (transformers.AutoModelForMaskedLM, XmodForMaskedLM),
@@ -43,6 +48,7 @@ for _auto, _model in (
 __all__ = [
     "IGNORE",
     "NEAREST",
+    "SLOTS",
     "SLOT_INITS",
     "XmodConfig",
     "XmodForCausalLM",
@@ -54,6 +60,7 @@ __all__ = [
     "XmodLanguageModel",
     "XmodModel",
     "XmodPreTrainedModel",
+    "XmodSlot",
     "begin_by_name",
     "code_fault",
     "donors_of",

@@ -1,5 +1,6 @@
 """What all X-MOD classes share: languages, default language, freezing, adding and removing a language, saving."""
 
+import logging
 import re
 import shutil
 import tempfile
@@ -18,13 +19,15 @@ from xmod_lab.choices import NEAREST, SLOT_INITS
 from xmod_lab.codes import clashing, code_fault
 from xmod_lab.errors import UnknownLanguageError, UserError, reason
 from xmod_lab.foreign import inside, is_hub_id, open_tokenizer, share
-from xmod_lab.model.configuration import OURS, XmodConfig, as_ours, name_faults
+from xmod_lab.model.configuration import XmodConfig, as_ours, name_faults
 from xmod_lab.model.embeddings import Vocabulary
 from xmod_lab.model.encoder import XmodLayer
 from xmod_lab.model.opening import VOCABULARY_FILE, check_folder, vocabulary_file
 from xmod_lab.model.packs import TENSORS, unpack
-from xmod_lab.model.slots import allocate_slot, donors_of, fill_slot, random_value
+from xmod_lab.model.random_weights import random_value
+from xmod_lab.model.slots import allocate_slot, donors_of, fill_slot, slot_class
 
+log = logging.getLogger(__name__)
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "subfolder")
 _WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".index.json")
 _CHECKPOINT = re.compile(r"checkpoint-\d+")  # a folder that transformers' Trainer may resume from
@@ -272,6 +275,12 @@ class XmodPreTrainedModel(PreTrainedModel):
         resumed = _CHECKPOINT.fullmatch(Path(save_directory).name)
         main = {name: tensor for name, tensor in state.items() if resumed or name not in own}
         super().save_pretrained(save_directory, state_dict=main, **kwargs)
+        if not self.config.in_transformers:
+            log.warning(
+                "load %s with xmod_lab: its slots are of the architecture '%s', which transformers does not have",
+                save_directory,
+                self.config.slot_architecture,
+            )
         target = Path(save_directory)
         for code in self.language_folders:
             self._write_language(code, target / "languages" / code)
@@ -383,7 +392,7 @@ def _faults(config: XmodConfig) -> list[str]:
         config.num_attention_heads,
         config.adapter_reduction_factor,
     )
-    faults = name_faults(codes, *(getattr(config, key) for key in OURS))
+    faults = name_faults(codes, config.vocabularies, config.aliases, config.added)
     if not isinstance(config.pad_token_id, int):
         return [
             *faults,
@@ -399,6 +408,10 @@ def _faults(config: XmodConfig) -> list[str]:
         faults.append(
             f"adapter_reduction_factor is {factor}; allowed are numbers above 0 up to hidden_size {config.hidden_size}"
         )
+    try:
+        slot_class(config)
+    except UserError as error:
+        faults.append(str(error))
     if isinstance(config.hidden_act, str) and config.hidden_act not in ACT2FN:
         faults.append(f"hidden_act is '{config.hidden_act}'; allowed are {', '.join(ACT2FN)}")
     sizes = {"vocab_size": config.vocab_size, **(config.vocabularies or {})}

@@ -9,7 +9,12 @@ from xmod_lab.codes import known_codes, resolve, slot_fault
 from xmod_lab.errors import UnknownLanguageError, UserError, reason, shown
 from xmod_lab.foreign import refuse_code
 
-OURS = ("vocabularies", "aliases", "added")
+_OF_LANGUAGES = ("vocabularies", "aliases", "added")
+OURS = (*_OF_LANGUAGES, "slot_architecture")
+OWN_TYPE = (
+    "xmod_lab"  # model_type of a config.json that transformers' classes for X-MOD must not read
+)
+_IN_TRANSFORMERS = "bottleneck"  # the only architecture of a slot that transformers has
 _MAX_NUMBER, _MAX_LABELS = 1 << 31, 100_000  # no size of a model that fits into a machine is larger
 
 
@@ -56,7 +61,7 @@ class XmodConfig(ReferenceConfig):
     """Configuration of every class in :mod:`xmod_lab.model`; saves to, and loads from, transformers' ``config.json``.
 
     All arguments are those of ``transformers.XmodConfig`` (X-MOD section 3; flags of the base and large releases).
-    Three are ours; other programs ignore them, and ``config.json`` has those alone that are set:
+    Four are ours; other programs ignore them, and ``config.json`` has only those that differ from their default:
 
     Args:
         vocabularies: language code -> number of pieces, for each language that brought its own vocabulary.
@@ -64,12 +69,29 @@ class XmodConfig(ReferenceConfig):
             that of its language; in the SHARED baseline (X-MOD section 4) all languages through one.
         added: languages that were added after pre-training. They stand behind the others in the order in which they came,
             so that a number once given stays. The mean of all slots leaves them out: how one begins does not depend on others.
+        slot_architecture: a name in :data:`xmod_lab.model.slots.SLOTS`. With any other than ``bottleneck``,
+            ``config.json`` has the model type ``xmod_lab``, so that transformers refuses the folder (its Auto classes
+            do, until ``xmod_lab.model`` is imported) in place of loading it without its slots.
     """
 
     adapter_reduction_factor: int | float = 2  # as documented; transformers itself takes int alone
     vocabularies: dict[str, int] | None = None
     aliases: dict[str, str] | None = None
     added: list[str] | None = None
+    slot_architecture: str = _IN_TRANSFORMERS
+
+    @property
+    def in_transformers(self) -> bool:
+        """Whether transformers has the architecture of the slots."""
+        return self.slot_architecture == _IN_TRANSFORMERS
+
+    @classmethod
+    def get_config_dict(cls, *args, **kwargs) -> tuple[dict, dict]:
+        """As in transformers, which would warn of our own model type."""
+        settings, unused = super().get_config_dict(*args, **kwargs)
+        if settings.get("model_type") == OWN_TYPE:
+            settings["model_type"] = cls.model_type
+        return settings, unused
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
@@ -80,7 +102,8 @@ class XmodConfig(ReferenceConfig):
         """
         refuse_code(config_dict, "config.json")
         faults = name_faults(
-            config_dict.get("languages", ["en_XX"]), *(config_dict.get(key) for key in OURS)
+            config_dict.get("languages", ["en_XX"]),
+            *(config_dict.get(key) for key in _OF_LANGUAGES),
         )
         if not isinstance(config_dict.get("pad_token_id", 1), int):
             faults.append(
@@ -92,6 +115,7 @@ class XmodConfig(ReferenceConfig):
                 faults.append(f"{key} is {shown(value)}; allowed are numbers up to {limit:,}")
             if callable(getattr(cls, key, None)):
                 faults.append(f"{shown(key)} is no setting")
+        config_dict = {key: value for key, value in config_dict.items() if key != "model_type"}
         try:
             found = super().from_dict(config_dict, **kwargs) if not faults else None
         except Exception as error:  # transformers raises whatever its readers raise
@@ -104,6 +128,10 @@ class XmodConfig(ReferenceConfig):
 
     def to_dict(self) -> dict:
         kept = {k: v for k, v in super().to_dict().items() if k not in OURS or v is not None}
+        if self.in_transformers:
+            kept.pop("slot_architecture", None)
+        else:
+            kept["model_type"] = OWN_TYPE
         factor = kept.get("adapter_reduction_factor")
         if isinstance(factor, float) and factor.is_integer():
             kept["adapter_reduction_factor"] = int(factor)  # as transformers wants it

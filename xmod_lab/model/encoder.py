@@ -15,11 +15,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from xmod_lab.errors import UserError
-from xmod_lab.model.adapters import GroupedRoute, XmodSlots
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.dropout import Dropout, dropout
+from xmod_lab.model.fast.grouped import GroupedRoute
 from xmod_lab.model.precision import product_type
 from xmod_lab.model.routing import Places, Route
+from xmod_lab.model.slots import XmodSlots
 
 # B batch rows, S sequence, P cached and new tokens, D model, H heads, K head dim
 

@@ -5,11 +5,13 @@ configuration says. What does not fit is refused at once, whatever sizes it clai
 import re
 from pathlib import Path
 
+import torch
 from transformers.utils.hub import cached_file
 
 from xmod_lab.errors import UserError, reason, shown
 from xmod_lab.foreign import inside, read_json, shapes_in, weight_files
-from xmod_lab.model.configuration import XmodConfig
+from xmod_lab.model.configuration import OWN_TYPE, XmodConfig
+from xmod_lab.model.slots import new_slot, slot_class
 
 VOCABULARY_FILE = (
     "vocabulary.safetensors"  # under languages/<code>/ of a saved model, beside its tokenizer
@@ -41,12 +43,13 @@ def read_config(source: str | Path, **changes) -> XmodConfig:
         raise UserError(
             f"{source} has no config.json that can be read ({reason(error)}); give a model folder, or a hub id"
         ) from error
-    if settings.get("model_type") != "xmod":
+    if settings.get("model_type") not in (XmodConfig.model_type, OWN_TYPE):
         raise UserError(
             f"{source} is a model of type {shown(settings.get('model_type'))}, not xmod; give an X-MOD model"
         )
     try:
         config = XmodConfig.from_dict(settings, **changes)
+        slot_class(config)
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
     config.name_or_path = str(source)
@@ -80,6 +83,15 @@ def check_folder(folder: Path) -> XmodConfig:
     if lost := [code for code in config.languages if code not in slots]:
         faults.append(
             f"config.json names {', '.join(lost[:3])} among {len(config.languages):,} languages, of which the weights have no slot"
+        )
+    mark = f"encoder.layer.0.output.adapter_modules.{config.languages[0]}."
+    own = {name.removeprefix(mark): s for name, s in bare.items() if name.startswith(mark)}
+    with torch.device("meta"):
+        wanted = {name: tuple(p.shape) for name, p in new_slot(config).named_parameters()}
+    if own and own != wanted:
+        faults.append(
+            f"slots are of the architecture '{config.slot_architecture}' in config.json, with {shown(wanted)}, and "
+            f"{shown(own)} by the weights"
         )
     for code, pieces in (config.vocabularies or {}).items():
         file = folder / "languages" / code / VOCABULARY_FILE

@@ -1,32 +1,223 @@
-"""How a model and a new slot begin. A slot: random, adding nothing, as a copy of one donor, or as a mean: of several, or of all
-that were pre-trained. Donors are read, never written.
+"""The slots: a module of each language's own in every layer (X-MOD, Pfeiffer et al. 2022, section 3).
 
-Random values depend on the seed and on the name of their parameter alone. So models of other languages, slots or depths begin
-alike where they have the same tensors, and the order in which languages are added is of no consequence.
+To add an architecture, write a subclass of :class:`XmodSlot`, enter it in ``SLOTS`` at the foot of this file, and add its
+name to ``SLOT_ARCHITECTURES`` in :mod:`xmod_lab.choices`, where commands look a name up before torch is imported.
+``model.slot=NAME`` then pre-trains with it, and packs, proofs, initialisers and ONNX files work as for every other one.
 """
 
-import hashlib
+from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from xmod_lab.choices import read_slot_init
-from xmod_lab.model.adapters import XmodAdapter
+from xmod_lab.errors import UserError, nearest
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.encoder import XmodLayer
+from xmod_lab.model.fast.grouped import GroupedRoute, Stacked, grouped_linear
+from xmod_lab.model.precision import product_type
+from xmod_lab.model.random_weights import random_value
+from xmod_lab.model.routing import NOTHING, Route
+
+# B batch rows, S sequence, D model, F bottleneck, N tokens (B * S), G slots present
+
+Linear = Callable[[str, Tensor], Tensor]  # name of a matrix, (..., I) -> (..., O)
 
 
-def seeded_generator(*key: object) -> torch.Generator:
-    """A CPU generator whose state is a digest of ``key``."""
-    digest = hashlib.sha256(repr(key).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+class XmodSlot(nn.Module):
+    """The slot of one language in one layer: (..., D) -> (..., D), what is added to the residual.
+
+    A subclass makes its matrices as ``nn.Linear`` children (with or without biases), which hold all of its parameters; it
+    names the last one as ``output``; and it writes its arithmetic in :meth:`compute`.
+    """
+
+    output: ClassVar[str]  # the matrix that is zero at the start with slot_init=zero_output
+
+    def compute(self, x: Tensor, linear: Linear) -> Tensor:
+        """(..., D) -> (..., D). ``linear("name", x)`` is the product with the matrix ``self.name``.
+
+        It is called with the rows of one slot (plain), of all slots in turn (grouped: the activations are those of the
+        first slot), or of one slot for each row (gathered), so it must not use the weights themselves.
+        """
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.compute(x, lambda name, x: getattr(self, name)(x))
+
+
+def bottleneck_size(config: XmodConfig) -> int:
+    """F: ``hidden_size / adapter_reduction_factor``. A whole factor rounds down, as in transformers."""
+    factor = config.adapter_reduction_factor
+    if isinstance(factor, int):
+        return config.hidden_size // factor
+    return round(config.hidden_size / factor)
+
+
+class BottleneckSlot(XmodSlot):
+    """X-MOD's adapter: D -> F, activation, F -> D."""
+
+    output = "dense2"
+
+    def __init__(self, config: XmodConfig):
+        super().__init__()
+        self.dense1 = nn.Linear(config.hidden_size, bottleneck_size(config))
+        self.act = ACT2FN[config.hidden_act]
+        self.dense2 = nn.Linear(bottleneck_size(config), config.hidden_size)
+
+    def compute(self, x: Tensor, linear: Linear) -> Tensor:
+        return linear("dense2", self.act(linear("dense1", x)))
+
+
+class LoraSlot(XmodSlot):
+    """A product of two matrices, D -> F -> D, without activation or bias (LoRA, Hu et al. 2021)."""
+
+    output = "up"
+
+    def __init__(self, config: XmodConfig):
+        super().__init__()
+        self.down = nn.Linear(config.hidden_size, bottleneck_size(config), bias=False)
+        self.up = nn.Linear(bottleneck_size(config), config.hidden_size, bias=False)
+
+    def compute(self, x: Tensor, linear: Linear) -> Tensor:
+        return linear("up", linear("down", x))
+
+
+class GatedSlot(BottleneckSlot):
+    """A gated linear unit in place of the activation (GLU variants, Shazeer 2020): half as large again as a bottleneck."""
+
+    def __init__(self, config: XmodConfig):
+        super().__init__(config)
+        self.gate = nn.Linear(config.hidden_size, bottleneck_size(config))
+
+    def compute(self, x: Tensor, linear: Linear) -> Tensor:
+        return linear("dense2", self.act(linear("gate", x)) * linear("dense1", x))
+
+
+def slot_class(config: XmodConfig) -> type[XmodSlot]:
+    """The class of ``config.slot_architecture``. Raises UserError for a name that is not in SLOTS."""
+    name = config.slot_architecture
+    if name not in SLOTS:
+        raise UserError(
+            f"slot_architecture is '{name}'; allowed: {', '.join(SLOTS)}.{nearest(name, SLOTS)}"
+        )
+    return SLOTS[name]
+
+
+def new_slot(config: XmodConfig) -> XmodSlot:
+    """A slot of the architecture ``config.slot_architecture``, with torch's random weights.
+
+    Raises:
+        UserError: there is no such architecture. TypeError: it has parameters that are not in ``nn.Linear`` children.
+    """
+    slot = slot_class(config)(config)
+    held = {f"{n}.{p}" for n, part in _matrices(slot).items() for p, _ in part.named_parameters()}
+    if strange := {n for n, _ in slot.named_parameters()} - held or {slot.output} - {
+        *_matrices(slot)
+    }:
+        raise TypeError(
+            f"{type(slot).__name__}.{min(strange)} is not in an nn.Linear child of the slot; grouped and exported "
+            "slots have nn.Linear children only, and output names one of them"
+        )
+    return slot
+
+
+def slot_parameters(flags: dict[str, object]) -> int:
+    """Parameters of one slot of one layer; ``flags``: arguments of ``XmodConfig``."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in new_slot(XmodConfig(**flags)).parameters())
+
+
+def _matrices(slot: XmodSlot) -> dict[str, nn.Module]:
+    """Its ``nn.Linear`` children, by name; also when a library has wrapped them."""
+    return {name: part for name, part in slot.named_children() if hasattr(part, "weight")}
+
+
+class XmodSlots(nn.ModuleDict):
+    """All slots of a layer, by language code, and the three ways through them. All three give the same result.
+
+    plain     one call for each slot present, on its own rows
+    grouped   one operator for all slots present, for the compiled encoder (:mod:`xmod_lab.model.fast.grouped`)
+    gathered  each row picks its weights by number, so that the language stays an input of an exported graph
+    """
+
+    def __init__(self, config: XmodConfig, number: int):
+        """``number``: of the layer."""
+        super().__init__({code: new_slot(config) for code in config.languages})
+        self.number = number
+
+    def forward(self, x: Tensor, route: Route | GroupedRoute) -> Tensor:
+        """(B, S, D) in the order of the route -> (B, S, D)."""
+        if isinstance(route, GroupedRoute):
+            return self._grouped(x, route)
+        if route.exported is not None:
+            return self._gathered(x, route.exported)
+        if route.slots == (NOTHING,):
+            return torch.zeros_like(x)
+        slots = list(self.values())
+        if len(route.slots) == 1:
+            return slots[route.slots[0]](x)
+        if not route.per_token:
+            parts = x.split(route.sizes)
+            return torch.cat([slots[s](part) for s, part in zip(route.slots, parts, strict=True)])
+        flat = x.flatten(0, 1)  # (N, D)
+        if route.order is not None:
+            flat = flat.index_select(0, route.order.to(x.device))
+        parts = flat.split(route.sizes)
+        out = torch.cat([slots[s](part) for s, part in zip(route.slots, parts, strict=True)])
+        if route.order is not None:
+            out = out.index_select(0, route.inverse.to(x.device))
+        return out.view_as(x)
+
+    def _grouped(self, x: Tensor, route: GroupedRoute) -> Tensor:
+        flat = x.flatten(0, 1)  # (N, D)
+        if route.order is not None:
+            flat = flat.index_select(0, route.order)
+        dtype, weights = product_type(flat), route.layers[self.number]
+
+        def linear(name: str, x: Tensor) -> Tensor:
+            weight, bias = weights[name]  # (G, O, I), (G, O)
+            bias = weight.new_zeros(weight.shape[:2]) if bias is None else bias
+            return grouped_linear(x.to(dtype), weight.to(dtype), bias.to(dtype), route.ends)
+
+        out = self._first.compute(flat, linear)
+        if route.order is not None:
+            out = out.index_select(0, route.inverse)
+        return out.view(x.shape)
+
+    def _gathered(self, x: Tensor, lang_ids: Tensor) -> Tensor:
+        """``lang_ids`` (B,). The weights of each row are copied, which costs memory and time."""
+        weights = self.stacked(range(len(self)))
+
+        def linear(name: str, x: Tensor) -> Tensor:
+            weight, bias = weights[name]
+            out = x @ weight[lang_ids].mT
+            return out if bias is None else out + bias[lang_ids][:, None]
+
+        return self._first.compute(x, linear)
+
+    @property
+    def _first(self) -> XmodSlot:
+        """Whose :meth:`XmodSlot.compute` serves all slots: they differ in their matrices only."""
+        return next(iter(self.values()))
+
+    def stacked(self, numbers: Iterable[int]) -> Stacked:
+        """The matrices of these slots, stacked. Gradients reach each slot's own parameters."""
+        slots = list(self.values())
+        stacked = {}
+        for name in _matrices(self._first):
+            chosen = [getattr(slots[number], name) for number in numbers]
+            weight = torch.stack([matrix.weight for matrix in chosen])
+            biased = chosen[0].bias is not None
+            stacked[name] = weight, torch.stack([m.bias for m in chosen]) if biased else None
+        return stacked
 
 
 def donors_of(init: str, config: XmodConfig) -> list[str]:
-    """The slots that ``init`` reads; none for ``random`` and ``zero_output``. ``nearest`` chooses among all of them.
+    """The slots that ``init`` reads: none for ``random`` and ``zero_output``, all of them for ``nearest``.
 
     Raises:
-        UserError: ``init`` is none of SLOT_INITS. UnknownLanguageError: a donor that the model does not have.
+        UserError: ``init`` is not one of SLOT_INITS. UnknownLanguageError: the model has no such donor.
     """
     method, codes = read_slot_init(init)
     if method in ("random", "zero_output"):
@@ -37,19 +228,18 @@ def donors_of(init: str, config: XmodConfig) -> list[str]:
 
 
 def allocate_slot(layers: nn.ModuleList, code: str, config: XmodConfig) -> None:
-    """Append a slot named ``code`` to every layer; :func:`fill_slot` gives it its values."""
+    """Append a slot named ``code`` to every layer; :func:`fill_slot` sets its values."""
     for layer in layers:
-        layer: XmodLayer
-        reference = layer.output.dense.weight
-        layer.output.adapter_modules[code] = XmodAdapter(config).to(
-            device=reference.device, dtype=reference.dtype
-        )
+        like = layer.output.dense.weight
+        slot = new_slot(config).to(device=like.device, dtype=like.dtype)
+        layer.output.adapter_modules[code] = slot
 
 
 def fill_slot(layers: nn.ModuleList, code: str, init: str, config: XmodConfig, seed: int) -> None:
-    """Give the slot ``code`` of every layer the values that ``init`` says.
+    """Initialise the slot ``code`` of every layer as ``init`` says. Donors are read, never written.
 
-    ``zero_output`` is ``random`` with an output matrix of zeros: the slot adds nothing until it is trained.
+    ``zero_output`` is ``random`` with an output matrix of zeros: the slot adds nothing until it is trained. Random values
+    depend on ``seed`` and on the parameter's name only, so the order in which languages are added does not matter.
     """
     donors = donors_of(init, config)
     with torch.no_grad():
@@ -57,30 +247,17 @@ def fill_slot(layers: nn.ModuleList, code: str, init: str, config: XmodConfig, s
             slots = layer.output.adapter_modules
             for name, parameter in slots[code].named_parameters():
                 if donors:
-                    value = torch.stack(
-                        [slots[d].get_parameter(name).detach() for d in donors]
-                    ).mean(0)
+                    given = [slots[donor].get_parameter(name).detach() for donor in donors]
+                    value = torch.stack(given).mean(0)
                 else:
                     value = random_value(parameter, config, seed, code, number, name)
-                if init == "zero_output" and name.startswith("dense2."):
+                if init == "zero_output" and name.startswith(f"{slots[code].output}."):
                     value = torch.zeros_like(value)
                 parameter.copy_(value)
 
 
-def begin_by_name(model: nn.Module, seed: int) -> None:
-    """Draw every matrix of a new ``model`` again, as :func:`random_value` of (``seed``, its name); rows of the padding are zero.
-    Biases and LayerNorms, in which nothing is random, stay as they are."""
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.copy_(random_value(parameter, model.config, seed, name))
-        for module in model.modules():
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                module.weight[module.padding_idx] = 0
-
-
-def random_value(parameter: Tensor, config: XmodConfig, *key: object) -> Tensor:
-    """N(0, initializer_range) for matrices, zero for biases: as at the start of pre-training."""
-    if parameter.dim() == 1:
-        return torch.zeros(parameter.shape)
-    return torch.randn(parameter.shape, generator=seeded_generator(*key)) * config.initializer_range
+SLOTS: dict[str, type[XmodSlot]] = {
+    "bottleneck": BottleneckSlot,  # the only one that transformers has
+    "lora": LoraSlot,
+    "gated": GatedSlot,
+}

@@ -209,9 +209,7 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig) -> None:
         )
     if _model_is_given(cfg):
         wanted = cfg.model_config(model.config.vocab_size)
-        sizes = [
-            f.name for f in fields(cfg.model) if f.name != "shared_slot" and "dropout" not in f.name
-        ]
+        sizes = [name for name in cfg.model.flags() if "dropout" not in name]
         other = [
             f"{name} is {getattr(model.config, name)} there, {getattr(wanted, name)} was asked for"
             for name in sizes

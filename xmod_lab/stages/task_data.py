@@ -15,7 +15,7 @@ from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.errors import UserError, reason
 from xmod_lab.languages.folders import manifests_in
 from xmod_lab.model import XmodPreTrainedModel, read_config
-from xmod_lab.model.slots import random_value
+from xmod_lab.model.random_weights import random_value
 from xmod_lab.scoring.transfer import TaskSetup
 from xmod_lab.tables import Table
 from xmod_lab.tasks.kinds import KINDS

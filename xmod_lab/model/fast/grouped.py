@@ -1,0 +1,83 @@
+"""All slots of a batch in one operator, for the compiled encoder: one graph serves every composition of a batch.
+
+Plain equivalent: one call per slot, on its own rows (``XmodSlots.forward`` with a ``Route``). Compared in
+``tests/test_compile.py`` and, for every architecture, in ``tests/test_slots.py``.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# N tokens of all slots, I inputs and O outputs of a matrix, G slots present
+
+Stacked = dict[str, tuple[Tensor, Tensor | None]]  # matrix -> (G, O, I) weights, (G, O) biases
+
+
+@dataclass(frozen=True)
+class GroupedRoute:
+    """A route as tensors alone.
+
+    Args:
+        ends: (G,) int64 on the CPU: where the tokens of each slot end.
+        order, inverse: (N,) into language order and back, where the tokens of one row differ.
+        layers: the weights of the slots present, layer by layer.
+    """
+
+    ends: Tensor
+    order: Tensor | None
+    inverse: Tensor | None
+    layers: list[Stacked]
+
+
+@torch.library.custom_op("xmod_lab::grouped_linear", mutates_args=())
+def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor) -> Tensor:
+    """Rows ``ends[g-1]:ends[g]`` of ``x`` (N, I) through ``weight[g]`` (O, I) and ``bias[g]`` (O,) -> (N, O).
+
+    It is our own operator because ``torch.nn.functional.grouped_mm`` compiles for bfloat16 only (torch 2.13). ``ends``
+    (G,) is on the CPU, where it is read without waiting for a device.
+    """
+    out = x.new_empty(len(x), weight.shape[1])
+    for group, span in enumerate(_spans(ends)):
+        torch.addmm(bias[group], x[span], weight[group].t(), out=out[span])
+    return out
+
+
+@torch.library.custom_op("xmod_lab::grouped_linear_backward", mutates_args=())
+def _grouped_linear_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    grad_x, grad_weight = torch.empty_like(x), torch.empty_like(weight)
+    grad_bias = weight.new_empty(weight.shape[:2])
+    for group, span in enumerate(_spans(ends)):
+        torch.mm(grad[span], weight[group], out=grad_x[span])
+        torch.mm(grad[span].t(), x[span], out=grad_weight[group])
+        torch.sum(grad[span], 0, out=grad_bias[group])
+    return grad_x, grad_weight, grad_bias
+
+
+def _spans(ends: Tensor) -> list[slice]:
+    stops = ends.tolist()
+    return [slice(start, stop) for start, stop in zip([0, *stops], stops, strict=False)]
+
+
+@grouped_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[1])
+
+
+@_grouped_linear_backward.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, ends: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(weight), weight.new_empty(weight.shape[:2])
+
+
+def _keep(ctx, inputs: tuple, output: Tensor) -> None:
+    x, weight, _, ends = inputs
+    ctx.save_for_backward(x, weight, ends)
+
+
+def _backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    return (*_grouped_linear_backward(grad.contiguous(), *ctx.saved_tensors), None)
+
+
+grouped_linear.register_autograd(_backward, setup_context=_keep)
