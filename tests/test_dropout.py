@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from xmod_lab.model.dropout import dropout
+from xmod_lab.model.fast.dropout import dropout
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.97])

@@ -5,8 +5,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.helpers import tiny_batch, tiny_model
-from xmod_lab.model import loss as module
-from xmod_lab.model.loss import chunked_cross_entropy
+from xmod_lab.model.fast import loss as module
+from xmod_lab.model.fast.loss import chunked_cross_entropy
 
 
 @pytest.mark.parametrize("pieces", [8_192, 10])

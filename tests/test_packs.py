@@ -29,8 +29,8 @@ from xmod_lab.model import (
     language_model,
     load_language_model,
     packs,
+    saving,
 )
-from xmod_lab.model import base as model_base
 from xmod_lab.model.digests import digest, fingerprint, old_fingerprint
 from xmod_lab.model.packs import read_pack
 from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
@@ -332,7 +332,7 @@ def test_a_folder_appears_whole_or_not_at_all(place, tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(model_base, "unpack", fail)
+    monkeypatch.setattr(saving, "unpack", fail)
     with pytest.raises(KeyboardInterrupt):
         install(place / "base", [place / "sw_KE"], tmp_path / "out")
     assert list(tmp_path.iterdir()) == [] and files(place / "base") == before

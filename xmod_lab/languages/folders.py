@@ -16,9 +16,9 @@ from xmod_lab.files import Busy, build_folder, hidden
 from xmod_lab.foreign import at_hand, from_hub, inside, read_json
 from xmod_lab.languages.cards import export_card, with_added
 from xmod_lab.model import XmodLanguageModel, language_model, load_language_model, read_config
-from xmod_lab.model.base import copy_files
 from xmod_lab.model.configuration import OURS
 from xmod_lab.model.packs import CARD, MANIFEST, TENSORS, read_manifest
+from xmod_lab.model.saving import copy_files
 
 _WRITTEN_ANEW = ("config.json", "generation_config.json", CARD)
 _MAX_CARD = 1 << 22  # bytes

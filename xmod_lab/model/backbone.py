@@ -13,12 +13,13 @@ from xmod_lab.codes import NO_SLOT
 from xmod_lab.errors import UserError
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.embeddings import Matrices, XmodEmbeddings
-from xmod_lab.model.encoder import Surroundings, Trace, XmodEncoder
+from xmod_lab.model.embeddings import XmodEmbeddings
+from xmod_lab.model.encoder import AttentionContext, Trace, XmodEncoder
+from xmod_lab.model.fast.tied_lookup import Matrices
+from xmod_lab.model.fast.unpadding import TokenSelection, predicted_tokens, real_tokens
 from xmod_lab.model.routing import (
     NOTHING,
     Languages,
-    Places,
     Route,
     check_labels,
     plan_route,
@@ -29,11 +30,55 @@ from xmod_lab.model.routing import (
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """A batch behind the encoder. ``x`` (B, S, D) is in language order until ``route.leave``; with ``predicted`` it is
-    (1, M, D), the labelled positions alone.
+class EncoderInput:
+    """The arguments of a forward pass, checked, with rows in the order of ``route``.
 
-    ``extras``: ``hidden_states`` and ``attentions`` in the caller's order where they were asked for, else ``None``.
+    Args:
+        shape: (B, S).
+        route: the languages of the rows, for their vocabularies; ``through``: the slots that they go through.
+        embedded: arguments of :meth:`XmodEmbeddings.forward`.
+        mask: (B, P) ones and zeros, or a ready mask (B, 1, S, P).
+        source, source_mask: (B, T, D) states of an encoder, and (B, T).
+        cache: of a decoder; ``returns_cache``: whether the caller gets it.
+        states, attentions: whether the caller gets those of every layer.
+    """
+
+    shape: tuple[int, int]
+    route: Route
+    through: Route
+    embedded: dict[str, Tensor | int | None]
+    mask: Tensor | None
+    source: Tensor | None
+    source_mask: Tensor | None
+    cache: Cache | None
+    returns_cache: bool
+    states: bool
+    attentions: bool
+
+
+@dataclass(frozen=True)
+class Shortcuts:
+    """What is computed in another way, or not at all. Without shortcuts, states are the same at all positions that are read.
+
+    Args:
+        grouped: all slots in one operator, for the compiled encoder.
+        real: the tokens that are computed; others are padding. ``None``: all.
+        predicted: the positions at which the last layer is computed. ``None``: all.
+    """
+
+    grouped: bool = False
+    real: TokenSelection | None = None
+    predicted: TokenSelection | None = None
+
+
+@dataclass(frozen=True)
+class EncoderOutput:
+    """A batch behind the encoder.
+
+    Args:
+        x: (B, S, D), with rows in the order of ``route``; or (1, M, D) of the positions ``predicted``.
+        extras: ``hidden_states`` and ``attentions`` in the caller's order, or ``None`` where they are not returned.
+        crossed: attention weights to an encoder's states, likewise.
     """
 
     x: Tensor
@@ -41,7 +86,7 @@ class Encoded:
     extras: dict[str, tuple[Tensor, ...] | None]
     crossed: tuple[Tensor, ...] | None
     cache: Cache | None
-    predicted: Places | None = None
+    predicted: TokenSelection | None = None
 
     @property
     def states(self) -> Tensor:
@@ -79,10 +124,10 @@ class XmodModel(XmodPreTrainedModel):
         self.encoder.compile(fullgraph=True, **options)
         self.compiled = True
 
-    def plan(
+    def route_of(
         self, lang_ids: Languages, rows: int, length: int, *, keep_order: bool = False
     ) -> Route:
-        """The batch's route; without ``lang_ids``, all rows in the default language.
+        """The batch's route. Without ``lang_ids`` all rows are in the default language.
 
         Raises:
             UserError: no language, a wrong shape or dtype. UnknownLanguageError: a code or number the model lacks.
@@ -90,9 +135,9 @@ class XmodModel(XmodPreTrainedModel):
         slots = self.encoder.slots
         if slots is not None and slots != list(self.config.languages):
             raise UserError(
-                f"the configuration has the languages {list(self.config.languages)}, the model the slots {slots}; "
-                "they change by add_language() and remove_language() alone, and each model needs a configuration "
-                "of its own: copy.deepcopy(config)"
+                "use model.add_language() and remove_language() instead of editing the config, and do not share one config "
+                f"between models (copy.deepcopy it): config.languages is {list(self.config.languages)}, but the model has "
+                f"slots for {slots}"
             )
         if lang_ids is None:
             default = self.config.default_language
@@ -113,20 +158,21 @@ class XmodModel(XmodPreTrainedModel):
         )
 
     def _through(self, route: Route, slot: str | None, rows: int) -> Route:
-        """The way through the layers of a batch of ``route``: its own, or all rows through ``slot``."""
+        """The route through the slots: that of the rows' languages, or all rows through ``slot``."""
         if slot is None:
             return route
         return Route((NOTHING if slot == NO_SLOT else self.config.slot(slot),), (rows,))
 
     def _exported(self, lang_ids: Tensor) -> Route:
-        """Of a model whose graph is being written down: it must hold for all languages."""
+        """The route of a model that is being exported: its graph must hold for all languages."""
         if lang_ids.dim() != 1:
             raise UserError(
                 f"lang_ids has shape {tuple(lang_ids.shape)}; a model is exported with (rows,), one a sequence"
             )
         check_vocabularies(self.config)
-        minus_one_is_not_the_last = torch.where(lang_ids < 0, len(self.config.languages), lang_ids)
-        return Route((), (), exported=minus_one_is_not_the_last)
+        # an index of -1 would be the last language: send it out of range
+        checked = torch.where(lang_ids < 0, len(self.config.languages), lang_ids)
+        return Route((), (), exported=checked)
 
     def encode(
         self,
@@ -148,79 +194,157 @@ class XmodModel(XmodPreTrainedModel):
         skip_padding: bool = True,
         read: Tensor | None = None,
         matrices: Matrices | None = None,
-    ) -> Encoded:
-        """What :meth:`forward` returns, before it is brought back into the caller's order; the same arguments.
+    ) -> EncoderOutput:
+        """Embed a batch and run the layers, in three steps: prepare, plan the shortcuts, run.
 
-        ``labels`` (B, S): the caller needs states at the labelled positions alone; where these are few, the last layer is
-        spared the others. ``skip_padding``: states at padding are zero, and not computed, where there is much of it; but for
-        the first of each row, and what is true in ``read`` (B, S). ``matrices``: as in :meth:`XmodEmbeddings.forward`.
+        Heads call this in place of :meth:`forward`, which has the same arguments, since some of them do not need all states.
+
+        Args:
+            labels: (B, S); the caller needs states at the labelled positions only.
+            skip_padding: the caller does not read states at padding; they are zero where padding is skipped.
+            read: (B, S); positions that the caller reads, even at padding.
+            matrices: filled for the loss, see :func:`xmod_lab.model.fast.tied_lookup.look_up`.
+        Raises:
+            UserError, UnknownLanguageError: as :meth:`forward`.
         """
+        batch = self.prepare(
+            input_ids,
+            lang_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            encoder_hidden_states=encoder_hidden_states,
+            encoder_attention_mask=encoder_attention_mask,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
+            slot=slot,
+        )
+        shortcuts = self.plan(batch, labels=labels, read=read, skip_padding=skip_padding)
+        return self.run(batch, shortcuts, matrices)
+
+    def prepare(
+        self,
+        input_ids: Tensor | None,
+        lang_ids: Languages,
+        *,
+        attention_mask: Tensor | None,
+        token_type_ids: Tensor | None,
+        position_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        encoder_hidden_states: Tensor | None,
+        encoder_attention_mask: Tensor | None,
+        past_key_values: Cache | None,
+        use_cache: bool | None,
+        output_hidden_states: bool | None,
+        output_attentions: bool | None,
+        slot: str | None,
+    ) -> EncoderInput:
+        """Step 1: check the arguments, and bring the rows into the order of their languages."""
         rows, length = shape_of(input_ids, inputs_embeds, ("rows", "sequence"))
-        if read is not None:
-            check_labels(read, (rows, length))
         wanted = self._wants_cache(use_cache)
         cache = self._cache(past_key_values, wanted, crosses=encoder_hidden_states is not None)
         past = 0 if cache is None else cache.get_seq_length()
         attention_mask = check_mask(attention_mask, rows, length, past)
-        route = self.plan(lang_ids, rows, length, keep_order=cache is not None)
-        through = self._through(route, slot, rows)
-        x = self.embeddings(
-            route.enter(input_ids),
-            route,
-            token_type_ids=route.enter(_of_rows(token_type_ids)),
-            position_ids=route.enter(_of_rows(position_ids)),
-            inputs_embeds=route.enter(inputs_embeds),
-            past=past,
-            matrices=matrices,
-        )
-        states = self._wanted(output_hidden_states, "output_hidden_states")
         attentions = self._wanted(output_attentions, "output_attentions")
-        trace = Trace() if states or attentions else None
         self._check_backend(attention_mask, attentions)
-        mask, source = route.enter(attention_mask), route.enter(encoder_hidden_states)
-        whole = (
-            trace is not None
-            or source is not None
-            or cache is not None
-            or self.compiled
-            or through.per_token
+        route = self.route_of(lang_ids, rows, length, keep_order=cache is not None)
+        return EncoderInput(
+            shape=(rows, length),
+            route=route,
+            through=self._through(route, slot, rows),
+            embedded={
+                "input_ids": route.enter(input_ids),
+                "token_type_ids": route.enter(_of_rows(token_type_ids)),
+                "position_ids": route.enter(_of_rows(position_ids)),
+                "inputs_embeds": route.enter(inputs_embeds),
+                "past": past,
+            },
+            mask=route.enter(attention_mask),
+            source=route.enter(encoder_hidden_states),
+            source_mask=route.enter(encoder_attention_mask),
+            cache=cache,
+            returns_cache=wanted,
+            states=self._wanted(output_hidden_states, "output_hidden_states"),
+            attentions=attentions,
         )
-        whole = (
-            whole
-            or through.exported is not None
+
+    def plan(
+        self,
+        batch: EncoderInput,
+        *,
+        labels: Tensor | None,
+        read: Tensor | None,
+        skip_padding: bool,
+    ) -> Shortcuts:
+        """Step 2: choose the shortcuts that this batch allows. Arguments as in :meth:`encode`."""
+        if read is not None:
+            check_labels(read, batch.shape)
+        # A compiled encoder takes all slots in one operator, so that one graph serves every batch.
+        grouped = self.compiled and batch.through.slots != (NOTHING,)
+        every_position = (
+            # They are returned for every position.
+            batch.states
+            or batch.attentions
+            # An encoder is attended to from every position.
+            or batch.source is not None
+            # The cache keeps keys and values of every position.
+            or batch.cache is not None
+            # Each number of positions would be a graph of its own.
+            or self.compiled
+            # Selected positions are counted by row, and each row has to have one slot.
+            or batch.through.per_token
+            # The graph that is being written must hold for other batches too.
+            or batch.through.exported is not None
             or torch.jit.is_tracing()
+            # There is no layer to spare.
             or not self.encoder.layer
         )
-        skips = skip_padding and labels is None and not whole
-        around = Surroundings(
-            self._mask(x, mask, cache),
-            cache,
-            *self._source(x, source, route.enter(encoder_attention_mask)),
-            want_weights=attentions,
-            real=_real(mask, route.enter(read), rows, length) if skips else None,
+        if every_position:
+            return Shortcuts(grouped)
+        # The loss reads labelled positions: where they are few, the last layer computes no others.
+        if labels is not None:
+            return Shortcuts(predicted=predicted_tokens(labels, batch.route, batch.shape))
+        # Nothing reads states at padding: where it is much, it is not computed. A ready mask does not say what padding is.
+        plain = batch.mask is not None and batch.mask.shape == batch.shape
+        if skip_padding and plain and not torch.compiler.is_compiling():
+            return Shortcuts(real=real_tokens(batch.mask, batch.route.enter(read)))
+        return Shortcuts()
+
+    def run(
+        self, batch: EncoderInput, shortcuts: Shortcuts, matrices: Matrices | None = None
+    ) -> EncoderOutput:
+        """Step 3: embed the batch and run the layers."""
+        x = self.embeddings(route=batch.route, matrices=matrices, **batch.embedded)
+        context = AttentionContext(
+            self._mask(x, batch.mask, batch.cache),
+            batch.cache,
+            *self._source(x, batch.source, batch.source_mask),
+            want_weights=batch.attentions,
+            real=shortcuts.real,
         )
-        predicted = (
-            None
-            if labels is None or whole
-            else _predicted(Places.labelled(labels, route, x.shape[:2]))
+        way = batch.through
+        if shortcuts.grouped:
+            way = self.encoder.grouped(way, batch.shape[1], x.device)
+        trace = Trace() if batch.states or batch.attentions else None
+        x = self.encoder(x, context, way, trace, shortcuts.predicted)
+
+        def returned(name: str, wanted: bool) -> tuple[Tensor, ...] | None:
+            return tuple(map(batch.route.leave, getattr(trace, name))) if wanted else None
+
+        return EncoderOutput(
+            x,
+            batch.route,
+            extras={
+                "hidden_states": returned("states", batch.states),
+                "attentions": returned("attentions", batch.attentions),
+            },
+            crossed=returned("crossed", batch.attentions and batch.source is not None),
+            cache=batch.cache if batch.returns_cache else None,
+            predicted=shortcuts.predicted,
         )
-        way = through
-        if self.compiled and through.slots != (NOTHING,):
-            way = self.encoder.grouped(through, length, x.device)
-        x = self.encoder(x, around, way, trace, predicted)
-        left = lambda tensors, wanted: tuple(route.leave(t) for t in tensors) if wanted else None  # noqa: E731
-        extras = {"hidden_states": None, "attentions": None}
-        if trace is not None:
-            extras = {
-                "hidden_states": left(trace.states, states),
-                "attentions": left(trace.attentions, attentions),
-            }
-        crossed = (
-            left(trace.crossed, attentions)
-            if trace is not None and around.source is not None
-            else None
-        )
-        return Encoded(x, route, extras, crossed, cache if wanted else None, predicted)
 
     def _wanted(self, asked: bool | None, name: str) -> bool:
         return getattr(self.config, name) if asked is None else asked
@@ -249,9 +373,8 @@ class XmodModel(XmodPreTrainedModel):
         if given is not None:
             if not self.config.is_decoder or self._recomputes():
                 raise UserError(
-                    "past_key_values are given (generate makes them), but the model is no decoder, or computes its "
-                    "layers twice (gradient checkpointing in training); allowed are they with is_decoder=True and "
-                    "without checkpointing: call eval(), or generate(use_cache=False)"
+                    "call model.eval(), or pass use_cache=False: past_key_values needs config.is_decoder=True and no "
+                    "gradient checkpointing"
                 )
             return given
         if not wanted:
@@ -382,21 +505,6 @@ def check_mask(mask: Tensor | None, rows: int, length: int, past: int) -> Tensor
 def _of_rows(numbers: Tensor | None) -> Tensor | None:
     """(S,) for all rows alike -> (1, S)."""
     return numbers[None] if numbers is not None and numbers.dim() == 1 else numbers
-
-
-def _real(mask: Tensor | None, read: Tensor | None, rows: int, length: int) -> Places | None:
-    """The tokens that are no padding, the first of each row and those that are ``read``, where these are nine tenths of all
-    or less; of a mask (B, S) alone."""
-    if mask is None or mask.shape != (rows, length) or torch.compiler.is_compiling():
-        return None
-    kept = mask.bool() | (torch.arange(length, device=mask.device) == 0)
-    real = Places.where(kept if read is None else kept | read)
-    return real if real.share <= 0.9 else None
-
-
-def _predicted(labelled: Places) -> Places | None:
-    """The labelled positions, where these are half of all or less."""
-    return labelled if 0 < labelled.share <= 0.5 else None
 
 
 class XmodPooler(nn.Module):

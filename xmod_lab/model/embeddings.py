@@ -2,18 +2,14 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 from xmod_lab.errors import UserError
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.dropout import Dropout
+from xmod_lab.model.fast.dropout import Dropout
+from xmod_lab.model.fast.tied_lookup import Matrices, look_up, passes_gradients
 from xmod_lab.model.routing import Route
 
 # B batch rows, S sequence, D model, V vocabulary
-
-Matrices = dict[
-    nn.Embedding, Tensor
-]  # tables as their output matrices, with the lookup's gradient behind them
 
 
 class Vocabulary(nn.Module):
@@ -25,39 +21,6 @@ class Vocabulary(nn.Module):
             pieces, config.hidden_size, padding_idx=config.pad_token_id
         )
         self.bias = nn.Parameter(torch.zeros(pieces))
-
-
-class _TiedLookup(torch.autograd.Function):
-    """Rows ``ids`` of ``table``, and the table itself for the output matrix that is tied to it.
-
-    A step looks up some thousand rows, but the gradient of a lookup is a table, zero elsewhere: at 250,002 pieces its
-    clearing and its addition to the output matrix's gradient move 3 GB. Here the gradient of the matrix passes through the
-    lookup, which adds its rows to it in place: it is nobody else's, as the loss gives it away.
-    """
-
-    @staticmethod
-    def forward(ctx, ids: Tensor, table: Tensor, padding: int) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(ids)
-        ctx.padding, ctx.pieces = padding, len(table)
-        ctx.set_materialize_grads(False)
-        return embedding(ids, table), table.view_as(table)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(
-        ctx, grad: Tensor | None, grad_matrix: Tensor | None
-    ) -> tuple[None, Tensor | None, None]:
-        (ids,) = ctx.saved_tensors
-        if grad is None:
-            return None, grad_matrix, None
-        if grad_matrix is None:  # nothing was predicted in these rows
-            return (
-                None,
-                torch.ops.aten.embedding_dense_backward(grad, ids, ctx.pieces, ctx.padding, False),
-                None,
-            )
-        rows = grad.masked_fill(ids.eq(ctx.padding)[..., None], 0.0).flatten(0, -2)
-        return None, grad_matrix.index_add_(0, ids.flatten(), rows), None
 
 
 class XmodEmbeddings(nn.Module):
@@ -142,13 +105,9 @@ class XmodEmbeddings(nn.Module):
 
     def _rows(self, table: nn.Embedding, ids: Tensor, matrices: Matrices | None) -> Tensor:
         try:
-            if matrices is None or not _passes_gradients(table):
+            if matrices is None or not passes_gradients(table):
                 return table(ids)
-            padding = -1 if table.padding_idx is None else table.padding_idx
-            rows, matrices[table] = _TiedLookup.apply(
-                ids, matrices.get(table, table.weight), padding
-            )
-            return rows
+            return look_up(table, ids, matrices)
         except IndexError as error:  # a GPU stops with an assertion of its own instead
             owner = next(
                 (code for code, v in self.vocabularies.items() if v.word_embeddings is table), None
@@ -207,28 +166,3 @@ class XmodEmbeddings(nn.Module):
             )
         real = input_ids.ne(self.padding_idx).long()
         return (real.cumsum(1) + past) * real + self.padding_idx
-
-
-def _passes_gradients(table: nn.Embedding) -> bool:
-    """Whether ``_TiedLookup`` can stand for a call of ``table``: on a CPU (on a GPU the addition in place would not be
-    deterministic), where there is a gradient, and nobody changes the call or listens to it."""
-    plain = as_made(table, nn.Embedding) and not (
-        table.max_norm or table.sparse or table.scale_grad_by_freq
-    )
-    moves = (
-        torch.is_grad_enabled() and table.weight.requires_grad and table.weight.device.type == "cpu"
-    )
-    return plain and moves and not torch.compiler.is_compiling()
-
-
-def as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether arithmetic on the weights of ``module`` can stand for a call of it: it is torch's ``kind``, unwrapped, and nobody
-    changes the call or listens to it."""
-    hooks = (
-        module._forward_hooks,
-        module._forward_pre_hooks,
-        module._backward_hooks,
-        module._backward_pre_hooks,
-    )
-    watched = any(hooks) or nn.modules.module._has_any_global_hook() or "forward" in vars(module)
-    return type(module) is kind and not watched

@@ -16,17 +16,18 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from xmod_lab.errors import UserError
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.dropout import Dropout, dropout
+from xmod_lab.model.fast.dropout import Dropout, dropout
 from xmod_lab.model.fast.grouped import GroupedRoute
-from xmod_lab.model.precision import product_type
-from xmod_lab.model.routing import Places, Route
+from xmod_lab.model.fast.precision import product_type
+from xmod_lab.model.fast.unpadding import TokenSelection
+from xmod_lab.model.routing import Route
 from xmod_lab.model.slots import XmodSlots
 
 # B batch rows, S sequence, P cached and new tokens, D model, H heads, K head dim
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class AttentionContext:
     """What every layer needs beside the states: who may attend to what, the cache, and an encoder's output.
 
     ``mask`` (B, 1, S, P) and ``source_mask`` (B, 1, S, T): bool (True = may attend) or float (added to the scores).
@@ -38,7 +39,7 @@ class Surroundings:
     source: Tensor | None = None  # (B, T, D): an encoder's states
     source_mask: Tensor | None = None
     want_weights: bool = False
-    real: Places | None = None
+    real: TokenSelection | None = None
 
     def with_padding(self, x: Tensor) -> Tensor:
         """(1, N, D) -> (B, S, D), where padding was left out."""
@@ -100,35 +101,35 @@ class XmodSelfAttention(nn.Module):
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
         self.dropout = Dropout(config.attention_probs_dropout_prob)
 
-    def forward(self, x: Tensor, around: Surroundings) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
         x = x.to(product_type(x))  # one cast for query, key and value, and one of their gradients
-        q = self.heads(around.with_padding(self.query(x)))
-        k, v = self.keys_and_values(x, around)
-        mask = around.source_mask if self.crosses else around.mask
+        q = self.heads(context.with_padding(self.query(x)))
+        k, v = self.keys_and_values(x, context)
+        mask = context.source_mask if self.crosses else context.mask
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention
         )
         p = self.dropout.p if self.training else 0.0
         slow = q.device.type == "cpu" and (q.dtype == torch.bfloat16 or p > 0)
         if (
-            slow or around.want_weights
+            slow or context.want_weights
         ):  # torch's CPU kernel takes three times as long in bfloat16 (2.13, 128 tokens)
             attend = eager_attention
         out, weights = attend(self, q, k, v, mask, dropout=p, scaling=self.head_dim**-0.5)
-        return around.without_padding(out.flatten(2)), weights
+        return context.without_padding(out.flatten(2)), weights
 
     def heads(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, H, S, K)."""
         return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
-    def keys_and_values(self, x: Tensor, around: Surroundings) -> tuple[Tensor, Tensor]:
+    def keys_and_values(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
         """Joined to those in the cache; those of an encoder's states are computed once and then read from there."""
-        source, cache = around.source if self.crosses else x, around.cache
+        source, cache = context.source if self.crosses else x, context.cache
         paired = isinstance(cache, EncoderDecoderCache)
         if self.crosses and paired and cache.is_updated.get(self.number):
             stored = cache.cross_attention_cache.layers[self.number]
             return stored.keys, stored.values
-        k, v = (self.heads(around.with_padding(part(source))) for part in (self.key, self.value))
+        k, v = (self.heads(context.with_padding(part(source))) for part in (self.key, self.value))
         if self.crosses and paired:
             cache.is_updated[self.number] = True
             return cache.cross_attention_cache.update(k, v, self.number)
@@ -157,9 +158,9 @@ class XmodAttention(nn.Module):
         self.pre_norm = config.pre_norm
 
     def forward(
-        self, x: Tensor, around: Surroundings, predicted: Places | None = None
+        self, x: Tensor, context: AttentionContext, predicted: TokenSelection | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        out, weights = self.self(self.output.LayerNorm(x) if self.pre_norm else x, around)
+        out, weights = self.self(self.output.LayerNorm(x) if self.pre_norm else x, context)
         if predicted is not None:
             x, out = predicted.take(x), predicted.take(out)  # (1, M, D)
         x = x + self.output.dropout(self.output.dense(out))
@@ -226,14 +227,14 @@ class XmodLayer(GradientCheckpointingLayer):
     def forward(
         self,
         x: Tensor,
-        around: Surroundings,
+        context: AttentionContext,
         route: Route | GroupedRoute,
-        predicted: Places | None = None,
+        predicted: TokenSelection | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        x, weights = self.attention(x, around, predicted)
+        x, weights = self.attention(x, context, predicted)
         crossed = None
-        if around.source is not None:
-            x, crossed = self.crossattention(x, around)
+        if context.source is not None:
+            x, crossed = self.crossattention(x, context)
         inner = self.output.LayerNorm(x) if self.pre_norm else x
         x = self.output(self.intermediate(inner), x, route)
         return (x if self.pre_norm else self.output.LayerNorm(x)), weights, crossed
@@ -259,25 +260,25 @@ class XmodEncoder(nn.Module):
     def forward(
         self,
         x: Tensor,
-        around: Surroundings,
+        context: AttentionContext,
         route: Route | GroupedRoute,
         trace: Trace | None = None,
-        predicted: Places | None = None,
+        predicted: TokenSelection | None = None,
     ) -> Tensor:
         """(B, S, D) in the order of the route -> the last state. ``trace`` is filled on the way.
 
         With ``predicted``, the last state (1, M, D) of those positions alone: what follows the last layer's attention is
         computed for no other.
         """
-        if around.real is not None:
-            x, route = around.without_padding(x), around.real.route(route)
+        if context.real is not None:
+            x, route = context.without_padding(x), context.real.route(route)
         for layer in self.layer:
             if trace is not None:
                 trace.states.append(x)
             if predicted is not None and layer is self.layer[-1]:
-                x, weights, crossed = layer(x, around, predicted.route(route), predicted)
+                x, weights, crossed = layer(x, context, predicted.route(route), predicted)
             else:
-                x, weights, crossed = layer(x, around, route)
+                x, weights, crossed = layer(x, context, route)
             if trace is not None and weights is not None:
                 trace.attentions.append(weights)
             if trace is not None and crossed is not None:
@@ -286,7 +287,7 @@ class XmodEncoder(nn.Module):
             x = self.LayerNorm(x)
         if trace is not None:
             trace.states.append(x)
-        return around.with_padding(x)
+        return context.with_padding(x)
 
     def grouped(self, route: Route, length: int, device: torch.device) -> GroupedRoute:
         """``route`` as tensors, with the weights of the slots present, for the compiled stack."""

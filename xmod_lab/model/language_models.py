@@ -14,15 +14,17 @@ from transformers.utils.generic import can_return_tuple
 from xmod_lab.codes import clashing
 from xmod_lab.errors import UserError, reason
 from xmod_lab.foreign import at_hand
-from xmod_lab.model.backbone import Encoded, XmodModel
+from xmod_lab.model.backbone import EncoderOutput, XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.embeddings import Matrices, as_made
-from xmod_lab.model.loss import chunked_cross_entropy, labelled_cross_entropy, share_of_step
+from xmod_lab.model.fast.loss import chunked_cross_entropy
+from xmod_lab.model.fast.precision import in_float32
+from xmod_lab.model.fast.tied_lookup import Matrices, as_made
+from xmod_lab.model.fast.unpadding import TokenSelection
+from xmod_lab.model.loss import labelled_cross_entropy, share_of_step
 from xmod_lab.model.opening import read_config
 from xmod_lab.model.packs import base_fault, expected_tensors, read_pack
-from xmod_lab.model.precision import in_float32
-from xmod_lab.model.routing import IGNORE, Languages, Places, to_ids
+from xmod_lab.model.routing import IGNORE, Languages, to_ids
 
 # B batch rows, S sequence, D model, V vocabulary, M labelled positions
 
@@ -116,7 +118,7 @@ class XmodLanguageModel(XmodPreTrainedModel):
                 return table.weight, vocabulary.bias
         return self.lm_head.decoder.weight, self.lm_head.decoder.bias
 
-    def logits(self, out: Encoded, positions: slice | Tensor = slice(None)) -> Tensor:
+    def logits(self, out: EncoderOutput, positions: slice | Tensor = slice(None)) -> Tensor:
         """(B, S, V) in the caller's order, at ``positions``. V is the size of the largest vocabulary of the batch; a row
         whose vocabulary is smaller has -inf where it has no piece: probability zero. (So logits of two batches may differ in
         V, and smoothed labels cost infinitely much where vocabularies are mixed.)"""
@@ -149,7 +151,11 @@ class XmodLanguageModel(XmodPreTrainedModel):
         return not torch.is_grad_enabled() and "logits" not in ignored
 
     def labelled_loss(
-        self, out: Encoded, labels: Tensor, matrices: Matrices, items: int | Tensor | None = None
+        self,
+        out: EncoderOutput,
+        labels: Tensor,
+        matrices: Matrices,
+        items: int | Tensor | None = None,
     ) -> Tensor:
         """Mean cross-entropy at the labelled positions, nats; ``labels`` (B, S) in the caller's order,
         ``matrices`` as the encoder filled them. ``items``: see :func:`share_of_step`; with them a batch without labels
@@ -157,7 +163,7 @@ class XmodLanguageModel(XmodPreTrainedModel):
 
         Raises UserError where there is no label at all, in no batch of the step.
         """
-        places = out.predicted or Places.labelled(labels, out.route, out.x.shape[:2])
+        places = out.predicted or TokenSelection.labelled(labels, out.route, out.x.shape[:2])
         labels = out.route.enter(labels)
         if not len(places.flat):
             if not items:

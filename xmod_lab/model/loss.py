@@ -1,165 +1,20 @@
-"""Cross-entropy over a large vocabulary without ever holding all logits: chunk by chunk, gradient made on the way."""
+"""Losses of logits that are there, and what a batch adds to the loss of an optimiser step.
 
-import math
+Of a loss over a large vocabulary, :mod:`xmod_lab.model.fast.loss` never holds all logits.
+"""
 
-import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from xmod_lab.errors import UserError
-from xmod_lab.model.precision import in_float32, product_type
 from xmod_lab.model.routing import IGNORE
 
-# M labelled positions, D model, V vocabulary
-
-_HELD = 2**27, 1_024  # logits, and rows of them, that are in memory at a time
-_CACHED = 2**20  # float32 logits that a CPU's caches hold from one pass over them to the next
-_PIECES = 8_192  # rows of the output matrix whose gradient is made, and brought to the matrix's type, at a time
-
-
-def _logits(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T in memory whose rows begin at multiples of 64 elements: products over 250,002 pieces run a sixth faster. What is behind a
-    row is zero: on CPUs with AMX the bfloat16 product of these logits reads it, and a nan that was left there spreads."""
-    pieces = len(weight)
-    room = x.new_empty(len(x), -(-pieces // 64) * 64)
-    room[:, pieces:] = 0
-    return torch.mm(x, weight.t(), out=room[:, :pieces])
-
-
-def _negative_logs(scores: Tensor, probs: Tensor, answer: Tensor) -> Tensor:
-    """-log of the probability of each ``answer`` (M, 1), in float32, also where that probability is nearly one or too small
-    for float32: by way of the largest score, whose probability is at least 1 / V."""
-    return (
-        scores.amax(1, keepdim=True) - scores.gather(1, answer) - probs.amax(1, keepdim=True).log()
-    )
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Sum over M of -log softmax(x W^T + b)[label], over ``divisor``. The forward pass also computes the gradients, since
-    the logits are at hand only there. Products run in ``dtype``, the softmax in float32 or float64, some rows at a time, each
-    of which its gradient replaces in the logits' memory; the gradient of the output matrix, the largest tensor of the step,
-    is written once, divided already. Under autocast to float16 quotients would round to zero: gradients are made as large as
-    it can hold, and divided with the scaler's factor in them."""
-
-    @staticmethod
-    def forward(
-        ctx,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        labels: Tensor,
-        chunk: int,
-        divisor: int,
-        dtype: torch.dtype,
-    ):
-        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        enlarged = dtype == torch.float16 and weight.dtype != dtype and len(labels) > 0
-        share, ctx.rest = 1 / divisor, 1.0
-        if enlarged:
-            sums = (
-                x.abs().amax() * min(chunk, len(labels)),
-                weight.abs().amax() * 2,
-            )  # that gradients are, at most
-            room = 2.0**14 / torch.maximum(*sums).float().clamp(min=1.0)
-            share, ctx.rest = 1.0, 1 / (divisor * room)
-        x_low, weight_low = x.to(dtype), weight.to(dtype)
-        exact = torch.promote_types(dtype, torch.float32)
-        total = x.new_zeros((), dtype=exact)
-        grad_x = torch.empty_like(x_low) if needs_x else None
-        grad_weight, grad_bias = None, torch.zeros_like(bias, dtype=exact) if needs_bias else None
-        for start in range(0, len(labels), chunk):
-            part, label = x_low[start : start + chunk], labels[start : start + chunk, None]
-            logits = _logits(part, weight_low)  # (chunk, V)
-            step = max(1, _CACHED // logits.shape[1]) if logits.device.type == "cpu" else chunk
-            for block, answer in zip(logits.split(step), label.split(step), strict=True):
-                scores = in_float32(block).add_(bias)
-                probs = scores.softmax(1)
-                total += _negative_logs(scores, probs, answer).sum()
-                if not any(ctx.needs_input_grad):
-                    continue
-                # d loss / d logits, times divisor
-                grad = probs.scatter_add_(1, answer, probs.new_full(answer.shape, -1.0))
-                block.copy_(grad.mul_(room) if enlarged else grad)
-                if needs_bias:
-                    grad_bias += grad.sum(0)
-            if needs_x:  # one sum over all pieces: what their vectors share cancels in it before it is rounded
-                torch.addmm(
-                    part, logits, weight_low, beta=0, alpha=share, out=grad_x[start : start + chunk]
-                )
-            if needs_weight:
-                if start == 0:
-                    grad_weight = torch.empty_like(weight)
-                for pieces, rows in zip(
-                    logits.split(_PIECES, 1), grad_weight.split(_PIECES), strict=True
-                ):
-                    product = torch.addmm(weight_low[:1], pieces.t(), part, beta=0, alpha=share)
-                    rows.copy_(product) if start == 0 else rows.add_(product)
-        if needs_weight and grad_weight is None:  # no labels
-            grad_weight = torch.zeros_like(weight)
-        grads = (grad_x, grad_weight, grad_bias.mul_(share) if needs_bias else None)
-        ctx.gradients = [
-            g if g is None else g.to(like.dtype)
-            for g, like in zip(grads, (x, weight, bias), strict=True)
-        ]
-        return total / divisor
-
-    @staticmethod
-    def backward(ctx, scale: Tensor):
-        if ctx.gradients is None or torch.is_grad_enabled():  # that is, with create_graph=True
-            raise RuntimeError(
-                "the chunked cross-entropy is differentiated once, and not twice: compute the loss again, or "
-                "with full_logits=True, which has no such limit"
-            )
-        gradients, ctx.gradients = (
-            ctx.gradients,
-            None,
-        )  # with no reference left, autograd adds to them in place
-        scale = scale * ctx.rest
-        one = scale.device.type == "cpu" and scale.item() == 1.0
-        return (
-            *(g if g is None or one else g.mul_(scale) for g in gradients),
-            None,
-            None,
-            None,
-            None,
-        )
-
-
-def chunked_cross_entropy(
-    x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, divisor: int = 1
-) -> Tensor:
-    """Sum of the cross-entropies at all positions over ``divisor``, scalar, nats.
-
-    Peak memory is one chunk of logits, (chunk, V), instead of three tensors of (M, V); chunks are as alike as can be, of 1,024
-    rows and 2^27 logits at most. Under autocast the products run
-    in the autocast type, the softmax in float32 (of a model in float64, in that). Differentiable once.
-
-    Args:
-        x: (M, D) states; weight: (V, D) output matrix; bias: (V,); labels: (M,) int64 in [0, V).
-    Raises:
-        UserError: other labels. (A GPU stops with an assertion of its own instead.)
-    """
-    if (
-        labels.device.type == "cpu"
-        and len(labels)
-        and not 0 <= labels.min() <= labels.max() < len(weight)
-    ):
-        raise UserError(
-            f"labels go from {int(labels.min())} to {int(labels.max())}; allowed are pieces of the row's vocabulary, 0 "
-            f"to {len(weight) - 1}, and -100 where nothing is to be predicted"
-        )
-    most = max(1, min(_HELD[0] // len(weight), _HELD[1]))
-    chunks = max(1, math.ceil(len(labels) / most))
-    chunk = max(1, math.ceil(len(labels) / chunks))
-    dtype = product_type(weight)
-    with torch.autocast(x.device.type, enabled=False):
-        return _ChunkedCrossEntropy.apply(x, weight, bias, labels, chunk, divisor, dtype)
+# N positions, V classes or subwords
 
 
 def labelled_cross_entropy(
     scores: Tensor, labels: Tensor, items: int | Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy at the labels that are not -100, scalar, nats: their mean, or their sum over ``items``.
+    """Cross-entropy at the labels that are not -100, scalar, nats: the mean, or the sum divided by ``items``.
 
     Args:
         scores: (N, V) logits; labels: (N,) int64 in [0, V), or -100; items: as in :func:`share_of_step`.
@@ -175,7 +30,7 @@ def share_of_step(mean: Tensor, labels: Tensor, items: int | Tensor | None) -> T
     """What the ``mean`` over these ``labels`` adds to the mean over all batches of an optimiser step.
 
     Args:
-        items: the number of labels that are not -100 in all batches of the step; ``None``: there is this batch alone.
+        items: the number of labels that are not -100 in all batches of the step. ``None``: the step has this batch only.
     """
     return mean if items is None else mean * (labels != IGNORE).sum() / _beside(items, mean)
 

@@ -58,52 +58,6 @@ class Route:
 IGNORE = -100  # label of a position that is not predicted
 
 
-@dataclass(frozen=True)
-class Places:
-    """Some positions of a batch, in the order of its route: ``flat`` (N,), indices into (B * S), and how many of them each
-    row has."""
-
-    flat: Tensor
-    counts: list[int]
-    shape: tuple[int, int]
-
-    @classmethod
-    def where(cls, chosen: Tensor) -> "Places":
-        """Those that are true in ``chosen`` (B, S), whose rows are in the order of the route."""
-        return cls(
-            chosen.flatten().nonzero().squeeze(1), chosen.sum(1).tolist(), tuple(chosen.shape)
-        )
-
-    @classmethod
-    def labelled(cls, labels: Tensor, route: Route, shape: torch.Size) -> "Places":
-        """Those that ``labels`` of ``shape`` (B, S), in the caller's order, predict. Raises UserError for another shape."""
-        check_labels(labels, shape)
-        return cls.where(route.enter(labels) != IGNORE)
-
-    @property
-    def share(self) -> float:
-        """Of all positions."""
-        return sum(self.counts) / max(1, self.shape[0] * self.shape[1])
-
-    def take(self, x: Tensor) -> Tensor:
-        """(B, S, D) -> (1, N, D)."""
-        return x.flatten(0, 1).index_select(0, self.flat)[None]
-
-    def put(self, x: Tensor) -> Tensor:
-        """(1, N, D) -> (B, S, D), zero elsewhere."""
-        rows, length = self.shape
-        return (
-            x.new_zeros(rows * length, x.shape[-1])
-            .index_copy(0, self.flat, x[0])
-            .view(rows, length, -1)
-        )
-
-    def route(self, route: Route) -> Route:
-        """The way of these positions alone through the slots of ``route``, whose rows are of one language each."""
-        tokens = torch.tensor(self.counts).split(route.sizes)
-        return Route(route.slots, tuple(int(part.sum()) for part in tokens), per_token=True)
-
-
 def check_labels(labels: Tensor, shape: Sequence[int]) -> None:
     """Raises UserError unless ``labels`` have ``shape``."""
     if tuple(labels.shape) != tuple(shape):

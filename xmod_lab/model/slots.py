@@ -16,7 +16,7 @@ from xmod_lab.choices import read_slot_init
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.fast.grouped import GroupedRoute, Stacked, grouped_linear
-from xmod_lab.model.precision import product_type
+from xmod_lab.model.fast.precision import product_type
 from xmod_lab.model.random_weights import random_value
 from xmod_lab.model.routing import NOTHING, Route
 

@@ -15,7 +15,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.model.backbone import XmodModel, shape_of
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.dropout import Dropout
+from xmod_lab.model.fast.dropout import Dropout
 from xmod_lab.model.loss import labelled_cross_entropy, share_of_step
 from xmod_lab.model.routing import IGNORE, Languages, to_ids
 

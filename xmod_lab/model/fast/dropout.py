@@ -1,4 +1,7 @@
-"""Dropout as in torch, its random numbers drawn several times faster on CPUs."""
+"""Dropout with random numbers that are drawn several times faster on CPUs.
+
+Plain equivalent: ``torch.nn.functional.dropout``, with other masks for the same seed. Compared in ``tests/test_dropout.py``.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +19,9 @@ class Dropout(nn.Dropout):
 def dropout(x: Tensor, p: float, training: bool) -> Tensor:
     """Zero each element with probability ``p`` and scale the others by 1 / (1 - p), when ``training``.
 
-    torch draws one 64-bit number for each element on a CPU (2.13), one element after the other, which was a tenth of a step
-    at the base size and a fifth at smaller ones. Here one draw decides on four elements. The masks are a function of torch's
-    seed, as ever, but not those that torch would draw; a scale of 16 bits is rounded as by torch. Compiled code draws as it
-    likes.
+    On a CPU, torch 2.13 draws a 64-bit number for each element, one after the other: a tenth of a step at the base size, a
+    fifth at smaller sizes. Here one draw decides on four elements. Masks depend on torch's seed, but are not the masks that torch
+    would draw. Other devices and compiled code use torch's own dropout.
     """
     if not training or p == 0 or p == 1 or x.device.type != "cpu" or torch.compiler.is_compiling():
         return nn.functional.dropout(x, p, training)
