@@ -57,7 +57,7 @@ def test_generate_names_a_length_that_the_model_has_no_positions_for():
     )  # the last is not read again
     with pytest.raises(
         UserError,
-        match="39 pieces would be read in the end, and the model has 38 positions; lower max_new",
+        match="lower max_new_tokens.*: 39 tokens would be read, and the model has 38 positions",
     ):
         model.generate(ids, max_new_tokens=34, **settings)
     embeds, expected = (
@@ -66,7 +66,7 @@ def test_generate_names_a_length_that_the_model_has_no_positions_for():
     )
     found = model.generate(inputs_embeds=embeds, input_ids=None, max_new_tokens=33, **settings)
     assert torch.equal(found, expected[:, 6:])
-    with pytest.raises(UserError, match="39 pieces would be read"):
+    with pytest.raises(UserError, match="39 tokens would be read"):
         model.generate(inputs_embeds=embeds, max_new_tokens=34, **settings)
     padded, mask = (
         torch.nn.functional.pad(ids, (30, 0), value=1),
@@ -80,7 +80,7 @@ def test_generate_names_a_length_that_the_model_has_no_positions_for():
         UserError, match=r"shape \(1, 6\); what is generated has one language a sequence: \(1,\)"
     ):
         model.generate(ids, **{**settings, "lang_ids": torch.zeros_like(ids)})
-    with pytest.raises(UserError, match="50 pieces would be read .*truncate"):
+    with pytest.raises(UserError, match="truncate the input: 50 tokens would be read"):
         model.generate(torch.full((1, 50), 6), max_new_tokens=1, **settings)
 
 

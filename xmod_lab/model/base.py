@@ -40,13 +40,12 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
         faults = _faults(config)
         if self.causal and not config.is_decoder:
             faults.append(
-                f"{type(self).__name__} needs is_decoder=True: without it every piece would see the one that it is to "
-                "predict"
+                f"{type(self).__name__} needs is_decoder=True: without it every token sees the one that it predicts"
             )
         if self.causal is False and config.is_decoder:
             faults.append(
-                f"{type(self).__name__} needs is_decoder=False: with True no token sees what comes after it, and the "
-                "first sees itself alone; a causal language model is an XmodForCausalLM"
+                f"{type(self).__name__} needs is_decoder=False: with True no token sees the next ones, and the first sees only "
+                "itself; a causal language model is an XmodForCausalLM"
             )
         if faults:
             raise UserError("the configuration cannot be used:\n  " + "\n  ".join(faults))
@@ -84,9 +83,9 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
     def add_language(
         self, code: str, init: str = "mean", *, pieces: int | None = None, seed: int = 0
     ) -> int:
-        """Allocate a slot for ``code`` in every layer and, with ``pieces``, an embedding table and output bias.
+        """Add a slot for ``code`` to every layer and, with ``pieces``, an embedding table and output bias.
 
-        Nothing that exists is altered, and no language's number: the new one stands last. The table starts at random;
+        Nothing that exists changes, and no language gets another number: the new one comes last. The table is random;
         :mod:`xmod_lab.languages.embeddings` fills it.
 
         Args:
@@ -128,7 +127,7 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
         return self.config.slot(code)
 
     def initialise_slot(self, code: str, init: str, *, seed: int = 0) -> None:
-        """Overwrite the slot of ``code``, a language that was added, with the values that it may begin with.
+        """Initialise the slot of ``code``, a language that was added.
 
         Args:
             init: ``random``, ``zero_output`` (adds nothing until it is trained), ``mean`` (of all pre-trained slots),
@@ -146,8 +145,11 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
         fill_slot(self.base_model.encoder.layer, code, init, self.config, seed)
 
     def remove_language(self, code: str) -> None:
-        """Delete the slot of ``code`` and, if it has one, its vocabulary. The languages behind it get numbers lower by one: in
-        transformers, too, a number is a place among the slots, and an empty place cannot be saved."""
+        """Delete the slot of ``code`` and its own vocabulary, if it has one.
+
+        The numbers of the languages behind it go down by one: a number is a position among the slots, as in transformers, and
+        an empty position cannot be saved.
+        """
         code = self.config.resolve(code)
         aliases = self.config.aliases or {}
         if code in aliases or code in aliases.values():

@@ -1,4 +1,4 @@
-"""Pieces, positions and segments; every vocabulary of the model (X-MOD base: one, each added language may bring its own)."""
+"""Embeddings of tokens, positions and segments. The base has one vocabulary; each added language may bring its own."""
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class Vocabulary(nn.Module):
 
 
 class XmodEmbeddings(nn.Module):
-    """Pieces, positions and segments summed, then LayerNorm. Rows of an added language use their own table."""
+    """The sum of token, position and segment embeddings, then LayerNorm. Rows of an added language may use their own table."""
 
     def __init__(self, config: XmodConfig):
         super().__init__()
@@ -57,9 +57,11 @@ class XmodEmbeddings(nn.Module):
         past: int = 0,
         matrices: Matrices | None = None,
     ) -> Tensor:
-        """Rows in language order. ``input_ids`` (B, S) int64 -> (B, S, D); ``past`` tokens are in a cache already.
+        """(B, S) int64, with rows in the order of ``route`` -> (B, S, D).
 
-        ``matrices`` is filled for a loss over tied output matrices that is to be differentiated once.
+        Args:
+            past: how many tokens are in a cache already.
+            matrices: filled for a loss over tied output matrices that is differentiated once.
         """
         if inputs_embeds is None:
             inputs_embeds = self.look_up(input_ids, route, matrices)
@@ -91,11 +93,11 @@ class XmodEmbeddings(nn.Module):
 
     @property
     def longest(self) -> int:
-        """Pieces of the longest sequence that has positions."""
+        """How many tokens a sequence may have."""
         return self.position_embeddings.num_embeddings - self.padding_idx - 1
 
     def look_up(self, input_ids: Tensor, route: Route, matrices: Matrices | None = None) -> Tensor:
-        """Piece vectors (B, S, D), each run of rows from the table of its language."""
+        """Token embeddings (B, S, D); each run of rows uses the table of its language."""
         runs = self.tables(route)
         parts = input_ids.split([size for _, size in runs]) if len(runs) > 1 else [input_ids]
         found = [
@@ -120,7 +122,7 @@ class XmodEmbeddings(nn.Module):
             ) from error
 
     def tables(self, route: Route) -> list[tuple[nn.Embedding, int]]:
-        """(table, rows) for the runs of ``route``, neighbours of one table merged."""
+        """(table, number of rows) for the runs of ``route``; neighbours with the same table are one run."""
         if (
             not self.vocabularies or route.exported is not None
         ):  # an exported model has the base vocabulary alone

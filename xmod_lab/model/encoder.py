@@ -28,10 +28,11 @@ from xmod_lab.model.slots import XmodSlots
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What every layer needs beside the states: who may attend to what, the cache, and an encoder's output.
+    """What every layer needs besides the states: masks, the cache, and the output of an encoder.
 
-    ``mask`` (B, 1, S, P) and ``source_mask`` (B, 1, S, T): bool (True = may attend) or float (added to the scores).
-    ``real``: the tokens that are no padding, where the states are (1, N, D), of these alone.
+    Args:
+        mask, source_mask: (B, 1, S, P) and (B, 1, S, T); bool (True: may attend) or float (added to the scores).
+        real: the tokens that are not padding, if the states are (1, N, D) of these tokens only.
     """
 
     mask: Tensor | None = None
@@ -52,7 +53,7 @@ class AttentionContext:
 
 @dataclass(frozen=True)
 class Trace:
-    """What was asked to be kept: states (input first), attention weights, cross-attention weights of every layer."""
+    """What is kept of every layer: states (the input first), attention weights, cross-attention weights."""
 
     states: list[Tensor] = field(default_factory=list)
     attentions: list[Tensor] = field(default_factory=list)
@@ -139,7 +140,7 @@ class XmodSelfAttention(nn.Module):
 
 
 class XmodSelfOutput(nn.Module):
-    """Projection after attention, and the LayerNorm of the attention block."""
+    """Projection after attention, and the LayerNorm of the attention block; :class:`XmodAttention` calls both."""
 
     def __init__(self, config: XmodConfig):
         super().__init__()
@@ -254,7 +255,7 @@ class XmodEncoder(nn.Module):
 
     @property
     def slots(self) -> list[str] | None:
-        """Codes of the slots that there are, in their order; without layers, there is none to tell."""
+        """Codes of the slots, in their order; ``None`` for a model without layers."""
         return list(self.layer[0].output.adapter_modules) if len(self.layer) else None
 
     def forward(
@@ -267,8 +268,7 @@ class XmodEncoder(nn.Module):
     ) -> Tensor:
         """(B, S, D) in the order of the route -> the last state. ``trace`` is filled on the way.
 
-        With ``predicted``, the last state (1, M, D) of those positions alone: what follows the last layer's attention is
-        computed for no other.
+        With ``predicted`` the result is (1, M, D): after the attention of the last layer, only these positions are computed.
         """
         if context.real is not None:
             x, route = context.without_padding(x), context.real.route(route)

@@ -119,9 +119,11 @@ class XmodLanguageModel(XmodPreTrainedModel):
         return self.lm_head.decoder.weight, self.lm_head.decoder.bias
 
     def logits(self, out: EncoderOutput, positions: slice | Tensor = slice(None)) -> Tensor:
-        """(B, S, V) in the caller's order, at ``positions``. V is the size of the largest vocabulary of the batch; a row
-        whose vocabulary is smaller has -inf where it has no piece: probability zero. (So logits of two batches may differ in
-        V, and smoothed labels cost infinitely much where vocabularies are mixed.)"""
+        """(B, S, V) in the caller's order, at ``positions``.
+
+        V is the size of the largest vocabulary in the batch. A row with a smaller vocabulary has -inf, probability zero, behind
+        its own tokens. So V may differ between batches, and label smoothing gives an infinite loss where vocabularies are mixed.
+        """
         tables = self.roberta.embeddings.tables(out.route)
         if len(tables) == 1:
             return self._over(tables[0][0], self.lm_head.transform(out.states[:, positions]))
@@ -132,11 +134,11 @@ class XmodLanguageModel(XmodPreTrainedModel):
         return out.route.leave(torch.cat(parts))
 
     def _calls(self, table: nn.Embedding) -> bool:
-        """Whether logits over ``table`` come from a call of the head's decoder: it was wrapped, say, for LoRA."""
+        """Whether logits over ``table`` need a call of the head's decoder: it was wrapped, for example for LoRA."""
         return table is self.get_input_embeddings() and not as_made(self.lm_head.decoder, nn.Linear)
 
     def _over(self, table: nn.Embedding, x: Tensor) -> Tensor:
-        """Logits (..., V) of states (..., D) that the head has transformed."""
+        """Transformed states (..., D) -> logits (..., V)."""
         return (
             self.lm_head.decoder(x) if self._calls(table) else linear(x, *self.output_matrix(table))
         )
@@ -168,7 +170,7 @@ class XmodLanguageModel(XmodPreTrainedModel):
         if not len(places.flat):
             if not items:
                 raise UserError(
-                    "labels predict nothing: all are -100; give the true piece at one position or more"
+                    "give the true token at one position or more: labels predict nothing, all are -100"
                 )
             return in_float32(
                 places.take(out.x)
@@ -387,14 +389,16 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
     def _prepare_cache_for_generation(
         self, config: GenerationConfig, inputs: dict, mode: GenerationMode, rows: int, longest: int
     ) -> bool:
-        """Refuses what there are no positions for, before anything is generated: ``longest``, the number of pieces that will
-        have been read in the end (the last one is not), less the padding of the row that has the least."""
+        """Raise UserError before generating if the longest sequence exceeds the position table.
+
+        ``longest`` counts neither padding nor the final token, which is never fed back.
+        """
         mask, positions = inputs.get("attention_mask"), self.roberta.embeddings.longest
         padding = int((mask == 0).sum(1).min()) if mask is not None and mask.dim() == 2 else 0
         if longest - padding > positions:
             raise UserError(
-                f"{longest - padding} pieces would be read in the end, and the model has {positions} positions; "
-                "lower max_new_tokens (or max_length), or truncate the input"
+                f"lower max_new_tokens (or max_length), or truncate the input: {longest - padding} tokens would be read, and the "
+                f"model has {positions} positions"
             )
         return super()._prepare_cache_for_generation(config, inputs, mode, rows, longest)
 

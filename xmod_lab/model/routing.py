@@ -1,7 +1,7 @@
-"""Which rows of a batch go through which slot, decided once per batch (DESIGN: routing).
+"""Which rows of a batch go through which slot, decided once for each batch.
 
-Rows are brought into runs of one language at the encoder's entry and put back at its exit, so that every layer works
-on contiguous slices, one call per slot present. Slots that are absent are never touched: no call, no gradient.
+Rows are sorted by language before the first layer and put back after the last, so that every layer works on contiguous slices,
+with one call for each slot present. Absent slots are never called and get no gradient.
 """
 
 import reprlib
@@ -25,13 +25,14 @@ NOTHING = -1  # in place of a slot's number: no slot
 
 @dataclass(frozen=True)
 class Route:
-    """One batch's way through the slots.
+    """The way of one batch through the slots.
 
-    ``slots`` and ``sizes`` give the runs, in order: slot number and its rows (or tokens, when ``per_token``).
-    ``slots`` of ``(NOTHING,)``: no slot adds anything.
-    ``order`` maps new position -> old, ``inverse`` old -> new; both are ``None`` when the batch already lies in runs.
-    ``row_slots``: of each row the slots of its tokens, when ``per_token``.
-    ``exported`` (B,) holds the language ids of a model that is being exported: its graph must not fix them.
+    Args:
+        slots, sizes: the runs, in order: a slot's number, and how many rows it has (tokens, with ``per_token``). With
+            ``slots`` of ``(NOTHING,)`` no slot adds anything.
+        order, inverse: new position -> old, and old -> new; ``None`` if the batch is sorted already.
+        per_token: whether tokens of one row differ in their slots; ``row_slots``: then, for each row, the slots of its tokens.
+        exported: (B,) language ids of a model that is being exported: its graph must not fix them.
     """
 
     slots: tuple[int, ...]
@@ -43,7 +44,7 @@ class Route:
     exported: Tensor | None = None
 
     def enter(self, x: Tensor | None) -> Tensor | None:
-        """Rows of ``x`` (B, ...) in language order."""
+        """Rows of ``x`` (B, ...) sorted by language."""
         if x is None or self.order is None or self.per_token or x.shape[0] == 1:
             return x
         return x.index_select(0, self.order.to(x.device))
@@ -68,10 +69,10 @@ def check_labels(labels: Tensor, shape: Sequence[int]) -> None:
 
 
 def to_ids(lang_ids: Languages, config: XmodConfig, rows: int) -> Tensor:
-    """Numbers of slots, from numbers (a tensor, or lists of the same shape) or from codes: one for all rows, or one for each row.
+    """Numbers of slots from ``lang_ids``: numbers (a tensor, or lists), or codes (one for all rows, or one for each row).
 
     Raises:
-        UserError: neither. UnknownLanguageError: a code that the model does not have.
+        UserError: it is neither. UnknownLanguageError: the model does not have a code.
     """
     if isinstance(lang_ids, Tensor):
         if lang_ids.is_floating_point() or lang_ids.is_complex() or lang_ids.dtype == torch.bool:
@@ -91,7 +92,7 @@ def to_ids(lang_ids: Languages, config: XmodConfig, rows: int) -> Tensor:
 
 
 def _as_numbers(value: object) -> Tensor | None:
-    """A list of integers, or of such lists, as a tensor; ``None`` where it is none."""
+    """A list of integers, or of such lists, as a tensor; ``None`` for anything else."""
     if (
         not isinstance(value, (list, tuple))
         or not value
@@ -112,12 +113,12 @@ def _as_numbers(value: object) -> Tensor | None:
 def plan_route(
     lang_ids: Tensor, *, rows: int, length: int, languages: list[str], keep_order: bool = False
 ) -> Route:
-    """Plan a batch. Reads ``lang_ids`` on the host: keep it on the CPU to spare a device sync.
+    """Plan a batch. ``lang_ids`` is read on the host: keep it on the CPU to avoid a device sync.
 
     Args:
         lang_ids: (B,) or (B, S) integers, indices into ``languages``, in any order.
-        keep_order: leave the rows where they are and reorder inside the slots, for a key-value cache, whose rows have to
-            stay the caller's.
+        keep_order: leave the rows where they are and reorder inside the slots; the rows of a key-value cache must stay the
+            caller's.
     Raises:
         UserError: ``lang_ids`` has another shape.
         UnknownLanguageError: an index outside ``[0, len(languages))``.

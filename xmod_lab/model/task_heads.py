@@ -156,7 +156,10 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
         ``num_items_in_batch``: as in :meth:`XmodForSequenceClassification.forward`.
         """
         rows, choices, _ = shape_of(input_ids, inputs_embeds, ("rows", "choices", "sequence"))
-        flat = lambda x: None if x is None else x.flatten(0, 1)  # noqa: E731
+
+        def flat(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x.flatten(0, 1)
+
         if lang_ids is not None:
             lang_ids = to_ids(lang_ids, self.config, rows)
             if lang_ids.shape[:1] != (rows,) or (
