@@ -784,7 +784,7 @@ def test_what_an_evaluation_scored_is_said_by_its_model_and_not_by_its_settings(
     make_run(tmp_path / "masked")
     figures = {"val/exact": 1, "val/loss/en_XX": 3.0, "val/bpb/en_XX": 1.0}
     config = OmegaConf.merge(
-        OmegaConf.create(asdict(composed())), {"evaluate": {"pll": False}}
+        OmegaConf.create(asdict(composed())), {"command": "evaluate", "evaluate": {"pll": False}}
     )  # whose task is mlm
     for name in ("done", "undone"):
         (tmp_path / name).mkdir()

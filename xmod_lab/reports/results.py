@@ -190,8 +190,10 @@ def read_run(path: Path) -> Run:
         raise UserError(_RANKING.format(path))
     try:
         return _read(path)
-    except UserError:
-        raise
+    except UserError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise UserError(f"{path}: {error}") from error
     except Exception as error:  # whatever may be wrong with files that others wrote
         why = visible(f"{error}" or type(error).__name__)
         raise UserError(
