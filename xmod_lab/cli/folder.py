@@ -48,7 +48,7 @@ class OutputFolder:
         if strange:
             kind = "a link" if strange[0].is_symlink() else "no regular file"
             raise UserError(
-                f"remove {strange[0]}, or choose another folder: it is {kind}, and would be written to"
+                f"remove it, or choose another folder: {strange[0]} is {kind}, and would be written to"
             )
 
     def remove_if_empty(self, *, planned: bool) -> None:
