@@ -66,11 +66,12 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
 
-from xmod_lab.config.schema import DataConfig, LangConfig, PretrainConfig, TaskConfig
+from xmod_lab.config.schema import DataConfig, LangConfig, PretrainConfig
 from xmod_lab.machine import bf16_speed
 from xmod_lab.model import XmodConfig, XmodForMaskedLM
 from xmod_lab.stages.extension import trainable_names
 from xmod_lab.text.mixture import Mixture
+from xmod_lab.text.objectives import MaskedLM
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.rows import Corpus
 from xmod_lab.training.data import batches
@@ -550,7 +551,7 @@ def loader(size: str) -> DataLoader:
         corpora[code] = Corpus(
             code, "", split, split, np.zeros(pieces), {"settings": {"length": LENGTH}}
         )
-    cfg = PretrainConfig(task=TaskConfig(name="mlm"), data=DataConfig(folder=""))
+    cfg = PretrainConfig(task=MaskedLM(), data=DataConfig(folder=""))
     mixture = Mixture(
         dict.fromkeys(LANGUAGES, 2_000), dict.fromkeys(LANGUAGES, 1 / 8), rows_per_step=rows, seed=1
     )

@@ -29,7 +29,7 @@ from xmod_lab.reports.results import Run, read_run
 from xmod_lab.runs.jobs import current_runs
 from xmod_lab.tables import Table, csv_text
 from xmod_lab.tasks.statistics import LEVEL, holm, p_text
-from xmod_lab.text.likelihoods import in_a_word
+from xmod_lab.text.objectives import likelihood_word
 
 FIGURES = {
     "unigram": "unigram/loss",
@@ -128,7 +128,7 @@ def table(code: str, methods: Methods, gaps: dict[str, Compared | str], against:
         "bases",
         "rows copied, derived",
         "text covered",
-        f"bits/byte ({in_a_word(first.exact)})",
+        f"bits/byte ({likelihood_word(first.likelihood)})",
         f"less {against}",
         f"{LEVEL:.0%} interval",
         "p, Holm",
@@ -222,7 +222,7 @@ def records(languages: dict[str, Methods]) -> list[dict]:
                         "steps": pack["training"]["steps"],
                         **{key: run.metrics[f"{prefix}/{code}"] for key, prefix in FIGURES.items()},
                         **{key: pack["vocabulary"][key] for key in COUNTS},
-                        "likelihood": in_a_word(run.exact),
+                        "likelihood": likelihood_word(run.likelihood),
                     }
                 )
     return found

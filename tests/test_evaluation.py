@@ -44,7 +44,7 @@ from xmod_lab.scoring.wrong_slots import slot_figures, slot_matrix
 from xmod_lab.stages.evaluating import evaluate
 from xmod_lab.stages.opening import Opened
 from xmod_lab.text.corpus import Source
-from xmod_lab.text.objective import Objective
+from xmod_lab.text.objectives import OBJECTIVES, Objective
 from xmod_lab.text.parallel import Parallel, check_parallel, read_parallel
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.vocabulary import load_tokenizer
@@ -53,8 +53,8 @@ LENGTH = 24
 TEXTS = {"en_XX": "en", "de_DE": "de", "fr_XX": "el"}  # Greek letters are not in the vocabulary
 
 
-def objective(name: str, attention: str = "document") -> Objective:
-    return Objective(name, 0.3, "80-10-10", attention)
+def objective(name: str) -> Objective:
+    return OBJECTIVES[name]()
 
 
 @pytest.fixture(scope="module")
@@ -73,18 +73,18 @@ def corpora(tmp_path_factory, tokenizer_folder):
     return tokenizer, found
 
 
-def model_and_subjects(corpora, goal: Objective):
+def model_and_subjects(corpora, goal: Objective, attention: str = "document"):
     """A model with random weights, and what of it is scored."""
     tokenizer, found = corpora
     torch.manual_seed(4)
     settings = {
         "vocab_size": len(tokenizer),
-        "is_decoder": goal.causal,
+        "is_decoder": goal.decoder,
         "max_position_embeddings": 130,
     }
     model = language_model(tiny_config(**settings)).eval()
     subjects = [
-        Subject(code, code, tokenizer, Scorer(corpus, tokenizer, goal), source)
+        Subject(code, code, tokenizer, Scorer(corpus, tokenizer, goal, attention=attention), source)
         for code, (corpus, source) in found.items()
     ]
     return model, subjects
@@ -111,7 +111,7 @@ def layout_mask(labels: np.ndarray, ids: np.ndarray, model) -> np.ndarray:
 
 @pytest.mark.parametrize("attention", ["document", "row"])
 def test_pseudo_likelihood_is_that_of_a_loop_which_hides_one_piece_at_a_time(corpora, attention):
-    model, subjects = model_and_subjects(corpora, objective("mlm", attention))
+    model, subjects = model_and_subjects(corpora, objective("mlm"), attention)
     for subject in subjects[1:]:
         nats = pieces = 0
         for row in subject.scorer.rows:

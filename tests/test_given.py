@@ -18,11 +18,11 @@ from xmod_lab.config.schema import (
     LangsetText,
     ModelConfig,
     PretrainConfig,
-    TaskConfig,
 )
 from xmod_lab.errors import UserError
 from xmod_lab.runs.bases import new_model
 from xmod_lab.text.corpus import Source
+from xmod_lab.text.objectives import MaskedLM
 from xmod_lab.text.tokenizer import SPECIALS, special_ids, to_hugging_face, train_sentencepiece
 from xmod_lab.text.vocabulary import about_training, load_tokenizer, own_tokenizer
 from xmod_lab.training.data import about_kept, prepare_base, prepare_beside
@@ -71,7 +71,7 @@ def _configuration(folder, tokenizer: str | None, **data) -> PretrainConfig:
         hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24
     )
     data = DataConfig(folder=str(folder / "prepared"), row_length=32, tokenizer=tokenizer, **data)
-    return PretrainConfig(model=size, langset=langset, data=data, task=TaskConfig("mlm"))
+    return PretrainConfig(model=size, langset=langset, data=data, task=MaskedLM())
 
 
 @pytest.mark.parametrize("attention", ["row", "document"])
@@ -93,7 +93,7 @@ def test_model_rows_and_use_agree_wherever_the_special_pieces_are(tmp_path, layo
     ids = tokenizer(first)["input_ids"]
     shared = min(len(ids), row.shape[1])
     assert row[0, :shared].tolist() == ids[:shared] and row[0, 0] == special["[CLS]"]
-    hider, layout_ = cfg.objective.training(tokenizer), cfg.objective.layout(tokenizer)
+    hider, layout_ = cfg.objective.training(tokenizer), cfg.objective.layout(tokenizer, attention)
     inputs, labels = hider.mask(row[0], [1])
     assert (inputs == special["[MASK]"]).any() and not np.isin(labels, list(special.values())).any()
     passage = torch.tensor([ids])

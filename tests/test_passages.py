@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,14 +17,13 @@ from xmod_lab.scoring.held_out import Scorer
 from xmod_lab.scoring.passages import Passages, interval
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE, Masker
-from xmod_lab.text.objective import Objective
+from xmod_lab.text.objectives import EXACT, PSEUDO, CausalLM, MaskedLM
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.stretches import SETS, deal, starts_of
 from xmod_lab.text.tokenizer import to_hugging_face, train_sentencepiece
 from xmod_lab.text.vocabulary import load_tokenizer
 
-MASKED = Objective("mlm", 0.3, "80-10-10", "document")
-CAUSAL = replace(MASKED, name="clm")
+MASKED, CAUSAL = MaskedLM(), CausalLM()
 WORDS = synthetic.words(64, 6)
 SIZE = 8  # words of a passage
 ENTROPY = synthetic.entropy(WORDS, SIZE)
@@ -150,7 +148,7 @@ def read(tokenizer_folder):
         tokenizer,
         texts,
         {
-            goal: language_model(tiny_config(**settings, is_decoder=goal.causal)).eval()
+            goal.name: language_model(tiny_config(**settings, is_decoder=goal.decoder)).eval()
             for goal in (MASKED, CAUSAL)
         },
     )
@@ -164,7 +162,7 @@ def log2_p(model, inputs: list[int], place: int, answer: int) -> float:
 
 def test_bits_of_a_masked_model_are_those_of_a_loop_over_stretches(read):
     tokenizer, texts, models = read
-    found = Passages("de_DE", texts, tokenizer, MASKED, length=64).bits(models[MASKED])
+    found = Passages("de_DE", texts, tokenizer, MASKED, length=64).bits(models["mlm"])
     for number in (0, 3, 5):
         text = texts[number]
         encoding = tokenizer.backend_tokenizer.encode(text, add_special_tokens=False)
@@ -182,18 +180,18 @@ def test_bits_of_a_masked_model_are_those_of_a_loop_over_stretches(read):
                 for i in range(len(ids))
             ]
             for i in (i for i in range(1, len(ids) - 1) if owner[i - 1] == stretch and ids[i] != 3):
-                bits -= log2_p(models[MASKED], hidden, i, ids[i])
+                bits -= log2_p(models["mlm"], hidden, i, ids[i])
                 hidden[i] = ids[i]
         assert found[number] == pytest.approx(bits, rel=1e-5)
 
 
 def test_bits_of_a_causal_model_are_the_code_length_of_the_passage_and_its_end(read):
     tokenizer, texts, models = read
-    found = Passages("de_DE", texts, tokenizer, CAUSAL, length=64).bits(models[CAUSAL])
+    found = Passages("de_DE", texts, tokenizer, CAUSAL, length=64).bits(models["clm"])
     for number in (0, 3):
         ids = tokenizer(texts[number])["input_ids"]
         bits = 16.0 * sum(c in "Ωλ" for c in texts[number])
-        bits -= sum(log2_p(models[CAUSAL], ids, i, ids[i + 1]) for i in range(len(ids) - 1))
+        bits -= sum(log2_p(models["clm"], ids, i, ids[i + 1]) for i in range(len(ids) - 1))
         assert found[number] == pytest.approx(bits, rel=1e-5)
 
 
@@ -237,10 +235,10 @@ def test_the_unigram_is_charged_for_the_same_pieces_and_bytes(read):
     for goal in (MASKED, CAUSAL):
         found = Passages("de_DE", texts[:4], tokenizer, goal, length=64).unigram_bits(counts)
         for text, bits in zip(texts[:4], found, strict=True):
-            ids = tokenizer(text, add_special_tokens=goal.causal)["input_ids"][int(goal.causal) :]
+            ids = tokenizer(text, add_special_tokens=goal.decoder)["input_ids"][int(goal.decoder) :]
             unknown = 16.0 * sum(c in "Ωλ" for c in text)
             assert bits == pytest.approx(
-                sum(cost[i] for i in ids if goal.causal or i != 3) + unknown
+                sum(cost[i] for i in ids if goal.decoder or i != 3) + unknown
             )
 
 
@@ -268,16 +266,13 @@ def test_a_cap_takes_passages_evenly_over_the_text(tmp_path, tokenizer_folder):
     corpus = prepare_corpus("de_DE", source, tokenizer, length=24, folder=tmp_path)
     texts = passages("de", 40, "val")
     sizes = [len(text.encode()) for text in texts]
-    for goal, wanted in (
-        (replace(MASKED, score_passages=10), sizes[::4]),
-        (MASKED, sizes),
-        (replace(CAUSAL, score_passages=10), sizes),
+    for goal, most, wanted in (
+        (MASKED, 10, sizes[::4]),
+        (MASKED, 99, sizes),
+        (MASKED, None, sizes),
+        (CAUSAL, 10, sizes),
     ):
-        assert Scorer(corpus, tokenizer, goal).passages.sizes.tolist() == wanted
-    assert (
-        Scorer(corpus, tokenizer, replace(MASKED, score_passages=99)).passages.sizes.tolist()
-        == sizes
-    )
+        assert Scorer(corpus, tokenizer, goal, most=most).passages.sizes.tolist() == wanted
 
 
 # -- whole words in training
@@ -391,7 +386,7 @@ def test_a_difference_of_one_pair_of_runs_is_a_paired_t_test_over_passages():
     assert (found.found.low, found.found.high) == pytest.approx(wanted.confidence_interval())
 
 
-def run_of(bits, *, seed=1, exact=False, text="t", vocabulary="v", crossed=0, kept=True):
+def run_of(bits, *, seed=1, likelihood=PSEUDO, text="t", vocabulary="v", crossed=0, kept=True):
     record = {
         "bits": list(bits),
         "bytes": [50] * len(bits),
@@ -400,7 +395,10 @@ def run_of(bits, *, seed=1, exact=False, text="t", vocabulary="v", crossed=0, ke
         "vocabulary": vocabulary,
     }
     return SimpleNamespace(
-        exact=exact, seeds=(seed,), name=f"run{seed}", passages={"en": record} if kept else {}
+        likelihood=likelihood,
+        seeds=(seed,),
+        name=f"run{seed}",
+        passages={"en": record} if kept else {},
     )
 
 
@@ -411,10 +409,10 @@ def group_of(*runs):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"exact": True}, "exact likelihoods, the other pseudo"),
+        ({"likelihood": EXACT}, "exact likelihoods, the other pseudo"),
         ({"text": "u"}, "their held-out passages differ"),
         ({"kept": False}, "xmod_lab.evaluate base=RUN"),
-        ({"vocabulary": "w", "crossed": 1}, "task=clm"),
+        ({"vocabulary": "w", "crossed": 1}, "objective=clm"),
         ({"seed": 2}, "no seed in common"),
     ],
 )

@@ -766,7 +766,7 @@ def test_a_page_with_both_kinds_of_likelihoods_says_which_groups_have_which(tmp_
         group.runs[0].path.name: group.name for group in groups_of(find_runs([tmp_path]).runs)[0]
     }
     left, both, again = (escape(groups[name]) for name in ("left", "both sides & more", "again"))
-    assert f"<b>{left}.</b> Losses are of held-out text, every piece" in page
+    assert f"<b>{left}.</b> Losses are of held-out text: every token" in page
     assert f"<b>{again}, {both}.</b> Nats are of held-out text with a fixed 15 %" in page
     said = f"pseudo-likelihoods: {again}, {both}"
     assert f"<caption>Bits per byte (exact likelihoods: {left}; {said})<" in page
@@ -792,7 +792,7 @@ def test_what_an_evaluation_scored_is_said_by_its_model_and_not_by_its_settings(
     (tmp_path / "done" / "metrics.json").write_text(json.dumps(figures))
     page, files = render(find_runs([tmp_path / "masked", tmp_path / "done"]))
     assert "<b>adding languages: masked.</b> Nats are of held-out text with a fixed 15 %" in page
-    assert "<b>evaluation: done.</b> Losses are of held-out text, every piece" in page
+    assert "<b>evaluation: done.</b> Losses are of held-out text: every token" in page
     assert "These are exact likelihoods. Nats and perplexity are per piece" in page
     assert likelihoods_in(files["evaluate_languages.csv"]) == {("done", "exact")}
     assert "likelihoods" not in page_of(tmp_path / "undone")

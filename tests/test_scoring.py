@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.helpers import passages, tiny_config
-from xmod_lab.config.schema import DataConfig, LangConfig, PretrainConfig, TaskConfig
+from xmod_lab.config.schema import DataConfig, LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.model import language_model
 from xmod_lab.scoring.held_out import Scorer, score_passages, scorers_of
@@ -18,15 +18,14 @@ from xmod_lab.text.batches import BatchStream
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE
 from xmod_lab.text.mixture import Mixture
-from xmod_lab.text.objective import Objective
+from xmod_lab.text.objectives import CausalLM, MaskedLM
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.vocabulary import load_tokenizer
 from xmod_lab.training.data import consumption, prepare_language
 
 LENGTH = 24
-MASKED = Objective("mlm", 0.3, "80-10-10", "row")
-CAUSAL = Objective("clm", 0.3, "80-10-10", "row")
+MASKED, CAUSAL = MaskedLM(), CausalLM()
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +79,15 @@ def test_loss_is_that_of_plain_torch(prepared, objective, code):
     rows, _, _, _ = _held_out(prepared, code)
     torch.manual_seed(3)
     model = language_model(
-        tiny_config(vocab_size=len(prepared.tokenizer), is_decoder=objective.causal)
+        tiny_config(vocab_size=len(prepared.tokenizer), is_decoder=objective.decoder)
     ).eval()
-    scorer = Scorer(prepared.corpora[code], prepared.tokenizer, objective)
-    if objective.causal:
+    scorer = Scorer(prepared.corpora[code], prepared.tokenizer, objective, attention="row")
+    if objective.decoder:
         inputs, labels = rows, np.where(rows <= 1, IGNORE, rows)
     else:
         inputs, labels = (np.stack(part) for part in zip(*scorer.masked, strict=True))
     with torch.no_grad():
-        nats, count = _plain(model, rows, labels, inputs, code, shift=int(objective.causal))
+        nats, count = _plain(model, rows, labels, inputs, code, shift=int(objective.decoder))
     figures = scorer.loss_figures(model, "val")
     assert (
         figures[f"val/loss/{code}"] == scorer.loss(model) == pytest.approx(nats / count, rel=1e-5)
@@ -102,9 +101,9 @@ def test_bits_per_byte_are_over_all_bytes_and_charge_what_no_piece_spells(prepar
     _, size, _, unspelt = _held_out(prepared, "fr_XX")
     torch.manual_seed(3)
     model = language_model(
-        tiny_config(vocab_size=len(prepared.tokenizer), is_decoder=objective.causal)
+        tiny_config(vocab_size=len(prepared.tokenizer), is_decoder=objective.decoder)
     ).eval()
-    scorer = Scorer(prepared.corpora["fr_XX"], prepared.tokenizer, objective)
+    scorer = Scorer(prepared.corpora["fr_XX"], prepared.tokenizer, objective, attention="row")
     figures, records = score_passages(model, {"fr_XX": scorer})
     record = records["fr_XX"]
     assert sum(record["bytes"]) == size and len(record["bits"]) == 12
@@ -117,7 +116,9 @@ def test_the_targets_are_the_same_whatever_training_does(prepared):
     rows, _, _, _ = _held_out(prepared, "en_XX")
     scorer = Scorer(prepared.corpora["en_XX"], prepared.tokenizer, MASKED)
     other = Scorer(
-        prepared.corpora["en_XX"], prepared.tokenizer, Objective("mlm", 0.6, "all-mask", "document")
+        prepared.corpora["en_XX"],
+        prepared.tokenizer,
+        MaskedLM(mask_rate=0.6, mask_policy="all-mask"),
     )
     ordinary = ~np.isin(rows, prepared.tokenizer.all_special_ids)
     for row, free, (inputs, labels), (again, same) in zip(
@@ -138,25 +139,26 @@ def test_the_unigram_score_by_hand(prepared, objective):
     counts = np.ones(len(prepared.tokenizer))
     for text in passages("el", 100):
         ids = (
-            prepared.tokenizer(text, add_special_tokens=False)["input_ids"] + [2] * objective.causal
+            prepared.tokenizer(text, add_special_tokens=False)["input_ids"]
+            + [2] * objective.decoder
         )
         np.add.at(
-            counts, [i for i in ids if objective.causal or i != prepared.tokenizer.unk_token_id], 1
+            counts, [i for i in ids if objective.decoder or i != prepared.tokenizer.unk_token_id], 1
         )
-    scorer = Scorer(prepared.corpora["fr_XX"], prepared.tokenizer, objective)
+    scorer = Scorer(prepared.corpora["fr_XX"], prepared.tokenizer, objective, attention="row")
     cost = -np.log2(counts / counts.sum())
     targets = [int(i) for _, labels in scorer.masked for i in labels if i != IGNORE]
     read = [
         i
         for t in passages("el", 12, "val")
         for i in prepared.tokenizer(t, add_special_tokens=False)["input_ids"]
-        + [2] * objective.causal
+        + [2] * objective.decoder
     ]
     figures = scorer.unigram()
     assert figures["unigram/loss/fr_XX"] == pytest.approx(
         cost[targets].mean() * math.log(2), rel=1e-6
     )
-    bits = sum(cost[i] for i in read if objective.causal or i != 3)
+    bits = sum(cost[i] for i in read if objective.decoder or i != 3)
     assert figures["unigram/bpb/fr_XX"] == pytest.approx((bits + 8 * unspelt) / size, rel=1e-6)
 
 
@@ -169,15 +171,12 @@ def test_held_out_text_with_nothing_to_hide_is_refused_before_anything_is_traine
     data = DataConfig(folder=str(tmp_path), row_length=LENGTH)
     words = "held-out text of el_GR has 1 piece.s. that can be hidden.*validation_share"
     with pytest.raises(UserError, match=words):
-        prepare_language(
-            PretrainConfig(data=data, task=TaskConfig("mlm")), lang, str(tokenizer_folder)
-        )
-    prepared = prepare_language(
-        PretrainConfig(data=data, task=TaskConfig("clm")), lang, str(tokenizer_folder)
-    )
+        prepare_language(PretrainConfig(data=data, task=MASKED), lang, str(tokenizer_folder))
+    causal = PretrainConfig(data=data, task=CAUSAL)
+    prepared = prepare_language(causal, lang, str(tokenizer_folder))
     with pytest.raises(UserError, match=words):
-        scorers_of(prepared, MASKED)
-    assert scorers_of(prepared, CAUSAL)["el_GR"].predicted.sum() == 3  # ▁, <unk>, </s>
+        scorers_of(prepared, PretrainConfig(data=data, task=MASKED))
+    assert scorers_of(prepared, causal)["el_GR"].predicted.sum() == 3  # ▁, <unk>, </s>
 
 
 def test_consumption_is_what_the_batches_held(prepared):
@@ -190,7 +189,7 @@ def test_consumption_is_what_the_batches_held(prepared):
         corpora,
         mixture,
         dict.fromkeys(corpora, CAUSAL.training(prepared.tokenizer)),
-        CAUSAL.layout(prepared.tokenizer),
+        CAUSAL.layout(prepared.tokenizer, "row"),
         {code: i for i, code in enumerate(corpora)},
         seed=3,
         steps=steps,

@@ -15,9 +15,8 @@ from tests.helpers import passages, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.text.batches import BatchStream, Layout
 from xmod_lab.text.corpus import Source
-from xmod_lab.text.masking import IGNORE, Masker
+from xmod_lab.text.masking import IGNORE, Masker, NextToken
 from xmod_lab.text.mixture import Mixture, at_cap, proportions
-from xmod_lab.text.objective import NextPiece
 from xmod_lab.text.packing import best_fit
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
@@ -495,9 +494,9 @@ def test_in_a_batch_of_several_vocabularies_each_row_is_hidden_by_its_own(prepar
 
 def test_the_next_piece_is_every_piece_but_the_beginnings_of_passages_and_padding():
     row = np.array([0, 7, 2, 0, 8, 2, 1])
-    inputs, labels = NextPiece(1, 0).mask(row, [])
+    inputs, labels = NextToken(1, 0).mask(row, [])
     assert inputs.tolist() == [0, 7, 2, 0, 8, 2, 1]
-    assert labels.tolist() == [IGNORE, 7, 2, IGNORE, 8, 2, IGNORE] and NextPiece(1, 0).counts(
+    assert labels.tolist() == [IGNORE, 7, 2, IGNORE, 8, 2, IGNORE] and NextToken(1, 0).counts(
         row[None]
     ).tolist() == [4]
 
@@ -529,7 +528,7 @@ def test_every_label_of_a_step_weighs_the_same_in_all_processes_and_micro_batche
         seed=3,
     )
     hider = (
-        NextPiece(tokenizer.pad_token_id, tokenizer.bos_token_id)
+        NextToken(tokenizer.pad_token_id, tokenizer.bos_token_id)
         if causal
         else Masker.for_tokenizer(tokenizer, 0.3, "80-10-10")
     )

@@ -7,7 +7,6 @@ import importlib.util
 
 from xmod_lab.errors import UserError
 
-OBJECTIVES = ("mlm", "clm")
 POLICIES = ("80-10-10", "all-mask")
 MASK_UNITS = ("piece", "word", "word_end")
 ATTENTION = ("row", "document")

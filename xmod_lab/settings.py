@@ -1,6 +1,7 @@
 """Settings by their dotted keys, and what a field of a schema says of one: what it may be, and whether a result depends on it."""
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -97,6 +98,18 @@ def number(
 def choice(default: str, names: Collection[str], mark: Mapping[str, str] = NO_MARK) -> object:
     """A field of a schema that must be one of ``names``, such as the names of a registry."""
     return field(default=default, metadata={"names": names, **mark})
+
+
+def variants(schema: type) -> list[type]:
+    """The schemas that may stand where ``schema`` is expected: of an abstract one its subclasses
+    too, as each objective has settings of its own."""
+    if not inspect.isabstract(schema):
+        return [schema]
+    level, found = [schema], []
+    while level:
+        found += level
+        level = [each for one in level for each in one.__subclasses__()]
+    return found
 
 
 def value_faults(cfg: object, prefix: str = "") -> Iterator[str]:

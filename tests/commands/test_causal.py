@@ -95,7 +95,7 @@ def test_causal_base_and_extension(workplace, tmp_path):
         "task=clm", "trainer.max_steps=30", f"data.folder={tmp_path / 'data'}", run=base
     )
     assert status == 0, err
-    assert "exact likelihoods of held-out text, every piece, left to right" in out
+    assert "exact likelihoods of held-out text, every token, left to right" in out
     assert "bits per byte (mean of 2 languages)" in out + err
     page = render(find_runs([base]))[0]
     assert "They are exact likelihoods" in page and "pseudo" not in page + out + err
@@ -120,7 +120,7 @@ def test_causal_base_and_extension(workplace, tmp_path):
     status, _, err = workplace.call(
         "+lang=greek", f"base={base}", *EXTENSION, run=tmp_path / "wrong"
     )
-    assert status == 2 and "set task=clm" in err
+    assert status == 2 and "set objective=clm" in err
     status, out, err = workplace.call(
         "task=clm", "+lang=greek", f"base={base}", *EXTENSION, run=run
     )

@@ -19,7 +19,7 @@ from xmod_lab.reports.results import find_runs
 from xmod_lab.scoring.held_out import Scorer
 from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE
-from xmod_lab.text.objective import Objective
+from xmod_lab.text.objectives import OBJECTIVES
 from xmod_lab.text.rows import prepare_corpus
 from xmod_lab.text.vocabulary import load_tokenizer
 
@@ -236,9 +236,7 @@ def test_a_folder_of_transformers_is_measured_alike(
     tokenizer, theirs = load_tokenizer(folder), kind.from_pretrained(folder).eval()
     source = Source(str(workplace.folder / "de.txt"))
     corpus = prepare_corpus("de_DE", source, tokenizer, length=32, folder=tmp_path)
-    scorer = Scorer(
-        corpus, tokenizer, Objective("clm" if causal else "mlm", 0.3, "80-10-10", "row")
-    )
+    scorer = Scorer(corpus, tokenizer, OBJECTIVES["clm" if causal else "mlm"](), attention="row")
     ids, labels = (torch.from_numpy(np.stack(part)) for part in zip(*scorer.masked, strict=True))
     with torch.no_grad():
         lang_ids = torch.full((len(ids),), 1)

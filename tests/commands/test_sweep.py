@@ -55,7 +55,7 @@ def test_a_sweep_over_seeds_keeps_the_runs_apart(workplace, tmp_path):
         "-m", "seed=1,2", "trainer.max_steps=2", f"hydra.sweep.dir={tmp_path / 'sweep'}"
     )
     assert status == 0, err
-    assert out.count("pseudo-likelihoods of held-out text, nats of 15 % of its pieces hidden") == 2
+    assert out.count("pseudo-likelihoods of held-out text, nats of 15 % of its tokens masked") == 2
     with (tmp_path / "sweep" / "sweep.csv").open(newline="") as stream:
         assert [row["likelihood"] for row in csv.DictReader(stream)] == ["pseudo"] * 2
     jobs = folders(tmp_path / "sweep")

@@ -25,11 +25,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from xmod_lab.cli.exit_status import exit_status_of
 from xmod_lab.cli.folder import OutputFolder
+from xmod_lab.config.help import help_text
 from xmod_lab.config.messages import explain
 from xmod_lab.config.overrides import (
     arranged,
     as_typed,
     file_faults,
+    keys_of,
     setting_faults,
     unknown_keys,
 )
@@ -163,6 +165,8 @@ class _Command:
         if hydra_cfg.mode == RunMode.MULTIRUN and cfg.logger.group is None:
             group = Path(hydra_cfg.sweep.dir).name
             cfg = replace(cfg, logger=replace(cfg.logger, group=group))
+        if isinstance(cfg, PretrainConfig) and (name := hydra_cfg.runtime.choices.get("task")):
+            log.info("task=%s is the older name of objective=%s", name, name)
         hide_bars()
         return self.work(cfg, Path(hydra_cfg.runtime.output_dir))
 
@@ -275,11 +279,12 @@ def _job_folder(*, _root_: DictConfig) -> str:
 
 # Here, because launchers that run jobs in other processes only import what the job needs
 OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
+OmegaConf.register_new_resolver("help_text", help_text, replace=True)
 
 
 def given_keys(name: str, composed: DictConfig, overrides: Iterable[str]) -> tuple[str, ...]:
     """Keys that were set: by overrides, or by a file that they chose, such as an experiment."""
-    typed = [override.lstrip("+~").partition("=")[0] for override in overrides]
+    typed = keys_of(overrides)
     usual = compose(name, return_hydra_config=False)
     before, now = (flatten(OmegaConf.to_container(each)) for each in (usual, composed))
     return (*typed, *(key for key, value in now.items() if before.get(key) != value))

@@ -11,8 +11,9 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from xmod_lab.config.finetuning import FinetuneConfig
-from xmod_lab.config.schema import EvaluateConfig
-from xmod_lab.settings import flatten
+from xmod_lab.config.schema import OF_EVERY_OBJECTIVE, EvaluateConfig
+from xmod_lab.settings import flatten, variants
+from xmod_lab.text.objectives import OBJECTIVES
 
 SCHEMAS = (
     EvaluateConfig,
@@ -38,7 +39,8 @@ def _marked(schema: type, mark: str, prefix: str = "") -> Iterator[tuple[str, st
             if get_origin(inner) is dict and is_dataclass(get_args(inner)[1]):
                 yield from _marked(get_args(inner)[1], mark, f"{key}.*.")
             elif is_dataclass(inner):
-                yield from _marked(inner, mark, f"{key}.")
+                for each in variants(inner):
+                    yield from _marked(each, mark, f"{key}.")
 
 
 def _alternatives(kind: Any) -> tuple:
@@ -74,4 +76,8 @@ def identity(settings: Mapping[str, Any], *, of_base: bool = False) -> dict[str,
             tree = tree.get(part) if isinstance(tree, dict) else None
         if tree and isinstance(tree, dict):
             found[key] = ", ".join(map(str, tree))
+    objective = None if "task.kind" in found else OBJECTIVES.get(str(found.get("task.name")))
+    if objective is not None:  # earlier versions wrote settings of masking into every run
+        lacks = {f"task.{name}" for name in OF_EVERY_OBJECTIVE if not hasattr(objective, name)}
+        found = {key: value for key, value in found.items() if key not in lacks}
     return {key: value for key, value in found.items() if counts(key, of_base=of_base)}

@@ -37,10 +37,7 @@ def explain(error: Exception, command: type | None = None) -> str:
     where = f"in {file[1]}.yaml: " if file else ""
     told = _several_values(text) or _new_entry(text) or _not_chosen_yet(text, command)
     told = told or _given_twice(text) or _unknown_key(text, schema) or _wrong_value(text)
-    told = f"{where}{told or _own_words(error)}"
-    if where.startswith("in task/"):
-        told += "\nmlm and clm are tasks of pretrain, labelled tasks are those of finetune"
-    return told
+    return f"{where}{told or _own_words(error)}"
 
 
 def _causes(error: BaseException | None) -> list[BaseException]:

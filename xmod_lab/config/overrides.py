@@ -20,7 +20,8 @@ from hydra.core.override_parser.types import Quote, QuotedString
 
 from xmod_lab.config.own_files import SCHEME, own_folders, scalars
 from xmod_lab.errors import nearest
-from xmod_lab.settings import flatten, setting_fields
+from xmod_lab.settings import flatten, setting_fields, variants
+from xmod_lab.text.objectives import OBJECTIVES, Objective
 
 _FALSE_OR_TRUE = (0, 1)  # what a switch may be, False and True included
 _DECIMAL = re.compile(
@@ -85,7 +86,8 @@ def type_of(schema: type, key: str) -> object:
 def _within(kind: object, name: str) -> object:
     """The type of the entry ``name`` of a schema or mapping; ``None`` if it cannot exist."""
     if is_dataclass(kind):
-        inner = next((f.type for f in setting_fields(kind) if f.name == name), None)
+        known = (f for each in variants(kind) for f in setting_fields(each))
+        inner = next((f.type for f in known if f.name == name), None)
     else:
         inner = get_args(kind)[1] if get_origin(kind) is dict else None
     return (
@@ -108,7 +110,9 @@ def unknown_keys(keys: Iterable[str], schema: type) -> list[str]:
             if inner is None and here is not Any:
                 place, names = (
                     ".".join(parts[:end]),
-                    [f.name for f in setting_fields(here)] if is_dataclass(here) else [],
+                    list({f.name: 0 for each in variants(here) for f in setting_fields(each)})
+                    if is_dataclass(here)
+                    else [],
                 )
                 guess = nearest(name, names).strip()
                 known = f"allowed names: {', '.join(names)}"
@@ -132,6 +136,8 @@ def setting_faults(settings: list[str], schema: type) -> list[str]:
             None if override.is_sweep_override() else override.value(),
         )
         kind, typed = type_of(schema, key), override.input_line.partition("=")[2]
+        if key in ("task", "objective") and not isinstance(value, dict):
+            faults += _choice_faults(key, typed.split(","), type_of(schema, "task") is Objective)
         if (
             "." in key and type_of(schema, key.partition(".")[0]) is not None
         ):  # others are Hydra's, or choose a file
@@ -166,6 +172,31 @@ def setting_faults(settings: list[str], schema: type) -> list[str]:
                 f"~{key}: a setting cannot be taken out, only an entry such as ~langset.languages.de_DE; leave it out, or write {key}=<value>"
             )
     return faults
+
+
+def _choice_faults(group: str, names: list[str], pretrains: bool) -> list[str]:
+    """Faults where an objective is chosen in fine-tuning, or a labelled task in pre-training."""
+    command, faults = "python -m xmod_lab.", []
+    for name in names:
+        if not pretrains and (group == "objective" or name in OBJECTIVES):
+            faults.append(
+                f"choose a labelled task, task=NAME, or start {command}pretrain objective={name}: "
+                f"{group}={name} is an objective of pre-training"
+            )
+        elif pretrains and group == "task" and name not in OBJECTIVES:
+            faults.append(
+                f"start {command}finetune task={name}, or choose "
+                f"objective={'|'.join(OBJECTIVES)}: labelled tasks are "
+                f"for fine-tuning alone.{nearest(name, OBJECTIVES)}"
+            )
+    return faults
+
+
+def keys_of(settings: Iterable[str]) -> list[str]:
+    """The keys that were set on a command line, without their values. What ``objective`` chooses
+    stands under ``task``."""
+    keys = [setting.lstrip("+~").partition("=")[0] for setting in settings]
+    return ["task" if key == "objective" else key for key in keys]
 
 
 def file_faults(file: Path, part: Path, schema: type) -> list[str]:

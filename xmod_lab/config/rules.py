@@ -16,6 +16,7 @@ from xmod_lab.hub import hub_fault
 from xmod_lab.machine import cores, device_count, device_kind, precision_fault
 from xmod_lab.settings import value_faults
 from xmod_lab.text.corpus import check_source
+from xmod_lab.text.objectives import OBJECTIVES
 from xmod_lab.text.parallel import check_parallel
 
 MOST_STEPS = 1_000_000_000
@@ -25,6 +26,11 @@ _BYTES = 261  # the subwords of single bytes, and the special tokens
 def validate(cfg: PretrainConfig) -> None:
     """Check everything that can be checked before any work. Raises one UserError that lists every fault."""
     faults = list(value_faults(cfg))
+    if OBJECTIVES.get(cfg.task.name) is not type(cfg.task):
+        faults.append(
+            f"choose an objective by objective=NAME, one of {', '.join(OBJECTIVES)}: task.name is "
+            f"'{cfg.task.name}', but the settings of task are those of another"
+        )
     if not faults:  # what follows calculates with these
         faults += [*trainer_faults(cfg.trainer), *_size_faults(cfg)]
     faults += [

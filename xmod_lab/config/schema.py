@@ -4,7 +4,7 @@ A typo or a wrong type fails when Hydra composes the configuration, against thes
 :mod:`xmod_lab.config.rules`.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,24 +15,21 @@ from xmod_lab.choices import (
     ACCELERATORS,
     ATTENTION,
     EMBEDDING_INITS,
-    MASK_UNITS,
     NORMALIZATIONS,
-    OBJECTIVES,
-    POLICIES,
     PRECISIONS,
     RESUME,
-    SCHEDULES,
     SLOT_ARCHITECTURES,
     VOCABULARIES,
     WANDB_MODES,
 )
 from xmod_lab.errors import UserError
+from xmod_lab.recipe import RecipeConfig
 from xmod_lab.settings import choice, is_under, not_in_base, number, set_by_command, uncounted
 from xmod_lab.text.corpus import Source, content_digest
+from xmod_lab.text.objectives import OBJECTIVES, Objective
 
 if TYPE_CHECKING:
     from xmod_lab.model import XmodConfig
-    from xmod_lab.text.objective import Objective
 
 _HERE = Path(__file__).resolve().parent.parent
 CONF_DIR = str(
@@ -52,6 +49,9 @@ EXACT_RESUME = "a run that goes on from a checkpoint ends as one that was not in
 COMMAND = set_by_command(not_in_base("a base is made by pretrain"))
 
 SHARED_SLOT = "shared"  # name of the one slot of a SHARED model
+
+# settings of masking that earlier versions wrote into the config.yaml of every run
+OF_EVERY_OBJECTIVE = ("mask_rate", "mask_policy", "mask_unit")
 
 
 @dataclass
@@ -140,42 +140,6 @@ class LangConfig(TextConfig):
     embedding_init: str = choice("overlap", EMBEDDING_INITS)
     slot_init: str = "mean"
     train_slot: bool = True
-
-
-@dataclass
-class RecipeConfig:
-    """How long and how fast to train.
-
-    Args:
-        warmup_share: of all steps.
-        dropout_in_frozen: whether there is dropout in the frozen layers while a language is added. All
-            dropout of the model is in these, so ``false`` means none. Pre-training always has dropout.
-    """
-
-    steps: int = number(MISSING, least=1, most=1_000_000_000)
-    peak_lr: float = number(MISSING, above=0, most=1_000)
-    warmup_share: float = number(0.06, least=0, most=1)
-    schedule: str = choice("linear", SCHEDULES)
-    weight_decay: float = number(0.01, least=0, most=100)
-    betas: list[float] = number([0.9, 0.98], count=2, least=0, below=1, hint="e.g. [0.9,0.98]")
-    eps: float = number(1e-6, above=0, most=1)
-    clip_norm: float = number(1.0, above=0, most=1_000_000_000, hint="the most clips nothing")
-    dropout_in_frozen: bool = False
-
-
-@dataclass
-class TaskConfig:
-    """What is predicted, and the recipes of pre-training and of extension. ``mask_rate``, ``mask_policy`` and ``mask_unit``: see
-    :class:`xmod_lab.text.masking.Masker`."""
-
-    name: str = choice(MISSING, OBJECTIVES)
-    mask_rate: float = number(0.3, above=0, below=1, hint="a share, e.g. 0.3")
-    mask_policy: str = choice("80-10-10", POLICIES)
-    mask_unit: str = choice("piece", MASK_UNITS)
-    pretrain: RecipeConfig = field(default_factory=RecipeConfig)
-    extend: RecipeConfig = field(
-        default_factory=RecipeConfig, metadata=not_in_base("pre-training has no part in it")
-    )
 
 
 @dataclass
@@ -309,7 +273,7 @@ class PretrainConfig(RunConfig):
     lang: dict[str, LangConfig] = field(
         default_factory=dict, metadata=not_in_base("languages are added afterwards")
     )
-    task: TaskConfig = field(default_factory=TaskConfig)
+    task: Objective = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     rebuild: bool = field(default=False, metadata=uncounted("the same data, made anew"))
     plan: bool = field(default=False, metadata=uncounted("nothing is trained"))
@@ -329,20 +293,9 @@ class PretrainConfig(RunConfig):
         return self.recipe.steps
 
     @property
-    def objective(self) -> "Objective":
-        """What is predicted, and what may be attended to."""
-        from xmod_lab.text.objective import (
-            Objective,  # here, as below: settings are read and judged without torch
-        )
-
-        return Objective(
-            self.task.name,
-            self.task.mask_rate,
-            self.task.mask_policy,
-            self.data.attention,
-            self.task.mask_unit,
-            self.data.score_passages,
-        )
+    def objective(self) -> Objective:
+        """What is predicted: ``task``, which has its settings and the recipes."""
+        return self.task
 
     @property
     def tokens_per_step(self) -> int:
@@ -388,7 +341,7 @@ class PretrainConfig(RunConfig):
             vocab_size=pieces,
             **(special_ids or {}),
             type_vocab_size=1,
-            is_decoder=self.objective.causal,
+            is_decoder=self.objective.decoder,
             languages=slots,
             aliases=aliases or None,
         )
@@ -419,9 +372,38 @@ class EvaluateConfig(PretrainConfig):
 
 
 def register_schemas(**schemas: type) -> None:
-    """Make the schemas of commands known to Hydra: ``pretrain_schema``, and others by their names."""
+    """Make the schemas of commands known to Hydra: ``pretrain_schema``, others by their names, and the
+    settings of each objective.
+
+    In commands that have objectives, ``task=NAME`` chooses one as ``objective=NAME`` does, since
+    older scripts have it so.
+    """
+    store = ConfigStore.instance().store
     for name, schema in {"pretrain_schema": PretrainConfig, **schemas}.items():
-        ConfigStore.instance().store(name=name, node=schema)
+        store(name=name, node=schema)
+    for name, objective in OBJECTIVES.items():
+        store(group="objective/settings", name=name, node=objective)
+        if any(issubclass(schema, PretrainConfig) for schema in schemas.values()):
+            node = {"defaults": [{"override /objective": name}]}
+            store(group="task", name=name, node=node, package="_global_")
+
+
+def from_stored(stored: dict) -> PretrainConfig:
+    """The configuration of a run, from the content of its config.yaml.
+
+    Raises:
+        ValueError: it has no objective, or one that is unknown here. OmegaConf's errors for
+            settings that do not exist or have a wrong type.
+    """
+    task = stored.get("task")
+    objective = OBJECTIVES.get(task.get("name")) if isinstance(task, dict) else None
+    if objective is None:
+        raise ValueError(f"its objective is unknown; known are {', '.join(OBJECTIVES)}")
+    known = {field.name for field in fields(objective)}
+    task = {k: v for k, v in task.items() if k in known or k not in OF_EVERY_OBJECTIVE}
+    schema = OmegaConf.structured(PretrainConfig)
+    schema.task = OmegaConf.structured(objective)
+    return OmegaConf.to_object(OmegaConf.merge(schema, {**stored, "task": task}))
 
 
 def from_hydra(cfg: DictConfig) -> Any:

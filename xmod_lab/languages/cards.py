@@ -13,7 +13,7 @@ from xmod_lab.metrics import number, told
 from xmod_lab.model import XmodConfig
 from xmod_lab.settings import flatten
 from xmod_lab.tables import NONE, Table
-from xmod_lab.text.likelihoods import likelihoods, scored_text
+from xmod_lab.text.objectives import PSEUDO, Likelihood, objective_of
 
 _ADDED, _END = (
     "<!-- added languages -->",
@@ -52,11 +52,11 @@ _NAMES = {
 _LEFT_OUT = ("digest", "source", "ranking")  # of no use to a reader: they are in manifest.json
 
 
-def pack_card(manifest: dict, *, exact: bool, base_model: str | None = None) -> str:
+def pack_card(manifest: dict, *, likelihood: Likelihood, base_model: str | None = None) -> str:
     """The card of a language pack.
 
     Args:
-        exact: whether its model is causal, and its scores so exact likelihoods.
+        likelihood: what its scores are.
         base_model: the base's id on the hub, where it has one.
     """
     code, base = manifest["code"], manifest["base"]
@@ -72,8 +72,10 @@ without other packs, and no other model:
 
     python -m xmod_lab.packs install BASE {code} --out MODEL
 
-{language_facts(manifest, level="##", exact=exact)}"""
-    return _card([code], body, manifest.get("scores", {}), exact=exact, base_model=base_model)
+{language_facts(manifest, level="##", likelihood=likelihood)}"""
+    return _card(
+        [code], body, manifest.get("scores", {}), likelihood=likelihood, base_model=base_model
+    )
 
 
 def with_metadata(card: str, metadata: dict[str, str]) -> str:
@@ -106,11 +108,11 @@ A modular multilingual language model (Pfeiffer et al., NAACL 2022): each langua
 layer. {_loading(config)} Every input needs its language, `lang_ids` or `set_default_language()`.
 Languages: {", ".join(config.known_codes())}. Fingerprint of the base: `{fingerprint}`.
 
-{_scores_table(record["scores"], config.known_codes(), config.is_decoder)}
+{_scores_table(record["scores"], config.known_codes(), _likelihood(config))}
 {_texts_table(record.get("data", {}))}
 {_tables({k: v for k, v in record.items() if k != "data"}, level="##")}"""
     return _card(
-        config.known_codes(), body, record["scores"], **_use(config), exact=config.is_decoder
+        config.known_codes(), body, record["scores"], **_use(config), likelihood=_likelihood(config)
     )
 
 
@@ -120,7 +122,7 @@ def _loading(config: XmodConfig) -> str:
         return "`transformers` loads this folder as it is."
     return (
         f"Its slots are of the architecture `{config.slot_architecture}`, which `transformers` does not have: load it with `xmod_lab` "
-        f"(`from xmod_lab import Xmod{'ForCausalLM' if config.is_decoder else 'ForMaskedLM'}`), or import `xmod_lab.model` before "
+        f"(`from xmod_lab import {objective_of(config)().model_class}`), or import `xmod_lab.model` before "
         "an Auto class of `transformers`."
     )
 
@@ -134,7 +136,7 @@ def export_card(code: str, config: XmodConfig, manifest: dict | None, whole: str
     facts = ""
     if manifest is not None:
         facts = f"It came as a pack for the base `{manifest['base_fingerprint']}`.\n\n"
-        facts += language_facts(manifest, level="##", exact=config.is_decoder)
+        facts += language_facts(manifest, level="##", likelihood=_likelihood(config))
     if whole is not None:
         base = _without_added(whole)
         parsed = parsed_card(base) if base.startswith("---") else None
@@ -150,7 +152,7 @@ One language of a modular multilingual model, with a vocabulary of {config.vocab
         body,
         (manifest or {}).get("scores", {}),
         **_use(config),
-        exact=config.is_decoder,
+        likelihood=_likelihood(config),
     )
 
 
@@ -266,11 +268,11 @@ folder that `python -m xmod_lab.packs export MODEL {example} --out FOLDER` has w
 The base has {len(codes) - len(added)} languages; its card is below. Added later, on the frozen base: {", ".join(names)}.
 {f"No manifest is known of {', '.join(unknown)}. " if unknown else ""}What each was made of, and how, is in `languages/<code>/`.
 
-{_scores_table(scores, added, config.is_decoder)}
+{_scores_table(scores, added, _likelihood(config))}
 {loading}
 
 ```python
-from xmod_lab import {"XmodForCausalLM" if config.is_decoder else "XmodForMaskedLM"} as Model
+from xmod_lab import {objective_of(config)().model_class} as Model
 
 model = Model.from_pretrained("MODEL")
 model(**model.tokenizer_for("{example}")("…", return_tensors="pt"), lang_ids="{example}")
@@ -279,13 +281,17 @@ model(**model.tokenizer_for("{example}")("…", return_tensors="pt"), lang_ids="
 """
 
 
-def language_facts(manifest: dict, *, level: str, exact: bool) -> str:
-    """Scores, data and settings of one added language; ``level``: of the headings; ``exact``: as of :func:`pack_card`."""
-    scores = _scores_table(manifest.get("scores", {}), [manifest["code"]], exact)
+def language_facts(manifest: dict, *, level: str, likelihood: Likelihood) -> str:
+    """Scores, data and settings of one added language; ``level``: of the headings; ``likelihood``: of its scores."""
+    scores = _scores_table(manifest.get("scores", {}), [manifest["code"]], likelihood)
     return f"{scores}\n{_tables(manifest, level=level)}\nDigests of all tensors and files are in `manifest.json`.\n"
 
 
-def _scores_table(scores: dict[str, float], codes: list[str], exact: bool) -> str:
+def _likelihood(config: XmodConfig) -> Likelihood:
+    return objective_of(config).likelihood
+
+
+def _scores_table(scores: dict[str, float], codes: list[str], likelihood: Likelihood) -> str:
     """Held-out loss and bits per byte of those of ``codes`` that are in ``scores``."""
     codes = [code for code in codes if f"val/loss/{code}" in scores or f"val/bpb/{code}" in scores]
     columns = {"unigram": "unigram", "before/val": "before", "val": "after"}
@@ -295,7 +301,7 @@ def _scores_table(scores: dict[str, float], codes: list[str], exact: bool) -> st
         for code in codes
     ]
     header = (f"{unit}, {title}" for title in columns.values() for unit in units.values())
-    return Table("", (scored_text(exact), *header), rows).markdown() if rows else ""
+    return Table("", (likelihood.table_title, *header), rows).markdown() if rows else ""
 
 
 def _texts_table(data: dict[str, dict]) -> str:
@@ -348,11 +354,11 @@ def _card(
     scores: dict[str, float],
     *,
     task: str | None = None,
-    exact: bool = False,
+    likelihood: Likelihood = PSEUDO,
     base_model: str | None = None,
     library: str = "transformers",
 ) -> str:
-    """``task``: what ``pipeline`` does with the model; ``None``: it is no model by itself; ``exact``: what ``scores`` are."""
+    """``task``: what ``pipeline`` does with the model; ``None``: it is no model by itself; ``likelihood``: what ``scores`` are."""
     results = [
         EvalResult(
             task or "language-modeling",
@@ -361,7 +367,7 @@ def _card(
             "bits_per_byte",
             scores[f"val/bpb/{code}"],
             dataset_config=code,
-            metric_name=f"bits per byte, {likelihoods(exact)}",
+            metric_name=f"bits per byte, {likelihood.name}",
         )
         for code in codes
         if f"val/bpb/{code}" in scores

@@ -12,7 +12,7 @@ from xmod_lab.metrics import told
 from xmod_lab.model.opening import VOCABULARY_FILE, check_folder
 from xmod_lab.model.packs import MANIFEST, TENSORS, read_manifest
 from xmod_lab.settings import flatten
-from xmod_lab.text.likelihoods import in_a_word
+from xmod_lab.text.objectives import OBJECTIVES, Likelihood, likelihood_word, objective_of
 
 FIGURES = "metrics.json"  # of a run: scores of the base's languages
 HEADER = (
@@ -38,20 +38,20 @@ def inventory(path: Path) -> list[tuple[str, ...]]:
             if not (pack / TENSORS).is_file():
                 raise UserError(f"pack {pack}: {TENSORS} is missing; copy the pack again")
         return [
-            _line(m["code"], m["pieces"], (pack / TENSORS).stat().st_size, m, _exact(m))
+            _line(m["code"], m["pieces"], (pack / TENSORS).stat().st_size, m, _likelihood(m))
             for pack, m in packs
         ]
     folder = model_folder(path)
     config = check_folder(folder)
     manifests = manifests_in(folder, config.added or [])
     figures = read_json(path / FIGURES) if (path / FIGURES).is_file() else _scores_in_card(folder)
-    size, own, exact = (
+    size, own, likelihood = (
         _sizes(folder, config.known_codes()),
         config.vocabularies or {},
-        config.is_decoder,
+        objective_of(config).likelihood,
     )
     return [
-        _line(c, own.get(c), size[c], manifests.get(c, {"scores": figures}), exact)
+        _line(c, own.get(c), size[c], manifests.get(c, {"scores": figures}), likelihood)
         for c in config.known_codes()
     ]
 
@@ -95,14 +95,14 @@ def _scores_in_card(folder: Path) -> dict[str, float]:
     }
 
 
-def _exact(manifest: dict) -> bool | None:
-    """Whether the scores of a pack are exact likelihoods, else pseudo-likelihoods; ``None``: it does not say."""
+def _likelihood(manifest: dict) -> Likelihood | None:
+    """What the scores of a pack are; ``None``: it does not say, or its objective is unknown."""
     task = manifest.get("training", {}).get("task")
-    return None if task is None else task == "clm"
+    return OBJECTIVES[task].likelihood if task in OBJECTIVES else None
 
 
 def _line(
-    code: str, pieces: int | None, size: int, manifest: dict, exact: bool | None
+    code: str, pieces: int | None, size: int, manifest: dict, likelihood: Likelihood | None
 ) -> tuple[str, ...]:
     scores = manifest.get("scores", {})
     text = flatten(manifest).get("data.statistics.train.bytes")
@@ -113,7 +113,7 @@ def _line(
         manifest.get("base_fingerprint", "–")[:12],  # whole in the manifest
         "–" if not isinstance(text, int) else f"{text / 1e6:,.2f}",
         *(told(scores, f"val/{unit}/{code}") for unit in ("loss", "bpb")),
-        in_a_word(exact) or "–"
+        likelihood_word(likelihood) or "–"
         if any(f"val/{unit}/{code}" in scores for unit in ("loss", "bpb"))
         else "–",
     )

@@ -23,6 +23,7 @@ from xmod_lab.model.packs import (
     TOKENIZER_SUFFIXES,
     read_pack,
 )
+from xmod_lab.text.objectives import objective_of
 
 
 def write_pack(
@@ -67,7 +68,8 @@ def write_pack(
     }
     base = hub_id(model.name_or_path)
     (folder / CARD).write_text(
-        pack_card(manifest, exact=model.config.is_decoder, base_model=base), encoding="utf-8"
+        pack_card(manifest, likelihood=objective_of(model.config).likelihood, base_model=base),
+        encoding="utf-8",
     )
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})
     share(folder / TENSORS, like=folder / CARD)

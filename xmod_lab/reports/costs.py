@@ -9,7 +9,7 @@ from xmod_lab.reports.plots import HALF, WIDE, bars, dots, panels, scatter, svg
 from xmod_lab.reports.results import Run
 from xmod_lab.reports.scores import languages
 from xmod_lab.tables import Record, Table
-from xmod_lab.text.likelihoods import in_a_word
+from xmod_lab.text.objectives import likelihood_word
 
 
 def seconds(run: Run, code: str = "") -> float | None:
@@ -125,7 +125,7 @@ def _price_record(group: Group, code: str, cost: dict, name: str, sample: Sample
         "language": code,
         **costs,
         "saved_since": name,
-        "likelihood": in_a_word(group.exact),
+        "likelihood": likelihood_word(group.likelihood),
         **sample.record(),
     }
 

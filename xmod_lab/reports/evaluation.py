@@ -19,7 +19,7 @@ from xmod_lab.reports.scores import (
 )
 from xmod_lab.tables import Table
 from xmod_lab.tasks.statistics import AT_LEAST, LEVEL
-from xmod_lab.text.likelihoods import in_a_word
+from xmod_lab.text.objectives import likelihood_word
 
 Cells = dict[str, dict[str, float]]
 RECOGNISED = ("rows", "sentences", "ngrams")  # the last: naive Bayes, on the same sentences
@@ -269,7 +269,7 @@ def _table(
                     **group.settings,
                     first.replace(" ", "_"): row,
                     "figure": figure,
-                    "likelihood": in_a_word(group.exact),
+                    "likelihood": likelihood_word(group.likelihood),
                     **sample.record(),
                 }
                 for figure, sample in zip(figures, samples, strict=True)

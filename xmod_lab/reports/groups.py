@@ -17,7 +17,7 @@ from xmod_lab.reports.plots import Span
 from xmod_lab.reports.results import Run
 from xmod_lab.tables import Table
 from xmod_lab.tasks.statistics import LEVEL
-from xmod_lab.text.likelihoods import in_a_word, likelihoods
+from xmod_lab.text.objectives import EXACT, PSEUDO, Likelihood
 
 # Settings keyed by a name that the user chose, e.g. lang.sw.code. If the name is absent from a run,
 # its keys do not count as differing settings.
@@ -150,9 +150,9 @@ class Group:
         return sum(halves) / len(halves) if halves else None
 
     @property
-    def exact(self) -> bool | None:
-        """Whether its scores are exact likelihoods, see :attr:`Run.exact`."""
-        return next((run.exact for run in self.runs if run.exact is not None), None)
+    def likelihood(self) -> Likelihood | None:
+        """What its scores are, see :attr:`Run.likelihood`."""
+        return next((run.likelihood for run in self.runs if run.likelihood), None)
 
     @cached_property
     def figures(self) -> Metrics:
@@ -257,7 +257,7 @@ def base_differences(groups: list[Group]) -> str | None:
 def kinds_of(groups: list[Group]) -> str:
     """What the likelihoods of ``groups`` are; if groups differ, with their names."""
     names = {
-        likelihoods(exact): [g.name for g in groups if g.exact is exact] for exact in (True, False)
+        kind.name: [g.name for g in groups if g.likelihood is kind] for kind in (EXACT, PSEUDO)
     }
     names = {kind: told for kind, told in names.items() if told}
     return "; ".join(
@@ -268,7 +268,7 @@ def kinds_of(groups: list[Group]) -> str:
 def kind_on_axis(groups: list[Group]) -> str:
     """What the likelihoods of ``groups`` are, in a word or two."""
     return " or ".join(
-        in_a_word(exact) for exact in (True, False) if any(group.exact is exact for group in groups)
+        kind.word for kind in (EXACT, PSEUDO) if any(g.likelihood is kind for g in groups)
     )
 
 

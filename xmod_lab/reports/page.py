@@ -27,7 +27,7 @@ from xmod_lab.reports.results import KINDS, Found, Run
 from xmod_lab.reports.scores import learning_curves, old_languages, results, samples
 from xmod_lab.reports.transfer import transfer_sections
 from xmod_lab.tables import Record, Table, csv_text
-from xmod_lab.text.likelihoods import in_a_word
+from xmod_lab.text.objectives import Likelihood, likelihood_word
 
 _STYLE = """
 :root{color-scheme:light}body{font:16px/1.5 system-ui,sans-serif;color:#1d1d1f;background:#fff;max-width:1000px;margin:2rem auto;padding:0 1rem}
@@ -48,16 +48,6 @@ thead{display:table-header-group}table{font-size:9px}th,td{padding:.15rem .35rem
 """
 _LIST = ".written.json"  # in the folder of the tables
 _LONGEST = 60  # characters of a table's file name; some letters take four bytes
-_LIKELIHOODS = {  # by whether they are exact
-    False: "Nats are of held-out text with a fixed 15 % of the pieces hidden behind <mask>: they compare models with one vocabulary "
-    "alone. Bits per byte hide stretches of the text (words; phrases in scripts without spaces), the same ones whatever the vocabulary; "
-    "the pieces of a stretch are predicted from left to right, the later ones hidden, and every byte is hidden once. They compare "
-    "vocabularies, on the assumption that it is of no consequence that the number of <mask>s, and where <unk> stands, is seen. They are "
-    "pseudo-likelihoods: both sides are seen. All is in float32.",
-    True: "Losses are of held-out text, every piece and the end of every passage predicted from the pieces before it, in "
-    "float32. They are exact likelihoods of the text as its vocabulary normalises it; bits per byte add a code for what "
-    "normalisation changed, and are the length of the text coded with both.",
-}
 _SECTIONS = {
     "pretrain": (results, samples, learning_curves, mixture),
     "extension": (proof, results, samples, old_languages, learning_curves, price, mixture, packs),
@@ -239,7 +229,7 @@ def _figures(grouped: dict[str, tuple[list[Group], dict]]) -> list[Record]:
             "group": group.name,
             "run": str(run.path),
             "seed": run.config["seed"],
-            "likelihood": in_a_word(run.exact),
+            "likelihood": likelihood_word(run.likelihood),
             "figure": name,
             "value": value,
         }
@@ -253,15 +243,15 @@ def _figures(grouped: dict[str, tuple[list[Group], dict]]) -> list[Record]:
 def _reading(grouped: dict[str, list[Group]]) -> list[Part]:
     """How to read likelihoods, where there are any; of a page with both kinds, which groups have
     which."""
-    told: dict[bool, dict[str, list[str]]] = {}
+    told: dict[Likelihood, dict[str, list[str]]] = {}
     for kind, groups in grouped.items():
         for group in groups:
-            if group.exact is not None:
-                told.setdefault(group.exact, {}).setdefault(KINDS[kind], []).append(group.name)
+            if group.likelihood is not None:
+                told.setdefault(group.likelihood, {}).setdefault(KINDS[kind], []).append(group.name)
     if not told:
         return []
     said = []
-    for exact, names in told.items():
+    for likelihood, names in told.items():
         whose = "; ".join(
             (f"{kind}: " if len(grouped) > 1 else "") + ", ".join(of) for kind, of in names.items()
         )
@@ -269,7 +259,7 @@ def _reading(grouped: dict[str, list[Group]]) -> list[Part]:
             element(
                 "p",
                 *([element("b", f"{whose}."), " "] if len(told) > 1 else []),
-                _LIKELIHOODS[exact],
+                likelihood.explained,
             )
         )
     return [

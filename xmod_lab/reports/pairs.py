@@ -24,6 +24,7 @@ from xmod_lab.tasks.statistics import (
     holm,
     p_text,
 )
+from xmod_lab.text.objectives import EXACT
 
 _ROWS = 40  # of the table on the page; its file has all
 _BITS_PER_BYTE = Metric(lambda bits, sizes: np.stack([bits, sizes], axis=-1), share)
@@ -53,7 +54,7 @@ class Compared:
 
 def why_not(a: Run, b: Run, code: str) -> str | None:
     """Why two runs cannot be compared in ``code`` by bits per byte; ``None`` if they can."""
-    if a.exact is not b.exact:
+    if a.likelihood is not b.likelihood:
         return "one has exact likelihoods, the other pseudo-likelihoods"
     older = next((run for run in (a, b) if code not in run.passages), None)
     if older is not None:
@@ -80,7 +81,7 @@ def why_not(a: Run, b: Run, code: str) -> str | None:
 def _common(a: Run, b: Run, code: str) -> np.ndarray:
     """Numbers of the passages that both vocabularies split into the same stretches."""
     crossed = [np.array(run.passages[code]["crossed"]) for run in (a, b)]
-    if a.exact or a.passages[code]["vocabulary"] == b.passages[code]["vocabulary"]:
+    if a.likelihood is EXACT or a.passages[code]["vocabulary"] == b.passages[code]["vocabulary"]:
         return np.arange(len(crossed[0]))
     return np.flatnonzero((crossed[0] == 0) & (crossed[1] == 0))
 

@@ -12,7 +12,7 @@ from xmod_lab.files import hidden
 from xmod_lab.markup import visible
 from xmod_lab.metrics import codes_of, read_metrics
 from xmod_lab.settings import command_of, flatten, read_settings
-from xmod_lab.text.likelihoods import is_exact
+from xmod_lab.text.objectives import Likelihood, likelihood_of
 
 KINDS = {
     "pretrain": "pre-training",
@@ -66,10 +66,9 @@ class Run:
         return bool(self.metrics)
 
     @property
-    def exact(self) -> bool | None:
-        """Whether its likelihoods are exact, else pseudo-likelihoods; ``None``: see
-        :func:`is_exact`."""
-        return is_exact(self.config, self.metrics)
+    def likelihood(self) -> Likelihood | None:
+        """What its scores are; ``None``: see :func:`likelihood_of`."""
+        return likelihood_of(self.config, self.metrics)
 
     @property
     def scored(self) -> list[str]:

@@ -10,7 +10,7 @@ from xmod_lab.reports.plots import HALF, WIDE, Lines, curves, panels, svg
 from xmod_lab.reports.results import Run
 from xmod_lab.tables import NONE, Table
 from xmod_lab.tasks.statistics import LEVEL
-from xmod_lab.text.likelihoods import in_a_word
+from xmod_lab.text.objectives import EXACT, PSEUDO, likelihood_word
 
 _UNITS = {"bpb": "bits per byte", "loss": "nats per predicted token"}
 _ERROR = (
@@ -52,7 +52,7 @@ def hides_pieces(groups: list[Group]) -> list[str]:
     return [
         g.name
         for g in groups
-        if g.exact is False and any(run.scored and not run.passages for run in g.finished)
+        if g.likelihood is PSEUDO and any(run.scored and not run.passages for run in g.finished)
     ]
 
 
@@ -125,7 +125,7 @@ def _results(groups: list[Group], codes: list[str], unit: str) -> Table:
                     **group.settings,
                     "language": code,
                     "unit": unit,
-                    "likelihood": in_a_word(group.exact),
+                    "likelihood": likelihood_word(group.likelihood),
                     "figure": name,
                     **sample.record(),
                     "error": halves[name],
@@ -218,7 +218,7 @@ def old_languages(groups: list[Group]) -> list[Part]:
             {
                 "language": code,
                 "unit": u,
-                "likelihood": in_a_word(run.exact),
+                "likelihood": likelihood_word(run.likelihood),
                 "before": before,
                 "after": after,
             }
@@ -246,7 +246,7 @@ def samples(groups: list[Group]) -> list[Part]:
     rows, records = [], []
     for code, passages in run.samples.items():
         for sample in passages:
-            passage = f"{sample['before']} {_GAP} {'' if run.exact else sample['after']}".strip()
+            passage = f"{sample['before']} {_GAP} {'' if run.likelihood is EXACT else sample['after']}".strip()
             likeliest = " · ".join(
                 f"{token} {probability:.2f}" for token, probability in sample["likeliest"]
             )
@@ -258,7 +258,7 @@ def samples(groups: list[Group]) -> list[Part]:
             ]
     if not rows:
         return []
-    side = "from the text before it" if run.exact else "from the text on both sides"
+    side = "from the text before it" if run.likelihood is EXACT else "from the text on both sides"
     note = (
         f"Held-out passages in which one token is hidden ({_GAP}), and the tokens that the model "
         f"finds likeliest there {side}, with their probabilities. ▁ marks the start of a word. "

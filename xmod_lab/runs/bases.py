@@ -15,7 +15,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
 
@@ -23,7 +22,13 @@ from xmod_lab.codes import clashing
 from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.config.identity import counts, identity
 from xmod_lab.config.rules import raise_faults
-from xmod_lab.config.schema import SHARED_SLOT, LangConfig, PretrainConfig, RunConfig
+from xmod_lab.config.schema import (
+    SHARED_SLOT,
+    LangConfig,
+    PretrainConfig,
+    RunConfig,
+    from_stored,
+)
 from xmod_lab.config.sizes import memory_faults
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
@@ -39,6 +44,7 @@ from xmod_lab.model import (
 )
 from xmod_lab.runs.folder import RunDir, is_run, read_json, read_yaml
 from xmod_lab.settings import command_of
+from xmod_lab.text.objectives import objective_of
 from xmod_lab.text.tokenizer import special_ids
 
 log = logging.getLogger(__name__)
@@ -201,11 +207,11 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig) -> None:
     Raises:
         UserError: another size, a code that exists already, or a row longer than its positions.
     """
-    if model.config.is_decoder != cfg.objective.causal:
-        kind, task = ("causal", "clm") if model.config.is_decoder else ("masked", "mlm")
+    if model.config.is_decoder != cfg.objective.decoder:
+        kind, wanted = "causal" if model.config.is_decoder else "masked", cfg.objective.name
         raise UserError(
-            f"base {base.name} is a {kind} language model, task is {cfg.task.name}; set task={task}, or choose "
-            "another base"
+            f"set objective={objective_of(model.config).name}, or choose another base: "
+            f"{base.name} is a {kind} language model, and the objective is {wanted}"
         )
     if _model_is_given(cfg):
         wanted = cfg.model_config(model.config.vocab_size)
@@ -348,8 +354,7 @@ def load_config(run: RunDir) -> PretrainConfig:
         stored.pop("command", None)
         if isinstance(data := stored.get("data"), dict) and "alpha" in data:
             data.setdefault("tokenizer_alpha", data["alpha"])  # one setting in earlier versions
-        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), stored)
-        return replace(OmegaConf.to_object(merged), command=command)
+        return replace(from_stored(stored), command=command)
     except (TypeError, ValueError, AttributeError, OmegaConfBaseException) as error:
         if isinstance(error, UserError):
             raise

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from xmod_lab import __version__
 from xmod_lab.config.identity import counts, identity
+from xmod_lab.config.overrides import keys_of
 from xmod_lab.config.schema import RunConfig, from_hydra
 from xmod_lab.errors import STOPPED, UserError
 from xmod_lab.files import hidden
@@ -57,7 +58,7 @@ def job_folder(*, _root_: DictConfig) -> str:
     with read_write(composed), open_dict(composed):
         del composed["hydra"]
     settings = identity(OmegaConf.to_container(composed, resolve=True))
-    typed = {override.lstrip("+~").partition("=")[0] for override in _root_.hydra.overrides.task}
+    typed = set(keys_of(_root_.hydra.overrides.task))
     given = sorted(key for key in typed if is_under(key, _INHERITED) and counts(key))
     try:
         data = _digest(data_digests(replace(from_hydra(composed), command=command)))[:6]

@@ -34,7 +34,7 @@ from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.jobs import JOB, Job, read_job
 from xmod_lab.settings import command_of
 from xmod_lab.tables import Table, csv_text
-from xmod_lab.text.likelihoods import in_a_word, is_exact
+from xmod_lab.text.objectives import likelihood_of, likelihood_word
 
 log = logging.getLogger(__name__)
 AUTO = "auto"  # last part of hydra.sweep.dir where the name is made here
@@ -195,7 +195,7 @@ def main_figures(run: RunDir) -> dict[str, float]:
 
 def _likelihood(run: RunDir) -> str:
     """Exact or pseudo, of a finished run; nothing of a task."""
-    return in_a_word(is_exact(run.stored(), read_metrics(run / "metrics.json")))
+    return likelihood_word(likelihood_of(run.stored(), read_metrics(run / "metrics.json")))
 
 
 def _codes(metrics: dict[str, float], before: str, after: str) -> list[str]:

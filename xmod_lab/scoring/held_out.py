@@ -23,12 +23,13 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.model import IGNORE, XmodLanguageModel
 from xmod_lab.scoring.passages import Passages, interval, labelled_nats, sample_of
 from xmod_lab.text.batches import Layout, to_batch
-from xmod_lab.text.objective import EVALUATION_RATE, Objective
+from xmod_lab.text.objectives import EVALUATION_RATE, Objective
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.rows import Corpus
 
@@ -47,7 +48,7 @@ def held_out(
     """
     rows = corpus.rows("validation", np.arange(len(corpus.validation)))
     ordinary, hidden = _hidden_counts(rows, tokenizer)
-    if not objective.causal and not hidden.any():
+    if objective.likelihood.many_passes and not hidden.any():
         raise UserError(
             f"the held-out text of {corpus.code} has {ordinary.sum()} piece(s) that can be hidden, "
             f"{EVALUATION_RATE:.0%} of a row is to be hidden, and that rounds to none; give more held-out text "
@@ -133,7 +134,13 @@ class FixedTargets(Targets):
     """Rows (R, T) of the language ``code``, and what is to be predicted in them, which never changes."""
 
     def __init__(
-        self, code: str, rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, objective: Objective
+        self,
+        code: str,
+        rows: np.ndarray,
+        tokenizer: PreTrainedTokenizerBase,
+        objective: Objective,
+        *,
+        attention: str = "document",
     ):
         hider = objective.evaluation(tokenizer)
         hidden = _hidden_counts(rows, tokenizer)[1]
@@ -141,17 +148,29 @@ class FixedTargets(Targets):
             hider.mask(row, [_EVALUATION_SEED, zlib.crc32(row.tobytes()), i], count=n)
             for i, (row, n) in enumerate(zip(rows, hidden.tolist(), strict=True))
         ]
-        super().__init__(code, rows, masked, objective.layout(tokenizer))
+        super().__init__(code, rows, masked, objective.layout(tokenizer, attention))
 
 
 class Scorer(FixedTargets):
-    """One language's validation text with its fixed targets. Raises UserError when there are none."""
+    """One language's validation text with its fixed labels. Raises UserError when it has none.
 
-    def __init__(self, corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective):
-        super().__init__(
-            corpus.code, held_out(corpus, tokenizer, objective)[0], tokenizer, objective
-        )
+    Args:
+        most: passages that bits per byte are of, where these take many passes; ``None``: all.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        tokenizer: PreTrainedTokenizerBase,
+        objective: Objective,
+        *,
+        attention: str = "document",
+        most: int | None = None,
+    ):
+        rows, _ = held_out(corpus, tokenizer, objective)
+        super().__init__(corpus.code, rows, tokenizer, objective, attention=attention)
         self.corpus, self.tokenizer, self.objective = corpus, tokenizer, objective
+        self.most = most if objective.likelihood.many_passes else None
         self.counts = objective.target_counts(corpus, tokenizer)
 
     @cached_property
@@ -161,12 +180,9 @@ class Scorer(FixedTargets):
             self.corpus.manifest["settings"],
             self.corpus.manifest["statistics"]["validation"],
         )
-        texts = sample_of(
-            self.corpus, None if self.objective.causal else self.objective.score_passages
-        )
         return Passages(
             self.code,
-            texts,
+            sample_of(self.corpus, self.most),
             self.tokenizer,
             self.objective,
             length=settings["length"],
@@ -193,10 +209,17 @@ class Scorer(FixedTargets):
         return loss | self.bits_figures(self.passages.unigram_bits(self.counts), "unigram")
 
 
-def scorers_of(prepared: Prepared, objective: Objective) -> dict[str, Scorer]:
+def scorers_of(prepared: Prepared, cfg: PretrainConfig) -> dict[str, Scorer]:
     """A scorer for each language of ``prepared``."""
     return {
-        c: Scorer(corpus, prepared.tokenizer, objective) for c, corpus in prepared.corpora.items()
+        code: Scorer(
+            corpus,
+            prepared.tokenizer,
+            cfg.objective,
+            attention=cfg.data.attention,
+            most=cfg.data.score_passages,
+        )
+        for code, corpus in prepared.corpora.items()
     }
 
 

@@ -28,7 +28,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.model import IGNORE, XmodLanguageModel
-from xmod_lab.text.objective import Objective
+from xmod_lab.text.objectives import Objective
 from xmod_lab.text.rows import Corpus, encodings, tokenizer_digest
 from xmod_lab.text.stretches import deal, starts_of
 
@@ -73,7 +73,7 @@ class Passages:
         length: int,
         respelling: float = 0.0,
     ):
-        self.code, self.tokenizer, self.causal = code, tokenizer, objective.causal
+        self.code, self.tokenizer, self.likelihood = code, tokenizer, objective.likelihood
         self.text = sha256("\n".join(texts).encode()).hexdigest()[:16]
         self.sizes = np.array([len(text.encode()) for text in texts])
         self.charges, self.crossed = respelling * self.sizes, np.zeros(len(texts), dtype=int)
@@ -109,7 +109,7 @@ class Passages:
         """(P,) bits of guessing each piece by its frequency, ``counts`` (V,): the same pieces, and the same bytes."""
         cost, bits = -log_frequency(counts).double().numpy() / math.log(2), self.charges.copy()
         for window in self.windows:
-            predicted = window.ids[1:] if self.causal else window.ids[window.stretch >= 0]
+            predicted = window.ids[1:] if self.likelihood.exact else window.ids[window.stretch >= 0]
             bits[window.passage] += cost[predicted].sum()
         return bits
 
@@ -155,7 +155,7 @@ class Passages:
     def _rows(self, window: Window) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(inputs, labels), both (T,), in which together every piece is predicted once."""
         ids = window.ids
-        if self.causal:
+        if self.likelihood.exact:
             yield ids, np.where(np.arange(len(ids)) > 0, ids, IGNORE)
             return
         groups: dict[int, list[np.ndarray]] = {}

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.codes import resolve
+from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UnknownLanguageError
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.held_out import Scorer, scorers_of
 from xmod_lab.text.corpus import Source
-from xmod_lab.text.objective import Objective
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.vocabulary import load_tokenizer
 
@@ -44,14 +44,14 @@ def subjects_of(
     model: XmodLanguageModel,
     texts: list[Prepared],
     sources: dict[str, Source],
-    objective: Objective,
+    cfg: PretrainConfig,
     unread: dict[str, str],
 ) -> list[Subject]:
     """The languages of ``texts`` in the order of the model's; one without text is left out, and that is said. ``unread``: why
     the text of a language that was added was not read."""
     found = {}
     for prepared in texts:
-        for code, scorer in scorers_of(prepared, objective).items():
+        for code, scorer in scorers_of(prepared, cfg).items():
             slot = model.config.languages[model.config.slot(code)]
             found[code] = Subject(code, slot, prepared.tokenizer, scorer, sources[code])
     for code, why in unread.items():

@@ -18,9 +18,14 @@ DonorRanking = list[tuple[str, float]]  # code of a donor, nats per predicted pi
 
 
 def sampled_targets(cfg: PretrainConfig, prepared: Prepared, code: str) -> FixedTargets:
-    """What beginnings of the language are compared by: ROWS rows of its training text, 15 % hidden (causal: nothing)."""
+    """The labels that initialisations of the language are compared by: those of ROWS rows of its
+    training text, as the objective scores text."""
     return FixedTargets(
-        code, prepared.corpora[code].sample(ROWS), prepared.tokenizer, cfg.objective
+        code,
+        prepared.corpora[code].sample(ROWS),
+        prepared.tokenizer,
+        cfg.objective,
+        attention=cfg.data.attention,
     )
 
 

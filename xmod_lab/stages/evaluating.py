@@ -40,7 +40,7 @@ from xmod_lab.scoring.tables import (
 from xmod_lab.scoring.wrong_slots import Matrix, slot_figures, slot_matrix
 from xmod_lab.stages.opening import Opened
 from xmod_lab.tables import csv_text
-from xmod_lab.text.likelihoods import in_a_word, likelihoods, scored_text
+from xmod_lab.text.objectives import EXACT, PSEUDO, objective_of
 from xmod_lab.text.parallel import Parallel
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Evaluation:
 
     def csv_files(self) -> dict[str, str]:
         """slots.csv, recognition.csv and retrieval.csv: a value a row."""
-        kind = in_a_word(bool(self.figures["val/exact"]))
+        kind = (EXACT if self.figures["val/exact"] else PSEUDO).word
         losses = [
             {"text": text, "slot": slot, "loss": loss, "likelihood": kind}
             for text, row in self.matrix.items()
@@ -121,9 +121,9 @@ def evaluate(
         {s.code: s.slot for s in subjects},
         slots_of(subjects),
     )
-    exact = bool(model.config.is_decoder)
+    likelihood = objective_of(model.config).likelihood
     matrix, rows = slot_matrix(model, subjects)
-    figures: dict[str, float] = {"val/exact": int(exact)}
+    figures: dict[str, float] = {"val/exact": int(likelihood.exact)}
     passages = {}
     for subject in subjects:
         loss = matrix[subject.code][subject.slot]
@@ -138,11 +138,13 @@ def evaluate(
         bits = scorer.passages.bits(model)
         passages[code] = scorer.passages.record(bits)
         figures |= scorer.bits_figures(bits, "val") | scorer.unigram()
-        if pll and not exact:
+        if pll and not likelihood.exact:
             figures |= _losses("pll", code, *pseudo_likelihood(model, scorer, subject.tokenizer))
-    if pll and exact:
-        log.info("evaluate.pll is for masked models: the likelihoods of this one are exact already")
-    language_table(figures, codes, scored_text(exact))
+    if pll and likelihood.exact:
+        log.info(
+            "evaluate.pll is for masked models; the likelihoods of this model are exact already"
+        )
+    language_table(figures, codes, likelihood.table_title)
     figures |= _before(opened, figures)
 
     recognised = {}
@@ -268,7 +270,7 @@ def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:
         for name in scored
         if name.split("/")[-1] in old
     }
-    same = before_table(before, figures, old, likelihoods(bool(figures["val/exact"])))
+    same = before_table(before, figures, old, (EXACT if figures["val/exact"] else PSEUDO).name)
     log.info(
         "figures of the base's languages before and now: %s",
         "equal to the last bit" if same else "NOT ALL EQUAL",

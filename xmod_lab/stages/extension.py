@@ -39,7 +39,6 @@ from xmod_lab.scoring.held_out import Scorer, score_losses, score_passages, scor
 from xmod_lab.scoring.samples import SAMPLES, filled
 from xmod_lab.stages.beginning import begin_language
 from xmod_lab.stages.pretraining import OUTPUTS, TRAINING_FIGURES, curve_columns, pretrain_base
-from xmod_lab.text.likelihoods import scored_text
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.text.sources import titled
 from xmod_lab.training.data import (
@@ -126,7 +125,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
         before = snapshot(model, probes, tokenizer=_beside(base, old))
         scorers: dict[str, Scorer] = {}
         for text in (old, *older):
-            scorers |= scorers_of(text, base.cfg.objective)
+            scorers |= scorers_of(text, base.cfg)
         metrics, _ = _scores(model, scorers, "before/val")
         for lang, prepared in languages.values():
             metrics |= _add_one(cfg, run, tracking, base, old, lang, prepared, before, probes)
@@ -141,7 +140,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
             require(proof)
             samples = {}
             for _, prepared in languages.values():
-                own = scorers_of(prepared, cfg.objective)
+                own = scorers_of(prepared, cfg)
                 samples |= filled(
                     whole, own, prepared.tokenizer, accelerator=cfg.trainer.accelerator
                 )
@@ -255,7 +254,7 @@ def _add_one(
         details["scores"] = {
             **{f"before/{name}": value for name, value in fitted.before.items()},
             **fitted.after,
-            **unigram_all(scorers_of(prepared, cfg.objective)),
+            **unigram_all(scorers_of(prepared, cfg)),
         }
         run.write_passages(fitted.passages)
         own = Path(prepared.folder) if lang.vocabulary == "own" else None
@@ -350,7 +349,7 @@ def _show(
     cfg: PretrainConfig, proof: dict, metrics: dict[str, float], added: list[str], others: list[str]
 ) -> None:
     prefixes = {"unigram": "unigram", "before/val": "before", "val": "after"}
-    how = scored_text(cfg.objective.causal)
+    how = cfg.objective.likelihood.table_title
     score_table(metrics, added, prefixes, f"added languages: {how}").print()
     score_table(
         metrics, others, {"before/val": "before", "val": "after"}, f"languages of the base: {how}"

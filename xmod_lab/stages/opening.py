@@ -18,6 +18,7 @@ from xmod_lab.scoring.subjects import Subject, subjects_of
 from xmod_lab.settings import is_under
 from xmod_lab.stages.extension import open_base
 from xmod_lab.text.corpus import Source, check_source
+from xmod_lab.text.objectives import objective_of
 from xmod_lab.text.sources import names_in
 
 log = logging.getLogger(__name__)
@@ -52,13 +53,14 @@ def open_model(cfg: PretrainConfig, run: RunDir) -> Opened:
     base, unread = with_added_text(base)
     model, old, older = open_base(base)
     model.float()  # as all scores are computed, however the weights were saved
-    if not cfg.is_given("task.name"):  # the model says what is predicted
-        task = replace(cfg.task, name="clm" if model.config.is_decoder else "mlm")
+    if not cfg.is_given("task.name"):  # the model decides
+        fits = base.cfg.objective.decoder == model.config.is_decoder
+        task = base.cfg.task if fits else objective_of(model.config)()
         cfg, base = replace(cfg, task=task), replace(base, cfg=replace(base.cfg, task=task))
     agree(base, model, replace(cfg, data=base.cfg.data))
     sources = {code: base.cfg.source(text) for code, text in base.cfg.langset.languages.items()}
     sources |= {lang.code: its.source(lang) for its, lang in added_before(base.cfg)}
-    subjects = subjects_of(model, [old, *older], sources, base.cfg.objective, unread)
+    subjects = subjects_of(model, [old, *older], sources, base.cfg, unread)
     if not subjects:
         raise UserError(
             "give text with '+langset.languages={CODE:{text:FILE}}', or choose another base: "

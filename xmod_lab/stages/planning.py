@@ -52,9 +52,6 @@ from xmod_lab.training.tables import show_normalisation, training_table
 
 log = logging.getLogger(__name__)
 PLAN = "plan.json"
-# BERT read its text 40 times, masked anew each time (Devlin et al. 2019); a causal model gains little after
-# 4 times (Muennighoff et al. 2023)
-MANY_PASSES = {"mlm": 40, "clm": 4}
 UNKNOWN_SCRIPT = (
     0.5  # "mostly": more letters that no piece of the base has than letters that some piece has
 )
@@ -323,7 +320,7 @@ def _about_kept(
 
 
 def _about_passes(cfg: PretrainConfig, code: str, read: dict[str, float]) -> list[str]:
-    passes, limit = read[f"train/passes/{code}"], MANY_PASSES[cfg.task.name]
+    passes, limit = read[f"train/passes/{code}"], cfg.objective.useful_passes
     if passes <= limit:
         return []
     remedy = "" if cfg.lang else ", or set data.max_passes"

@@ -18,7 +18,6 @@ from xmod_lab.runs.lifecycle import open_run
 from xmod_lab.scoring.held_out import scorers_of, unigram_all
 from xmod_lab.scoring.samples import SAMPLES, filled
 from xmod_lab.stages.cost import duration, seconds_of
-from xmod_lab.text.likelihoods import scored_text
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.training.data import (
     consumption,
@@ -46,7 +45,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
     cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
     prepared = prepare_base(cfg)
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
-    codes, scorers = list(prepared.corpora), scorers_of(prepared, cfg.objective)
+    codes, scorers = list(prepared.corpora), scorers_of(prepared, cfg)
     columns = [*TRAINING_FIGURES, *curve_columns(cfg, codes)]
     facts = {"data": prepared.digest, **prepared.tokenizers}
     with open_run(cfg, run, outputs=OUTPUTS, facts=facts, columns=columns) as tracking:
@@ -101,7 +100,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
             run.write_passages(fitted.passages)
         tracking.finish(metrics)
     score_table(
-        metrics, codes, {"unigram": "unigram", "val": "model"}, scored_text(cfg.objective.causal)
+        metrics, codes, {"unigram": "unigram", "val": "model"}, cfg.objective.likelihood.table_title
     ).print()
     if fitted.per_second is not None:
         log.info("trained at %s tokens/s", f"{fitted.per_second:,.0f}")
@@ -109,11 +108,8 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
 
 
 def curve_columns(cfg: PretrainConfig, codes: list[str]) -> list[str]:
-    """The columns of held-out figures in metrics.csv.
-
-    Bits per byte are there for causal models only; a masked model takes long to compute them.
-    """
-    units = ("loss", "bpb") if cfg.objective.causal else ("loss",)
+    """The held-out figures of metrics.csv: losses, and bits per byte where they take one pass."""
+    units = ("loss",) if cfg.objective.likelihood.many_passes else ("loss", "bpb")
     return [f"val/{unit}/{code}" for code in codes for unit in units]
 
 

@@ -32,7 +32,6 @@ from xmod_lab.stages.beginning import allocate_language, begin_vocabulary
 from xmod_lab.stages.donors import sampled_targets
 from xmod_lab.stages.extension import seed_of, trainable_names
 from xmod_lab.tables import Table, csv_text
-from xmod_lab.text.likelihoods import in_a_word
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.training.data import batches, mixture_of
 from xmod_lab.training.fit import make_trainer
@@ -104,7 +103,7 @@ def rank_beginnings(
     donors = donors_of(NEAREST, model.config)
     methods, slots = _methods() if own else ["keep"], _slots(donors, lang)
     targets, corpus = sampled_targets(cfg, prepared, code), prepared.corpora[code]
-    scorer = Scorer(corpus, prepared.tokenizer, cfg.objective)
+    scorer = Scorer(corpus, prepared.tokenizer, cfg.objective, attention=cfg.data.attention)
     shown = (
         _frequent_new_pieces(old.tokenizer, prepared.tokenizer, corpus.piece_counts) if own else {}
     )
@@ -164,7 +163,7 @@ def rank_beginnings(
         "bpb": told[f"unigram/bpb/{code}"],
     }
     return Ranking(
-        code, ranked, vocabularies, nearest, unigram, in_a_word(cfg.objective.causal), cfg.steps
+        code, ranked, vocabularies, nearest, unigram, cfg.objective.likelihood.word, cfg.steps
     )
 
 

@@ -1,39 +1,38 @@
-"""Batches: the rows of a step, in language order, with their masks. Everything follows from (seed, step, row).
+"""Batches: the rows of a step, in language order, with inputs and labels.
 
-A step's rows are cut into units, one for each process and micro-batch: unit u takes every U-th row, so that each has
-nearly the same languages. The rows, their order and their masks do not depend on U: two processes see together what
-one would see alone.
+Everything is a function of (seed, step, row). A step's rows are divided among units, one for each
+process and micro-batch: unit u takes every U-th row, so that all units have nearly the same
+languages. The rows, their order and their masks do not depend on U: two processes together see what
+one process would see.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from xmod_lab.text.masking import Masker, NextToken
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.rows import Corpus
 
-
-class Hider(Protocol):
-    """What turns a row into inputs and labels: a masker, or the next piece; see :mod:`xmod_lab.text.objective`. ``counts``: how many
-    labels each of several rows gets."""
-
-    def counts(self, rows: np.ndarray) -> np.ndarray: ...
-
-    def mask(
-        self, row: np.ndarray, key: list[int], *, count: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]: ...
+# B rows of a batch, T positions
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a piece may attend to. ``document``: its own passage only, positions counted from its ``<s>``: each passage is read as it is
-    when it is read alone. ``row``: the whole row, across the passages packed into it, positions counted from the row's start, as
-    XLM-R was trained (there with one ``<s>`` a row, here with one a passage). ``causal``: of these, only to pieces before it and itself."""
+    """Which tokens attend to which.
+
+    Args:
+        attention: ``document``: a token attends to its own passage, and positions count from the
+            passage's ``<s>``, so that a packed passage is read exactly as it is read alone.
+            ``row``: it attends to the whole row, across the passages packed into it, and positions
+            count from the start of the row, as XLM-R was trained (there with one ``<s>`` a row,
+            here with one a passage).
+        causal: of these, a token attends to itself and the tokens before it alone.
+    """
 
     attention: str
     pad_id: int
@@ -41,14 +40,14 @@ class Layout:
     causal: bool = False
 
     def fields(self, inputs: np.ndarray, rows: np.ndarray) -> dict[str, Tensor]:
-        """Tensors that the model needs beside the input ids; ``rows`` (B, T) are the unmasked ids."""
+        """Arguments of the model beside the input ids: ``attention_mask`` and, for ``document``,
+        ``position_ids`` (B, T) int64. ``rows``: (B, T) ids before masking."""
         padded = rows == self.pad_id
         if self.attention == "row":
             return {"attention_mask": torch.from_numpy(~padded).long()} if padded.any() else {}
         ends = rows == self.eos_id
-        passage = (
-            np.cumsum(ends, axis=1, dtype=np.int32) - ends
-        )  # (B, T): the closing </s> belongs to its passage
+        # (B, T) number of the passage; the closing </s> belongs to its passage
+        passage = np.cumsum(ends, axis=1, dtype=np.int32) - ends
         allowed = passage[:, :, None] == passage[:, None, :]
         if padded.any():
             allowed = (allowed & ~padded[:, None, :]) | np.eye(rows.shape[1], dtype=bool)
@@ -68,8 +67,8 @@ class BatchStream(Dataset):
     """Entry i is micro-batch ``i mod accumulate`` of step ``i div accumulate`` for one process.
 
     Args:
-        maskers: language code -> what hides its pieces. A row is hidden by its language's own, so that languages of different
-            vocabularies may stand in one batch.
+        maskers: language code -> what makes its inputs and labels. Each language has its own, so
+            that languages with different vocabularies may stand in one batch.
         lang_ids: language code -> number of its slot in the model.
         seed: of the masks; the mixture has its own.
     """
@@ -78,7 +77,7 @@ class BatchStream(Dataset):
         self,
         corpora: dict[str, Corpus],
         mixture: Mixture,
-        maskers: Mapping[str, Hider],
+        maskers: Mapping[str, Masker | NextToken],
         layout: Layout,
         lang_ids: dict[str, int],
         *,
@@ -88,20 +87,9 @@ class BatchStream(Dataset):
         rank: int = 0,
         processes: int = 1,
     ):
-        self.corpora, self.mixture, self.maskers, self.layout, self.lang_ids = (
-            corpora,
-            mixture,
-            maskers,
-            layout,
-            lang_ids,
-        )
-        self.seed, self.steps, self.accumulate, self.rank, self.processes = (
-            seed,
-            steps,
-            accumulate,
-            rank,
-            processes,
-        )
+        self.corpora, self.mixture, self.maskers = corpora, mixture, maskers
+        self.layout, self.lang_ids, self.seed, self.steps = layout, lang_ids, seed, steps
+        self.accumulate, self.rank, self.processes = accumulate, rank, processes
 
     def __len__(self) -> int:
         return self.steps * self.accumulate
@@ -127,7 +115,7 @@ class BatchStream(Dataset):
             m.mask(r, [self.seed, step, n]) for m, r, n in zip(maskers, rows, numbers, strict=True)
         ]
         batch = to_batch(rows, masked, lang_ids, self.layout)
-        # micro-batches and processes are averaged: each counts by its labels, so that every label of the step weighs the same
+        # losses of units are averaged: the divisor gives every label of the step the same weight
         return batch | {"num_items_in_batch": torch.tensor(labels / units)} if units > 1 else batch
 
 

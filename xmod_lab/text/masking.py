@@ -1,32 +1,66 @@
-"""Which pieces are hidden from the model, and behind what."""
+"""Inputs and labels of a row: masked tokens (BERT), or the next token at every position.
+
+Both classes have the same two methods. ``counts(rows)``: how many labels each row gets.
+``mask(row, key)``: inputs and labels of one row, a function of the row and the key alone.
+"""
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.text.stretches import borders
 
-IGNORE = -100
-_SPACES = ("▁", "Ġ")  # how vocabularies write the space at the beginning of a word
-_INSIDE = "##"  # others mark what does not begin one
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# R rows, T positions of a row, N maskable tokens of a row, V vocabulary
+
+IGNORE = -100  # the label of a position where nothing is predicted
+_SPACES = ("▁", "Ġ")  # how vocabularies write the space before a word
+_INSIDE = "##"  # WordPiece marks tokens that continue a word instead
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Every token of a passage is predicted from those before it, the first one from ``<s>``, and
+    so is the end of the passage."""
+
+    pad_id: int
+    bos_id: int
+
+    def counts(self, rows: np.ndarray) -> np.ndarray:
+        """(R,) labels of each of ``rows`` (R, T)."""
+        return ((rows != self.pad_id) & (rows != self.bos_id)).sum(1)
+
+    def mask(
+        self, row: np.ndarray, key: list[int], *, count: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(inputs, labels) of ``row`` (T,), both (T,) int64. The inputs are the row; the model
+        shifts the labels. ``key`` and ``count`` have no effect."""
+        inputs = row.astype(np.int64)
+        return inputs, np.where((inputs == self.pad_id) | (inputs == self.bos_id), IGNORE, inputs)
 
 
 @dataclass(frozen=True)
 class Masker:
-    """Hides an exact number of pieces in every row.
+    """Masks an exact number of tokens in every row. A subclass that masks other groups of tokens
+    overrides :meth:`order`.
 
     Args:
-        rate: share of the row's ordinary pieces that is to be predicted; special pieces never are.
-        policy: ``80-10-10``: <mask>, a random piece, the piece itself (BERT); ``all-mask``: always <mask>.
-        specials: ids below ``pieces``, ascending, each once, that are neither hidden nor drawn.
-        unit: what is hidden together. ``piece``: each piece by itself; ``word``: all pieces of a word, the last word that is
-            hidden from the piece on with which the number is right; ``word_end``: of each word what stands from a random piece of it on,
-            as bits per byte meet words (:mod:`xmod_lab.scoring.passages`). Words are the stretches of
-            :mod:`xmod_lab.text.stretches`, as far as pieces tell them.
-        words: (V,) whether a piece begins a word by itself, and (V,) the kinds of its first and last characters, between which a
-            word may begin; needed for words alone.
+        rate: share of the row's ordinary tokens that become labels; special tokens never do.
+        policy: ``80-10-10`` (BERT): 80 % become ``<mask>``, 10 % a random token, 10 % stay;
+            ``all-mask``: all become ``<mask>``.
+        pieces: V, the size of the vocabulary.
+        specials: ids below V, ascending, without repetition, that are never masked or drawn.
+        unit: what is masked together. ``piece``: one token; ``word``: all tokens of a word (the
+            last word only from the token where the number is right); ``word_end``: of each word
+            a random token and those after it, as bits per byte mask words
+            (:mod:`xmod_lab.scoring.passages`). Words are the stretches of
+            :mod:`xmod_lab.text.stretches`, as far as tokens show them.
+        words: (V,) whether a token begins a word by itself, and twice (V,) the kinds of its first
+            and last character, between which a word may begin. Units other than ``piece`` need it.
     """
 
     rate: float
@@ -41,37 +75,50 @@ class Masker:
 
     @classmethod
     def for_tokenizer(
-        cls, tokenizer: PreTrainedTokenizerBase, rate: float, policy: str, unit: str = "piece"
+        cls,
+        tokenizer: "PreTrainedTokenizerBase",
+        rate: float,
+        policy: str,
+        unit: str = "piece",
+        **settings: object,
     ) -> "Masker":
+        """The masker for the ids of ``tokenizer``; ``settings``: fields of a subclass."""
         specials = sorted({i for i in tokenizer.all_special_ids if i < len(tokenizer)})
         words = None if unit == "piece" else _word_table(tokenizer)
         return cls(
-            rate, policy, tokenizer.mask_token_id, len(tokenizer), tuple(specials), unit, words
+            rate,
+            policy,
+            tokenizer.mask_token_id,
+            len(tokenizer),
+            tuple(specials),
+            unit,
+            words,
+            **settings,
         )
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
-        """(R,) pieces that are hidden in each of ``rows`` (R, T): one at least, where there is one."""
+        """(R,) tokens that are masked in each of ``rows`` (R, T): at least one, if the row has an
+        ordinary token."""
         ordinary = self._ordinary[rows].sum(1)
         return np.minimum(ordinary, np.maximum(1, np.rint(self.rate * ordinary).astype(int)))
 
     def mask(
         self, row: np.ndarray, key: list[int], *, count: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Hide pieces of ``row`` (T,). The outcome depends on ``key``, numbers below 2^32, and the row alone.
+        """Mask tokens of ``row`` (T,). The result depends on ``key``, numbers below 2^32, and on
+        the row alone.
 
+        Args:
+            count: how many tokens are masked; default: see :meth:`counts`. A row with fewer
+                ordinary tokens has all of them masked.
         Returns:
-            (inputs, labels), both (T,) int64; labels are -100 where nothing is predicted. ``count``: how many are hidden, else
-            :meth:`counts`; a row with fewer ordinary pieces hides all it has.
+            (inputs, labels), both (T,) int64; labels are ``IGNORE`` where nothing is predicted.
         """
-        random = np.random.default_rng(
-            np.array(key, dtype=np.uint32)
-        )  # a list gives the same, and takes longer
+        # an array of the key: a list gives the same numbers, and takes longer
+        random = np.random.default_rng(np.array(key, dtype=np.uint32))
         candidates = np.flatnonzero(self._ordinary[row])
         count = int(self.counts(row[None])[0]) if count is None else count
-        if self.unit == "piece":
-            chosen = random.permutation(candidates)[:count]
-        else:
-            chosen = self._words(row, candidates, random)[:count]
+        chosen = self.order(row, candidates, random)[:count]
         inputs = row.astype(np.int64)
         labels = np.full(len(row), IGNORE)
         labels[chosen] = inputs[chosen]
@@ -81,13 +128,20 @@ class Masker:
         fate = random.random(len(chosen))
         inputs[chosen[fate < 0.8]] = self.mask_id
         swapped = chosen[fate >= 0.9]
-        inputs[swapped] = self._random_pieces(random, len(swapped))
+        inputs[swapped] = self._random_tokens(random, len(swapped))
         return inputs, labels
 
-    def _words(
+    def order(
         self, row: np.ndarray, candidates: np.ndarray, random: np.random.Generator
     ) -> np.ndarray:
-        """``candidates`` (N,), places in ``row``, in the order in which they are hidden: word by word, the last piece of each first."""
+        """(N,) ``candidates`` in the order in which they are masked, until the number is reached.
+
+        Args:
+            candidates: (N,) positions of the ordinary tokens of ``row`` (T,), ascending.
+        """
+        if self.unit == "piece":
+            return random.permutation(candidates)
+        # word by word, the last token of each first
         begins, first, last = self.words
         ids = row[candidates]
         apart = np.diff(candidates, prepend=-2) > 1
@@ -99,39 +153,38 @@ class Masker:
         if self.unit == "word_end":
             sizes = np.bincount(word, minlength=words)
             within = np.arange(len(word)) - (np.cumsum(sizes) - sizes)[word]
-            kept = (
-                within < np.floor(random.random(words) * sizes)[word]
-            )  # hidden when nothing else is left
+            # masked only when nothing else is left
+            kept = within < np.floor(random.random(words) * sizes)[word]
         return candidates[np.lexsort((-candidates, rank[word], kept))]
 
-    def _random_pieces(self, random: np.random.Generator, count: int) -> np.ndarray:
-        """Draw from all pieces that are not special, without walking through them: the n-th of these is n plus the number of
-        special ones before it."""
+    def _random_tokens(self, random: np.random.Generator, count: int) -> np.ndarray:
+        """(count,) ids of ordinary tokens: the n-th of them is n plus the number of special ids
+        before it."""
         drawn = random.integers(0, self.pieces - len(self.specials), size=count)
         return drawn + np.searchsorted(self._special_ranks, drawn, side="right")
 
     @cached_property
     def _ordinary(self) -> np.ndarray:
-        """(V,) bool: whether a piece may be hidden."""
+        """(V,) bool: whether a token may be masked."""
         ordinary = np.ones(self.pieces, dtype=bool)
         ordinary[list(self.specials)] = False
         return ordinary
 
     @cached_property
     def _special_ranks(self) -> np.ndarray:
-        """How many ordinary pieces come before each special one, ascending."""
+        """How many ordinary tokens come before each special one, ascending."""
         return np.array(self.specials, dtype=np.int64) - np.arange(len(self.specials))
 
 
-def _word_table(tokenizer: PreTrainedTokenizerBase) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _word_table(tokenizer: "PreTrainedTokenizerBase") -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """``words`` of a :class:`Masker`."""
-    pieces = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
-    inside = any(piece.startswith(_INSIDE) for piece in pieces)
-    space = next((mark for mark in _SPACES if any(piece.startswith(mark) for piece in pieces)), " ")
-    found = [borders(piece.removeprefix(_INSIDE) if inside else piece, space) for piece in pieces]
+    tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    inside = any(token.startswith(_INSIDE) for token in tokens)
+    space = next((mark for mark in _SPACES if any(token.startswith(mark) for token in tokens)), " ")
+    found = [borders(token.removeprefix(_INSIDE) if inside else token, space) for token in tokens]
     begins = [
-        not piece.startswith(_INSIDE) if inside else starts
-        for piece, (starts, *_) in zip(pieces, found, strict=True)
+        not token.startswith(_INSIDE) if inside else starts
+        for token, (starts, *_) in zip(tokens, found, strict=True)
     ]
     first, last = np.array([kinds for _, *kinds in found]).T
     return np.array(begins), first, last

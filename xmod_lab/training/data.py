@@ -245,7 +245,7 @@ def batches(
         prepared.corpora,
         mixture,
         dict.fromkeys(prepared.corpora, cfg.objective.training(tokenizer)),
-        cfg.objective.layout(tokenizer),
+        cfg.objective.layout(tokenizer, cfg.data.attention),
         lang_ids,
         seed=seed,
         steps=steps,

@@ -24,8 +24,8 @@ from xmod_lab.processes import gather, process_count, rank
 from xmod_lab.runs.folder import RunDir, step_of
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import Scorer, on_device, score_losses, score_passages, scorers_of
-from xmod_lab.text.likelihoods import told_in
 from xmod_lab.text.mixture import Mixture
+from xmod_lab.text.objectives import Likelihood
 from xmod_lab.text.prepared import Prepared
 from xmod_lab.training.callbacks import (
     Checkpoints,
@@ -81,7 +81,7 @@ def fit(
     Args:
         code: the language that is added, if one is; it alone trains.
     """
-    scorers = scorers_of(prepared, cfg.objective)
+    scorers = scorers_of(prepared, cfg)
     lang_ids = {c: model.lang_id(c) for c in prepared.corpora}
 
     def loader(first_step: int) -> DataLoader:
@@ -99,7 +99,7 @@ def fit(
 
     curve = LearningCurve(
         tracking,
-        _held_out(scorers, causal=cfg.objective.causal),
+        _held_out(scorers, cfg.objective.likelihood),
         units_per_step=cfg.tokens_per_step,
         log_every=cfg.trainer.log_every,
         validate_every=cfg.scored_every,
@@ -118,15 +118,15 @@ def _mine(scorers: dict[str, Scorer]) -> dict[str, Scorer]:
     return {code: scorers[code] for code in list(scorers)[rank() :: process_count()]}
 
 
-def _held_out(scorers: dict[str, Scorer], *, causal: bool) -> Validate:
+def _held_out(scorers: dict[str, Scorer], likelihood: Likelihood) -> Validate:
     """Scores the held-out text of every language by its loss.
 
-    Also by bits per byte before the first step, and at every step for a causal model, for which they are cheap.
+    Also by bits per byte: before the first step, and at every step if they take one pass.
     """
 
     def validate(model: nn.Module, step: int) -> dict[str, float]:
         figures = score_losses(model, _mine(scorers))
-        if causal or step == 0:
+        if step == 0 or not likelihood.many_passes:
             figures |= score_passages(model, _mine(scorers))[0]
         figures = gather(figures)
         means = {
@@ -137,7 +137,7 @@ def _held_out(scorers: dict[str, Scorer], *, causal: bool) -> Validate:
         }
         told = [
             f"{sum(values) / len(values):.4f} {words}"
-            for values, words in zip(means.values(), told_in(causal), strict=True)
+            for values, words in zip(means.values(), likelihood.units, strict=True)
             if values
         ]
         log.info("step %d: %s (mean of %d languages)", step, ", ".join(told), len(scorers))
