@@ -1,6 +1,7 @@
 """Something new, written here and registered in two lines, goes through every command."""
 
 import json
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -10,14 +11,19 @@ from torch import nn
 from tests.commands.helpers import FINETUNE
 from xmod_lab import finetune, report
 from xmod_lab.choices import EMBEDDING_INITS, SLOT_ARCHITECTURES
+from xmod_lab.config.identity import identity
 from xmod_lab.languages.initialisers import METHODS, Material, Rows
 from xmod_lab.model.slots import SLOTS, XmodSlot
+from xmod_lab.runs.folder import RunDir
+from xmod_lab.settings import number
 from xmod_lab.tasks.examples import encode_texts, pad
 from xmod_lab.tasks.file_formats import READERS
 from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.tasks.metrics import Metric, share
 from xmod_lab.tasks.task import Task
 from xmod_lab.tasks.values import read_text, wrong_value
+from xmod_lab.text.masking import Masker
+from xmod_lab.text.objectives import OBJECTIVES, MaskedLM
 from xmod_lab.text.text_files import decoded_lines
 
 
@@ -149,3 +155,50 @@ def test_a_kind_of_labelled_task_that_lacks_something_is_refused_where_it_is_def
         type("Partial", (Rating,), {"batch": Task.batch})
     with pytest.raises(TypeError, match="^define ngram_texts in Counting;"):
         type("Counting", (Rating,), {"ngram_classes": 2})
+
+
+@dataclass(frozen=True)
+class SpanMasker(Masker):
+    """Masks ``span_length`` tokens in a row together."""
+
+    span_length: int = 1
+
+    def order(
+        self, row: np.ndarray, candidates: np.ndarray, random: np.random.Generator
+    ) -> np.ndarray:
+        span = np.arange(len(candidates)) // self.span_length
+        return candidates[np.argsort(random.permutation(len(candidates))[span], kind="stable")]
+
+
+@dataclass(kw_only=True)
+class SpanMasking(MaskedLM):
+    """Masked language modelling of spans, with their length as a setting."""
+
+    name: str = "span"
+    span_length: int = number(3, least=1, most=100)
+
+    def training(self, tokenizer) -> SpanMasker:
+        return SpanMasker.for_tokenizer(
+            tokenizer, self.mask_rate, self.mask_policy, span_length=self.span_length
+        )
+
+
+SPAN = """# @package task
+defaults: [mlm, settings/span@_here_, _self_]
+name: span
+"""
+
+
+def test_an_objective_with_a_setting_of_its_own(whole_way, monkeypatch, tmp_path):
+    monkeypatch.setitem(OBJECTIVES, "span", SpanMasking)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "conf" / "objective").mkdir(parents=True)
+    (tmp_path / "conf" / "objective" / "span.yaml").write_text(SPAN)
+    chosen = ["objective=span", "task.span_length=4"]
+    run = whole_way(*chosen, base=chosen)
+    stored = RunDir(tmp_path / "base").stored()
+    other = {**stored, "task": {**stored["task"], "span_length": 2}}
+    assert stored["task"]["span_length"] == 4 and identity(stored) != identity(other)
+    training = json.loads((run / "pack" / "el_GR" / "manifest.json").read_text())["training"]
+    assert training["task"] == "span" and training["span_length"] == 4
+    assert "pseudo-likelihoods" in (run / "report.html").read_text()
