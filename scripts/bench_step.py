@@ -70,10 +70,9 @@ from xmod_lab.config.schema import DataConfig, LangConfig, PretrainConfig
 from xmod_lab.machine import bf16_speed
 from xmod_lab.model import XmodConfig, XmodForMaskedLM
 from xmod_lab.stages.extension import trainable_names
+from xmod_lab.text.corpus import Corpus, Prepared
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.objectives import MaskedLM
-from xmod_lab.text.prepared import Prepared
-from xmod_lab.text.rows import Corpus
 from xmod_lab.training.data import batches
 from xmod_lab.training.memory import keep_memory
 from xmod_lab.training.step import clip_gradients

@@ -35,7 +35,7 @@ from torch import Tensor
 from xmod_lab.errors import UserError
 from xmod_lab.foreign import open_tokenizer
 from xmod_lab.model import XmodConfig, XmodForMaskedLM
-from xmod_lab.text.tokenizer import BOS, EOS, PAD, SPM_FILE, UNK, to_hugging_face
+from xmod_lab.text.unigram import BOS, EOS, PAD, SPM_FILE, UNK, to_hugging_face
 
 CHECKPOINT, DICTIONARY, SENTENCEPIECE = "model.pt", "dict.txt", "sentencepiece.bpe.model"
 SPECIALS, MASK = (

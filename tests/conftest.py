@@ -12,7 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"
 
 from tests.helpers import passages
-from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
+from xmod_lab.text.unigram import save_tokenizer, train_sentencepiece
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,9 @@ from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.config.schema import CONF_DIR, EvaluateConfig, from_hydra, register_schemas
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.model import XmodConfig, XmodForMaskedLM
-from xmod_lab.text.corpus import EMBEDDED
-from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
-from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.text.parts import EMBEDDED
+from xmod_lab.text.tokenizer import load_tokenizer
+from xmod_lab.text.unigram import save_tokenizer, train_sentencepiece
 
 
 def composed(*overrides: str, command: str = "pretrain"):

@@ -10,7 +10,7 @@ from tests.helpers import passages, tiny_model
 from xmod_lab import XmodCollator
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.model import IGNORE, XmodForMaskedLM
-from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
+from xmod_lab.text.unigram import save_tokenizer, train_sentencepiece
 
 TEXTS = [
     {"text": "Watoto wanacheza nje ya nyumba yao.", "language": "sw"},

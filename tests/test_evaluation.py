@@ -43,11 +43,11 @@ from xmod_lab.scoring.tables import retrieval_tables
 from xmod_lab.scoring.wrong_slots import slot_figures, slot_matrix
 from xmod_lab.stages.evaluating import evaluate
 from xmod_lab.stages.opening import Opened
-from xmod_lab.text.corpus import Source
 from xmod_lab.text.objectives import OBJECTIVES, Objective
 from xmod_lab.text.parallel import Parallel, check_parallel, read_parallel
-from xmod_lab.text.rows import prepare_corpus
-from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.text.preparing import prepare_corpus
+from xmod_lab.text.source import Source
+from xmod_lab.text.tokenizer import load_tokenizer
 
 LENGTH = 24
 TEXTS = {"en_XX": "en", "de_DE": "de", "fr_XX": "el"}  # Greek letters are not in the vocabulary

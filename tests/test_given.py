@@ -21,10 +21,10 @@ from xmod_lab.config.schema import (
 )
 from xmod_lab.errors import UserError
 from xmod_lab.runs.bases import new_model
-from xmod_lab.text.corpus import Source
 from xmod_lab.text.objectives import MaskedLM
-from xmod_lab.text.tokenizer import SPECIALS, special_ids, to_hugging_face, train_sentencepiece
-from xmod_lab.text.vocabulary import about_training, load_tokenizer, own_tokenizer
+from xmod_lab.text.source import Source
+from xmod_lab.text.tokenizer import about_training, load_tokenizer, own_tokenizer, special_ids
+from xmod_lab.text.unigram import SPECIALS, to_hugging_face, train_sentencepiece
 from xmod_lab.training.data import about_kept, prepare_base, prepare_beside
 
 LAYOUTS = {  # where <s>, <pad>, </s>, <unk> and <mask> are
@@ -142,13 +142,13 @@ def test_tokenizers_that_rows_cannot_be_made_with_are_refused(tmp_path):
     for name, words in (
         (
             "pad is sep",
-            r"five ids, here they are .*pad_token \[SEP\] = 102, eos_token \[SEP\] = 102",
+            r"five different ids, but they are .*pad_token \[SEP\] = 102, eos_token \[SEP\] = 102",
         ),
         (
             "no end",
             r"writes '1' as \[CLS\] 1, but training writes a text between \[CLS\] and \[SEP\]",
         ),
-        ("holes", r"has \d+ pieces, but their ids go up to 299"),
+        ("holes", r"has \d+ tokens, but their ids go up to 299"),
     ):
         with pytest.raises(UserError, match=words):
             load_tokenizer(tmp_path / name)
@@ -218,10 +218,10 @@ def test_all_of_a_text_makes_the_vocabulary_and_what_was_cut_is_said(tmp_path, t
     assert tokenizer.unk_token_id not in tokenizer("Ωμέγα жук жаба")["input_ids"]
     assert tokenizer.unk_token_id in tokenizer("▅")["input_ids"]
     said = about_training(str(folder))
-    assert "made from 210 of 210 passages, at most 300 pieces" in said.replace(
+    assert "made from 210 of 210 passages, at most 300 tokens" in said.replace(
         str(len(set(plain)) + 10), "210"
     )
-    assert "1 of the passages are long" in said and "9 of the passages hold ▅" in said
+    assert "1 of the passages are long" in said and "9 of the passages contain ▅" in said
     assert about_training(str(tokenizer_folder)) is None
 
 

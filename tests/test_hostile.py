@@ -29,7 +29,7 @@ from xmod_lab.model import (
     slot_fault,
 )
 from xmod_lab.model.digests import old_fingerprint
-from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.text.tokenizer import load_tokenizer
 
 SECONDS = 2.0  # of work until any of these is refused
 HUGE = "9" * 5000

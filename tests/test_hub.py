@@ -26,7 +26,7 @@ from xmod_lab.languages.packs import push_pack, write_pack
 from xmod_lab.languages.verify import verify
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.model.packs import read_pack
-from xmod_lab.text.corpus import Source, Tally, check_source
+from xmod_lab.text.source import Source, Tally, check_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -23,7 +23,7 @@ from xmod_lab.runs.bases import (
 )
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.tasks.sources import LabelledSource
-from xmod_lab.text.prepared import Prepared
+from xmod_lab.text.corpus import Prepared
 from xmod_lab.training import data
 from xmod_lab.training.data import training_settings
 

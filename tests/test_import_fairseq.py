@@ -17,7 +17,7 @@ from torch.nn.functional import gelu, layer_norm, linear
 from scripts import import_fairseq
 from tests.helpers import passages
 from xmod_lab.model import XmodForMaskedLM
-from xmod_lab.text.tokenizer import SPM_FILE
+from xmod_lab.text.unigram import SPM_FILE
 
 LANGUAGES = ["sw_KE", "en_XX", "de_DE"]  # neither order of the alphabet nor of any release
 SIZES = {

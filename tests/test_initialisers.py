@@ -26,7 +26,7 @@ from xmod_lab.languages.embeddings import (
 from xmod_lab.languages.focus import auxiliary_vectors, mixtures, sparsemax
 from xmod_lab.languages.initialisers import BLANK, letters, script_of
 from xmod_lab.languages.proof import digest, tensor_digests
-from xmod_lab.text.tokenizer import SPECIALS, save_tokenizer, train_sentencepiece
+from xmod_lab.text.unigram import SPECIALS, save_tokenizer, train_sentencepiece
 
 DERIVING = ("overlap_fuzzy", "subword_mean", "focus", "script_mean")
 

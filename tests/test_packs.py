@@ -33,7 +33,7 @@ from xmod_lab.model import (
 )
 from xmod_lab.model.digests import digest, fingerprint, old_fingerprint
 from xmod_lab.model.packs import read_pack
-from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
+from xmod_lab.text.unigram import save_tokenizer, train_sentencepiece
 
 CODES = ("el_GR", "sw_KE", "ca_ES")  # the last one keeps the base's vocabulary
 

@@ -15,13 +15,13 @@ from xmod_lab.model import language_model
 from xmod_lab.reports import pairs
 from xmod_lab.scoring.held_out import Scorer
 from xmod_lab.scoring.passages import Passages, interval
-from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE, Masker
 from xmod_lab.text.objectives import EXACT, PSEUDO, CausalLM, MaskedLM
-from xmod_lab.text.rows import prepare_corpus
+from xmod_lab.text.preparing import prepare_corpus
+from xmod_lab.text.source import Source
 from xmod_lab.text.stretches import SETS, deal, starts_of
-from xmod_lab.text.tokenizer import to_hugging_face, train_sentencepiece
-from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.text.tokenizer import load_tokenizer
+from xmod_lab.text.unigram import to_hugging_face, train_sentencepiece
 
 MASKED, CAUSAL = MaskedLM(), CausalLM()
 WORDS = synthetic.words(64, 6)

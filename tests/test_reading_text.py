@@ -21,10 +21,10 @@ from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.hub import hub_fault
 from xmod_lab.tasks.sources import LabelledSource
-from xmod_lab.text.corpus import Source, Tally, check_source
 from xmod_lab.text.holdout import Keys, exact_key, letters_of
 from xmod_lab.text.parallel import read_parallel
-from xmod_lab.text.rows import prepare_corpus
+from xmod_lab.text.preparing import prepare_corpus
+from xmod_lab.text.source import Source, Tally, check_source
 from xmod_lab.text.text_files import decoded_lines, json_rows
 
 KINDS = ("txt", "txt.gz", "jsonl", "tsv", "csv.gz", "parquet", "saved", "folder")
@@ -377,7 +377,7 @@ RUSSIAN = "Привет, мир! Это текст на русском язык�
         (b"PK\x03\x04\x00", "zip archive or an office document"),
         (b"%PDF-1.5\n%\xbf\xf7", "PDF"),
         (b"PAR1\x15\x04", "a parquet file"),
-        (bytes(range(256)) * 20, "no text"),
+        (bytes(range(256)) * 20, "not text"),
     ],
 )
 @pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.txt.gz"])
@@ -398,7 +398,7 @@ def test_the_remedy_for_utf16_helps(tmp_path):
 
 def test_what_is_called_gz_and_is_none_is_told(tmp_path):
     (tmp_path / "x.txt.gz").write_text("text\n")
-    assert "no gzip file, although its name ends in .gz; call it x.txt" in _refusal(
+    assert "not a gzip file, although its name ends in .gz; call it x.txt" in _refusal(
         str(tmp_path / "x.txt.gz")
     )
 
@@ -457,7 +457,9 @@ def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path, name):
     else:
         assert "a pipe or a device" in _refusal(path)
         assert "a pipe or a device" in check_source(Source(path), "lang.oc")[0]
-        folder = f"folder '{tmp_path}' has no text that is read: {name} (no file, or a broken link)"
+        folder = (
+            f"folder '{tmp_path}' has no text that is read: {name} (not a file, or a broken link)"
+        )
         assert folder in _refusal(str(tmp_path))
     assert time.perf_counter() - start < 5
     assert "is a folder" in str(_caught(lambda: list(decoded_lines(tmp_path))))
@@ -466,7 +468,7 @@ def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path, name):
 def test_a_file_that_must_not_be_read_is_not_called_damaged(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may read everything
     for kind in ("txt", "parquet"):
-        assert "must not be read by you" in _refusal(_write(tmp_path, kind, ["a"]))
+        assert "cannot be read by you" in _refusal(_write(tmp_path, kind, ["a"]))
 
 
 def _caught(call) -> UserError:
@@ -556,7 +558,7 @@ def test_given_held_out_text_is_compared_by_its_letters(tmp_path, tokenizer_fold
     assert (counts["held_out_by"], counts["passages"], counts["in_training"]) == ("given", 17, 5)
     assert (
         "5 of the 17 held-out passages (29 %) are training text as well, "
-        "numbers, case and punctuation apart" in corpus.remarks()[0]
+        "apart from numbers, case and punctuation" in corpus.remarks()[0]
     )
 
 

@@ -15,13 +15,13 @@ from xmod_lab.errors import UserError
 from xmod_lab.model import language_model
 from xmod_lab.scoring.held_out import Scorer, score_passages, scorers_of
 from xmod_lab.text.batches import BatchStream
-from xmod_lab.text.corpus import Source
+from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.masking import IGNORE
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.objectives import CausalLM, MaskedLM
-from xmod_lab.text.prepared import Prepared
-from xmod_lab.text.rows import prepare_corpus
-from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.text.preparing import prepare_corpus
+from xmod_lab.text.source import Source
+from xmod_lab.text.tokenizer import load_tokenizer
 from xmod_lab.training.data import consumption, prepare_language
 
 LENGTH = 24

@@ -5,9 +5,9 @@ import pytest
 from tests.helpers import passages
 from xmod_lab.stages.planning import _about_text
 from xmod_lab.text import survey as module
-from xmod_lab.text.corpus import Source
+from xmod_lab.text.source import Source
 from xmod_lab.text.survey import looks_like, spelling, survey, unknown_letters
-from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.text.tokenizer import load_tokenizer
 
 
 def _survey(folder, code: str, lines: list[str]):

@@ -71,17 +71,15 @@ def _with_open_quote(row: int, column: int, close: str = "") -> str:
         ),
         (
             _with_open_quote(5, 0, '"'),
-            "line 7: a quote opens a cell of several lines, of which line 7 reads like a row",
+            "line 7: a quote opens a cell of several lines, but line 7 looks like a row",
         ),  # 37 rows
         (
             'label,text\na,x\nb,"y\na,z"\nb,v\n',
-            "line 3: a quote opens a cell of several lines, "
-            "of which line 4 reads like a row .'a,z'",
+            "line 3: a quote opens a cell of several lines, but line 4 looks like a row .'a,z'",
         ),
         (
             'text,label\nx,a\n"y,b\nz",a\nv,b\n',
-            "line 3: a quote opens a cell of several lines, "
-            "of which line 3 reads like a row .'y,b'",
+            "line 3: a quote opens a cell of several lines, but line 3 looks like a row .'y,b'",
         ),
         ('text,label\n"he said "yes"",a\n', "line 2: text follows the quote that ends a cell"),
         ("text,label\na,ti\rlo\n", "line 3: 1 cells, but the header has 2"),

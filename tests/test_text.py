@@ -14,12 +14,12 @@ from transformers import AutoTokenizer
 from tests.helpers import passages, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.text.batches import BatchStream, Layout
-from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE, Masker, NextToken
 from xmod_lab.text.mixture import Mixture, at_cap, proportions
 from xmod_lab.text.packing import best_fit
-from xmod_lab.text.rows import prepare_corpus
-from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
+from xmod_lab.text.preparing import prepare_corpus
+from xmod_lab.text.source import Source
+from xmod_lab.text.unigram import save_tokenizer, train_sentencepiece
 
 TEXT = passages("en", 400)
 
@@ -83,7 +83,7 @@ def _damage(folder, kind: str) -> str:
     [
         ("latin.jsonl", "line 2: not UTF-8.*iconv"),
         ("truncated.jsonl", "line 3: not JSON.*truncated"),
-        ("array.jsonl", "line 2: .* is no object"),
+        ("array.jsonl", "line 2: .* is not an object"),
         ("lacking.jsonl", "line 2: no column 'text'; it has body"),
         ("bad.txt.gz", "cannot be read.*damaged"),
         ("bad.parquet", "cannot be read.*damaged"),

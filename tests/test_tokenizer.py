@@ -12,16 +12,17 @@ from transformers import AutoTokenizer
 from tests.helpers import passages
 from xmod_lab.choices import NORMALIZATIONS
 from xmod_lab.errors import UserError
-from xmod_lab.text.corpus import EMBEDDED, Source
-from xmod_lab.text.rows import prepare_corpus
-from xmod_lab.text.tokenizer import (
+from xmod_lab.text.parts import EMBEDDED
+from xmod_lab.text.preparing import prepare_corpus
+from xmod_lab.text.source import Source
+from xmod_lab.text.tokenizer import load_tokenizer
+from xmod_lab.text.unigram import (
     SPM_FILE,
     UNK,
     save_tokenizer,
     to_hugging_face,
     train_sentencepiece,
 )
-from xmod_lab.text.vocabulary import load_tokenizer
 
 LANGUAGES = sorted(p.name.split(".")[0] for p in EMBEDDED.glob("*.train.txt.gz"))
 

@@ -10,16 +10,12 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from tests.helpers import passages
-from xmod_lab.text.corpus import Source
+from xmod_lab.choices import NORMALIZATIONS
 from xmod_lab.text.normalisation import Normalisation, kind
-from xmod_lab.text.rows import prepare_corpus
-from xmod_lab.text.tokenizer import (
-    NORMALIZATIONS,
-    save_tokenizer,
-    to_hugging_face,
-    train_sentencepiece,
-)
-from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.text.preparing import prepare_corpus
+from xmod_lab.text.source import Source
+from xmod_lab.text.tokenizer import load_tokenizer
+from xmod_lab.text.unigram import save_tokenizer, to_hugging_face, train_sentencepiece
 
 DECOMPOSABLE = {  # scripts in which macOS, or an input method, writes letters in parts
     "Vietnamese": "Tiếng Việt có sáu thanh điệu, và những chữ như ệ, ở, ữ, ẵ, ỗ",

@@ -12,7 +12,7 @@ from scripts.score_spans import digits
 from xmod_lab.tasks.metrics import span_f1
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.tagging import Tagging
-from xmod_lab.text.corpus import EMBEDDED
+from xmod_lab.text.parts import EMBEDDED
 
 FILE = EMBEDDED / "utterance_slots.jsonl.gz"
 KNOWN = ["en_XX", "de_DE", "fr_XX", "ru_RU", "ar_AR", "hi_IN", "tr_TR", "zh_CN", "el_GR"]

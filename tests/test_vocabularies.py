@@ -15,7 +15,7 @@ from tests.helpers import passages, tiny_batch, tiny_config, tiny_model
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForCausalLM, XmodForMaskedLM
-from xmod_lab.text.tokenizer import save_tokenizer, train_sentencepiece
+from xmod_lab.text.unigram import save_tokenizer, train_sentencepiece
 
 PIECES = {"el_GR": 70, "sw_KE": 30}  # a larger vocabulary than the base's 50, and a smaller one
 ROWS = ["el_GR", "en_XX", "sw_KE", "el_GR", "fr_XX", "en_XX", "sw_KE"]

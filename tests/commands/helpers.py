@@ -16,7 +16,7 @@ from wandb.proto import wandb_internal_pb2
 from tests.commands import forked
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.stages import finetuning
-from xmod_lab.text.corpus import EMBEDDED
+from xmod_lab.text.parts import EMBEDDED
 
 SMALL = [
     "model.hidden_size=32",

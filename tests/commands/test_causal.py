@@ -96,6 +96,7 @@ def test_causal_base_and_extension(workplace, tmp_path):
     )
     assert status == 0, err
     assert "exact likelihoods of held-out text, every token, left to right" in out
+    assert "task=clm is the older name of objective=clm" in out
     assert "bits per byte (mean of 2 languages)" in out + err
     page = render(find_runs([base]))[0]
     assert "They are exact likelihoods" in page and "pseudo" not in page + out + err

@@ -17,11 +17,11 @@ from xmod_lab.evaluate import main
 from xmod_lab.reports.page import render
 from xmod_lab.reports.results import find_runs
 from xmod_lab.scoring.held_out import Scorer
-from xmod_lab.text.corpus import Source
 from xmod_lab.text.masking import IGNORE
 from xmod_lab.text.objectives import OBJECTIVES
-from xmod_lab.text.rows import prepare_corpus
-from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.text.preparing import prepare_corpus
+from xmod_lab.text.source import Source
+from xmod_lab.text.tokenizer import load_tokenizer
 
 CODES = ["en_XX", "de_DE", "el_GR", "sw_KE"]
 

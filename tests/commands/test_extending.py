@@ -71,9 +71,9 @@ def test_an_architecture_of_slots(whole_way, monkeypatch, allow):
 
 def rated_rows(path):
     """Lines such as ``4.5 a text``."""
-    for number, line in enumerate(decoded_lines(path), start=1):
+    for place, line in enumerate(decoded_lines(path), start=1):
         rating, _, text = line.strip().partition(" ")
-        yield f"{path}, line {number}", {"rating": float(rating), "text": text}
+        yield f"{path}, line {place}", {"rating": float(rating), "text": text}
 
 
 def read_number(value, where):

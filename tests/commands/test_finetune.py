@@ -26,7 +26,7 @@ from xmod_lab.model import XmodForMaskedLM, XmodForSequenceClassification
 from xmod_lab.reports.page import render
 from xmod_lab.reports.results import find_runs
 from xmod_lab.runs.folder import RunDir
-from xmod_lab.text.corpus import EMBEDDED
+from xmod_lab.text.parts import EMBEDDED
 from xmod_lab.training.callbacks import BestWeights
 
 

@@ -5,6 +5,8 @@ import importlib
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
+from xmod_lab.text.objectives import OBJECTIVES
+
 _ADDED = ("lang", "experiment")  # groups that a plus adds: +lang=NAME
 
 
@@ -21,6 +23,8 @@ def help_text(*, _root_: DictConfig) -> str:
     lines.append("Choose with GROUP=OPTION (* is chosen here):")
     for group, choice in chosen.items():
         names = options.get_group_options(group)
+        if group == "task":  # where others are older names of objectives
+            names = [each for each in names if each not in OBJECTIVES]
         shown = ", ".join(f"*{each}" if each == choice else each for each in names)
         lines.append(f"  {group}: {shown}")
     if "lang" in _root_ and "evaluate" not in _root_:

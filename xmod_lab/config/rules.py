@@ -15,9 +15,9 @@ from xmod_lab.errors import UserError
 from xmod_lab.hub import hub_fault
 from xmod_lab.machine import cores, device_count, device_kind, precision_fault
 from xmod_lab.settings import value_faults
-from xmod_lab.text.corpus import check_source
 from xmod_lab.text.objectives import OBJECTIVES
 from xmod_lab.text.parallel import check_parallel
+from xmod_lab.text.source import check_source
 
 MOST_STEPS = 1_000_000_000
 _BYTES = 261  # the subwords of single bytes, and the special tokens

@@ -25,8 +25,9 @@ from xmod_lab.choices import (
 from xmod_lab.errors import UserError
 from xmod_lab.recipe import RecipeConfig
 from xmod_lab.settings import choice, is_under, not_in_base, number, set_by_command, uncounted
-from xmod_lab.text.corpus import Source, content_digest
 from xmod_lab.text.objectives import OBJECTIVES, Objective
+from xmod_lab.text.parts import content_digest
+from xmod_lab.text.source import Source
 
 if TYPE_CHECKING:
     from xmod_lab.model import XmodConfig
@@ -90,7 +91,7 @@ class ModelConfig:
 
 @dataclass
 class TextConfig:
-    """Where one language's text comes from; see :class:`xmod_lab.text.corpus.Source`."""
+    """Where one language's text comes from; see :class:`xmod_lab.text.source.Source`."""
 
     text: Any = MISSING  # a string or a list of them
     validation: Any = None

@@ -40,7 +40,7 @@ from xmod_lab.runs.bases import (
 from xmod_lab.runs.environment import last_commit, package_commit
 from xmod_lab.runs.folder import RunDir, checkpoints_in, read_json, step_of
 from xmod_lab.settings import is_under
-from xmod_lab.text.corpus import content_digest
+from xmod_lab.text.parts import content_digest
 
 log = logging.getLogger(__name__)
 JOB = "job.json"

@@ -29,9 +29,8 @@ from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.model import IGNORE, XmodLanguageModel
 from xmod_lab.scoring.passages import Passages, interval, labelled_nats, sample_of
 from xmod_lab.text.batches import Layout, to_batch
+from xmod_lab.text.corpus import Corpus, Prepared
 from xmod_lab.text.objectives import EVALUATION_RATE, Objective
-from xmod_lab.text.prepared import Prepared
-from xmod_lab.text.rows import Corpus
 
 _EVALUATION_SEED = 15
 _ROWS = 64  # rows scored at once; fixed, so that figures do not depend on the training batch

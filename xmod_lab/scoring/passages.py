@@ -26,10 +26,12 @@ import torch
 from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedTokenizerBase
 
+from xmod_lab.foreign import tokenizer_digest
 from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.model import IGNORE, XmodLanguageModel
+from xmod_lab.text.corpus import Corpus
+from xmod_lab.text.encoding import encodings
 from xmod_lab.text.objectives import Objective
-from xmod_lab.text.rows import Corpus, encodings, tokenizer_digest
 from xmod_lab.text.stretches import deal, starts_of
 
 UNKNOWN_BITS = 8  # for each byte that no piece spells: its raw value

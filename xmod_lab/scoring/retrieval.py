@@ -31,8 +31,8 @@ from xmod_lab.scoring.recognition import padded
 from xmod_lab.tasks.metrics import Metric, by_column, mean_of_columns
 from xmod_lab.tasks.ngrams import ngrams
 from xmod_lab.tasks.statistics import Estimate, difference, estimate, share_of
+from xmod_lab.text.encoding import encode
 from xmod_lab.text.parallel import Parallel
-from xmod_lab.text.rows import encode
 
 log = logging.getLogger(__name__)
 _ROWS = 64

@@ -10,9 +10,9 @@ from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UnknownLanguageError
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.held_out import Scorer, scorers_of
-from xmod_lab.text.corpus import Source
-from xmod_lab.text.prepared import Prepared
-from xmod_lab.text.vocabulary import load_tokenizer
+from xmod_lab.text.corpus import Prepared
+from xmod_lab.text.source import Source
+from xmod_lab.text.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 _SENTENCES, _CHARACTERS = (

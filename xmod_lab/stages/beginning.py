@@ -8,7 +8,7 @@ from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.languages.embeddings import InitReport, initialise_vocabulary
 from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
 from xmod_lab.stages.donors import DonorRanking, rank_donors
-from xmod_lab.text.prepared import Prepared
+from xmod_lab.text.corpus import Prepared
 from xmod_lab.training.tables import donor_table
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.model import XmodLanguageModel
+from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.mixture import Mixture
-from xmod_lab.text.prepared import Prepared
 from xmod_lab.training.data import batches
 from xmod_lab.training.fit import make_trainer
 from xmod_lab.training.step import LanguageModeling

@@ -10,7 +10,7 @@ from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
 from xmod_lab.processes import gather, process_count, rank
 from xmod_lab.scoring.held_out import FixedTargets, on_device
-from xmod_lab.text.prepared import Prepared
+from xmod_lab.text.corpus import Prepared
 
 ROWS = 64  # some hundreds of sentences
 

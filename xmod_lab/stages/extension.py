@@ -39,8 +39,8 @@ from xmod_lab.scoring.held_out import Scorer, score_losses, score_passages, scor
 from xmod_lab.scoring.samples import SAMPLES, filled
 from xmod_lab.stages.beginning import begin_language
 from xmod_lab.stages.pretraining import OUTPUTS, TRAINING_FIGURES, curve_columns, pretrain_base
-from xmod_lab.text.prepared import Prepared
-from xmod_lab.text.sources import titled
+from xmod_lab.text.corpus import Prepared
+from xmod_lab.text.parts import titled
 from xmod_lab.training.data import (
     about_kept,
     consumption,

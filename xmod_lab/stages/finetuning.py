@@ -36,7 +36,7 @@ from xmod_lab.tasks.examples import EncodedExamples, ExampleStream
 from xmod_lab.tasks.ngrams import NgramAnswers, ngram_answers
 from xmod_lab.tasks.sources import LabelledSource
 from xmod_lab.tasks.task import Task
-from xmod_lab.text.corpus import content_digest
+from xmod_lab.text.parts import content_digest
 from xmod_lab.training.callbacks import BestWeights, LearningCurve
 from xmod_lab.training.data import From
 from xmod_lab.training.fit import train

@@ -17,9 +17,9 @@ from xmod_lab.runs.folder import RunDir
 from xmod_lab.scoring.subjects import Subject, subjects_of
 from xmod_lab.settings import is_under
 from xmod_lab.stages.extension import open_base
-from xmod_lab.text.corpus import Source, check_source
 from xmod_lab.text.objectives import objective_of
-from xmod_lab.text.sources import names_in
+from xmod_lab.text.parts import names_in
+from xmod_lab.text.source import Source, check_source
 
 log = logging.getLogger(__name__)
 

@@ -35,8 +35,8 @@ from xmod_lab.stages.beginning import allocate_language
 from xmod_lab.stages.cost import Cost, duration, measure
 from xmod_lab.stages.extension import open_base, read_new_text, seed_of, trainable_names
 from xmod_lab.tables import Table
-from xmod_lab.text.prepared import Prepared
-from xmod_lab.text.sources import titled
+from xmod_lab.text.corpus import Prepared
+from xmod_lab.text.parts import titled
 from xmod_lab.text.survey import (
     NO_LANGUAGE,
     Spelling,

@@ -18,7 +18,7 @@ from xmod_lab.runs.lifecycle import open_run
 from xmod_lab.scoring.held_out import scorers_of, unigram_all
 from xmod_lab.scoring.samples import SAMPLES, filled
 from xmod_lab.stages.cost import duration, seconds_of
-from xmod_lab.text.prepared import Prepared
+from xmod_lab.text.corpus import Prepared
 from xmod_lab.training.data import (
     consumption,
     mixed_target_counts,

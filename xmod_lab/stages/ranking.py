@@ -32,7 +32,7 @@ from xmod_lab.stages.beginning import allocate_language, begin_vocabulary
 from xmod_lab.stages.donors import sampled_targets
 from xmod_lab.stages.extension import seed_of, trainable_names
 from xmod_lab.tables import Table, csv_text
-from xmod_lab.text.prepared import Prepared
+from xmod_lab.text.corpus import Prepared
 from xmod_lab.training.data import batches, mixture_of
 from xmod_lab.training.fit import make_trainer
 from xmod_lab.training.step import LanguageModeling

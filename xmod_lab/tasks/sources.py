@@ -16,7 +16,7 @@ from xmod_lab.hub import hub_fault
 from xmod_lab.settings import number
 from xmod_lab.tasks.file_formats import READERS, Rows, named_rows
 from xmod_lab.tasks.values import Reader, read_group, read_text
-from xmod_lab.text.corpus import EMBEDDED, content_digest
+from xmod_lab.text.parts import EMBEDDED, content_digest
 
 log = logging.getLogger(__name__)
 SPLITS = ("train", "dev", "test")

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from xmod_lab.text.corpus import Corpus
 from xmod_lab.text.masking import Masker, NextToken
 from xmod_lab.text.mixture import Mixture
-from xmod_lab.text.rows import Corpus
 
 # B rows of a batch, T positions
 

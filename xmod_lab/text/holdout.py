@@ -1,12 +1,16 @@
-"""Which passages are held out, and whether what is held out is training text as well.
+"""Which passages are held out, and which of these are in the training text as well.
 
-A share of a text is held out by document. A row of jsonl, a table or a dataset is one; so is a line of a .txt file, unless blank lines
-(or the ends of files) part the lines into documents, and those are enough for a share of them to be some: at least ``_FEWEST``
-are to be expected. Which side a document goes to follows from its letters alone: copies of it in which numbers, case or punctuation
-differ go there too. In a .txt file of documents a held-out passage may still stand in a document of the other side (a heading, a
-notice): such passages are left out of the held-out text, and counted.
+A share of a text is held out by document. A document is a row of jsonl, a table or a dataset, or a
+line of a .txt file. If blank lines or the ends of files divide the .txt files into blocks, a block
+is a document, provided that at least ``_FEWEST`` blocks are expected in the share.
 
-Held-out text that is given is read as it is; how many of its passages are training text, by their letters, is counted.
+The letters of a document alone decide on which side it goes: copies with other numbers, case or
+punctuation go to the same side. In a .txt file of blocks, a held-out passage may still stand in a
+block of the other side (a heading, a notice): such passages are left out of the held-out text, and
+counted.
+
+Held-out text that is given is read as it is. It is counted how many of its passages are training
+text, by their letters.
 """
 
 import hashlib
@@ -17,12 +21,12 @@ from itertools import islice
 import numpy as np
 
 _FEWEST = 8  # documents
-_LINES = 1_000  # of a document by which it is told
+_LINES = 1_000  # the first lines of a document decide on its side
 _NEW = 2**20  # keys that are not sorted yet
 
 
 class _LettersOnly(dict):
-    """For ``str.translate``: letters and the marks on them stay, all else goes."""
+    """For ``str.translate``: keeps letters and the marks on them, and drops all else."""
 
     def __missing__(self, number: int) -> int | None:
         self[number] = number if unicodedata.category(chr(number))[0] in "LM" else None
@@ -33,24 +37,24 @@ _LETTERS = _LettersOnly()
 
 
 def letters_of(passage: str) -> str:
-    """Its letters, and the marks on them, without case, numbers, spaces and punctuation."""
+    """The letters of ``passage`` and the marks on them: no case, numbers, spaces, punctuation."""
     return passage.casefold().translate(_LETTERS)
 
 
 def exact_key(passage: str) -> int:
-    """64 bits that tell a passage from others."""
+    """A 64-bit key of a passage."""
     return int.from_bytes(hashlib.blake2b(passage.encode(), digest_size=8).digest(), "little")
 
 
 def letters_key(passage: str) -> int:
-    """64 bits that passages have in common that differ in numbers, case, spaces and punctuation alone; of one without letters its
-    :func:`exact_key`."""
+    """A 64-bit key of the letters of a passage: passages that differ only in numbers, case, spaces
+    and punctuation share it. Without letters: :func:`exact_key`."""
     return exact_key(letters_of(passage) or passage)
 
 
 class Keys:
-    """A set of 64-bit keys in 8 bytes each, twice that while a million of new ones is sorted in: a set of Python's takes ten times as
-    much, 10 GB for a hundred million passages."""
+    """A set of 64-bit keys with 8 bytes each, and 16 while new keys are sorted in. A Python set
+    takes ten times as much: 10 GB for a hundred million passages."""
 
     def __init__(self) -> None:
         self._new: set[int] = set()
@@ -71,12 +75,12 @@ class Keys:
 
 
 def are_documents(documents: int, lines: int, share: float) -> bool:
-    """Whether a .txt text of so many ``lines`` in blocks between blank lines, ``documents``, is held out by block."""
+    """Whether .txt files with ``documents`` blocks between blank lines are held out by block."""
     return documents < lines and documents * share >= _FEWEST
 
 
 def one_side(documents: Iterable[Iterable[str]], share: float, *, held_out: bool) -> Iterator[str]:
-    """Passages of the ``documents`` that are held out, ``share`` of all, or of the others."""
+    """Passages of one side: of the held-out ``share`` of ``documents``, or of the others."""
     for document in documents:
         passages = iter(document)
         head = list(islice(passages, _LINES))

@@ -1,8 +1,9 @@
-"""Which rows of which language a step sees: a closed-form function of (seed, step), so that nothing has to be stored.
+"""Which rows of which language a step reads: a closed-form function of (seed, step), without state.
 
-Of a step's ``rows_per_step`` rows, language l gets the floor or the ceiling of ``rows_per_step * p_l``, drawn by
-systematic sampling with one uniform number per step; row j of a language is entry ``j mod n`` of the permutation
-number ``j div n``. So every row of a language is seen once before any is seen twice, and counts are exact.
+Of the ``rows_per_step`` rows of a step, language l gets the floor or the ceiling of
+``rows_per_step * p_l``, by systematic sampling with one uniform number per step. Row j of a
+language is entry ``j mod n`` of permutation number ``j div n``. So every row of a language is read
+once before any row is read twice, and the counts are exact.
 """
 
 import zlib
@@ -10,17 +11,21 @@ from functools import lru_cache
 
 import numpy as np
 
-_STEPS = 1 << 14  # steps counted at once: bounds the memory of counting a million
+_STEPS = 1 << 14  # steps counted at once, which bounds the memory
 
 
 def proportions(
     sizes: dict[str, int], alpha: float, *, max_passes: float | None = None, budget_rows: int = 0
 ) -> dict:
-    """p_l ∝ n_l^alpha over sizes n_l; with ``max_passes`` no language exceeds that many passes of ``budget_rows`` rows in all, the
-    rest going to the others. ``alpha`` 0 with a cap is UniMax (Chung et al. 2023): all alike, but for those at the cap.
+    """The share p_l of each language: p_l ∝ n_l^alpha over the sizes n_l.
 
+    Args:
+        sizes: rows that each language has.
+        max_passes: no language is read more often, in a budget of ``budget_rows`` rows in all; the
+            others share the rest. With ``alpha`` 0 this is UniMax (Chung et al. 2023): equal
+            shares, except for languages at the cap.
     Raises:
-        ValueError: all languages at the cap do not fill the budget.
+        ValueError: with all languages at the cap, the budget is not filled.
     """
     weights = {code: float(n) ** alpha for code, n in sizes.items()}
     if max_passes is None:
@@ -41,7 +46,7 @@ def proportions(
 def at_cap(
     sizes: dict[str, int], shares: dict[str, float], *, max_passes: float | None, budget_rows: int
 ) -> list[str]:
-    """The languages that ``max_passes`` holds back in ``shares``, as of :func:`proportions`."""
+    """The languages that ``max_passes`` limits in ``shares``, the result of :func:`proportions`."""
     return (
         []
         if max_passes is None
@@ -53,8 +58,8 @@ class Mixture:
     """Rows of several languages in fixed proportions.
 
     Args:
-        sizes: rows that each language has; its order is the order of the languages within a step.
-        shares: proportion of each language, summing to one; see :func:`proportions`.
+        sizes: rows that each language has, in the order of the languages within a step.
+        shares: share of each language; they sum to one. See :func:`proportions`.
     """
 
     def __init__(
@@ -66,13 +71,16 @@ class Mixture:
         self.seed = seed
         self._edges = np.cumsum([shares[code] for code in self.codes]) * rows_per_step
         self._edges[-1] = rows_per_step
+        # a step, and the rows before it: counting goes on from there
+        self._counted = 0, np.zeros(len(self.codes), np.int64)
 
     def rows_before(self, step: int) -> dict[str, int]:
         """Rows of each language in all steps before ``step``."""
         return dict(zip(self.codes, self._rows_between(0, step).tolist(), strict=True))
 
     def step(self, step: int) -> list[tuple[str, np.ndarray]]:
-        """(language, row indices) of one step, languages in order, those without rows left out."""
+        """(language, row indices) of one step: languages in order, without those that get no
+        rows."""
         before = self._rows_before_cached(step)
         counts = self._rows_between(step, step + 1)
         return [
@@ -81,37 +89,30 @@ class Mixture:
             if count
         ]
 
-    _cache: tuple[int, np.ndarray] | None = (
-        None  # (step, rows before it): later steps, and the same again, go on from it
-    )
-
     def _rows_before_cached(self, step: int) -> np.ndarray:
-        known, before = (
-            self._cache
-            if self._cache and self._cache[0] <= step
-            else (0, np.zeros(len(self.codes), np.int64))
-        )
-        self._cache = step, before + self._rows_between(known, step)
-        return self._cache[1]
+        known, before = self._counted
+        if known > step:
+            known, before = 0, np.zeros(len(self.codes), np.int64)
+        self._counted = step, before + self._rows_between(known, step)
+        return self._counted[1]
 
     def _rows_between(self, first: int, end: int) -> np.ndarray:
-        """(L,) rows of each language in the steps from ``first`` to before ``end``."""
+        """(L,) rows of each language in the steps ``first`` to ``end - 1``."""
         total = np.zeros(len(self.codes), np.int64)
         for start in range(first, end, _STEPS):
             total += self._counts_at(self._offsets(start, min(start + _STEPS, end))).sum(0)
         return total
 
     def _offsets(self, first: int, end: int) -> np.ndarray:
-        """The numbers ``first`` to before ``end`` of one long draw from the Philox stream."""
+        """Numbers ``first`` to ``end - 1`` of one long draw from the Philox stream."""
         stream = np.random.Philox(key=self.seed)
         stream.advance(first // 4)  # a Philox block holds four numbers
         skipped = first % 4
         return np.random.Generator(stream).random(skipped + end - first)[skipped:]
 
     def _counts_at(self, offsets: np.ndarray) -> np.ndarray:
-        points = np.ceil(self._edges[None, :] - offsets[:, None]).astype(
-            np.int64
-        )  # points u, u+1, ... below each edge
+        # (steps, L) how many of the points u, u+1, ... lie below each edge
+        points = np.ceil(self._edges[None, :] - offsets[:, None]).astype(np.int64)
         points[:, -1] = self.rows_per_step
         return np.diff(points, axis=1, prepend=0)
 
@@ -127,7 +128,8 @@ class Mixture:
         )
 
     def indices_before(self, code: str, rows: int) -> tuple[int, np.ndarray]:
-        """What the first ``rows`` rows of ``code`` were: complete passes, and the rows of the pass after them."""
+        """The first ``rows`` rows of ``code``: how many complete passes, and the rows after
+        them."""
         passes, rest = divmod(rows, self.sizes[code])
         return passes, _permutation(self.seed, code, passes, self.sizes[code])[:rest]
 

@@ -1,12 +1,14 @@
-"""What a vocabulary's normalisation makes of a text, and what it costs to tell the text again.
+"""What the normalisation of a vocabulary changes in a text, and how many bits restore it.
 
-A character is *changed* when the vocabulary reads another in its place, or none: full-width letters, ligatures, joiners that become
-spaces, capitals where case is folded. Canonical composition (NFC) is no change: text is composed when it is read.
+A character is *changed* if the vocabulary reads another one in its place, or none: full-width
+letters, ligatures, joiners that become spaces, capitals if case is folded. Canonical composition
+(NFC) is not a change: text is composed when it is read.
 
-``respelling_bits`` is the length of a code for what stood there, given what is read: for everything that is read in place of something
-else, which of its occurrences stood for which character (log2 of the multinomial coefficient); each character that is changed
-once in its raw bytes. Where a normalisation makes a text easier to predict, bits per byte pay here for what it took away. Only
-what the normaliser of a tokenizer does is seen, and not what its pre-tokenizer or its pieces drop.
+``respelling_bits`` is the length of a code for the original, given what is read. For everything
+that is read in place of something else, it codes which of its occurrences stood for which character
+(log2 of the multinomial coefficient), and each changed character once in its raw bytes. If a
+normalisation makes a text easier to predict, bits per byte pay here for what it removed. Only the
+normaliser of a tokenizer is considered, and not what its pre-tokenizer or its tokens drop.
 """
 
 import math
@@ -18,13 +20,14 @@ from collections.abc import Iterable, Iterator
 from transformers import PreTrainedTokenizerBase
 
 KINDS = ("dropped", "made spaces", "joined", "case", "form")
-SPACES = " ▁"  # "▁" is the space of SentencePiece's pieces
+SPACES = " ▁"  # "▁" is the space in the tokens of SentencePiece
 _SEVERAL = re.compile("  +")
 _SHOWN = 8
 
 
 class Normalisation:
-    """Counts of the characters of a text, and what a tokenizer reads in their place; ``passages``: how many have such a place."""
+    """Counts of the characters of a text, and what a tokenizer reads in their place. ``passages``:
+    how many have a changed character."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         normalizer = tokenizer.backend_tokenizer.normalizer
@@ -35,7 +38,8 @@ class Normalisation:
         self.written, self.joined, self.passages = Counter(), 0, 0
 
     def through(self, passages: Iterable[str]) -> Iterator[str]:
-        """``passages``, whose characters are counted as they pass; ``joined``: spaces after the first one, if they are dropped."""
+        """``passages``; their characters are counted as they pass. ``joined`` counts repeated
+        spaces, if they are dropped."""
         for text in passages:
             self.written.update(text)
             joined = len(text) - len(_SEVERAL.sub(" ", text)) if self._joins and "  " in text else 0
@@ -46,7 +50,7 @@ class Normalisation:
             yield text
 
     def image(self, character: str) -> str:
-        """What is read in place of ``character`` between others: itself where nothing changes."""
+        """What is read in place of ``character`` between others: itself if nothing changes."""
         if character not in self._images:
             image = self._normalize(f"1{character}1")[len(self._head) : -1]
             if image and not image.strip(SPACES):
@@ -55,12 +59,12 @@ class Normalisation:
         return self._images[character]
 
     def changed(self) -> dict[str, int]:
-        """How often each character occurs that is changed, the most frequent first."""
+        """The changed characters, and how often each occurs; the most frequent first."""
         return {c: n for c, n in self.written.most_common() if self.image(c) != c}
 
     def summary(self) -> dict:
-        """For a manifest: ``changed``, how many characters of each kind; ``changed_most``, the most frequent as
-        [character, what is read, how often]; ``changed_passages``; ``respelling_bits``."""
+        """For a manifest: ``changed``, how many characters of each kind; ``changed_most``, the most
+        frequent as [character, what is read, count]; ``changed_passages``; ``respelling_bits``."""
         changed = self.changed()
         kinds = Counter({"joined": self.joined})
         for character, count in changed.items():
@@ -84,7 +88,7 @@ class Normalisation:
             groups[""].append(self.joined)
         bits = 8.0 * sum(len(character.encode()) for character in changed)
         for image, counts in groups.items():
-            if image:  # in as many places as it can be read at most
+            if image:  # at most so many places
                 places = min(read[c] // image.count(c) for c in set(image))
             else:
                 places = read.total() + sum(counts)
@@ -97,7 +101,7 @@ class Normalisation:
 
 
 def kind(character: str, image: str) -> str:
-    """One of KINDS: what becomes of a character that is read as ``image``."""
+    """One of KINDS: what happens to a character that is read as ``image``."""
     if not image:
         return "dropped"
     if not image.strip(SPACES):
@@ -106,7 +110,7 @@ def kind(character: str, image: str) -> str:
 
 
 def named(character: str) -> str:
-    """A character as it is shown: itself where one sees it, else its number."""
+    """How a character is shown: itself if it is visible, else its number."""
     visible = unicodedata.category(character)[0] in "LNPS"
     return character if visible else f"U+{ord(character):04X}"
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from xmod_lab.model import XmodConfig
     from xmod_lab.text.batches import Layout
-    from xmod_lab.text.rows import Corpus
+    from xmod_lab.text.corpus import Corpus
 
 EVALUATION_RATE = (
     0.15  # share of the tokens that are masked when the loss of held-out text is scored
@@ -69,8 +69,8 @@ EXACT = Likelihood(
     name="exact likelihoods",
     scored="every token, left to right",
     units=("nats per token", "bits per byte"),
-    explained="Losses are of held-out text: every token, and the end of every passage, is predicted "
-    "from the tokens before it, in float32. They are exact likelihoods of the text as its "
+    explained="Losses are of held-out text: every token, and the end of every passage, is "
+    "predicted from the tokens before it, in float32. They are exact likelihoods of the text as its "
     "vocabulary normalises it. Bits per byte add a code for what normalisation changed: they are "
     "the length of the text coded with both.",
 )

@@ -1,10 +1,13 @@
-"""Passages into rows: each whole, ``<s>`` before it and ``</s>`` behind it, in the open row that it fills best.
+"""Passages into rows: each passage whole, between ``<s>`` and ``</s>``, in the open row it fills
+best.
 
-Best fit (Johnson et al. 1974) over rows that are filled side by side; their number is bounded, so memory is too, and the passages are
-read once. Of natural text 1 to 3 % of the positions stay empty, see ``padding`` in the table of the prepared text.
+This is best fit (Johnson et al. 1974) over a bounded number of open rows: memory is bounded, and
+the passages are read once. Of natural text 1 to 3 % of the positions stay empty, see ``padding``
+in the table of the prepared text.
 
-A passage longer than a row is cut into parts, each of which begins with ``<s>`` and but for the last one fills its row; ``</s>`` stands
-behind the last one alone. So the passage, and where it ends, can be read back from the rows: a code of the rows is one of the text.
+A passage longer than a row is cut into parts. Each part begins with ``<s>``; all but the last fill
+their row, and only the last ends with ``</s>``. So a passage and its end can be read back from the
+rows, and a code for the rows is a code for the text.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,26 +15,27 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-_OPEN = 256  # rows that are filled side by side; more leave as much empty, within a tenth
-_SHORTEST = 3  # positions of a passage of one piece
+_OPEN = 256  # open rows; with more of them the padding changes by less than a tenth
+_SHORTEST = 3  # positions of a passage with one token
 
 
 @dataclass
 class PackedRow:
-    """``ids`` as far as the row is filled; ``bytes``: UTF-8 bytes of the passages that end in it."""
+    """``ids``, without padding; ``bytes``: UTF-8 bytes of the passages that end in the row."""
 
     ids: list[int] = field(default_factory=list)
     bytes: int = 0
 
     def padded(self, length: int, pad_id: int) -> np.ndarray:
-        """(``length``,) int32."""
+        """(``length``,) int32 ids."""
         row = np.full(length, pad_id, dtype=np.int32)
         row[: len(self.ids)] = self.ids
         return row
 
 
 def parts_of_passage(ids: list[int], length: int, bos_id: int, eos_id: int) -> list[list[int]]:
-    """A passage between ``<s>`` and ``</s>``; of one that is longer than a row of ``length`` the parts, see the head of this file."""
+    """A passage between ``<s>`` and ``</s>``, in parts if it is longer than ``length``, see
+    above."""
     parts, start = [], 0
     while len(ids) - start > length - 2:
         parts.append([bos_id, *ids[start : start + length - 1]])
@@ -42,16 +46,16 @@ def parts_of_passage(ids: list[int], length: int, bos_id: int, eos_id: int) -> l
 def best_fit(
     parts: Iterable[tuple[list[int], int]], length: int, *, open_rows: int = _OPEN
 ) -> Iterator[PackedRow]:
-    """Rows of at most ``length`` ids, in the order in which they are closed; the same parts in the same order give the same rows.
+    """Rows of at most ``length`` ids, in the order in which they are closed. The same parts in the
+    same order give the same rows.
 
     Args:
-        parts: (ids, bytes) of what must stand together, none longer than ``length``.
-        open_rows: how many may be unfinished; when there are more, the fullest is closed.
+        parts: (ids, bytes) of what stays together, at most ``length`` ids each.
+        open_rows: how many rows may be open; if there are more, the fullest is closed.
     """
-    by_room: dict[int, list[PackedRow]] = {}  # positions that are left -> open rows
-    rooms = count = (
-        0  # bit r of rooms: there is an open row with r positions left; count: open rows
-    )
+    by_room: dict[int, list[PackedRow]] = {}  # free positions -> open rows
+    # bit r of rooms: some open row has r free positions; count: open rows
+    rooms = count = 0
 
     def take(room: int) -> PackedRow:
         nonlocal rooms, count

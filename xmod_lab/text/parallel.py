@@ -1,13 +1,15 @@
-"""Parallel text: a .tsv or .tsv.gz file with a header; a column of ids, then one for each language; a translation a row.
+"""Parallel text: a .tsv or .tsv.gz file with a header, a column of ids, and a column for each
+language.
 
-An empty cell says that a language lacks the sentence. Cells are taken as they are: no quoting.
+Each row is a sentence with its translations. An empty cell means that a language lacks the
+sentence. Cells are taken as they are, without quoting.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
 from xmod_lab.errors import UserError, nearest
-from xmod_lab.text.corpus import EMBEDDED
+from xmod_lab.text.parts import EMBEDDED
 from xmod_lab.text.table_files import table_cells
 from xmod_lab.text.text_files import file_fault, one_line
 
@@ -16,14 +18,16 @@ FILE_TYPES = (".tsv", ".tsv.gz")
 
 @dataclass(frozen=True)
 class Parallel:
-    """``sentences``: by the header's name of a language, its sentences, row by row; ``""`` where there is none."""
+    """``sentences``: language, as in the header -> its sentences, row by row; ``""`` if it lacks
+    one."""
 
     name: str
     sentences: dict[str, list[str]]
 
 
 def parallel_name(source: str) -> str:
-    """What figures call a source: the file's name without its type, or what stands behind ``embedded:``."""
+    """The name of a source in figures: the file's name without its type, or what follows
+    ``embedded:``."""
     return Path(source.removeprefix("embedded:")).name.removesuffix(".gz").removesuffix(".tsv")
 
 
@@ -36,7 +40,7 @@ def _path(source: str) -> Path:
 
 
 def check_parallel(sources: list[str], where: str) -> list[str]:
-    """Faults that can be seen without reading the files. ``where`` is the config key."""
+    """Faults that can be found without reading the files. ``where``: the config key."""
     faults = []
     known = [f"embedded:{parallel_name(file.name)}" for file in sorted(EMBEDDED.glob("*.tsv.gz"))]
     for source in sources:
@@ -46,14 +50,15 @@ def check_parallel(sources: list[str], where: str) -> list[str]:
             )
         elif not source.startswith("embedded:") and not source.endswith(FILE_TYPES):
             faults.append(
-                f"{where}: '{source}' is of no known type; allowed are {', '.join(FILE_TYPES)} files with a header"
+                f"{where}: '{source}' is of no known type; allowed are {', '.join(FILE_TYPES)} "
+                "files with a header"
             )
         elif fault := file_fault(_path(source)):
             faults.append(f"{where}: {fault}")
     names = [parallel_name(source) for source in sources]
     for name in sorted({name for name in names if names.count(name) > 1}):
         faults.append(
-            f"{where}: two files are called '{name}', and figures go by that name; rename one"
+            f"{where}: rename one of two files called '{name}'; figures have the name of the file"
         )
     return faults
 
@@ -62,15 +67,17 @@ def read_parallel(source: str) -> Parallel:
     """Read a file, or ``embedded:parallel`` and ``embedded:udhr``.
 
     Raises:
-        UserError: no header with two languages or more, a language twice, a row with more or fewer cells; it names the line.
+        UserError: the header has fewer than two languages, or one twice; a row has more or fewer
+            cells than the header. It names the line.
     """
     rows = table_cells(_path(source))
     _, header = next(rows, (1, [""]))
     languages = header[1:]
     if len(languages) < 2 or not all(languages) or len(set(languages)) < len(languages):
         raise UserError(
-            f"{source}, line 1: the header is {header}; expected id and then two languages or more, each once, with "
-            "tabs between them"
+            f"{source}, line 1: the header is {header}; expected id and then two languages or "
+            f"more, "
+            "each once, with tabs between them"
         )
     columns: list[list[str]] = [[] for _ in languages]
     for _, cells in rows:

@@ -1,4 +1,5 @@
-"""What a text is like, before anything is trained on it: words, near-copies, letters, its pieces, the language it looks like."""
+"""What a text is like before training: its near-copies, letters and tokens, and the language it
+looks like. For ``plan=true``."""
 
 import unicodedata
 from collections import Counter
@@ -10,17 +11,17 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.codes import meaning
 from xmod_lab.errors import UserError
-from xmod_lab.text.corpus import Source
+from xmod_lab.text.encoding import encode
 from xmod_lab.text.holdout import Keys, exact_key, letters_of
-from xmod_lab.text.rows import encode
-from xmod_lab.text.tokenizer import to_hugging_face, train_sentencepiece
+from xmod_lab.text.source import Source
+from xmod_lab.text.unigram import to_hugging_face, train_sentencepiece
 
 try:  # the extra "langid"; its model is inside the package
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 except ImportError:
     LanguageIdentifier = None
 
-_SAMPLE = 2000  # passages at most that are split into pieces and identified: shares are then within 3 points
+_SAMPLE = 2000  # most passages that are tokenised and identified: shares are within 3 points
 NO_LANGUAGE = "no language"
 _WITHOUT_SPACES = (
     "Hans",
@@ -31,13 +32,19 @@ _WITHOUT_SPACES = (
     "Khmr",
     "Mymr",
     "Qaag",
-)  # no words between spaces to count
+)  # scripts that put no spaces between words
 
 
 @dataclass(frozen=True)
 class Survey:
-    """Of a language's training text. ``near_copies``: passages that are like an earlier one but for case, digits, spaces
-    and punctuation; ``letters``: how often each occurs; ``sample``: passages from all over the text."""
+    """The training text of a language.
+
+    Args:
+        near_copies: passages that differ from an earlier one only in case, digits, spaces and
+            punctuation.
+        letters: how often each occurs.
+        sample: passages, evenly spaced over the text.
+    """
 
     code: str
     passages: int
@@ -51,7 +58,8 @@ class Survey:
 
     @property
     def script(self) -> str:
-        """The script of most letters, by the first word of their Unicode names: Latin, Greek, Cjk ..."""
+        """The script of most letters, by the first word of their Unicode names: Latin, Greek, Cjk
+        ..."""
         names = Counter()
         for letter, count in self.letters.items():
             names[unicodedata.name(letter, "unknown").split()[0].capitalize()] += count
@@ -60,17 +68,18 @@ class Survey:
 
 @dataclass(frozen=True)
 class Spelling:
-    """How a vocabulary spells a sample. ``per_word`` is ``None`` in scripts that put no spaces between words."""
+    """How a vocabulary splits a sample. ``per_word``: ``None`` in scripts without spaces between
+    words."""
 
     pieces: int
     per_word: float | None
     per_byte: float
-    unknown: float  # share of the pieces that are <unk>
+    unknown: float  # share of the tokens that are <unk>
     unknown_bytes: float  # share of the bytes that <unk> stands for
 
 
 def survey(code: str, source: Source, passages: int) -> Survey:
-    """Read the training text of ``code`` once; ``passages`` is how many it has."""
+    """Read the training text of ``code``, which has so many ``passages``, once."""
     step = max(1, -(-passages // _SAMPLE))
     letters = Counter()
     seen = Keys()
@@ -93,7 +102,7 @@ def survey(code: str, source: Source, passages: int) -> Survey:
 
 
 def spelling(found: Survey, tokenizer: PreTrainedTokenizerBase) -> Spelling:
-    """How ``tokenizer`` spells the sample."""
+    """How ``tokenizer`` splits the sample."""
     pieces = unknown = size = unknown_bytes = 0
     for ids, bytes_, not_spelt in encode(iter(found.sample), tokenizer):
         pieces += len(ids)
@@ -115,8 +124,9 @@ def spelling(found: Survey, tokenizer: PreTrainedTokenizerBase) -> Spelling:
 def own_spelling(
     found: Survey, *, pieces: int, byte_fallback: bool, normalization: str
 ) -> Spelling | None:
-    """How a vocabulary of its own, of at most ``pieces``, would spell the text: trained on one half of the sample, which takes a second
-    or two, and seen on the other. ``None`` where the sample is too small for that."""
+    """How a vocabulary of its own, of at most ``pieces`` tokens, would split the text: trained on
+    one half of the sample, which takes a second or two, and applied to the other half. ``None``:
+    the sample is too small."""
     try:
         model = train_sentencepiece(
             found.sample[::2],
@@ -131,7 +141,7 @@ def own_spelling(
 
 
 def unknown_letters(found: Survey, tokenizer: PreTrainedTokenizerBase) -> float:
-    """Share of the text's letters that are in no piece of ``tokenizer``."""
+    """Share of the text's letters that no token of ``tokenizer`` has."""
     known = set("".join(tokenizer.get_vocab()).casefold())
     total = found.letters.total()
     spelt = sum(
@@ -143,9 +153,10 @@ def unknown_letters(found: Survey, tokenizer: PreTrainedTokenizerBase) -> float:
 
 
 def looks_like(found: Survey) -> list[tuple[str, float]] | str:
-    """Languages that the sample's passages look like, with their shares, the most frequent first (``NO_LANGUAGE`` is that of
-    passages without letters, for which py3langid guesses); or, as a string, why that cannot be told: py3langid is not
-    installed, or does not know the language in this script."""
+    """Languages that the sample's passages look like, with their shares, the most frequent first.
+    Passages without letters, where py3langid only guesses, count as ``NO_LANGUAGE``. A string says
+    why nothing was checked: py3langid is not installed, or does not know the language in this
+    script."""
     if LanguageIdentifier is None:
         return "not checked: pip install 'xmod_lab[langid]'"
     identifier, own = _identifier(), meaning(found.code)

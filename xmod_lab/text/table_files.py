@@ -1,6 +1,5 @@
-"""Tables in text files, under a line that names the columns: .tsv, whose cells are taken as they are, and .csv, whose cells may be
-quoted. No row is lost in silence: a quote that was left open is an error, at the end of the file at the latest, and not one long
-cell."""
+"""Tables in text files with a header: .tsv, where cells are taken as they are, and .csv, where
+they may be quoted. No row is lost in silence: an open quote is an error, and not one long cell."""
 
 import csv
 from collections.abc import Iterator
@@ -9,18 +8,18 @@ from pathlib import Path
 from xmod_lab.errors import UserError
 from xmod_lab.text.text_files import decoded_lines
 
-_LARGEST = 2**31 - 1  # characters of a cell, the most that csv takes on every platform
-_NAME, _NAMES = 60, 1_000  # characters of the name of a class, and how many classes there may be
+_LARGEST = 2**31 - 1  # characters of a cell: the limit of csv on every platform
+_NAME, _NAMES = 60, 1_000  # most characters of the name of a class, and most classes
 
-Cells = tuple[int, list[str]]  # the line that a row begins in, and its cells
+Cells = tuple[int, list[str]]  # the line where a row begins, and its cells
 
 
 def table_cells(path: Path) -> Iterator[Cells]:
     """Every row of a table, the header first. Blank lines are left out.
 
     Raises:
-        UserError: not UTF-8, a header with other separators, a column that is named twice, a row with more or fewer cells than the header, quotes that do not
-            fit; it names the line.
+        UserError: it is not UTF-8, the header has other separators or names a column twice, a row
+            has more or fewer cells than the header, or quotes do not match; it names the line.
     """
     rows = _quoted(path) if ".csv" in path.name.lower() else _plain(path)
     header: list[str] = []
@@ -31,18 +30,20 @@ def table_cells(path: Path) -> Iterator[Cells]:
             header = cells
             if len(header) == 1 and any(mark in header[0] for mark in ",;|\t"):
                 raise UserError(
-                    f"{path}, line {number}: the header is one column, {header[0]!r:.80}; in a .csv commas stand between "
-                    "columns, in a .tsv tabs. Save it so, or give it the other name"
+                    f"{path}, line {number}: the header is one column, {header[0]!r:.80}; in a "
+                    f".csv "
+                    "commas stand between columns, in a .tsv tabs. Save it so, or rename the file"
                 )
             twice = sorted({name for name in header if name and header.count(name) > 1})
             if twice:
                 raise UserError(
-                    f"{path}, line {number}: the header has '{twice[0]}' twice; columns are named each once: rename one"
+                    f"{path}, line {number}: the header has '{twice[0]}' twice; rename one of them"
                 )
         if len(cells) != len(header):
             raise UserError(
-                f"{path}, line {number}: {len(cells)} cells, but the header has {len(header)}; give every row as many, "
-                "an empty one where there is nothing"
+                f"{path}, line {number}: {len(cells)} cells, but the header has {len(header)}; "
+                f"give "
+                "every row as many, and leave a cell empty if it has no value"
             )
         yield number, cells
 
@@ -53,11 +54,9 @@ def _plain(path: Path) -> Iterator[Cells]:
 
 
 def _quoted(path: Path) -> Iterator[Cells]:
-    csv.field_size_limit(
-        _LARGEST
-    )  # its default refuses long texts, and is of no use against quotes that are left open
+    csv.field_size_limit(_LARGEST)  # the default refuses long texts, and does not find open quotes
     reader = csv.reader(decoded_lines(path), strict=True)
-    known: list[set[str]] = []  # of each column, as far as they may be names of classes
+    known: list[set[str]] = []  # the values of each column, if they may be names of classes
     doubtful: list[tuple[int, str, int, int, str]] = []
     begin = 1
     try:
@@ -78,26 +77,27 @@ def _quoted(path: Path) -> Iterator[Cells]:
     for begin, line, number, column, value in doubtful:
         if column < len(known) and len(known[column]) <= _NAMES and value in known[column]:
             raise UserError(
-                f"{path}, line {begin}: a quote opens a cell of several lines, of which line {number} reads like a row "
-                f"({line.strip()[:40]!r}). Close the quote, or take it out; if it is one cell indeed, save the data as "
-                ".jsonl"
+                f"{path}, line {begin}: a quote opens a cell of several lines, but line {number} "
+                f"looks "
+                f"like a row ({line.strip()[:40]!r}). Close the quote, or remove it; if it really "
+                f"is one "
+                "cell, save the data as .jsonl"
             )
 
 
 def _rows_inside(begin: int, cells: list[str]) -> Iterator[tuple[int, str, int, int, str]]:
-    """What would stand in other cells if the quotes of a row's cells of several lines were letters: the line where the row begins;
-    a line with as many cells as it should have, and its number; the column and the value of each of its cells."""
+    """Lines inside quoted cells that look like rows of their own: the line where the row begins;
+    the line and its number; the column and the value of each of its cells."""
     width = len(cells)
     for i, cell in enumerate(cells):
         lines = cell.split("\n")
         for n, line in enumerate(lines if len(lines) > 1 else []):
-            start = i if n == 0 else 0  # of the row that is opened
-            end = i + 1 if n == len(lines) - 1 else width  # of the row that is closed
+            start = i if n == 0 else 0  # the first line lacks the cells before the quote
+            end = i + 1 if n == len(lines) - 1 else width  # the last line, those after it
             pieces = line.split(",")
             if len(pieces) == end - start > 1:
-                edge = (
-                    i if n in (0, len(lines) - 1) else None
-                )  # the cell itself, of which the line has a part
+                # the line has only a part of the cell itself
+                edge = i if n in (0, len(lines) - 1) else None
                 yield from (
                     (begin, line, begin + n, c, piece)
                     for c, piece in enumerate(pieces, start)
@@ -106,12 +106,16 @@ def _rows_inside(begin: int, cells: list[str]) -> Iterator[tuple[int, str, int, 
 
 
 def _explained(error: str, begin: int) -> str:
-    """A message of csv, about a row that begins in line ``begin``, in words that help."""
+    """A message of csv about a row that begins in line ``begin``, with the remedy."""
     if "unexpected end" in error:
-        return f"the file ends inside of a quoted cell, which was opened in the row of line {begin}; close the quote there"
+        return (
+            f"the file ends inside of a quoted cell, which was opened in the row of line {begin}; "
+            "close the quote there"
+        )
     if "expected after" in error:
         return (
-            f"text follows the quote that ends a cell, in the row of line {begin}. Write a quote inside of a quoted cell twice, "
-            "and close a quote where its cell ends"
+            f"text follows the quote that ends a cell, in the row of line {begin}. Write a quote "
+            f"inside "
+            "of a quoted cell twice, and close a quote where its cell ends"
         )
     return f"{error}; repair that line"

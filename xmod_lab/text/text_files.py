@@ -1,4 +1,5 @@
-"""Files of text: their lines, decoded strictly, and the objects of jsonl; and what a file is that cannot be read so."""
+"""Text files: their lines, decoded strictly, and the objects of jsonl. If a file is not UTF-8
+text, the message says what it is and how to convert it."""
 
 import codecs
 import gzip
@@ -13,13 +14,13 @@ from pathlib import Path
 from xmod_lab.errors import UserError
 
 _CONVERT = "convert it: iconv -f {0} -t UTF-8 FILE > NEW.txt"
-_KINDS = (  # how a file begins that is no UTF-8, what it is, and what to do
+_KINDS = (  # how a file that is not UTF-8 begins, what it is, and what to do
     (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", _CONVERT.format("UTF-32")),
     (rb"\xff\xfe|\xfe\xff", "UTF-16", _CONVERT.format("UTF-16")),
     (
         rb"\xc3\xbf\xc3\xbe|\xc3\xbe\xc3\xbf",
         "UTF-16 that was converted as if it were ISO-8859-1",
-        "make it anew from where it came: iconv -f UTF-16 -t UTF-8 ORIGINAL > NEW.txt",
+        "make it again from its original: iconv -f UTF-16 -t UTF-8 ORIGINAL > NEW.txt",
     ),
     (
         rb"\x1f\x8b",
@@ -50,33 +51,36 @@ _ENCODINGS = (
     "big5",
     "euc-kr",
 )
-_HEAD = 4096  # bytes by which a file is judged
+_HEAD = 4096  # bytes that show what a file is
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r"))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def file_fault(path: str | Path) -> str | None:
-    """What is wrong with a file that is to be read, as far as can be seen without opening it: a pipe would be waited for."""
+    """Why a file cannot be read, as far as this shows without opening it (a pipe would block)."""
     if os.path.isfile(path):
         return (
             None
             if os.access(path, os.R_OK)
-            else f"'{path}' must not be read by you; ask its owner for that (chmod +r)"
+            else f"'{path}' cannot be read by you; ask its owner for that (chmod +r)"
         )
     if os.path.isdir(path):
         return f"'{path}' is a folder, where a file is expected"
     if os.path.exists(path):
-        return f"'{path}' is a pipe or a device, and text is read more than once; write it into a file, and give that"
+        return (
+            f"'{path}' is a pipe or a device, and text is read more than once; write it into a "
+            f"file, "
+            "and give that"
+        )
     return f"file '{path}' does not exist; give the path of an existing text file"
 
 
 def decoded_lines(path: Path) -> Iterator[str]:
-    """Lines of a plain or gzipped (.gz) text file, each with ``\\n`` at its end; a byte order mark is no part of the first.
-
-    A line ends in a line feed, a carriage return or both, and nowhere else.
+    """Lines of a plain or gzipped (.gz) text file, each with ``\\n`` at its end, without a byte
+    order mark. Only a line feed, a carriage return or both end a line.
 
     Raises:
-        UserError: it is no file, or not UTF-8; the error says what it is instead, as far as that can be told.
+        UserError: it is not a file, or not UTF-8; the error says what it is, if that is known.
     """
     if fault := file_fault(path):
         raise UserError(fault)
@@ -111,14 +115,15 @@ def _opened(path: Path) -> gzip.GzipFile:
     if head and not head.startswith(b"\x1f\x8b"):
         kind = (
             _kind(head, path)
-            or f"no gzip file, although its name ends in .gz; call it {path.with_suffix('').name}"
+            or "not a gzip file, although its name ends in .gz; call it "
+            f"{path.with_suffix('').name}"
         )
         raise UserError(f"{path}: it is {kind}")
     return gzip.open(path, "rb")
 
 
 def _kind(head: bytes, path: Path) -> str | None:
-    """What a file is that begins with ``head`` and is no UTF-8 text, and what to do; ``None`` where it may be such text."""
+    """What a file that begins with ``head`` is, and what to do; ``None``: it may be UTF-8 text."""
     if not re.search(rb"[\0-\x08\x80-\xff]", head):
         return None
     for mark, kind, remedy in _KINDS:
@@ -130,12 +135,12 @@ def _kind(head: bytes, path: Path) -> str | None:
         remedy = _CONVERT.format("UTF-16BE" if control[0] > control[1] else "UTF-16LE")
         return f"UTF-16 without a byte order mark; {remedy.replace('FILE', shlex.quote(str(path)))}"
     if max(control) > 0.05 and _reading(head, "utf-8") is None:
-        return "no text: many of its bytes are control characters; give a text file in UTF-8"
+        return "not text: many of its bytes are control characters; give a text file in UTF-8"
     return None
 
 
 def _reading(start: bytes, encoding: str) -> str | None:
-    """The beginning of a text in that encoding; ``None`` where it is none. The last character may be cut."""
+    """``start`` decoded; ``None``: it is not in that encoding. The last character may be cut."""
     try:
         return codecs.getincrementaldecoder(encoding)().decode(start)
     except UnicodeDecodeError:
@@ -143,13 +148,15 @@ def _reading(start: bytes, encoding: str) -> str | None:
 
 
 def _not_utf8(path: Path, number: int, error: UnicodeDecodeError, beyond_ascii: bool) -> str:
-    """The message for a line that cannot be decoded. ``beyond_ascii``: lines before it could, and were not ASCII alone."""
+    """The message for a line that cannot be decoded. ``beyond_ascii``: lines before it were
+    decoded, and were not only ASCII."""
     line, start = error.object, error.start
-    wrong = f"{path}, line {number}: not UTF-8 ({error.reason}, 0x{line[start]:02x}, at byte {start + 1})"
+    byte = f"0x{line[start]:02x}, at byte {start + 1}"
+    wrong = f"{path}, line {number}: not UTF-8 ({error.reason}, {byte})"
     if beyond_ascii:
         return (
-            f"{wrong}, while lines before it are; it may be damaged, or put together from files in several encodings: repair "
-            "that line or leave it out"
+            f"{wrong}, while lines before it are; it may be damaged, or put together from files in "
+            "several encodings: repair that line or leave it out"
         )
     readings: dict[str, list[str]] = {}
     for encoding in _ENCODINGS:
@@ -168,10 +175,10 @@ def _not_utf8(path: Path, number: int, error: UnicodeDecodeError, beyond_ascii: 
 
 
 def json_value(text: str, where: str) -> object:
-    """What a JSON text says. ``where`` it stands is for messages.
+    """The value of a JSON text; ``where`` it stands is for messages.
 
     Raises:
-        UserError: it is no JSON, is nested too deep, has a key twice, or holds half of a character.
+        UserError: it is not JSON, is nested too deep, has a key twice, or has half of a character.
     """
     try:
         value = json.loads(text, object_pairs_hook=_object)
@@ -179,8 +186,8 @@ def json_value(text: str, where: str) -> object:
         raise UserError(f"{where}: its JSON is nested too deep to be data; leave it out") from None
     except ValueError as error:
         raise UserError(
-            f"{where}: not JSON ({error}); expected one object a line. The file may be truncated; repair "
-            "that line or leave it out"
+            f"{where}: not JSON ({error}); expected one object a line. The file may be truncated; "
+            "repair that line or leave it out"
         ) from error
     if _SURROGATE.search(text):
         try:
@@ -188,8 +195,9 @@ def json_value(text: str, where: str) -> object:
         except UnicodeEncodeError as error:
             half = f"\\u{ord(error.object[error.start]):04x}"
             raise UserError(
-                f"{where}: {half} is half of a character, whose other half is missing (the text was cut in the middle of "
-                "it); repair that line or leave it out"
+                f"{where}: {half} is half of a character, and the other half is missing (the text "
+                f"was "
+                "cut in the middle of it); repair that line or leave it out"
             ) from error
     return value
 
@@ -205,19 +213,21 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
 
 
 def json_rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """The object on each line of a jsonl file, and where that is; blank lines are left out."""
+    """The object on each line of a jsonl file, after where it stands; blank lines are left out."""
     for number, line in enumerate(decoded_lines(path), start=1):
         where = f"{path}, line {number}"
         if not line.strip():
             continue
         if number == 1 and line.lstrip().startswith("["):
             raise UserError(
-                f"{where}: it is one array in JSON, where an object a line is expected; make that of it: {as_jsonl(path)}"
+                f"{where}: it is one array in JSON, where an object a line is expected; convert "
+                f"it: "
+                f"{as_jsonl(path)}"
             )
         row = json_value(line, where)
         if not isinstance(row, dict):
             raise UserError(
-                f"{where}: {line.strip()[:40]!r} is no object; expected one a line, such as "
+                f"{where}: {line.strip()[:40]!r} is not an object; expected one a line, such as "
                 '{"text": "a passage"}'
             )
         yield where, row
@@ -228,12 +238,13 @@ def as_jsonl(path: str | Path) -> str:
     path = Path(path)
     out = path.with_suffix(".lines.jsonl" if path.suffix == ".jsonl" else ".jsonl")
     rows = f"json.load(open({str(path)!r}))"
-    return f'python -c "import json; [print(json.dumps(row)) for row in {rows}]" > {shlex.quote(str(out))}'
+    code = f"import json; [print(json.dumps(row)) for row in {rows}]"
+    return f'python -c "{code}" > {shlex.quote(str(out))}'
 
 
 def lines_in(text: str) -> list[str]:
-    """Lines of ``text``, without white space and byte order marks around it. A line ends in a line feed, carriage return, vertical
-    tab, form feed, U+001C to U+001E, U+0085, U+2028 or U+2029."""
+    """Lines of ``text``, without white space and byte order marks around it. A line ends in a line
+    feed, carriage return, vertical tab, form feed, U+001C to U+001E, U+0085, U+2028 or U+2029."""
     text = text.strip()
     if text.startswith("\ufeff") or text.endswith("\ufeff"):
         text = text.strip("\ufeff").strip()

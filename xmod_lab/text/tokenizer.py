@@ -1,215 +1,116 @@
-"""SentencePiece unigram vocabularies, saved as Hugging Face tokenizer folders that encode composed text exactly alike.
+"""The tokenizer of a run: one that is given, or one trained on the run's own text and kept under
+its digest (how it is trained is in :mod:`xmod_lab.text.unigram`)."""
 
-Piece ids are those of XLM-R where they are fixed: 0 ``<s>``, 1 ``<pad>``, 2 ``</s>``, 3 ``<unk>``; ``<mask>`` is 4. A vocabulary
-for a base whose padding has another id pads with that, and the others follow in the same order.
-
-Tokenizers compose text (NFC) before all else, so that decomposed text, as macOS writes it, has the same pieces in every script. The
-``spm.model`` beside them does not: whoever encodes with it composes first (``unicodedata.normalize("NFC", text)``).
-"""
-
-import io
-import re
-import unicodedata
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
-from sentencepiece.sentencepiece_model_pb2 import NormalizerSpec
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import normalizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from xmod_lab.choices import NORMALIZATIONS
-from xmod_lab.errors import UserError, nearest
-from xmod_lab.stops import in_thread
+from xmod_lab.errors import UserError, reason
+from xmod_lab.files import build_folder, digest_of_files
+from xmod_lab.foreign import open_tokenizer
+from xmod_lab.text.source import Source
+from xmod_lab.text.unigram import PAD, RESERVED, save_tokenizer, train_sentencepiece
 
-BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
-SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
-RESERVED = (
-    "\u2585"  # ▅, SentencePiece's own mark of unknown characters: it passes over lines that have it
-)
-_LONGEST = 1 << 16  # bytes of a line: SentencePiece passes over longer ones
-SPM_FILE = "spm.model"
-_NAMES = Regex(
-    "<(?=(?:/?s|pad|unk|mask|0x[0-9A-F]{2})>)"
-)  # cut there: a name inside a text is never read as its piece
-# what the rules nmt_* drop, and what they make spaces, but for what NFKC does
-_DROPPED = Regex("[\x01-\x08\x0b\x0e-\x1f\x7f\u008f\u009f]")
-_BLANK = Regex("[\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029▁\ufeff\ufffd]")
-# steps that make one of composed and decomposed text
+FORMAT = 6  # raise when the same settings would give another tokenizer
+ROLES = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
+_MAX_BYTES = 200_000_000  # SentencePiece holds its training text in memory, several times over
+# normalisations that give composed and decomposed text the same form
 _CANONICAL = (normalizers.NFC, normalizers.NFD, normalizers.NFKC, normalizers.NFKD)
-_NO_CHARACTER = "\U0010ffff"  # stands in no text
-_THREADS = 4  # fixed: the learned scores depend on it, and must not depend on the machine
 
 
-def train_sentencepiece(
-    passages: Iterable[str],
-    *,
-    pieces: int,
-    byte_fallback: bool = False,
-    normalization: str = "nmt_nfkc",
-    pad_id: int = PAD,
-    cut: Counter | None = None,
-) -> bytes:
-    """Train a unigram model on ``passages`` and return the serialized SentencePiece model.
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """A tokenizer folder or hub id, as training uses it: any fast tokenizer with an id of its own
+    for each special token.
 
-    ``pieces`` is an upper limit: a short text may not have that many. All of the text is used: passages that SentencePiece would
-    pass over are cut where that is needed, and ``cut`` counts them.
+    ``[CLS]`` and ``[SEP]`` serve as ``<s>`` and ``</s>`` if it lacks these. Text is composed (NFC)
+    first. Saved truncation and padding are switched off, since rows hold the whole text. A hub id
+    needs the network; only local folders were tried.
 
     Raises:
-        UserError: ``pieces`` is too small for the characters of the text, or there is no such ``normalization``. What
-            ``passages`` raises is raised as it is, and not as the RuntimeError that SentencePiece makes of it.
+        UserError: it cannot be loaded, or does not write ``<s>`` text ``</s>`` as rows need it.
     """
-    if normalization not in NORMALIZATIONS:
-        raise UserError(
-            f"normalization is '{normalization}'; allowed are {', '.join(NORMALIZATIONS)}."
-            f"{nearest(normalization, NORMALIZATIONS)}"
-        )
-    others = [name for name in SPECIALS if name != "<pad>"]
-    ids = {name: number + (number >= pad_id) for number, name in enumerate(others)}
-    model = io.BytesIO()
-    failures: list[BaseException] = []
     try:
-        in_thread(
-            sentencepiece.SentencePieceTrainer.train,
-            sentence_iterator=_watched(
-                _usable(passages, Counter() if cut is None else cut), failures
-            ),
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=pieces,
-            hard_vocab_limit=False,
-            character_coverage=0.9998,
-            byte_fallback=byte_fallback,
-            normalization_rule_name=normalization,
-            bos_id=ids["<s>"],
-            pad_id=pad_id,
-            eos_id=ids["</s>"],
-            unk_id=ids["<unk>"],
-            pad_piece="<pad>",
-            control_symbols=["<mask>"],  # gets the lowest id that is free
-            max_sentence_length=_LONGEST,
-            num_threads=_THREADS,
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        if failures:
-            raise failures[0] from None
-        needed = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
-        remedy = (
-            f"its characters and special pieces need {needed[1]}; set vocabulary_size={needed[1]} or more"
-            if needed
-            else f"give more text (SentencePiece: {str(error).splitlines()[-1]})"
-        )
-        raise UserError(
-            f"cannot train a vocabulary of {pieces} pieces on this text: {remedy}"
-        ) from error
-    return model.getvalue()
-
-
-def _usable(passages: Iterable[str], cut: Counter) -> Iterator[str]:
-    """``passages``, composed, in parts that SentencePiece uses. ``cut`` counts those that hold ``▅`` (``reserved``), which no piece
-    can then spell, and those that are too ``long``."""
-    for passage in passages:
-        passage = unicodedata.normalize("NFC", passage)
-        cut["reserved"] += RESERVED in passage
-        cut["long"] += len(passage.encode()) > _LONGEST
-        for part in passage.split(RESERVED):
-            while len(part.encode()) > _LONGEST:
-                space = part.rfind(" ", 1, _LONGEST // 4)  # no character has more than four bytes
-                end = space if space > 0 else _LONGEST // 4
-                yield part[:end]
-                part = part[end:]
-            yield part
-
-
-def _watched(passages: Iterable[str], failures: list[BaseException]) -> Iterator[str]:
-    """``passages``, and in ``failures`` what they raise."""
-    try:
-        yield from passages
-    except (Exception, KeyboardInterrupt) as error:
-        failures.append(error)
+        tokenizer = open_tokenizer(name)
+    except UserError:
         raise
+    except Exception as error:  # transformers raises whatever its readers and the network raise
+        raise UserError(
+            f"no tokenizer can be loaded from '{name}' ({reason(error)}); give a folder that "
+            "save_pretrained wrote, or a hub id"
+        ) from error
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"tokenizer '{name}' is a {type(tokenizer).__name__}, which has no tokenizer.json; "
+            f"give "
+            "one that transformers calls fast"
+        )
+    if tokenizer.bos_token is None:
+        tokenizer.bos_token = tokenizer.cls_token
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.sep_token
+    missing = [role for role in ROLES if getattr(tokenizer, role) is None]
+    if missing:
+        raise UserError(
+            f"tokenizer '{name}' has no {', '.join(missing)}; masked language modelling needs them"
+        )
+    # transformers makes such a tokenizer of an empty folder
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise UserError(
+            f"tokenizer '{name}' has only special tokens "
+            f"({', '.join(tokenizer.all_special_tokens)}); give a folder with its tokenizer.json, "
+            "or leave data.tokenizer out to train one"
+        )
+    if fault := _special_fault(tokenizer):
+        raise UserError(
+            f"tokenizer '{name}': {fault}; give another, or leave data.tokenizer out to train one"
+        )
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    # other classes make their steps anew when they are loaded, and would no longer compose
+    if type(tokenizer) is not PreTrainedTokenizerFast:
+        tokenizer = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer.backend_tokenizer,
+            **tokenizer.special_tokens_map,
+            extra_special_tokens=tokenizer.extra_special_tokens,
+            model_max_length=tokenizer.model_max_length,
+            padding_side=tokenizer.padding_side,
+        )
+    return composing(tokenizer)
 
 
-def to_hugging_face(model: bytes) -> PreTrainedTokenizerFast:
-    """The fast tokenizer that composes text, and then splits it as the SentencePiece model does, into the same ids.
-
-    One thing cannot be made equal: a learned piece never holds the ``<`` and the letter after it of the name of a special piece that
-    stands in a text (``<s>``).
-    """
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
-    byte_fallback = proto.trainer_spec.byte_fallback
-    vocabulary = [(piece.piece, piece.score) for piece in proto.pieces]
-    ids = {piece: number for number, (piece, _) in enumerate(vocabulary) if piece in SPECIALS}
-    tokenizer = Tokenizer(
-        models.Unigram(vocabulary, unk_id=ids["<unk>"], byte_fallback=byte_fallback)
-    )
-    steps = [  # SentencePiece's spaces are U+0020 alone, while Strip takes all white space, and Metaspace may find a "▁"
-        normalizers.Replace(Regex(r"\A +"), ""),
-        normalizers.Replace(Regex(" {2,}"), " "),
-        normalizers.Prepend("▁"),
-        normalizers.Replace(" ", "▁"),
-        normalizers.Replace(Regex(r"▁+\z"), ""),
-    ]
-    tokenizer.normalizer = normalizers.Sequence([*_normalisation(proto.normalizer_spec), *steps])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(_NAMES, "merged_with_previous")
-    space = [decoders.Replace("▁", " ")]
-    if byte_fallback:
-        space += [decoders.ByteFallback(), decoders.Fuse()]
-    tokenizer.decoder = decoders.Sequence([*space, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[(name, ids[name]) for name in ("<s>", "</s>")],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        cls_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-    )
-
-
-def _normalisation(spec: NormalizerSpec) -> list[normalizers.Normalizer]:
-    """Steps that make of a text what SentencePiece's rules make of it once it is composed.
-
-    The rules are there as a whole (``Precompiled``), but the backend applies one to a user-perceived character of less than six bytes,
-    and what else belongs to that is lost: the tone on a letter that is folded, the vowel sign on a full-width or Arabic presentation
-    form. And where a text begins with what is dropped, offsets are wrong from there on. So each kind of rule has a step of its own first,
-    and the rules see what is left: letters that are newer than the backend's Unicode.
-    """
-    steps = [normalizers.NFKC() if "nfkc" in spec.name else normalizers.NFC()]
-    if spec.name.startswith("nmt_"):
-        steps = [
-            normalizers.Replace(_DROPPED, ""),
-            normalizers.Replace(_BLANK, " "),
-            *_sparing("～", *steps),
-        ]
-    if spec.name.endswith("_cf"):
-        steps += [*_sparing("İ", normalizers.Lowercase()), normalizers.Replace("ς", "σ")]
-    if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
-    return steps
-
-
-def _sparing(character: str, *steps: normalizers.Normalizer) -> list[normalizers.Normalizer]:
-    """``steps``, which leave ``character`` alone, as SentencePiece does."""
-    return [
-        normalizers.Replace(character, _NO_CHARACTER),
-        *steps,
-        normalizers.Replace(_NO_CHARACTER, character),
-    ]
+def _special_fault(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Why rows and batches cannot be made with its special tokens, which are known by their ids."""
+    named = {role: getattr(tokenizer, f"{role}_id") for role in ROLES}
+    if len(set(named.values())) < len(named):
+        shown = ", ".join(
+            f"{role} {getattr(tokenizer, role)} = {number}" for role, number in named.items()
+        )
+        return f"its special tokens must have five different ids, but they are {shown}"
+    highest, size = max(tokenizer.get_vocab().values()), len(tokenizer)
+    if highest >= size:
+        return (
+            f"it has {size} tokens, but their ids go up to {highest}; ids must be 0 to {size - 1}"
+        )
+    ids = tokenizer("1")["input_ids"]
+    if (ids[0], ids[-1]) != (tokenizer.bos_token_id, tokenizer.eos_token_id) or ids.count(
+        ids[0]
+    ) + ids.count(ids[-1]) > 2:
+        return (
+            f"it writes '1' as {' '.join(tokenizer.convert_ids_to_tokens(ids))}, but training "
+            f"writes a text between {tokenizer.bos_token} and {tokenizer.eos_token}; its "
+            "post-processor must do the same"
+        )
+    return None
 
 
 def composing(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """``tokenizer`` itself, which from now on composes text (NFC) before all else: composed text has the pieces that it had, and
-    decomposed text the same."""
+    """``tokenizer`` itself, which from now on composes text (NFC) first: the tokens of composed
+    text stay the same, and decomposed text gets these too."""
     backend = tokenizer.backend_tokenizer
     steps = (
         backend.normalizer
@@ -223,14 +124,113 @@ def composing(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """What a model's configuration must say of its tokenizer. Positions count from that of the padding."""
+    """The ids of the tokenizer that a model's configuration has too. Positions of tokens count from
+    the id of the padding."""
     return {
         name: getattr(tokenizer, name) for name in ("bos_token_id", "pad_token_id", "eos_token_id")
     }
 
 
-def save_tokenizer(model: bytes, folder: Path) -> None:
-    """Write the Hugging Face tokenizer files and, beside them, the SentencePiece model."""
-    folder.mkdir(parents=True, exist_ok=True)
-    to_hugging_face(model).save_pretrained(folder)
-    (folder / SPM_FILE).write_bytes(model)
+def own_tokenizer(
+    sources: dict[str, Source],
+    *,
+    pieces: int,
+    alpha: float,
+    byte_fallback: bool,
+    normalization: str,
+    folder: Path,
+    pad_id: int = PAD,
+    rebuild: bool = False,
+) -> Path:
+    """Folder of the tokenizer trained on ``sources``: made once, and kept under the digest of text
+    and settings.
+
+    Args:
+        pieces: the most tokens that it may have.
+        alpha: each language has a share of the text in proportion to its size to this power.
+        pad_id: id of the padding; that of the base if the vocabulary is for a language to add.
+    Raises:
+        UserError: files in the folder were changed.
+    """
+    settings = {
+        "format": FORMAT,
+        "text": {code: source.digest() for code, source in sources.items()},
+        "pieces": pieces,
+        "alpha": alpha,
+        "byte_fallback": byte_fallback,
+        "normalization": normalization,
+        "pad_id": pad_id,
+    }
+    digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    target = folder / f"tokenizer-{digest[:16]}"
+    manifest = target / "manifest.json"
+
+    def write(scratch: Path) -> None:
+        text = Counter()
+        model = train_sentencepiece(
+            _sample(sources, alpha, text),
+            pieces=pieces,
+            byte_fallback=byte_fallback,
+            normalization=normalization,
+            pad_id=pad_id,
+            cut=text,
+        )
+        save_tokenizer(model, scratch)
+        files = {p.name: digest_of_files([p]) for p in sorted(scratch.iterdir())}
+        entries = {"digest": digest, "files": files, "asked": pieces, "text": text}
+        (scratch / "manifest.json").write_text(json.dumps(entries, indent=1))
+
+    build_folder(target, write, rebuild=rebuild)
+    stored = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    intact = stored.get("digest") == digest and all(
+        (target / name).is_file() and digest_of_files([target / name]) == d
+        for name, d in stored["files"].items()
+    )
+    if not intact:
+        raise UserError(
+            f"tokenizer {target} does not match its digest; delete that folder, or run the same "
+            "command with rebuild=true"
+        )
+    return target
+
+
+def about_training(folder: str) -> str | None:
+    """What text the vocabulary in ``folder`` was made from, and what SentencePiece did not take as
+    it is; ``None`` if :func:`own_tokenizer` did not make it."""
+    try:
+        manifest = json.loads((Path(folder) / "manifest.json").read_text())
+        asked, text = manifest["asked"], manifest["text"]
+    except (OSError, ValueError, KeyError):
+        return None
+    said = f"made from {text['used']:,} of {text['passages']:,} passages, at most {asked:,} tokens"
+    if text["long"]:
+        said += f"; {text['long']:,} of the passages are long, and were cut into parts"
+    if text["reserved"]:
+        said += (
+            f"; {text['reserved']:,} of the passages contain {RESERVED}, which SentencePiece keeps "
+            "for itself: they were cut there, and it is unknown"
+        )
+    return said
+
+
+def _sample(sources: dict[str, Source], alpha: float, counts: Counter) -> Iterator[str]:
+    """Passages of all languages, thinned so that each language's bytes are ∝ size^alpha and memory
+    is bounded. ``counts`` takes how many ``passages`` there are, and how many are ``used``."""
+    sizes = {
+        code: sum(len(p.encode()) for p in source.passages("train"))
+        for code, source in sources.items()
+    }
+    wanted = {code: size**alpha for code, size in sizes.items()}
+    scale = min(size / wanted[code] for code, size in sizes.items())
+    total = sum(wanted.values()) * scale
+    scale *= min(1.0, _MAX_BYTES / total)
+    for code, source in sources.items():
+        share = wanted[code] * scale / sizes[code]
+        owed = 0.0
+        for passage in source.passages("train"):
+            counts["passages"] += 1
+            owed += share
+            if owed >= 1 - 1e-9:  # if all passages are wanted, the last one is too
+                owed -= 1
+                counts["used"] += 1
+                yield passage

@@ -16,13 +16,13 @@ from xmod_lab.errors import UserError
 from xmod_lab.runs.folder import MAY_CHANGE
 from xmod_lab.scoring.held_out import held_out
 from xmod_lab.text.batches import BatchStream
+from xmod_lab.text.corpus import Corpus, Prepared
 from xmod_lab.text.mixture import Mixture, at_cap, proportions
 from xmod_lab.text.normalisation import SPACES
-from xmod_lab.text.prepared import Prepared
-from xmod_lab.text.rows import Corpus, prepare_corpus
-from xmod_lab.text.sources import titled
-from xmod_lab.text.tokenizer import PAD
-from xmod_lab.text.vocabulary import load_tokenizer, own_tokenizer
+from xmod_lab.text.parts import titled
+from xmod_lab.text.preparing import prepare_corpus
+from xmod_lab.text.tokenizer import load_tokenizer, own_tokenizer
+from xmod_lab.text.unigram import PAD
 from xmod_lab.training.interruption import leave_signals_to_the_run
 
 log = logging.getLogger(__name__)

@@ -24,9 +24,9 @@ from xmod_lab.processes import gather, process_count, rank
 from xmod_lab.runs.folder import RunDir, step_of
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import Scorer, on_device, score_losses, score_passages, scorers_of
+from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.objectives import Likelihood
-from xmod_lab.text.prepared import Prepared
 from xmod_lab.training.callbacks import (
     Checkpoints,
     LearningCurve,

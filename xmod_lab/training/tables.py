@@ -11,10 +11,9 @@ from xmod_lab.metrics import number, told
 from xmod_lab.model import XmodConfig, XmodLanguageModel, language_model
 from xmod_lab.processes import rank
 from xmod_lab.tables import Table
+from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.normalisation import KINDS, named, read_as
-from xmod_lab.text.prepared import Prepared
-from xmod_lab.text.tokenizer import special_ids
-from xmod_lab.text.vocabulary import about_training
+from xmod_lab.text.tokenizer import about_training, special_ids
 from xmod_lab.training.step import parameter_groups
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,52 @@
+"""Passages to token ids, as all rows and scores read them."""
+
+import unicodedata
+from collections.abc import Iterator
+from itertools import islice
+
+from tokenizers import Encoding
+from transformers import PreTrainedTokenizerBase
+
+
+def encode(
+    passages: Iterator[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], int, int]]:
+    """Of each passage: token ids, UTF-8 bytes, and bytes behind unknown tokens."""
+    for text, encoding, unknown in encodings(passages, tokenizer):
+        yield encoding.ids, len(text.encode()), unknown
+
+
+def encodings(
+    passages: Iterator[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[str, Encoding, int]]:
+    """Each passage, its tokens with their positions in it, and the bytes behind unknown ones.
+    ``<mask>`` and the like inside the text are text, not special tokens."""
+    backend = tokenizer.backend_tokenizer
+    before = backend.encode_special_tokens
+    backend.encode_special_tokens = True
+    try:
+        while batch := list(islice(passages, 1024)):
+            for text, encoding in zip(
+                batch, backend.encode_batch(batch, add_special_tokens=False), strict=True
+            ):
+                yield text, encoding, _unknown_bytes(text, encoding, tokenizer.unk_token_id)
+    finally:
+        backend.encode_special_tokens = before
+
+
+def _unknown_bytes(text: str, encoding: Encoding, unk_id: int) -> int:
+    """UTF-8 bytes of the characters of ``text`` that unknown tokens stand for, each counted
+    once."""
+    if unk_id not in encoding.ids:
+        return 0
+    size = done = 0
+    following = [*(start for start, _ in encoding.offsets[1:]), len(text)]
+    for token, (start, end), limit in zip(encoding.ids, encoding.offsets, following, strict=True):
+        if token == unk_id:
+            # an accent that was joined to its letter
+            while end < limit and unicodedata.combining(text[end]):
+                end += 1
+            # one character may be several tokens: ﷺ is four words
+            size += len(text[max(start, done) : end].encode())
+            done = max(done, end)
+    return size

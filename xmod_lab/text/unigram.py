@@ -1,0 +1,221 @@
+"""SentencePiece unigram vocabularies, trained and saved as Hugging Face tokenizer folders.
+
+Both encode composed text exactly alike. Ids of special tokens are those of XLM-R where these are
+fixed: 0 ``<s>``, 1 ``<pad>``, 2 ``</s>``, 3 ``<unk>``; ``<mask>`` is 4. A vocabulary for a base
+with another padding id pads with that, and the others follow in the same order.
+
+Tokenizers compose text (NFC) first, so that decomposed text, as macOS writes it, has the same
+tokens in every script. The ``spm.model`` beside them does not: to encode with it, compose the text
+before (``unicodedata.normalize("NFC", text)``).
+"""
+
+import io
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+from sentencepiece.sentencepiece_model_pb2 import NormalizerSpec
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from xmod_lab.choices import NORMALIZATIONS
+from xmod_lab.errors import UserError, nearest
+from xmod_lab.stops import in_thread
+
+BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+RESERVED = (
+    "\u2585"  # ▅, SentencePiece's own mark of unknown characters: it skips lines that have it
+)
+_LONGEST = 1 << 16  # bytes of a line: SentencePiece skips longer ones
+SPM_FILE = "spm.model"
+# text is cut there: the name of a special token inside a text is never read as that token
+_NAMES = Regex("<(?=(?:/?s|pad|unk|mask|0x[0-9A-F]{2})>)")
+# what the rules nmt_* drop, and what they turn into spaces, beside what NFKC does
+_DROPPED = Regex("[\x01-\x08\x0b\x0e-\x1f\x7f\u008f\u009f]")
+_BLANK = Regex("[\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029▁\ufeff\ufffd]")
+_NO_CHARACTER = "\U0010ffff"  # occurs in no text
+_THREADS = 4  # fixed, since the learned scores depend on it and must not depend on the machine
+
+
+def train_sentencepiece(
+    passages: Iterable[str],
+    *,
+    pieces: int,
+    byte_fallback: bool = False,
+    normalization: str = "nmt_nfkc",
+    pad_id: int = PAD,
+    cut: Counter | None = None,
+) -> bytes:
+    """Train a unigram model on ``passages`` and return the serialized SentencePiece model.
+
+    All of the text is used: passages that SentencePiece would skip are cut into parts.
+
+    Args:
+        pieces: the most tokens that the vocabulary may have; a short text may give fewer.
+        cut: counts the passages that were cut.
+    Raises:
+        UserError: ``pieces`` is too small for the characters of the text, or ``normalization`` is
+            unknown. What ``passages`` raises comes through as it is, and not as the RuntimeError
+            that SentencePiece makes of it.
+    """
+    if normalization not in NORMALIZATIONS:
+        raise UserError(
+            f"normalization is '{normalization}'; allowed are {', '.join(NORMALIZATIONS)}."
+            f"{nearest(normalization, NORMALIZATIONS)}"
+        )
+    others = [name for name in SPECIALS if name != "<pad>"]
+    ids = {name: number + (number >= pad_id) for number, name in enumerate(others)}
+    model = io.BytesIO()
+    failures: list[BaseException] = []
+    try:
+        in_thread(
+            sentencepiece.SentencePieceTrainer.train,
+            sentence_iterator=_watched(
+                _usable(passages, Counter() if cut is None else cut), failures
+            ),
+            model_writer=model,
+            model_type="unigram",
+            vocab_size=pieces,
+            hard_vocab_limit=False,
+            character_coverage=0.9998,
+            byte_fallback=byte_fallback,
+            normalization_rule_name=normalization,
+            bos_id=ids["<s>"],
+            pad_id=pad_id,
+            eos_id=ids["</s>"],
+            unk_id=ids["<unk>"],
+            pad_piece="<pad>",
+            control_symbols=["<mask>"],  # gets the lowest id that is free
+            max_sentence_length=_LONGEST,
+            num_threads=_THREADS,
+            minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        if failures:
+            raise failures[0] from None
+        needed = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
+        remedy = (
+            f"its characters and special tokens need {needed[1]}; set "
+            f"vocabulary_size={needed[1]} or more"
+            if needed
+            else f"give more text (SentencePiece: {str(error).splitlines()[-1]})"
+        )
+        raise UserError(
+            f"cannot train a vocabulary of {pieces} tokens on this text: {remedy}"
+        ) from error
+    return model.getvalue()
+
+
+def _usable(passages: Iterable[str], cut: Counter) -> Iterator[str]:
+    """``passages``, composed, in parts that SentencePiece uses. ``cut`` counts those with ``▅``
+    (``reserved``), which no token can then spell, and those that are too ``long``."""
+    for passage in passages:
+        passage = unicodedata.normalize("NFC", passage)
+        cut["reserved"] += RESERVED in passage
+        cut["long"] += len(passage.encode()) > _LONGEST
+        for part in passage.split(RESERVED):
+            while len(part.encode()) > _LONGEST:
+                space = part.rfind(" ", 1, _LONGEST // 4)  # a character has at most four bytes
+                end = space if space > 0 else _LONGEST // 4
+                yield part[:end]
+                part = part[end:]
+            yield part
+
+
+def _watched(passages: Iterable[str], failures: list[BaseException]) -> Iterator[str]:
+    """``passages``; ``failures`` takes what they raise."""
+    try:
+        yield from passages
+    except (Exception, KeyboardInterrupt) as error:
+        failures.append(error)
+        raise
+
+
+def to_hugging_face(model: bytes) -> PreTrainedTokenizerFast:
+    """The fast tokenizer that composes text and then splits it into the ids that the SentencePiece
+    model gives.
+
+    One difference remains: where a text has the name of a special token (``<s>``), no learned token
+    contains both its ``<`` and the letter after it.
+    """
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+    byte_fallback = proto.trainer_spec.byte_fallback
+    vocabulary = [(piece.piece, piece.score) for piece in proto.pieces]
+    ids = {piece: number for number, (piece, _) in enumerate(vocabulary) if piece in SPECIALS}
+    tokenizer = Tokenizer(
+        models.Unigram(vocabulary, unk_id=ids["<unk>"], byte_fallback=byte_fallback)
+    )
+    # not Strip, which takes all white space while SentencePiece's space is U+0020 alone; not
+    # Metaspace, which may find a "▁" in the text
+    steps = [
+        normalizers.Replace(Regex(r"\A +"), ""),
+        normalizers.Replace(Regex(" {2,}"), " "),
+        normalizers.Prepend("▁"),
+        normalizers.Replace(" ", "▁"),
+        normalizers.Replace(Regex(r"▁+\z"), ""),
+    ]
+    tokenizer.normalizer = normalizers.Sequence([*_normalisation(proto.normalizer_spec), *steps])
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(_NAMES, "merged_with_previous")
+    space = [decoders.Replace("▁", " ")]
+    if byte_fallback:
+        space += [decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*space, decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B </s>",
+        special_tokens=[(name, ids[name]) for name in ("<s>", "</s>")],
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+    )
+
+
+def _normalisation(spec: NormalizerSpec) -> list[normalizers.Normalizer]:
+    """The steps that do to composed text what SentencePiece's rules do.
+
+    ``Precompiled`` has all rules, but the backend applies them to whole user-perceived characters
+    of less than six bytes, and loses the rest of such a character: the tone on a folded letter, or
+    the vowel sign on a full-width or Arabic presentation form. If a text begins with a dropped
+    character, the offsets after it are wrong. So each kind of rule has a step of its own first, and
+    ``Precompiled`` sees what is left: letters that are newer than the backend's Unicode.
+    """
+    steps = [normalizers.NFKC() if "nfkc" in spec.name else normalizers.NFC()]
+    if spec.name.startswith("nmt_"):
+        steps = [
+            normalizers.Replace(_DROPPED, ""),
+            normalizers.Replace(_BLANK, " "),
+            *_sparing("～", *steps),
+        ]
+    if spec.name.endswith("_cf"):
+        steps += [*_sparing("İ", normalizers.Lowercase()), normalizers.Replace("ς", "σ")]
+    if spec.precompiled_charsmap:
+        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
+    return steps
+
+
+def _sparing(character: str, *steps: normalizers.Normalizer) -> list[normalizers.Normalizer]:
+    """``steps`` without an effect on ``character``, as in SentencePiece."""
+    return [
+        normalizers.Replace(character, _NO_CHARACTER),
+        *steps,
+        normalizers.Replace(_NO_CHARACTER, character),
+    ]
+
+
+def save_tokenizer(model: bytes, folder: Path) -> None:
+    """Write the Hugging Face tokenizer files and, beside them, the SentencePiece model."""
+    folder.mkdir(parents=True, exist_ok=True)
+    to_hugging_face(model).save_pretrained(folder)
+    (folder / SPM_FILE).write_bytes(model)
