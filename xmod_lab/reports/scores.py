@@ -246,7 +246,8 @@ def samples(groups: list[Group]) -> list[Part]:
     rows, records = [], []
     for code, passages in run.samples.items():
         for sample in passages:
-            passage = f"{sample['before']} {_GAP} {'' if run.likelihood is EXACT else sample['after']}".strip()
+            after = "" if run.likelihood is EXACT else sample["after"]
+            passage = f"{sample['before']} {_GAP} {after}".strip()
             likeliest = " · ".join(
                 f"{token} {probability:.2f}" for token, probability in sample["likeliest"]
             )
