@@ -28,7 +28,6 @@ from xmod_lab.processes import rank
 
 log = logging.getLogger(__name__)
 Record = dict[str, str | int | float | None]
-Rows = list[tuple[str, ...]]
 NONE = "–"  # in the place of a value that does not exist
 _NUMBERS = re.compile(r"(\d[\d,]*( of \d[\d,]*)?( each)?|[\s\d.,%+±<\[\]–−-]*)")
 _MEASURED = re.compile(r"\d\.\d")
@@ -295,15 +294,3 @@ def _widths(
             widths[i], spare = widths[i] + more, spare - more
         found.append((columns, widths))
     return found
-
-
-def show(
-    title: str,
-    header: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    words: int = 1,
-    logged: bool = True,
-) -> None:
-    """Print a table."""
-    Table(title, header, rows, labels=words).print(logged=logged)

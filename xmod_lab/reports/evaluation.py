@@ -1,12 +1,12 @@
-"""Sections and figures on evaluations. Figures are made from the flat names of metrics.json, a run's or means over several."""
+"""Sections and plots on evaluations. Plots take metrics.json, of a run or as means over several."""
 
 import re
 
 from matplotlib.figure import Figure
 
 from xmod_lab.markup import Html, element
-from xmod_lab.metrics import codes_of, interval_text, number, with_error
-from xmod_lab.reports.groups import Group, Part, kinds_of
+from xmod_lab.metrics import codes_of, digits_of, interval_text, number, with_error
+from xmod_lab.reports.groups import Group, Part, Sample, kinds_of
 from xmod_lab.reports.groups import Metrics as Figures
 from xmod_lab.reports.pairs import differences_of
 from xmod_lab.reports.plots import curves, heat_map, svg
@@ -26,17 +26,17 @@ RECOGNISED = ("rows", "sentences", "ngrams")  # the last: naive Bayes, on the sa
 
 
 def slot_map(figures: Figures, title: str = "") -> Figure | None:
-    """Every text through every slot, above the loss through its own."""
+    """The loss of every text through every slot, minus that through its own."""
     above = {
         text: {slot: loss - figures[f"val/loss/{text}"] for slot, loss in row.items()}
         for text, row in _cells(figures, "slots/loss/").items()
     }
-    title = f"{title}nats/piece above the loss through the own slot"
+    title = f"{title}nats/token above the loss through the own slot"
     return heat_map(above, title=title, x="slot", y="text of") if above else None
 
 
 def recognition_map(figures: Figures, what: str, title: str = "") -> Figure | None:
-    """Which slot is taken for that of the text."""
+    """How often each slot is taken for the text's own."""
     counts = _cells(figures, f"recognition/{what}/count/")
     shares = {
         text: {slot: n / sum(row.values()) for slot, n in row.items()}
@@ -60,8 +60,8 @@ def retrieval_map(figures: Figures, name: str, title: str = "") -> Figure:
 
 
 def retrieval_curves(figures: Figures, name: str, title: str = "") -> Figure:
-    """Top-1, means of all pairs by layer: as it is, and without each language's mean; of a control the same. With what character
-    n-grams find, and chance."""
+    """Top-1 by layer, mean of all pairs: as it is, and without each language's mean; the same for a
+    control; and what character n-grams and chance find."""
     lines = {}
     for of, who in (("", ""), ("/control", "control, ")):
         for arm, end in (("own slot", ""), ("means taken away", "/centred")):
@@ -82,7 +82,7 @@ def retrieval_curves(figures: Figures, name: str, title: str = "") -> Figure:
 
 
 def _levels(figures: Figures, name: str) -> dict[str, float]:
-    """What no model is needed for; n-grams are not in evaluations of earlier versions."""
+    """What is found without a model. Evaluations of earlier versions have no n-grams."""
     found = {"chance": f"retrieval/{name}/chance/top1", "n-grams": f"retrieval/{name}/ngrams/top1"}
     return {level: figures[key] for level, key in found.items() if key in figures}
 
@@ -114,7 +114,7 @@ def states(figures: Figures, name: str) -> list[str]:
 
 
 def fixed_state(figures: Figures, name: str) -> str:
-    """The state of the layer that was fixed in advance; of evaluations of earlier versions, which have none, the last."""
+    """The state of the layer that was fixed in advance; the last one in earlier versions."""
     return (
         f"layer{figures[key]:.0f}"
         if (key := f"retrieval/{name}/layer") in figures
@@ -144,7 +144,7 @@ def _cells(figures: Figures, prefix: str, suffix: str = "") -> Cells:
 
 
 def evaluation_sections(groups: list[Group]) -> list[Part]:
-    """All of what the groups' evaluations found; heat maps of each group."""
+    """All of what the evaluations found, with heat maps for each group."""
     groups = [group for group in groups if group.finished]
     if not groups:
         return []
@@ -186,9 +186,9 @@ def _likelihoods(groups: list[Group], codes: list[str]) -> Table:
         "unigram": "unigram",
         "before/val": "before",
         "val": "model",
-        "pll": "each piece alone",
+        "pll": "each token alone",
     }
-    units = {"loss": "nats/piece", "bpb": "bits/byte", "perplexity": "perplexity"}
+    units = {"loss": "nats/token", "bpb": "bits/byte", "perplexity": "perplexity"}
     alone = [code for code in codes if len(groups) > 1 and other_vocabularies(groups, code)]
     rows = {
         code: [f"{p}/{u}/{code}" if code not in alone or u == "bpb" else "" for p, u in columns]
@@ -200,12 +200,13 @@ def _likelihoods(groups: list[Group], codes: list[str]) -> Table:
         rows,
         "language",
         [f"{units[u]}, {titles[p]}" for p, u in columns],
-        note=f"These are {kinds_of(groups)}. Nats and perplexity are per piece: only models with one vocabulary compare by them.",
+        note=f"These are {kinds_of(groups)}. Nats and perplexity are per token: they "
+        "compare only models with one vocabulary.",
     )
 
 
 def _wrong_slots(figures: Figures) -> dict[str, list[str]]:
-    """Text -> loss through its own slot, mean of the others, and the first less the best of the others."""
+    """Text -> loss through its own slot, mean of the others, and own minus best of the others."""
     texts = codes_of(figures, "slots/wrong/loss/")
     names = ("val/loss", "slots/wrong/loss", "slots/against/best")
     return {text: [f"{name}/{text}" for name in names] for text in texts}
@@ -242,8 +243,8 @@ def _table(
     told: int = 0,
     note: str,
 ) -> Table:
-    """Row -> names of figures, of each group; how the seeds scatter in the column ``told`` or, where no group has its figures, in
-    the first that a model made."""
+    """Row -> names of figures, of each group; how the seeds scatter in the column ``told`` or,
+    where no group has its figures, in the first that a model made."""
     if not any(group.sample(f[told]) for group in groups for f in rows.values()) or told == 0:
         told = next(
             i
@@ -259,7 +260,7 @@ def _table(
             halves = [group.error(figure) for figure in figures]
             spread = spread_cells(samples[told], halves[told])
             values = [
-                number(s and s.mean, 1) if "perplexity" in f else with_error(s and s.mean, half)
+                _perplexity(group, f, s) if "perplexity" in f else with_error(s and s.mean, half)
                 for f, s, half in zip(figures, samples, halves, strict=True)
             ]
             cells.append([row, group.label, *values, *spread])
@@ -281,6 +282,12 @@ def _table(
     return Table("", columns, cells, note, name=name, records=records)
 
 
+def _perplexity(group: Group, metric: str, sample: Sample | None) -> str:
+    """exp of the loss, with the digits that the error of the loss allows."""
+    half = group.error(metric.replace("perplexity", "loss"))
+    return number(sample and sample.mean, digits_of(half and sample and sample.mean * half))
+
+
 def _slot_maps(group: Group, several: bool) -> list[Html]:
     figure = slot_map(group.figures, f"{group.name}: " if several else "")
     return [svg(figure, "loss of every text through every slot")] if figure else []
@@ -298,7 +305,7 @@ _SLOTS = {  # table -> heading, its rows, its figures, its columns, which one's 
         "Text through slots",
         _wrong_slots,
         _slot_maps,
-        ["nats/piece, its own slot", "mean of the other slots", "own less the best of the others"],
+        ["nats/token, its own slot", "mean of the other slots", "own minus the best of the others"],
         2,
         f"In the vocabulary of the text. {_SAMPLE.format('rows')} The difference is paired by row.",
     ),
@@ -308,9 +315,9 @@ _SLOTS = {  # table -> heading, its rows, its figures, its columns, which one's 
         _recognition_maps,
         ["accuracy, rows", "accuracy, sentences", "sentences, n-grams"],
         1,
-        "The language is told by the slot with the lowest loss; in the last column by naive Bayes on character n-grams of the training "
-        "text, with no model. A slot that is no better has not shown that it knows its language. "
-        + _SAMPLE.format("sentences, or rows"),
+        "The language is told by the slot with the lowest loss; in the last column by naive Bayes "
+        "on character n-grams of the training text, with no model. A slot that is no better has "
+        "not shown that it knows its language. " + _SAMPLE.format("sentences, or rows"),
     ),
 }
 _RETRIEVED = {  # end of a figure's name -> column
@@ -325,7 +332,7 @@ _SPREAD = (("top1", ""), ("top1", "/centred"))  # that say how bases, or runs, s
 
 
 def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
-    """By layer, means over all pairs, of each group; and its figures."""
+    """For each group the means over all pairs by layer, and its plots."""
     rows, records, parts = [], [], []
     for group in groups:
         figures, title = group.figures, f"{group.name}: " if several else ""
@@ -365,10 +372,10 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
         groups[0].figures[f"retrieval/{name}/chance/{metric}"] for metric in ("top1", "mrr")
     )
     note = (
-        f"Means of all ordered pairs of languages; * the layer that was fixed in advance; by chance top-1 {top1:.4f}, MRR {mrr:.4f}. "
-        f"{_SAMPLE.format('translated sentences')} {over_seeds(groups)} "
-        f"{' '.join(_against(group, name) for group in groups)} A wrong slot breaks what it reads, so the slot of the queries is no "
-        "evidence of alignment."
+        "Means of all ordered pairs of languages; * the layer that was fixed in advance; by "
+        f"chance top-1 {top1:.4f}, MRR {mrr:.4f}. {_SAMPLE.format('translated sentences')} "
+        f"{over_seeds(groups)} {' '.join(_against(group, name) for group in groups)} A wrong slot "
+        "breaks what it reads, so the slot of the queries is no evidence of alignment."
     )
     spread = [f"{_RETRIEVED[key]}, {word}" for key in _SPREAD for word in SPREAD]
     header = ["group", "states of", *_RETRIEVED.values(), *spread]
@@ -377,7 +384,7 @@ def _retrieval(groups: list[Group], name: str, several: bool) -> list[Part]:
 
 
 def _against(group: Group, name: str) -> str:
-    """What of a group's retrieval lies above n-grams and above its control."""
+    """How far a group's retrieval is above n-grams and above its control."""
     said = []
     against = {
         "ngrams": "character n-grams",
@@ -403,7 +410,7 @@ def _against(group: Group, name: str) -> str:
 
 
 def _top1_by_group(groups: list[Group], name: str) -> Html:
-    """A line for each group, texts through their own slots, the seeds thin."""
+    """A line for each group, texts through their own slots; runs are thin lines."""
     lines = {
         group.name: [
             [

@@ -1,4 +1,4 @@
-"""What an evaluation says on the terminal."""
+"""The tables of an evaluation, and what the log says about them."""
 
 import logging
 
@@ -14,7 +14,7 @@ from xmod_lab.scoring.recognition import Confusion
 from xmod_lab.scoring.retrieval import ARMS
 from xmod_lab.scoring.subjects import Subject
 from xmod_lab.scoring.wrong_slots import Matrix
-from xmod_lab.tables import Rows, show
+from xmod_lab.tables import NONE, Table
 from xmod_lab.tasks.statistics import AT_LEAST, LEVEL, holm, p_text
 
 log = logging.getLogger(__name__)
@@ -25,37 +25,44 @@ _ARMS = {"target": "own slot", "centred": "means taken away", "source": "slot of
 
 def language_table(figures: Figures, codes: list[str], how: str) -> None:
     """Likelihoods of each language, and those of guessing by frequency."""
-    kinds = {"unigram": "unigram", "val": "model", "pll": "each piece alone"}
+    kinds = {"unigram": "unigram", "val": "model", "pll": "each token alone"}
     kinds = {
         prefix: name for prefix, name in kinds.items() if f"{prefix}/loss/{codes[0]}" in figures
     }
-    units = {"loss": "nats/piece", "bpb": "bits/byte", "perplexity": "perplexity"}
+    units = {"loss": "nats/token", "bpb": "bits/byte", "perplexity": "perplexity"}
     columns = [(p, unit) for p in kinds for unit in (units if p != "unigram" else ("loss", "bpb"))]
     columns = [(p, unit) for p, unit in columns if f"{p}/{unit}/{codes[0]}" in figures]
-    rows: Rows = [
+    rows = [
         (
             code,
             *(
-                f"{figures[name]:.1f}" if unit == "perplexity" else told(figures, name)
+                _perplexity(figures, p, code)
+                if unit == "perplexity"
+                else told(figures, f"{p}/{unit}/{code}")
                 for p, unit in columns
-                for name in [f"{p}/{unit}/{code}"]
             ),
         )
         for code in codes
     ]
     header = ("language", *(f"{units[unit]}, {kinds[p]}" for p, unit in columns))
-    show(
-        f"{how}; nats and perplexity are per piece: only models with one vocabulary compare by them",
-        header,
-        rows,
+    note = "Nats and perplexity are per token: they compare only models with one vocabulary."
+    Table(how, header, rows, note).print()
+
+
+def _perplexity(figures: Figures, prefix: str, code: str) -> str:
+    """exp of the loss, with the digits that the error of the loss allows."""
+    value, half = (
+        figures[f"{prefix}/perplexity/{code}"],
+        half_width(figures, f"{prefix}/loss/{code}"),
     )
+    return number(value, digits_of(half and value * half))
 
 
 def slot_table(matrix: Matrix, subjects: list[Subject], figures: Figures) -> None:
-    """Of each text, its own slot against the others, and the paired difference to the best of these."""
+    """For each text its own slot against the others, and the paired difference to the best of them."""
     gaps = {s.code: f"slots/against/best/{s.code}" for s in subjects}
     corrected = holm([figures.get(f"{gap}/p") for gap in gaps.values()])
-    rows: Rows = []
+    rows = []
     for subject, p in zip(subjects, corrected, strict=True):
         code, losses = subject.code, matrix[subject.code]
         nearest = min((slot for slot in losses if slot != subject.slot), key=losses.get)
@@ -70,44 +77,42 @@ def slot_table(matrix: Matrix, subjects: list[Subject], figures: Figures) -> Non
         "text of",
         "its own slot",
         "other slots, mean",
-        "best of the others",
-        "which is that of",
-        "own less best",
+        "best other, loss",
+        "best other slot",
+        "own minus best other",
         f"p, Holm over {len(rows)}",
     )
-    show(
-        f"text through slots, nats/piece, in the vocabulary of the text; [{LEVEL:.0%} interval], paired by row",
-        header,
-        rows,
-    )
+    title = "text through slots, nats/token, in the vocabulary of the text"
+    note = f"[{LEVEL:.0%} interval] of the difference, paired by row."
+    Table(title, header, rows, note).print()
     _without_interval(figures, list(gaps.values()), "rows")
 
 
 def recognition_table(found: dict[str, Confusion], figures: Figures, own: dict[str, str]) -> None:
     """Accuracy for rows and sentences, and the slot that is most often taken instead."""
-    rows: Rows = []
+    rows = []
     for code in own:
         cells = [code]
         for what, counts in found.items():
             if code not in counts:
-                cells += ["–", "–"]
+                cells += [NONE, NONE]
                 continue
             wrong = {slot: n for slot, n in counts[code].items() if slot != own[code]}
             mistake = max(wrong, key=wrong.get)
             share = _percent(figures, f"recognition/{what}/accuracy/{code}")
             cells.append(f"{share} of {sum(counts[code].values())}")
-            cells.append(f"{mistake} {wrong[mistake]}" if wrong[mistake] else "–")
+            cells.append(f"{mistake} {wrong[mistake]}" if wrong[mistake] else NONE)
         rows.append(tuple(cells))
     means = [_percent(figures, f"recognition/{what}/accuracy") for what in found]
     rows.append(("mean", *(cell for mean in means for cell in (mean, ""))))
     chance = figures["recognition/rows/chance"]
-    header = ("text of", *(name for what in found for name in (what, "mistaken most for")))
-    show(
-        f"the language recognised by the slot with the lowest loss, and by naive Bayes on character n-grams of the training text "
-        f"(ngrams, same sentences); chance {100 * chance:.1f} %",
-        header,
-        rows,
+    header = ("text of", *(name for what in found for name in (what, "most often taken for")))
+    note = (
+        "The language is that of the slot with the lowest loss; for ngrams that of naive Bayes on "
+        "character n-grams of the training text, on the same sentences. Chance: "
+        f"{100 * chance:.1f} %."
     )
+    Table("languages recognised", header, rows, note).print()
     for what in found:
         names = [f"recognition/{what}/accuracy/{code}" for code in own]
         _without_interval(figures, names, "rows" if what == "rows" else "sentences")
@@ -115,17 +120,18 @@ def recognition_table(found: dict[str, Confusion], figures: Figures, own: dict[s
     if gap in figures:
         low, p = figures.get(f"{gap}/low"), p_text(figures.get(f"{gap}/p"))
         log.info(
-            "sentences recognised by slots less by n-grams, mean of the languages: %s, p %s%s",
+            "sentences recognised by slots minus by n-grams, mean of the languages: %s, p %s%s",
             _gap(figures, gap),
             p,
             ""
             if low is not None and low > 0
-            else ". The slots are not shown to be better than n-grams: it does not show that a slot knows its language",
+            else ". This does not show that a slot knows its language",
         )
 
 
 def retrieval_tables(name: str, figures: Figures, codes: list[str], states: list[str]) -> None:
-    """By layer, means over all pairs; and by language, at the layer that was fixed in advance; with what n-grams find."""
+    """By layer the means over all pairs; by language, at the layer that was fixed in advance; and
+    n-grams."""
     where, fixed = f"retrieval/{name}", f"layer{figures[f'retrieval/{name}/layer']}"
     columns = [(m, "" if arm == "target" else f"/{arm}") for m in ("top1", "mrr") for arm in ARMS]
     header = tuple(f"{m}, {_ARMS[arm]}" for m in ("top-1", "MRR") for arm in ARMS)
@@ -140,19 +146,17 @@ def retrieval_tables(name: str, figures: Figures, codes: list[str], states: list
             for arm in ARMS
         )
 
-    rows = [(state + " *" * (state == fixed), *cells("", state)) for state in states]
+    rows = [(f"{state} *" if state == fixed else state, *cells("", state)) for state in states]
     ends = [("character n-grams", *alone("ngrams")), ("by chance", *alone("chance"))]
-    title = f"translation retrieval, {name}, mean of all ordered pairs; * the layer that was fixed in advance"
-    show(title, ("states of", *header), [*rows, *ends])
+    title = f"translation retrieval, {name}, mean of all ordered pairs"
+    note = "*: the layer that was fixed in advance."
+    Table(title, ("states of", *header), [*rows, *ends], note).print()
     rows = [
         (code, *cells(f"{code}/", fixed), told(figures, f"{where}/ngrams/top1/{code}"))
         for code in codes
     ]
-    show(
-        f"translation retrieval, {name}, {fixed}: mean of the pairs with",
-        ("language", *header, "top-1, n-grams"),
-        rows,
-    )
+    title = f"translation retrieval, {name}, {fixed}: mean of the pairs with a language"
+    Table(title, ("language", *header, "top-1, n-grams"), rows).print()
     against = {"ngrams": "character n-grams", "control": "the control", "source": _ARMS["source"]}
     for what, other in against.items():
         gaps = {arm: f"{where}/against/{what}/{arm}" for arm in ("target", "centred")}
@@ -169,18 +173,22 @@ def retrieval_tables(name: str, figures: Figures, codes: list[str], states: list
                 else "Alignment is shown by an interval above 0 alone",
             )
     found, guess = figures[f"{where}/top1/{fixed}"], figures[f"{where}/chance/top1"]
-    said = f"{name}: {fixed} finds {100 * found:.1f} % of the translations, {found / guess:.1f} times chance ({100 * guess:.1f} %)"
+    said = f"{name}: {fixed} finds {100 * found:.1f} % of the translations, "
+    said += f"{found / guess:.1f} times chance ({100 * guess:.1f} %)"
     if found < _NEAR_CHANCE * guess:
-        said += ": as good as chance. Sentences that mean the same are not near each other in this model: it is too small, or trained too short"
+        said += (
+            ": as good as chance. Sentences with one meaning are not near each other in this "
+            "model: it is too small, or trained too short"
+        )
     log.info("%s", said)
     _without_interval(figures, [f"{where}/top1/{fixed}"], "translated sentences")
 
 
 def _without_interval(figures: Figures, names: list[str], unit: str) -> None:
-    """Say why figures among ``names`` have no interval."""
+    """Say why some of the metrics ``names`` have no interval."""
     short = [name for name in names if name in figures and half_width(figures, name) is None]
     if short:
-        log.info("no interval, which takes %d %s: %s", AT_LEAST, unit, ", ".join(short))
+        log.info("no interval, which needs %d %s: %s", AT_LEAST, unit, ", ".join(short))
 
 
 def _percent(figures: Figures, name: str) -> str:
@@ -196,21 +204,35 @@ def _gap(figures: Figures, name: str) -> str:
 
 
 def before_table(before: Figures, figures: Figures, codes: list[str], kind: str) -> bool:
-    """Old languages before and after others were added; returns whether all are equal to the last bit. ``kind``: of likelihoods."""
-    rows: Rows = []
-    same = {}
+    """Print the scores of old languages before and after others were added.
+
+    Args:
+        kind: of the likelihoods.
+
+    Returns:
+        Whether all are equal to the last bit.
+    """
+    rows, same = [], {}
     for code in codes:
-        pairs = [
-            (before[f"before/val/{unit}/{code}"], figures[f"val/{unit}/{code}"])
-            for unit in ("loss", "bpb")
-        ]
+        names = [f"val/{unit}/{code}" for unit in ("loss", "bpb")]
+        pairs = [(before[f"before/{name}"], figures[name]) for name in names]
         same[code] = all(a == b for a, b in pairs)
-        said = (
-            "equal to the last bit"
-            if same[code]
-            else f"differs by {max(abs(a - b) for a, b in pairs):.1e}"
+        said = "equal to the last bit"
+        if not same[code]:
+            said = f"differs by {max(abs(a - b) for a, b in pairs):.1e}"
+        digits = [digits_of(half_width(figures, name)) for name in names]
+        cells = (
+            number(value, most) for pair, most in zip(pairs, digits, strict=True) for value in pair
         )
-        rows.append((code, *(f"{value:.4f}" for pair in pairs for value in pair), said))
-    header = ("language", "nats/piece, before", "now", "bits/byte, before", "now", "")
-    show(f"languages of the base, before others were added and now: {kind}", header, rows)
+        rows.append((code, *cells, said))
+    header = (
+        "language",
+        "nats/token, before",
+        "nats/token, now",
+        "bits/byte, before",
+        "bits/byte, now",
+        "before and now",
+    )
+    title = f"languages of the base, before others were added and now: {kind}"
+    Table(title, header, rows).print()
     return all(same.values())
