@@ -793,6 +793,7 @@ def test_what_an_evaluation_scored_is_said_by_its_model_and_not_by_its_settings(
     page, files = render(find_runs([tmp_path / "masked", tmp_path / "done"]))
     assert "<b>adding languages: masked.</b> Nats are of held-out text with a fixed 15 %" in page
     assert "<b>evaluation: done.</b> Losses are of held-out text: every token" in page
+    assert "These are exact likelihoods. Nats and perplexity are per token" in page
     assert likelihoods_in(files["evaluate_languages.csv"]) == {("done", "exact")}
     assert "likelihoods" not in page_of(tmp_path / "undone")
 
