@@ -79,8 +79,8 @@ from xmod_lab.training.step import clip_gradients
 
 LENGTH, MASKED = 128, 38  # tokens of a row, of which 30 % are predicted
 LANGUAGES = [f"l{i}" for i in range(8)]
-OWN = 4_096  # pieces that an added language brings
-SIZES = {  # hidden size, layers, heads, pieces, rows
+OWN = 4_096  # tokens that an added language brings
+SIZES = {  # hidden size, layers, heads, tokens, rows
     "toy": (32, 2, 2, 300, 8),  # of tests
     "tiny": (128, 4, 2, 8_192, 16),
     "small": (384, 6, 6, 32_000, 16),
@@ -88,10 +88,10 @@ SIZES = {  # hidden size, layers, heads, pieces, rows
 }
 GOALS = {"tiny": 3.0, "small": 4.0, "base": 6.0}
 EXTENSIONS = {
-    "own": f"both have {OWN:,} own pieces: slot, table and output bias are trained",
-    "keep": "both have the base's pieces: the slot alone is trained",
+    "own": f"both have {OWN:,} own tokens: slot, table and output bias are trained",
+    "keep": "both have the base's vocabulary: only the slot is trained",
     "whole_table": (
-        f"not the same training: {OWN:,} own pieces against slot and whole table of the base in "
+        f"not the same training: {OWN:,} own tokens against slot and whole table of the base in "
         "transformers"
     ),
 }
@@ -105,7 +105,7 @@ Batch = dict[str, torch.Tensor]
 
 
 def config(size: str, languages: list[str] = LANGUAGES, pieces: int | None = None) -> XmodConfig:
-    """``pieces``: in place of the size's own."""
+    """``pieces``: tokens, in place of the size's own."""
     hidden, layers, heads, usual, _ = SIZES[size]
     return XmodConfig(
         vocab_size=pieces or usual,
@@ -404,7 +404,7 @@ def bench_extension(size: str, rounds: int) -> dict[str, Row]:
     for what, name in EXTENSIONS.items():
         model = extended(size, "keep" if what == "keep" else "own")
         other = their_extended(size, model, what)
-        read = [what != "keep", what == "own"]  # whether ours, theirs, reads own pieces
+        read = [what != "keep", what == "own"]  # whether ours, theirs, reads its own tokens
         inputs, their_inputs = (
             batch(size, only=len(LANGUAGES), pieces=OWN if own else None) for own in read
         )
@@ -562,7 +562,7 @@ def loader(size: str) -> DataLoader:
 
 
 class Pieces(list):
-    """As much of a tokenizer as hiding pieces takes: its length, and its special ids."""
+    """As much of a tokenizer as masking takes: its length, and its special ids."""
 
 
 def bench_loader(size: str, rounds: int) -> dict[str, Row]:

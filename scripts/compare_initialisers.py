@@ -1,14 +1,16 @@
-"""A sweep over embedding initialisers: bits per byte after the same budget, each method against one, paired.
+"""Embedding initialisers of a sweep: bits per byte after the same budget, paired against one.
 
-    python scripts/compare_initialisers.py RUNS [RUNS ...] [--against overlap] [--out experiments/initialisers]
+    python scripts/compare_initialisers.py RUNS [RUNS ...]
+        [--against overlap] [--out experiments/initialisers]
 
-Reads every finished run in the folders RUNS, of the same settings the newest (``python -m xmod_lab.pretrain +experiment=initialisers``
-makes runs/initialisers; sweeps on several bases may lie in folders in it), prints the tables, and writes results.csv,
-differences.csv, comparison.png and the part of README.md between its marks into the folder of --out.
+Reads every finished run in the folders RUNS; of runs with the same settings, the newest. ``python
+-m xmod_lab.pretrain +experiment=initialisers`` makes runs/initialisers; sweeps on several bases may
+lie in folders in it. Prints the tables, and writes results.csv, differences.csv, comparison.png and
+the part of README.md between its marks into the folder of --out.
 
-Methods are compared by bits per byte on the same held-out passages, and on the same seeds of the same bases
-(:mod:`xmod_lab.reports.pairs`); p-values are corrected for the number of all comparisons (Holm). The loss before and after is the
-training curve.
+Methods are compared by bits per byte on the same held-out passages, and on the same seeds of the
+same bases (:mod:`xmod_lab.reports.pairs`); p-values are corrected for the number of all comparisons
+(Holm). The loss before and after is the training curve.
 """
 
 import argparse
@@ -44,7 +46,9 @@ Methods = dict[str, Group]  # name -> its runs
 
 
 def collect(folders: Sequence[Path]) -> tuple[dict[str, Methods], int]:
-    """By language the finished runs of each method, the fewest bits per byte first; and how many runs are not finished.
+    """By language the finished runs of each method, and how many runs are not finished.
+
+    The method with the fewest bits per byte stands first.
 
     Raises:
         UserError: there is no finished run, runs have other budgets, or one repeats another.
@@ -58,17 +62,20 @@ def collect(folders: Sequence[Path]) -> tuple[dict[str, Methods], int]:
             runs = found.setdefault(lang["code"], {}).setdefault(lang["embedding_init"], [])
             if twin := next((other for other in runs if other.seeds == run.seeds), None):
                 raise UserError(
-                    f"{place} repeats {twin.path} ({lang['embedding_init']}, the same seed and base); leave one out"
+                    f"leave one out: {place} repeats {twin.path} "
+                    f"({lang['embedding_init']}, the same seed and base)"
                 )
             runs.append(run)
             steps.add(run.packs[lang["code"]]["training"]["steps"])
     if not found:
         raise UserError(
-            f"{', '.join(map(str, folders))}: no finished run; make some: python -m xmod_lab.pretrain +experiment=initialisers"
+            "make runs: python -m xmod_lab.pretrain +experiment=initialisers; no finished run in "
+            f"{', '.join(map(str, folders))}"
         )
     if len(steps) > 1:
         raise UserError(
-            f"the runs have {sorted(steps)} steps; what is compared must have the same budget: move the others"
+            f"move some runs away: they have {sorted(steps)} steps, and what is compared must have "
+            "the same budget"
         )
     languages = {}
     for code, methods in sorted(found.items()):
@@ -86,7 +93,7 @@ def _runs_in(folder: Path) -> list[Path]:
 
 
 def compared(languages: dict[str, Methods], against: str) -> dict[tuple[str, str], Compared | str]:
-    """Language and method -> bits per byte of the method less those of ``against``, or why there is no such figure."""
+    """Language and method -> bits per byte less those of ``against``, or why that is unknown."""
     return {
         (code, name): compare(group, methods[against], code)
         if against in methods
@@ -98,7 +105,7 @@ def compared(languages: dict[str, Methods], against: str) -> dict[tuple[str, str
 
 
 def table(code: str, methods: Methods, gaps: dict[str, Compared | str], against: str, p) -> str:
-    """Markdown of one language. ``gaps``, ``p``: by method, the difference and its corrected p-value."""
+    """Markdown of one language. ``gaps``, ``p``: by method, difference and corrected p-value."""
     first = next(iter(methods.values())).finished[0]
     rows = []
     for name, group in methods.items():
@@ -136,8 +143,9 @@ def table(code: str, methods: Methods, gaps: dict[str, Compared | str], against:
         "loss after",
     ]
     steps = first.packs[code]["training"]["steps"]
+    entropy = _mean(next(iter(methods.values())), f"unigram/loss/{code}")
     lines = [
-        f"{code}, {steps} steps; unigram entropy {_mean(next(iter(methods.values())), f'unigram/loss/{code}')} nats/token:",
+        f"{code}, {steps} steps; unigram entropy {entropy} nats/token:",
         "",
         Table("", header, rows).markdown(),
     ]
@@ -147,7 +155,8 @@ def table(code: str, methods: Methods, gaps: dict[str, Compared | str], against:
     ]
     if len(methods) > 2:
         lines.append(
-            f"Rank correlation of the loss before and after over the methods: {_rank_correlation(*means):.2f}.\n"
+            "Rank correlation of the loss before and after over the methods: "
+            f"{_rank_correlation(*means):.2f}.\n"
         )
     reasons: dict[str, list[str]] = {}
     for name, gap in gaps.items():
@@ -174,18 +183,19 @@ def note(gaps: dict[tuple[str, str], Compared | str]) -> str:
     """What the tables compare by."""
     done = [gap for gap in gaps.values() if isinstance(gap, Compared)]
     said = (
-        f"± is half of the {LEVEL:.0%} interval that the sample of held-out passages gives bits per byte. Differences are paired, by passage "
-        "and by seed and base; "
+        f"± is half of the {LEVEL:.0%} interval that the sample of held-out passages gives bits "
+        "per byte. Differences are paired, by passage and by seed and base; "
     )
     if done:
         bases = min(gap.bases for gap in done)
         said += (
-            f"their intervals count passages and {'bases' if bases > 1 else 'seeds (given this base)'} as drawn, p is corrected for "
-            f"{len(done)} comparisons (Holm). "
+            "their intervals count passages and "
+            f"{'bases' if bases > 1 else 'seeds (given this base)'} as drawn, "
+            f"p is corrected for {len(done)} comparisons (Holm). "
         )
-    return (
-        said
-        + "The loss, nats/token, is the training curve: it hides tokens, before the first step and after the last."
+    return said + (
+        "The loss, nats/token, is the training curve: it hides tokens, before the first step and "
+        "after the last."
     )
 
 

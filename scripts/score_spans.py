@@ -1,14 +1,15 @@
-"""F1 of spans by type, of finished runs of ``task=slots`` or another tagging task, beside what digits alone would give.
+"""F1 of spans by type, of finished runs of ``task=slots`` or another tagging task.
 
     python scripts/score_spans.py RUN [RUN ...]
 
-Every language through its own slot, mean of the seeds; in brackets how many spans of the type its test has. ``n-grams`` is the
-classifier of spelling alone that was trained beside the model. Two controls that have learnt nothing know words with a digit:
-``digits`` takes each for a span of one type, the one that scores best in that test; ``digits, typed`` is told the type of each,
-so it is the most that finding digits can bring.
+Every language goes through its own slot; scores are means over the seeds. In brackets: how many
+spans of the type its test split has. ``n-grams`` is the classifier of spelling alone that was
+trained beside the model. Two controls that are not trained know which words have a digit.
+``digits`` takes each such word for a span of one type, the one that scores best in that split.
+``digits, typed`` is told the type of each, so it is the most that finding digits can bring.
 
-Several runs, on bases of several seeds, are pooled: the mean of each base is one value, and intervals and p are by Student's t
-over the bases, for these test sentences.
+Several runs, on bases of several seeds, are pooled: the mean of each base is one value, and
+intervals and p are by Student's t over the bases, for these test sentences.
 """
 
 import argparse
@@ -35,8 +36,13 @@ CONTROLS = ("n-grams", "digits", "digits, typed")
 
 @dataclass(frozen=True)
 class Scores:
-    """F1 in the tests of a run. ``found``: language -> ``all``, the controls and the types of spans -> F1; ``spans``: language ->
-    type -> how many its test has; ``tests``: the gold tags, by which runs are known to have the same tests."""
+    """F1 in the tests of a run.
+
+    Attributes:
+        found: language -> ``all``, the controls and the types of spans -> F1.
+        spans: language -> type -> how many its test has.
+        tests: the gold tags; runs with equal ones have the same tests.
+    """
 
     run: Run
     found: dict[str, dict[str, float]]
@@ -56,7 +62,7 @@ def f1(
 def digits(
     rows: list[Row], gold: list[list[int]], labels: list[str], kind: str | None = None
 ) -> list[list[int]]:
-    """Tags of a control: every word with a digit is a span of ``kind``, or of the type that it has in ``gold``."""
+    """Tags of a control: each word with a digit is a span of ``kind``, or of its ``gold`` type."""
     outside, found = labels.index("O"), []
     for row, tags in zip(rows, gold, strict=True):
         spelt = [any(letter.isdigit() for letter in str(word)) for word in row.values["words"]]
@@ -76,7 +82,8 @@ def scores(path: Path) -> Scores:
     run = read_run(path) if (path / "metrics.json").is_file() else None
     if run is None or run.config["task"].get("kind") != "tagging":
         raise UserError(
-            f"{path} is no finished run of a tagging task; make one: python -m xmod_lab.finetune task=slots"
+            f"make a run: python -m xmod_lab.finetune task=slots; {path} is not a finished run of "
+            "a tagging task"
         )
     task, config = run.config["task"], read_config(path / "model")
     sources = [
@@ -114,15 +121,20 @@ def scores(path: Path) -> Scores:
 
 
 def tables(pool: list[Scores]) -> list[Table]:
-    """The whole with its controls, and the types of spans. Raises UserError where runs have other tests."""
+    """The table of all spans with the controls, and that of the types of spans.
+
+    Raises:
+        UserError: runs have different tests, or the same base.
+    """
     first = pool[0]
     for other in pool[1:]:
         if other.tests != first.tests:
             raise UserError(
-                f"{other.run.path} and {first.run.path} have other tests or labels; pool runs of one task and the same languages"
+                "pool runs of one task and the same languages: "
+                f"{other.run.path} and {first.run.path} have different tests or labels"
             )
     if len({scored.run.seeds[1:] for scored in pool}) < len(pool):
-        raise UserError("two runs stand on the same base; give one run for each base")
+        raise UserError("give one run for each base: two runs have the same base")
     by_run = {scored.run.path: scored for scored in pool}
 
     def sample(code: str, name: str, less: str = "") -> Sample | None:
@@ -159,8 +171,9 @@ def tables(pool: list[Scores]) -> list[Table]:
         header += [f"less {control}", "interval", "p"]
     tests = sum(value is not None for value in corrected)
     note = (
-        f"Means over {len(pool)} bases, each with all its seeds; intervals by Student's t over the bases ({AT_LEAST} or more), for these "
-        f"test sentences; p is corrected for {tests} tests (Holm)."
+        f"Means over {len(pool)} bases, each with all its seeds; intervals by Student's t over the "
+        f"bases ({AT_LEAST} or more), for these test sentences; "
+        f"p is corrected for {tests} tests (Holm)."
         if several
         else ""
     )

@@ -311,7 +311,7 @@ def test_a_true_null_is_rejected_one_time_in_twenty(seeds):
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.97])
 def test_intervals_of_shares_and_of_their_mean_cover_19_times_in_20_also_near_1(level):
-    """Of 100 sentences in each of 8 languages, as recognition has them; the shares of the languages differ."""
+    """Of 100 sentences in each of 8 languages, as in recognition; the languages' shares differ."""
     random, one, mean = np.random.default_rng(6), [], []
     for _ in range(1500):
         truth = random.beta(20 * level, 20 * (1 - level), 8)
@@ -327,7 +327,7 @@ def test_intervals_of_shares_and_of_their_mean_cover_19_times_in_20_also_near_1(
 
 
 def test_intervals_over_translated_sentences_cover_19_times_in_20():
-    """Means over 12 pairs of languages of 100 sentences, some of which are hard in every pair; one language lacks some."""
+    """Means over 12 language pairs of 100 sentences; some are hard in each pair, one lacks some."""
     random, hits = np.random.default_rng(7), []
     level = random.normal(-1.2, 0.5, 12)
     drawn = level + random.normal(0, 1.5, (100_000, 1))

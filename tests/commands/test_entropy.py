@@ -1,4 +1,4 @@
-"""Models of a text whose entropy is known, trained by the command: what their bits per byte say of two vocabularies."""
+"""Models of a text of known entropy: what their bits per byte say of two vocabularies."""
 
 import pytest
 
@@ -17,8 +17,9 @@ STEPS = {
     ("clm", "words"): 300,
     ("clm", "letters"): 1000,
 }
-STILL = 0.01  # a model no longer improves if half as many steps, with a schedule of their own, end within this share of it
-# masked models: as they are scored, ends of words behind <mask> alone; most words, so that a row teaches much
+# a model no longer improves if half as many steps (with their own schedule) end within this share
+STILL = 0.01
+# masked models, as they are scored: only ends of words are masked; most words, to learn much
 MASKS = ("task.mask_unit=word_end", "task.mask_policy=all-mask", "task.mask_rate=0.6")
 NO_DROPOUT = ("model.hidden_dropout_prob=0", "model.attention_probs_dropout_prob=0")
 
@@ -80,7 +81,7 @@ def test_words_and_letters_as_pieces_come_to_the_entropy_of_the_text_and_not_bel
         )
         print(task, name, before, found[name], ENTROPY)
         assert before <= (1 + STILL) * found[name], (name, "still improves", before, found[name])
-        # by the luck of a sample a model that knows the text may be below, by no more than its error
+        # on a sample a model may be better by luck, but not by more than the sample's error
         assert ENTROPY <= min(high, high_before)
         assert 0.998 * ENTROPY <= min(found[name], before)
         assert found[name] <= (1 + allowed) * ENTROPY, (name, found[name], ENTROPY)

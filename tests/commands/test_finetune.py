@@ -247,9 +247,9 @@ def test_slots_of_utterances_are_tagged_and_the_table_says_that_one_tag_for_all_
     low, high = (float(end) for end in pooled.rows[0][2].strip("[]").split(", "))
     assert (high - low) / 2 == pytest.approx(reach, abs=0.01)
     assert "Means over 3 bases" in pooled.note and "p is corrected for 6 tests" in pooled.note
-    with pytest.raises(UserError, match="two runs stand on the same base"):
+    with pytest.raises(UserError, match="two runs have the same base"):
         tables([found, on_base(found, 2, 0), on_base(found, 2, 0)])
-    with pytest.raises(UserError, match="other tests or labels"):
+    with pytest.raises(UserError, match="different tests or labels"):
         tables([found, replace(on_base(found, 2, 0), tests={})])
     assert metrics["test/span_f1/en_XX/ngrams"] > 0.8 > 0.4 > metrics["test/span_f1/de_DE/ngrams"]
 
