@@ -82,6 +82,17 @@ def test_a_file_of_the_trainer_group_sets_one_key_and_leaves_the_command_s_own_s
     assert usual["rows_per_step"] == (32 if command == "finetune" else 16)
 
 
+def test_lines_of_settings_files_have_at_most_100_characters():
+    files = sorted(Path(CONF_DIR).rglob("*.yaml"))
+    long = {
+        f"{path}:{number}"
+        for path in files
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if len(line) > 100
+    }
+    assert files and not long
+
+
 @pytest.mark.parametrize(
     ("name", "key"), [("fp32", "precision is 32-true"), ("ddp", "devices is 2")]
 )

@@ -1,4 +1,4 @@
-"""Likelihoods, piece by piece: of each row, and with every piece hidden alone (pseudo-log-likelihood, Salazar et al. 2020)."""
+"""Pseudo-log-likelihood of rows: each token is masked alone (Salazar et al. 2020)."""
 
 import numpy as np
 from tqdm import tqdm
@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.model import IGNORE, XmodLanguageModel
 from xmod_lab.scoring.held_out import Scorer, Targets
 
-_ROWS = 32  # whose copies are made at once
+_ROWS = 32  # copied at once
 
 # R rows, T positions, C copies of rows
 
@@ -15,11 +15,13 @@ _ROWS = 32  # whose copies are made at once
 def hidden_once(
     rows: np.ndarray, part: np.ndarray, mask_id: int
 ) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]]]:
-    """Copies of ``rows`` (R, T), in which together every piece is hidden once: copy k of a row hides those whose ``part``
-    (R, T) is k, and none where it is negative.
+    """Copies of ``rows`` (R, T) that together mask every chosen token once.
+
+    Args:
+        part: (R, T) the copy of the row that masks the token; negative: no copy does.
 
     Returns:
-        (C,) the row that each is a copy of, and (inputs, labels) of each.
+        (C,) the row of each copy, and (inputs, labels), both (T,), of each copy.
     """
     owners, masked = [], []
     for number, (row, group) in enumerate(zip(rows, part, strict=True)):
@@ -34,10 +36,10 @@ def hidden_once(
 def one_at_a_time(
     rows: np.ndarray, tokenizer: PreTrainedTokenizerBase, *, by_passage: bool
 ) -> np.ndarray:
-    """(R, T) the copy in which each ordinary piece is hidden, -1 for the others.
+    """(R, T) the copy in which each ordinary token is masked, -1 for special tokens.
 
-    ``by_passage``: pieces see their own passage alone, so that hiding one in each passage of a row at once is the same as
-    hiding one at a time.
+    ``by_passage``: tokens see their own passage alone. Then one token of each passage of a row can
+    be masked in the same copy.
     """
     ordinary = ~np.isin(rows, tokenizer.all_special_ids)
     before = np.cumsum(ordinary, axis=1) - ordinary
@@ -52,8 +54,11 @@ def one_at_a_time(
 def pseudo_likelihood(
     model: XmodLanguageModel, scorer: Scorer, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(R,) nats of every known piece of the held-out rows, each hidden alone; and (R,) how many there are. The pieces of a word see
-    each other: the shorter they are, the less they cost, so that vocabularies do not compare by it."""
+    """(R,) nats of all known tokens of the held-out rows, each masked alone, and (R,) their number.
+
+    The tokens of a word see each other: the shorter they are, the less they cost. So vocabularies
+    cannot be compared by it.
+    """
     part = one_at_a_time(scorer.rows, tokenizer, by_passage=scorer.layout.attention == "document")
     nats = np.zeros(len(part))
     starts = range(0, len(part), _ROWS)

@@ -1,5 +1,8 @@
-"""What spelling alone says of the language of a sentence: naive Bayes on character n-grams of the same training text. No model is
-in it; a slot that recognises its language no better has shown nothing that counting letters does not."""
+"""A baseline of language recognition from spelling alone: naive Bayes on character n-grams.
+
+It reads the same training text and uses no neural model. A slot that recognises its language no
+better has shown nothing that counting letters does not.
+"""
 
 from collections.abc import Iterable
 
@@ -11,9 +14,8 @@ from xmod_lab.scoring.subjects import Subject
 from xmod_lab.tasks.ngrams import ngrams
 
 LONGEST = 3  # characters of an n-gram
-_CHARACTERS = (
-    300_000  # of each language's training text: more changes nothing, and large corpora are bounded
-)
+# of each language's training text; more changes nothing, and large corpora take no longer
+_CHARACTERS = 300_000
 
 
 def ngram_costs(
@@ -22,8 +24,14 @@ def ngram_costs(
     slots: list[str],
     longest: int = LONGEST,
 ) -> dict[str, np.ndarray]:
-    """For each language of ``sentences`` (N, slots) nats that they cost by the counts of the training text of each slot's languages,
-    of those that share a slot the fewest. All languages are as likely beforehand."""
+    """Nats of each sentence by the n-grams of the training text of each slot's languages.
+
+    A slot of several languages has the lowest cost of theirs. All languages are equally likely
+    beforehand.
+
+    Returns:
+        language of ``sentences`` -> (N, slots).
+    """
     counter = CountVectorizer(analyzer=lambda text: ngrams(text, longest))
     seen = counter.fit_transform(_first(subject.source.passages("train")) for subject in subjects)
     model = MultinomialNB(fit_prior=False).fit(seen, np.arange(len(subjects)))
@@ -36,7 +44,7 @@ def ngram_costs(
 
 
 def _first(passages: Iterable[str]) -> str:
-    """So many passages, a line each, as have _CHARACTERS."""
+    """The first passages, a line each, until they have _CHARACTERS."""
     found, size = [], 0
     for passage in passages:
         found.append(passage)

@@ -1,19 +1,26 @@
-"""Bits of held-out passages, comparable between vocabularies: what is hidden is chosen in the text (:mod:`xmod_lab.text.stretches`).
+"""Bits of held-out passages, comparable between vocabularies.
 
-Masked models. A passage is read alone, ``<s> passage </s>``. The stretches of a set are hidden behind <mask>; each is scored by the chain
-rule, its pieces from left to right, the later ones hidden (within-word left-to-right, Kauf & Ivanova 2023) and the other stretches of
-the set too. Every byte is hidden once over the sets, so
+What is masked is chosen in the text, not in the tokens (:mod:`xmod_lab.text.stretches`).
 
-    bits per byte = (-log2 p(pieces of each stretch | the passage without the stretches of its set), summed + charges) / bytes
+Masked models. A passage is read alone, ``<s> passage </s>``. The stretches of a set are masked
+together. Each stretch is scored by the chain rule: its tokens from left to right, with its later
+tokens masked (within-word left-to-right, Kauf & Ivanova 2023) and the other stretches of the set
+masked too. Every byte is masked once over the sets, so
 
-It is a pseudo-likelihood, since a stretch sees both sides, but one of the same stretches given the same text, whatever the vocabulary. What
-it still assumes: the number of <mask>s is seen, and with it how many pieces a stretch has; where <unk> stands is seen; a stretch that
-a piece joins with its neighbour is hidden with that one, and counted (``crossed``): such passages are not compared. A vocabulary whose
-pieces spell a word in several ways pays for the way that it takes.
+    bits per byte = (sum of -log2 p(tokens of a stretch | the passage without its set) + charges)
+                    / bytes
 
-Causal models predict every piece and the end of every passage: the exact length of a code for the passage, as the vocabulary reads it.
+It is a pseudo-likelihood, since a stretch sees both sides. But the stretches and the text that they
+see are the same for every vocabulary. The model still sees some things for free: the number of
+<mask>s, hence the number of tokens of a stretch, and the places of <unk>. Where a token joins two
+stretches, both are masked together, and the token is counted (``crossed``): such passages are not
+compared. If a vocabulary can spell a word in several ways, it pays for the one that it takes.
 
-Charges, see the head of :mod:`xmod_lab.scoring.held_out`: 8 bits for each byte that <unk> stands for, and respelling.
+Causal models predict every token and the end of every passage. This is the exact length of a code
+for the passage, as the vocabulary reads it.
+
+Charges, see the head of :mod:`xmod_lab.scoring.held_out`: 8 bits for each byte that <unk> stands
+for, and respelling.
 """
 
 import math
@@ -34,8 +41,8 @@ from xmod_lab.text.encoding import encodings
 from xmod_lab.text.objectives import Objective
 from xmod_lab.text.stretches import deal, starts_of
 
-UNKNOWN_BITS = 8  # for each byte that no piece spells: its raw value
-LEVEL, AT_LEAST = 0.95, 10  # of intervals; passages, or rows, that one takes
+UNKNOWN_BITS = 8  # for each byte that no token spells: its raw value
+LEVEL, AT_LEAST = 0.95, 10  # of an interval; the passages or rows that it needs
 _RESAMPLES = 2000
 _LOGITS = 1 << 26  # at once: 256 MiB
 _POSITIONS = 1 << 13  # read at once; fixed, so that figures do not depend on the training batch
@@ -45,8 +52,14 @@ _POSITIONS = 1 << 13  # read at once; fixed, so that figures do not depend on th
 
 @dataclass(frozen=True)
 class Window:
-    """A passage, or the part of a long one that fits in a row: ``ids`` (T,) with the special pieces around it; ``stretch`` (T,) which
-    each piece belongs to, -1 for what is not predicted; ``sets`` (S,) of the passage's stretches."""
+    """A passage, or a part of a long one that fits in a row.
+
+    Attributes:
+        passage: its number.
+        ids: (T,) tokens, with the special ones around them.
+        stretch: (T,) the stretch of each token, -1 for what is not predicted.
+        sets: (S,) the set of each stretch of the passage.
+    """
 
     passage: int
     ids: np.ndarray
@@ -62,7 +75,9 @@ class Passages:
         length: positions of a row; a longer passage is read in parts, cut between stretches.
         respelling: bits per byte that tell what the normalisation made alike.
     Attributes:
-        sizes, charges: (P,) UTF-8 bytes; bits that do not depend on the model. crossed: (P,) pieces that join two stretches.
+        sizes: (P,) UTF-8 bytes.
+        charges: (P,) bits that do not depend on the model.
+        crossed: (P,) how many tokens join two stretches.
     """
 
     def __init__(
@@ -108,7 +123,7 @@ class Passages:
         return bits
 
     def unigram_bits(self, counts: np.ndarray) -> np.ndarray:
-        """(P,) bits of guessing each piece by its frequency, ``counts`` (V,): the same pieces, and the same bytes."""
+        """(P,) bits of guessing each token by its frequency, ``counts`` (V,); same tokens, bytes."""
         cost, bits = -log_frequency(counts).double().numpy() / math.log(2), self.charges.copy()
         for window in self.windows:
             predicted = window.ids[1:] if self.likelihood.exact else window.ids[window.stretch >= 0]
@@ -128,7 +143,7 @@ class Passages:
     def _batches(
         self, model: XmodLanguageModel
     ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
-        """(B,) passages, and the batch. Rows of one length stand together: nothing is padded."""
+        """(B,) passages, and the batch. Rows of a batch have one length: nothing is padded."""
         lang_id, by_length = model.lang_id(self.code), {}
         for window in self.windows:
             by_length.setdefault(len(window.ids), []).append(window)
@@ -155,7 +170,7 @@ class Passages:
         return np.array(owners), {**batch, "lang_ids": torch.full((len(rows),), lang_id)}
 
     def _rows(self, window: Window) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """(inputs, labels), both (T,), in which together every piece is predicted once."""
+        """(inputs, labels), both (T,); together they predict every token once."""
         ids = window.ids
         if self.likelihood.exact:
             yield ids, np.where(np.arange(len(ids)) > 0, ids, IGNORE)
@@ -183,8 +198,12 @@ def _labels(ids: np.ndarray, places: np.ndarray) -> np.ndarray:
 
 
 def _stretches(text: str, known: np.ndarray, offsets: list[tuple[int, int]], longest: int) -> tuple:
-    """(N,) which stretch each piece belongs to; (S,) the set of each stretch; and how many pieces, ``known`` (N,), join two. Where one
-    does, or where a stretch has more than ``longest`` pieces, so that no row holds it, stretches are not those of the text."""
+    """The stretches of one passage of N tokens; ``known`` (N,): tokens other than <unk>.
+
+    Returns:
+        (N,) the stretch of each token; (S,) the set of each stretch; and how many known tokens join
+        two stretches, plus how many stretches have more than ``longest`` tokens and fit in no row.
+    """
     starts = starts_of(text)
     sets = deal(text, len(starts))
     if not len(known):
@@ -201,7 +220,10 @@ def _stretches(text: str, known: np.ndarray, offsets: list[tuple[int, int]], lon
 
 
 def _parts(owner: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
-    """Beginning and end of the parts in which a passage of (N,) pieces is read: at most ``room`` pieces, whole stretches if they fit."""
+    """Beginning and end of each part in which a passage is read; ``owner`` (N,): the stretches.
+
+    A part has at most ``room`` tokens, and whole stretches if they fit.
+    """
     start = 0
     while len(owner) - start > room:
         cuts = [i for i in range(start + 1, start + room + 1) if owner[i] != owner[i - 1]]
@@ -212,7 +234,10 @@ def _parts(owner: np.ndarray, room: int) -> Iterator[tuple[int, int]]:
 def labelled_nats(
     model: XmodLanguageModel, code: str, batch: dict[str, torch.Tensor], slot: str | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(M,) the row of each label of ``batch``, all of one language, and its nats; ``slot``: see :meth:`XmodModel.forward`."""
+    """(M,) the row of each label of ``batch``, which has one language, and (M,) its nats.
+
+    ``slot``: see :meth:`XmodModel.forward`.
+    """
     table = model.base_model.embeddings.table(model.config.languages[model.lang_id(code)])
     weight, bias = model.output_matrix(table)
     labels = batch["labels"]
@@ -229,8 +254,11 @@ def labelled_nats(
 
 
 def interval(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float] | None:
-    """Ends of the ``LEVEL`` interval of ``sums.sum() / sizes.sum()``, both (N,), by the percentile bootstrap over passages or rows, which
-    are drawn anew; ``None`` for fewer than ``AT_LEAST``. The draws are fixed."""
+    """Ends of the ``LEVEL`` interval of ``sums.sum() / sizes.sum()``, both (N,).
+
+    By the percentile bootstrap over passages or rows, with fixed draws; ``None`` for fewer than
+    ``AT_LEAST`` of them.
+    """
     kept = sizes > 0
     sums, sizes = sums[kept], sizes[kept]
     if len(sums) < AT_LEAST:

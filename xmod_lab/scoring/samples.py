@@ -1,8 +1,11 @@
-"""What a model fills in: held-out passages with one piece hidden and its likeliest pieces there, for people to look at.
+"""What a model fills in: held-out passages with one masked token, and its likeliest tokens there.
 
-    samples.json   code -> passages: {"before", "hidden", "after", "rank", "likeliest": [[piece, probability], ...]}
+They are for people to look at. Nothing is random.
 
-``rank`` is that of the hidden piece, from 1. A causal model sees what is before the piece alone. Nothing is random.
+    samples.json   code -> passages: {"before", "hidden", "after", "rank",
+                                      "likeliest": [[token, probability], ...]}
+
+``rank`` is that of the masked token (``hidden``), from 1. A causal model sees only what is before.
 """
 
 import numpy as np
@@ -14,12 +17,10 @@ from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.held_out import Scorer, on_device
 
 SAMPLES = "samples.json"
-_PASSAGES, _LIKELIEST = 3, 5  # of a language; pieces that are shown
-_ROWS = 64  # of held-out text, in which passages are looked for
-_SHORTEST, _AROUND = (
-    5,
-    60,
-)  # pieces of a passage; characters on either side of the hidden piece that are kept
+_PASSAGES, _LIKELIEST = 3, 5  # of a language; tokens that are shown
+_ROWS = 64  # of held-out text, from which passages are taken
+_SHORTEST = 5  # tokens of a passage
+_AROUND = 60  # characters that are kept on either side of the masked token
 
 
 def filled(
@@ -29,7 +30,10 @@ def filled(
     *,
     accelerator: str,
 ) -> dict[str, list[dict]]:
-    """Samples of every language of ``scorers``, which share ``tokenizer``, as in samples.json; in evaluation mode."""
+    """Samples of every language of ``scorers``, which share ``tokenizer``, as in samples.json.
+
+    The model is in evaluation mode meanwhile.
+    """
     was_training = model.training
     model.eval()
     with on_device(model, accelerator):
@@ -54,13 +58,12 @@ def _samples(
 
 
 def _passages(rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[np.ndarray]:
-    """Passages, of those that are cut the last parts, without special pieces around them."""
+    """Passages without the special tokens around them; of a passage that is cut, its last part."""
     stream = rows.ravel()
     ends = np.flatnonzero(stream == tokenizer.eos_token_id)
     starts = np.flatnonzero(stream == tokenizer.bos_token_id)
-    starts = starts[
-        np.searchsorted(starts, ends) - 1
-    ]  # a part without an end lies before another start
+    # a part without an end lies before another start
+    starts = starts[np.searchsorted(starts, ends) - 1]
     return [
         stream[start + 1 : end]
         for start, end in zip(starts, ends, strict=True)
@@ -69,8 +72,11 @@ def _passages(rows: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> list[np.n
 
 
 def _place(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Which piece of a passage is hidden: in the middle of those that are a word of three letters or more, else of those with
-    letters; ``None`` where there is none, or where the passage has a piece that the vocabulary cannot spell."""
+    """Which token of a passage is masked; ``None`` if no token fits, or if the passage has <unk>.
+
+    The middle one of the tokens that are whole words of three letters or more, else of those that
+    are only letters; never the first token.
+    """
     if np.isin(ids, tokenizer.all_special_ids).any():
         return None
     pieces = tokenizer.convert_ids_to_tokens(ids.tolist())
@@ -81,9 +87,7 @@ def _place(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> int | None:
         for i, word in enumerate(words)
         if starts[i] and starts[i + 1] and len(word) >= 3 and word.isalpha()
     ]
-    found = [i for i in whole if i] or [
-        i for i, word in enumerate(words) if i and word.isalpha()
-    ]  # not the first one
+    found = [i for i in whole if i] or [i for i, word in enumerate(words) if i and word.isalpha()]
     return found[len(found) // 2] if found else None
 
 
@@ -95,7 +99,7 @@ def _sample(
     place: int,
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict:
-    """``ids`` (S,) of which the one at ``place`` is hidden."""
+    """The sample of ``ids`` (S,) with the one at ``place`` masked."""
     causal = model.config.is_decoder
     shown = [tokenizer.bos_token_id, *ids.tolist(), tokenizer.eos_token_id]
     shown = (

@@ -39,13 +39,16 @@ def share(sums: np.ndarray) -> np.ndarray:
 
 
 def by_column(hits: np.ndarray) -> np.ndarray:
-    """Counts (N, 2D) for :func:`mean_of_columns`, of ``hits`` (N, D): nan where an example is not in a column."""
+    """Counts (N, 2D) for :func:`mean_of_columns`, from ``hits`` (N, D).
+
+    A hit is nan where an example is not in a column.
+    """
     there = ~np.isnan(hits)
     return np.concatenate([np.where(there, hits, 0), there], axis=1).astype(float)
 
 
 def mean_of_columns(sums: np.ndarray) -> np.ndarray:
-    """(..., 2D), hits in each of D columns and examples in it -> (...), the mean of the columns' shares."""
+    """(..., 2D), the hits and the examples of each of D columns -> (...), the mean share."""
     hits, there = np.split(sums, 2, axis=-1)
     return (hits / np.maximum(there, 1)).mean(-1)
 

@@ -70,9 +70,9 @@ EXACT = Likelihood(
     scored="every token, left to right",
     units=("nats per token", "bits per byte"),
     explained="Losses are of held-out text: every token, and the end of every passage, is "
-    "predicted from the tokens before it, in float32. They are exact likelihoods of the text as its "
-    "vocabulary normalises it. Bits per byte add a code for what normalisation changed: they are "
-    "the length of the text coded with both.",
+    "predicted from the tokens before it, in float32. They are exact likelihoods of the text as "
+    "its vocabulary normalises it. Bits per byte add a code for what normalisation changed: they "
+    "are the length of the text coded with both.",
 )
 PSEUDO = Likelihood(
     exact=False,
