@@ -77,7 +77,7 @@ from xmod_lab.training.data import batches
 from xmod_lab.training.memory import keep_memory
 from xmod_lab.training.step import clip_gradients
 
-LENGTH, MASKED = 128, 38  # tokens of a row, of which 30 % are predicted
+LENGTH, MASKED = 128, 38  # tokens of a row; 30 % are predicted
 LANGUAGES = [f"l{i}" for i in range(8)]
 OWN = 4_096  # tokens that an added language brings
 SIZES = {  # hidden size, layers, heads, tokens, rows
@@ -302,7 +302,7 @@ def useful_flops(size: str) -> int:
     )  # square: FLOPs of a token through D x D
 
     def layer(read: int) -> int:
-        """Of a layer whose output is read at so many positions."""
+        """Of a layer if its output is read at so many positions."""
         keys_and_values = 2 * tokens * square
         scores_and_sums = 2 * read * 2 * LENGTH * hidden
         queries, output, feed_forward, slot = (
@@ -628,7 +628,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", nargs="+", choices=SIZES, default=["tiny", "small"])
     parser.add_argument(
-        "--only", nargs="+", choices=BENCHES, help="default: all, but for stored slots at base"
+        "--only", nargs="+", choices=BENCHES, help="default: all, except stored slots at base"
     )
     parser.add_argument("--rounds", type=int, default=7, help="pairs of steps that are timed")
     parser.add_argument("--json", type=Path, help="the file to write")

@@ -72,7 +72,7 @@ Marked = list[
 
 
 class UnsayableError(Exception):
-    """A slot or rule of the template has no value here, or is none of LABELS."""
+    """A slot or rule of the template has no value here, or is not in LABELS."""
 
 
 def parse(template: str) -> tuple:

@@ -103,7 +103,7 @@ def read_dictionary(path: Path) -> list[str]:
 def read_sentencepiece(
     path: Path,
 ) -> tuple[spm.ModelProto, dict[str, spm.ModelProto.SentencePiece]]:
-    """The SentencePiece model and, by their text, its pieces other than the special ones."""
+    """The SentencePiece model and, by their text, its tokens other than the special ones."""
     try:
         model = spm.ModelProto.FromString(path.read_bytes())
     except DecodeError as error:

@@ -197,7 +197,7 @@ def tables(pool: list[Scores]) -> list[Table]:
 
 
 def _told(sample: Sample | None, sign: str = "") -> str:
-    """The mean with the digits that its interval over bases allows; three where there is none."""
+    """The mean with the digits that its interval over bases allows; three without one."""
     if sample is None:
         return "–"
     low, high = sample.interval or (None, None)

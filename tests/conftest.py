@@ -17,7 +17,7 @@ from xmod_lab.text.unigram import save_tokenizer, train_sentencepiece
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory):
-    """A tokenizer of 400 pieces, trained on English and German."""
+    """A tokenizer of 400 tokens, trained on English and German."""
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(
         train_sentencepiece(passages("en", 500) + passages("de", 500), pieces=400), folder

@@ -1,4 +1,4 @@
-"""Text whose entropy is known: words drawn one by one, all equally likely and equally long."""
+"""Text of known entropy: words drawn one by one, all equally likely and equally long."""
 
 import math
 import random

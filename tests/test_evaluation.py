@@ -310,7 +310,7 @@ def test_pooled_states_are_means_over_the_pieces_alone_whatever_stands_beside(co
             )
     output = model.base_model.encoder.layer[
         0
-    ].output  # of one piece: what a slot reads, and what the layer makes of it
+    ].output  # of one token: what a slot reads, and what the layer makes of it
     if not flags:
         read = states[1, 1]
         with torch.no_grad():
@@ -471,7 +471,7 @@ def test_samples_hide_one_word_and_have_the_model_s_own_probabilities(corpora, n
     assert samples == filled(model, scorers, tokenizer, accelerator="cpu") and list(
         samples
     ) == list(TEXTS)
-    assert samples["fr_XX"] == []  # Greek, of which the vocabulary has no letter
+    assert samples["fr_XX"] == []  # Greek: the vocabulary has none of its letters
     held_out = [
         tokenizer(p, add_special_tokens=False)["input_ids"]
         for p in found["de_DE"][1].passages("validation")

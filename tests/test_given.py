@@ -36,7 +36,7 @@ LAYOUTS = {  # where <s>, <pad>, </s>, <unk> and <mask> are
 def bert_like(
     layout: str = "BERT", *, pieces: int = 300, template: str = "[CLS] $A [SEP]", **names: str
 ) -> PreTrainedTokenizerFast:
-    """WordPiece of English letters, its special pieces where ``layout`` says."""
+    """WordPiece of English letters, its special tokens where ``layout`` says."""
     special = LAYOUTS[layout]
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?()'\"-/%"
     ordinary = [*letters, *(f"##{c}" for c in letters), *(f"[unused{i}]" for i in range(pieces))]

@@ -218,7 +218,7 @@ def test_older_names_half_precision_and_settings_under_cfg_are_read(tmp_path):
 
 @pytest.fixture(scope="module")
 def vocabulary():
-    """A SentencePiece model with the special pieces where XLM-R's has them."""
+    """A SentencePiece model with the special tokens where XLM-R's has them."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(passages("en", 150) + passages("de", 150)),

@@ -42,7 +42,7 @@ def handmade(*pieces: str) -> PreTrainedTokenizerFast:
 
 
 def begun(old, new, method, *, rows=None, seed=0, model=None):
-    """(table by piece of the new vocabulary, the base's by piece, report)"""
+    """(table by token of the new vocabulary, the base's by token, report)"""
     model = model or tiny_model(vocab_size=len(old))
     model.add_language("sw_KE", pieces=len(new))
     rows = np.zeros((0, 8), dtype=np.int64) if rows is None else rows
@@ -62,7 +62,7 @@ def begun(old, new, method, *, rows=None, seed=0, model=None):
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory, tokenizer_folder):
-    """English and German, 400 pieces; Swahili, 300."""
+    """English and German, 400 tokens; Swahili, 300."""
     folder = tmp_path_factory.mktemp("new")
     save_tokenizer(train_sentencepiece(passages("sw", 400), pieces=300), folder)
     return AutoTokenizer.from_pretrained(tokenizer_folder), AutoTokenizer.from_pretrained(folder)
@@ -184,7 +184,7 @@ def test_fuzzy_overlap_prefers_the_mark_then_the_accents_then_the_case_then_the_
         assert torch.equal(table[piece], base[donor]), piece
     assert (
         report.derived == 6
-    )  # a sign that kills a vowel is a letter's part, an accent alone is no piece of any letters
+    )  # a sign that kills a vowel is a letter's part, an accent alone is no token of any letters
     assert letters("▁Ἀθήνα") == letters("ΑΘΗΝΑ") == "αθηνα" and letters("▁") == ""
 
 

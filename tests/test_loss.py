@@ -144,7 +144,7 @@ def test_rows_that_were_looked_up_are_added_to_the_gradient_of_the_output_matrix
             found, b.grad, atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
         )
     dense = [name for name in operators.seen if name.startswith("embedding_dense_backward")]
-    assert len(dense) == 2, "for the positions and for Swahili, whose rows predict nothing"
+    assert len(dense) == 2, "for the positions and for Swahili: its rows predict nothing"
 
 
 def test_gradients_without_backward_and_hooks_are_those_of_the_whole_table():

@@ -344,7 +344,7 @@ def test_a_finished_run_is_finished_on_any_machine_and_an_evaluation_of_before_g
     cpu(0.01)
     assert (
         run.fit_to_machine(composed()).trainer.precision == "16-mixed"
-    )  # of which nothing is left to do
+    )  # nothing is left to decide
     (tmp_path / "metrics.json").unlink()
     assert run.fit_to_machine(composed(), trains=False).trainer.precision == "16-mixed"
     assert (

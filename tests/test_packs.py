@@ -78,7 +78,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def pack(tmp_path):
-    """A pack of 70 pieces, without a tokenizer."""
+    """A pack of 70 tokens, without a tokenizer."""
     model = tiny_model()
     model.add_language("sw_KE", "random", pieces=70, seed=9)
     write_pack(model, "sw_KE", tmp_path / "sw_KE", tokenizer_folder=None, details={})
@@ -449,7 +449,7 @@ def test_verify_finds_what_was_changed(place, tmp_path):
     whole = tokenizer.read_bytes()
     tokenizer.write_bytes(
         whole.replace(b"\xe2\x96\x81na", b"\xe2\x96\x81nb")
-    )  # a piece, spelt otherwise
+    )  # a token, spelt otherwise
     with pytest.raises(
         ProofError,
         match="'sw_KE'.* other files than its pack brought: tokenizer.json in languages/sw_KE/",
@@ -473,7 +473,7 @@ def test_verify_finds_what_was_changed(place, tmp_path):
 
 
 def _swapped(folder: Path, one: int, other: int) -> None:
-    """Two pieces of a tokenizer, each in the other's place."""
+    """Two tokens of a tokenizer, each in the other's place."""
     tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     pieces = tokenizer["model"]["vocab"]
     pieces[one][0], pieces[other][0] = pieces[other][0], pieces[one][0]
@@ -518,7 +518,7 @@ def test_a_piece_swapped_in_the_base_s_tokenizer_is_found_and_its_packs_refused(
     (tmp_path / "base" / "tokenizer.json").unlink()
     for file in tmp_path.glob("base/*.model"):
         file.unlink()
-    install(tmp_path / "base", [kept / "ca_ES"], tmp_path / "out")  # there is none to compare with
+    install(tmp_path / "base", [kept / "ca_ES"], tmp_path / "out")  # nothing to compare with
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_the_sets_hang_on_the_text_alone_and_share_it_evenly():
 
 @pytest.fixture(scope="module")
 def vocabularies():
-    """Of the synthetic text: whole words as pieces, and single letters."""
+    """Of the synthetic text: whole words as tokens, and single letters."""
     text = synthetic.text(WORDS, 200, SIZE, seed=2)
     found = {
         name: to_hugging_face(train_sentencepiece(text, pieces=pieces))
@@ -85,7 +85,7 @@ def vocabularies():
 
 
 def ideal_bits(ids: np.ndarray, inputs: np.ndarray, place: int, tokenizer) -> float:
-    """-log2 p(piece at ``place`` | what is visible of its word), of a model that knows the text."""
+    """-log2 p(token at ``place`` | what is visible of its word), of a model that knows the text."""
     pieces = [
         piece.replace("▁", " ") for piece in tokenizer.convert_ids_to_tokens(ids[1:-1].tolist())
     ]
@@ -104,7 +104,7 @@ def ideal_bits(ids: np.ndarray, inputs: np.ndarray, place: int, tokenizer) -> fl
 
 
 def test_the_ideal_model_pays_the_entropy_of_the_text_whatever_the_vocabulary(vocabularies):
-    """And by hidden pieces less the shorter they are, down to nothing."""
+    """And by hidden tokens less the shorter they are, down to nothing."""
     text = synthetic.text(WORDS, 16, SIZE, seed=3)
     costs, by_pieces = {}, {}
     for name, tokenizer in vocabularies.items():
@@ -243,7 +243,7 @@ def test_the_unigram_is_charged_for_the_same_pieces_and_bytes(read):
 
 
 def test_how_the_code_is_spelt_is_of_no_consequence(tmp_path, tokenizer_folder):
-    """Neither to the pieces that the loss hides, nor to the stretches of bits per byte."""
+    """Neither to the tokens that the loss hides, nor to the stretches of bits per byte."""
     (tmp_path / "x.txt").write_text("\n".join(passages("de", 300)), encoding="utf-8")
     tokenizer, found = load_tokenizer(tokenizer_folder), []
     for code in ("de", "de_DE"):
@@ -317,7 +317,7 @@ def test_words_are_hidden_together_at_the_same_rate(tokenizer_folder, unit):
         )
         partly += int(
             (again & letters[1:] & letters[:-1]).sum()
-        )  # of a word hidden from a later piece on
+        )  # of a word hidden from a later token on
         ends = hidden[:-1] & ~hidden[1:] & ~starts[row[1:]] & letters[1:] & letters[:-1]
         assert not ends.any()  # never without its end
     assert (partly <= len(rows)) if unit == "word" else (partly > 3 * len(rows))
@@ -326,7 +326,7 @@ def test_words_are_hidden_together_at_the_same_rate(tokenizer_folder, unit):
 
 
 def test_words_of_pieces_alone_are_all_pieces():
-    """Where there are fewer ordinary pieces than are to be hidden, all are."""
+    """Where there are fewer ordinary tokens than are to be hidden, all are."""
     masker = Masker(
         0.5,
         "all-mask",

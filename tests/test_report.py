@@ -351,7 +351,7 @@ def test_what_is_no_run_is_refused(run, damage, call):
 
 
 def begin_nothing(folder):
-    """As Hydra leaves a job whose settings were refused."""
+    """As Hydra leaves a job after its settings are refused."""
     (folder / ".hydra").mkdir(parents=True)
     (folder / ".hydra" / "hydra.yaml").write_text("hydra:\n  job:\n    name: pretrain\n")
 
@@ -785,7 +785,7 @@ def test_what_an_evaluation_scored_is_said_by_its_model_and_not_by_its_settings(
     figures = {"val/exact": 1, "val/loss/en_XX": 3.0, "val/bpb/en_XX": 1.0}
     config = OmegaConf.merge(
         OmegaConf.create(asdict(composed())), {"command": "evaluate", "evaluate": {"pll": False}}
-    )  # whose task is mlm
+    )  # the default task
     for name in ("done", "undone"):
         (tmp_path / name).mkdir()
         OmegaConf.save(config, tmp_path / name / "config.yaml")

@@ -30,7 +30,7 @@ MASKED, CAUSAL = MaskedLM(), CausalLM()
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, tokenizer_folder) -> Prepared:
-    """English, German, and Greek, whose letters the vocabulary does not have."""
+    """English, German, and Greek; the vocabulary has no Greek letters."""
     folder = tmp_path_factory.mktemp("scoring")
     tokenizer, corpora = load_tokenizer(tokenizer_folder), {}
     for code, count in (("en_XX", 500), ("de_DE", 300), ("fr_XX", 100)):
@@ -60,7 +60,7 @@ def _held_out(prepared: Prepared, code: str) -> tuple[np.ndarray, int, int, int]
 def _plain(
     model, rows: np.ndarray, labels: np.ndarray, inputs: np.ndarray, code: str, *, shift: int
 ) -> tuple[float, int]:
-    """(nats, pieces) of the labelled positions, a row at a time, by torch's own cross entropy."""
+    """(nats, tokens) of the labelled positions, a row at a time, by torch's own cross entropy."""
     nats, count = 0.0, 0
     for row, label, hidden in zip(rows, labels, inputs, strict=True):
         mask = torch.from_numpy(row != 1).long()[None]
@@ -199,7 +199,7 @@ def test_consumption_is_what_the_batches_held(prepared):
         for i, corpus in enumerate(corpora.values())
         for row in corpus.train
     }
-    assert len(known) == sum(sizes.values())  # a row is known by its pieces
+    assert len(known) == sum(sizes.values())  # a row is known by its tokens
     read = {code: [0, 0, 0] for code in corpora}  # rows, tokens, bytes
     for step in range(steps):
         batch = stream[step]

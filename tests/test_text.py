@@ -362,7 +362,7 @@ def test_masks_are_exact_keyed_and_never_on_special_pieces():
 
 @pytest.mark.parametrize("pieces", [60, 8_192, 250_002])
 def test_masks_are_those_of_a_walk_through_the_vocabulary(pieces):
-    """Written out: to draw from a list of all pieces that are not special."""
+    """Written out: to draw from a list of all tokens that are not special."""
     specials = (0, 1, 2, 3, pieces - 1)
     masker = Masker(0.3, "80-10-10", pieces - 1, pieces, specials)
     ordinary = np.setdiff1d(np.arange(pieces), specials)

@@ -52,7 +52,7 @@ def test_encoding_and_decoding_are_those_of_sentencepiece(pair, code):
     ]:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         assert ids == processor.encode(text), text
-        if UNK not in ids:  # the surface of an unknown piece is a matter of taste
+        if UNK not in ids:  # the surface of an unknown token is a matter of taste
             assert tokenizer.decode(ids, clean_up_tokenization_spaces=False) == processor.decode(
                 ids
             ), text

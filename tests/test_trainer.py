@@ -247,7 +247,7 @@ def test_an_evaluation_over_several_vocabularies_keeps_what_was_chosen(tmp_path)
             "compute_metrics": lambda p: seen.append(p.predictions) or {},
         },
     )
-    tool.evaluate(data)  # the first batches have 50 pieces, the last one 70
+    tool.evaluate(data)  # the first batches have 50 tokens, the last one 70
     by_hand = data.with_format("torch")[:]
     with torch.no_grad():
         expected = model(by_hand["input_ids"], lang_ids=by_hand["lang_ids"]).logits.argmax(-1)
@@ -307,7 +307,7 @@ def test_labels_that_are_shifted_already_are_honoured(tmp_path):
 
 
 def test_shifted_labels_train_as_they_do_in_transformers_own_class(tmp_path):
-    """They are a column of their own, of which a step's mean is counted."""
+    """They are a column of their own; a step's mean is counted."""
     data = rows("ForCausalLM").map(lambda row: {"shift_labels": [*row["labels"][2:], -100, 7]})
     ours, theirs = (
         curve(
@@ -540,7 +540,7 @@ def test_pipelines_give_what_they_give_with_transformers_own_class(task, tokeniz
         for model in models
     )
     assert len(ours) > 1
-    if task == "text-generation":  # whose positions count from zero there, see test_differences
+    if task == "text-generation":  # positions count from zero there, see test_differences
         ids = tokenizer(text[0], return_tensors="pt")["input_ids"]
         piece = models[0](ids, lang_ids="de_DE").logits[0, -1].argmax()
         assert ours[0] == tokenizer.decode(

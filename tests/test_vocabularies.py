@@ -35,7 +35,7 @@ def grown(head: str = "ForMaskedLM", **changes):
 
 
 def rows(length: int = 9) -> torch.Tensor:
-    """(B, S) ids, each row of all the pieces of its language."""
+    """(B, S) ids, each row of all the tokens of its language."""
     generator = torch.Generator().manual_seed(2)
     return torch.stack(
         [torch.randint(5, PIECES.get(code, 50), (length,), generator=generator) for code in ROWS]
@@ -57,7 +57,7 @@ def test_logits_of_a_mixed_batch_are_those_of_each_row_alone(head, cache):
         assert_close(logits[i, :, : alone.shape[1]], alone, atol=1e-6, rtol=1e-5)
         assert (
             logits[i, :, alone.shape[1] :] == -torch.inf
-        ).all()  # no such piece: never predicted
+        ).all()  # no such token: never predicted
 
 
 @pytest.mark.parametrize("head", ["ForMaskedLM", "ForCausalLM"])

@@ -207,7 +207,7 @@ def tree(folder: Path) -> dict[str, Path]:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Whether two files say the same: all bytes, but for times in figures."""
+    """Whether two files say the same: all bytes, except times in figures."""
     if a.name == "metrics.csv":
         first, second = (
             [_timeless(row) for row in csv.DictReader(path.read_text().splitlines())]

@@ -47,7 +47,7 @@ def nats_per_piece(data, base, *, attention: str) -> float:
     logits = torch.cat(logits).view(*rows.shape, -1)
     labels = torch.where(rows <= 1, -100, rows)[
         :, 1:
-    ]  # every piece, the ends of passages too, and nothing else
+    ]  # every token, the ends of passages too, and nothing else
     return float(torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels.flatten()))
 
 

@@ -10,7 +10,7 @@ ENTROPY = synthetic.entropy(WORDS, SIZE)
 PIECES = {
     "words": (200, 1),
     "letters": (len(set("".join(WORDS))) + 6, 4),
-}  # size of the vocabulary; pieces of a word
+}  # size of the vocabulary; tokens of a word
 STEPS = {
     ("mlm", "words"): 300,
     ("mlm", "letters"): 2400,

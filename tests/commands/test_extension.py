@@ -123,7 +123,7 @@ def test_every_language_has_its_tokenizer_in_the_model_and_in_the_pack(extended,
 
 
 def test_what_an_experiment_sets_is_asked_for_like_the_command_line(workplace, tmp_path):
-    """The base's rows have 32 pieces; elsewhere it is the base's settings that count."""
+    """The base's rows have 32 tokens; elsewhere it is the base's settings that count."""
     (workplace.folder / "conf" / "experiment").mkdir(exist_ok=True)
     (workplace.folder / "conf" / "experiment" / "short.yaml").write_text(
         "# @package _global_\ndata: {row_length: 24}\n"

@@ -204,7 +204,7 @@ def test_finetune_remembers_too(workplace, call, tmp_path):
 
 
 def test_a_bug_in_one_job_is_told_in_its_log_and_the_others_go_on(tmp_path, monkeypatch, capfd):
-    """By a command whose work fails for one seed."""
+    """By a command that fails for one seed."""
 
     def work(cfg, folder: Path) -> None:
         assert cfg.logger.group == "sweep" and cfg.is_given("seed")

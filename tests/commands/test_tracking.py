@@ -82,7 +82,7 @@ def test_without_a_key_nothing_is_asked(asked, tmp_path, monkeypatch, caplog):
 
 
 class _Broken:
-    """A W&B run whose service has died."""
+    """A W&B run after its service has died."""
 
     def __getattr__(self, name: str):
         raise ConnectionResetError("the service is gone")

@@ -73,7 +73,7 @@ def why_not(a: Run, b: Run, code: str) -> str | None:
     if len(_common(a, b, code)) < AT_LEAST:
         return (
             f"their vocabularies split fewer than {AT_LEAST} passages into the same stretches of "
-            "text; compare them by task=clm"
+            "text; compare them by objective=clm"
         )
     return None
 
