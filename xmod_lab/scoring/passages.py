@@ -47,7 +47,7 @@ _RESAMPLES = 2000
 _LOGITS = 1 << 26  # at once: 256 MiB
 _POSITIONS = 1 << 13  # read at once; fixed, so that figures do not depend on the training batch
 
-# P passages, B rows of a batch, T positions, M labelled ones, S stretches of a passage, V vocabulary
+# P passages, B rows of a batch, T positions, M labelled ones, S its stretches, V vocabulary
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Passages:
         return bits
 
     def unigram_bits(self, counts: np.ndarray) -> np.ndarray:
-        """(P,) bits of guessing each token by its frequency, ``counts`` (V,); same tokens, bytes."""
+        """(P,) bits of guessing each token by its frequency, ``counts`` (V,)."""
         cost, bits = -log_frequency(counts).double().numpy() / math.log(2), self.charges.copy()
         for window in self.windows:
             predicted = window.ids[1:] if self.likelihood.exact else window.ids[window.stretch >= 0]
@@ -272,7 +272,7 @@ def interval(sums: np.ndarray, sizes: np.ndarray) -> tuple[float, float] | None:
 
 
 def sample_of(corpus: Corpus, most: int | None) -> list[str]:
-    """The held-out passages that are scored: ``most`` of them, evenly spaced over the text, or all."""
+    """The held-out passages that are scored: ``most`` of them, evenly spaced, or all."""
     texts = corpus.held_out()
     count = len(texts) if most is None else min(most, len(texts))
     return [texts[i * len(texts) // count] for i in range(count)]
