@@ -84,7 +84,7 @@ def test_labels_pairs_and_lengths(model):
 def test_what_cannot_be_a_batch_is_refused(model):
     collator = XmodCollator(model)
     with pytest.raises(
-        UserError, match="row 1 .* no 'language'; it has text. .*remove_unused_columns=False"
+        UserError, match="remove_unused_columns=False.*: row 1 .* no 'language'; it has text$"
     ):
         collator([TEXTS[0], {"text": "x"}])
     with pytest.raises(UnknownLanguageError, match="unknown language 'ta_IN'"):

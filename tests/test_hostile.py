@@ -17,9 +17,8 @@ from tests.helpers import make_pack, tiny_model
 from xmod_lab.errors import UserError, printable, reason, shown
 from xmod_lab.files import digest_of_files
 from xmod_lab.foreign import name_fault, parse_json, read_json
-from xmod_lab.languages.differences import settings_that_differ
 from xmod_lab.languages.folders import export, install, new_folder, remove
-from xmod_lab.languages.inventory import inventory
+from xmod_lab.languages.inspection import inventory, settings_that_differ
 from xmod_lab.languages.verify import verify
 from xmod_lab.model import (
     XmodConfig,

@@ -19,9 +19,8 @@ import transformers
 from tests.helpers import make_pack, passages, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.foreign import from_hub, hub_id
-from xmod_lab.languages.differences import settings_that_differ
 from xmod_lab.languages.folders import install, pack_folders
-from xmod_lab.languages.inventory import inventory
+from xmod_lab.languages.inspection import inventory, settings_that_differ
 from xmod_lab.languages.packs import push_pack, write_pack
 from xmod_lab.languages.verify import verify
 from xmod_lab.model import XmodForMaskedLM

@@ -20,7 +20,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.languages.embeddings import (
     initialise_vocabulary,
     log_frequency,
-    shared_pieces,
+    shared_tokens,
     special_pairs,
 )
 from xmod_lab.languages.focus import auxiliary_vectors, mixtures, sparsemax
@@ -90,7 +90,7 @@ def test_rows_are_matched_by_piece_and_moved_by_id_and_the_base_is_only_read(
     model = tiny_model(vocab_size=len(old))
     table, base, report = begun(old, new, method, rows=text, model=model)
     assert {name: d for name, d in tensor_digests(model).items() if name in before} == before
-    shared = shared_pieces(old, new)
+    shared = shared_tokens(old, new)
     moved = [new.convert_ids_to_tokens(n) for n, o in shared.items() if n != o]
     assert len(moved) > 20 and all(
         old.convert_ids_to_tokens(shared[new.get_vocab()[p]]) == p for p in moved
@@ -274,7 +274,7 @@ def test_focus_trains_its_vectors_as_its_authors_do(monkeypatch, caplog):
     }
     assert {key: seen[key] for key in wanted} == wanted
     assert (
-        "before the first step, vectors are trained on 60 pieces of the training text, in 3 passes"
+        "before the first step, vectors are trained on 60 tokens of the training text, in 3 passes"
         in caplog.text
     )
 

@@ -17,9 +17,8 @@ from xmod_lab.errors import ProofError, UnknownLanguageError, UserError
 from xmod_lab.files import digest_of_files
 from xmod_lab.languages import folders
 from xmod_lab.languages.cards import base_card, export_card
-from xmod_lab.languages.differences import settings_that_differ, tensors_that_differ
 from xmod_lab.languages.folders import export, install, pack_folders, remove
-from xmod_lab.languages.inventory import inventory
+from xmod_lab.languages.inspection import inventory, settings_that_differ, tensors_that_differ
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.languages.verify import verify
@@ -505,7 +504,7 @@ def test_a_piece_swapped_in_the_base_s_tokenizer_is_found_and_its_packs_refused(
     )
     with pytest.raises(
         ProofError,
-        match="the base of 'ca_ES', whose pack was made on a base with the tokenizer "
+        match="the base of 'ca_ES': its pack was made on a base with the tokenizer "
         "[0-9a-f]{12}, that of",
     ):
         verify(tmp_path / "model", None)
@@ -642,7 +641,7 @@ def test_cards_are_those_of_the_hub_and_keep_what_the_base_says(place, tmp_path)
     ]
     assert (
         manifest["base_fingerprint"] in card.text
-        and "an X-MOD of 3 languages, 2 layers of 16, 400 pieces" in card.text
+        and "an X-MOD of 3 languages, 2 layers of 16, 400 tokens" in card.text
     )
     assert (
         "| training text: bytes | 2,000,000 |" in card.text and "| peak lr | 0.002 |" in card.text
@@ -657,7 +656,7 @@ def test_cards_are_those_of_the_hub_and_keep_what_the_base_says(place, tmp_path)
     )
     assert (
         "X-MOD of 4 languages, 1 of them added" in rest
-        and "`sw_KE` (300 pieces of its own)" in rest
+        and "`sw_KE` (300 tokens of its own)" in rest
     )
 
 

@@ -66,7 +66,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _list(arguments: argparse.Namespace) -> None:
-    from xmod_lab.languages.inventory import HEADER, inventory
+    from xmod_lab.languages.inspection import HEADER, inventory
     from xmod_lab.tables import Table
 
     for path in arguments.paths:
@@ -88,7 +88,7 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _diff(arguments: argparse.Namespace) -> None:
-    from xmod_lab.languages.differences import settings_that_differ, tensors_that_differ
+    from xmod_lab.languages.inspection import settings_that_differ, tensors_that_differ
 
     lines = []
     for key, *both in settings_that_differ(*arguments.both):

@@ -13,9 +13,8 @@ import pytest
 from tests.campaign.hostile import NOT_OURS, VICTIM, hostile_folder
 from tests.helpers import make_pack
 from xmod_lab.errors import ProofError, UserError
-from xmod_lab.languages.differences import settings_that_differ, tensors_that_differ
 from xmod_lab.languages.folders import export, install, remove
-from xmod_lab.languages.inventory import inventory
+from xmod_lab.languages.inspection import inventory, settings_that_differ, tensors_that_differ
 from xmod_lab.languages.verify import verify
 from xmod_lab.model import XmodForMaskedLM
 

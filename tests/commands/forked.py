@@ -16,7 +16,7 @@ _NAMES = (
     "cli pretrain finetune evaluate rank prepare packs report runs.jobs runs.sweep "
     "stages.extension stages.planning "
     "stages.finetuning stages.ranking stages.evaluating stages.opening reports.page "
-    "languages.inventory languages.verify languages.differences"
+    "languages.inspection languages.verify"
 )
 PRELOADED = [f"xmod_lab.{name}" for name in _NAMES.split()]
 FORKS = multiprocessing.get_context("forkserver")

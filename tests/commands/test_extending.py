@@ -12,7 +12,7 @@ from tests.commands.helpers import FINETUNE
 from xmod_lab import finetune, report
 from xmod_lab.choices import EMBEDDING_INITS, SLOT_ARCHITECTURES
 from xmod_lab.config.identity import identity
-from xmod_lab.languages.initialisers import METHODS, Material, Rows
+from xmod_lab.languages.initialisers import METHODS, InitInputs, Rows
 from xmod_lab.model.slots import SLOTS, XmodSlot
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.settings import number
@@ -27,9 +27,9 @@ from xmod_lab.text.objectives import OBJECTIVES, MaskedLM
 from xmod_lab.text.text_files import decoded_lines
 
 
-def centre(m: Material) -> Rows:
+def centre(m: InitInputs) -> Rows:
     """Each new subword starts at half the mean row of the base."""
-    ids = list(m.new_pieces())
+    ids = list(m.new_tokens())
     return ids, (m.base.mean(0) / 2).expand(len(ids), -1)
 
 

@@ -146,7 +146,7 @@ def test_a_run_whose_base_is_gone_is_verified_by_the_digests_in_its_proof(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("install", "BASE", "EXTENDED", "--out", "BASE"), "exists already; choose a new folder"),
+        (("install", "BASE", "EXTENDED", "--out", "BASE"), "choose a new folder: .*exists already"),
         (
             ("install", "EXTENDED", "EXTENDED", "--out", "OUT"),
             "exists in this model already as '.*'; remove it first",

@@ -1,1 +1,2 @@
-"""Languages as parts of a model: how their embeddings begin, what a pack is, and the proof that nothing else moved."""
+"""Languages as parts of a model: initial embeddings, packs, model folders, and the proof that
+adding a language changed nothing else."""

@@ -1,6 +1,6 @@
-"""Model cards, in Hugging Face's format: what a base, a language pack or an exported model is, for people and for the hub.
+"""Model cards in Hugging Face's format, for bases, packs, exported and fine-tuned models.
 
-A card says nothing that differs between two runs of the same: no time, path or host.
+Two equal runs write equal cards: a card has no time, path or host.
 """
 
 import re
@@ -15,58 +15,65 @@ from xmod_lab.settings import flatten
 from xmod_lab.tables import NONE, Table
 from xmod_lab.text.objectives import PSEUDO, Likelihood, objective_of
 
-_ADDED, _END = (
-    "<!-- added languages -->",
-    "<!-- end of added languages -->",
-)  # between them a card is ours to write
+# the section between these marks is written by us
+_ADDED, _END = "<!-- added languages -->", "<!-- end of added languages -->"
 _WITHOUT = "# X-MOD\n\nThe base came without a model card.\n"
 _TAG = "xmod_lab"
 
-# what a manifest has that is worth a table: (title, key)
+# tables of a card: (title, key in the manifest)
 _TABLES = (
     ("Data", "data"),
-    ("Beginning", "slot"),
+    ("Initialisation of the slot", "slot"),
     ("Vocabulary", "vocabulary"),
     ("Training", "training"),
 )
-_WORDS = {  # how keys begin, and what a card has in their place
+_WORDS = {  # start of a key -> words of the card
     "statistics.train.": "training text: ",
     "statistics.validation.": "held-out text: ",
     "consumed.train/": "read in training: ",
     "recipe.": "",
 }
 _NAMES = {
-    "kind": "whose vocabulary",
-    "method": "how its table began",
+    "kind": "vocabulary",
+    "method": "initialisation of the table",
     "copied": "rows copied from the base",
-    "derived": "rows derived from others",
+    "derived": "rows derived from rows of the base",
     "drawn": "rows drawn at random",
-    "overlap": "share of the text that copied rows spell",
-    "init": "how the slot began",
-    "coverage": "share of the text that copied and derived rows spell",
-    "donors": "slots that it was made of",
+    "overlap": "share of the text's tokens with copied rows",
+    "init": "method",
+    "coverage": "share of the text's tokens with copied or derived rows",
+    "donors": "donor slots",
+    "pieces": "tokens",
+    "training text: pieces": "training text: tokens",
+    "held-out text: pieces": "held-out text: tokens",
     "eps": "AdamW's eps",
     "training text: unknown": "training text: unknown tokens",
     "held-out text: unknown": "held-out text: unknown tokens",
 }
-_LEFT_OUT = ("digest", "source", "ranking")  # of no use to a reader: they are in manifest.json
+_LEFT_OUT = ("digest", "source", "ranking")  # only in manifest.json
 
 
 def pack_card(manifest: dict, *, likelihood: Likelihood, base_model: str | None = None) -> str:
     """The card of a language pack.
 
     Args:
-        likelihood: what its scores are.
-        base_model: the base's id on the hub, where it has one.
+        likelihood: the kind of its scores.
+        base_model: the base's id on the hub, if it has one.
     """
     code, base = manifest["code"], manifest["base"]
     languages = known_codes(base["languages"], base.get("aliases", {}))
+    hub = "" if base_model is None else f"`{base_model}`, "
+    size = f"{base['num_hidden_layers']} layers of {base['hidden_size']}"
+    parts = "slot" if manifest["pieces"] is None else "slot and vocabulary"
+    slots = ""
+    if "slot_architecture" in base:
+        slots = f", slots of the architecture `{base['slot_architecture']}`"
     body = f"""# {code}: a language pack for X-MOD
 
-The slot{"" if manifest["pieces"] is None else " and vocabulary"} of one language, trained on a frozen base. It fits that base, with or
-without other packs, and no other model:
+The {parts} of one language, trained on a frozen base.
+It fits only this base, with or without other packs:
 
-- base: {"" if base_model is None else f"`{base_model}`, "}an X-MOD of {len(languages)} languages, {base["num_hidden_layers"]} layers of {base["hidden_size"]}, {base["vocab_size"]:,} pieces{f", slots of the architecture `{base['slot_architecture']}`" if "slot_architecture" in base else ""}
+- base: {hub}an X-MOD of {len(languages)} languages, {size}, {base["vocab_size"]:,} tokens{slots}
 - its languages: {", ".join(languages)}
 - its fingerprint: `{manifest["base_fingerprint"]}`
 
@@ -79,33 +86,43 @@ without other packs, and no other model:
 
 
 def with_metadata(card: str, metadata: dict[str, str]) -> str:
-    """``card`` with ``metadata`` (``license``, ``base_model``, …) in its head."""
+    """``card`` with ``metadata`` (``license``, ``base_model``, …) added.
+
+    Raises:
+        UserError: the metadata of ``card`` cannot be read.
+    """
     if not metadata:
         return card
     parsed = parsed_card(card if card.startswith("---") else f"---\n{{}}\n---\n{card}")
     if parsed is None:
-        raise UserError("the head of README.md is no YAML; mend it, or delete the file")
+        raise UserError("repair or delete README.md: its metadata is not valid YAML")
     for key, value in metadata.items():
         setattr(parsed.data, key, value)
     return str(parsed)
 
 
 def parsed_card(card: str) -> ModelCard | None:
-    """``card`` with its head read; ``None``: it cannot be read."""
-    if re.search(r"[\[{][\[{\s]{50}", card):  # at which the reader of YAML works for minutes
+    """``card`` with its metadata; ``None`` if that cannot be read."""
+    if re.search(r"[\[{][\[{\s]{50}", card):  # the YAML reader would take minutes
         return None
     try:
         return ModelCard(card, ignore_metadata_errors=True)
-    except Exception:  # others wrote it: whatever YAML and the hub's reader raise
+    except Exception:  # others wrote it: YAML and the hub's reader may raise anything
         return None
 
 
 def base_card(config: XmodConfig, record: dict, fingerprint: str) -> str:
-    """The card of a pre-trained base. ``record``: its ``data``, ``training`` and ``scores``, as in a manifest."""
+    """The card of a pre-trained base.
+
+    Args:
+        record: its ``data``, ``training`` and ``scores``, as in a manifest.
+        fingerprint: of the base.
+    """
     body = f"""# X-MOD of {len(config.known_codes())} languages
 
-A modular multilingual language model (Pfeiffer et al., NAACL 2022): each language has a slot, an adapter of its own, in every
-layer. {_loading(config)} Every input needs its language, `lang_ids` or `set_default_language()`.
+A modular multilingual language model (Pfeiffer et al., NAACL 2022). Each language has a slot: an
+adapter of its own in every layer. {_loading(config)}
+Every input needs its language, by `lang_ids` or `set_default_language()`.
 Languages: {", ".join(config.known_codes())}. Fingerprint of the base: `{fingerprint}`.
 
 {_scores_table(record["scores"], config.known_codes(), _likelihood(config))}
@@ -128,23 +145,27 @@ def _loading(config: XmodConfig) -> str:
 
 
 def export_card(code: str, config: XmodConfig, manifest: dict | None, whole: str | None) -> str:
-    """The card of one language, exported as a model of its own.
+    """The card of one language that is exported as a model.
 
     Args:
-        manifest: of its pack, if it came as one; whole: the card of the model that it comes from.
+        config: of the exported model.
+        manifest: of its pack, if it was a pack.
+        whole: the card of the model that it comes from.
     """
     facts = ""
     if manifest is not None:
-        facts = f"It came as a pack for the base `{manifest['base_fingerprint']}`.\n\n"
+        facts = f"It was a pack for the base `{manifest['base_fingerprint']}`.\n\n"
         facts += language_facts(manifest, level="##", likelihood=_likelihood(config))
     if whole is not None:
         base = _without_added(whole)
         parsed = parsed_card(base) if base.startswith("---") else None
-        facts += f"\n# The model that it comes from\n\n{base if parsed is None else parsed.text.strip()}\n"
+        text = base if parsed is None else parsed.text.strip()
+        facts += f"\n# The model that it comes from\n\n{text}\n"
     body = f"""# X-MOD for {code}
 
-One language of a modular multilingual model, with a vocabulary of {config.vocab_size:,} pieces, as an ordinary X-MOD folder:
-`transformers` loads model and tokenizer as they are, and `{code}` is the default language.
+One language of a modular multilingual model, with a vocabulary of {config.vocab_size:,} tokens, as
+an ordinary X-MOD folder. `transformers` loads model and tokenizer as they are. The default language
+is `{code}`.
 
 {facts}"""
     return _card(
@@ -162,9 +183,12 @@ def task_card(
     """The card of a model that was fine-tuned on a task.
 
     Args:
-        record: ``task``, ``source``, ``metric``, ``class`` (of the model), ``inputs`` and ``piped`` (of the kind of
-            task, see :class:`xmod_lab.tasks.classification.Classification`), ``labels``, ``data`` and ``training``.
-        scores: language -> score through its own slot, of the n-gram baseline, and of one answer to all.
+        record: ``task``, ``source``, ``metric``, ``class`` (of the model), ``inputs`` and ``piped``
+            (of the kind of task, see :class:`xmod_lab.tasks.task.Task`), ``labels``, ``data`` and
+            ``training``.
+        scores: language -> score through its own slot, score of the n-gram baseline, score of
+            giving one answer to all.
+        pipeline: the name of the task in ``transformers``.
     """
     header = (
         "language, test split",
@@ -175,12 +199,13 @@ def task_card(
     rows = [(code, *map(number, found)) for code, found in scores.items()]
     body = f"""# X-MOD, fine-tuned on {record["task"]} in {record["source"]}
 
-The shared layers and the head learnt the task from {record["source"]} alone; embeddings and slots are the base's, to the bit. A
-text in another language is read by that language's tokenizer, with its `lang_ids`.
+The shared layers and the head learnt the task from {record["source"]} alone. Embeddings and slots
+are bit-identical to the base's. A text in another language needs the tokenizer and the `lang_ids`
+of that language.
 
 {Table("", header, rows).markdown()}
-Character n-grams: a linear classifier that was trained on the same examples and on nothing else. A
-score that is no better shows no transfer of what the model has learnt.
+Character n-grams: a linear classifier that was trained only on the same examples. A score that is
+not better than this shows no transfer.
 
 {_task_use(record, list(scores), pipeline)}
 {_tables(record, level="##")}"""
@@ -188,7 +213,7 @@ score that is no better shows no transfer of what the model has learnt.
 
 
 def _task_use(record: dict, codes: list[str], pipeline: str) -> str:
-    """How a fine-tuned model is called, in the language of its source and in another one of ``codes``, and what it says."""
+    """Code that calls a fine-tuned model in another language of ``codes``, and the labels."""
     other = next((code for code in codes if code != record["source"]), record["source"])
     use = f"""## Use
 
@@ -210,20 +235,20 @@ Inputs without `lang_ids` are in {record["source"]}, the default language.
 
 
 def with_added(card: str | None, config: XmodConfig, manifests: dict[str, dict]) -> str | None:
-    """``card`` of a model with a section on its added languages in place of the one that it had.
+    """``card`` with an up-to-date section on the added languages.
 
     Args:
-        card: ``None``: of a base that came without one, and has none again when the last added language is gone.
-        manifests: code -> manifest, of the added languages whose manifest is known.
+        card: ``None`` if the base has no card. The result is then ``None`` again once the last
+            added language is removed.
+        config: of the model with the added languages.
+        manifests: code -> manifest, for the added languages that have one.
     """
     if card is None:
         card = _card(config.known_codes(), _WITHOUT, {}, **_use(config))
     head = _without_added(card)
     if head.startswith("---"):
         parsed = parsed_card(head)
-        if parsed and _TAG in (
-            parsed.data.tags or []
-        ):  # the list of languages in the front matter is ours to keep
+        if parsed and _TAG in (parsed.data.tags or []):  # our card: keep its languages up to date
             added = config.added or []
             parsed.data.language = _iso(
                 [code for code in config.known_codes() if code not in added] + sorted(added)
@@ -237,10 +262,10 @@ def with_added(card: str | None, config: XmodConfig, manifests: dict[str, dict])
 
 
 def _without_added(card: str) -> str:
-    """``card`` without the section on added languages, to the byte as it was before."""
+    """``card`` without the section on added languages, equal to the original card to the byte."""
     head, added, rest = card.partition(_ADDED)
     _, end, tail = rest.partition(f"{_END}\n")
-    if added and not end:  # it stood at the end of cards, with a line between
+    if added and not end:  # earlier versions: at the end of the card, after an empty line
         return head.removesuffix("\n")
     return head + tail
 
@@ -248,7 +273,7 @@ def _without_added(card: str) -> str:
 def _added_section(config: XmodConfig, manifests: dict[str, dict]) -> str:
     codes, own, added = config.known_codes(), config.vocabularies or {}, sorted(config.added)
     names = [
-        f"`{code}` ({f'{own[code]:,} pieces of its own' if code in own else 'the vocabulary of the base'})"
+        f"`{code}` ({f'{own[code]:,} tokens of its own' if code in own else 'base vocabulary'})"
         for code in added
     ]
     scores = {
@@ -258,15 +283,18 @@ def _added_section(config: XmodConfig, manifests: dict[str, dict]) -> str:
     }
     unknown = [code for code in added if code not in manifests]
     example = next((code for code in added if code in own), added[0])
+    lacking = f"Without a manifest: {', '.join(unknown)}. " if unknown else ""
     loading = _loading(config)
     if config.in_transformers:
-        loading = f"""**A language with a vocabulary of its own needs the classes of `xmod_lab`.** Those of `transformers` read this folder too, but look its
-pieces up in the vocabulary of the base: what they give for it is nonsense, without an error. With them use the base's languages alone, or a
-folder that `python -m xmod_lab.packs export MODEL {example} --out FOLDER` has written."""
+        loading = f"""**A language with its own vocabulary needs the classes of `xmod_lab`.** Those of
+`transformers` load this folder too, but look up the tokens of such a language in the base's
+vocabulary. The result is nonsense, without an error. Use them only for the base's languages, or for
+a folder that `python -m xmod_lab.packs export MODEL {example} --out FOLDER` has written."""
     return f"""# X-MOD of {len(codes)} languages, {len(added)} of them added
 
-The base has {len(codes) - len(added)} languages; its card is below. Added later, on the frozen base: {", ".join(names)}.
-{f"No manifest is known of {', '.join(unknown)}. " if unknown else ""}What each was made of, and how, is in `languages/<code>/`.
+The base has {len(codes) - len(added)} languages. Its card is below. Languages added to the frozen
+base: {", ".join(names)}.
+{lacking}The data and settings of each language are in `languages/<code>/`.
 
 {_scores_table(scores, added, _likelihood(config))}
 {loading}
@@ -282,9 +310,17 @@ model(**model.tokenizer_for("{example}")("…", return_tensors="pt"), lang_ids="
 
 
 def language_facts(manifest: dict, *, level: str, likelihood: Likelihood) -> str:
-    """Scores, data and settings of one added language; ``level``: of the headings; ``likelihood``: of its scores."""
+    """Scores, data and settings of one added language.
+
+    Args:
+        level: mark of the headings, such as ``##``.
+        likelihood: the kind of its scores.
+    """
     scores = _scores_table(manifest.get("scores", {}), [manifest["code"]], likelihood)
-    return f"{scores}\n{_tables(manifest, level=level)}\nDigests of all tensors and files are in `manifest.json`.\n"
+    return (
+        f"{scores}\n{_tables(manifest, level=level)}\n"
+        "Digests of all tensors and files are in `manifest.json`.\n"
+    )
 
 
 def _likelihood(config: XmodConfig) -> Likelihood:
@@ -292,7 +328,7 @@ def _likelihood(config: XmodConfig) -> Likelihood:
 
 
 def _scores_table(scores: dict[str, float], codes: list[str], likelihood: Likelihood) -> str:
-    """Held-out loss and bits per byte of those of ``codes`` that are in ``scores``."""
+    """Held-out loss and bits per byte of the ``codes`` that have ``scores``."""
     codes = [code for code in codes if f"val/loss/{code}" in scores or f"val/bpb/{code}" in scores]
     columns = {"unigram": "unigram", "before/val": "before", "val": "after"}
     units = {"loss": "nats/token", "bpb": "bits/byte"}
@@ -305,7 +341,7 @@ def _scores_table(scores: dict[str, float], codes: list[str], likelihood: Likeli
 
 
 def _texts_table(data: dict[str, dict]) -> str:
-    """A line for each language of a base: what its text is, and how much of it was read."""
+    """A row for each language of a base: its text, and how much of it was read."""
     names = list(next(iter(data.values()), {}))
     rows = [(code, *(_cell(counts[name]) for name in names)) for code, counts in data.items()]
     return f"## Data\n\n{Table('', ('language', *names), rows).markdown()}" if rows else ""
@@ -343,7 +379,7 @@ def _cell(value: object) -> str:
 
 
 def _iso(codes: list[str]) -> list[str]:
-    """Language tags of the hub: ISO 639 parts of the codes, those that are none (``shared``) left out."""
+    """The hub's language tags: ISO 639 parts of codes. Other names (``shared``) are left out."""
     parts = [code.replace("-", "_").split("_")[0].lower() for code in codes]
     return list(dict.fromkeys(part for part in parts if 2 <= len(part) <= 3))
 
@@ -358,7 +394,13 @@ def _card(
     base_model: str | None = None,
     library: str = "transformers",
 ) -> str:
-    """``task``: what ``pipeline`` does with the model; ``None``: it is no model by itself; ``likelihood``: what ``scores`` are."""
+    """A card with its metadata.
+
+    Args:
+        scores: named as in metrics.json; ``likelihood``: their kind.
+        task: the name of the task in ``transformers``; ``None`` for a pack.
+        library: the library that loads the model.
+    """
     results = [
         EvalResult(
             task or "language-modeling",

@@ -1,4 +1,4 @@
-"""Batches of text in several languages and vocabularies, for ``torch`` and transformers' Trainer."""
+"""Batches of text in several languages, for ``torch`` and transformers' Trainer."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,24 +13,32 @@ from xmod_lab.text.masking import IGNORE, Masker
 
 
 class XmodCollator:
-    """Makes a batch of rows such as ``{"text": "…", "language": "el_GR"}``, each split by the tokenizer of its language.
+    """Makes a batch of rows such as ``{"text": "…", "language": "el_GR"}``.
 
-    ``text`` may be a pair of texts. A row's ``label`` or ``labels``, a number, goes into ``labels``. All classes of
-    :mod:`xmod_lab.model` take the batch as it is; the Trainer needs ``remove_unused_columns=False``, since it does not know
-    ``text``. B rows, S pieces of the longest:
+    Each row is tokenised by the tokenizer of its language. ``text`` may be a pair of texts. The
+    number in a row's ``label`` or ``labels`` goes into ``labels``. All classes of
+    :mod:`xmod_lab.model` take the batch as it is. The Trainer needs
+    ``remove_unused_columns=False``, because it does not know ``text``. With B rows and S tokens in
+    the longest row, a batch has:
 
-        input_ids       (B, S) int64, padded on the right with the model's padding
-        attention_mask  (B, S) int64, 1 where there is a piece
+        input_ids       (B, S) int64, padded on the right with the model's padding token
+        attention_mask  (B, S) int64, 1 at tokens, 0 at padding
         lang_ids        (B,) int64
-        labels          (B,) of the rows; or, with ``mask_rate``, (B, S) int64: -100 but for the pieces that were hidden
+        labels          (B,) the labels of the rows; with ``mask_rate``: (B, S) int64, the ids of
+                        the hidden tokens, -100 elsewhere
 
     Args:
-        model: loaded from a folder or hub id that has the tokenizers of its languages; see its ``tokenizer_for``.
-        length: most pieces a row, special ones included; longer texts are cut. ``None``: the model's positions.
-        mask_rate: share of each row's ordinary pieces that are hidden, 80 % behind the mask, 10 % behind another piece, 10 % as they
-            are. Which ones follows from torch's random numbers, as in transformers' collators. ``None``: none.
+        model: loaded from a folder or hub id that has the tokenizers of its languages; see its
+            ``tokenizer_for``.
+        length: tokens in a row at most, with special tokens; longer texts are cut. ``None``: the
+            number of the model's positions.
+        mask_rate: share of each row's ordinary tokens to hide: 80 % by the mask token, 10 % by
+            another token, 10 % stay as they are. Torch's random numbers choose them, as in
+            transformers' collators. ``None``: hide no token.
+
     Raises:
-        UserError: a row lacks text or language. UnknownLanguageError: the model does not have the language.
+        UserError: a row lacks text or language, or ``length`` or ``mask_rate`` is out of range.
+        UnknownLanguageError: the model does not have the language.
     """
 
     def __init__(
@@ -48,7 +56,7 @@ class XmodCollator:
             )
         if mask_rate is not None and not 0 < mask_rate < 1:
             raise UserError(
-                f"mask_rate is {mask_rate}; allowed are numbers between 0 and 1, or None to hide nothing"
+                f"mask_rate is {mask_rate}; allowed are numbers between 0 and 1, and None"
             )
         self.model, self.length, self.mask_rate = model, length or positions, mask_rate
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
@@ -59,17 +67,17 @@ class XmodCollator:
         width = max(map(len, encoded))
         ids = np.full((len(rows), width), self.model.config.pad_token_id)
         mask = np.zeros((len(rows), width), dtype=np.int64)
-        for number, pieces in enumerate(encoded):
-            ids[number, : len(pieces)], mask[number, : len(pieces)] = pieces, 1
+        for number, tokens in enumerate(encoded):
+            ids[number, : len(tokens)], mask[number, : len(tokens)] = tokens, 1
         batch = {
             "attention_mask": torch.from_numpy(mask),
             "lang_ids": torch.tensor([self.model.lang_id(c) for c in codes]),
         }
         if self.mask_rate is not None:
             labels = np.full_like(ids, IGNORE)
-            for number, (pieces, code) in enumerate(zip(encoded, codes, strict=True)):
-                span = slice(0, len(pieces))
-                ids[number, span], labels[number, span] = self._hide(pieces, code)
+            for number, (tokens, code) in enumerate(zip(encoded, codes, strict=True)):
+                span = slice(0, len(tokens))
+                ids[number, span], labels[number, span] = self._hide(tokens, code)
             batch["labels"] = torch.from_numpy(labels)
         elif any("label" in row or "labels" in row for row in rows):
             batch["labels"] = torch.tensor(
@@ -81,13 +89,14 @@ class XmodCollator:
         for key in ("text", "language"):
             if key not in row:
                 raise UserError(
-                    f"row {number} of the batch has no '{key}'; it has {', '.join(row) or 'nothing'}. With the Trainer, set "
-                    "remove_unused_columns=False"
+                    "set remove_unused_columns=False if this is the Trainer: "
+                    f"row {number} of the batch has no '{key}'; it has "
+                    f"{', '.join(row) or 'nothing'}"
                 )
         return self.model.config.resolve(row["language"])
 
     def _encode(self, text: str | Sequence[str], code: str) -> np.ndarray:
-        """(S,) pieces of a text, or of a pair of texts, special ones included."""
+        """(S,) token ids of a text, or of a pair of texts, with special tokens."""
         if code not in self._tokenizers:
             self._tokenizers[code] = self.model.tokenizer_for(code)
         texts = [text] if isinstance(text, str) else text
@@ -95,6 +104,6 @@ class XmodCollator:
             self._tokenizers[code](*texts, truncation=True, max_length=self.length)["input_ids"]
         )
 
-    def _hide(self, pieces: np.ndarray, code: str) -> tuple[np.ndarray, np.ndarray]:
+    def _hide(self, tokens: np.ndarray, code: str) -> tuple[np.ndarray, np.ndarray]:
         masker = Masker.for_tokenizer(self._tokenizers[code], self.mask_rate, "80-10-10")
-        return masker.mask(pieces, torch.randint(2**32, (2,)).tolist())
+        return masker.mask(tokens, torch.randint(2**32, (2,)).tolist())

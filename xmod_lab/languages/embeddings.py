@@ -1,8 +1,9 @@
-"""How the embedding table of an added language begins, given the base's table and both tokenizers.
+"""Initialises the embedding table of an added language from the base's table and both tokenizers.
 
-Rows are matched by piece and moved by token id; the base's table is read before anything is written, and never written
-itself. Rows of the special pieces (``<s>``, ``</s>``, ``<mask>`` ...) are always the base's: the frozen body knows them;
-that of the padding is zero. The methods are in :mod:`xmod_lab.languages.initialisers`.
+Tokens are matched by spelling, and rows are copied by id. The base's table is only read. Special
+tokens (``<s>``, ``</s>``, ``<mask>`` ...) always get the base's rows, because the frozen layers
+know them. The row of the padding token is zero. The methods are in
+:mod:`xmod_lab.languages.initialisers`.
 """
 
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError, nearest
-from xmod_lab.languages.initialisers import BLANK, METHODS, Material, ordinary_pieces
+from xmod_lab.languages.initialisers import BLANK, METHODS, InitInputs, ordinary_tokens
 from xmod_lab.model import XmodLanguageModel, seeded_generator
 
 _SPECIALS = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
@@ -22,8 +23,16 @@ _SPECIALS = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
 
 @dataclass(frozen=True)
 class InitReport:
-    """How many rows were ``copied`` from the base, how many ``derived`` from rows of it, out of ``pieces``; ``overlap``
-    and ``coverage`` are the shares of the text's pieces that are copied, and that are copied or derived."""
+    """How a table was initialised.
+
+    Args:
+        method: a name in :data:`xmod_lab.languages.initialisers.METHODS`.
+        pieces: rows of the table.
+        copied: rows that are copies of rows of the base.
+        derived: rows that the method made from rows of the base.
+        overlap: share of the text's tokens that have copied rows.
+        coverage: share of the text's tokens that have copied or derived rows.
+    """
 
     method: str
     pieces: int
@@ -34,6 +43,7 @@ class InitReport:
 
     @property
     def drawn(self) -> int:
+        """Rows that are neither copied nor derived."""
         return self.pieces - self.copied - self.derived
 
 
@@ -48,25 +58,27 @@ def initialise_vocabulary(
     rows: Callable[[], np.ndarray],
     seed: int = 0,
 ) -> InitReport:
-    """Fill the table and output bias of ``code`` in place; the outcome depends on the arguments alone.
+    """Fill the table and the output bias of ``code`` in place. Equal arguments give equal results.
 
-    The output bias begins at the log frequency of each piece in the text, which is what an untrained output layer would
-    learn first.
+    The output bias is initialised with the log frequency of each token in the text. An untrained
+    output layer would learn this first.
 
     Args:
+        old, new: the base's tokenizer, and that of ``code``.
         method: a name in :data:`xmod_lab.languages.initialisers.METHODS`.
-        piece_counts: (V,) how often each new piece occurs in the language's training text.
-        rows: gives (R, T) piece ids of that text, for the method that reads it.
+        piece_counts: (V,) how often each new token occurs in the language's training text.
+        rows: returns (R, T) token ids of that text; called if the method reads the text.
     Raises:
-        UserError: the new tokenizer lacks a special piece of the base's, or ``method`` is unknown.
+        UserError: ``method`` is unknown, or the new tokenizer lacks a special token of the base's.
     """
     if method not in METHODS:
         raise UserError(
-            f"embedding_init is '{method}'; allowed are {', '.join(METHODS)}.{nearest(method, METHODS)}"
+            f"embedding_init is '{method}'; allowed are {', '.join(METHODS)}."
+            f"{nearest(method, METHODS)}"
         )
-    base = model.get_input_embeddings().weight.detach().float().cpu()  # (O, D), only read
+    base = model.get_input_embeddings().weight.detach().float().cpu()  # (O, D)
     specials, pad = special_pairs(old, new), model.config.pad_token_id
-    shared = {} if method in BLANK else shared_pieces(old, new)
+    shared = {} if method in BLANK else shared_tokens(old, new)
     copied = {**shared, **specials}
     generator = seeded_generator(seed, code, "embedding_init", method)
     used = base[torch.arange(len(base)) != pad]
@@ -77,7 +89,7 @@ def initialise_vocabulary(
         table = used.mean(0).repeat(len(new), 1)
     else:
         table = used.mean(0) + used.std(0) * noise
-    derived, values = METHODS[method](Material(base, old, new, shared, rows, generator))
+    derived, values = METHODS[method](InitInputs(base, old, new, shared, rows, generator))
     table[derived] = values
     table[list(copied)] = base[list(copied.values())]
     table[pad] = 0
@@ -92,26 +104,31 @@ def initialise_vocabulary(
     return InitReport(method, len(table), len(copied), len(derived), overlap, overlap + more)
 
 
-def shared_pieces(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> dict[int, int]:
-    """New id -> old id of every ordinary piece that both vocabularies spell alike, in the order of the new ids."""
-    known = ordinary_pieces(old)
-    return {i: known[piece] for piece, i in ordinary_pieces(new).items() if piece in known}
+def shared_tokens(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> dict[int, int]:
+    """New id -> old id of every ordinary token that both vocabularies spell alike, in the order of
+    the new ids."""
+    known = ordinary_tokens(old)
+    return {i: known[token] for token, i in ordinary_tokens(new).items() if token in known}
 
 
 def special_pairs(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> dict[int, int]:
-    """New id -> old id of the special pieces, by their role."""
+    """New id -> old id of the special tokens, by their role.
+
+    Raises:
+        UserError: the new tokenizer lacks one of them.
+    """
     pairs = {}
     for role in _SPECIALS:
         name = getattr(old, role)
         if getattr(new, role) is None:
             raise UserError(
-                f"the new tokenizer has no {role}; the base's is '{name}'. Train it with that piece"
+                f"train the new tokenizer with '{name}': it has no {role}, the base has this one"
             )
         pairs[new.convert_tokens_to_ids(getattr(new, role))] = old.convert_tokens_to_ids(name)
     return pairs
 
 
 def log_frequency(piece_counts: np.ndarray) -> Tensor:
-    """(V,) log of each piece's share of the text, every piece counted once more than it occurs."""
+    """(V,) log of each token's share of the text, with add-one smoothing."""
     smoothed = torch.from_numpy(piece_counts).double() + 1
     return (smoothed / smoothed.sum()).log().float()

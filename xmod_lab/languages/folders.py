@@ -1,9 +1,12 @@
-"""Model folders and their languages. What is installed, removed or exported goes to a new folder, which appears whole or not
-at all; the folder that was read is never written.
+"""Model folders and their languages: install and remove packs, export one language.
 
-Beside the weights, a folder has for each added language ``languages/<code>/``: its tokenizer and the rest of its pack, the
-manifest above all. A folder is a function of its base, of the packs in it, and of the order in which they came, which is that of
-their numbers in ``lang_ids``: in ``languages`` and ``added`` of config.json, and nowhere else.
+The result goes to a new folder. The folder appears complete or not at all. The source is never
+written.
+
+For each added language a model folder has ``languages/<code>/``: the tokenizer and the other files
+of its pack, with the manifest. A model folder depends only on its base, on its packs, and on the
+order in which they were added. The order decides their numbers in ``lang_ids``. It is recorded only
+in ``languages`` and ``added`` of config.json.
 """
 
 from collections.abc import Callable
@@ -25,25 +28,31 @@ _MAX_CARD = 1 << 22  # bytes
 
 
 def model_folder(source: str | Path) -> Path:
-    """The folder of a model: of a run, of a saved model, or, downloaded, of a hub id.
+    """The model folder of a run dir, of a saved model, or of a hub id, which is downloaded.
 
     Raises:
-        UserError: it is none of these.
+        UserError: ``source`` is something else.
     """
     for folder in (Path(source) / "model", Path(source)):
         if (folder / "config.json").is_file():
             return folder
     if Path(source).exists() or str(source).count("/") != 1:
         raise UserError(
-            f"'{source}' is neither a run dir (with model/), nor a model folder (with config.json), nor a hub id; "
-            "give one"
+            "give a run dir (with model/), a model folder (with config.json) or a hub id: "
+            f"'{source}' is neither a run dir, nor a model folder, nor a hub id"
         )
     return from_hub(str(source), "a run dir, a model folder or a hub id")
 
 
 def pack_folders(source: Path) -> list[Path]:
-    """A pack folder itself, the packs in a run dir in the order in which it added them, those in a folder of packs by name, or,
-    downloaded, the pack of a hub id. Raises UserError when there is none."""
+    """The packs in ``source``.
+
+    Args:
+        source: a pack; a run dir, whose packs come in the order in which it added them; a folder of
+            packs, sorted by name; or a hub id, which is downloaded.
+    Raises:
+        UserError: ``source`` has no pack.
+    """
     source = at_hand(source, "a pack, a folder of packs, a run dir with packs or a hub id")
     if any((source / name).is_file() for name in (MANIFEST, TENSORS)):
         return [source]
@@ -55,8 +64,9 @@ def pack_folders(source: Path) -> list[Path]:
     )
     if not found:
         raise UserError(
-            f"'{source}' is neither a pack (with {MANIFEST}), nor a folder of packs, nor a run dir with packs in pack/, "
-            "nor a hub id; give one that +lang=NAME wrote"
+            "give a pack that +lang=NAME wrote, its run dir, a folder of packs, or a hub id: "
+            f"'{source}' is neither a pack (with {MANIFEST}), nor a folder of packs, nor a run dir "
+            "with packs in pack/"
         )
     whole = source / "model"
     added = (read_config(whole).added or []) if (whole / "config.json").is_file() else []
@@ -66,7 +76,13 @@ def pack_folders(source: Path) -> list[Path]:
 
 
 def manifests_in(folder: Path, codes: list[str]) -> dict[str, dict]:
-    """The manifests that installed languages came with, by code; ``codes``: of a configuration that was read. Raises UserError."""
+    """Code -> manifest of the installed packs in a model folder.
+
+    Args:
+        codes: languages to look for, from a configuration that was checked.
+    Raises:
+        UserError: a manifest is damaged.
+    """
     there = {code: folder / "languages" / code for code in codes}
     return {
         code: read_manifest(place, folder)
@@ -76,8 +92,10 @@ def manifests_in(folder: Path, codes: list[str]) -> dict[str, dict]:
 
 
 def install(source: str | Path, packs: list[Path], out: Path) -> list[str]:
-    """Write the model of ``source`` with ``packs`` installed to ``out``; returns their codes. See
-    :meth:`XmodLanguageModel.load_language`."""
+    """Write the model of ``source`` with ``packs`` installed to ``out``; returns their codes.
+
+    Raises UserError as :meth:`XmodLanguageModel.load_language` does.
+    """
     folder = model_folder(source)
     model = load_language_model(str(folder), f"base '{source}'")
     codes = [model.load_language(pack) for pack in packs]
@@ -86,11 +104,13 @@ def install(source: str | Path, packs: list[Path], out: Path) -> list[str]:
 
 
 def remove(source: str | Path, codes: list[str], out: Path) -> dict[str, tuple[int, int]]:
-    """Write the model of ``source`` without the languages ``codes`` to ``out``; returns those whose number in ``lang_ids`` is
-    another then, with both numbers.
+    """Write the model of ``source`` without the languages ``codes`` to ``out``.
 
-    What is left, when packs are removed, is to the bit the model into which they were never installed. Raises UserError as
-    :meth:`XmodPreTrainedModel.remove_language`.
+    When packs are removed, the result is bit-identical to a model that never had them. Raises
+    UserError as :meth:`XmodPreTrainedModel.remove_language` does.
+
+    Returns:
+        code -> (old number, new number), for the languages that get another number in ``lang_ids``.
     """
     folder = model_folder(source)
     model = load_language_model(str(folder), f"model '{source}'")
@@ -107,7 +127,7 @@ def save_model(model: XmodLanguageModel, out: Path, *, source: Path | None) -> N
     """Save ``model`` with the files of all its languages.
 
     Args:
-        source: the folder it was loaded from: of its tokenizer and its card.
+        source: the folder that it was loaded from; it has the base's tokenizer and the card.
     """
     if source is not None:
         copy_files(source, out, root=source, but=_WRITTEN_ANEW)
@@ -122,21 +142,28 @@ def save_model(model: XmodLanguageModel, out: Path, *, source: Path | None) -> N
 
 
 def card_of(folder: Path) -> str | None:
-    """The model card of a folder, with the ends of its lines as they are; ``None``: it has none. Raises UserError."""
+    """The model card of a folder, with its original line ends; ``None`` if there is no card.
+
+    Raises:
+        UserError: it is too large, or a link that leads out of the folder.
+    """
     card = folder / CARD
     if not card.exists():
         return None
     if inside(card, folder).stat().st_size > _MAX_CARD:
-        raise UserError(f"{card} is larger than {_MAX_CARD >> 20} MiB; shorten it")
+        raise UserError(f"shorten {card}: it is larger than {_MAX_CARD >> 20} MiB")
     return card.read_bytes().decode(errors="surrogateescape")
 
 
 def export(source: str | Path, code: str, out: Path) -> None:
-    """Write one language of ``source`` to ``out`` as an ordinary Hugging Face X-MOD folder, which transformers uses as it is:
-    its vocabulary is the base vocabulary, its slot the only one and the default, its tokenizer beside it.
+    """Write one language of ``source`` to ``out`` as an ordinary Hugging Face X-MOD folder.
+
+    ``transformers`` loads it as it is. The language's vocabulary is the base vocabulary there, its
+    slot is the only one and the default, and its tokenizer is in the folder.
 
     Raises:
-        UnknownLanguageError. UserError: there is no tokenizer of it, or transformers does not have such slots.
+        UnknownLanguageError: the model does not have the language.
+        UserError: the language has no tokenizer, or ``transformers`` does not have such slots.
     """
     folder = model_folder(source)
     model = load_language_model(str(folder), f"model '{source}'")
@@ -169,7 +196,7 @@ def export(source: str | Path, code: str, out: Path) -> None:
 
 
 def _single(model: XmodLanguageModel, code: str) -> XmodLanguageModel:
-    """``code`` alone, in a model of its own with the weights of ``model``."""
+    """A new model that has the language ``code`` only, with the weights of ``model``."""
     config = type(model.config).from_dict(model.config.to_dict())
     slot = config.languages[config.slot(code)]
     own = (
@@ -197,17 +224,22 @@ def _single(model: XmodLanguageModel, code: str) -> XmodLanguageModel:
 
 
 def new_folder(out: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write(scratch)`` make a folder and give it the name ``out``. Raises UserError when something is there already."""
+    """Let ``write(scratch)`` make a folder, and give it the name ``out``.
+
+    Raises:
+        UserError: ``out`` exists, or another process is writing it.
+    """
     try:
         if out.is_symlink() or not build_folder(out.absolute(), write, wait=False):
-            raise UserError(f"'{out}' exists already; choose a new folder: nothing is overwritten")
+            raise UserError(f"choose a new folder: '{out}' exists already, and is not overwritten")
     except Busy as error:
         raise UserError(
-            f"another process is writing '{out}' now; wait for it, or choose another folder"
+            f"wait, or choose another folder: another process is writing '{out}'"
         ) from error
     except OSError as error:
         if not out.exists():
             raise
         raise UserError(
-            f"another process has just made '{out}', and nothing of this command is kept; choose another folder"
+            f"choose another folder: another process has just made '{out}', and nothing of this "
+            "command is kept"
         ) from error

@@ -1,4 +1,7 @@
-"""Language packs are written here, and sent to the hub; :mod:`xmod_lab.model.packs` says what they are, and reads them."""
+"""Writes language packs, and sends them to the hub.
+
+:mod:`xmod_lab.model.packs` describes and reads them.
+"""
 
 import json
 import lzma
@@ -35,12 +38,16 @@ def write_pack(
     details: dict,
     base_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> dict:
-    """Write the pack of ``code`` and return its manifest. ``details`` (settings, data, scores) go into the manifest.
+    """Write the pack of ``code`` and return its manifest.
 
-    ``base_tokenizer``: the base's, where it does not lie beside the model. The same model, tokenizer and details give the same bytes: no time, path or host is recorded.
+    The same model, tokenizer and details give the same bytes. No time, path or host is recorded.
 
+    Args:
+        tokenizer_folder: the tokenizer of ``code``. ``None``: it uses the base's.
+        details: settings, data and scores, for the manifest.
+        base_tokenizer: the base's tokenizer, if the base's folder does not have it.
     Raises:
-        UserError: a file of the tokenizer has a name that no pack may have.
+        UserError: a tokenizer file has a name that is not allowed in a pack.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
@@ -51,7 +58,7 @@ def write_pack(
     for file in sorted(tokenizer_folder.iterdir()) if tokenizer_folder is not None else ():
         if file.suffix in TOKENIZER_SUFFIXES and file.name not in TAKEN:
             if fault := name_fault(file.name):
-                raise UserError(f"tokenizer {tokenizer_folder}: {fault}; rename or remove it")
+                raise UserError(f"rename or remove a file of {tokenizer_folder}: {fault}")
             unpacked[file.name] = digest_of_files([file])
             (folder / f"{file.name}.xz").write_bytes(lzma.compress(file.read_bytes(), preset=9))
     tokenizer = base_tokenizer or model.base_tokenizer()
@@ -85,11 +92,14 @@ def write_pack(
 def push_pack(
     folder: Path, repository: str, *, private: bool = False, **metadata: str | None
 ) -> str:
-    """Send a pack to the hub: the files of its manifest and its card; returns the address. Was run against a stand-in alone.
+    """Send the files of a pack's manifest and its card to the hub; returns the address.
+
+    Tested against a fake hub only.
 
     Args:
-        repository: OWNER/NAME, which is made if there is none.
-        metadata: for the head of the card (``license``, ``author``, ``base_model``); ``None`` leaves it as it is.
+        repository: OWNER/NAME; it is created if it does not exist.
+        metadata: for the card's metadata (``license``, ``author``, ``base_model``); ``None`` values
+            change nothing.
     Raises:
         UserError: the pack is damaged, or the hub refuses.
     """
@@ -110,9 +120,9 @@ def push_pack(
         HfApi().create_commit(
             url.repo_id, sent, commit_message=f"Language pack of {manifest['code']}"
         )
-    except Exception as error:  # no network, no token, no right: all end the same way for the user
+    except Exception as error:  # no network, no token, no right: the user gets one message for all
         raise UserError(
-            f"'{repository}' cannot be sent to the hub ({reason(error)}); check the name, the network, and that you are "
-            "logged in: hf auth login"
+            "check the name, the network, and that you are logged in (hf auth login): "
+            f"the pack cannot be sent to '{repository}' on the hub ({reason(error)})"
         ) from error
     return str(url)

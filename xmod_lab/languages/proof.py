@@ -1,5 +1,8 @@
-"""The proof that adding languages changed nothing else: digests of tensors, of logits on probe sentences and of tokenizers;
-numbers of languages; settings."""
+"""The proof that adding languages changed nothing else.
+
+It compares digests of tensors, of logits on probe sentences and of tokenizers, the languages'
+numbers, and settings.
+"""
 
 import hashlib
 import json
@@ -16,19 +19,19 @@ from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.digests import base_settings, digest, tensor_digests
 
 COMPARED = ("logits", "numbers", "tokenizers", "settings")  # parts of a Snapshot, and of a proof
-_PROBE_PIECES = 64
+_PROBE_TOKENS = 64  # tokens of a probe sentence at most
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """State of a model at one moment.
+    """The state of a model at one moment.
 
     Args:
         tensors: name -> digest.
         logits: language -> digest of its logits on the probes.
         numbers: language -> its number in ``lang_ids``.
-        tokenizers: language -> digest of what it reads with, for those whose tokenizer is at hand.
-        settings: of the configuration; all but the languages that were added.
+        tokenizers: language -> digest of its tokenizer, for the languages that have one here.
+        settings: the configuration without the added languages.
     """
 
     tensors: dict[str, str]
@@ -39,24 +42,27 @@ class Snapshot:
 
 
 def whole_digest(model: XmodLanguageModel) -> str:
-    """Digest of every tensor and its name: what a run that goes on must find its base to be."""
+    """One digest of all tensors with their names. A resumed run compares its base by it."""
     return hashlib.sha256(json.dumps(tensor_digests(model), sort_keys=True).encode()).hexdigest()
 
 
-def probe_pieces(
+def probe_tokens(
     model: XmodLanguageModel, rows: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """(B, S) piece ids for every language of ``model``: those of ``rows``, else any pieces that its vocabulary has."""
-    pieces = {
+    """Language -> (B, S) token ids to compute logits on, for every language of ``model``.
+
+    They come from ``rows``, cut to 64 tokens, or else are arbitrary ids of the vocabulary.
+    """
+    sizes = {
         code: (model.config.vocabularies or {}).get(code, model.config.vocab_size)
         for code in model.languages
     }
     length = min(
-        _PROBE_PIECES, model.config.max_position_embeddings - model.config.pad_token_id - 1
+        _PROBE_TOKENS, model.config.max_position_embeddings - model.config.pad_token_id - 1
     )
-    any_pieces = torch.arange(5, 5 + length)[None]
+    any_tokens = torch.arange(5, 5 + length)[None]
     return {
-        code: (rows or {}).get(code, any_pieces % pieces[code])[:, :length]
+        code: (rows or {}).get(code, any_tokens % sizes[code])[:, :length]
         for code in model.languages
     }
 
@@ -67,11 +73,11 @@ def snapshot(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Snapshot:
-    """What a model is now.
+    """The state of ``model`` now.
 
     Args:
-        probes: language code -> (B, S) piece ids of sentences in that language.
-        tokenizer: of the base, where it does not lie beside the model.
+        probes: language -> (B, S) token ids of sentences in that language.
+        tokenizer: the base's, if the model folder does not have it.
     """
     was_training = model.training
     model.eval()
@@ -98,14 +104,20 @@ def _tokenizers(model: XmodLanguageModel, base: PreTrainedTokenizerBase | None) 
         if code not in own and shared is not None:
             found[code] = shared
         elif code in own:
-            with suppress(UserError):  # it has none here
+            with suppress(UserError):  # its tokenizer is not here
                 found[code] = tokenizer_digest(model.tokenizer_for(code))
     return found
 
 
 def compare(before: Snapshot, after: Snapshot, added: list[str]) -> dict:
-    """The proof: all that is in ``before`` is in ``after``, unchanged; all new tensors belong to the ``added`` languages, and
-    no setting is new. ``holds`` says whether that is so; the rest says where it is not."""
+    """The proof that ``after`` is ``before`` with the languages ``added``.
+
+    It holds if ``after`` has everything of ``before``, unchanged, if all new tensors belong to the
+    added languages, and if no setting is new.
+
+    Returns:
+        ``holds`` with the result; the other keys say what was compared and what differs.
+    """
     marks = [f".{part}.{code}." for code in added for part in ("adapter_modules", "vocabularies")]
     changed = sorted(
         n for n, d in before.tensors.items() if n in after.tensors and after.tensors[n] != d
@@ -141,12 +153,12 @@ def _both(before: dict, after: dict) -> dict[str, dict]:
 
 
 def moved(proof: dict, part: str) -> list[str]:
-    """What is not as it was in a part of COMPARED."""
+    """The keys that differ in ``part``, one of COMPARED."""
     return [key for key, entry in proof[part].items() if not entry["equal"]]
 
 
 def require(proof: dict) -> None:
-    """Raises ProofError when the proof does not hold, naming what moved."""
+    """Raises ProofError if the proof does not hold. The message names what changed."""
     if proof["holds"]:
         return
     faults = {
@@ -176,7 +188,7 @@ def _told(proof: dict, part: str) -> list[str]:
 
 
 def compare_frozen(before: dict[str, str], after: dict[str, str], trainable: set[str]) -> dict:
-    """The proof of a fine-tuning: every tensor but the ``trainable`` ones has the digest that it had before."""
+    """The proof of a fine-tuning: all tensors except the ``trainable`` ones keep their digests."""
     frozen = {name: d for name, d in before.items() if name not in trainable}
     changed = sorted(name for name, d in frozen.items() if after.get(name) != d)
     new = sorted(after.keys() - before.keys())
@@ -193,9 +205,9 @@ def compare_frozen(before: dict[str, str], after: dict[str, str], trainable: set
 
 
 def require_frozen(proof: dict, what: str) -> None:
-    """Raises ProofError when the proof of a fine-tuning does not hold, naming what moved."""
+    """Raises ProofError if the proof of a fine-tuning does not hold. ``what``: starts it."""
     if not proof["holds"]:
         raise ProofError(
-            f"{what}: tensors that were frozen have changed: {proof['changed'][:5]}, or are new: "
+            f"{what}: frozen tensors have changed: {proof['changed'][:5]}, or are new: "
             f"{proof['new'][:5]}; see proof.json"
         )

@@ -1,6 +1,7 @@
-"""The proof made again from files alone: of a pack, of a model that packs are installed in, of a run.
+"""Repeats the proof from files: of a pack, of a model with installed packs, of a run.
 
-Logits are compared within one process: they are the same to the bit on one machine, and may be rounded otherwise on another.
+Logits are compared within one process. On one machine they are equal to the bit. Another machine
+may round them differently.
 """
 
 import tempfile
@@ -17,7 +18,7 @@ from xmod_lab.languages.proof import (
     Snapshot,
     compare,
     moved,
-    probe_pieces,
+    probe_tokens,
     require,
     snapshot,
     tensor_digests,
@@ -25,15 +26,19 @@ from xmod_lab.languages.proof import (
 from xmod_lab.model import XmodLanguageModel, load_language_model, slot_fault
 from xmod_lab.model.packs import FORMAT, MANIFEST, base_fault, read_pack, strange_files, unpack
 
-Findings = list[tuple[str, str]]  # what was looked at, what was found
+Findings = list[tuple[str, str]]  # (what was compared, result)
 PROOF = "proof.json"
 
 
 def verify(path: Path, base: str | None) -> Findings:
-    """Verify what lies at ``path``: a pack, a run dir or a model folder; against ``base``, where it is given.
+    """Verify a pack, a run dir or a model folder.
 
+    Args:
+        path: what to verify, or a hub id.
+        base: the base to compare with. ``None``: compare with manifests and proof.json only.
     Raises:
-        UserError: a file is damaged, or the base is another one. ProofError: something is not as it was proved to be.
+        UserError: a file is damaged, or ``base`` is another base.
+        ProofError: something differs from what was proved.
     """
     path = at_hand(path)
     if (path / MANIFEST).is_file():
@@ -41,22 +46,25 @@ def verify(path: Path, base: str | None) -> Findings:
     model = load_language_model(str(model_folder(path)), f"model '{path}'")
     findings = []
     if (path / PROOF).is_file():
-        findings += _run(path, model, base)  # before the packs, which tell less of what changed
+        findings += _run(path, model, base)  # first: it says more about what changed than the packs
     elif base is not None:
         before = _open(base)
-        probes = probe_pieces(before)
+        probes = probe_tokens(before)
         findings += _against(model, snapshot(before, probes), probes, model.config.added or [])
     findings += _installed(model, model_folder(path))
     if not findings:
         raise UserError(
-            f"'{path}' has no added language with a manifest: there is nothing to compare it with; give its base "
-            "with --base"
+            f"give its base with --base: '{path}' has no added language with a manifest, so there "
+            "is nothing to compare it with"
         )
     return findings
 
 
 def verify_pack(path: Path, base: str | None) -> Findings:
-    """A pack's files against its manifest; with ``base``, that it fits, and that installing it changes nothing else."""
+    """Compare a pack's files with its manifest.
+
+    With ``base``: also check that the pack fits it, and that installing changes nothing else.
+    """
     manifest, tensors = read_pack(path)
     mark = _mark(manifest)
     findings = [
@@ -69,12 +77,12 @@ def verify_pack(path: Path, base: str | None) -> Findings:
         ("tokenizer", f"{len(manifest['unpacked'])} files, unpacked, as in the manifest")
     )
     if base is None:
-        return [*findings, ("base", f"{mark}; not compared: give it with --base")]
+        return [*findings, ("base", f"{mark}; to compare it, give --base")]
     model = _open(base)
-    probes = probe_pieces(model)
+    probes = probe_tokens(model)
     before = snapshot(model, probes)
     model.load_language(path)
-    findings.append(("base", f"{base}, by its {mark}"))
+    findings.append(("base", f"{base}: same {mark}"))
     return findings + _against(model, before, probes, [manifest["code"]])
 
 
@@ -83,55 +91,50 @@ def _open(base: str) -> XmodLanguageModel:
 
 
 def _installed(model: XmodLanguageModel, folder: Path) -> Findings:
-    """Every added language against the manifest that it came with."""
+    """Compare every added language with the manifest of its pack."""
     added = model.config.added or []
     manifests = manifests_in(folder, added)
     digests = tensor_digests(model)
     findings = []
     for code in added:
         if code not in manifests:
-            findings.append((code, "came without a manifest: nothing to compare it with"))
+            findings.append((code, "not compared: it has no manifest"))
             continue
         mine = {name: digests[name] for name in model.language_parameters(code)}
         stored = manifests[code]["tensors"]
         wrong = sorted(n for n in mine.keys() | stored.keys() if mine.get(n) != stored.get(n))
         if wrong:
             raise ProofError(
-                f"language '{code}' of {folder} is not what its pack brought: {wrong[:3]}"
+                f"install the pack again: language '{code}' of {folder} is not what its pack "
+                f"brought: {wrong[:3]}"
             )
         if wrong := strange_files(folder / "languages" / code, manifests[code]):
             raise ProofError(
-                f"language '{code}' of {folder} has other files than its pack brought: {', '.join(wrong)} in "
-                f"languages/{code}/; install the pack again"
+                f"install the pack again: language '{code}' of {folder} has other files than its "
+                f"pack brought: {', '.join(wrong)} in languages/{code}/"
             )
         if fault := base_fault(manifests[code], model):
             raise ProofError(
-                f"{folder} is no longer the base of '{code}', whose pack {fault}; copy the base's files again, or "
-                "install the pack in the base that it was made on"
+                "copy the base's files again, or install the pack in the base that it was made on: "
+                f"{folder} is no longer the base of '{code}': its pack {fault}"
             )
         files = len(manifests[code]["unpacked"])
-        findings.append(
-            (
-                code,
-                f"{len(mine)} tensors and {files} tokenizer files as in its manifest; base by its {_mark(manifests[code])}",
-            )
-        )
+        same = f"{len(mine)} tensors and {files} tokenizer files as in its manifest"
+        findings.append((code, f"{same}; base with the {_mark(manifests[code])}"))
     return findings
 
 
 def _mark(manifest: dict) -> str:
-    """What a pack knows its base by."""
-    mark, tokenizer = (
-        f"fingerprint {manifest['base_fingerprint'][:12]}",
-        manifest.get("base_tokenizer"),
-    )
+    """By what a pack identifies its base, in words."""
+    mark = f"fingerprint {manifest['base_fingerprint'][:12]}"
+    tokenizer = manifest.get("base_tokenizer")
     if manifest["format"] < FORMAT:
         return f"{mark} (of an earlier version, without tokenizer, slots and dropout)"
     return mark if tokenizer is None else f"{mark} and tokenizer {tokenizer[:12]}"
 
 
 def _run(path: Path, model: XmodLanguageModel, base: str | None) -> Findings:
-    """The model of a run against the proof that the run wrote, and against the base itself where it is at hand."""
+    """Compare the model of a run with the run's proof.json, or with ``base`` if it is given."""
     try:
         stored = read_json(path / PROOF)
         parts = {
@@ -139,9 +142,8 @@ def _run(path: Path, model: XmodLanguageModel, base: str | None) -> Findings:
             for part in COMPARED
             if (found := stored.get(part)) is not None or part == "logits"
         }
-        before = Snapshot(
-            stored["digests"], **parts
-        )  # an earlier version compared tensors and logits alone
+        # earlier versions compared tensors and logits only
+        before = Snapshot(stored["digests"], **parts)
         probes = {
             code: torch.tensor(ids, dtype=torch.long) for code, ids in stored["probes"].items()
         }
@@ -151,29 +153,22 @@ def _run(path: Path, model: XmodLanguageModel, base: str | None) -> Findings:
             or not isinstance(added, list)
             or any(map(slot_fault, added))
         ):
-            raise TypeError("digests or added_languages are not what a proof has there")
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        RuntimeError,
-    ) as error:  # the last one is torch's
+            raise TypeError("digests or added_languages have the wrong type")
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(
-            f"{path / PROOF} cannot be read ({reason(error)}); run the extension again, or verify {path / 'model'}"
+            f"run the extension again, or verify {path / 'model'}: {path / PROOF} cannot be read "
+            f"({reason(error)})"
         ) from error
     findings, packs = [], {pack.name: pack for pack in pack_folders(path)}
     if lost := [code for code in added if code not in packs]:
         raise UserError(
-            f"{path / 'pack'} has no pack of {', '.join(lost)}, which the run added; copy it again, or verify "
-            f"{path / 'model'}"
+            f"copy {path / 'pack'} again, or verify {path / 'model'}: it has no pack of "
+            f"{', '.join(lost)}, which the run added"
         )
     for pack in packs.values():
         manifest, _ = read_pack(pack)
         if manifests_in(path / "model", [manifest["code"]]).get(manifest["code"]) != manifest:
-            raise ProofError(
-                f"{pack} is not the pack that {path / 'model'} was made with: their manifests differ"
-            )
+            raise ProofError(f"{pack} is not the pack in {path / 'model'}: their manifests differ")
         findings.append(
             (f"pack {manifest['code']}", f"{len(manifest['files'])} files as in its manifest")
         )
@@ -190,8 +185,8 @@ def _run(path: Path, model: XmodLanguageModel, base: str | None) -> Findings:
     )
     if other == "tensors" or (other and before.settings):
         raise UserError(
-            f"{base} is not the base of {path}: its {other} are others than {path / PROOF} says; give the base that "
-            "the run was made on"
+            f"give the base that the run was made on: {base} is not the base of {path}, its "
+            f"{other} differ from {path / PROOF}"
         )
     findings.append(("compared with", base))
     return findings + _against(model, replace(again, tokenizers=before.tokenizers), probes, added)
@@ -205,17 +200,30 @@ def _against(
     *,
     elsewhere: bool = False,
 ) -> Findings:
-    """``elsewhere``: the logits of ``before`` may come from another machine, so that equal tensors are proof enough."""
+    """Compare ``model`` with its base.
+
+    Args:
+        before: the base.
+        probes: language -> (B, S) token ids that the logits were computed on.
+        added: the languages that were added.
+        elsewhere: ``before`` may come from another machine. Then different logits are no fault:
+            equal tensors are proof enough.
+    Raises:
+        ProofError: something of the base has changed.
+    """
     if lost := [code for code in probes if code not in model.languages]:
         raise ProofError(
-            f"the model knows {', '.join(model.languages)}, and not {', '.join(lost)} of the base: it is not that "
-            "base with languages added"
+            "the model is not this base with languages added: it has "
+            f"{', '.join(model.languages)}, and not {', '.join(lost)} of the base"
         )
     after = snapshot(model, probes)
     proof = compare(before, after, added)
     logits = f"{len(proof['logits'])} equal to the last bit"
     if elsewhere and (others := moved(proof, "logits")):
-        logits = f"of {', '.join(others)} other than when the run was made, as on another machine; --base compares on this one"
+        logits = (
+            f"of {', '.join(others)} other than when the run was made, as on another machine; "
+            "--base compares on this one"
+        )
         proof = compare(replace(before, logits={}), after, added)
     require(proof)
     return [

@@ -22,7 +22,7 @@ from xmod_lab.languages.proof import (
     COMPARED,
     Snapshot,
     compare,
-    probe_pieces,
+    probe_tokens,
     require,
     snapshot,
     whole_digest,
@@ -208,7 +208,7 @@ def _probes(model: XmodLanguageModel, texts: list[Prepared]) -> dict[str, torch.
         for text in texts
         for code, corpus in text.corpora.items()
     }
-    return probe_pieces(model, rows)
+    return probe_tokens(model, rows)
 
 
 def _add_one(

@@ -17,7 +17,7 @@ from xmod_lab.config.rules import raise_faults
 from xmod_lab.config.schema import LangConfig, PretrainConfig, TextConfig
 from xmod_lab.config.sizes import memory_faults
 from xmod_lab.files import write_whole
-from xmod_lab.languages.embeddings import shared_pieces, special_pairs
+from xmod_lab.languages.embeddings import shared_tokens, special_pairs
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.runs.bases import (
@@ -280,7 +280,7 @@ def _overlap(
     special ones included, and their share of the text.
     """
     counts = cfg.objective.target_counts(prepared.corpora[code], prepared.tokenizer)
-    shared = [*shared_pieces(old, prepared.tokenizer), *special_pairs(old, prepared.tokenizer)]
+    shared = [*shared_tokens(old, prepared.tokenizer), *special_pairs(old, prepared.tokenizer)]
     return {"shared_pieces": len(shared), "shared_text": float(counts[shared].sum() / counts.sum())}
 
 

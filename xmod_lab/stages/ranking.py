@@ -24,7 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.choices import EMBEDDING_INITS, focus_fault
 from xmod_lab.config.schema import LangConfig, PretrainConfig
-from xmod_lab.languages.initialisers import WORD_START, ordinary_pieces
+from xmod_lab.languages.initialisers import WORD_START, ordinary_tokens
 from xmod_lab.metrics import number
 from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
 from xmod_lab.scoring.held_out import Scorer, on_device
@@ -223,10 +223,10 @@ def _frequent_new_pieces(
     old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase, counts: np.ndarray
 ) -> dict[str, int]:
     """The most frequent tokens of three letters or more that the base does not have, by spelling."""
-    known = ordinary_pieces(old)
+    known = ordinary_tokens(old)
     words = {
         p: i
-        for p, i in ordinary_pieces(new).items()
+        for p, i in ordinary_tokens(new).items()
         if p not in known and p.removeprefix(WORD_START).isalpha()
     }
     long = [p for p in words if len(p.removeprefix(WORD_START)) >= 3]
@@ -243,7 +243,7 @@ def _likeness(model: XmodLanguageModel, code: str, old: Prepared, shown: dict[st
     """
     table = model.base_model.embeddings.vocabularies[code].word_embeddings.weight.detach()
     base = model.get_input_embeddings().weight.detach()
-    pieces = ordinary_pieces(old.tokenizer)
+    pieces = ordinary_tokens(old.tokenizer)
     names, ids = list(pieces), list(pieces.values())
     own, others = _unit(table[list(shown.values())]), _unit(base[ids])
     nearest = (own @ others.T).topk(min(_NEIGHBOURS, len(names)), dim=1).indices.tolist()
