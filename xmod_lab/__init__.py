@@ -1,7 +1,7 @@
-"""xmod_lab: pre-train modular multilingual encoders (X-MOD, Pfeiffer et al. 2022) and add languages to them.
+"""Pre-train modular multilingual encoders (X-MOD, Pfeiffer et al. 2022) and add languages to them.
 
-The classes of the reference documentation are here as in ``transformers``: ``from xmod_lab import
-XmodModel``. So are the functions for notebooks (:mod:`xmod_lab.api`): ``xmod_lab.open_base(...)``.
+Model classes have the names that they have in ``transformers``: ``from xmod_lab import XmodModel``.
+The functions for notebooks (:mod:`xmod_lab.api`) are here too: ``xmod_lab.open_base(...)``.
 """
 
 import importlib
@@ -13,7 +13,7 @@ _API = ("open_base", "add_language", "score", "save_pack", "install_pack")
 
 
 def __getattr__(name: str) -> object:
-    """Imports what is asked for, and nothing before: commands start without torch."""
+    """Import a name when it is used, so that commands start without torch."""
     if name in _API:
         module = "xmod_lab.api"
     elif name == "XmodCollator":

@@ -1,6 +1,7 @@
-"""Signals that ask a command to end: Ctrl-C, SIGTERM, SIGHUP (a terminal that closes), SIGUSR1 (SLURM's ``--signal``).
+"""Signals that stop a command: Ctrl-C, SIGTERM, SIGHUP (the terminal closes), SIGUSR1 (SLURM).
 
-A command obeys at once; while it trains, after the step at hand (:mod:`xmod_lab.training.interruption`).
+A command stops at once. While it trains, it stops after the current step
+(:mod:`xmod_lab.training.interruption`).
 """
 
 import contextlib
@@ -19,18 +20,21 @@ STOPS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     if hasattr(signal, name)
 ]
-_threads: list[threading.Thread] = []  # under way, or given up
-ONCE = 1.0  # seconds in which a second signal is the first one, by another way
+_threads: list[threading.Thread] = []  # running or abandoned threads of in_thread
+ONCE = 1.0  # seconds; signals within this time count as one that arrived in two ways
 
 
 def status_of(number: int) -> int:
-    """Exit status of a command that the signal ``number`` has ended."""
+    """Exit status of a command that was stopped by the signal ``number``."""
     return TERMINATED if number == signal.SIGTERM else INTERRUPTED
 
 
 def handle(handler: Callable[[int, object], None]) -> dict[int, object]:
-    """Let ``handler`` obey, and return the handlers that were there. A signal that is ignored stays so, as ``nohup`` wants it; other
-    threads than the first cannot have handlers."""
+    """Install ``handler`` for all stop signals, and return the previous handlers.
+
+    An ignored signal stays ignored, as ``nohup`` wants it. Outside of the main thread this does
+    nothing, because Python allows handlers only there.
+    """
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {
@@ -45,21 +49,21 @@ def restore(handlers: dict[int, object]) -> None:
 
 
 def quiet_when_interrupted() -> None:
-    """For a command, before it imports anything: nothing is there to be tidied up yet."""
+    """End without a traceback on a signal. For the start of a command, before its imports."""
     handle(lambda number, frame: os._exit(status_of(number)))
 
 
 class Obeying:
-    """While it is entered, a signal raises :class:`Stopped` wherever the command is; a second one ends the process.
+    """While it is entered, a signal raises :class:`Stopped`. A second signal ends the process.
 
-    ``asked``: the number of the signal, 0 where there was none.
+    ``asked`` is the number of the signal, or 0.
     """
 
     def __init__(self) -> None:
         self.asked, self.since, self.process = 0, 0.0, os.getpid()
 
     def __call__(self, number: int, frame: object) -> None:
-        if os.getpid() != self.process:  # a loader's worker that has just been forked
+        if os.getpid() != self.process:  # in a data loader worker that was just forked
             os._exit(status_of(number))
         if not self.asked:
             self.asked, self.since = number, time.monotonic()
@@ -72,7 +76,7 @@ class Obeying:
         previous, usual = handle(self), sys.unraisablehook
 
         def hook(dropped) -> None:
-            """In destructors Python drops exceptions: then it is raised again, behind it."""
+            """Python drops exceptions in destructors. Then the signal is raised again."""
             if not isinstance(dropped.exc_value, Stopped):
                 return usual(dropped)
             self.asked = 0
@@ -87,7 +91,11 @@ class Obeying:
 
 
 def leave(status: int) -> NoReturn:
-    """End the process; at once where a thread of :func:`in_thread` was given up, since Python cannot be taken down under it."""
+    """End the process.
+
+    With an abandoned thread of :func:`in_thread` it ends at once, because Python's shutdown is not
+    safe while the thread runs.
+    """
     if _threads:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -96,8 +104,11 @@ def leave(status: int) -> NoReturn:
 
 
 def in_thread(work: Callable, /, **arguments: object) -> object:
-    """``work(**arguments)``, for what takes long in a library that lets other threads run: Python obeys a signal between two steps of
-    its own in the first thread alone, which waits here. What a thread that was given up still does is of no account."""
+    """The result of ``work(**arguments)``, run in a thread, so that signals are handled meanwhile.
+
+    For long calls into libraries: Python handles signals only in the main thread, and only between
+    its own instructions. The main thread waits here. After a signal the thread is abandoned.
+    """
     found: list[object] = []
     raised: list[BaseException] = []
 
