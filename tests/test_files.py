@@ -122,7 +122,7 @@ def test_a_lock_ends_with_its_process(tmp_path, other_process):
 
 def test_a_lock_that_is_no_file_is_refused_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "lock")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         lock(tmp_path / "lock", wait=True)
 
 

@@ -274,8 +274,8 @@ def test_what_the_disk_has_no_room_for_is_not_fetched(hub, place, tmp_path, monk
     monkeypatch.setattr(shutil, "disk_usage", lambda place: SimpleNamespace(free=weights - 1))
     with pytest.raises(
         UserError,
-        match=r"'me/base' takes 0\.\d\d GiB, and .*cache has 0\.\d\d GiB free; "
-        r"free some space, or set HF_HOME",
+        match=r"free some space, or set HF_HOME.*: 'me/base' takes 0\.\d\d GiB, and .*cache has "
+        r"0\.\d\d GiB free",
     ):
         from_hub("me/base")
     assert not (tmp_path / "cache").exists()
@@ -294,18 +294,15 @@ def test_a_name_that_is_nothing_here_is_refused_at_once_where_the_hub_does_not_a
         began = time.monotonic()
         (fault,) = check_source(Source("typo"), "lang.x")
         assert time.monotonic() - began < 2.5
-        assert fault.startswith(
-            "lang.x.text: 'typo' is no file or folder here, and may be a dataset of the hub, "
-            "where names without a slash"
-        )
+        assert fault.startswith("lang.x.text: give ")
+        assert "'typo' is not a file or folder here; it may be a dataset of the hub" in fault
         assert "the hub cannot be reached" in fault and "wikitext" in fault
         assert (
             check_source(Source("me/typo"), "lang.x") == []
         )  # it may have been prepared where there was a network
         with pytest.raises(
             UserError,
-            match="'me/typo' is no file or folder here, and may be a dataset of the hub; "
-            "but the hub",
+            match="'me/typo' is not a file or folder here; it may be a dataset of the hub, but",
         ):
             next(Source("me/typo").passages("train", Tally()))
         with pytest.raises(UserError, match="cannot be fetched from the hub"):

@@ -179,7 +179,7 @@ def test_a_run_goes_on_with_other_threads_but_in_no_other_precision(cpu, tmp_pat
     with pytest.raises(UserError, match="trainer.precision: 32-true there, bf16-mixed now"):
         run.begin(run.fit_to_machine(composed("trainer.precision=bf16-mixed")))
     assert (
-        "0.01 × float32's speed on this CPU; trainer.precision=32-true, or auto, is faster here"
+        "trainer.precision=32-true, or auto, is faster here: products in bf16 run at 0.01 ×"
         in caplog.text
     )
 

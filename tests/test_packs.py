@@ -605,8 +605,8 @@ def test_what_there_is_is_listed(place, tmp_path):
         "0.02",
         own["base_fingerprint"][:12],
         "2.00",
-        "2.5000",
-        "0.7500",
+        "2.50",
+        "0.75",
         "pseudo",
     )
     assert lines["en_XX"] == ("the base's", "0.00", "–", "–", "–", "–", "–")

@@ -1,6 +1,7 @@
-"""The names that settings may have.
+"""The allowed names of settings.
 
-What they name is elsewhere, in modules that need torch; these names alone judge a configuration before torch is imported.
+The code behind the names is in modules that need torch. The names are here, so that a configuration
+can be checked before torch is imported.
 """
 
 import importlib.util
@@ -13,7 +14,7 @@ ATTENTION = ("row", "document")
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 SCHEDULES = ("linear", "cosine", "constant")
 VOCABULARIES = ("own", "keep")
-EMBEDDING_INITS = [  # a list: what registers a method adds its name
+EMBEDDING_INITS = [  # a list, so that a new method can add its name
     "random",
     "mean",
     "overlap",
@@ -24,7 +25,7 @@ EMBEDDING_INITS = [  # a list: what registers a method adds its name
 ]
 SLOT_ARCHITECTURES = ["bottleneck", "lora", "gated"]  # see xmod_lab.model.slots
 SLOT_INITS = "random | zero_output | mean | mean:<code>,<code>,... | copy:<code> | nearest"
-NEAREST = "nearest"  # the donor whose slot suits the language's text best; found by xmod_lab.stages.donors
+NEAREST = "nearest"  # the slot with the lowest loss on the language's text; see stages.donors
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
@@ -32,10 +33,10 @@ RESUME = ("auto", "never")
 
 
 def read_slot_init(init: str) -> tuple[str, list[str]]:
-    """The method of a ``slot_init``, and the codes of the donors that it names.
+    """The method of a ``slot_init``, and the codes of its donors.
 
     Raises:
-        UserError: it is none of SLOT_INITS.
+        UserError: ``init`` is not one of SLOT_INITS.
     """
     method, _, names = init.partition(":")
     codes = [name.strip() for name in names.split(",") if name.strip()]
@@ -52,7 +53,7 @@ def read_slot_init(init: str) -> tuple[str, list[str]]:
 
 
 def focus_fault() -> str | None:
-    """Why ``embedding_init=focus`` cannot be used here, with the remedy; or ``None``."""
+    """The message if ``embedding_init=focus`` cannot be used here, else ``None``."""
     if importlib.util.find_spec("gensim"):
         return None
-    return "'focus' needs gensim, which is not installed; pip install 'xmod_lab[focus]', or choose another method"
+    return "pip install 'xmod_lab[focus]', or choose another method: 'focus' needs gensim"

@@ -1,9 +1,10 @@
-"""Score a model without training it: likelihoods, slots against one another, translation retrieval, recognition.
+"""Score a model without training: likelihoods, all slots, translation retrieval, recognition.
 
-    python -m xmod_lab.evaluate [base=RUN|MODEL_FOLDER|HUB_ID] [evaluate.pll=true] [evaluate.parallel=[my.tsv]]
+    python -m xmod_lab.evaluate [base=RUN|MODEL_FOLDER|HUB_ID] [evaluate.pll=true]
+        [evaluate.parallel=[my.tsv]] [KEY=VALUE ...]
 
-A run is scored on its own held-out text, any other model on that of the language set. Writes metrics.json, CSV files and
-plots into the run dir.
+A run is scored on its own held-out text. Other models are scored on that of the language set.
+Writes metrics.json, CSV files and plots into the run dir.
 """
 
 from xmod_lab.stops import quiet_when_interrupted
@@ -38,7 +39,9 @@ def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
     from xmod_lab.runs.lifecycle import open_run
     from xmod_lab.scoring.held_out import on_device
     from xmod_lab.scoring.samples import SAMPLES, filled
-    from xmod_lab.stages.evaluating import evaluate  # here: no refusal waits for torch
+    from xmod_lab.stages.evaluating import (
+        evaluate,
+    )  # imported here: refusals must not wait for torch
     from xmod_lab.stages.opening import open_model
     from xmod_lab.text.parallel import read_parallel
 

@@ -1,10 +1,13 @@
-"""Files and folders that appear whole or not at all: after a kill, on a full disk and after a power cut there is either what was
-there before or what was written.
+"""Writes files and folders atomically: each one appears complete or not at all.
 
-What is written grows at a scratch place beside its target, ``.<name>.<8 hex digits>.part``, under the lock ``.<name>.lock``. It is
-on the disk before it gets its name, and the name is on the disk when the function returns. The system lets go of a lock when its
-process ends, however it ends: so who has the lock removes what killed processes have left. Where the file system has no locks,
-nothing is removed. What begins with a dot is no run, pack, corpus or report: :func:`hidden`.
+After a kill, a full disk or a power cut there is either the old content or the new one. New content
+is first written beside its target, to ``.<name>.<8 hex digits>.part``, under the lock
+``.<name>.lock``. It is synced to the disk before it gets its name. The name is synced before the
+function returns.
+
+The system releases a lock when its process ends in any way. So the holder of the lock may delete
+what killed processes left behind. On file systems without locks nothing is deleted. Names that
+start with a dot are never runs, packs, corpora or reports, see :func:`hidden`.
 """
 
 import contextlib
@@ -30,22 +33,23 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_IN_WORDS = re.compile(
     r"os error (28|122|27)\b|No space left on device|Disk quota exceeded|File too large"
 )
-_CANNOT_SYNC = (
-    errno.EINVAL,
-    errno.ENOTSUP,
-    errno.EROFS,
-    errno.EACCES,
-    errno.ENOENT,
-)  # file systems, rights, files that went meanwhile
+# the file system cannot sync, the rights do not allow it, or the file was deleted meanwhile
+_CANNOT_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EROFS, errno.EACCES, errno.ENOENT)
 
 
 class Busy(UserError):
-    """Another process has the lock."""
+    """Another process holds the lock."""
 
 
 @dataclass(frozen=True)
 class Lock:
-    """A lock that is held. ``sure``: the file system has locks; ``waited``: another process had it when it was asked for."""
+    """A lock that this process holds.
+
+    Args:
+        stream: the open lock file; closing it releases the lock.
+        sure: whether the file system has locks.
+        waited: whether another process held it first.
+    """
 
     stream: IO
     sure: bool
@@ -53,10 +57,10 @@ class Lock:
 
 
 def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write the file ``path``, and the folders above it where there are none.
+    """Write the file ``path``. Makes missing folders.
 
     Raises:
-        OSError: naming ``path``, e.g. of a full disk; nothing is left behind.
+        OSError: with ``path``, e.g. on a full disk; nothing is left behind.
     """
     try:
         make_folder(path.parent)
@@ -74,15 +78,18 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 def build_folder(
     target: Path, write: Callable[[Path], None], *, rebuild: bool = False, wait: bool = True
 ) -> bool:
-    """Let ``write(scratch)`` fill a folder, which then gets the name ``target``. A target that exists is left alone.
+    """Let ``write(scratch)`` fill a folder, which then gets the name ``target``.
+
+    An existing target is kept.
 
     Args:
-        rebuild: a target that exists is replaced, unless another process has just made it.
-        wait: until another process that makes the same folder has done so, and use that; else that is an error.
+        rebuild: replace an existing target, unless another process has just made it.
+        wait: if another process is making ``target``, wait and use its result.
     Returns:
-        Whether it was written now.
+        Whether this call wrote it.
     Raises:
-        Busy: another process makes it, and ``wait`` is false. UserError: the folder above cannot be written.
+        Busy: another process is making ``target``, and ``wait`` is false.
+        UserError: the parent folder cannot be written.
     """
     if target.exists() and not rebuild:
         _tidy(target)
@@ -98,8 +105,8 @@ def build_folder(
             if is_full(error):
                 raise
             raise UserError(
-                f"cannot write {target.name} to {target.parent} ({error.strerror}); choose a folder that you can "
-                "write to (prepared data: data.folder)"
+                "choose a folder that you can write to (for prepared data: data.folder): cannot "
+                f"write {target.name} to {target.parent} ({error.strerror})"
             ) from error
         write(scratch)
         sync_tree(scratch, mode=scratch.stat().st_mode & 0o666)
@@ -113,14 +120,17 @@ def build_folder(
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link, or a folder, which is out of sight at once, whatever happens then. Nothing there is fine."""
+    """Delete a file, a link or a folder, if it is there.
+
+    The name disappears at once, even if the process is killed before the content is deleted.
+    """
     with _scratch(path) as (scratch, _), contextlib.suppress(FileNotFoundError):
         os.rename(path, scratch)
         sync(path.parent)
 
 
 def make_folder(path: Path) -> None:
-    """Make ``path`` and the folders above it, where there are none."""
+    """Make the folder ``path`` and its missing parents."""
     missing = [folder for folder in (path, *path.parents) if not folder.exists()]
     path.mkdir(parents=True, exist_ok=True)
     for folder in reversed(missing):
@@ -128,7 +138,7 @@ def make_folder(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the list of names that a folder is, is on the disk."""
+    """Wait until a file, or the list of names in a folder, is on the disk."""
     try:
         opened = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         try:
@@ -141,10 +151,10 @@ def sync(path: Path) -> None:
 
 
 def sync_tree(folder: Path, *, mode: int | None = None) -> None:
-    """The same for ``folder`` with all that is in it, files before the folder that they are in; links are not followed.
+    """Sync ``folder`` with everything in it, files before their folders. Does not follow links.
 
     Args:
-        mode: access rights that the files get: some libraries give theirs to one user alone.
+        mode: access rights for the files, because some libraries give them to the owner only.
     """
     for place, _, files in os.walk(folder, topdown=False):
         for name in files:
@@ -157,10 +167,13 @@ def sync_tree(folder: Path, *, mode: int | None = None) -> None:
 
 
 def lock(place: Path, *, wait: bool) -> Lock:
-    """Lock the file ``place``, made where there is none, until the stream is closed or this process ends, however it ends.
+    """Lock the file ``place`` until the stream is closed or this process ends. Creates the file.
 
+    Args:
+        wait: if another process holds the lock, wait for it.
     Raises:
-        Busy: another process has it, and ``wait`` is false. UserError: something else than a file is there.
+        Busy: another process holds it, and ``wait`` is false.
+        UserError: ``place`` is not a regular file.
     """
     waited = False
     while True:
@@ -169,14 +182,14 @@ def lock(place: Path, *, wait: bool) -> Lock:
         )
         if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
             stream.close()
-            raise UserError(f"{place} is no regular file; remove it, or choose another folder")
-        try:  # not flock: forked loader workers would share it
+            raise UserError(f"remove it, or choose another folder: {place} is not a regular file")
+        try:  # not flock: forked data loader workers would share it
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:
             if not wait:
                 stream.close()
                 raise Busy(
-                    f"another process writes to {place.parent}; wait for it, or choose another folder"
+                    f"wait, or choose another folder: another process writes to {place.parent}"
                 ) from error
             if not waited:
                 log.info(
@@ -187,7 +200,7 @@ def lock(place: Path, *, wait: bool) -> Lock:
             fcntl.lockf(stream, fcntl.LOCK_EX)
         except OSError as error:
             log.warning(
-                "%s cannot be locked (%s): see that no other process writes there",
+                "make sure that no other process writes there: %s cannot be locked (%s)",
                 place,
                 error.strerror,
             )
@@ -195,12 +208,15 @@ def lock(place: Path, *, wait: bool) -> Lock:
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(stream.fileno()), os.stat(place)):
                 return Lock(stream, True, waited)
-        stream.close()  # the one who had it has removed the file
+        stream.close()  # the previous holder has deleted the lock file: try again
 
 
 @contextlib.contextmanager
 def _scratch(target: Path, *, wait: bool = True) -> Iterator[tuple[Path, Lock]]:
-    """A name beside ``target``, under its lock. What is at that name afterwards, or was left by others, is deleted."""
+    """A scratch path beside ``target``, under its lock.
+
+    Deletes what killed processes left there, and at the end what is still at the scratch path.
+    """
     place = target.with_name(f".{target.name}.lock")
     held = lock(place, wait=wait)
     with held.stream:
@@ -220,7 +236,7 @@ def _scratch(target: Path, *, wait: bool = True) -> Iterator[tuple[Path, Lock]]:
 
 
 def clear_scratch(folder: Path) -> None:
-    """Delete what killed processes have left in ``folder`` and in folders in it."""
+    """Delete what killed processes left in ``folder`` and its subfolders."""
     for place, _, files in os.walk(folder):
         for name in files:
             if re.fullmatch(r"\..+\.lock", name, re.DOTALL):
@@ -228,7 +244,7 @@ def clear_scratch(folder: Path) -> None:
 
 
 def _tidy(target: Path) -> None:
-    """Delete what killed processes have left beside ``target``: its lock among it, which is removed last."""
+    """Delete what killed processes left beside ``target``, and its lock file last."""
     if target.with_name(f".{target.name}.lock").exists():
         with contextlib.suppress(Busy, OSError), _scratch(target, wait=False):
             pass
@@ -246,13 +262,18 @@ def _delete(path: Path) -> None:
 
 
 def hidden(path: Path, below: Path) -> bool:
-    """Whether ``path``, or a folder between it and ``below``, begins with a dot: scratch, or what others do not want to be seen."""
+    """Whether the name of ``path``, or of a folder between it and ``below``, starts with a dot.
+
+    Such paths are scratch, or hidden on purpose.
+    """
     return any(part.startswith(".") for part in path.relative_to(below).parts)
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether a full disk, a quota, or a limit on the size of files is behind ``error``. Libraries in other languages raise errors
-    of their own, which say so in words alone."""
+    """Whether a full disk, a quota or a file size limit caused ``error``.
+
+    Some libraries say so only in the text of their errors.
+    """
     while error is not None:
         if isinstance(error, OSError) and error.errno in _FULL or _FULL_IN_WORDS.search(str(error)):
             return True
@@ -261,7 +282,7 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def digest_of(content: bytes) -> str:
-    """That of :func:`digest_of_files` of one file with this content."""
+    """The digest that :func:`digest_of_files` gives for one file with this content."""
     return hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()
 
 

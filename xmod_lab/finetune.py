@@ -1,7 +1,10 @@
-"""Fine-tune the shared layers on a labelled task in one language, and test in all others by swapping slot and vocabulary.
+"""Fine-tune the shared layers on a labelled task in one language, and test in all languages.
+
+For each test language, its own slot and vocabulary replace those of the training language.
 
 python -m xmod_lab.finetune [task=intents] [base=RUN] [KEY=VALUE ...]
-python -m xmod_lab.finetune task=classification task.data.path='my/@language.@split.jsonl' task.source=en
+python -m xmod_lab.finetune task=classification task.source=en
+    task.data.path='my/@language.@split.jsonl'
 python -m xmod_lab.finetune -m task.recipe.peak_lr=1e-4,3e-4,5e-4
 """
 
@@ -30,7 +33,9 @@ def main() -> None:
 
 def _start(cfg: FinetuneConfig, folder: Path) -> None:
     from xmod_lab.runs.folder import RunDir
-    from xmod_lab.stages.finetuning import finetune  # here: no refusal waits for torch
+    from xmod_lab.stages.finetuning import (
+        finetune,
+    )  # imported here: refusals must not wait for torch
 
     run = RunDir(folder)
     finetune(cfg, run, draw=lambda transfer: _draw(transfer, run / "transfer.png"))

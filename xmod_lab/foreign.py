@@ -1,6 +1,7 @@
-"""Files that others made: models, packs, tokenizers. Each is looked at here before it is used: that it is a plain file of its
-own folder, that its names make safe paths, that its numbers are numbers, and that it asks for no code. Nothing in such a file
-is executed or unpickled.
+"""Checks files from others, such as models, packs and tokenizers, before they are used.
+
+A file must be a regular file in its own folder. Its names must make safe paths, and its numbers
+must be finite. It must not ask for code. Nothing in such a file is executed or unpickled.
 """
 
 import hashlib
@@ -20,19 +21,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _MAX_JSON = 1 << 26  # bytes
-_MAX_DEPTH, _MAX_DIGITS = 32, 40  # 31 digits has the length that a tokenizer writes for none
-_MAX_NAME = 120  # bytes; file systems take 255, and names get longer while a file is written
-_LFS = b"version https://git-lfs"  # how a file begins that stands for one in Git LFS
+_MAX_DEPTH, _MAX_DIGITS = 32, 40  # tokenizers write "no length limit" as a number of 31 digits
+_MAX_NAME = 120  # bytes; file systems allow 255, and scratch names are longer
+_LFS = b"version https://git-lfs"  # start of a Git LFS pointer file
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
-_READ = (
-    "*.json",
-    "*.safetensors",
-    "*.model",
-    "*.txt",
-    "*.xz",
-    "README.md",
-)  # of what lies on the hub
-# settings of transformers that fetch code, or files of another folder
+# files that are fetched from the hub
+_READ = ("*.json", "*.safetensors", "*.model", "*.txt", "*.xz", "README.md")
+# settings that let transformers fetch code, or files of another folder
 _CODE = ("auto_map", "custom_pipelines", "transformers_weights", "configuration_files")
 _KERNELS = (
     "attn_implementation",
@@ -43,7 +38,7 @@ _KERNELS = (
 
 
 def name_fault(name: object) -> str | None:
-    """Why ``name``, found in a file, may not become a file's name, or ``None``."""
+    """The message if ``name``, read from a file, is not allowed as a file's name, else ``None``."""
     plain = isinstance(name, str) and name == Path(name).name and not set("\\:") & set(name)
     if (
         plain
@@ -53,35 +48,38 @@ def name_fault(name: object) -> str | None:
         and len(name.encode()) <= _MAX_NAME
     ):
         return None
-    return f"file name {shown(name)} leaves the folder, is hidden, too long or does not print"
+    return f"file name {shown(name)} leaves the folder, is hidden, too long or not printable"
 
 
 def inside(file: Path, folder: Path) -> Path:
-    """``file`` itself, which lies under ``folder``: a plain file, and no link that leads elsewhere. The cache of the hub keeps
-    files as links to the ``blobs`` of the same repository: these are followed.
+    """``file`` itself, if it is a regular file under ``folder``.
+
+    Links must stay in ``folder``. Exception: files in the hub's cache are links to the ``blobs`` of
+    the same repository.
 
     Raises:
         UserError: it is missing, a pipe, a device, a folder, or a link that leads out.
     """
     try:
         real, root = file.resolve(strict=True), folder.resolve()
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+    except (OSError, RuntimeError) as error:  # RuntimeError: circular links
         raise UserError(
             f"{file} cannot be read ({reason(error)}); copy it again from where it came"
         ) from error
     if not any(real.is_relative_to(place) for place in (root, *_blobs(root))):
         raise UserError(
-            f"{file} is a link that leads out of {folder}; put the file itself there, or do not use this folder"
+            "put the file itself there, or do not use this folder: "
+            f"{file} is a link that leads out of {folder}"
         )
     if not real.is_file():
         raise UserError(
-            f"{file} is no plain file; put the file itself there, or do not use this folder"
+            f"put the file itself there, or do not use this folder: {file} is not a regular file"
         )
     return file
 
 
 def _blobs(folder: Path) -> list[Path]:
-    """Where the cache of the hub keeps the content of ``folder``, if it is, or lies in, a snapshot of a repository."""
+    """Where the hub's cache keeps the content of ``folder``, if that is in a snapshot."""
     snapshots = [
         place.parent.parent
         for place in (folder, *folder.parents)
@@ -91,8 +89,12 @@ def _blobs(folder: Path) -> list[Path]:
 
 
 def read_json(file: Path) -> dict:
-    """The object in ``file``. Raises UserError when there is none, or when it holds what no such file of ours does: NaN, numbers
-    out of range, or lists in lists without end."""
+    """The JSON object in ``file``.
+
+    Raises:
+        UserError: the file is missing, too large, not a JSON object or too deeply nested, or it has
+            NaN or numbers out of range.
+    """
     try:
         if not file.is_file():
             raise ValueError("there is no such file")
@@ -107,7 +109,7 @@ def read_json(file: Path) -> dict:
 
 
 def parse_json(content: bytes) -> dict:
-    """The object that ``content`` is. Raises ValueError as :func:`read_json` does UserError."""
+    """The JSON object in ``content``. Raises ValueError if it breaks the rules of read_json."""
     try:
         found = json.loads(
             content.decode(), parse_int=_integer, parse_float=_finite, parse_constant=_no_number
@@ -125,7 +127,7 @@ def parse_json(content: bytes) -> dict:
     if level:
         raise ValueError("it is nested too deeply")
     if not isinstance(found, dict):
-        raise ValueError(f"it is {shown(found)}, and no object {{…}}")
+        raise ValueError(f"it is {shown(found)}, not an object {{…}}")
     return found
 
 
@@ -138,40 +140,43 @@ def _integer(text: str) -> int:
 def _finite(text: str) -> float:
     number = float(text)
     if number in (float("inf"), float("-inf")):
-        raise ValueError(f"{text[:_MAX_DIGITS]} is no number that fits")
+        raise ValueError(f"{text[:_MAX_DIGITS]} is out of range")
     return number
 
 
 def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number of JSON")
+    raise ValueError(f"{text} is not a finite number")
 
 
 def refuse_code(settings: dict, where: object) -> None:
-    """Raises UserError when ``settings``, of a config.json or tokenizer_config.json, ask for code, or for files from elsewhere.
+    """Raise UserError if ``settings`` ask for code or for files of another folder.
 
-    ``where``: what the message calls the file.
+    Args:
+        settings: of a config.json or tokenizer_config.json.
+        where: the file, for the message.
     """
     asked = [key for key in _CODE if settings.get(key)]
-    asked += [
-        key for key in _KERNELS if "/" in str(settings.get(key))
-    ]  # OWNER/NAME: code on the hub
+    asked += [key for key in _KERNELS if "/" in str(settings.get(key))]  # OWNER/NAME: hub code
     if asked:
         raise UserError(
-            f"{where} asks for code or files that are not its own ({asked[0]}: {shown(settings[asked[0]])}); code of others "
-            "is never run here: do not use it, or delete that setting if you know that it is of no use"
+            "do not use this file, or delete the setting if you know that it is not needed: "
+            f"{where} asks for code or files from elsewhere ({asked[0]}: "
+            f"{shown(settings[asked[0]])}); code of others is never run here"
         )
 
 
 def open_tokenizer(source: str | Path, part: str = "") -> "PreTrainedTokenizerBase":
-    """The tokenizer in the folder, or on the hub under the id, ``source``, in its folder ``part``. Code that comes with it is
-    refused.
+    """The tokenizer in ``source``.
 
+    Args:
+        source: a folder or a hub id.
+        part: its subfolder with the tokenizer.
     Raises:
-        UserError: it asks for code, a file of it is a link that leads out, or stands for one in Git LFS. Exception: whatever transformers raises.
+        UserError: it asks for code, is damaged, or has a link that leads out or a Git LFS pointer.
+        Exception: whatever else transformers raises.
     """
-    from transformers import (
-        AutoTokenizer,  # here: other parts of this module are used before torch is loaded
-    )
+    # imported here because other functions of this module must work before torch is loaded
+    from transformers import AutoTokenizer
 
     folder = Path(source, part)
     for name in ("tokenizer_config.json", "config.json") if folder.is_dir() else ():
@@ -183,19 +188,21 @@ def open_tokenizer(source: str | Path, part: str = "") -> "PreTrainedTokenizerBa
     try:
         return AutoTokenizer.from_pretrained(str(source), subfolder=part, trust_remote_code=False)
     except BaseException as error:
-        if type(error).__name__ != "PanicException":  # of Rust, and no Exception
+        if type(error).__name__ != "PanicException":  # raised by Rust, not a subclass of Exception
             raise
         raise UserError(
-            f"the tokenizer in {folder} is damaged ({reason(error)}); copy it again from where it came"
+            f"copy the tokenizer in {folder} again: it is damaged ({reason(error)})"
         ) from error
 
 
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Digest of everything that decides how text becomes ids. Padding and truncation, which every call may set, are left out."""
-    if not tokenizer.is_fast:  # its steps are code: its pieces are all that can be told
-        return hashlib.sha256(
-            json.dumps(sorted(tokenizer.get_vocab().items())).encode()
-        ).hexdigest()
+    """Digest of everything that decides how text becomes token ids.
+
+    Padding and truncation do not count, because every call may set them.
+    """
+    if not tokenizer.is_fast:  # its steps are Python code: only its vocabulary can be compared
+        vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+        return hashlib.sha256(vocabulary.encode()).hexdigest()
     backend = tokenizer.backend_tokenizer
     if backend.padding is not None or backend.truncation is not None:
         backend = type(backend).from_str(backend.to_str())
@@ -205,33 +212,38 @@ def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that hold the weights of a model folder, each looked at by :func:`inside`.
+    """The weight files of a model folder, after the checks of :func:`inside`.
 
     Raises:
-        UserError: there is none, or its list names a file of another folder; or transformers would load another model.
+        UserError: there are no weights, the index names files of another folder, or transformers
+            would load other weights.
     """
     if (folder / "adapter_config.json").exists():
         raise UserError(
-            f"{folder} has adapter_config.json, by which transformers loads the weights of another model; delete that file if "
-            "you know that it is of no use"
+            "delete adapter_config.json if you know that it is not needed: because of it, "
+            f"transformers loads the weights of another model for {folder}"
         )
     names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
     if not (folder / names[0]).exists() and (folder / "pytorch_model.bin").exists():
         raise UserError(
-            f"{folder} has no model.safetensors; pytorch_model.bin is a pickle, which is never read: load it "
-            "where you trust it, with transformers, and save it again"
+            "load it with transformers where you trust it, and save it again: "
+            f"{folder} has no model.safetensors; pytorch_model.bin is a pickle, which is never read"
         )
     if not (folder / names[0]).exists() and index.exists():
         listed = read_json(inside(index, folder)).get("weight_map")
         names = sorted(set(map(str, listed.values()))) if isinstance(listed, dict) else []
     faults = [fault for fault in map(name_fault, names) if fault]
     if faults or not names:
-        raise UserError(f"{index}: {(faults or ['it lists no files'])[0]}; do not use this folder")
+        raise UserError(f"do not use this folder: {index}: {(faults or ['it lists no files'])[0]}")
     return [inside(folder / name, folder) for name in names]
 
 
 def shapes_in(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and type of each tensor in a .safetensors file, by name. Raises UserError when it is none, or not whole."""
+    """Name -> (shape, type) of each tensor in a .safetensors file.
+
+    Raises:
+        UserError: it is not a .safetensors file, or not complete.
+    """
     try:
         with safe_open(file, "pt") as opened:
             parts = {name: opened.get_slice(name) for name in opened.keys()}
@@ -243,14 +255,15 @@ def shapes_in(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def tensor_fault(file: Path, error: Exception) -> str:
-    """Why a .safetensors file cannot be read, and what helps: the second half of a message."""
+    """Why a .safetensors file cannot be read, and the remedy: the second half of a message."""
     return (
         pointer_fault(file) or f"cannot be read ({reason(error)}); copy it again from where it came"
     )
 
 
 def pointer_fault(file: Path) -> str | None:
-    """What ``file`` is when a clone did not fetch its content, and what helps: the second half of a message."""
+    """The second half of a message if ``file`` is a Git LFS pointer without the content, else
+    ``None``."""
     if file.is_file():
         with file.open("rb") as stream:
             if stream.read(len(_LFS)) == _LFS:
@@ -259,34 +272,41 @@ def pointer_fault(file: Path) -> str | None:
 
 
 def share(file: Path, like: Path) -> None:
-    """Let those read ``file`` who may read ``like``: safetensors lets its owner alone."""
+    """Copy the access rights of ``like``, because safetensors gives them to the owner only."""
     file.chmod(like.stat().st_mode & 0o777)
 
 
 def is_hub_id(source: str | Path) -> bool:
-    """Whether ``source`` may be the id of a repository, OWNER/NAME, and is nothing that is here."""
+    """Whether ``source`` looks like a hub id, OWNER/NAME, and does not exist here."""
     return _HUB_ID.fullmatch(str(source)) is not None and not Path(source).exists()
 
 
 def refuse_missing(places: list) -> None:
-    """Raises UserError for the first of ``places``, each a path, several or ``None``, that is nothing here, and can be no id on the hub."""
+    """Raise UserError for the first path that does not exist and cannot be a hub id.
+
+    Args:
+        places: paths, lists of paths and ``None``.
+    """
     for place in (
         p for given in places if given for p in (given if isinstance(given, list) else [given])
     ):
         if not os.path.lexists(place) and not is_hub_id(place):
             raise UserError(
-                f"'{place}' does not exist, and is no hub id (OWNER/NAME); give the path of a run, a model folder or a pack, or "
-                "such an id"
+                "give the path of a run, a model folder or a pack, or a hub id (OWNER/NAME): "
+                f"'{place}' does not exist"
             )
 
 
 def at_hand(source: str | Path, give: str = "a folder or a hub id") -> Path:
-    """``source`` itself, or the folder into which it is fetched from the hub. Raises as :func:`from_hub`."""
+    """``source`` itself if it is a path, else the folder into which it is downloaded.
+
+    Raises as :func:`from_hub` does.
+    """
     return from_hub(str(source), give) if is_hub_id(source) else Path(source)
 
 
 def hub_id(source: str | Path) -> str | None:
-    """The id on the hub of ``source``: an id, or the folder in the cache into which it was fetched; ``None``: it has none here."""
+    """The hub id of ``source``: an id, or a folder in the hub's cache. Otherwise ``None``."""
     parts = Path(source).parts
     if "snapshots" in parts[1:]:
         kind, *names = parts[parts.index("snapshots") - 1].split("--")
@@ -295,10 +315,12 @@ def hub_id(source: str | Path) -> str | None:
 
 
 def from_hub(source: str, give: str = "a folder or a hub id") -> Path:
-    """The folder into which the repository ``source`` of the hub is fetched: what we read of it; ``give``: what may be given.
+    """Download the files that we read of the hub's repository ``source``; returns the folder.
 
+    Args:
+        give: what the user may give instead, for messages.
     Raises:
-        UserError: it is a path with a slip in it, cannot be fetched, or the disk has no room for it.
+        UserError: it is a misspelt path, cannot be downloaded, or the disk has no room for it.
     """
     if fault := hub_fault(source, give):
         raise UserError(fault)
@@ -309,8 +331,8 @@ def from_hub(source: str, give: str = "a folder or a hub id") -> Path:
         return Path(
             snapshot_download(source, allow_patterns=list(_READ), local_files_only=not reached)
         )
-    except Exception as error:  # offline, missing, private: all end the same way for the user
+    except Exception as error:  # offline, missing, private: the user gets one message for all
         raise UserError(
-            f"'{source}' is no folder here, and cannot be fetched from the hub ({reason(error)}); check the name, or the "
-            "network"
+            f"check the name, or the network: '{source}' is not a folder here, and cannot be "
+            f"fetched from the hub ({reason(error)})"
         ) from error

@@ -1,4 +1,7 @@
-"""Names that may be ids on the Hugging Face Hub, and paths with a slip in them, which are not asked for there: it takes half a minute."""
+"""Checks names and the connection before anything is asked of the Hugging Face Hub.
+
+Asking for a misspelt path takes half a minute.
+"""
 
 import functools
 import os
@@ -11,17 +14,18 @@ from urllib.parse import urlsplit
 
 from xmod_lab.errors import nearest
 
-_PATIENCE = 2.0  # seconds in which the hub must answer
+_PATIENCE = 2.0  # seconds to wait for the hub
 _GIB = 2**30
 
 
 def hub_fault(name: str, give: str) -> str | None:
-    """Why ``name``, which is nothing on this machine, can be no id on the hub either, and what to ``give``; ``None`` where it may be
-    one."""
-    from huggingface_hub.utils import (  # here: it takes half a second
-        HFValidationError,
-        validate_repo_id,
-    )
+    """The message if ``name``, which does not exist here, cannot be a hub id, else ``None``.
+
+    Args:
+        give: what the user may give instead.
+    """
+    # imported here because it takes half a second
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     owner, _, rest = name.partition("/")
     try:
@@ -30,12 +34,15 @@ def hub_fault(name: str, give: str) -> str | None:
         return f"'{name}' does not exist; give {give}"
     if rest and os.path.isdir(owner):
         near = nearest(rest, os.listdir(owner))
-        return f"'{name}' does not exist, while there is a folder '{owner}' here; give {give}{'.' + near if near else ''}"
+        return (
+            f"'{name}' does not exist, but the folder '{owner}' does; give {give}"
+            f"{'.' + near if near else ''}"
+        )
     return None
 
 
 def answers() -> bool:
-    """Whether the hub can be reached, which is known within two seconds; behind a proxy it is taken to be."""
+    """Whether the hub can be reached. Takes two seconds at most. Behind a proxy: always true."""
     from huggingface_hub import constants
 
     place = urlsplit(constants.ENDPOINT)
@@ -59,34 +66,43 @@ def _connects(host: str, port: int) -> bool:
         except OSError:
             found.append(False)
 
-    thread = threading.Thread(
-        target=connect, daemon=True
-    )  # to look a name up takes as long as it takes
+    # in a thread, because the look-up of the host's name has no time limit
+    thread = threading.Thread(target=connect, daemon=True)
     thread.start()
     thread.join(_PATIENCE)
     return found == [True]
 
 
 def unanswered_fault(name: str, give: str) -> str | None:
-    """Why the dataset ``name`` of the hub cannot be asked for; ``None`` where it can."""
+    """The message if the hub cannot be reached to look for the dataset ``name``, else ``None``.
+
+    Args:
+        give: what the user may give instead.
+    """
     if answers():
         return None
-    old = "" if "/" in name else ", where names without a slash are old ones, such as wikitext"
+    old = "" if "/" in name else " (names without a slash are old ones, such as wikitext)"
     return (
-        f"'{name}' is no file or folder here, and may be a dataset of the hub{old}; but the hub cannot be reached to ask. Give {give}, "
-        "or check the network (HF_HUB_OFFLINE, HF_ENDPOINT)"
+        f"give {give}, or check the network (HF_HUB_OFFLINE, HF_ENDPOINT): '{name}' is not a file "
+        f"or folder here; it may be a dataset of the hub{old}, but the hub cannot be reached"
     )
 
 
 def room_fault(source: str, patterns: list[str]) -> str | None:
-    """Why the files of the model ``source`` that ``patterns`` name cannot be fetched: the disk has no room for those that are not in
-    the cache. ``None`` where there is room, or the hub does not tell sizes. Was run against a stand-in of the hub alone."""
+    """The message if the disk has no room for files of the model ``source``, else ``None``.
+
+    Files in the cache do not count. ``None`` also if the hub does not tell sizes. Tested against a
+    fake hub only.
+
+    Args:
+        patterns: the files to fetch, e.g. ``*.json``.
+    """
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.utils import filter_repo_objects
 
     try:
         found = HfApi().model_info(source, files_metadata=True)
-    except Exception:  # missing, private: fetching tells
+    except Exception:  # missing or private: fetching will raise a better error
         return None
     files = list(
         filter_repo_objects(
@@ -99,12 +115,11 @@ def room_fault(source: str, patterns: list[str]) -> str | None:
         for file in files
         if not isinstance(try_to_load_from_cache(source, file.rfilename, cache, found.sha), str)
     )
-    free = shutil.disk_usage(
-        next(place for place in (cache, *cache.absolute().parents) if place.exists())
-    ).free
+    place = next(place for place in (cache, *cache.absolute().parents) if place.exists())
+    free = shutil.disk_usage(place).free
     if needed <= free:
         return None
     return (
-        f"'{source}' takes {needed / _GIB:,.2f} GiB, and {cache} has {free / _GIB:,.2f} GiB free; free some space, or set HF_HOME to a "
-        "folder on a larger disk"
+        "free some space, or set HF_HOME to a folder on a larger disk: "
+        f"'{source}' takes {needed / _GIB:,.2f} GiB, and {cache} has {free / _GIB:,.2f} GiB free"
     )

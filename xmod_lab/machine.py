@@ -1,22 +1,25 @@
-"""What this machine does fast: in which precision, and by how many threads, a run goes best here.
+"""Finds the fastest precision and the best number of threads for this machine.
 
-Both are decided once, when a run begins, written into its config.yaml and kept when it is resumed.
+Both are chosen when a run begins, written into its config.yaml, and kept when it is resumed.
 
 Precision (``trainer.precision=auto``), by the kind of device:
-    CPU    bf16-mixed where a product in bf16 is at least 1.5 times as fast as one in float32, measured here; else 32-true.
-           A CPU without bf16 instructions (AVX2 alone) multiplies it hundreds of times slower
-    CUDA   bf16-mixed where the device has it (Ampere and later), 16-mixed where it has fast float16 (Volta, Turing), else
-           32-true; the device says so itself
+    CPU    bf16-mixed if a product in bf16 is at least 1.5 times as fast as in float32, measured
+           here, else 32-true. A CPU without bf16 instructions (AVX2 only) is hundreds of times
+           slower in bf16
+    CUDA   bf16-mixed if the device has it (Ampere and later), 16-mixed if it has fast float16
+           (Volta, Turing), else 32-true. The device reports what it has
     MPS    32-true
 
-Threads (``trainer.threads=null``), on a CPU: the cores that this process may use, less those that other programs keep busy
-when the run begins, less one for the loader's workers where four or more are free. Threads that wait for one another spin. If
-one of them shares its core with another program, most of the time is lost in waiting. (``scripts/bench_step.py``'s step at
-tiny, float32, two cores of an AMD EPYC with AVX2: beside one busy process 2,900 tokens a second with two threads and 6,600
-with one; alone 11,300 and 6,700.) Other programs are seen on Linux alone. Sums are rounded otherwise with another number of
-threads: two runs are equal to the bit if their precision and threads are.
+Threads (``trainer.threads=null``), on a CPU: the cores that this process may use, minus the cores
+that other programs keep busy when the run begins, minus one for the data loader's workers if four
+or more are free. Threads that wait for each other spin. If one of them shares its core with another
+program, most of the time is lost in waiting. (The step of ``scripts/bench_step.py`` at tiny,
+float32, two cores of an AMD EPYC with AVX2: beside one busy process 2,900 tokens/s with two threads
+and 6,600 with one; alone 11,300 and 6,700.) Other programs are seen only on Linux. The number of
+threads changes how sums are rounded: two runs are equal to the bit only with equal precision and
+threads.
 
-CUDA and MPS were not run: no such device was at hand. Their branches are tested with stand-ins.
+CUDA and MPS were not run, because no such device was available. Tests use fake devices.
 """
 
 import math
@@ -30,10 +33,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-_WORTHWHILE = (
-    1.5  # times as fast as float32: below it the casts of a step cost more than its products save
-)
-_LOOK = 0.25  # seconds in which the other programs are watched
+_WORTHWHILE = 1.5  # times as fast as float32; below it the casts cost more than the products save
+_LOOK = 0.25  # seconds of one look at the other programs
 _STAT = Path("/proc/stat")
 _QUOTAS = (
     ("/sys/fs/cgroup/cpu.max",),
@@ -46,19 +47,15 @@ def device_kind(accelerator: str) -> str:
     """``cpu``, ``cuda`` or ``mps``: what ``trainer.accelerator`` means here."""
     if accelerator == "cpu":
         return "cpu"
-    import torch  # here and below: a configuration that names no device is judged without it
+    import torch  # here and below: most checks of a configuration must work without it
 
-    return (
-        "cuda"
-        if torch.cuda.is_available()
-        else "mps"
-        if torch.backends.mps.is_available()
-        else "cpu"
-    )
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def device_count(kind: str) -> int | None:
-    """Devices of a kind that torch sees; ``None`` of CPUs, on which any number of processes may run."""
+    """Number of devices of a kind; ``None`` for CPUs, which can run any number of processes."""
     if kind == "cuda":
         import torch
 
@@ -67,7 +64,7 @@ def device_count(kind: str) -> int | None:
 
 
 def fastest_precision(kind: str) -> tuple[str, str]:
-    """The precision that suits a kind of device, and why."""
+    """The fastest precision for a kind of device, and why."""
     if kind == "cuda":
         import torch
 
@@ -87,7 +84,7 @@ def fastest_precision(kind: str) -> tuple[str, str]:
 
 
 def precision_fault(precision: str, kind: str) -> str | None:
-    """Why a device cannot train in ``precision``, and what works instead; ``None`` if it can."""
+    """Why a device cannot train in ``precision``, with the allowed values; ``None`` if it can."""
     if precision == "16-mixed" and kind != "cuda":
         where = "a CPU" if kind == "cpu" else "MPS"
         return f"{where} cannot train in it; allowed here are auto, 32-true, bf16-mixed"
@@ -105,27 +102,26 @@ def precision_fault(precision: str, kind: str) -> str | None:
 
 
 def slow_precision(precision: str, kind: str) -> str | None:
-    """A warning, if ``precision`` is slower than float32 on this CPU; with the ratio as measured."""
+    """A warning with the measured ratio if ``precision`` is slower than float32 on this CPU."""
     if kind != "cpu" or precision != "bf16-mixed" or bf16_speed() >= 1:
         return None
     return (
-        f"products in bf16 run at {bf16_speed():.2g} × float32's speed on this CPU; trainer.precision=32-true, or auto, "
-        "is faster here"
+        "trainer.precision=32-true, or auto, is faster here: products in bf16 run at "
+        f"{bf16_speed():.2g} × float32's speed on this CPU"
     )
 
 
 @cache
 def bf16_speed() -> float:
-    """Rate of matrix products in bf16 over that in float32 on one core of this CPU; a tenth of a second, once a process.
+    """Speed of matrix products in bf16, divided by that in float32, on one core of this CPU.
 
-    A small product first: where it is hopeless, a larger one would take seconds.
+    Takes a tenth of a second, once per process. A small product comes first, because a large one
+    takes seconds on CPUs without bf16.
     """
     import torch
 
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # two would wait for each other while another program has one of the cores
+    torch.set_num_threads(1)  # several would wait for each other if other programs are busy
     try:
         for size in (128, 512):
             took = {torch.float32: math.inf, torch.bfloat16: math.inf}
@@ -149,21 +145,22 @@ def _product_seconds(size: int, kind: "torch.dtype") -> float:
 
 
 def cores() -> int:
-    """Cores that this process may use: by its affinity, and by the quota of its container."""
+    """Number of cores that this process may use, by its affinity and its container's quota."""
     return max(1, min([len(_places()), *(math.ceil(quota) for quota in _quotas())]))
 
 
 def _places() -> set[int]:
     """Numbers of the cores that this process may run on."""
-    return (
-        os.sched_getaffinity(0)
-        if hasattr(os, "sched_getaffinity")
-        else set(range(os.cpu_count() or 1))
-    )
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def _quotas() -> Iterator[float]:
-    """Cores that a container grants: cgroup version 2 (``max 100000``, ``150000 100000``), or 1, in two files (-1: all)."""
+    """Cores that the container allows.
+
+    From cgroup version 2 (``max 100000`` or ``150000 100000``) or version 1 (two files, -1: all).
+    """
     for files in _QUOTAS:
         try:
             quota, period = " ".join(Path(file).read_text() for file in files).split()[:2]
@@ -174,7 +171,7 @@ def _quotas() -> Iterator[float]:
 
 
 def memory() -> int:
-    """Bytes that this process may use: of the machine, less where its container has a limit."""
+    """Bytes that this process may use: the machine's memory, or its container's limit."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for file in _LIMITS:
         try:
@@ -185,7 +182,7 @@ def memory() -> int:
 
 
 def device_memory(kind: str) -> int | None:
-    """Bytes of the first device of a kind; ``None`` where that is the machine's own memory."""
+    """Bytes of the first device of a kind; ``None`` if it uses the machine's memory."""
     if kind != "cuda":
         return None
     import torch
@@ -196,7 +193,7 @@ def device_memory(kind: str) -> int | None:
 def fastest_threads(kind: str, *, workers: int, processes: int) -> tuple[int, str]:
     """Threads for each of ``processes`` on this machine, beside the loader's ``workers``, and why.
 
-    ``OMP_NUM_THREADS`` is obeyed; torchrun sets it to 1 for several processes, where nobody else has.
+    ``OMP_NUM_THREADS`` has priority. For several processes torchrun sets it to 1 if it is unset.
     """
     if os.environ.get("OMP_NUM_THREADS"):
         return torch_threads(), f"OMP_NUM_THREADS is {os.environ['OMP_NUM_THREADS']}"
@@ -211,20 +208,26 @@ def fastest_threads(kind: str, *, workers: int, processes: int) -> tuple[int, st
 
 @cache
 def torch_threads() -> int:
-    """Threads that torch takes by itself, as it says when it is asked first, before a run sets its own; hyper-threads count once."""
+    """Torch's own number of threads, as at the first call. Call it before a run sets the threads.
+
+    Torch counts hyper-threads once.
+    """
     import torch
 
     return torch.get_num_threads()
 
 
 def free_cores(busy: float) -> float:
-    """Cores that this process may use while other programs keep ``busy`` of those that it may run on."""
+    """Number of cores for this process while other programs keep ``busy`` cores busy."""
     return min(cores(), len(_places()) - busy)
 
 
 def busy_cores() -> float:
-    """Cores that other programs keep busy, of those that this process may run on; 0.0 where the system does not say (all but
-    Linux). A quarter of a second; where some are busy up to two, so that what is about to end does not count."""
+    """How many cores other programs keep busy, of those that this process may use.
+
+    0.0 on other systems than Linux. Takes a quarter of a second. If cores are busy it looks for up
+    to two seconds, so that programs that soon end do not count.
+    """
     others, least = OtherPrograms(), math.inf
     for _ in range(8):
         time.sleep(_LOOK)
@@ -235,20 +238,20 @@ def busy_cores() -> float:
 
 
 class OtherPrograms:
-    """The cores that they keep busy from one look to the next, the first of which is now."""
+    """Measures how many cores other programs keep busy, from one call to the next."""
 
     def __init__(self) -> None:
         self._seen = self._look()
 
     def cores(self) -> float:
-        """On average since the last look; 0.0 where the system does not say."""
+        """Cores, on average since the last call; 0.0 if the system does not say."""
         before, self._seen = self._seen, self._look()
         all_of_them, own, wall = (now - then for now, then in zip(self._seen, before, strict=True))
         return max(0.0, (all_of_them - own) / wall)
 
     @staticmethod
     def _look() -> tuple[float, float, float]:
-        """Seconds: of all busy cores, of this process on any, and by the clock."""
+        """Seconds: busy time of all cores, busy time of this process, and wall time."""
         try:
             busy = _busy_seconds()
         except (OSError, ValueError):
@@ -257,7 +260,10 @@ class OtherPrograms:
 
 
 def _busy_seconds() -> float:
-    """Of the cores that this process may run on, since the system started: neither idle nor waiting for a disk."""
+    """Busy seconds of the cores that this process may use, since the system started.
+
+    Idle time and waiting for a disk do not count.
+    """
     ticks, names = 0, {f"cpu{number}" for number in _places()}
     for line in _STAT.read_text().splitlines():
         name, *counts = line.split()

@@ -1,5 +1,4 @@
-"""metrics.json as it is read back, and how its numbers are written: with no more digits than the
-error allows."""
+"""Reads metrics.json, and formats its numbers with no more digits than their errors allow."""
 
 import json
 import math
@@ -7,15 +6,15 @@ from pathlib import Path
 
 from xmod_lab.errors import UserError
 
-_LONGEST = 300  # letters of a metric's name
-_DIGITS, _MOST_DIGITS = 2, 4  # decimals of a value with an unknown error, and of any
+_LONGEST = 300  # characters of a metric's name
+_DIGITS, _MOST_DIGITS = 2, 4  # decimals of a value with an unknown error; decimals at most
 
 
 def read_metrics(file: Path) -> dict[str, float]:
     """The metrics of a finished run; empty if there is no ``file``.
 
     Raises:
-        UserError: it cannot be read, or is not a table of finite numbers by name.
+        UserError: it cannot be read, or is not an object with finite numbers only.
     """
     if not file.is_file():
         return {}
@@ -25,10 +24,10 @@ def read_metrics(file: Path) -> dict[str, float]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{again}: {file} cannot be read ({ascii(str(error))[1:200]})") from error
     if not isinstance(found, dict):
-        raise UserError(f"{again}: {file} is not a table of numbers by name")
+        raise UserError(f"{again}: {file} is not an object of names and numbers")
     for name, value in found.items():
         if len(name) > _LONGEST:
-            raise UserError(f"{again}: {file} has a name with {len(name):,} letters")
+            raise UserError(f"{again}: {file} has a name with {len(name):,} characters")
         number = isinstance(value, (int, float)) and not isinstance(value, bool)
         if not number or not abs(value) < 1e300:
             shown = "too large" if isinstance(value, int) and number else ascii(value)[:40]
@@ -46,17 +45,16 @@ def codes_of(metrics: dict[str, float], prefix: str) -> list[str]:
 
 
 def half_width(metrics: dict[str, float], name: str) -> float | None:
-    """Half of the interval of a metric (``…/low``, ``…/high``); ``None`` where it has none."""
+    """Half of the width of a metric's interval (``…/low``, ``…/high``); ``None`` without one."""
     ends = metrics.get(f"{name}/low"), metrics.get(f"{name}/high")
     return None if None in ends else (ends[1] - ends[0]) / 2
 
 
 def digits_of(error: float | None) -> int:
-    """How many decimals a value with that ``error`` is written with: down to the first uncertain
-    one, or to the second if the error begins with 1 (0.14, whose rounding to 0.1 would say too
-    little).
+    """Number of decimals of a value with this ``error``, up to the first uncertain decimal.
 
-    Two where the error is not known: held-out texts of the usual sizes seldom allow more.
+    If the error begins with 1, one more, because rounding it loses too much (0.14 to 0.1). Two if
+    the error is not known: held-out texts of the usual sizes seldom allow more.
     """
     if not error:
         return _DIGITS
@@ -64,7 +62,7 @@ def digits_of(error: float | None) -> int:
 
 
 def number(value: float | None, digits: int = _DIGITS, *, sign: str = "") -> str:
-    """``value`` with thousands marked, or a dash where there is none.
+    """``value`` with thousands separators, or a dash for ``None``.
 
     Args:
         sign: ``+`` for a difference.
@@ -73,20 +71,19 @@ def number(value: float | None, digits: int = _DIGITS, *, sign: str = "") -> str
 
 
 def with_error(value: float | None, half: float | None, *, sign: str = "") -> str:
-    """``value`` with the digits that its error allows, and ``± half`` behind it where that is
-    known."""
+    """``value`` with the digits that its error allows, followed by ``± half`` if it is known."""
     digits = digits_of(half)
     known = half and value is not None
     return number(value, digits, sign=sign) + (f" ± {half:.{digits}f}" if known else "")
 
 
 def told(metrics: dict[str, float], name: str) -> str:
-    """A metric with its error, as :func:`with_error` writes it; a dash where there is none."""
+    """A metric with its error, as :func:`with_error` writes it; a dash if it is missing."""
     return with_error(metrics.get(name), half_width(metrics, name))
 
 
 def interval_text(low: float | None, high: float | None, *, sign: str = "") -> str:
-    """``[0.12, 0.34]`` with the digits that its width allows, or a dash where there is none."""
+    """``[0.12, 0.34]`` with the digits that its width allows, or a dash if an end is missing."""
     if low is None or high is None:
         return "–"
     digits = digits_of((high - low) / 2)

@@ -27,7 +27,10 @@ def main() -> None:
     """Entry point of the command."""
     arguments = pack_parser(__doc__.split("\n")[0]).parse_args()
     places = ("base", "model", "path", "pack", "packs", "paths", "both")
-    from xmod_lab.cli import hide_bars, run_function  # here: no usage waits for it
+    from xmod_lab.cli import (
+        hide_bars,
+        run_function,
+    )  # imported here: usage errors must not wait for it
     from xmod_lab.foreign import refuse_missing
 
     def run() -> None:

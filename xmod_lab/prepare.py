@@ -1,8 +1,8 @@
-"""Clean, tokenise and pack the text of a language set, and of languages to add, and show what is in it.
+"""Clean, tokenise and pack the text of a language set and of languages to add; print statistics.
 
     python -m xmod_lab.prepare [langset=NAME] [+lang=NAME] [rebuild=true]
 
-``pretrain`` does the same when it finds nothing prepared.
+``pretrain`` does the same if the text is not prepared yet.
 """
 
 from xmod_lab.stops import quiet_when_interrupted
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def _prepare(cfg: PretrainConfig, folder: Path) -> None:
-    from xmod_lab.training.data import (  # here: no refusal waits for torch
+    from xmod_lab.training.data import (  # imported here: refusals must not wait for torch
         prepare_base,
         prepare_beside,
     )

@@ -1,7 +1,8 @@
 """Pre-train a modular model, or add languages to one.
 
 python -m xmod_lab.pretrain [langset=NAME] [model=tiny|small|base|shared] [KEY=VALUE ...]
-python -m xmod_lab.pretrain +lang=new_lang [lang.new_lang.code=oc_FR lang.new_lang.text=my.txt] [base=RUN]
+python -m xmod_lab.pretrain +lang=new_lang [base=RUN] [KEY=VALUE ...]
+python -m xmod_lab.pretrain +lang=new_lang lang.new_lang.code=oc_FR lang.new_lang.text=my.txt
 python -m xmod_lab.pretrain +lang=[new_lang,sw]
 python -m xmod_lab.pretrain [+lang=NAME] plan=true
 python -m xmod_lab.pretrain -m +lang=new_lang,sw seed=1,2
@@ -26,7 +27,7 @@ def main() -> None:
 
 
 def _start(cfg: PretrainConfig, folder: Path) -> int:
-    from xmod_lab.processes import (  # here: no refusal waits for torch
+    from xmod_lab.processes import (  # imported here: refusals must not wait for torch
         launch,
         launched,
         process_count,
@@ -35,20 +36,21 @@ def _start(cfg: PretrainConfig, folder: Path) -> int:
     devices, nodes = cfg.trainer.devices, cfg.trainer.nodes
     if launched() and cfg.plan:
         raise UserError(
-            "plan=true plans for all processes in one; start it without torchrun, with the same trainer.devices"
+            "start plan=true without torchrun, with the same trainer.devices: it plans for all "
+            "processes in one"
         )
     if launched() and process_count() != devices * nodes:
         raise UserError(
-            f"{process_count()} processes were started, but trainer.devices={devices} × trainer.nodes={nodes} asks for "
-            f"{devices * nodes}; set trainer.devices to torchrun's --nproc_per_node and trainer.nodes to its "
-            "--nnodes"
+            "set trainer.devices to torchrun's --nproc_per_node and trainer.nodes to its --nnodes: "
+            f"{process_count()} processes were started, but trainer.devices={devices} × "
+            f"trainer.nodes={nodes} needs {devices * nodes}"
         )
     if devices * nodes == 1 or launched() or cfg.plan:
         return _train(cfg, folder)
     if nodes > 1:
         raise UserError(
-            f"trainer.nodes is {nodes}: start several machines with torchrun, and name the run "
-            "dir with hydra.run.dir=PATH"
+            "start several machines with torchrun, and set the run dir with hydra.run.dir=PATH: "
+            f"trainer.nodes is {nodes}"
         )
     return launch(_in_process, (cfg, folder), devices)
 

@@ -1,7 +1,8 @@
-"""Several processes. Each runs the whole command, as under torchrun; the first one writes what is to be kept.
+"""Several processes. Each runs the whole command, as under torchrun. The first writes the files.
 
-``trainer.devices=N`` without torchrun starts the N processes here, inside the one command that Hydra knows of. So a
-sweep runs once, whatever the number of devices; Lightning's own launcher would start the sweep again in each process.
+``trainer.devices=N`` without torchrun starts the N processes here, inside one Hydra job. So a sweep
+runs once for any number of devices. Lightning's own launcher would start the sweep again in each
+process.
 """
 
 import contextlib
@@ -20,16 +21,16 @@ import torch.multiprocessing as mp
 
 from xmod_lab.stops import STOPS, handle, restore, status_of
 
-_PATIENCE = 3.0  # seconds in which the first process, if it found the same fault, tells it and ends the others
+_PATIENCE = 3.0  # seconds; if the first process has the same fault, it tells it and ends the others
 
 
 def rank() -> int:
-    """Number of this process among all, 0 where there is one."""
+    """Number of this process among all; 0 for a single process."""
     return int(os.environ.get("RANK", "0"))
 
 
 def process_count() -> int:
-    """How many processes take part in the run."""
+    """Number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1")) if launched() else 1
 
 
@@ -39,7 +40,13 @@ def launched() -> bool:
 
 
 def join(kind: str) -> None:
-    """Meet the other processes, where there are any, on devices of that ``kind``. NCCL was not run here (no GPU); gloo was."""
+    """Connect to the other processes of the run, if there are any.
+
+    Gloo was tested, NCCL was not (no GPU).
+
+    Args:
+        kind: ``cpu`` or ``cuda``, the kind of the devices.
+    """
     if launched() and not dist.is_initialized():
         if kind == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -47,14 +54,17 @@ def join(kind: str) -> None:
 
 
 def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:
-    """Call ``work(*arguments)`` in ``processes`` processes of this machine and return the first exit status that is
-    not zero, else zero. ``work`` must be a function of a module, and return its exit status.
+    """Call ``work(*arguments)`` in ``processes`` processes of this machine.
 
-    When one process ends badly the others are stopped. A fault that all of them find is told once.
+    If one process fails, the others are stopped. An error that all of them have is printed once.
+
+    Args:
+        work: a function at the top level of a module, which returns its exit status.
+    Returns:
+        The first exit status that is not zero, else zero.
     """
-    logging.getLogger("torch.multiprocessing.spawn").setLevel(
-        logging.ERROR
-    )  # that it stops them goes without saying
+    # no messages about processes that it stops
+    logging.getLogger("torch.multiprocessing.spawn").setLevel(logging.ERROR)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -76,11 +86,12 @@ def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:
                 return status_of(others.asked)
             if error.exit_code > 0:
                 return error.exit_code
-            if -error.exit_code in STOPS:  # one of them was told alone
+            if -error.exit_code in STOPS:  # only this process got the signal
                 return status_of(-error.exit_code)
             print(
-                f"error: process {error.error_index} of {processes} was killed by {error.signal_name} (SIGKILL is often a lack "
-                "of memory); the same command with hydra.run.dir=<its folder> goes on from the newest checkpoint",
+                "error: to go on from the newest checkpoint, run the same command with "
+                f"hydra.run.dir=<its folder>: process {error.error_index} of {processes} was killed "
+                f"by {error.signal_name} (SIGKILL often means that memory ran out)",
                 file=sys.stderr,
             )
             return 1
@@ -88,8 +99,10 @@ def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:
 
 
 class _Others:
-    """The processes that a run consists of, told what this one is told. They end by SIGTERM as by Ctrl-C, but without a word while
-    they still import what they need."""
+    """The processes of a run. Signals to this process are passed on to them.
+
+    They get SIGTERM instead of SIGINT, because SIGINT during their imports would print tracebacks.
+    """
 
     def __init__(self) -> None:
         self.asked = 0  # number of the signal
@@ -102,7 +115,10 @@ class _Others:
                 os.kill(process, signal.SIGTERM if number == signal.SIGINT else number)
 
     def follow(self, start: Callable[[], mp.ProcessContext]) -> mp.ProcessContext:
-        """The processes that ``start`` starts. A Ctrl-C in a terminal reaches them too; it waits until they work."""
+        """Start the processes with ``start``.
+
+        A Ctrl-C in the terminal reaches them too; they block it until their imports are done.
+        """
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             started = start()
@@ -116,8 +132,10 @@ class _Others:
 
 @contextlib.contextmanager
 def _passed_on() -> Iterator[_Others]:
-    """Signals that ask for an end go to the processes of the run, which end in order; where a terminal has sent them theirs already,
-    the second one is no other."""
+    """Pass stop signals on to the processes of the run, which then end in good order.
+
+    If the terminal has already sent them the signal, they ignore the second one.
+    """
     others = _Others()
     previous = handle(others.tell)
     try:
@@ -129,7 +147,7 @@ def _passed_on() -> Iterator[_Others]:
 def _worker(
     local_rank: int, work: Callable[..., int], arguments: tuple, processes: int, port: int
 ) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # where no step is at hand, it ends without a word
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # outside of training it ends silently
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
@@ -151,11 +169,11 @@ def _worker(
             sys.stderr.write(said.getvalue())
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)  # a status without a traceback
+        os._exit(status)  # no traceback
 
 
 def gather(part: dict) -> dict:
-    """The union of every process's dictionary, in all processes."""
+    """The union of the dictionaries of all processes, in every process."""
     if not dist.is_initialized():
         return part
     parts: list[dict | None] = [None] * dist.get_world_size()
@@ -164,7 +182,7 @@ def gather(part: dict) -> dict:
 
 
 def of_first(make: Callable[[], object]) -> object:
-    """What ``make`` returns in the first process, in all of them."""
+    """The result of ``make`` in the first process, in every process."""
     if not dist.is_initialized():
         return make()
     box = [make() if rank() == 0 else None]
@@ -173,13 +191,16 @@ def of_first(make: Callable[[], object]) -> object:
 
 
 class Agreement:
-    """What all processes agree on between two steps, without waiting for a device. All make one after the same step."""
+    """Agreement of all processes between two steps, without a wait for a device.
+
+    All processes must create it after the same step.
+    """
 
     def __init__(self) -> None:
         self.group = dist.new_group(backend="gloo") if process_count() > 1 else None
 
     def largest(self, number: int) -> int:
-        """The largest number that a process gives, in all of them."""
+        """The largest ``number`` of all processes, in every process."""
         if self.group is None:
             return number
         found = torch.tensor(int(number))
@@ -188,6 +209,6 @@ class Agreement:
 
 
 def barrier() -> None:
-    """Wait until every process is here."""
+    """Wait for all processes."""
     if dist.is_initialized():
         dist.barrier()

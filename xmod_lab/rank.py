@@ -1,10 +1,11 @@
-"""Compare all the ways in which a language can begin, by a short training: embedding initialisers × slot initialisers.
+"""Compare all embedding initialisers × slot initialisers of a language by a short training.
 
     python -m xmod_lab.rank +lang=new_lang [base=RUN] [trainer.max_steps=50] [KEY=VALUE ...]
 
-Takes the settings of ``pretrain``, and about a minute for the tiny base. Every combination is scored before training; the
-best slot of each table is trained for ``trainer.max_steps`` steps, by which the tables are ranked. Prints the tables and
-writes ranking_<code>.json, .csv and .png, and metrics.json, into the run dir.
+Takes the settings of ``pretrain``, and about a minute for the tiny base. Scores every combination
+before training. Then trains the best slot of each embedding initialiser for ``trainer.max_steps``
+steps, and ranks the initialisers by the result. Prints tables, and writes ranking_<code>.json, .csv
+and .png, and metrics.json into the run dir.
 """
 
 from xmod_lab.stops import quiet_when_interrupted
@@ -35,11 +36,12 @@ def main() -> None:
 
 
 def _rank(cfg: PretrainConfig, folder: Path) -> None:
-    from xmod_lab.processes import launched  # here: no refusal waits for torch
+    from xmod_lab.processes import launched  # imported here: refusals must not wait for torch
 
     if launched() or cfg.trainer.devices * cfg.trainer.nodes > 1:
         raise UserError(
-            "rank works in one process; set trainer.devices=1 trainer.nodes=1, and start it without torchrun"
+            "set trainer.devices=1 trainer.nodes=1, and start rank without torchrun: it works in "
+            "one process"
         )
     from xmod_lab.runs.bases import agree
     from xmod_lab.runs.folder import RunDir

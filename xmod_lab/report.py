@@ -1,9 +1,9 @@
-"""One self-contained HTML page for a run, for several or for a sweep, with its tables as LaTeX and CSV beside it.
+"""Write one self-contained HTML page about runs or a sweep, with its tables as LaTeX and CSV.
 
     python -m xmod_lab.report RUN_OR_SWEEP... [--out FILE.html]
 
-Folders are searched for runs. The page is RUN/report.html or SWEEP/report.html, that of several paths report/report.html, and
-the tables are in report_files/ beside it. Nothing but run dirs is read.
+Searches folders for runs. Writes RUN/report.html or SWEEP/report.html; for several paths
+report/report.html. The tables are in report_files/ beside the page. Reads only run dirs.
 """
 
 from xmod_lab.stops import quiet_when_interrupted
@@ -23,7 +23,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m xmod_lab.report",
         description=__doc__.split("\n")[0],
-        epilog="Runs that differ by their seed alone are one group: means, intervals over bases or seeds, curves on one another.",
+        epilog="Runs that differ only by their seed are one group, with means, intervals over "
+        "bases or seeds, and curves in one plot.",
     )
     parser.add_argument(
         "runs",
@@ -36,10 +37,10 @@ def main() -> None:
         "--out",
         type=Path,
         metavar="FILE.html",
-        help="instead of report.html in the folder that is given",
+        help="the page; by default report.html in the given folder",
     )
     arguments = parser.parse_args()
-    from xmod_lab.cli import run_function  # here: no usage waits for it
+    from xmod_lab.cli import run_function  # imported here: usage errors must not wait for it
 
     run_function(lambda: _report(arguments.runs, arguments.out))
 
@@ -47,8 +48,11 @@ def main() -> None:
 def _report(paths: list[Path], out: Path | None) -> None:
     place = out or (paths[0] if len(paths) == 1 else Path("report")) / "report.html"
     if place.suffix != ".html":
-        raise UserError(f"--out {place} is no name of a page; let it end in .html")
-    from xmod_lab.reports.page import render, write  # here: no usage waits for matplotlib
+        raise UserError(f"let --out end in .html: it is {place}")
+    from xmod_lab.reports.page import (
+        render,
+        write,
+    )  # imported here: usage errors must not wait for it
     from xmod_lab.reports.results import find_runs
 
     found = find_runs(paths)

@@ -1,4 +1,7 @@
-"""Settings by their dotted keys, and what a field of a schema says of one: what it may be, and whether a result depends on it."""
+"""Settings by their dotted keys, and the metadata of their fields in a schema.
+
+A field says which values are allowed, and whether results depend on it.
+"""
 
 import dataclasses
 import inspect
@@ -17,11 +20,12 @@ NO_MARK: Mapping[str, str] = {}
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a number, or each of ``count`` numbers, may be.
+    """The allowed range of a number, or of each number in a list of ``count`` numbers.
 
     Args:
-        least, most: allowed themselves; ``above``, ``below``: not allowed themselves.
-        hint: what a value means, for the message.
+        least, most: limits that are allowed.
+        above, below: limits that are not allowed.
+        hint: the meaning of the value, for messages.
     """
 
     least: float | None = None
@@ -32,7 +36,7 @@ class Bounds:
     hint: str = ""
 
     def hold(self, value: object) -> bool:
-        """Whether ``value`` is within; nan never is."""
+        """Whether ``value`` is in the range. NaN never is."""
         if self.count is not None:
             return (
                 isinstance(value, list) and len(value) == self.count and all(map(self._hold, value))
@@ -66,17 +70,20 @@ class Bounds:
 
 
 def uncounted(why: str) -> dict[str, str]:
-    """The mark of a field that changes no result; of a field without it :mod:`xmod_lab.config.identity` takes that it does."""
+    """Marks a field that does not change results.
+
+    :mod:`xmod_lab.config.identity` assumes that all other fields do.
+    """
     return {"uncounted": why}
 
 
 def not_in_base(why: str) -> dict[str, str]:
-    """The mark of a field that changes results, but does not say which base is meant by ``base=auto``."""
+    """Marks a field that changes results, but does not select the base of ``base=auto``."""
     return {"not_in_base": why}
 
 
 def set_by_command(mark: Mapping[str, str] = NO_MARK) -> dict[str, object]:
-    """The mark of a field that the command fills in: it is not a setting, and Hydra does not know it."""
+    """Marks a field that the command sets. It is not a setting, and Hydra does not know it."""
     return {"omegaconf_ignore": True, **mark}
 
 
@@ -88,7 +95,7 @@ def setting_fields(schema: type) -> list[dataclasses.Field]:
 def number(
     default: object = dataclasses.MISSING, mark: Mapping[str, str] = NO_MARK, **bounds: object
 ) -> object:
-    """A field of a schema whose value must be within :class:`Bounds`; a list as default is copied."""
+    """A field of a schema whose value must be in :class:`Bounds`. A default list is copied."""
     metadata = {"bounds": Bounds(**bounds), **mark}
     if isinstance(default, list):
         return field(default_factory=default.copy, metadata=metadata)
@@ -96,7 +103,7 @@ def number(
 
 
 def choice(default: str, names: Collection[str], mark: Mapping[str, str] = NO_MARK) -> object:
-    """A field of a schema that must be one of ``names``, such as the names of a registry."""
+    """A field of a schema whose value must be one of ``names``, e.g. the names of a registry."""
     return field(default=default, metadata={"names": names, **mark})
 
 
@@ -113,7 +120,10 @@ def variants(schema: type) -> list[type]:
 
 
 def value_faults(cfg: object, prefix: str = "") -> Iterator[str]:
-    """A fault for every value, in a schema and in those within it, that its field does not allow. ``None`` is allowed."""
+    """A message for every value that its field does not allow, with nested schemas.
+
+    ``None`` is allowed.
+    """
     for f in fields(cfg):
         key, value = f"{prefix}{f.name}", getattr(cfg, f.name)
         inner = value.items() if isinstance(value, dict) else [("", value)]
@@ -128,11 +138,15 @@ def value_faults(cfg: object, prefix: str = "") -> Iterator[str]:
 
 
 def read_settings(file: Path) -> object:
-    """What a config.yaml of a run says, interpolations as they are. Raises whatever its readers raise, and ValueError for aliases:
-    a few of them unfold into gigabytes, and no run writes any."""
+    """The content of a run's config.yaml, without resolving interpolations.
+
+    Raises:
+        ValueError: it has YAML aliases. No run writes them, and a few can expand to gigabytes.
+        Exception: whatever the YAML readers raise.
+    """
     text = file.read_text(encoding="utf-8")
     if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-        raise ValueError("it has aliases, which no run writes")
+        raise ValueError("it has YAML aliases, which no run writes")
     return OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
 
 
@@ -147,7 +161,7 @@ def command_of(config: Mapping[str, object]) -> str:
 
 
 def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    """Every leaf of ``tree`` by its dotted key; an empty dict is a leaf."""
+    """Dotted key -> value of every leaf of ``tree``. An empty dict is a leaf."""
     leaves = {}
     for key, value in tree.items():
         leaves |= (
@@ -159,5 +173,5 @@ def flatten(tree: dict, prefix: str = "") -> dict[str, object]:
 
 
 def is_under(key: str, parents: Iterable[str]) -> bool:
-    """Whether a dotted key is one of ``parents``, or lies under one."""
+    """Whether a dotted key is one of ``parents`` or below one of them."""
     return any(f"{key}.".startswith(f"{parent}.") for parent in parents)

@@ -157,7 +157,7 @@ def test_a_run_whose_base_is_gone_is_verified_by_the_digests_in_its_proof(
         ),
         (
             ("install", "nowhere", "EXTENDED", "--out", "OUT"),
-            "'nowhere' does not exist, and is no hub id",
+            "hub id .OWNER/NAME.: 'nowhere' does not exist",
         ),
         (
             ("remove", "EXTENDED", "el_GX", "--out", "OUT"),
