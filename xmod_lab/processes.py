@@ -90,8 +90,9 @@ def launch(work: Callable[..., int], arguments: tuple, processes: int) -> int:
                 return status_of(-error.exit_code)
             print(
                 "error: to go on from the newest checkpoint, run the same command with "
-                f"hydra.run.dir=<its folder>: process {error.error_index} of {processes} was killed "
-                f"by {error.signal_name} (SIGKILL often means that memory ran out)",
+                "hydra.run.dir=<its folder>; "
+                f"process {error.error_index} of {processes} was killed by {error.signal_name} "
+                "(SIGKILL often means that memory ran out)",
                 file=sys.stderr,
             )
             return 1

@@ -134,13 +134,13 @@ Languages: {", ".join(config.known_codes())}. Fingerprint of the base: `{fingerp
 
 
 def _loading(config: XmodConfig) -> str:
-    """How a folder is loaded: by transformers, or, where it does not have such slots, by us."""
+    """How to load the folder: by transformers if it has such slots, else by xmod_lab."""
     if config.in_transformers:
         return "`transformers` loads this folder as it is."
     return (
-        f"Its slots are of the architecture `{config.slot_architecture}`, which `transformers` does not have: load it with `xmod_lab` "
-        f"(`from xmod_lab import {objective_of(config)().model_class}`), or import `xmod_lab.model` before "
-        "an Auto class of `transformers`."
+        f"Load it with `from xmod_lab import {objective_of(config)().model_class}`, or import "
+        "`xmod_lab.model` before an Auto class of `transformers`: its slots have the architecture "
+        f"`{config.slot_architecture}`, which `transformers` does not have."
     )
 
 
@@ -286,10 +286,10 @@ def _added_section(config: XmodConfig, manifests: dict[str, dict]) -> str:
     lacking = f"Without a manifest: {', '.join(unknown)}. " if unknown else ""
     loading = _loading(config)
     if config.in_transformers:
-        loading = f"""**A language with its own vocabulary needs the classes of `xmod_lab`.** Those of
-`transformers` load this folder too, but look up the tokens of such a language in the base's
-vocabulary. The result is nonsense, without an error. Use them only for the base's languages, or for
-a folder that `python -m xmod_lab.packs export MODEL {example} --out FOLDER` has written."""
+        loading = f"""**A language with its own vocabulary needs the classes of `xmod_lab`.** The
+classes of `transformers` load this folder too, but look up the tokens of such a language in the
+base's vocabulary. The result is nonsense, without an error. Use them only for the base's languages,
+or for a folder that `python -m xmod_lab.packs export MODEL {example} --out FOLDER` has written."""
     return f"""# X-MOD of {len(codes)} languages, {len(added)} of them added
 
 The base has {len(codes) - len(added)} languages. Its card is below. Languages added to the frozen

@@ -77,7 +77,9 @@ class XmodCollator:
             labels = np.full_like(ids, IGNORE)
             for number, (tokens, code) in enumerate(zip(encoded, codes, strict=True)):
                 span = slice(0, len(tokens))
-                ids[number, span], labels[number, span] = self._hide(tokens, code)
+                masker = Masker.for_tokenizer(self._tokenizers[code], self.mask_rate, "80-10-10")
+                seed = torch.randint(2**32, (2,)).tolist()
+                ids[number, span], labels[number, span] = masker.mask(tokens, seed)
             batch["labels"] = torch.from_numpy(labels)
         elif any("label" in row or "labels" in row for row in rows):
             batch["labels"] = torch.tensor(
@@ -103,7 +105,3 @@ class XmodCollator:
         return np.array(
             self._tokenizers[code](*texts, truncation=True, max_length=self.length)["input_ids"]
         )
-
-    def _hide(self, tokens: np.ndarray, code: str) -> tuple[np.ndarray, np.ndarray]:
-        masker = Masker.for_tokenizer(self._tokenizers[code], self.mask_rate, "80-10-10")
-        return masker.mask(tokens, torch.randint(2**32, (2,)).tolist())

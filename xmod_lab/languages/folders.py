@@ -170,9 +170,9 @@ def export(source: str | Path, code: str, out: Path) -> None:
     code = model.config.resolve(code)
     if not model.config.in_transformers:
         raise UserError(
-            f"'{source}' has slots of the architecture '{model.config.slot_architecture}', which transformers does not have, so "
-            "no folder can be written for it; load this one with xmod_lab, or write an ONNX file: "
-            "python scripts/export_onnx.py"
+            "load this model with xmod_lab, or write an ONNX file: python scripts/export_onnx.py; "
+            f"'{source}' has slots of the architecture '{model.config.slot_architecture}', which "
+            "transformers does not have"
         )
     tokenizer, own = model.tokenizer_for(code), code in (model.config.vocabularies or {})
     single = _single(model, code)
