@@ -48,7 +48,7 @@ def begun(old, new, method, *, rows=None, seed=0, model=None):
     rows = np.zeros((0, 8), dtype=np.int64) if rows is None else rows
     counts = np.bincount(rows.ravel(), minlength=len(new))
     report = initialise_vocabulary(
-        model, "sw_KE", old, new, method=method, piece_counts=counts, rows=lambda: rows, seed=seed
+        model, "sw_KE", old, new, method=method, token_counts=counts, rows=lambda: rows, seed=seed
     )
     table = model.roberta.embeddings.vocabularies["sw_KE"].word_embeddings.weight.detach()
     assert torch.equal(model.roberta.embeddings.vocabularies["sw_KE"].bias, log_frequency(counts))

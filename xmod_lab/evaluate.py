@@ -78,11 +78,11 @@ def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
         run.write_json(SAMPLES, samples)
         run.write_passages(found.passages)
         result.finish(found.figures)
-    log.info("figures, tables and plots in %s", run.path)
+    log.info("metrics, tables and plots in %s", run.path)
 
 
-def _plots(run: "RunDir", figures: dict[str, float]) -> None:
-    """slots.png, recognition_<of>.png, retrieval_<set>.png and retrieval_<set>_layers.png."""
+def _plots(run: "RunDir", metrics: dict[str, float]) -> None:
+    """Writes slots.png, recognition_<of>.png, retrieval_<set>.png and retrieval_<set>_layers.png."""
     from xmod_lab.reports.evaluation import (
         RECOGNISED,
         recognition_map,
@@ -93,11 +93,11 @@ def _plots(run: "RunDir", figures: dict[str, float]) -> None:
     )
     from xmod_lab.reports.plots import png
 
-    drawn = {f"recognition_{what}": recognition_map(figures, what) for what in RECOGNISED}
-    drawn["slots"] = slot_map(figures)
-    for name in retrieval_sets(figures):
-        drawn[f"retrieval_{name}"] = retrieval_map(figures, name)
-        drawn[f"retrieval_{name}_layers"] = retrieval_curves(figures, name)
+    drawn = {f"recognition_{what}": recognition_map(metrics, what) for what in RECOGNISED}
+    drawn["slots"] = slot_map(metrics)
+    for name in retrieval_sets(metrics):
+        drawn[f"retrieval_{name}"] = retrieval_map(metrics, name)
+        drawn[f"retrieval_{name}_layers"] = retrieval_curves(metrics, name)
     for name, figure in drawn.items():
         if figure is not None:
             png(figure, run / f"{name}.png")

@@ -1,5 +1,5 @@
-"""The one place where text becomes HTML. Whatever is not :class:`Html` is text, and is escaped when
-it goes into an element or into the page: a name in a file of a run can never be markup."""
+"""Turns text into HTML; no other module does. Everything that is not :class:`Html` is escaped, so
+that a name in a run's file can never become markup."""
 
 from collections.abc import Iterable
 
@@ -10,18 +10,18 @@ from xmod_lab.errors import printable
 
 
 def visible(text: object) -> str:
-    """``text`` in one line that can be shown, and written to any file; see :func:`printable`."""
+    """``text`` in one printable line; see :func:`printable`."""
     return printable(" ".join(str(text).splitlines()))
 
 
 def element(tag: str, *content: str, kind: str = "") -> Html:
-    """An element with ``content``; ``kind`` is its class."""
+    """An HTML element with ``content``. ``kind``: its class."""
     opening = f'<{tag} class="{kind}">' if kind else f"<{tag}>"
     return Html(opening) + together(content) + Html(f"</{tag}>")
 
 
 def together(content: Iterable[str]) -> Html:
-    """The parts one after the other; those that are text are escaped."""
+    """The parts in order; text is escaped."""
     return Html("").join(
         part if isinstance(part, Html) else escape(visible(part)) for part in content
     )

@@ -47,7 +47,7 @@ def _rank(cfg: PretrainConfig, folder: Path) -> None:
     from xmod_lab.runs.folder import RunDir
     from xmod_lab.runs.lifecycle import open_run
     from xmod_lab.stages.extension import base_to_extend, open_base
-    from xmod_lab.stages.ranking import rank_beginnings, ranking_tables
+    from xmod_lab.stages.ranking import rank_initialisers, ranking_tables
     from xmod_lab.training.data import prepare_beside
     from xmod_lab.training.memory import keep_memory
 
@@ -61,16 +61,16 @@ def _rank(cfg: PretrainConfig, folder: Path) -> None:
     with open_run(cfg, run, outputs=_OUTPUTS, facts={}) as result:
         if result is None:
             return
-        figures = {}
+        scores = {}
         for (key, lang), prepared in zip(cfg.lang.items(), texts, strict=True):
-            ranking = rank_beginnings(cfg, model, lang, old, prepared)
+            ranking = rank_initialisers(cfg, model, lang, old, prepared)
             model.remove_language(lang.code)
             for table in ranking_tables(ranking):
                 table.print()
             _write(run, base.name, cfg.seed, ranking)
             for c in ranking.combinations:
                 name = f"{lang.code}/{c.embedding_init}/{c.slot_init}"
-                figures |= {f"rank/loss/{name}": c.loss} | (
+                scores |= {f"rank/loss/{name}": c.loss} | (
                     {} if c.after is None else {f"rank/after/{name}": c.after}
                 )
             best = ranking.combinations[0]
@@ -87,7 +87,7 @@ def _rank(cfg: PretrainConfig, folder: Path) -> None:
                 key,
                 best.slot_init,
             )
-        result.finish(figures)
+        result.finish(scores)
 
 
 def _write(run: "RunDir", base: str, seed: int, ranking: "Ranking") -> None:

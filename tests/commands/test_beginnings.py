@@ -20,7 +20,7 @@ from xmod_lab.runs.folder import RunDir
 from xmod_lab.stages.beginning import begin_language
 from xmod_lab.stages.donors import rank_donors, sampled_targets
 from xmod_lab.stages.extension import open_base
-from xmod_lab.stages.ranking import rank_beginnings
+from xmod_lab.stages.ranking import rank_initialisers
 from xmod_lab.training.data import prepare_language
 
 NEAREST = ["lang.greek.slot_init=nearest", "lang.greek.embedding_init=focus"]
@@ -278,7 +278,7 @@ def test_only_a_pretrained_slot_is_named_nearest(opened):
             )
     model.add_language("grc_GR", "random")
     lang = replace(cfg.lang["swahili"], slot_init="copy:grc_GR", vocabulary="keep")
-    ranking = rank_beginnings(cfg, model, lang, old, prepare_language(cfg, lang, old.folder))
+    ranking = rank_initialisers(cfg, model, lang, old, prepare_language(cfg, lang, old.folder))
     losses = {c.slot_init: c.loss for c in ranking.combinations}
     assert losses["copy:grc_GR"] < min(losses["copy:en_XX"], losses["copy:de_DE"])
     assert ranking.nearest["keep"] == min(

@@ -427,6 +427,6 @@ def _card(
 
 
 def _use(config: XmodConfig) -> dict[str, str]:
-    """What ``pipeline`` does with a language model, and whose class loads it."""
+    """The model's task in ``pipeline``, and the library that loads it."""
     task = "text-generation" if config.is_decoder else "fill-mask"
     return {"task": task, "library": "transformers" if config.in_transformers else _TAG}

@@ -54,7 +54,7 @@ def initialise_vocabulary(
     new: PreTrainedTokenizerBase,
     *,
     method: str,
-    piece_counts: np.ndarray,
+    token_counts: np.ndarray,
     rows: Callable[[], np.ndarray],
     seed: int = 0,
 ) -> InitReport:
@@ -66,7 +66,7 @@ def initialise_vocabulary(
     Args:
         old, new: the base's tokenizer, and that of ``code``.
         method: a name in :data:`xmod_lab.languages.initialisers.METHODS`.
-        piece_counts: (V,) how often each new token occurs in the language's training text.
+        token_counts: (V,) how often each new token occurs in the language's training text.
         rows: returns (R, T) token ids of that text; called if the method reads the text.
     Raises:
         UserError: ``method`` is unknown, or the new tokenizer lacks a special token of the base's.
@@ -96,9 +96,9 @@ def initialise_vocabulary(
     vocabulary = model.base_model.embeddings.vocabularies[code]
     with torch.no_grad():
         vocabulary.word_embeddings.weight.copy_(table)
-        vocabulary.bias.copy_(log_frequency(piece_counts))
+        vocabulary.bias.copy_(log_frequency(token_counts))
     overlap, more = (
-        float(piece_counts[ids].sum() / max(1, piece_counts.sum()))
+        float(token_counts[ids].sum() / max(1, token_counts.sum()))
         for ids in (list(copied), derived)
     )
     return InitReport(method, len(table), len(copied), len(derived), overlap, overlap + more)
@@ -128,7 +128,7 @@ def special_pairs(old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) ->
     return pairs
 
 
-def log_frequency(piece_counts: np.ndarray) -> Tensor:
+def log_frequency(token_counts: np.ndarray) -> Tensor:
     """(V,) log of each token's share of the text, with add-one smoothing."""
-    smoothed = torch.from_numpy(piece_counts).double() + 1
+    smoothed = torch.from_numpy(token_counts).double() + 1
     return (smoothed / smoothed.sum()).log().float()

@@ -83,7 +83,7 @@ def begin_vocabulary(
         old.tokenizer,
         prepared.tokenizer,
         method=method,
-        piece_counts=cfg.objective.target_counts(corpus, prepared.tokenizer),
+        token_counts=cfg.objective.target_counts(corpus, prepared.tokenizer),
         rows=lambda: corpus.sample(_FOCUS_ROWS),
         seed=cfg.seed,
     )

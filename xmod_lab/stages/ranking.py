@@ -87,7 +87,7 @@ class Ranking:
         return csv_text([{**asdict(c), "likelihood": self.likelihood} for c in self.combinations])
 
 
-def rank_beginnings(
+def rank_initialisers(
     cfg: PretrainConfig,
     model: XmodLanguageModel,
     lang: LangConfig,
