@@ -184,8 +184,8 @@ class _Command:
             faults += file_faults(file, part, self.schema)
         if hydra_cfg.job.chdir:
             faults.append(
-                "leave hydra.job.chdir out: paths are meant from where the command is started, and all "
-                "that a run writes is in its run dir anyway; hydra.job.chdir is true"
+                "leave hydra.job.chdir out: paths are meant from where the command is started, and "
+                "all that a run writes is in its run dir anyway; hydra.job.chdir is true"
             )
         faults += unknown_keys(flatten(OmegaConf.to_container(composed)), self.schema)
         raise_faults(list(dict.fromkeys(faults)))

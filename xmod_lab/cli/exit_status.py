@@ -98,8 +98,8 @@ def _about_full_disk(error: BaseException) -> str:
     name = getattr(cause, "filename", None) or "a file"
     why = getattr(cause, "strerror", None) or str(error).splitlines()[0]
     return (
-        f"cannot write {name} ({why}): the disk is full. What was saved is whole; free some space, and "
-        "give the same command again: a run goes on with hydra.run.dir=<its folder>"
+        f"cannot write {name} ({why}): the disk is full. What was saved is whole; free some space, "
+        "and give the same command again: a run goes on with hydra.run.dir=<its folder>"
     )
 
 

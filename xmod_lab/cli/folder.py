@@ -48,7 +48,8 @@ class OutputFolder:
         if strange:
             kind = "a link" if strange[0].is_symlink() else "no regular file"
             raise UserError(
-                f"remove it, or choose another folder: {strange[0]} is {kind}, and would be written to"
+                f"remove it, or choose another folder: {strange[0]} is {kind}, and would be "
+                "written to"
             )
 
     def remove_if_empty(self, *, planned: bool) -> None:

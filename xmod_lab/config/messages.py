@@ -54,13 +54,13 @@ def _not_read(override: str) -> str:
     if not equals:
         quoted = as_typed("lang.new_lang.text", "my file.txt")
         return (
-            "write settings as KEY=VALUE, such as trainer.max_steps=100, and a value with a space in "
-            f"it in quotes: {quoted}; '{override}' is no setting"
+            "write settings as KEY=VALUE, such as trainer.max_steps=100, and a value with a space "
+            f"in it in quotes: {quoted}; '{override}' is no setting"
         )
     if not _KEY.fullmatch(key):
         return (
-            f"'{key}' in '{override}' is no name of a setting; a name has letters a to z, digits, _, "
-            "- and dots, such as lang.new_lang.text"
+            f"'{key}' in '{override}' is no name of a setting; a name has letters a to z, digits, "
+            "_, - and dots, such as lang.new_lang.text"
         )
     of_list = value.startswith("[") and value.endswith("]")
     return f"the value in '{override}' needs quotes; write {as_typed(key, value, of_list=of_list)}"
@@ -70,9 +70,9 @@ def _no_such_file(file: str, options: list[str]) -> str:
     group, _, name = file.rpartition("/")
     guess = _guess(name, options)
     return (
-        f"{guess}{'There' if guess else 'there'} is no {file}.yaml; there are {', '.join(options)}. A file of "
-        f"your own is found as conf/{group}/<name>.yaml where the command is started, or under "
-        "--config-dir"
+        f"{guess}{'There' if guess else 'there'} is no {file}.yaml; there are "
+        f"{', '.join(options)}. A file of your own is found as conf/{group}/<name>.yaml where the "
+        "command is started, or under --config-dir"
     )
 
 
@@ -82,8 +82,8 @@ def _several_values(text: str) -> str | None:
         return None
     key, _, value = found[1].partition("=")
     return (
-        f"write -m in front of '{found[1]}' if it is several values, one for each run; or, for a list, "
-        f"{shlex.quote(f'{key}=[{value}]')}; or, for one value with a comma in it, "
+        f"write -m in front of '{found[1]}' if it is several values, one for each run; or, for a "
+        f"list, {shlex.quote(f'{key}=[{value}]')}; or, for one value with a comma in it, "
         f"{as_typed(key, value)}"
     )
 
@@ -104,8 +104,8 @@ def _new_entry(text: str) -> str | None:
         entry = f"{{{key}:{quoted_if_needed(value)}}}"
     chosen = f" A file is chosen by +lang={name}." if group == "lang" else ""
     return (
-        f"write {shlex.quote(f'+{group}={{{name}:{entry}}}')}: there is no {group}.{name} yet, and a "
-        f"new one is given whole.{chosen}"
+        f"write {shlex.quote(f'+{group}={{{name}:{entry}}}')}: there is no {group}.{name} yet, and "
+        f"a new one is given whole.{chosen}"
     )
 
 

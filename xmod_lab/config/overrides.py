@@ -152,9 +152,10 @@ def setting_faults(settings: list[str], schema: type) -> list[str]:
             and not (override.is_add() or override.is_force_add())
         ):
             faults.append(
-                f"{key}={{…}} does not replace what is there, it is merged into it. To have these alone, put them into a file, "
-                f"conf/{key.replace('.', '/', 1).partition('/')[0]}/<name>.yaml, and choose it by <name>; to have them besides, "
-                f"write {shlex.quote('++' + override.input_line)}"
+                f"{key}={{…}} does not replace what is there, it is merged into it. To have these "
+                "alone, put them into a file, "
+                f"conf/{key.replace('.', '/', 1).partition('/')[0]}/<name>.yaml, and choose it by "
+                f"<name>; to have them besides, write {shlex.quote('++' + override.input_line)}"
             )
         if (
             is_dataclass(kind)
@@ -165,11 +166,13 @@ def setting_faults(settings: list[str], schema: type) -> list[str]:
                 shlex.quote(f"{key}.{name}={part}") for name, part in flatten(_plain(value)).items()
             )
             faults.append(
-                f"{key}={{…}} does not replace what is there, it is merged into it; write its settings one by one: {single}"
+                f"{key}={{…}} does not replace what is there, it is merged into it; write its "
+                f"settings one by one: {single}"
             )
         if override.is_delete() and get_origin(type_of(schema, key.rpartition(".")[0])) is not dict:
             faults.append(
-                f"~{key}: a setting cannot be taken out, only an entry such as ~langset.languages.de_DE; leave it out, or write {key}=<value>"
+                f"~{key}: a setting cannot be taken out, only an entry such as "
+                f"~langset.languages.de_DE; leave it out, or write {key}=<value>"
             )
     return faults
 
@@ -222,7 +225,8 @@ def file_faults(file: Path, part: Path, schema: type) -> list[str]:
             and str(value) != node.value
         ):
             faults.append(
-                f'{where} is {node.value}, which YAML reads as {value}; write it in quotes, "{node.value}"'
+                f"{where} is {node.value}, which YAML reads as {value}; write it in quotes, "
+                f'"{node.value}"'
             )
     return faults
 

@@ -42,8 +42,8 @@ class OwnFiles(FileConfigSource):
             if said and said[1] != own:
                 line = text.count("\n", 0, said.start(1)) + 1
                 raise UserError(
-                    f"{file}, line {line} says '# @package {said[1]}', but the file is called {file.name}: delete that line, "
-                    f"or write '# @package lang.{file.stem}'"
+                    f"{file}, line {line} says '# @package {said[1]}', but the file is called "
+                    f"{file.name}: delete that line, or write '# @package lang.{file.stem}'"
                 )
             found.header["package"] = own
         return found
@@ -60,7 +60,8 @@ def own_folders(named: str | None) -> list[Path]:
     """
     if named is not None and not Path(named).is_dir():
         raise UserError(
-            f"--config-dir '{named}' is not a folder; give one with files such as lang/<name>.yaml in it"
+            f"--config-dir '{named}' is not a folder; give one with files such as lang/<name>.yaml "
+            "in it"
         )
     found = [
         Path(name).absolute()
@@ -85,7 +86,8 @@ def chosen_files(folders: list[Path], choices: dict[str, object]) -> Iterator[tu
 def hidden_files(folders: list[Path], package: Path, choices: dict[str, object]) -> list[str]:
     """A fault for each of :func:`chosen_files` that is hidden by a file of ``package`` with the same name."""
     return [
-        f"give {os.path.relpath(file)} another name: it is not read, as xmod_lab has a {part} itself"
+        f"give {os.path.relpath(file)} another name: it is not read, as xmod_lab has a {part} "
+        "itself"
         for file, part in chosen_files(folders, choices)
         if (package / part).is_file() and not file.samefile(package / part)
     ]
@@ -131,7 +133,8 @@ def _checked(file: Path) -> str:
         raise UserError(f"{file}{line}: {why}") from error
     if root is not None and not isinstance(root, yaml.MappingNode):
         raise UserError(
-            f"{file}: expected settings, one a line, such as 'code: oc_FR'; found {'a list' if isinstance(root, yaml.SequenceNode) else repr(root.value)[:60]}"
+            f"{file}: expected settings, one a line, such as 'code: oc_FR'; found "
+            f"{'a list' if isinstance(root, yaml.SequenceNode) else repr(root.value)[:60]}"
         )
     if root is not None:
         _check_keys(root, file, ())
@@ -158,11 +161,13 @@ def _check_keys(node: yaml.Node, file: Path, path: tuple[str, ...]) -> None:
             )
         if key.value in lines:
             raise UserError(
-                f"{file}, line {line}: '{key.value}' is in line {lines[key.value]} already; keep one of them"
+                f"{file}, line {line}: '{key.value}' is in line {lines[key.value]} already; keep "
+                "one of them"
             )
         lines[key.value] = line
         if path == ("languages",) and isinstance(value, yaml.ScalarNode):
             raise UserError(
-                f"{file}, line {line}: a language needs its text by name; write {key.value}: {{text: {value.value}}}"
+                f"{file}, line {line}: a language needs its text by name; write {key.value}: "
+                f"{{text: {value.value}}}"
             )
         _check_keys(value, file, (*path, key.value))

@@ -48,7 +48,8 @@ def validate(cfg: PretrainConfig) -> None:
             )
         if cfg.plan:
             faults.append(
-                "leave plan=true out: plan=true is for pretrain, and rank keeps nothing that it trains"
+                "leave plan=true out: plan=true is for pretrain, and rank keeps nothing that it "
+                "trains"
             )
     if isinstance(cfg, EvaluateConfig):
         faults += check_parallel(cfg.evaluate.parallel, "evaluate.parallel")
@@ -60,12 +61,12 @@ def validate(cfg: PretrainConfig) -> None:
             faults += [f"evaluate.control: {fault}" for fault in base_faults(cfg.evaluate.control)]
         if cfg.lang:
             faults.append(
-                f"+lang={','.join(cfg.lang)} adds a language, and evaluate adds none; give the run that added it: "
-                "base=RUN"
+                f"+lang={','.join(cfg.lang)} adds a language, and evaluate adds none; give the run "
+                "that added it: base=RUN"
             )
         faults += [
-            f"trainer.{key} is {getattr(cfg.trainer, key)}, but evaluate trains nothing: it scores in float32, in one process; "
-            "leave that out"
+            f"trainer.{key} is {getattr(cfg.trainer, key)}, but evaluate trains nothing: it scores "
+            "in float32, in one process; leave that out"
             for key, usual in (("precision", "auto"), ("devices", 1), ("nodes", 1))
             if getattr(cfg.trainer, key) != usual
         ]
@@ -89,8 +90,9 @@ def trainer_faults(t: TrainerConfig) -> list[str]:
     units = t.devices * t.nodes * t.accumulate
     if t.rows_per_step % units:
         faults.append(
-            f"trainer.rows_per_step {t.rows_per_step} is not a multiple of devices × nodes × accumulate "
-            f"= {units}; e.g. trainer.rows_per_step={max(units, t.rows_per_step // units * units)}"
+            f"trainer.rows_per_step {t.rows_per_step} is not a multiple of devices × nodes × "
+            f"accumulate = {units}; e.g. "
+            f"trainer.rows_per_step={max(units, t.rows_per_step // units * units)}"
         )
     if t.max_steps is not None and t.max_tokens is not None:
         faults.append(
@@ -105,8 +107,9 @@ def machine_faults(t: TrainerConfig, workers: int = 0) -> list[str]:
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks.isdecimal() and int(tasks) > 1 and "LOCAL_RANK" not in os.environ:
         faults.append(
-            f"srun starts this command {tasks} times, each of which would be the whole run; write srun --ntasks=1 "
-            f"--cpus-per-task={tasks}, and for several devices set trainer.devices, or start torchrun by it"
+            f"srun starts this command {tasks} times, each of which would be the whole run; write "
+            f"srun --ntasks=1 --cpus-per-task={tasks}, and for several devices set "
+            "trainer.devices, or start torchrun by it"
         )
     if (
         t.accelerator == "gpu" or t.precision in ("bf16-mixed", "16-mixed") or t.devices > 1
@@ -114,29 +117,32 @@ def machine_faults(t: TrainerConfig, workers: int = 0) -> list[str]:
         kind = device_kind(t.accelerator)
     if t.accelerator == "gpu" and kind == "cpu":
         faults.append(
-            "trainer.accelerator is 'gpu', but torch sees none here; set trainer.accelerator=cpu or auto"
+            "trainer.accelerator is 'gpu', but torch sees none here; set trainer.accelerator=cpu "
+            "or auto"
         )
     elif t.precision in PRECISIONS and (fault := precision_fault(t.precision, kind)):
         faults.append(f"trainer.precision is '{t.precision}', but {fault}")
     devices = device_count(kind)
     if devices is not None and t.devices > devices:
         faults.append(
-            f"trainer.devices is {t.devices}, but torch sees {devices} here ({kind}); allowed is 1 to {devices}, or "
-            "trainer.accelerator=cpu"
+            f"trainer.devices is {t.devices}, but torch sees {devices} here ({kind}); allowed is 1 "
+            f"to {devices}, or trainer.accelerator=cpu"
         )
     if devices is None and t.devices > max(2, have):
         faults.append(
-            f"trainer.devices is {t.devices}, but these would be processes on {have} cores; allowed is 1 to {max(2, have)}"
+            f"trainer.devices is {t.devices}, but these would be processes on {have} cores; "
+            f"allowed is 1 to {max(2, have)}"
         )
     if t.threads is not None and t.threads * t.devices > have:
         each = f" in each of {t.devices} processes" if t.devices > 1 else ""
         faults.append(
-            f"trainer.threads is {t.threads}{each}, but this process may use {have} cores; allowed is 1 to "
-            f"{max(1, have // max(1, t.devices))}, or null"
+            f"trainer.threads is {t.threads}{each}, but this process may use {have} cores; allowed "
+            f"is 1 to {max(1, have // max(1, t.devices))}, or null"
         )
     if workers > have:
         faults.append(
-            f"data.workers is {workers}; allowed is 0 to {have}, the cores that this process may use"
+            f"data.workers is {workers}; allowed is 0 to {have}, the cores that this process may "
+            "use"
         )
     return faults
 
@@ -146,8 +152,9 @@ def _size_faults(cfg: PretrainConfig) -> list[str]:
     faults, m, vocabularies = [], cfg.model, {"langset": cfg.langset.vocabulary_size}
     if _makes_model(cfg) and cfg.data.row_length > m.max_position_embeddings - 2:
         faults.append(
-            f"data.row_length {cfg.data.row_length} exceeds the model's {m.max_position_embeddings - 2} positions; "
-            f"set model.max_position_embeddings={cfg.data.row_length + 2} or a shorter row"
+            f"data.row_length {cfg.data.row_length} exceeds the model's "
+            f"{m.max_position_embeddings - 2} positions; set "
+            f"model.max_position_embeddings={cfg.data.row_length + 2} or a shorter row"
         )
     if m.hidden_size % m.num_attention_heads:
         faults.append(
@@ -156,16 +163,18 @@ def _size_faults(cfg: PretrainConfig) -> list[str]:
         )
     if m.adapter_reduction_factor > m.hidden_size:
         faults.append(
-            f"model.adapter_reduction_factor is {m.adapter_reduction_factor}; allowed is 1 to model.hidden_size, "
-            f"{m.hidden_size}"
+            f"model.adapter_reduction_factor is {m.adapter_reduction_factor}; allowed is 1 to "
+            f"model.hidden_size, {m.hidden_size}"
         )
     if cfg.steps > MOST_STEPS:
         faults.append(
-            f"trainer.max_tokens {cfg.trainer.max_tokens} are {cfg.steps:,} steps; allowed: up to {MOST_STEPS:,}"
+            f"trainer.max_tokens {cfg.trainer.max_tokens} are {cfg.steps:,} steps; allowed: up to "
+            f"{MOST_STEPS:,}"
         )
     vocabularies |= {f"lang.{name}": lang.vocabulary_size for name, lang in cfg.lang.items()}
     faults += [
-        f"{where}.vocabulary_size is {size}; with data.byte_fallback=true it must be more than {_BYTES}: every byte is a subword"
+        f"{where}.vocabulary_size is {size}; with data.byte_fallback=true it must be more than "
+        f"{_BYTES}: every byte is a subword"
         for where, size in vocabularies.items()
         if cfg.data.byte_fallback and size <= _BYTES
     ]
@@ -196,8 +205,8 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
         if text.slot is not None:
             faults += _check_slot(cfg, f"{where}.slot", text.slot)
         faults += [
-            f"langset.languages: '{code}' means the same language as '{other}'; keep one, or give one of them a "
-            "region or script that differs"
+            f"langset.languages: '{code}' means the same language as '{other}'; keep one, or give "
+            "one of them a region or script that differs"
             for other in clashing(code, known[:number])
         ]
     if not known:
@@ -209,14 +218,16 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
             faults.append(f"lang.{name}.code: {fault}")
         for other in clashing(lang.code, codes):
             faults.append(
-                f"lang.{name}.code '{lang.code}' is also the code of lang.{codes[other]} ('{other}'); change one"
+                f"lang.{name}.code '{lang.code}' is also the code of lang.{codes[other]} "
+                f"('{other}'); change one"
             )
         codes[lang.code] = name
         if lang.vocabulary == "own" and lang.embedding_init == "focus" and (fault := focus_fault()):
             faults.append(f"lang.{name}.embedding_init: {fault}")
         if lang.vocabulary == "keep" and not lang.train_slot:
             faults.append(
-                f"lang.{name}: vocabulary=keep with train_slot=false leaves nothing to train; change one"
+                f"lang.{name}: vocabulary=keep with train_slot=false leaves nothing to train; "
+                "change one"
             )
         if cfg.base in ("auto", "random"):
             faults += _check_against_langset(cfg, name, lang)
@@ -230,11 +241,13 @@ def _check_slot(cfg: PretrainConfig, where: str, slot: str) -> list[str]:
         return [f"{where}: {fault}"]
     if cfg.model.shared_slot:
         return [
-            f"{where} is '{slot}', but model.shared_slot gives all languages one slot; leave one of them out"
+            f"{where} is '{slot}', but model.shared_slot gives all languages one slot; leave one "
+            "of them out"
         ]
     if slot in others and others[slot].slot not in (None, slot):
         return [
-            f"{where} is '{slot}', which goes through the slot of another language itself; name that one"
+            f"{where} is '{slot}', which goes through the slot of another language itself; name "
+            "that one"
         ]
     if slot not in others and (same := clashing(slot, others)):
         return [f"{where} is '{slot}', which is '{same[0]}' in another spelling; write that"]
@@ -247,8 +260,9 @@ def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> 
     faults = []
     if there := clashing(lang.code, known):
         faults.append(
-            f"lang.{name}.code '{lang.code}' exists in the base already as '{there[0]}' ({', '.join(known)}); "
-            "choose a code with another region or script, or a language set without it"
+            f"lang.{name}.code '{lang.code}' exists in the base already as '{there[0]}' "
+            f"({', '.join(known)}); choose a code with another region or script, or a language set "
+            "without it"
         )
     slots, aliases = cfg.langset.slots(shared=cfg.model.shared_slot)
     try:
@@ -266,8 +280,8 @@ def _check_base(cfg: PretrainConfig) -> list[str]:
     if cfg.base == "auto":
         return []
     return [
-        f"base is '{cfg.base}', but nothing is added to it: pre-training begins with random weights; leave base out, or add a "
-        "language to it, e.g. +lang=new_lang"
+        f"base is '{cfg.base}', but nothing is added to it: pre-training begins with random "
+        "weights; leave base out, or add a language to it, e.g. +lang=new_lang"
     ]
 
 
@@ -279,8 +293,8 @@ def base_faults(base: str) -> list[str]:
         if any((Path(base) / part / "config.json").is_file() for part in ("", "model")):
             return []
         return [
-            f"base '{base}' is neither a run folder (with model/) nor a model folder (with config.json); "
-            "give one, a hub id, or base=auto"
+            f"base '{base}' is neither a run folder (with model/) nor a model folder (with "
+            "config.json); give one, a hub id, or base=auto"
         ]
     give = "a run folder, a model folder, a hub id such as facebook/xmod-base, or base=auto"
     fault = (

@@ -121,8 +121,8 @@ def _too_large(
         else "choose a smaller one, e.g. model=tiny, and fewer languages"
     )
     return (
-        f"a model of {_parameters(cfg):,} parameters takes {takes / _GIB:,.1f} GiB or more {what}, and {where} has "
-        f"{have / _GIB:,.1f} GiB; {remedy}"
+        f"a model of {_parameters(cfg):,} parameters takes {takes / _GIB:,.1f} GiB or more {what}, "
+        f"and {where} has {have / _GIB:,.1f} GiB; {remedy}"
     )
 
 

@@ -135,15 +135,16 @@ class XmodModel(XmodPreTrainedModel):
         slots = self.encoder.slots
         if slots is not None and slots != list(self.config.languages):
             raise UserError(
-                "use model.add_language() and remove_language() instead of editing the config, and do not share one config "
-                f"between models (copy.deepcopy it): config.languages is {list(self.config.languages)}, but the model has "
-                f"slots for {slots}"
+                "use model.add_language() and remove_language() instead of editing the config, and "
+                "do not share one config between models (copy.deepcopy it): config.languages is "
+                f"{list(self.config.languages)}, but the model has slots for {slots}"
             )
         if lang_ids is None:
             default = self.config.default_language
             if default is None:
                 raise UserError(
-                    f"no input language: pass lang_ids or call set_default_language() with one of {self.languages}"
+                    "no input language: pass lang_ids or call set_default_language() with one of "
+                    f"{self.languages}"
                 )
             return Route((self.config.slot(default),), (rows,))
         lang_ids = to_ids(lang_ids, self.config, rows)
@@ -167,7 +168,8 @@ class XmodModel(XmodPreTrainedModel):
         """The route of a model that is being exported: its graph must hold for all languages."""
         if lang_ids.dim() != 1:
             raise UserError(
-                f"lang_ids has shape {tuple(lang_ids.shape)}; a model is exported with (rows,), one a sequence"
+                f"lang_ids has shape {tuple(lang_ids.shape)}; a model is exported with (rows,), "
+                "one a sequence"
             )
         check_vocabularies(self.config)
         # an index of -1 would be the last language: send it out of range
@@ -355,9 +357,9 @@ class XmodModel(XmodPreTrainedModel):
         wanted = "attentions are to be returned" if attentions else "attention_mask is ready-made"
         if "flash" in backend and (attentions or (mask is not None and mask.dim() > 2)):
             raise UserError(
-                f"{wanted}, but the attention backend is {backend}, which knows masks (rows, sequence) alone and "
-                "keeps no weights; call set_attn_implementation('sdpa'). Of training rows, task or data, "
-                "data.attention=row needs no ready-made mask"
+                f"{wanted}, but the attention backend is {backend}, which knows masks (rows, "
+                "sequence) alone and keeps no weights; call set_attn_implementation('sdpa'). Of "
+                "training rows, task or data, data.attention=row needs no ready-made mask"
             )
 
     def _wants_cache(self, asked: bool | None) -> bool:
@@ -373,8 +375,8 @@ class XmodModel(XmodPreTrainedModel):
         if given is not None:
             if not self.config.is_decoder or self._recomputes():
                 raise UserError(
-                    "call model.eval(), or pass use_cache=False: past_key_values needs config.is_decoder=True and no "
-                    "gradient checkpointing"
+                    "call model.eval(), or pass use_cache=False: past_key_values needs "
+                    "config.is_decoder=True and no gradient checkpointing"
                 )
             return given
         if not wanted:
@@ -396,8 +398,9 @@ class XmodModel(XmodPreTrainedModel):
             return None, None
         if not self.config.add_cross_attention:
             raise UserError(
-                "encoder_hidden_states need a decoder with cross-attention: an XmodModel or XmodForCausalLM with "
-                "is_decoder=True and add_cross_attention=True in its configuration"
+                "encoder_hidden_states need a decoder with cross-attention: an XmodModel or "
+                "XmodForCausalLM with is_decoder=True and add_cross_attention=True in its "
+                "configuration"
             )
         if mask is not None:
             mask = create_bidirectional_mask(self.config, x, mask, encoder_hidden_states=states)
@@ -473,7 +476,8 @@ def shape_of(
     wanted = sizes if inputs_embeds is None else (*sizes, "hidden size")
     if given.dim() != len(wanted) or 0 in given.shape:
         raise UserError(
-            f"{name} has shape {tuple(given.shape)}; allowed is ({', '.join(wanted)}), of each at least one"
+            f"{name} has shape {tuple(given.shape)}; allowed is ({', '.join(wanted)}), of each at "
+            "least one"
         )
     return list(given.shape[: len(sizes)])
 
@@ -483,8 +487,9 @@ def check_vocabularies(config: XmodConfig) -> None:
     if config.vocabularies:
         own = ", ".join(config.vocabularies)
         raise UserError(
-            f"{own} have vocabularies of their own, and an exported model has the base's alone; remove these "
-            "languages with remove_language(), and make each a model of its own: python -m xmod_lab.packs export"
+            f"{own} have vocabularies of their own, and an exported model has the base's alone; "
+            "remove these languages with remove_language(), and make each a model of its own: "
+            "python -m xmod_lab.packs export"
         )
 
 
@@ -496,8 +501,8 @@ def check_mask(mask: Tensor | None, rows: int, length: int, past: int) -> Tensor
     flat = mask.dim() == 2 and mask.shape[0] == rows and mask.shape[1] == past + length
     if not flat and (mask.dim() != 4 or mask.shape[0] not in (1, rows) or mask.shape[2] != length):
         raise UserError(
-            f"attention_mask has shape {tuple(mask.shape)}; allowed are ({rows}, {past + length}), one a token, "
-            f"cached ones too, and a ready mask ({rows}, 1, {length}, keys)"
+            f"attention_mask has shape {tuple(mask.shape)}; allowed are ({rows}, {past + length}), "
+            f"one a token, cached ones too, and a ready mask ({rows}, 1, {length}, keys)"
         )
     return mask if flat or mask.is_floating_point() else mask.bool()
 

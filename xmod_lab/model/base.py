@@ -40,12 +40,14 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
         faults = _faults(config)
         if self.causal and not config.is_decoder:
             faults.append(
-                f"{type(self).__name__} needs is_decoder=True: without it every token sees the one that it predicts"
+                f"{type(self).__name__} needs is_decoder=True: without it every token sees the one "
+                "that it predicts"
             )
         if self.causal is False and config.is_decoder:
             faults.append(
-                f"{type(self).__name__} needs is_decoder=False: with True no token sees the next ones, and the first sees only "
-                "itself; a causal language model is an XmodForCausalLM"
+                f"{type(self).__name__} needs is_decoder=False: with True no token sees the next "
+                "ones, and the first sees only itself; a causal language model is an "
+                "XmodForCausalLM"
             )
         if faults:
             raise UserError("the configuration cannot be used:\n  " + "\n  ".join(faults))
@@ -101,12 +103,14 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
             raise UserError(fault)
         if pieces is not None and pieces <= self.config.pad_token_id:
             raise UserError(
-                f"pieces is {pieces}; allowed are numbers above {self.config.pad_token_id}, that of the padding"
+                f"pieces is {pieces}; allowed are numbers above {self.config.pad_token_id}, that "
+                "of the padding"
             )
         if there := clashing(code, [*self.languages, *self.config.languages]):
             raise UserError(
-                f"language '{code}' exists in this model already as '{there[0]}' ({', '.join(self.languages)}); "
-                "choose a code with another region or script, or a base without it"
+                f"language '{code}' exists in this model already as '{there[0]}' "
+                f"({', '.join(self.languages)}); choose a code with another region or script, or a "
+                "base without it"
             )
         _check_slot_init(init, self.config)
         allocate_slot(self.base_model.encoder.layer, code, self.config)
@@ -138,8 +142,8 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
         code = self.config.resolve(code)
         if code not in (self.config.added or []):
             raise UserError(
-                f"the slot of '{code}' was pre-trained and is not overwritten; allowed are languages that were "
-                f"added: {', '.join(self.config.added or []) or 'none yet'}"
+                f"the slot of '{code}' was pre-trained and is not overwritten; allowed are "
+                f"languages that were added: {', '.join(self.config.added or []) or 'none yet'}"
             )
         _check_slot_init(init, self.config)
         fill_slot(self.base_model.encoder.layer, code, init, self.config, seed)
@@ -154,7 +158,8 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
         aliases = self.config.aliases or {}
         if code in aliases or code in aliases.values():
             raise UserError(
-                f"'{code}' shares the slot '{aliases.get(code, code)}', which cannot be removed for it alone"
+                f"'{code}' shares the slot '{aliases.get(code, code)}', which cannot be removed "
+                "for it alone"
             )
         if len(self.config.languages) == 1:
             raise UserError(
@@ -163,8 +168,8 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
         if self._is_default(code):
             others = ", ".join(known for known in self.languages if known != code)
             raise UserError(
-                f"'{code}' is the default language; call set_default_language() with another one first ({others}), "
-                "or, of a folder, change default_language in its config.json"
+                f"'{code}' is the default language; call set_default_language() with another one "
+                f"first ({others}), or, of a folder, change default_language in its config.json"
             )
         for layer in self.base_model.encoder.layer:
             del layer.output.adapter_modules[code]
@@ -210,11 +215,13 @@ def _faults(config: XmodConfig) -> list[str]:
         faults.append(f"languages are {codes}; allowed are one or more, each once")
     if heads < 1 or config.hidden_size % heads:
         faults.append(
-            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}; allowed are its divisors"
+            f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}; "
+            "allowed are its divisors"
         )
     if not 0 < factor <= config.hidden_size:
         faults.append(
-            f"adapter_reduction_factor is {factor}; allowed are numbers above 0 up to hidden_size {config.hidden_size}"
+            f"adapter_reduction_factor is {factor}; allowed are numbers above 0 up to hidden_size "
+            f"{config.hidden_size}"
         )
     try:
         slot_class(config)
@@ -233,7 +240,8 @@ def _faults(config: XmodConfig) -> list[str]:
     )
     if strangers:
         faults.append(
-            f"vocabularies or aliases name {', '.join(strangers)}; allowed are languages: {', '.join(codes)}"
+            f"vocabularies or aliases name {', '.join(strangers)}; allowed are languages: "
+            f"{', '.join(codes)}"
         )
     return faults
 
@@ -241,7 +249,7 @@ def _faults(config: XmodConfig) -> list[str]:
 def _check_slot_init(init: str, config: XmodConfig) -> None:
     if init == NEAREST:
         raise UserError(
-            f"slot_init '{NEAREST}' needs the language's text, which the command has and a model has not; here "
-            f"allowed are {SLOT_INITS.removesuffix(f' | {NEAREST}')}"
+            f"slot_init '{NEAREST}' needs the language's text, which the command has and a model "
+            f"has not; here allowed are {SLOT_INITS.removesuffix(f' | {NEAREST}')}"
         )
     donors_of(init, config)

@@ -51,7 +51,8 @@ def name_faults(
     ]
     if not faults and (strange := [code for code in lists["added"] if code not in languages]):
         faults.append(
-            f"added names {', '.join(strange[:3])}; allowed are languages: {', '.join(languages[:10])}"
+            f"added names {', '.join(strange[:3])}; allowed are languages: "
+            f"{', '.join(languages[:10])}"
         )
     return faults
 
@@ -107,7 +108,8 @@ class XmodConfig(ReferenceConfig):
         )
         if not isinstance(config_dict.get("pad_token_id", 1), int):
             faults.append(
-                f"pad_token_id is {shown(config_dict['pad_token_id'])}; allowed is the number of the padding"
+                f"pad_token_id is {shown(config_dict['pad_token_id'])}; allowed is the number of "
+                "the padding"
             )
         for key, value in config_dict.items():
             limit = _MAX_LABELS if key == "num_labels" else _MAX_NUMBER

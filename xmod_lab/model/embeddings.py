@@ -117,8 +117,8 @@ class XmodEmbeddings(nn.Module):
             whose = "the base vocabulary" if owner is None else f"the vocabulary of '{owner}'"
             raise UserError(
                 f"input_ids go from {int(ids.min())} to {int(ids.max())}, but {whose} has "
-                f"{table.num_embeddings} pieces; each row is read by the tokenizer of its own language, "
-                "see tokenizer_for()"
+                f"{table.num_embeddings} pieces; each row is read by the tokenizer of its own "
+                "language, see tokenizer_for()"
             ) from error
 
     def tables(self, route: Route) -> list[tuple[nn.Embedding, int]]:
@@ -135,8 +135,9 @@ class XmodEmbeddings(nn.Module):
             first, *others = (self.table(self.config.languages[slot]) for slot in slots)
             if any(other is not first for other in others):
                 raise UserError(
-                    "lang_ids per token mixes languages of different vocabularies in one sequence; allowed are languages "
-                    "of one vocabulary. Give these sequences one language each: lang_ids of shape (batch,)"
+                    "lang_ids per token mixes languages of different vocabularies in one sequence; "
+                    "allowed are languages of one vocabulary. Give these sequences one language "
+                    "each: lang_ids of shape (batch,)"
                 )
             if merged and merged[-1][0] is first:
                 merged[-1] = (first, merged[-1][1] + size)
@@ -157,7 +158,8 @@ class XmodEmbeddings(nn.Module):
         length = inputs_embeds.shape[1]
         if past + length > self.longest:
             raise UserError(
-                f"a sequence of {past + length} tokens is longer than the model's {self.longest} positions; truncate it"
+                f"a sequence of {past + length} tokens is longer than the model's {self.longest} "
+                "positions; truncate it"
             )
         if input_ids is None:
             return (

@@ -219,7 +219,8 @@ class XmodLayer(GradientCheckpointingLayer):
         if config.add_cross_attention:
             if not config.is_decoder:
                 raise UserError(
-                    "add_cross_attention needs is_decoder=True: only a decoder attends to an encoder"
+                    "add_cross_attention needs is_decoder=True: only a decoder attends to an "
+                    "encoder"
                 )
             self.crossattention = XmodAttention(config, number, crosses=True)
         self.intermediate = XmodIntermediate(config)

@@ -51,7 +51,8 @@ def export_onnx(model: XmodPreTrainedModel, path: Path) -> None:
     """
     if model.dtype == torch.bfloat16:
         raise UserError(
-            "the model is in bfloat16, in which onnxruntime does not compute on CPUs; call float() or half() first"
+            "the model is in bfloat16, in which onnxruntime does not compute on CPUs; call float() "
+            "or half() first"
         )
     check_vocabularies(model.config)
     choices = type(model).__name__ == "XmodForMultipleChoice"

@@ -77,11 +77,13 @@ class XmodLanguageModel(XmodPreTrainedModel):
         code, pieces = manifest["code"], manifest["pieces"]
         if fault := base_fault(manifest, self):
             raise UserError(
-                f"pack {source} {fault}; use the base it was made on, or add the language to this one with +lang"
+                f"pack {source} {fault}; use the base it was made on, or add the language to this "
+                "one with +lang"
             )
         if there := clashing(code, [*self.languages, *self.config.languages]):
             raise UserError(
-                f"pack {source}: language '{code}' exists in this model already as '{there[0]}'; remove it first"
+                f"pack {source}: language '{code}' exists in this model already as '{there[0]}'; "
+                "remove it first"
             )
         shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
         expected = expected_tensors(self, code, pieces)
@@ -90,8 +92,9 @@ class XmodLanguageModel(XmodPreTrainedModel):
                 n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n)
             )
             raise UserError(
-                f"pack {source}: its tensors do not fit this model: {name} is {shapes.get(name, 'missing')}, and should "
-                f"be {expected.get(name, 'absent')}; use the base it was made on"
+                f"pack {source}: its tensors do not fit this model: {name} is "
+                f"{shapes.get(name, 'missing')}, and should be {expected.get(name, 'absent')}; use "
+                "the base it was made on"
             )
         self.add_language(code, "random", pieces=pieces)
         with torch.no_grad():
@@ -170,7 +173,8 @@ class XmodLanguageModel(XmodPreTrainedModel):
         if not len(places.flat):
             if not items:
                 raise UserError(
-                    "give the true token at one position or more: labels predict nothing, all are -100"
+                    "give the true token at one position or more: labels predict nothing, all are "
+                    "-100"
                 )
             return in_float32(
                 places.take(out.x)
@@ -381,8 +385,8 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             kwargs["lang_ids"] = to_ids(lang_ids, self.config, rows)
             if kwargs["lang_ids"].shape != (rows,):
                 raise UserError(
-                    f"lang_ids has shape {tuple(kwargs['lang_ids'].shape)}; what is generated has one language a "
-                    f"sequence: ({rows},)"
+                    f"lang_ids has shape {tuple(kwargs['lang_ids'].shape)}; what is generated has "
+                    f"one language a sequence: ({rows},)"
                 )
         return super().generate(inputs, *args, **kwargs)
 
@@ -397,8 +401,8 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         padding = int((mask == 0).sum(1).min()) if mask is not None and mask.dim() == 2 else 0
         if longest - padding > positions:
             raise UserError(
-                f"lower max_new_tokens (or max_length), or truncate the input: {longest - padding} tokens would be read, and the "
-                f"model has {positions} positions"
+                f"lower max_new_tokens (or max_length), or truncate the input: {longest - padding} "
+                f"tokens would be read, and the model has {positions} positions"
             )
         return super()._prepare_cache_for_generation(config, inputs, mode, rows, longest)
 
@@ -452,6 +456,7 @@ def load_language_model(source: str, what: str) -> XmodLanguageModel:
         raise UserError(f"{what} cannot be loaded ({reason(error)}); {remedy}") from error
     if info["missing_keys"]:
         raise UserError(
-            f"{what} lacks tensors of a language model: {sorted(info['missing_keys'])[:3]}; {remedy}"
+            f"{what} lacks tensors of a language model: {sorted(info['missing_keys'])[:3]}; "
+            f"{remedy}"
         )
     return model.eval()

@@ -41,11 +41,13 @@ def read_config(source: str | Path, **changes) -> XmodConfig:
         raise
     except Exception as error:  # transformers raises whatever its readers and the network raise
         raise UserError(
-            f"{source} has no config.json that can be read ({reason(error)}); give a model folder, or a hub id"
+            f"{source} has no config.json that can be read ({reason(error)}); give a model folder, "
+            "or a hub id"
         ) from error
     if settings.get("model_type") not in (XmodConfig.model_type, OWN_TYPE):
         raise UserError(
-            f"{source} is a model of type {shown(settings.get('model_type'))}, not xmod; give an X-MOD model"
+            f"{source} is a model of type {shown(settings.get('model_type'))}, not xmod; give an "
+            "X-MOD model"
         )
     try:
         config = XmodConfig.from_dict(settings, **changes)
@@ -82,7 +84,8 @@ def check_folder(folder: Path) -> XmodConfig:
     slots = {slot[1] for slot in map(_SLOT.search, shapes) if slot}
     if lost := [code for code in config.languages if code not in slots]:
         faults.append(
-            f"config.json names {', '.join(lost[:3])} among {len(config.languages):,} languages, of which the weights have no slot"
+            f"config.json names {', '.join(lost[:3])} among {len(config.languages):,} languages, "
+            "of which the weights have no slot"
         )
     mark = f"encoder.layer.0.output.adapter_modules.{config.languages[0]}."
     own = {name.removeprefix(mark): s for name, s in bare.items() if name.startswith(mark)}
@@ -90,8 +93,8 @@ def check_folder(folder: Path) -> XmodConfig:
         wanted = {name: tuple(p.shape) for name, p in new_slot(config).named_parameters()}
     if own and own != wanted:
         faults.append(
-            f"slots are of the architecture '{config.slot_architecture}' in config.json, with {shown(wanted)}, and "
-            f"{shown(own)} by the weights"
+            f"slots are of the architecture '{config.slot_architecture}' in config.json, with "
+            f"{shown(wanted)}, and {shown(own)} by the weights"
         )
     for code, pieces in (config.vocabularies or {}).items():
         file = folder / "languages" / code / VOCABULARY_FILE
@@ -100,11 +103,13 @@ def check_folder(folder: Path) -> XmodConfig:
         own = {name: shape for name, (shape, _) in shapes_in(inside(file, folder)).items()}
         if own != {"word_embeddings.weight": (pieces, config.hidden_size), "bias": (pieces,)}:
             faults.append(
-                f"the vocabulary of {code} has {shown(pieces)} pieces in config.json, and the tensors {shown(own)}"
+                f"the vocabulary of {code} has {shown(pieces)} pieces in config.json, and the "
+                f"tensors {shown(own)}"
             )
     if faults:
         raise UserError(
-            f"{folder} does not fit together: {'; '.join(faults[:5])}; copy it again from where it came"
+            f"{folder} does not fit together: {'; '.join(faults[:5])}; copy it again from where it "
+            "came"
         )
     return config
 
@@ -112,8 +117,9 @@ def check_folder(folder: Path) -> XmodConfig:
 def no_vocabulary(source: object, code: str) -> UserError:
     """That the vocabulary of ``code`` is named and is not there."""
     return UserError(
-        f"{source}: config.json names a vocabulary of '{code}', but languages/{code}/{VOCABULARY_FILE} is missing "
-        "(transformers drops it when it saves); copy that folder from the original model"
+        f"{source}: config.json names a vocabulary of '{code}', but "
+        f"languages/{code}/{VOCABULARY_FILE} is missing (transformers drops it when it saves); "
+        "copy that folder from the original model"
     )
 
 

@@ -83,8 +83,9 @@ def read_manifest(folder: Path, root: Path | None = None) -> dict:
     found = manifest.get("format")
     if found not in _READ or isinstance(found, bool):
         raise UserError(
-            f"pack {folder} has format {shown(found)}, this version reads {', '.join(map(str, _READ))}; use the version "
-            "of xmod_lab that made it, or make it anew with +lang"
+            f"pack {folder} has format {shown(found)}, this version reads "
+            f"{', '.join(map(str, _READ))}; use the version of xmod_lab that made it, or make it "
+            "anew with +lang"
         )
     for key, kinds in _MANIFEST_TYPES.items():
         if (
@@ -176,8 +177,8 @@ def base_fault(manifest: dict, model: PreTrainedModel) -> str | None:
     tokenizer = model.base_tokenizer() if manifest.get("base_tokenizer") else None
     if tokenizer is not None and tokenizer_digest(tokenizer) != manifest["base_tokenizer"]:
         return (
-            f"was made on a base with the tokenizer {manifest['base_tokenizer'][:12]}, that of this model is "
-            f"{tokenizer_digest(tokenizer)[:12]}"
+            f"was made on a base with the tokenizer {manifest['base_tokenizer'][:12]}, that of "
+            f"this model is {tokenizer_digest(tokenizer)[:12]}"
         )
     return None
 
@@ -249,7 +250,8 @@ def _tokenizer_files(folder: Path, manifest: dict) -> dict[str, bytes]:
         name for name in found.keys() | stored.keys() if found.get(name) != stored.get(name)
     ):
         raise UserError(
-            f"pack {folder}: {', '.join(map(shown, wrong[:5]))}, unpacked, are not those of its manifest; {_REMEDY}"
+            f"pack {folder}: {', '.join(map(shown, wrong[:5]))}, unpacked, are not those of its "
+            f"manifest; {_REMEDY}"
         )
     if "tokenizer_config.json" in content:
         try:
@@ -278,6 +280,7 @@ def _plain(file: Path, limit: int) -> bytes:
         ) from error
     if not reader.eof:
         raise UserError(
-            f"pack {file.parent}: {file.name} is not whole, or all files are larger than {_MAX_BYTES >> 20} MiB; {_REMEDY}"
+            f"pack {file.parent}: {file.name} is not whole, or all files are larger than "
+            f"{_MAX_BYTES >> 20} MiB; {_REMEDY}"
         )
     return content

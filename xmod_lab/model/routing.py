@@ -63,8 +63,8 @@ def check_labels(labels: Tensor, shape: Sequence[int]) -> None:
     """Raises UserError unless ``labels`` have ``shape``."""
     if tuple(labels.shape) != tuple(shape):
         raise UserError(
-            f"labels have shape {tuple(labels.shape)}; allowed is {tuple(shape)}, one for each position of the "
-            f"input, {IGNORE} where nothing is to be predicted"
+            f"labels have shape {tuple(labels.shape)}; allowed is {tuple(shape)}, one for each "
+            f"position of the input, {IGNORE} where nothing is to be predicted"
         )
 
 
@@ -77,7 +77,8 @@ def to_ids(lang_ids: Languages, config: XmodConfig, rows: int) -> Tensor:
     if isinstance(lang_ids, Tensor):
         if lang_ids.is_floating_point() or lang_ids.is_complex() or lang_ids.dtype == torch.bool:
             raise UserError(
-                f"lang_ids must be integers, not {lang_ids.dtype}; e.g. torch.tensor([model.lang_id('en_XX')])"
+                f"lang_ids must be integers, not {lang_ids.dtype}; e.g. "
+                "torch.tensor([model.lang_id('en_XX')])"
             )
         return lang_ids
     if (numbers := _as_numbers(lang_ids)) is not None:
@@ -85,8 +86,9 @@ def to_ids(lang_ids: Languages, config: XmodConfig, rows: int) -> Tensor:
     codes = [lang_ids] * rows if isinstance(lang_ids, str) else lang_ids
     if not isinstance(codes, (list, tuple)) or not all(isinstance(code, str) for code in codes):
         raise UserError(
-            f"lang_ids is {reprlib.repr(lang_ids)}; allowed are a tensor of integers, a code such as 'en_XX', or a list of "
-            "codes or of numbers, one a sequence; of numbers also a list of lists, one a token"
+            f"lang_ids is {reprlib.repr(lang_ids)}; allowed are a tensor of integers, a code such "
+            "as 'en_XX', or a list of codes or of numbers, one a sequence; of numbers also a list "
+            "of lists, one a token"
         )
     return torch.tensor([config.slot(code) for code in codes], dtype=torch.long)
 

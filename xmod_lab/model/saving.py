@@ -55,8 +55,8 @@ class SavingMixin:
         source, part = self.name_or_path, "" if pieces is None else f"languages/{code}"
         if own is None and not source:
             raise UserError(
-                "this model was not loaded from a folder, so its tokenizers are not known; save it, with its "
-                "tokenizers beside it, and load it with from_pretrained()"
+                "this model was not loaded from a folder, so its tokenizers are not known; save "
+                "it, with its tokenizers beside it, and load it with from_pretrained()"
             )
         if own is None:
             tokenizer = _opened(source, part, f"'{code}'")
@@ -69,8 +69,9 @@ class SavingMixin:
         known, limit = len(tokenizer), self.config.vocab_size if pieces is None else pieces
         if known > limit or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
             raise UserError(
-                f"the tokenizer of '{code}' in {own or f'{source}/{part}'} has {known} pieces, the model {limit} "
-                "embeddings; copy the right one there, from the model or pack that the language came with"
+                f"the tokenizer of '{code}' in {own or f'{source}/{part}'} has {known} pieces, the "
+                f"model {limit} embeddings; copy the right one there, from the model or pack that "
+                "the language came with"
             )
         return tokenizer
 
@@ -97,8 +98,9 @@ class SavingMixin:
         """
         if kwargs.get("push_to_hub") and self.config.added:
             raise UserError(
-                f"save_pretrained(push_to_hub=True) would send nothing of {', '.join(self.config.added)}; save, and "
-                "then call push_to_hub(), or send the whole folder: hf upload REPO FOLDER"
+                "save_pretrained(push_to_hub=True) would send nothing of "
+                f"{', '.join(self.config.added)}; save, and then call push_to_hub(), or send the "
+                "whole folder: hf upload REPO FOLDER"
             )
         state = self.state_dict() if state_dict is None else state_dict
         own = {name for name in state if ".vocabularies." in f".{name}"}
@@ -107,7 +109,8 @@ class SavingMixin:
         super().save_pretrained(save_directory, state_dict=main, **kwargs)
         if not self.config.in_transformers:
             log.warning(
-                "load %s with xmod_lab: its slots are of the architecture '%s', which transformers does not have",
+                "load %s with xmod_lab: its slots are of the architecture '%s', which transformers "
+                "does not have",
                 save_directory,
                 self.config.slot_architecture,
             )
@@ -143,8 +146,8 @@ class SavingMixin:
             unpack(source, target)
         elif not source.is_dir():
             raise UserError(
-                f"the tokenizer and the manifest of '{code}' were in {source}, which is gone; put it back, or load the "
-                "language again"
+                f"the tokenizer and the manifest of '{code}' were in {source}, which is gone; put "
+                "it back, or load the language again"
             )
         elif source.resolve() != target.resolve():
             copy_files(source, target, root=source.parent.parent, but=(VOCABULARY_FILE,))
@@ -161,8 +164,9 @@ class SavingMixin:
             source = self.language_folders.get(code)
             if source is None or not any(file.name != VOCABULARY_FILE for file in source.glob("*")):
                 raise UserError(
-                    f"the tokenizer of '{code}' is not at hand: this model was not loaded from a folder that has "
-                    f"languages/{code}/; load it from one, or send that one: hf upload {repo_id} FOLDER"
+                    f"the tokenizer of '{code}' is not at hand: this model was not loaded from a "
+                    f"folder that has languages/{code}/; load it from one, or send that one: hf "
+                    f"upload {repo_id} FOLDER"
                 )
         return super().push_to_hub(repo_id, **kwargs)
 
@@ -231,8 +235,9 @@ def _opened(
         raise
     except Exception as error:  # transformers raises whatever its readers and the network raise
         raise UserError(
-            f"no tokenizer of {whose} can be loaded from {of or Path(source, part)} ({reason(error)}); "
-            "copy its files there from the model or pack that the language came with"
+            f"no tokenizer of {whose} can be loaded from {of or Path(source, part)} "
+            f"({reason(error)}); copy its files there from the model or pack that the language "
+            "came with"
         ) from error
 
 

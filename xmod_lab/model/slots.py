@@ -116,8 +116,8 @@ def new_slot(config: XmodConfig) -> XmodSlot:
         *_matrices(slot)
     }:
         raise TypeError(
-            f"{type(slot).__name__}.{min(strange)} is not in an nn.Linear child of the slot; grouped and exported "
-            "slots have nn.Linear children only, and output names one of them"
+            f"{type(slot).__name__}.{min(strange)} is not in an nn.Linear child of the slot; "
+            "grouped and exported slots have nn.Linear children only, and output names one of them"
         )
     return slot
 

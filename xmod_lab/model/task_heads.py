@@ -109,14 +109,16 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
         }
         if kind not in losses:
             raise UserError(
-                f"problem_type is '{kind}'; allowed are single_label_classification, {', '.join(losses)}"
+                f"problem_type is '{kind}'; allowed are single_label_classification, "
+                f"{', '.join(losses)}"
             )
         if labels.shape != logits.shape and (
             logits.shape[1] > 1 or labels.shape != logits.shape[:1]
         ):
             one = f" and {tuple(logits.shape[:1])}" if logits.shape[1] == 1 else ""
             raise UserError(
-                f"labels have shape {tuple(labels.shape)}; allowed is {tuple(logits.shape)}{one} ({kind})"
+                f"labels have shape {tuple(labels.shape)}; allowed is {tuple(logits.shape)}{one} "
+                f"({kind})"
             )
         return share_of_step(losses[kind](logits, labels.view_as(logits)), labels, items)
 
@@ -166,8 +168,8 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
                 lang_ids.dim() > 1 and lang_ids.shape[1] != choices
             ):
                 raise UserError(
-                    f"lang_ids has shape {tuple(lang_ids.shape)}; allowed are ({rows},), ({rows}, {choices}) "
-                    f"and ({rows}, {choices}, sequence)"
+                    f"lang_ids has shape {tuple(lang_ids.shape)}; allowed are ({rows},), ({rows}, "
+                    f"{choices}) and ({rows}, {choices}, sequence)"
                 )
             per_choice = (
                 lang_ids[:, None].expand(rows, choices) if lang_ids.dim() == 1 else lang_ids

@@ -120,8 +120,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, scale: Tensor):
         if ctx.gradients is None or torch.is_grad_enabled():  # that is, with create_graph=True
             raise RuntimeError(
-                "compute the loss again, or with full_logits=True: the chunked cross-entropy can be "
-                "differentiated only once"
+                "compute the loss again, or with full_logits=True: the chunked cross-entropy can "
+                "be differentiated only once"
             )
         gradients, ctx.gradients = (
             ctx.gradients,
@@ -158,8 +158,8 @@ def chunked_cross_entropy(
         and not 0 <= labels.min() <= labels.max() < len(weight)
     ):
         raise UserError(
-            f"use labels from 0 to {len(weight) - 1}, subwords of the row's vocabulary, or -100 where nothing is predicted; "
-            f"these go from {int(labels.min())} to {int(labels.max())}"
+            f"use labels from 0 to {len(weight) - 1}, subwords of the row's vocabulary, or -100 "
+            f"where nothing is predicted; these go from {int(labels.min())} to {int(labels.max())}"
         )
     most = max(1, min(_HELD[0] // len(weight), _HELD[1]))
     chunks = max(1, math.ceil(len(labels) / most))
