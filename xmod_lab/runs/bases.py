@@ -1,7 +1,7 @@
 """The base of a run: the model that languages are added to, that is scored, or that is fine-tuned.
 
-It is the one that is named. ``base=auto`` is the one that the run began with, else the newest finished
-run that fits the command, else, where languages are added, a new one.
+It is the one that is named. ``base=auto`` is the one that the run began with, else the newest
+finished run that fits the command, else, where languages are added, a new one.
 """
 
 import contextlib
@@ -97,13 +97,13 @@ def find_base(
         run: the run that needs it.
         pretrain: makes a base in a folder, where ``auto`` finds none.
     Raises:
-        UserError: there is none, it cannot be read, or it contradicts what is given.
+        UserError: no base was found, it cannot be read, or it contradicts what is given.
     """
     name = name_of_base(cfg, run)
     if name is None and pretrain is None:
         raise UserError(
-            f"no finished run under '{cfg.runs}'; give base=RUN, a model folder or a hub id, or make "
-            "a base with: python -m xmod_lab.pretrain"
+            f"no finished run under '{cfg.runs}'; give base=RUN, a model folder or a hub id, or "
+            "make a base with: python -m xmod_lab.pretrain"
         )
     if name is None:
         own, place = base_to_make(cfg)
@@ -233,9 +233,9 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig) -> None:
     for name, lang in cfg.lang.items():
         if there := clashing(lang.code, model.languages):
             raise UserError(
-                f"lang.{name}.code '{lang.code}' exists in base {base.name} already as '{there[0]}' "
-                f"({', '.join(model.languages)}); choose a code with another region or script, or a base "
-                "without it"
+                f"lang.{name}.code '{lang.code}' exists in base {base.name} already as "
+                f"'{there[0]}' ({', '.join(model.languages)}); choose a code with another region "
+                "or script, or a base without it"
             )
         try:
             donors_of(lang.slot_init, model.config)
@@ -244,7 +244,8 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig) -> None:
     positions = model.config.max_position_embeddings - model.config.pad_token_id - 1
     if cfg.data.row_length > positions:
         raise UserError(
-            f"data.row_length {cfg.data.row_length} exceeds the base's {positions} positions; set a shorter row"
+            f"data.row_length {cfg.data.row_length} exceeds the base's {positions} positions; set "
+            "a shorter row"
         )
 
 
@@ -253,7 +254,7 @@ def _model_is_given(cfg: PretrainConfig) -> bool:
 
 
 def inherit(cfg: PretrainConfig, base: Base) -> PretrainConfig:
-    """``cfg`` with the model, the language set and the data settings of ``base``, but for given ones."""
+    """``cfg`` with the model, languages and data settings of ``base``, where none are given."""
     kept = {
         f.name: getattr(cfg.data, f.name)
         for f in fields(cfg.data)
@@ -271,7 +272,7 @@ def inherit(cfg: PretrainConfig, base: Base) -> PretrainConfig:
 
 
 def added_before(cfg: PretrainConfig) -> list[tuple[PretrainConfig, LangConfig]]:
-    """The languages that a run and the runs it stands on added, each with the configuration of its run."""
+    """The languages added by a run and the runs it stands on, each with the config of its run."""
     found = []
     while cfg.lang:
         found = [(cfg, lang) for lang in cfg.lang.values()] + found
@@ -308,7 +309,10 @@ def almost_matching(cfg: PretrainConfig) -> str:
     if not found:
         return ""
     _, _, path, differences = min(found)
-    return f". The nearest is {path}: {', '.join(differences)}; base={path} takes it with its own settings"
+    return (
+        f". The nearest is {path}: {', '.join(differences)}; "
+        f"base={path} takes it with its own settings"
+    )
 
 
 def _text(value: object) -> str:
@@ -359,8 +363,8 @@ def load_config(run: RunDir) -> PretrainConfig:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{run / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}); it may be of another "
-            "version: give the model folder as base"
+            f"{run / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}); it may be of "
+            "another version: give the model folder as base"
         ) from error
 
 
@@ -410,8 +414,9 @@ def _of_run(run: RunDir, cfg: PretrainConfig) -> Base:
     model = str(run / "model")
     if cfg.is_given("data.tokenizer") and cfg.data.tokenizer:
         raise UserError(
-            f"data.tokenizer is '{cfg.data.tokenizer}', but base {run.path} has its own; leave data.tokenizer out, "
-            f"or give the model folder, base={model}, whose tokenizer can be replaced"
+            f"data.tokenizer is '{cfg.data.tokenizer}', but base {run.path} has its own; leave "
+            f"data.tokenizer out, or give the model folder, base={model}, whose tokenizer can be "
+            "replaced"
         )
     return Base(
         str(run.path),

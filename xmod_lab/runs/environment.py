@@ -29,10 +29,10 @@ _LIBRARIES = (
 
 
 def environment() -> dict:
-    """The command line and its folder, the commits of this package and of that folder, and versions.
+    """The command line, its folder, the commits of this package and that folder, and versions.
 
-    A commit ends with ``-dirty`` if there are changes that are not committed; it is ``None`` outside of
-    git repositories. Versions are those of Python and of the libraries.
+    A commit ends with ``-dirty`` if there are changes that are not committed; it is ``None``
+    outside of git repositories. Versions are those of Python and of the libraries.
     """
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -52,8 +52,8 @@ log = logging.getLogger(__name__)
 STATE = "state.json"
 # a file for each language: the bits of each of its held-out passages, by which runs are compared
 PASSAGES = "passages"
-# settings that count, but may change in a run that goes on: the base is known by its digest, and the
-# batches stay the same
+# settings that count, but may change in a run that goes on: the base is known by its digest, and
+# the batches stay the same
 MAY_CHANGE = ("base", "trainer.devices", "trainer.nodes")
 Run = TypeVar("Run", bound=RunConfig)
 _LOCKS: dict[Path, Lock] = {}  # by run dir; the system releases them when this process ends
@@ -82,7 +82,7 @@ class RunDir:
             return False
 
     def stored(self) -> dict:
-        """config.yaml as it is; empty if it does not exist. Raises UserError when it cannot be read."""
+        """config.yaml as written; empty if it does not exist. Raises UserError if unreadable."""
         return read_yaml(self / "config.yaml") if (self / "config.yaml").is_file() else {}
 
     def stored_by(self, command: str) -> dict:
@@ -97,8 +97,8 @@ class RunDir:
     def fit_to_machine(self, cfg: Run, *, workers: int = 0, trains: bool = True) -> Run:
         """Choose precision and threads, and set torch to these threads.
 
-        They are what ``cfg`` says, else what the run began with, else what is fast on this machine. All
-        processes take the choice of the first one.
+        They are what ``cfg`` says, else what the run began with, else what is fast on this machine.
+        All processes take the choice of the first one.
 
         Args:
             workers: loader processes, which need a core each.
@@ -121,7 +121,7 @@ class RunDir:
         return replace(cfg, trainer=replace(cfg.trainer, precision=precision, threads=threads))
 
     def begin(self, cfg: RunConfig, outputs: Sequence[str] = ()) -> bool:
-        """Make the folder and write config.yaml; or, where a run began before, compare it with ``cfg``.
+        """Make the folder and write config.yaml, or compare an earlier config.yaml with ``cfg``.
 
         Args:
             outputs: the files, folders (``model/``) and patterns (``slots.*``) that the command
@@ -149,7 +149,7 @@ class RunDir:
         clear_scratch(self.path)
         stored = self.stored_by(cfg.command)
         if cfg.resume == "never":
-            # the mark of a finished run goes first; config.yaml, which says whose the rest is, last
+            # metrics.json marks a finished run: it goes first; config.yaml identifies the run: last
             for name in (_FINISHED, *outputs, *_BESIDE, "config.yaml"):
                 for place in self._places(name):
                     remove(place)
@@ -198,14 +198,15 @@ class RunDir:
             _LOCKS[self.path] = lock(self / ".lock", wait=False)
         except Busy as error:
             raise UserError(
-                f"another process is training in {self.path}; wait for it, or use another hydra.run.dir"
+                f"another process is training in {self.path}; wait for it, or use another "
+                "hydra.run.dir"
             ) from error
         except OSError as error:
             if is_full(error):
                 raise
             raise UserError(
-                f"the run dir {self.path} cannot be written ({error.strerror}); set hydra.run.dir to a "
-                "folder that you can write to"
+                f"the run dir {self.path} cannot be written ({error.strerror}); set hydra.run.dir "
+                "to a folder that you can write to"
             ) from error
 
     def _refuse_strange(self, outputs: Sequence[str]) -> None:
@@ -248,7 +249,7 @@ class RunDir:
             self.write_text(f"{PASSAGES}/{code}.json", json.dumps(record))
 
     def finish(self, metrics: dict[str, float]) -> None:
-        """Write metrics.json, after all other files of the run are on the disk, in the first process."""
+        """Write metrics.json in the first process, after all other files are on the disk."""
         if rank() == 0:
             sync_tree(self.path)
             self.write_json(_FINISHED, metrics)
@@ -263,17 +264,17 @@ class RunDir:
         for key, value in facts.items():
             if state.setdefault(key, value) != value:
                 raise UserError(
-                    f"the run in {self.path} began with {key} {state[key]}, now it is {value}: the text, "
-                    "tokenizer or base has changed since. Put the old one back, use another hydra.run.dir, "
-                    "or resume=never to start over"
+                    f"the run in {self.path} began with {key} {state[key]}, now it is {value}: "
+                    "the text, tokenizer or base has changed since. Put the old one back, use "
+                    "another hydra.run.dir, or resume=never to start over"
                 )
         self.write_json(STATE, state)
 
     def remember_once(self, key: str, make: Callable[[], object]) -> object:
         """The value of ``key`` in state.json, made by ``make`` the first time.
 
-        It is always as JSON has it, for example a list for a tuple, so that a run that goes on gets the
-        same value.
+        It is always as JSON has it, for example a list for a tuple, so that a run that goes on gets
+        the same value.
         """
         state = self._state()
         if key not in state:
@@ -302,13 +303,14 @@ class RunDir:
                 else "the run will then start from its beginning"
             )
             raise UserError(
-                f"checkpoint {latest} is damaged ({fault}); delete it ({last}), or resume=never to start over"
+                f"checkpoint {latest} is damaged ({fault}); delete it ({last}), or resume=never "
+                "to start over"
             )
         return latest
 
 
 def _precision(cfg: RunConfig, stored: dict) -> str:
-    """The precision of a run; ``stored``: ``trainer`` in its config.yaml, empty if it does not exist."""
+    """The precision of a run. ``stored``: ``trainer`` in its config.yaml, empty if absent."""
     precision, kind = _precision_on_paper(cfg, stored), device_kind(cfg.trainer.accelerator)
     if precision == "auto":
         precision, why = fastest_precision(kind)
@@ -316,8 +318,8 @@ def _precision(cfg: RunConfig, stored: dict) -> str:
         return precision
     if fault := precision_fault(precision, kind):
         raise UserError(
-            f"the run began with trainer.precision={precision}, but {fault}; continue it where it began, or start "
-            "it over with resume=never"
+            f"the run began with trainer.precision={precision}, but {fault}; continue it where it "
+            "began, or start it over with resume=never"
         )
     if slow := slow_precision(precision, kind):
         log.warning("warning: trainer.precision is %s, and %s", precision, slow)
@@ -346,7 +348,7 @@ def _threads(cfg: RunConfig, stored: dict, workers: int) -> int:
 
 
 def read_json(file: Path, kind: type = object) -> object:
-    """The content of a JSON file of a run. Raises UserError when it is not JSON, or not a ``kind``."""
+    """The content of a run's JSON file. Raises UserError if it is not JSON, or not a ``kind``."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except _UNREADABLE as error:
@@ -411,7 +413,7 @@ def _zip_fault(path: Path) -> str | None:
 
 
 def _differences(old: dict, new: dict) -> list[tuple[str, object, object]]:
-    """Settings that count and differ, without those in MAY_CHANGE: dotted key, old and new value."""
+    """Settings that count and differ (not those in MAY_CHANGE): dotted key, old and new value."""
     a, b = identity(old), identity(new)
     return [
         (k, a.get(k), b.get(k))

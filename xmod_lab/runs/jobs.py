@@ -1,15 +1,17 @@
 """The jobs of a sweep: how a sweep that is started again finds each of them, and what became of it.
 
-A job is found by what it is, not by its number, which shifts when values are added to a sweep. Its folder
-is named ``<settings>-<version>-<data>``:
+A job is found by what it is, not by its number, which shifts when values are added to a sweep.
+Its folder is named ``<settings>-<version>-<data>``:
 
-    settings  digest of the command and of all its settings that count (:mod:`xmod_lab.config.identity`)
+    settings  digest of the command and of all its settings that count
+              (:mod:`xmod_lab.config.identity`)
     version   the version of this package
-    data      digest of every byte of the texts or labelled files that it reads, and of a base or tokenizer
-              that is a folder; with ``base=auto``, of the run that this means now
+    data      digest of every byte of the texts or labelled files that it reads,
+              and of a base or tokenizer that is a folder;
+              with ``base=auto``, of the run that this means now
 
-A job of another version or of other data runs in another folder. A job that another commit of the same
-version has finished stays finished, and the sweep says so; ``resume=never`` runs it again.
+A job of another version or of other data runs in another folder. A job that another commit of the
+same version has finished stays finished, and the sweep says so; ``resume=never`` runs it again.
 """
 
 import copy
@@ -68,7 +70,7 @@ def job_folder(*, _root_: DictConfig) -> str:
 
 
 def data_digests(cfg: RunConfig) -> list[str]:
-    """Digests of all that a run of ``cfg`` reads, with its base and the texts of the base's languages.
+    """Digests of all that a run of ``cfg`` reads, also its base and the texts of that base.
 
     Raises:
         UserError: it cannot be read.
@@ -85,8 +87,8 @@ def data_digests(cfg: RunConfig) -> list[str]:
 
 
 def _base_folder(cfg: RunConfig) -> Path | None:
-    """Where the base is. ``None`` for random weights, for a hub id, whose revision does not count, and
-    for a base that the command makes itself.
+    """Where the base is. ``None`` for random weights, for a hub id, whose revision does not count,
+    and for a base that the command makes itself.
     """
     if cfg.base != "auto":
         folder = Path(cfg.base)
@@ -113,7 +115,8 @@ class Job:
         overrides: of the configuration, as on the command line.
         folder: its run dir; ``None`` if it has not begun.
         status: exit status; ``None`` while it runs, and for ever if it is killed.
-        outcome: ``skipped: finished``, ``resumed from step 40``, ``ran``, ``retried``, ``failed: why``, ``interrupted``.
+        outcome: ``skipped: finished``, ``resumed from step 40``, ``ran``, ``retried``,
+            ``failed: why``, ``interrupted``.
     """
 
     start: str
@@ -131,8 +134,8 @@ class Job:
         """Say what will be done with the job, by what is in its folder; ``fresh``: ignoring that.
 
         Returns:
-            Whether anything is to be done. In a folder with another name than :func:`job_folder` gives,
-            the run decides.
+            Whether anything is to be done. In a folder with another name than :func:`job_folder`
+            gives, the run decides.
         """
         self.outcome = "ran" if fresh else _prospect(self.folder)
         log.info(
@@ -188,7 +191,7 @@ def read_job(folder: Path) -> Job | None:
 
 
 def current_runs(sweep: Path) -> list[Path]:
-    """The run dirs in the folder of a sweep, by name; of several with the same settings, the newest."""
+    """The run dirs of a sweep, by name. Of several with the same settings, only the newest."""
     newest = {}
     runs = [f.parent for f in sweep.glob("*/config.yaml") if not hidden(f, sweep)]
     for run in sorted(runs, key=_last_start):
@@ -222,7 +225,7 @@ def _short(commit: str | None) -> str:
 
 
 def _newest_step(folder: Path, word: str) -> str:
-    """`` from step 40`` of the newest checkpoint, with its part where a run trains several models."""
+    """`` from step 40``: the newest checkpoint, with its part if a run trains several models."""
     places = {file.parent for file in (folder / "checkpoints").rglob("step*.ckpt")}
     found = [file for place in places for file in checkpoints_in(place)]
     if not found:

@@ -20,9 +20,10 @@ def open_run(
 ) -> Iterator[Tracking | None]:
     """Begin the run of ``cfg`` in the folder ``run``, or go on with it.
 
-    The folder is locked and compared with ``cfg``, and config.yaml is written before anything else. So
-    all that can be refused must have been refused before. :meth:`Tracking.finish` takes the final
-    figures; they are written to metrics.json when the block ends, as the last file of the run.
+    The folder is locked and compared with ``cfg``, and config.yaml is written before anything else.
+    So all that can be refused must have been refused before. :meth:`Tracking.finish` takes the
+    final figures; they are written to metrics.json when the block ends, as the last file of the
+    run.
 
     Args:
         outputs: what the command writes, see :meth:`RunDir.begin`.

@@ -1,13 +1,13 @@
-"""A sweep that is started again goes on: its folder, and the table that says what became of its jobs.
+"""A sweep that is started again goes on. Here: its folder, and the table of its jobs.
 
 The same command finds the same folder, since its name has no time in it. For example,
-``runs/sweeps/pretrain_lang_seed-1a2b3c`` is made of the command, the keys that are swept, and a digest of
-what is set beside them. More or other values of what is swept are the same sweep; another fixed setting, or
-another key that is swept, is another sweep. ``hydra.sweep.dir=PATH`` puts any jobs into one folder, and
-finds them there.
+``runs/sweeps/pretrain_lang_seed-1a2b3c`` is made of the command, the keys that are swept, and a
+digest of what is set beside them. More or other values of what is swept are the same sweep; another
+fixed setting, or another key that is swept, is another sweep. ``hydra.sweep.dir=PATH`` puts any
+jobs into one folder, and finds them there.
 
-Jobs may run in other processes, and on other machines (Hydra's launchers), so the table is made from the
-job.json of each folder.
+Jobs may run in other processes, and on other machines (Hydra's launchers), so the table is made
+from the job.json of each folder.
 """
 
 import hashlib
@@ -56,7 +56,7 @@ def settle_folder(config: DictConfig) -> Path:
 
 
 def begin_sweep(folder: Path, *, again: bool) -> None:
-    """Mark the start in the folder of a sweep, before its first job; ``again``: it was started before."""
+    """Mark the start of a sweep in its folder, before its first job. ``again``: a restart."""
     if rank() == 0:
         write_whole(folder / START, uuid.uuid4().hex.encode())
         log.info("sweep %s in %s", "goes on" if again else "begins", folder)
@@ -65,7 +65,8 @@ def begin_sweep(folder: Path, *, again: bool) -> None:
 def planned_jobs(config: DictConfig) -> list[list[str]]:
     """The overrides of every job, by its number.
 
-    Empty if they are not known: with another sweeper than Hydra's own, or if Hydra will refuse them.
+    Empty if they are not known: with another sweeper than Hydra's own, or if Hydra will refuse
+    them.
     """
     sweeper = config.hydra.sweeper
     if sweeper.get("_target_") != f"{BasicSweeper.__module__}.{BasicSweeper.__name__}":
@@ -102,7 +103,7 @@ def sweep_name(config: DictConfig) -> str:
 
 
 def start_of(folder: Path) -> str:
-    """The mark of the sweep's last start; empty if there is none."""
+    """The mark of the sweep's last start; empty if it has no mark."""
     try:
         return (folder / START).read_text()
     except OSError:
@@ -174,8 +175,8 @@ def _report(folder: Path, jobs: list[Job]) -> None:
 def main_figures(run: RunDir) -> dict[str, float]:
     """The figures of a finished run for the table; none if it is not finished.
 
-    ``val/bpb/<code>`` of each added language, else the mean over all languages. For a labelled task, the mean
-    test score of the languages that it was not trained on, through their own slots.
+    ``val/bpb/<code>`` of each added language, else the mean over all languages. For a labelled
+    task, the mean test score of the languages that it was not trained on, through their own slots.
     """
     try:
         metrics, config = read_metrics(run / "metrics.json"), run.stored()

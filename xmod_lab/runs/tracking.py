@@ -1,4 +1,4 @@
-"""Where figures go: always to metrics.csv, and to W&B if wanted, which may fail without harm to the run."""
+"""Where figures go: to metrics.csv always, to W&B if wanted. If W&B fails, the run goes on."""
 
 import contextlib
 import csv
@@ -24,15 +24,15 @@ log = logging.getLogger(__name__)
 class Curve:
     """metrics.csv: a line for each time that something was measured, a column for each figure.
 
-    A resumed run drops the lines after the step that it resumes from. So the file is the one that an
-    uninterrupted run would have written (without seconds and speed).
+    A resumed run drops the lines after the step that it resumes from. So the file is the one that
+    an uninterrupted run would have written (without seconds and speed).
     """
 
     def __init__(self, path: Path, columns: Sequence[str]):
         self.path, self.columns = path, ["step", *columns]
 
     def start_at(self, step: int, code: str | None = None) -> None:
-        """Drop the lines after ``step``, all of them for 0; with ``code``, only those of that language."""
+        """Drop the lines after ``step`` (0: all lines). ``code``: only those of that language."""
         text = (
             self.path.read_text(encoding="utf-8", errors="replace") if self.path.is_file() else ""
         )
@@ -47,7 +47,7 @@ class Curve:
         write_whole(self.path, table.getvalue().encode())
 
     def sync(self) -> None:
-        """Bring the lines to the disk, before a checkpoint after which they are not written again."""
+        """Bring the lines to the disk. A checkpoint follows, which does not write them again."""
         if self.path.is_file():
             sync(self.path)
 
@@ -71,8 +71,8 @@ def _stays(row: dict[str, str], step: int, code: str | None) -> bool:
 class Tracking:
     """metrics.csv and the W&B run of one run dir; only the first process writes.
 
-    It is a context: a run that raises is marked as failed in W&B. Offline runs of W&B were tried, and
-    ``wandb sync`` uploads them; online runs were not, for want of a network.
+    It is a context: a run that raises is marked as failed in W&B. Offline runs of W&B were tried,
+    and ``wandb sync`` uploads them; online runs were not tried, as there was no network.
     """
 
     def __init__(self, cfg: RunConfig, run: RunDir, columns: Sequence[str]):
@@ -105,7 +105,7 @@ class Tracking:
         self._tell_wandb(lambda run: _summarise(run, self.final, self.packs))
 
     def _tell_wandb(self, act: Callable[[Any], object]) -> None:
-        """Call ``act`` with the W&B run. After a failure, of any kind, the run goes on without W&B."""
+        """Call ``act`` with the W&B run. After any failure the run goes on without W&B."""
         if self.wandb is None:
             return
         try:
@@ -126,7 +126,7 @@ def _summarise(run: Any, metrics: dict[str, float], packs: Sequence[Path]) -> No
 
 
 def _start_wandb(cfg: RunConfig, run: RunDir) -> Any:
-    """Start or continue the W&B run. Its id is on disk before it starts, so that a resumed run finds it."""
+    """Start or continue the W&B run. Its id is saved before it starts: a resumed run finds it."""
     run_id = run.remember_once("wandb_id", lambda: uuid.uuid4().hex[:8])
     for attempt in dict.fromkeys([_wandb_mode(cfg), "offline"]):
         try:

@@ -1,4 +1,5 @@
-"""How an added language begins: its vocabulary first, then its slot, which ``nearest`` chooses with that vocabulary."""
+"""How an added language begins: its vocabulary first, then its slot, which ``nearest`` chooses with
+that vocabulary."""
 
 import logging
 from collections.abc import Callable
@@ -24,18 +25,20 @@ def begin_language(
     *,
     keep: Callable[[Callable[[], DonorRanking]], DonorRanking] = lambda make: make(),
 ) -> dict:
-    """Add ``lang`` to ``model``, and fill its vocabulary and slot; returns what the pack says about that.
+    """Add ``lang`` to ``model``, and fill its vocabulary and slot; returns what the pack says about
+    that.
 
     Args:
-        keep: returns the ranking of donors that was made when this run began, else makes and keeps it.
+        keep: returns the ranking of donors that was made when this run began, else makes and keeps
+            it.
     """
     allocate_language(cfg, model, lang, prepared)
     vocabulary: dict = {"kind": lang.vocabulary}
     if lang.vocabulary == "own":
         report = begin_vocabulary(cfg, model, lang.code, old, prepared, lang.embedding_init)
         log.info(
-            "%s: of %s rows of the new table %s were copied from the base (%.1f %% of its text), %s derived from others "
-            "(with them %.1f %%), the rest made by %s",
+            "%s: of %s rows of the new table %s were copied from the base (%.1f %% of its text), "
+            "%s derived from others (with them %.1f %%), the rest made by %s",
             lang.code,
             f"{report.pieces:,}",
             f"{report.copied:,}",

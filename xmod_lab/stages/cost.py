@@ -24,7 +24,7 @@ from xmod_lab.training.step import LanguageModeling
 
 log = logging.getLogger(__name__)
 _WARM_UP = 2  # steps; the FLOPs of the first are counted
-_TIMED = 5  # steps, of which the median is taken
+_TIMED = 5  # steps; their median counts
 _READ = 40  # steps for which the loader alone is timed
 
 
@@ -65,7 +65,8 @@ def measure(
     module = _take_steps(cfg, model, loader, meter, seed, trainable)
     if processes > 1:
         log.info(
-            "timed in one process on its share of the batch, without the exchange among %d processes",
+            "timed in one process on its share of the batch, without the exchange among %d "
+            "processes",
             processes,
         )
     sizes = [
@@ -226,7 +227,7 @@ class _Meter(pl.Callback):
         self.began = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, module: LanguageModeling) -> None:
-        """Add the moments of languages that were in none of these steps, as the run will have them."""
+        """Add the moments of languages that these steps did not train: the run will have them."""
         if not self.all_of_it:
             return
         state = trainer.optimizers[0].state

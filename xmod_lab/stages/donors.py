@@ -1,7 +1,9 @@
-"""Which pre-trained slot suits a new language best, told by the loss before any training (``slot_init=nearest``).
+"""Which pre-trained slot suits a new language best, told by the loss before any training
+(``slot_init=nearest``).
 
-The language's text, cut and embedded as training will begin with it, goes through the slot of each donor in turn; the
-pieces to be predicted are fixed. The rows are of the training text, so that what the language is scored on has no say.
+The language's text, cut and embedded as training will begin with it, goes through the slot of each
+donor in turn; the pieces to be predicted are fixed. The rows are of the training text, so that what
+the language is scored on has no say.
 """
 
 from tqdm import tqdm
@@ -32,10 +34,11 @@ def sampled_targets(cfg: PretrainConfig, prepared: Prepared, code: str) -> Fixed
 def rank_donors(
     cfg: PretrainConfig, model: XmodLanguageModel, prepared: Prepared, code: str
 ) -> DonorRanking:
-    """All pre-trained slots as the slot of ``code``, a language that was added to ``model`` and has its vocabulary.
+    """All pre-trained slots as the slot of ``code``, a language that was added to ``model`` and has
+    its vocabulary.
 
-    The slot of ``code`` is overwritten; donors are read. Several processes share the donors out. Of donors with equal
-    losses the one that was pre-trained as the earlier of the two comes first.
+    The slot of ``code`` is overwritten; donors are read. Several processes share the donors out. Of
+    donors with equal losses the one that was pre-trained as the earlier of the two comes first.
     """
     donors, targets = donors_of(NEAREST, model.config), sampled_targets(cfg, prepared, code)
     losses = {}

@@ -44,7 +44,7 @@ from xmod_lab.text.objectives import EXACT, PSEUDO, objective_of
 from xmod_lab.text.parallel import Parallel
 
 log = logging.getLogger(__name__)
-_MOST = 690.0  # nats whose exponential is a number of JSON
+_MOST = 690.0  # nats; JSON can hold the exponential
 
 
 @dataclass(frozen=True)
@@ -101,10 +101,12 @@ def evaluate(
     """Compute everything and print the tables. The model is left as it was.
 
     Args:
-        layer: at which retrieval is compared; default: see :func:`xmod_lab.scoring.retrieval.fixed_state`.
-        control: a model whose retrieval is compared with, on the same sentences.
+        layer: at which retrieval is compared; default: see
+            :func:`xmod_lab.scoring.retrieval.fixed_state`.
+        control: a model to compare retrieval with, on the same sentences.
     Raises:
-        UserError: a loss is no number; there is no such layer; the control lacks a language of a file that the model has.
+        UserError: a loss is no number; there is no such layer; the control lacks a language of a
+            file that the model has.
     """
     fixed = fixed_state(opened.model, layer)
     read = {parallel.name: _readers(opened, parallel) for parallel in parallels}
@@ -129,8 +131,9 @@ def evaluate(
         loss = matrix[subject.code][subject.slot]
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss of {opened.name} is {loss} on the text of {subject.code}: its weights are damaged, or it diverged "
-                "in training; take an older checkpoint, or another model"
+                f"the loss of {opened.name} is {loss} on the text of {subject.code}: its weights "
+                "are damaged, or it diverged in training; take an older checkpoint, or another "
+                "model"
             )
         scorer, code = subject.scorer, subject.code
         predicted = scorer.predicted[scorer.predicted > 0]
@@ -163,7 +166,8 @@ def evaluate(
         recognition_table(recognised, figures, own)
     else:
         log.info(
-            "the languages with text share one slot (%s): there are no wrong slots, and none to recognise",
+            "the languages with text share one slot (%s): there are no wrong slots, and none to "
+            "recognise",
             slots[0],
         )
 
@@ -189,9 +193,8 @@ def evaluate(
         if control is not None:
             at = fixed_state(control.model, layer)
             theirs = retrieve(control.model, parallel, controls[name], arms=both)
-            same = {
-                controls[name][column][0]: code for column, (code, _) in languages.items()
-            }  # codes may be spelt otherwise
+            # the control may spell codes otherwise
+            same = {controls[name][column][0]: code for column, (code, _) in languages.items()}
             theirs = [
                 replace(r, query=same[r.query], candidates=same[r.candidates]) for r in theirs
             ]
@@ -219,15 +222,16 @@ def _control_readers(control: Opened, parallel: Parallel, columns: dict) -> dict
     found, skipped = readers(control.model, control.subjects, list(columns), control.tokenizer)
     if skipped:
         raise UserError(
-            f"evaluate.control {control.name} does not read {', '.join(skipped)} of {parallel.name}, which the model reads "
-            f"({next(iter(skipped.values()))}); add them to it (python -m xmod_lab.pretrain base={control.name} +lang=…), "
-            "or take another control"
+            f"evaluate.control {control.name} does not read {', '.join(skipped)} of "
+            f"{parallel.name}, which the model reads ({next(iter(skipped.values()))}); add them "
+            f"to it (python -m xmod_lab.pretrain base={control.name} +lang=…), or take another "
+            "control"
         )
     return found
 
 
 def _losses(prefix: str, code: str, nats: np.ndarray, pieces: np.ndarray) -> dict[str, float]:
-    """The figures of a language: loss with its interval, perplexity, and number of predicted tokens.
+    """The figures of a language: loss with interval, perplexity, number of predicted tokens.
 
     Args:
         nats, pieces: of each row, (R,).
@@ -241,7 +245,7 @@ def _losses(prefix: str, code: str, nats: np.ndarray, pieces: np.ndarray) -> dic
 
 
 def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:
-    """The base's figures before an extension; also logs whether the figures of the run were reproduced."""
+    """The base's figures before an extension. Logs whether the run's figures were reproduced."""
     try:
         recorded = read_metrics(Path(opened.name) / "metrics.json")
     except UserError as error:
@@ -254,7 +258,8 @@ def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:
             "the figures that the run recorded itself: %s",
             "equal to the last bit"
             if not any(gaps)
-            else f"they differ by up to {max(gaps):.1e} (other hardware or software rounds otherwise)",
+            else f"they differ by up to {max(gaps):.1e} "
+            "(other hardware or software rounds otherwise)",
         )
     added = set(opened.added)
     old = [

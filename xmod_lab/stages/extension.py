@@ -1,8 +1,9 @@
-"""Adding languages to a base: each is trained alone on the unchanged base; then all are joined and proved.
+"""Adding languages to a base: each is trained alone on it; then all are joined and proved.
 
-A language meets the same base, seeds and batches, whatever else is added in the same run. So its pack is
-the same to the bit for any order of adding, in one precision and with one number of threads. In the model,
-added languages are in the order in which they were added, so that the number of each stays.
+The base does not change. A language meets the same base, seeds and batches, whatever else is
+added in the same run. So its pack is the same to the bit for any order of adding, in one precision
+and with one number of threads. The model keeps languages in the order in which they were added,
+so that the number of each stays.
 """
 
 import hashlib
@@ -55,10 +56,8 @@ from xmod_lab.training.tables import score_table, show_corpora, training_table
 
 log = logging.getLogger(__name__)
 _PROBE_ROWS = 4
-_IN_DATA = (
-    "code",
-    *(f.name for f in fields(TextConfig)),
-)  # in a pack's manifest with what is known of its text
+# in a pack's manifest, beside the statistics of its text
+_IN_DATA = ("code", *(f.name for f in fields(TextConfig)))
 
 
 def base_to_extend(cfg: PretrainConfig, run: RunDir) -> tuple[PretrainConfig, Base]:
@@ -96,14 +95,14 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
     model, old, older = open_base(base)
     agree(base, model, cfg)
     if base.model is not None:
-        manifests_in(
-            model_folder(base.model), model.config.added or []
-        )  # all must be readable when the model is saved
+        # all must be readable when the model is saved
+        manifests_in(model_folder(base.model), model.config.added or [])
     known = {code for text in (old, *older) for code in text.corpora}
     unknown = [code for code in model.languages if code not in known]
     if unknown:
         log.warning(
-            "no text is known for %s of the base: no scores, and the proof compares their logits on tokens of any language",
+            "no text is known for %s of the base: no scores, and the proof compares their logits "
+            "on tokens of any language",
             ", ".join(unknown),
         )
     languages = {}
@@ -158,7 +157,7 @@ def _scores(
 
 
 def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
-    """The base, the prepared text of its language set, and the texts of languages that were added to it."""
+    """The base, the prepared text of its language set, and the texts of its added languages."""
     if base.model is None:
         old = prepare_base(base.cfg)
         return base.load(old.tokenizer), old, []
@@ -171,18 +170,21 @@ def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
         old = prepare_base(base.cfg, tokenizer=base.tokenizer, codes=codes)
     except UserError as error:
         raise UserError(
-            f"{error}\nthis is the text of base {base.name}, by which its languages are scored before and after; "
-            "run where it can be read, or give the model folder as base, and a langset that can be read"
+            f"{error}\nthis is the text of base {base.name}, by which its languages are scored "
+            "before and after; run where it can be read, or give the model folder as base, and a "
+            "langset that can be read"
         ) from error
     if len(old.tokenizer) > model.config.vocab_size:
         raise UserError(
             f"the tokenizer {old.folder} has {len(old.tokenizer)} pieces, base {base.name} has "
-            f"{model.config.vocab_size} embeddings; set data.tokenizer to the one it was trained with"
+            f"{model.config.vocab_size} embeddings; set data.tokenizer to the one it was trained "
+            "with"
         )
     if old.tokenizer.pad_token_id != model.config.pad_token_id:
         raise UserError(
-            f"the tokenizer {old.folder} pads with id {old.tokenizer.pad_token_id}, base {base.name} with "
-            f"{model.config.pad_token_id}; set data.tokenizer to the one it was trained with"
+            f"the tokenizer {old.folder} pads with id {old.tokenizer.pad_token_id}, base "
+            f"{base.name} with {model.config.pad_token_id}; set data.tokenizer to the one it was "
+            "trained with"
         )
     older = [
         prepare_base(base.cfg, tokenizer=f"{base.model}/languages/{code}", codes=[code])
@@ -200,7 +202,7 @@ def _beside(base: Base, old: Prepared) -> PreTrainedTokenizerBase | None:
 
 
 def _probes(model: XmodLanguageModel, texts: list[Prepared]) -> dict[str, torch.Tensor]:
-    """(B, S) token ids for every language of the base: of its held-out text, else any tokens that it has."""
+    """(B, S) token ids for every language of the base: of its held-out text, else any tokens."""
     rows = {
         code: torch.from_numpy(
             corpus.rows("validation", range(min(_PROBE_ROWS, len(corpus.validation))))
@@ -291,7 +293,7 @@ def trainable_names(model: XmodLanguageModel, lang: LangConfig) -> set[str]:
 def _record(
     cfg: PretrainConfig, lang: LangConfig, prepared: Prepared, mixture, proof: dict
 ) -> dict:
-    """Settings, data and proof for the pack's manifest, without what differs between two equal runs."""
+    """Settings, data and proof for the pack's manifest: only what two equal runs share."""
     corpus = prepared.corpora[lang.code]
     return {
         "training": training_settings(cfg)
@@ -329,7 +331,7 @@ def _assemble(
     before: Snapshot,
     probes: dict[str, torch.Tensor],
 ) -> tuple[dict, XmodLanguageModel]:
-    """Install the packs in the base, save it as model/, read that back from the disk, and prove it."""
+    """Install the packs in the base, save it as model/, read that back, and prove it."""
     model = base.load(old.tokenizer)
     added = [model.load_language(pack) for pack in packs]
     source = None if base.model is None else model_folder(base.model)
@@ -370,8 +372,8 @@ def _show(
         for part in COMPARED
     }
     log.info(
-        "proof of non-interference: %s. Of the base unchanged: %d of %d tensors, logits of %s languages to the last bit, "
-        "numbers of %s, tokenizers of %s, %s settings; %d tensors new",
+        "proof of non-interference: %s. Of the base unchanged: %d of %d tensors, logits of %s "
+        "languages to the last bit, numbers of %s, tokenizers of %s, %s settings; %d tensors new",
         "holds" if proof["holds"] else "DOES NOT HOLD",
         proof["tensors_compared"] - len(proof["tensors_changed"]) - len(proof["tensors_missing"]),
         proof["tensors_compared"],

@@ -70,8 +70,9 @@ def finetune(
     base = name_of_base(cfg, run)
     if base is None:
         raise UserError(
-            "make a base with python -m xmod_lab.pretrain +lang=[new_lang,sw], or give base=PATH: no "
-            f"finished run under '{cfg.runs}' has a masked language model that knows '{cfg.task.source}'"
+            "make a base with python -m xmod_lab.pretrain +lang=[new_lang,sw], or give base=PATH: "
+            f"no finished run under '{cfg.runs}' has a masked language model that knows "
+            f"'{cfg.task.source}'"
         )
     cfg = run.fit_to_machine(replace(cfg, base=base))
     folder = model_folder(cfg.base)
@@ -100,8 +101,8 @@ def finetune(
         run.write_json("proof.json", {"holds": all(p["holds"] for p in proof.values()), **proof})
         require_frozen(proof["model"], "model/")
         log.info(
-            "proof: all %d frozen tensors are bit-identical to the base's, in %d trainings and in model/ as read back "
-            "from the disk",
+            "proof: all %d frozen tensors are bit-identical to the base's, in %d trainings and in "
+            "model/ as read back from the disk",
             proof["model"]["frozen"],
             len(parts),
         )

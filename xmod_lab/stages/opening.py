@@ -1,4 +1,4 @@
-"""Opens the model that is evaluated, and its text: a run has its own, others have the language set's."""
+"""Opens the model that is evaluated, and its text: the run's own, else the language set's."""
 
 import glob
 import logging
@@ -44,8 +44,8 @@ def open_model(cfg: PretrainConfig, run: RunDir) -> Opened:
     """Load the model that ``cfg.base`` means for ``run``, and prepare its text.
 
     Raises:
-        UserError: there is no such model, it does not fit what is given, or no text is in any of its
-            languages.
+        UserError: there is no such model, it does not fit what is given, or no text is in any of
+            its languages.
     """
     base = find_base(cfg, run)
     if Path(base.name, "config.yaml").is_file():
@@ -64,15 +64,15 @@ def open_model(cfg: PretrainConfig, run: RunDir) -> Opened:
     if not subjects:
         raise UserError(
             "give text with '+langset.languages={CODE:{text:FILE}}', or choose another base: "
-            f"{base.name} has the languages {', '.join(model.languages)}, and none of them is in the "
-            f"language set ({', '.join(base.cfg.langset.languages)})"
+            f"{base.name} has the languages {', '.join(model.languages)}, and none of them is in "
+            f"the language set ({', '.join(base.cfg.langset.languages)})"
         )
     added = [lang.code for lang in base.cfg.lang.values()]
     return Opened(base.name, added, model, old.tokenizer, subjects)
 
 
 def _refuse_other_text(base: Base, cfg: PretrainConfig) -> None:
-    """Raises UserError where a setting of text or model is given that the run ``base`` has otherwise."""
+    """Raises UserError if a given setting of text or model differs from that of run ``base``."""
     own, wanted = identity(asdict(base.cfg)), identity(asdict(cfg))
     other = [
         key
@@ -144,7 +144,7 @@ def _texts_of_run(run: Path) -> dict[str, LangsetText]:
 
 
 def _changed(source: Source, digest: object) -> str | None:
-    """Why the text that a pack names is not read: it does not exist here, or its ``digest`` differs."""
+    """Why the text that a pack names is not read: it is missing, or its ``digest`` differs."""
     try:
         names = names_in(source.text) + (
             [] if source.validation is None else names_in(source.validation)

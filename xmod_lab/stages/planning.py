@@ -1,7 +1,7 @@
-"""``plan=true``: what a run would read, train and write, and how long it would take. Nothing is trained.
+"""``plan=true``: what a run would read, train and write, and how long. Nothing is trained.
 
-Text is prepared as the run would prepare it, and kept for the run. A few real steps are taken on a model that
-is then thrown away, so that FLOPs, seconds and bytes are measured and not estimated.
+Text is prepared as the run would prepare it, and kept for the run. A few real steps are taken on a
+model that is then thrown away, so that FLOPs, seconds and bytes are measured and not estimated.
 """
 
 import json
@@ -52,16 +52,13 @@ from xmod_lab.training.tables import show_normalisation, training_table
 
 log = logging.getLogger(__name__)
 PLAN = "plan.json"
-UNKNOWN_SCRIPT = (
-    0.5  # "mostly": more letters that no piece of the base has than letters that some piece has
-)
-OTHER_LANGUAGE = (
-    0.5  # a mixed or noisy text is still in its language as long as no other has the majority
-)
+# "mostly": more than half of the letters are in no token of the base
+UNKNOWN_SCRIPT = 0.5
+# a mixed or noisy text is in its language as long as no other language has the majority
+OTHER_LANGUAGE = 0.5
 MORE_PIECES = 1.3  # "badly": rows hold a quarter less text
-NEAR_COPIES = (
-    0.1  # from here on the passes that are shown understate the repetition by a tenth or more
-)
+# from here on the passes that are shown understate the repetition by a tenth or more
+NEAR_COPIES = 0.1
 
 
 def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
@@ -81,10 +78,8 @@ def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
     else:
         if name_of_base(cfg, run) is None:
             read_new_text(cfg)
-            (own, _), (_, place) = (
-                base_to_make(cfg),
-                base_to_make(written),
-            )  # whose folder is named by what is written
+            # the folder is named by what is written
+            (own, _), (_, place) = base_to_make(cfg), base_to_make(written)
             log.info(
                 "no finished base under '%s' matches: the run would first pre-train one in %s%s",
                 cfg.runs,
@@ -93,9 +88,8 @@ def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
             )
             raise_faults(memory_faults(own))
             plan["base"] = _plan_base(own, warnings)
-            base = Base(
-                "(to be made)", None, None, own
-            )  # random weights of the same size cost the same
+            # random weights of the same size cost the same
+            base = Base("(to be made)", None, None, own)
         else:
             base = find_base(cfg, run)
         cfg = inherit(cfg, base)
@@ -186,7 +180,8 @@ def _plan_language(
             else "set vocabulary=own, or it is read as <unk>"
         )
         warnings.append(
-            f"{code}: the base has never seen {100 * strange:.0f} % of the letters ({found.script} script); {remedy}"
+            f"{code}: the base has never seen {100 * strange:.0f} % of the letters "
+            f"({found.script} script); {remedy}"
         )
     estimate = (
         None
@@ -276,8 +271,8 @@ def _left_out(prepared: Prepared, code: str) -> list[int]:
 def _overlap(
     cfg: PretrainConfig, old: PreTrainedTokenizerBase, prepared: Prepared, code: str
 ) -> dict[str, float]:
-    """What ``embedding_init=overlap`` copies: how many tokens of the new vocabulary the base has as well,
-    special ones included, and their share of the text.
+    """What ``embedding_init=overlap`` copies: how many tokens of the new vocabulary the base has as
+    well, special ones included, and their share of the text.
     """
     counts = cfg.objective.target_counts(prepared.corpora[code], prepared.tokenizer)
     shared = [*shared_tokens(old, prepared.tokenizer), *special_pairs(old, prepared.tokenizer)]
@@ -288,21 +283,21 @@ def _about_text(found: Survey, looks: list[tuple[str, float]] | str) -> list[str
     warnings = []
     if found.near_copy_share > NEAR_COPIES:
         warnings.append(
-            f"{found.code}: {100 * found.near_copy_share:.0f} % of the passages are like an earlier one but for case, "
-            "digits, spaces and punctuation; thin them out"
+            f"{found.code}: {100 * found.near_copy_share:.0f} % of the passages are like an "
+            "earlier one but for case, digits, spaces and punctuation; thin them out"
         )
     if isinstance(looks, str):
         return [*warnings, f"whether a text is in its language was {looks}"]
     likeliest, share = looks[0]
     if share > OTHER_LANGUAGE and likeliest == NO_LANGUAGE:
         warnings.append(
-            f"{found.code}: {100 * share:.0f} % of the passages look like no language: numbers, signs, single letters; see what the "
-            "text is"
+            f"{found.code}: {100 * share:.0f} % of the passages look like no language: numbers, "
+            "signs, single letters; see what the text is"
         )
     elif share > OTHER_LANGUAGE and meaning(likeliest).language != meaning(found.code).language:
         warnings.append(
-            f"{found.code}: {100 * share:.0f} % of the passages look like '{likeliest}'; see that text and code "
-            "belong together"
+            f"{found.code}: {100 * share:.0f} % of the passages look like '{likeliest}'; see that "
+            "text and code belong together"
         )
     return warnings
 
@@ -316,7 +311,10 @@ def _about_kept(
         return said
     code = next(iter(prepared.corpora))
     said = said or f"{code}: the base's vocabulary cuts it into small pieces; set vocabulary=own"
-    return f"{said} ({100 * estimate.per_byte:.1f} pieces for 100 bytes instead of {100 * by_base.per_byte:.1f})"
+    return (
+        f"{said} ({100 * estimate.per_byte:.1f} pieces for 100 bytes "
+        f"instead of {100 * by_base.per_byte:.1f})"
+    )
 
 
 def _about_passes(cfg: PretrainConfig, code: str, read: dict[str, float]) -> list[str]:
@@ -325,7 +323,8 @@ def _about_passes(cfg: PretrainConfig, code: str, read: dict[str, float]) -> lis
         return []
     remedy = "" if cfg.lang else ", or set data.max_passes"
     return [
-        f"{code}: its text is read {passes:.0f} times (more than {limit}); give more text or train for fewer steps{remedy}"
+        f"{code}: its text is read {passes:.0f} times (more than {limit}); give more text or "
+        f"train for fewer steps{remedy}"
     ]
 
 
@@ -358,7 +357,8 @@ def _cost_table(cfg: PretrainConfig, cost: Cost, files: list[tuple[str, int]]) -
         (f"{cfg.steps:,} steps", duration(cost.seconds)),
         (
             "the loader alone",
-            f"{cost.loader_rows_per_second:,.0f} rows/s, {cost.loader_rows_per_second / rows_read:,.1f} × what the steps read",
+            f"{cost.loader_rows_per_second:,.0f} rows/s, "
+            f"{cost.loader_rows_per_second / rows_read:,.1f} × what the steps read",
         ),
     ]
     Table("cost", ("", ""), rows).print()

@@ -1,14 +1,14 @@
 """All ways to initialise a language, compared: embedding initialisers × slot initialisers.
 
-Each combination is initialised exactly as a training would initialise it. Losses are those on ROWS rows of
-the training text, so that the choice has not seen the text by which the language is scored. Before training,
-losses compare slots for one table. They say little about tables: equal rows (``mean``) predict by frequency
-alone and begin at the unigram entropy, and rows that tell tokens apart begin above it
-(experiments/initialisers).
+Each combination is initialised exactly as a training would initialise it. Losses are those on ROWS
+rows of the training text, so that the choice has not seen the text by which the language is scored.
+Before training, losses compare slots for one table. They say little about tables: equal rows
+(``mean``) predict by frequency alone and begin at the unigram entropy, and rows that tell tokens
+apart begin above it (experiments/initialisers).
 
-So the best slot of each table, and the configured combination, are trained for ``cfg.steps`` steps, as a run
-would train them, and ranked by the loss after that. They are also scored on the held-out text, before
-training (the ``before`` figures of a run with that combination) and after it.
+So the best slot of each table, and the configured combination, are trained for ``cfg.steps`` steps,
+as a run would train them, and ranked by the loss after that. They are also scored on the held-out
+text, before training (the ``before`` figures of a run with that combination) and after it.
 """
 
 import logging
@@ -39,7 +39,7 @@ from xmod_lab.training.step import LanguageModeling
 
 log = logging.getLogger(__name__)
 _SLOTS = 12  # in the printed table; the files have all
-_PIECES, _NEIGHBOURS = 6, 3  # new pieces whose nearest old ones are shown, and how many of these
+_PIECES, _NEIGHBOURS = 6, 3  # new tokens shown, and nearest old tokens shown for each
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,10 @@ def rank_initialisers(
     old: Prepared,
     prepared: Prepared,
 ) -> Ranking:
-    """Try every combination for ``lang``, which is added to ``model``; everything else is only read.
+    """Try every combination for ``lang``, which is added to ``model``. All else is only read.
 
-    With ``vocabulary=keep`` no table is initialised, and only slots are compared, under the name ``keep``.
+    With ``vocabulary=keep`` no table is initialised, and only slots are compared, under the name
+    ``keep``.
     """
     code, own = lang.code, lang.vocabulary == "own"
     allocate_language(cfg, model, lang, prepared)
@@ -155,7 +156,7 @@ def rank_initialisers(
             )
     ranked = sorted(
         found.values(), key=lambda c: (c.after is None, c.loss if c.after is None else c.after)
-    )  # stable
+    )
     told = scorer.unigram()
     unigram = {
         "loss": targets.unigram_loss(scorer.counts),
@@ -174,7 +175,7 @@ def _train(
     prepared: Prepared,
     weights: dict[str, Tensor],
 ) -> None:
-    """Train ``lang`` in place from ``weights``, as a run of ``cfg.steps`` steps would; nothing is written."""
+    """Train ``lang`` in place from ``weights``, as a run of ``cfg.steps`` steps; write nothing."""
     with torch.no_grad():
         for name, value in weights.items():
             model.get_parameter(name).copy_(value)
@@ -207,7 +208,7 @@ def _train(
 
 
 def _slots(donors: list[str], lang: LangConfig) -> list[str]:
-    """Every ``slot_init`` that reads all ``donors``, one of them, or none, and the configured one."""
+    """Every ``slot_init`` that reads all ``donors``, one, or no donor; and the configured one."""
     slots = ["random", "zero_output", "mean", *(f"copy:{donor}" for donor in donors)]
     return slots if lang.slot_init in (*slots, NEAREST) else [*slots, lang.slot_init]
 
@@ -222,7 +223,7 @@ def _methods() -> list[str]:
 def _frequent_new_pieces(
     old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase, counts: np.ndarray
 ) -> dict[str, int]:
-    """The most frequent tokens of three letters or more that the base does not have, by spelling."""
+    """The most frequent tokens of three letters or more that the base lacks, by spelling."""
     known = ordinary_tokens(old)
     words = {
         p: i
@@ -238,8 +239,8 @@ def _frequent_new_pieces(
 def _likeness(model: XmodLanguageModel, code: str, old: Prepared, shown: dict[str, int]) -> dict:
     """How alike the rows of a table are.
 
-    ``mean_cosine`` of all pairs of rows (0: all directions alike, 1: all rows equal), that of the base's table,
-    and ``neighbours``: the old tokens nearest to some new ones.
+    ``mean_cosine`` of all pairs of rows (0: all directions alike, 1: all rows equal), that of the
+    base's table, and ``neighbours``: the old tokens nearest to some new ones.
     """
     table = model.base_model.embeddings.vocabularies[code].word_embeddings.weight.detach()
     base = model.get_input_embeddings().weight.detach()
@@ -268,8 +269,7 @@ def _mean_cosine(table: Tensor) -> float:
 
 
 def ranking_tables(ranking: Ranking) -> list[Table]:
-    """The losses before training as a matrix, what each embedding table is like, and the combinations that
-    were trained."""
+    """Losses before training (a matrix), what each table is like, and the trained combinations."""
     losses = {(c.embedding_init, c.slot_init): c.loss for c in ranking.combinations}
     methods, slots = list(ranking.nearest), {slot for _, slot in losses}
     best = {m: min(losses[m, slot] for slot in slots) for m in methods}
@@ -284,8 +284,9 @@ def ranking_tables(ranking: Ranking) -> list[Table]:
         f"{ranking.code} before training: nats/token of training text",
         ("slot_init", *methods),
         rows,
-        f"*: the best slot of an embedding table. Unigram: {number(ranking.unigram['loss'])}. Compare "
-        "the slots of one table. These losses do not say which table is best after training.",
+        f"*: the best slot of an embedding table. Unigram: {number(ranking.unigram['loss'])}. "
+        "Compare the slots of one table. These losses do not say which table is best after "
+        "training.",
     )
     values = ("after", "after_val", "after_bpb", "loss", "val", "bpb")
     rows = [
@@ -323,8 +324,8 @@ def _about_tables(ranking: Ranking, methods: list[str]) -> Table:
         for token in tables[0]["neighbours"]
     ]
     note = (
-        f"The base has a mean cosine of {number(tables[0]['base_mean_cosine'])}. ~ names the nearest "
-        "token of the base."
+        f"The base has a mean cosine of {number(tables[0]['base_mean_cosine'])}. ~ names the "
+        "nearest token of the base."
     )
     title = f"{ranking.code}: the embedding tables"
     return Table(title, ("embedding_init", *methods), rows, note)

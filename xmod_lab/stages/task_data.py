@@ -104,7 +104,7 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> TaskSetup:
 
 
 def _clusters(cfg: FinetuneConfig, tests: dict[str, list[Row]]) -> dict[str, np.ndarray]:
-    """Code -> the cluster of each test row (N,), for tests whose rows have groups.
+    """Code -> the cluster of each test row (N,), for tests with groups of rows.
 
     Raises:
         UserError: every test is a single group.

@@ -1,4 +1,4 @@
-"""What happens beside the training step: the curve, validation, checkpoints, and a line of progress."""
+"""What happens beside the training step: curve, validation, checkpoints, line of progress."""
 
 import importlib.util
 import io
@@ -42,8 +42,8 @@ Validate = Callable[[nn.Module, int], dict[str, float]]
 
 
 class LearningCurve(pl.Callback):
-    """Logs a line every ``log_every`` steps, and validates at the start, every ``validate_every`` steps
-    and at the end.
+    """Logs a line every ``log_every`` steps, and validates at the start, every ``validate_every``
+    steps and at the end.
 
     A loss that is not finite ends the run with a UserError.
 
@@ -141,8 +141,8 @@ class LearningCurve(pl.Callback):
         loss = float(outputs["loss"]) * trainer.accumulate_grad_batches  # Lightning has divided it
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss is {loss} at step {trainer.global_step} of {self.last_step}: training has "
-                "diverged. Start over, with resume=never, with a lower peak_lr (it is "
+                f"the loss is {loss} at step {trainer.global_step} of {self.last_step}: training "
+                "has diverged. Start over, with resume=never, with a lower peak_lr (it is "
                 f"{module.recipe.peak_lr:g}) or a larger warmup_share (it is "
                 f"{module.recipe.warmup_share:g}); earlier checkpoints may be damaged already"
             )
@@ -191,7 +191,7 @@ class LearningCurve(pl.Callback):
 
 
 class Restored(pl.Callback):
-    """Checks that a checkpoint has restored the step, the schedule and the state of the optimiser."""
+    """Checks that a checkpoint has restored the step, the schedule and the optimiser's state."""
 
     def __init__(self, step: int):
         self.step = step
@@ -203,7 +203,8 @@ class Restored(pl.Callback):
         (optimizer,), scheduler = trainer.optimizers, trainer.lr_scheduler_configs[0].scheduler
         if trainer.global_step != self.step or scheduler.last_epoch != self.step:
             raise ValueError(
-                f"its loops stand at step {trainer.global_step}, its schedule at {scheduler.last_epoch}"
+                f"its loops stand at step {trainer.global_step}, its schedule at "
+                f"{scheduler.last_epoch}"
             )
         for usual, group in zip(
             module.configure_optimizers()["optimizer"].param_groups,
@@ -224,8 +225,8 @@ class Restored(pl.Callback):
 class BestWeights(pl.Callback):
     """Keeps the trainable weights of the step at which the development split scored best.
 
-    Best is the highest ``figure``, then the lowest ``loss``, then the first. :meth:`restore` puts the
-    weights back after the last step.
+    Best is the highest ``figure``, then the lowest ``loss``, then the first. :meth:`restore` puts
+    the weights back after the last step.
     """
 
     def __init__(self, curve: LearningCurve, *, figure: str, loss: str):
@@ -311,8 +312,8 @@ class Checkpoints(pl.Callback):
 class WholeFiles(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all, and are checked when they are read.
 
-    Lightning writes to the system's temporary folder. To move a file from there to another file system is to
-    copy it, and a kill leaves half a copy.
+    Lightning writes to the system's temporary folder. To move a file from there to another file
+    system is to copy it, and a kill leaves half a copy.
 
     Args:
         before: called before a checkpoint is written; it syncs what the run will not write again.
@@ -373,9 +374,9 @@ class Neighbours(pl.Callback):
         self.looks_in_a_row = self.looks_in_a_row + 1 if free_cores(busy) < threads - 0.5 else 0
         if self.looks_in_a_row == 3:  # for half a minute; a short job does not count
             log.warning(
-                "warning: other programs use %.1f of the cores that this run's %d threads need, which "
-                "makes it slow. To go on with fewer threads: Ctrl-C, then the same command with its "
-                "hydra.run.dir and trainer.threads=%d (sums are then rounded differently)",
+                "warning: other programs use %.1f of the cores that this run's %d threads need, "
+                "which makes it slow. To go on with fewer threads: Ctrl-C, then the same command "
+                "with its hydra.run.dir and trainer.threads=%d (sums are then rounded differently)",
                 busy,
                 threads,
                 max(1, round(free_cores(busy))),

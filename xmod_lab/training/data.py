@@ -29,16 +29,16 @@ log = logging.getLogger(__name__)
 _SMALL = 2**20  # bytes
 # not in the record of a run, which has them as task, by the tokenizer's name, and as steps
 _SAID_OTHERWISE = ("name", "tokenizer", "max_steps", "max_tokens")
-# A kept vocabulary does not suit a text if more than _SPACES of its known tokens are spaces, if more than
-# _UNKNOWN of its bytes are unknown, or if its tokens are shorter than _SHORT times the shortest mean of the
-# base's languages.
+# A kept vocabulary does not suit a text if more than _SPACES of its known tokens are spaces, if
+# more than _UNKNOWN of its bytes are unknown, or if its tokens are shorter than _SHORT times the
+# shortest mean of the base's languages.
 _SPACES, _UNKNOWN, _SHORT = 0.5, 0.01, 0.75
 
 
 def prepare_base(
     cfg: PretrainConfig, *, tokenizer: str | None = None, codes: list[str] | None = None
 ) -> Prepared:
-    """Prepare the language set with ``tokenizer``, else ``data.tokenizer``, else one trained on its text.
+    """Prepare the language set with ``tokenizer``, ``data.tokenizer``, or one trained on its text.
 
     Args:
         tokenizer: a folder.
@@ -63,9 +63,10 @@ def _check_positions(cfg: PretrainConfig, pad_id: int, folder: str) -> None:
     needed = cfg.data.row_length + pad_id + 1
     if cfg.model.max_position_embeddings < needed:
         raise UserError(
-            f"tokenizer '{folder}' pads with id {pad_id}, from which positions count: a row of {cfg.data.row_length} pieces "
-            f"needs model.max_position_embeddings={needed}, here it is {cfg.model.max_position_embeddings}; set it, or "
-            "give a tokenizer whose padding has a low id"
+            f"tokenizer '{folder}' pads with id {pad_id}, from which positions count: a row of "
+            f"{cfg.data.row_length} pieces needs model.max_position_embeddings={needed}, here it "
+            f"is {cfg.model.max_position_embeddings}; set it, or give a tokenizer whose padding "
+            "has a low id"
         )
 
 
@@ -92,7 +93,7 @@ def prepare_language(
 
 
 def about_kept(prepared: Prepared, base: Prepared) -> str | None:
-    """A warning if a language keeps the base's vocabulary, which suits it worse than the base's languages."""
+    """A warning if the base's vocabulary suits the language worse than it suits the base's own."""
     ((code, corpus),) = prepared.corpora.items()
     text = corpus.manifest["statistics"]["train"]
     unknown, size = text["unknown_bytes"] / text["bytes"], text["bytes"] / text["tokens"]
@@ -105,19 +106,21 @@ def about_kept(prepared: Prepared, base: Prepared) -> str | None:
     if unknown <= _UNKNOWN and not short and spaces <= _SPACES:
         return None
     guessed = (
-        f" Of its known pieces {100 * spaces:.0f} % are spaces: its losses are mostly those of guessing them."
+        f" Of its known pieces {100 * spaces:.0f} % are spaces: its losses are mostly those of "
+        "guessing them."
         if spaces > _SPACES
         else ""
     )
     beside = f", in the languages of the base {min(sizes):.1f} to {max(sizes):.1f}" if sizes else ""
     return (
-        f"{code}: in the base's vocabulary a piece has {size:.1f} bytes of it{beside}, and {100 * unknown:.1f} % of its bytes are "
-        f"unknown; a vocabulary of its own (vocabulary=own) suits it better.{guessed}"
+        f"{code}: in the base's vocabulary a piece has {size:.1f} bytes of it{beside}, and "
+        f"{100 * unknown:.1f} % of its bytes are unknown; a vocabulary of its own "
+        f"(vocabulary=own) suits it better.{guessed}"
     )
 
 
 def _share_of_spaces(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> float:
-    """The share of spaces among the tokens of the training text, special ones and <unk> left out."""
+    """The share of spaces among the training tokens, without special ones and <unk>."""
     counts = corpus.piece_counts.copy()
     counts[tokenizer.all_special_ids] = 0
     spaces = [
@@ -162,7 +165,7 @@ def _prepare(
 
 
 def _check_rows(prepared: Prepared, cfg: PretrainConfig, what: str) -> None:
-    """See that there are enough rows for a step, and some of each language to train on and to score.
+    """Check that there are rows for a step, and rows of each language to train on and to score.
 
     Raises:
         UserError: there are too few rows, or no held-out token can be hidden.
@@ -176,8 +179,8 @@ def _check_rows(prepared: Prepared, cfg: PretrainConfig, what: str) -> None:
             else f"one batch needs {cfg.trainer.rows_per_step}"
         )
         raise UserError(
-            f"{what} gives {sum(rows.values())} rows of {cfg.data.row_length} pieces, but {short}; give "
-            "more text, or set a smaller trainer.rows_per_step or data.row_length"
+            f"{what} gives {sum(rows.values())} rows of {cfg.data.row_length} pieces, but "
+            f"{short}; give more text, or set a smaller trainer.rows_per_step or data.row_length"
         )
     for corpus in prepared.corpora.values():
         held_out(corpus, prepared.tokenizer, cfg.objective)
@@ -187,7 +190,8 @@ def mixture_of(cfg: PretrainConfig, prepared: Prepared, *, steps: int, seed: int
     """The mixture that the configuration describes.
 
     Raises:
-        UserError: too little text for one batch, or for ``data.max_passes`` of it to fill all steps.
+        UserError: too little text for one batch, or for ``data.max_passes`` of it to fill all
+            steps.
     """
     _check_rows(prepared, cfg, "the text of the language set")
     sizes = {code: len(corpus.train) for code, corpus in prepared.corpora.items()}
@@ -196,9 +200,9 @@ def mixture_of(cfg: PretrainConfig, prepared: Prepared, *, steps: int, seed: int
         fewer = int(most * rows) // cfg.trainer.rows_per_step
         less = f", at most {fewer:,} steps (trainer.max_steps)" if fewer else ""
         raise UserError(
-            f"data.max_passes is {most:g}, but {steps:,} steps read {budget:,} rows, and there are {rows:,}: all languages "
-            f"together would be read {budget / rows:.2f} times. Set data.max_passes to {_above(budget / rows)} or more{less}, "
-            "or null, or give more text"
+            f"data.max_passes is {most:g}, but {steps:,} steps read {budget:,} rows, and there "
+            f"are {rows:,}: all languages together would be read {budget / rows:.2f} times. Set "
+            f"data.max_passes to {_above(budget / rows)} or more{less}, or null, or give more text"
         )
     shares = proportions(sizes, cfg.data.alpha, max_passes=most, budget_rows=budget)
     if capped := at_cap(sizes, shares, max_passes=most, budget_rows=budget):
@@ -216,7 +220,7 @@ def _above(passes: float) -> str:
 
 
 def mixed_target_counts(cfg: PretrainConfig, mixture: Mixture, prepared: Prepared) -> np.ndarray:
-    """(V,) how often training will predict each token, up to a factor: over all languages, by the mixture."""
+    """(V,) how often training predicts each token, up to a factor, over the whole mixture."""
     rows = mixture.rows_before(cfg.steps)
     return sum(
         cfg.objective.target_counts(corpus, prepared.tokenizer) * (rows[code] / len(corpus.train))
@@ -267,8 +271,8 @@ def batches(
 def _by_value(batch: dict[str, Tensor]) -> dict[str, np.ndarray | Tensor]:
     """Let small tensors leave a loader worker as arrays, which are copied.
 
-    A tensor is put into shared memory, and the handshakes for that take longer than to copy a megabyte. The
-    training module makes tensors of the arrays again, without a copy.
+    A tensor is put into shared memory, and the handshakes for that take longer than to copy a
+    megabyte. The training module makes tensors of the arrays again, without a copy.
     """
     return {
         name: value if value.nbytes > _SMALL else value.numpy() for name, value in batch.items()
@@ -276,7 +280,7 @@ def _by_value(batch: dict[str, Tensor]) -> dict[str, np.ndarray | Tensor]:
 
 
 class From(Sampler):
-    """Counts from ``first`` to ``end``. Its length is that of the whole run, as Lightning expects."""
+    """Counts from ``first`` to ``end``. Its length is that of the whole run, for Lightning."""
 
     def __init__(self, first: int, end: int):
         self.first, self.end = first, end
@@ -291,15 +295,15 @@ class From(Sampler):
 def consumption(mixture: Mixture, prepared: Prepared, steps: int) -> dict[str, float]:
     """What training read, exactly: ``train/tokens|padding|bytes|rows|passes/<code>``.
 
-    Bytes are UTF-8 bytes of the documents that end in the rows read. Tokens are positions, which is what a step
-    costs: ``<s>``, ``</s>`` and padding are included; the number of padding tokens is given too.
+    Bytes are UTF-8 bytes of the documents that end in the rows read. Tokens are positions, which is
+    what a step costs: ``<s>``, ``</s>`` and padding are included; the number of padding tokens is
+    given too.
     """
     figures: dict[str, float] = {}
     for code, rows in mixture.rows_before(steps).items():
         corpus = prepared.corpora[code]
-        columns = corpus.train.select_columns(["bytes", "padding"])[
-            :
-        ]  # (rows,) each, without reading the ids
+        # (rows,) each, without reading the ids
+        columns = corpus.train.select_columns(["bytes", "padding"])[:]
         passes, rest = mixture.indices_before(code, rows)
         length = corpus.manifest["settings"]["length"]
         figures[f"train/rows/{code}"] = rows
@@ -313,10 +317,10 @@ def consumption(mixture: Mixture, prepared: Prepared, steps: int) -> dict[str, f
 
 
 def training_settings(cfg: PretrainConfig) -> dict:
-    """How a run trains, for manifests and cards: the settings of ``task``, ``data`` and ``trainer`` that count.
+    """How a run trains, for manifests and cards: settings of ``task``, ``data`` and ``trainer``.
 
-    They are named by the last part of their keys. What may differ between two equal runs, such as the folder
-    of a tokenizer, is left out.
+    They are named by the last part of their keys. What may differ between two equal runs, such as
+    the folder of a tokenizer, is left out.
     """
     found: dict[str, object] = {"task": cfg.task.name}
     for key, value in identity(asdict(cfg)).items():

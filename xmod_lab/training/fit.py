@@ -1,4 +1,4 @@
-"""The training loop of all commands: from the newest checkpoint, if there is one, to the last step."""
+"""The training loop of all commands: from the newest checkpoint, if any, to the last step."""
 
 import logging
 import warnings
@@ -50,11 +50,11 @@ class Fitted:
     Args:
         before: scores before the first step.
         after: scores after the last step.
-        per_second: tokens or examples; ``None`` if no step was left, as the run had stopped after its last
-            checkpoint.
+        per_second: tokens or examples; ``None`` if no step was left, as the run had stopped after
+            its last checkpoint.
         seconds: of training without scoring, of all steps, over all starts of the run.
-        passages: of a language model: by language, the bits of each held-out passage after the last step,
-            see :meth:`xmod_lab.scoring.passages.Passages.record`.
+        passages: of a language model: by language, the bits of each held-out passage after the last
+            step, see :meth:`xmod_lab.scoring.passages.Passages.record`.
     """
 
     before: dict[str, float]
@@ -163,8 +163,8 @@ def train(
     Args:
         loader: gives the micro-batches from a step on.
         trainable: names of the parameters that train; ``None``: all.
-        part: where a run trains several models one after the other: the folder of the checkpoints of this
-            one, and the end of the names of its figures.
+        part: where a run trains several models one after the other: the folder of the checkpoints
+            of this one, and the end of the names of its figures.
         also: callbacks with a state that is kept in checkpoints.
     Raises:
         UserError: the checkpoint is damaged, or does not fit the model.
@@ -179,12 +179,13 @@ def train(
     module = LanguageModeling(
         model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable, fused=fused
     )
+    # the last callback: it saves the state of the others
     saver = Checkpoints(
         run.path / "checkpoints" / (part or ""),
         every=cfg.trainer.checkpoint_every,
         keep=cfg.trainer.keep_checkpoints,
         minutes=cfg.trainer.checkpoint_minutes,
-    )  # after the others: it saves their state
+    )
     callbacks = [
         Restored(first_step),
         curve,
@@ -204,8 +205,8 @@ def train(
         if checkpoint and not curve.started and not isinstance(error, UserError | OSError):
             why = (str(error).splitlines() or [""])[0][:200] or type(error).__name__
             raise UserError(
-                f"checkpoint {checkpoint} does not fit this model, or is damaged ({why}); delete it, "
-                "use another hydra.run.dir, or resume=never to start over"
+                f"checkpoint {checkpoint} does not fit this model, or is damaged ({why}); delete "
+                "it, use another hydra.run.dir, or resume=never to start over"
             ) from error
         raise
     model.requires_grad_(True)
@@ -242,7 +243,7 @@ def make_trainer(
 def environment() -> ClusterEnvironment:
     """What started the processes: torchrun, or :func:`xmod_lab.processes.launch`.
 
-    Lightning itself would assume in any SLURM job that SLURM started one process for each task, and fail
-    after the text is prepared, for example in a job that asks for its cores as tasks.
+    Lightning itself would assume in any SLURM job that SLURM started one process for each task, and
+    fail after the text is prepared, for example in a job that asks for its cores as tasks.
     """
     return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()

@@ -1,8 +1,9 @@
 """How training stops on a signal: it finishes the current step, saves a checkpoint and ends.
 
-The signals are Ctrl-C, SIGTERM (``kill``, ``timeout``, a scheduler), SIGHUP (a terminal that closes) and
-SIGUSR1 (SLURM's ``--signal``, before the time is up). Terminals and schedulers send them to all processes of
-a run, also to loader workers: these go on until the run no longer needs them. The same command resumes.
+The signals are Ctrl-C, SIGTERM (``kill``, ``timeout``, a scheduler), SIGHUP (a terminal that
+closes) and SIGUSR1 (SLURM's ``--signal``, before the time is up). Terminals and schedulers send
+them to all processes of a run, also to loader workers: these go on until the run no longer needs
+them. The same command resumes.
 """
 
 import os
@@ -19,10 +20,13 @@ from xmod_lab.training.callbacks import Checkpoints
 
 
 class Interruption(pl.Callback):
-    """Ends training after the current step, with a checkpoint; a second Ctrl-C ends it at once, without.
+    """Ends training after the current step, with a checkpoint.
 
-    Python may raise KeyboardInterrupt inside a destructor, where exceptions are dropped, and training would
-    go on. So a signal is only noted, and obeyed between two steps. Several processes obey after the same step.
+    A second Ctrl-C ends it at once, without a checkpoint.
+
+    Python may raise KeyboardInterrupt inside a destructor, where exceptions are dropped, and
+    training would go on. So a signal is only noted, and obeyed between two steps. Several processes
+    obey after the same step.
     """
 
     def __init__(self, saver: Checkpoints):
@@ -66,10 +70,10 @@ class Interruption(pl.Callback):
 
 
 def leave_signals_to_the_run(worker: int) -> None:
-    """For ``DataLoader(worker_init_fn=...)``: let loader workers ignore signals, which the run obeys.
+    """For ``DataLoader(worker_init_fn=...)``: loader workers ignore signals; the run obeys them.
 
-    The run needs its workers until its last step. A worker ends by a SIGTERM that its own parent sends, or
-    when the parent is gone; on macOS, which has no ``sigwaitinfo``, by any SIGTERM.
+    The run needs its workers until its last step. A worker ends by a SIGTERM that its own parent
+    sends, or when the parent is gone; on macOS, which has no ``sigwaitinfo``, by any SIGTERM.
     """
     for number in STOPS:
         if number != signal.SIGTERM:

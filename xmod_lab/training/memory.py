@@ -8,9 +8,9 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 def keep_memory() -> bool:
     """Let the C library keep freed memory instead of returning it to the system. Whether it agreed.
 
-    A training step allocates the same large tensors again and again (logits, gradients, weights in bfloat16).
-    glibc maps each of them anew, and the system clears every page, which takes a third to a half of a step on
-    a CPU. This needs Linux with glibc; elsewhere nothing happens.
+    A training step allocates the same large tensors again and again (logits, gradients, weights in
+    bfloat16). glibc maps each of them anew, and the system clears every page, which takes a third
+    to a half of a step on a CPU. This needs Linux with glibc; elsewhere nothing happens.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

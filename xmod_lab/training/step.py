@@ -1,4 +1,4 @@
-"""The training step: which parameters move, by which optimiser and schedule, and what a checkpoint holds."""
+"""The training step: trainable parameters, optimiser, schedule, and what a checkpoint holds."""
 
 import hashlib
 import math
@@ -16,8 +16,8 @@ class LanguageModeling(pl.LightningModule):
     """Trains ``model`` on batches of :class:`xmod_lab.text.batches.BatchStream`.
 
     Args:
-        trainable: names of the parameters that train; all others are frozen, and left out of checkpoints.
-            ``None``: all train.
+        trainable: names of the parameters that train; all others are frozen, and left out of
+            checkpoints. ``None``: all train.
         seed: dropout at a step is a function of (seed, step, micro-batch, rank).
         fused: use the fused optimiser; not with fp16, where gradients are unscaled before clipping.
     """
@@ -52,7 +52,8 @@ class LanguageModeling(pl.LightningModule):
         mode = not self.extends or self.recipe.dropout_in_frozen
         if self.model.training != mode:  # train() visits every module, also those of absent slots
             self.model.train(mode)
-        key = f"{self.seed}/{self.global_step}/{batch_idx % self.trainer.accumulate_grad_batches}/{self.global_rank}"
+        micro_batch = batch_idx % self.trainer.accumulate_grad_batches
+        key = f"{self.seed}/{self.global_step}/{micro_batch}/{self.global_rank}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little"))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -67,9 +68,10 @@ class LanguageModeling(pl.LightningModule):
         return output.loss * weight if weight else output.logits.sum() * 0
 
     def configure_optimizers(self) -> dict:
-        """AdamW with weight decay for matrices and embeddings, and without for biases and LayerNorms.
+        """AdamW, with weight decay for matrices and embeddings only (not biases and LayerNorms).
 
-        A language that is absent from a step has no gradient, so neither its weights nor its moments change.
+        A language that is absent from a step has no gradient, so neither its weights nor its
+        moments change.
         """
         moving = [(n, p) for n, p in self.model.named_parameters() if n in self.trainable]
         decayed = [p for n, p in moving if p.dim() > 1]
@@ -99,7 +101,7 @@ class LanguageModeling(pl.LightningModule):
         )
 
     def lr_share(self, step: int) -> float:
-        """Learning rate at ``step`` as a share of the peak: linear warm-up, then the recipe's schedule."""
+        """Share of the peak learning rate at ``step``: linear warm-up, then the schedule."""
         warmup = max(1, round(self.recipe.warmup_share * self.steps))
         if step < warmup:
             return (step + 1) / warmup
@@ -129,7 +131,7 @@ class LanguageModeling(pl.LightningModule):
     def transfer_batch_to_device(
         self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
     ) -> dict:
-        """Move a batch to the device, except for ``lang_ids``, which the host needs to plan the routing."""
+        """Move a batch to the device, but not ``lang_ids``: the host plans the routing by them."""
         tensors = {k: torch.as_tensor(v) for k, v in batch.items()}
         return {
             k: v if k == "lang_ids" else v.to(device, non_blocking=True) for k, v in tensors.items()
@@ -137,10 +139,11 @@ class LanguageModeling(pl.LightningModule):
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
-    """``torch.nn.utils.clip_grad_norm_``, but exact for large matrices, and without a needless pass.
+    """``torch.nn.utils.clip_grad_norm_``, but exact for large matrices and with one pass less.
 
-    torch 2.13 sums all squares of a tensor in float32 on a CPU, which is 3 % off for 250,002 x 768 elements;
-    here each row has its own sum. Where nothing is clipped, gradients are not multiplied by one.
+    torch 2.13 sums all squares of a tensor in float32 on a CPU, which is 3 % off for 250,002 x 768
+    elements; here each row has its own sum. Where nothing is clipped, gradients are not multiplied
+    by one.
     """
     present = [p for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([_for_norm(p.grad) for p in present])
@@ -150,7 +153,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
 
 
 def _for_norm(grad: Tensor) -> Tensor:
-    """A tensor with the same norm as ``grad``: the norms of the rows of a large matrix, else ``grad``."""
+    """A tensor with the norm of ``grad``: the row norms of a large matrix, else ``grad``."""
     return (
         torch.linalg.vector_norm(grad, dim=-1) if grad.dim() > 1 and grad.numel() > 2**20 else grad
     )
