@@ -1,4 +1,4 @@
-"""What all commands share: Hydra around a function, one clear message for bad input, and exit status."""
+"""What all commands share: Hydra around a function, one message for bad input, exit status."""
 
 from xmod_lab.cli.command import Hooks, given_keys, hide_bars, run_command, run_function
 

@@ -1,8 +1,8 @@
-"""Hydra around the work of a command: from the command line to a configuration, a folder and a status.
+"""Hydra around the work of a command: command line, configuration, folder and exit status.
 
-A configuration is composed and judged before torch and the like are imported, which takes seconds: this
-package and what it imports import them inside of functions, and so do the commands. What is refused or
-only planned leaves no folder behind.
+Importing torch takes seconds, so a configuration is composed and checked before that. This package,
+the modules that it imports and the commands import torch inside functions. A start that is refused
+or only planned leaves no folder behind.
 """
 
 import copy
@@ -52,13 +52,13 @@ def run_command(
     """Compose ``conf/<name>.yaml`` with the command line, validate it, and call ``work`` with the
     configuration and the run dir. Ends the process.
 
-    A job of a sweep that fails leaves the others alone; the sweep ends with a table of its jobs, and its
-    exit status is the highest of theirs. A job that is finished is passed over
-    (:mod:`xmod_lab.runs.jobs` says what counts as the same job).
+    A job of a sweep that fails does not stop the others. The sweep ends with a table of its jobs.
+    Its exit status is the highest status of a job. A finished job is skipped
+    (:mod:`xmod_lab.runs.jobs` defines when two jobs are the same).
 
     Args:
-        schema: of the configuration.
-        check: raises UserError for values that cannot be.
+        schema: the schema of the configuration.
+        check: raises UserError for values that are not allowed.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # exceptions come here as they are
     register_schemas(**{f"{name}_schema": schema})
@@ -76,7 +76,7 @@ def run_command(
 
 
 def run_function(work: Callable[[], int | None]) -> NoReturn:
-    """The same for a command without a configuration: call ``work``, and end with its exit status."""
+    """Run a command that has no configuration: call ``work`` and end with its exit status."""
     with Obeying().entered():
         status = exit_status_of(work)
     leave(status)
@@ -84,15 +84,17 @@ def run_function(work: Callable[[], int | None]) -> NoReturn:
 
 @dataclass
 class _Command:
-    """A start of a command, and what comes of it.
+    """One start of a command, and its results.
 
     Args:
         typed: the command line.
-        statuses: exit statuses: of each job in this process, at last of the whole.
-        composed: Hydra has read the command line; what fails from now on is no fault in it.
-        planned: nothing is trained, with ``plan=true``.
-        folder: of the run, or of the sweep that this process leads; ``named`` on the command line.
-        jobs: of the sweep, by their overrides, where they are known before it.
+        statuses: the exit status of each job in this process, and of the sweep at the end.
+        composed: Hydra has read the command line. Later errors are not errors of the command line.
+        planned: ``plan=true`` is set, so nothing is trained.
+        sweeps: this process leads a sweep.
+        named: the command line names the folder.
+        folder: the folder of the run, or of the sweep that this process leads.
+        jobs: the overrides of each job of the sweep, if they are known before it starts.
     """
 
     name: str
@@ -118,14 +120,14 @@ class _Command:
         except UserError:
             raise
         except Exception as error:
-            # before: whatever reads a file or the command line has raised
+            # earlier errors come from reading a file or the command line
             if self.composed and not isinstance(error, (HydraException, OmegaConfBaseException)):
                 raise
             raise UserError(explain(error, self.schema)) from error
 
     def job(self, composed: DictConfig) -> None:
-        """What Hydra calls. A stop is raised, so that no further job begins."""
-        sys.argv = self.typed  # as it was, for what asks for it
+        """Do one job; Hydra calls this. A stop is raised, so that no further job begins."""
+        sys.argv = self.typed  # code that reads it gets the command line as it was typed
         in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
         if in_sweep and not composed.get("plan", False):  # a plan is not remembered
             status = self._job_of_sweep(composed)
@@ -136,7 +138,7 @@ class _Command:
             raise KeyboardInterrupt
 
     def _job_of_sweep(self, composed: DictConfig) -> int:
-        """Do the work, unless the job is finished, and keep in its folder what became of it."""
+        """Do the work unless the job is finished, and write its result into its folder."""
         from xmod_lab.runs.jobs import Job
         from xmod_lab.runs.sweep import start_of
 
@@ -171,12 +173,12 @@ class _Command:
         return self.work(cfg, Path(hydra_cfg.runtime.output_dir))
 
     def judge(self, composed: DictConfig, hydra_cfg: DictConfig) -> Any:
-        """The configuration as dataclasses. Raises UserError for what it cannot be."""
+        """The configuration as dataclasses. Raises UserError if it is not allowed."""
         sources = hydra_cfg.runtime.config_sources
         own = [Path(source.path) for source in sources if source.schema == SCHEME]
         faults = setting_faults(list(hydra_cfg.overrides.task), self.schema)
         chosen = OmegaConf.to_container(hydra_cfg.runtime.choices)
-        # only typed ones: ./conf may be that of another project
+        # only names that were typed: ./conf may belong to another project
         typed = {override.lstrip("+~").partition("=")[0] for override in hydra_cfg.overrides.task}
         by_name = {group: chosen[group] for group in chosen.keys() & typed}
         faults += hidden_files(own, Path(CONF_DIR), by_name)
@@ -194,7 +196,11 @@ class _Command:
         return cfg
 
     def note(self, config: DictConfig, key: str) -> None:
-        """Note what the composed configuration says of this start; ``key``: what names its folder."""
+        """Remember what the composed configuration says about this start.
+
+        Args:
+            key: the setting that names its folder.
+        """
         self.composed, self.planned = True, bool(config.get("plan", False))
         self.named = any(o.startswith(f"{key}=") for o in config.hydra.overrides.hydra)
 
@@ -211,7 +217,7 @@ class _Command:
             self.statuses.append(finish_sweep(self.folder.path, self.jobs))
 
     def finish(self) -> int:
-        """The exit status. Removes the folder of what was refused, and says how a stopped run goes on."""
+        """The exit status. Removes the folder of a refused start; tells how to resume a run."""
         status = max(self.statuses)
         if self.folder is not None and (
             status in (2, *STOPPED) or (self.planned and not self.named)
@@ -229,13 +235,13 @@ class _Command:
         return status
 
 
-_under_way: list[_Command] = []  # one, but for commands that are called from Python
+_under_way: list[_Command] = []  # more than one only if a command is called from Python
 
 
 class Hooks(Callback):
-    """What Hydra calls (conf/hydra names it) before it makes a folder.
+    """Hooks that Hydra calls before it makes a folder. conf/hydra names this class.
 
-    It passes over exceptions, but not over SystemExit.
+    Hydra ignores exceptions of a hook, except SystemExit.
     """
 
     def on_run_start(self, config: DictConfig, **_: object) -> None:
@@ -277,13 +283,13 @@ def _job_folder(*, _root_: DictConfig) -> str:
     return job_folder(_root_=_root_)
 
 
-# Here, because launchers that run jobs in other processes only import what the job needs
+# registered here: launchers that run jobs in other processes import only what the job needs
 OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
 OmegaConf.register_new_resolver("help_text", help_text, replace=True)
 
 
 def given_keys(name: str, composed: DictConfig, overrides: Iterable[str]) -> tuple[str, ...]:
-    """Keys that were set: by overrides, or by a file that they chose, such as an experiment."""
+    """Keys that overrides set, or that a file sets that an override chose (an experiment)."""
     typed = keys_of(overrides)
     usual = compose(name, return_hydra_config=False)
     before, now = (flatten(OmegaConf.to_container(each)) for each in (usual, composed))
@@ -291,7 +297,7 @@ def given_keys(name: str, composed: DictConfig, overrides: Iterable[str]) -> tup
 
 
 def hide_bars() -> None:
-    """No progress bars for saving small files; the long work has bars of its own."""
+    """Hide the progress bars of saving small files. Long work has progress bars of its own."""
     import datasets
     import transformers
 

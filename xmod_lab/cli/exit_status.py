@@ -1,7 +1,7 @@
 """The exit status of a command, and the one message that it ends with when something is wrong.
 
-0 done; 1 a proof that does not hold, or a bug, with its traceback; 2 bad input; 130 interrupted, 143 by
-SIGTERM.
+0: done. 1: a failed proof, or a bug (with its traceback). 2: bad input. 130: interrupted.
+143: stopped by SIGTERM.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from xmod_lab.errors import INTERRUPTED, STOPPED, ProofError, Stopped, UserError
 from xmod_lab.files import is_full
 from xmod_lab.stops import status_of
 
-_MOST_LINES, _LONGEST = 40, 1_000  # of a message
+_MOST_LINES, _LONGEST = 40, 1_000  # lines of a message, characters of a line
 
 
 def exit_status_of(
     job: Callable[[], int | None], heard: Callable[[str], None] = lambda message: None
 ) -> int:
-    """Call ``job`` and return the exit status: the one that it returns, 0 for ``None``.
+    """Call ``job`` and return the exit status: the status that it returns, 0 for ``None``.
 
-    A message for the user goes to stderr, and to ``heard``. Raises what is a bug.
+    A message for the user goes to stderr and to ``heard``. Exceptions that are bugs are raised.
     """
 
     def told(message: str, status: int) -> int:
@@ -37,7 +37,7 @@ def exit_status_of(
         heard(message)
         return status
 
-    logging.raiseExceptions = False  # a line that the log file has no room for is no traceback
+    logging.raiseExceptions = False  # no traceback if the disk has no room for a line of the log
     with quiet_libraries():
         try:
             status = job() or 0
@@ -52,7 +52,7 @@ def exit_status_of(
         except BrokenPipeError:
             if not _output_is_closed():
                 raise
-            # for what is flushed at the end
+            # Python flushes stdout at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         except KeyboardInterrupt as error:
@@ -71,17 +71,18 @@ def exit_status_of(
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Without the warnings of torch and Lightning."""
+    """Hide the warnings of torch and Lightning."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric|torch")
         yield
 
 
 def _about_files(error: Exception) -> str | None:
-    """What the user is told where a full disk or missing rights are behind an error."""
+    """The message for an error that a full disk or missing rights caused; else ``None``."""
     if is_full(error):
         return _about_full_disk(error)
-    cause = error if isinstance(error, OSError) else error.__cause__  # of a log file of Hydra's
+    # Hydra wraps errors of its log file
+    cause = error if isinstance(error, OSError) else error.__cause__
     if isinstance(cause, OSError) and cause.filename is not None:
         return (
             f"no access to {cause.filename} ({cause.strerror}); a text must be readable, and "
@@ -91,7 +92,7 @@ def _about_files(error: Exception) -> str | None:
 
 
 def _about_full_disk(error: BaseException) -> str:
-    """Libraries that are not written in Python do not name the file."""
+    """The message for a full disk. It names the file, if the library does."""
     cause = error
     while not isinstance(cause, OSError) and (cause.__cause__ or cause.__context__):
         cause = cause.__cause__ or cause.__context__
@@ -104,7 +105,7 @@ def _about_full_disk(error: BaseException) -> str:
 
 
 def _readable(message: str) -> str:
-    """The message, not too long, without characters that do things to a terminal."""
+    """The message, shortened, without control characters for a terminal."""
     lines = []
     for line in message.split("\n"):
         line = "".join(c if c.isprintable() or c == "\t" else ascii(c)[1:-1] for c in line)

@@ -1,4 +1,4 @@
-"""The folder of a run or of a sweep: made before the work begins, and gone when nothing came of it."""
+"""The folder of a run or of a sweep: made before the work begins, and removed if it stays empty."""
 
 import contextlib
 import shutil
@@ -29,8 +29,8 @@ class OutputFolder:
         """Make the folder.
 
         Raises:
-            UserError: it cannot be made; or a log or a file of Hydra's would be written to a pipe, a
-                folder, or a link, which may lead anywhere.
+            UserError: the folder cannot be made. Or a log or a file of Hydra would be written to a
+                pipe, a folder or a link. (A link may lead anywhere.)
         """
         above = (*reversed(self.path.parents), self.path)
         try:
@@ -56,7 +56,7 @@ class OutputFolder:
         """Remove what :meth:`make` made, unless it holds more than what every start writes.
 
         Args:
-            planned: plan.json is no more than that.
+            planned: plan.json counts as a file that every start writes.
         """
         if self.path not in self.made:
             return

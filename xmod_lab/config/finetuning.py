@@ -50,7 +50,7 @@ class FinetuneConfig(RunConfig):
 
     @property
     def recipe(self) -> RecipeConfig:
-        """The recipe in force."""
+        """The recipe that is used."""
         return self.task.recipe
 
     @property

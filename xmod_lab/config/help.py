@@ -11,8 +11,10 @@ _ADDED = ("lang", "experiment")  # groups that a plus adds: +lang=NAME
 
 
 def help_text(*, _root_: DictConfig) -> str:
-    """The template of Hydra's help, with the groups of this command alone (``${help_text:}`` in
-    conf/hydra). Hydra itself fills in ``$CONFIG``."""
+    """The template of Hydra's help, with the groups of this command only.
+
+    conf/hydra uses it as ``${help_text:}``. Hydra itself fills in ``$CONFIG``.
+    """
     name, options = _root_.hydra.job.config_name, GlobalHydra.instance().config_loader()
     chosen = {
         group: choice
@@ -23,7 +25,7 @@ def help_text(*, _root_: DictConfig) -> str:
     lines.append("Choose with GROUP=OPTION (* is chosen here):")
     for group, choice in chosen.items():
         names = options.get_group_options(group)
-        if group == "task":  # where others are older names of objectives
+        if group == "task":  # some of its names are older names of objectives
             names = [each for each in names if each not in OBJECTIVES]
         shown = ", ".join(f"*{each}" if each == choice else each for each in names)
         lines.append(f"  {group}: {shown}")

@@ -1,8 +1,8 @@
 """What makes two runs the same: all settings, except those that are marked as changing no result.
 
-The mark stands at the field of the schema (:func:`xmod_lab.settings.uncounted`), so a new setting counts
-until it is marked. The search for a base, the comparison of runs, jobs and groups of a report, and the
-record in a pack use this one list.
+The mark is at the field of the schema (:func:`xmod_lab.settings.uncounted`), so a new setting
+counts until it is marked. The search for a base, the comparison of runs, the jobs and groups of a
+report, and the record in a pack all use this list.
 """
 
 from collections.abc import Iterator, Mapping
@@ -15,14 +15,12 @@ from xmod_lab.config.schema import OF_EVERY_OBJECTIVE, EvaluateConfig
 from xmod_lab.settings import flatten, variants
 from xmod_lab.text.objectives import OBJECTIVES
 
-SCHEMAS = (
-    EvaluateConfig,
-    FinetuneConfig,
-)  # the former has all that pretrain, prepare and rank have
+# EvaluateConfig has all settings of pretrain, prepare and rank
+SCHEMAS = (EvaluateConfig, FinetuneConfig)
 
 
 def marked(mark: str) -> dict[str, str]:
-    """The dotted keys of all fields with the mark ``uncounted`` or ``not_in_base``, each with the reason.
+    """The dotted keys of all fields with the mark ``uncounted`` or ``not_in_base``, with reasons.
 
     ``*`` stands for a name that users choose. The mark holds for everything under such a key.
     """
@@ -66,8 +64,8 @@ def counts(key: str, *, of_base: bool = False) -> bool:
 def identity(settings: Mapping[str, Any], *, of_base: bool = False) -> dict[str, Any]:
     """The settings on which the result depends, by dotted key.
 
-    Slots are numbered in the order of the languages, so this order counts too, as ``langset.languages`` and
-    ``lang``.
+    Slots are numbered in the order of the languages. So this order counts too, under the keys
+    ``langset.languages`` and ``lang``.
     """
     found = flatten(settings)
     for key in ("lang", "langset.languages"):

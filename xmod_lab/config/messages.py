@@ -1,7 +1,7 @@
-"""What is told where Hydra, OmegaConf or YAML does not take a command line or a file.
+"""Messages for a command line or a file that Hydra, OmegaConf or YAML refuses.
 
-Their own messages end with remedies that do harm here, such as a plus in front of a misspelt key. So each
-kind of message is recognised and told anew, with the remedy first.
+The remedies in their own messages are wrong here, such as a plus in front of a misspelt key. So
+each kind of message is recognised and replaced by one that gives the right remedy first.
 """
 
 import re
@@ -20,10 +20,10 @@ _INNER = ("full_key:", "object_type=", "reference_type=")  # lines for those who
 
 
 def explain(error: Exception, command: type | None = None) -> str:
-    """The message about a command line or a file: what to write instead, what is allowed, what is wrong.
+    """The message: what to write instead, what is allowed, and what is wrong.
 
     Args:
-        command: the schema of the command, where it is known.
+        command: the schema of the command, if it is known.
     """
     if isinstance(error, OverrideParseException):
         return _not_read(error.override)
@@ -49,7 +49,7 @@ def _causes(error: BaseException | None) -> list[BaseException]:
 
 
 def _not_read(override: str) -> str:
-    """Why Hydra's grammar does not take ``override``, and what to write."""
+    """Why Hydra's grammar refuses ``override``, and what to write."""
     key, equals, value = override.partition("=")
     if not equals:
         quoted = as_typed("lang.new_lang.text", "my file.txt")
@@ -89,7 +89,7 @@ def _several_values(text: str) -> str | None:
 
 
 def _new_entry(text: str) -> str | None:
-    """A language, say, of which a single setting is given before there is such a language."""
+    """One setting of an entry that does not exist, such as a language that was not added."""
     merging = r"Error merging override \+*([\w.]+)\.(\w+)\.(\w+)=(.*)\n.*dict is not a subclass of"
     missing = (
         r"To append to your config use \+([\w.]+)\.(\w+)\.(\w+)=(.*)\nKey '\w+' is not in struct"
@@ -156,7 +156,7 @@ def _wrong_value(text: str) -> str | None:
 
 
 def _own_words(error: BaseException) -> str:
-    """The library's own message, without what was only under way, and without harmful remedies."""
+    """The library's own message, without the place in its code and without wrong remedies."""
     said: list[str] = []
     cause: BaseException | None = error
     while cause is not None:

@@ -1,7 +1,7 @@
-"""How a command line is read, and which of its settings are taken for something else than was meant.
+"""How a command line is read, and which of its settings Hydra would misread.
 
-Settings are Hydra's overrides, KEY=VALUE. Its grammar takes few letters without quotes: a message shows
-how to quote what was meant.
+Settings are Hydra's overrides, KEY=VALUE. Hydra's grammar accepts few characters without quotes. A
+message shows how to quote the value.
 """
 
 import os
@@ -23,10 +23,9 @@ from xmod_lab.errors import nearest
 from xmod_lab.settings import flatten, setting_fields, variants
 from xmod_lab.text.objectives import OBJECTIVES, Objective
 
-_FALSE_OR_TRUE = (0, 1)  # what a switch may be, False and True included
-_DECIMAL = re.compile(
-    r"[-+]?(0|[1-9][\d_]*)", re.ASCII
-)  # what else YAML takes for a number has another base, or is true
+_FALSE_OR_TRUE = (0, 1)  # values of a switch; False == 0 and True == 1
+# other texts that YAML reads as an int have another base, or are booleans
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][\d_]*)", re.ASCII)
 
 
 def arranged(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -76,7 +75,10 @@ def as_typed(key: str, value: str, *, of_list: bool = False) -> str:
 
 
 def type_of(schema: type, key: str) -> object:
-    """The type of the setting with this dotted key, ``None`` aside; ``None`` if there is no such setting."""
+    """The type of the setting with this dotted key, without its ``| None``.
+
+    ``None`` if the setting does not exist.
+    """
     here: object = schema
     for name in key.split("."):
         here = _within(here, name)
@@ -125,9 +127,10 @@ def unknown_keys(keys: Iterable[str], schema: type) -> list[str]:
 
 
 def setting_faults(settings: list[str], schema: type) -> list[str]:
-    """A fault for each setting that does not exist, or that is read as something else than what was typed.
+    """A fault for each setting that does not exist, or that Hydra reads differently from its text.
 
-    For example a number for a switch or for a name, or a mapping that is merged where it seems to replace.
+    For example, a number for a switch or for a name, or a mapping that is merged although it seems
+    to replace.
     """
     faults = []
     for override in OverridesParser.create().parse_overrides(settings):
@@ -138,9 +141,8 @@ def setting_faults(settings: list[str], schema: type) -> list[str]:
         kind, typed = type_of(schema, key), override.input_line.partition("=")[2]
         if key in ("task", "objective") and not isinstance(value, dict):
             faults += _choice_faults(key, typed.split(","), type_of(schema, "task") is Objective)
-        if (
-            "." in key and type_of(schema, key.partition(".")[0]) is not None
-        ):  # others are Hydra's, or choose a file
+        # other keys belong to Hydra, or choose a file
+        if "." in key and type_of(schema, key.partition(".")[0]) is not None:
             faults += unknown_keys([key], schema)
         if kind is bool and isinstance(value, int | float) and value not in _FALSE_OR_TRUE:
             faults.append(f"{key} is {typed}; allowed: true, false")
@@ -196,16 +198,19 @@ def _choice_faults(group: str, names: list[str], pretrains: bool) -> list[str]:
 
 
 def keys_of(settings: Iterable[str]) -> list[str]:
-    """The keys that were set on a command line, without their values. What ``objective`` chooses
-    stands under ``task``."""
+    """The keys that were set on a command line, without their values.
+
+    ``objective`` is replaced by ``task``: the settings that it chooses are there.
+    """
     keys = [setting.lstrip("+~").partition("=")[0] for setting in settings]
     return ["task" if key == "objective" else key for key in keys]
 
 
 def file_faults(file: Path, part: Path, schema: type) -> list[str]:
-    """The same for one of the user's own files: values that are read as something else than is written.
+    """A fault for each value in a file of the user that YAML reads differently from its text.
 
-    ``part``: its path below its folder.
+    Args:
+        part: the path of the file below its folder of configuration.
     """
     faults = []
     for key, node in scalars(file, part):
@@ -232,7 +237,7 @@ def file_faults(file: Path, part: Path, schema: type) -> list[str]:
 
 
 def _plain(value: object) -> object:
-    """A value that Hydra has read, as it would be typed."""
+    """A value that Hydra has read, as a user would type it."""
     if isinstance(value, dict):
         return {str(key): _plain(part) for key, part in value.items()}
     if isinstance(value, list):

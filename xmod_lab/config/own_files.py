@@ -1,8 +1,8 @@
 """A user's own configuration files: those in ``./conf`` and in the folder of ``--config-dir``.
 
-They are searched after the package's own, and read more strictly than by Hydra: what YAML drops or turns
-into something else is an error that names file and line. A file in ``lang/`` describes the language that it
-is named after.
+They are searched after the package's own files, and read more strictly than Hydra reads files. A
+value that YAML drops or changes is an error, and the message names the file and the line. A file in
+``lang/`` describes the language in its file name.
 """
 
 import os
@@ -17,10 +17,9 @@ from hydra.plugins.config_source import ConfigResult
 
 from xmod_lab.errors import UserError
 
-SCHEME = "own"  # of a folder in Hydra's search path: own:///home/me/conf
-_HEADER = re.compile(
-    r"^\ufeff?\s*#\s*@package\s+(\S+)", re.MULTILINE
-)  # Hydra itself finds it in the first lines alone
+SCHEME = "own"  # the scheme of a folder in Hydra's search path: own:///home/me/conf
+# Hydra itself finds this only in the first lines
+_HEADER = re.compile(r"^\ufeff?\s*#\s*@package\s+(\S+)", re.MULTILINE)
 
 
 class OwnFiles(FileConfigSource):
@@ -31,7 +30,7 @@ class OwnFiles(FileConfigSource):
         return SCHEME
 
     def load_config(self, config_path: str) -> ConfigResult:
-        """Load one file. Raises UserError if it cannot be meant as it is written."""
+        """Load one file. Raises UserError if YAML would not read it as it is written."""
         file = Path(self.path, self._normalize_file_name(config_path))
         text = _checked(file)
         found = super().load_config(config_path)
@@ -84,7 +83,7 @@ def chosen_files(folders: list[Path], choices: dict[str, object]) -> Iterator[tu
 
 
 def hidden_files(folders: list[Path], package: Path, choices: dict[str, object]) -> list[str]:
-    """A fault for each of :func:`chosen_files` that is hidden by a file of ``package`` with the same name."""
+    """A fault for each chosen file that a file of ``package`` with the same name hides."""
     return [
         f"give {os.path.relpath(file)} another name: it is not read, as xmod_lab has a {part} "
         "itself"
@@ -94,9 +93,10 @@ def hidden_files(folders: list[Path], package: Path, choices: dict[str, object])
 
 
 def scalars(file: Path, part: Path) -> Iterator[tuple[str, yaml.ScalarNode]]:
-    """The values in a file, each with its dotted key in the whole configuration; without those in lists.
+    """The values in a file, without those in lists, each with its dotted key in the configuration.
 
-    ``part``: its path below its folder.
+    Args:
+        part: the path of the file below its folder of configuration.
     """
     text = file.read_text(encoding="utf-8-sig")
     said = _HEADER.search(text)
@@ -113,7 +113,11 @@ def scalars(file: Path, part: Path) -> Iterator[tuple[str, yaml.ScalarNode]]:
 
 
 def _checked(file: Path) -> str:
-    """The text of a YAML file. Raises UserError if it is not YAML, or if YAML reads a part of it differently."""
+    """The text of a YAML file.
+
+    Raises:
+        UserError: it is not YAML, or YAML reads a part of it differently from what is written.
+    """
     try:
         text = file.read_text(encoding="utf-8")
         root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -142,7 +146,11 @@ def _checked(file: Path) -> str:
 
 
 def _check_keys(node: yaml.Node, file: Path, path: tuple[str, ...]) -> None:
-    """Raises UserError for a key that is not text or occurs twice, and for a language without ``text:``."""
+    """Check the keys of a file.
+
+    Raises:
+        UserError: a key is not text or occurs twice, or a language has no ``text:``.
+    """
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _check_keys(item, file, path)
@@ -156,7 +164,8 @@ def _check_keys(node: yaml.Node, file: Path, path: tuple[str, ...]) -> None:
             "tag:yaml.org,2002:merge",
         ):
             raise UserError(
-                f"{file}, line {line}: YAML reads {key.value!r:.60} as a {key.tag.rpartition(':')[2]} and not as a word; write "
+                f"{file}, line {line}: YAML reads {key.value!r:.60} as a "
+                f"{key.tag.rpartition(':')[2]} and not as a word; write "
                 f'it in quotes, "{key.value!s:.60}", or a language as no_XX'
             )
         if key.value in lines:

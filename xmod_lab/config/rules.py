@@ -1,7 +1,7 @@
-"""Rules that a configuration must keep, checked before any work: every fault at once, with its remedy.
+"""Rules for a configuration, checked before any work: all faults at once, each with its remedy.
 
-What a single value may be is said beside its field (:mod:`xmod_lab.config.schema`). The rules here are about
-values together, about the machine, and about the files that are named.
+The allowed range of a single value is at its field (:mod:`xmod_lab.config.schema`). The rules here
+are about several values together, about the machine, and about the files that a setting names.
 """
 
 import os
@@ -24,7 +24,7 @@ _BYTES = 261  # the subwords of single bytes, and the special tokens
 
 
 def validate(cfg: PretrainConfig) -> None:
-    """Check everything that can be checked before any work. Raises one UserError that lists every fault."""
+    """Check all that can be checked before any work. Raises one UserError with every fault."""
     faults = list(value_faults(cfg))
     if OBJECTIVES.get(cfg.task.name) is not type(cfg.task):
         faults.append(
@@ -102,7 +102,11 @@ def trainer_faults(t: TrainerConfig) -> list[str]:
 
 
 def machine_faults(t: TrainerConfig, workers: int = 0) -> list[str]:
-    """What this machine lacks: a device, a precision, cores for threads and loader ``workers``."""
+    """Faults of this machine: no such device or precision, or too few cores.
+
+    Args:
+        workers: processes that load data.
+    """
     faults, kind, have = [], "cpu", cores()
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks.isdecimal() and int(tasks) > 1 and "LOCAL_RANK" not in os.environ:
@@ -111,9 +115,8 @@ def machine_faults(t: TrainerConfig, workers: int = 0) -> list[str]:
             f"srun --ntasks=1 --cpus-per-task={tasks}, and for several devices set "
             "trainer.devices, or start torchrun by it"
         )
-    if (
-        t.accelerator == "gpu" or t.precision in ("bf16-mixed", "16-mixed") or t.devices > 1
-    ):  # else torch, which takes seconds, is not imported
+    # in other cases torch is not imported, which takes seconds
+    if t.accelerator == "gpu" or t.precision in ("bf16-mixed", "16-mixed") or t.devices > 1:
         kind = device_kind(t.accelerator)
     if t.accelerator == "gpu" and kind == "cpu":
         faults.append(
@@ -148,7 +151,7 @@ def machine_faults(t: TrainerConfig, workers: int = 0) -> list[str]:
 
 
 def _size_faults(cfg: PretrainConfig) -> list[str]:
-    """Sizes of the model and of its rows that do not go together, or that do not fit into memory."""
+    """Sizes of the model and of its rows that do not fit together, or do not fit into memory."""
     faults, m, vocabularies = [], cfg.model, {"langset": cfg.langset.vocabulary_size}
     if _makes_model(cfg) and cfg.data.row_length > m.max_position_embeddings - 2:
         faults.append(
@@ -190,7 +193,7 @@ def _opens_base(cfg: PretrainConfig) -> bool:
 
 
 def _makes_model(cfg: PretrainConfig) -> bool:
-    """Whether ``cfg`` says how large the model is; the size of a given base is compared when it is opened."""
+    """Whether ``cfg`` sets the size of the model; that of a given base is checked at opening."""
     return not _opens_base(cfg) or cfg.base in ("auto", "random")
 
 
@@ -235,7 +238,7 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
 
 
 def _check_slot(cfg: PretrainConfig, where: str, slot: str) -> list[str]:
-    """Faults of a ``slot`` that is that of another language, or one for several languages."""
+    """Faults of a ``slot`` that belongs to another language, or to several languages."""
     others = cfg.langset.languages
     if fault := slot_fault(slot):
         return [f"{where}: {fault}"]
@@ -255,7 +258,7 @@ def _check_slot(cfg: PretrainConfig, where: str, slot: str) -> list[str]:
 
 
 def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> list[str]:
-    """Faults of a language to add beside those of the language set, which the base will have."""
+    """Faults of a language that conflicts with the language set, which the base will have."""
     known = list(cfg.langset.languages)
     faults = []
     if there := clashing(lang.code, known):
@@ -286,7 +289,7 @@ def _check_base(cfg: PretrainConfig) -> list[str]:
 
 
 def base_faults(base: str) -> list[str]:
-    """Why ``base`` cannot be a model to start from; nothing if it can."""
+    """Why ``base`` cannot be the model to start from; empty if it can."""
     if base == "auto":
         return []
     if Path(base).exists():

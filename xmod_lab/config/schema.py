@@ -1,7 +1,7 @@
 """The schemas of all config groups, and where conf/ lies.
 
-A typo or a wrong type fails when Hydra composes the configuration, against these dataclasses; values are judged by
-:mod:`xmod_lab.config.rules`.
+Hydra composes the configuration against these dataclasses, and a typo or a wrong type fails there.
+:mod:`xmod_lab.config.rules` checks the values.
 """
 
 from dataclasses import asdict, dataclass, field, fields
@@ -43,7 +43,7 @@ if not CONF_DIR:
         f"xmod_lab's conf/ folder is neither in {_HERE} nor beside it; install the package again"
     )
 
-# why a setting of the trainer is no part of what a base is, or of any result
+# why a setting of the trainer does not define a base, or does not change any result
 IN_STEPS = "a base has the steps of the recipe, or those that replaced them"
 SAME_BATCH = "the same rows a step, worked through in other pieces"
 EXACT_RESUME = "a run that goes on from a checkpoint ends as one that was not interrupted"
@@ -59,8 +59,10 @@ OF_EVERY_OBJECTIVE = ("mask_rate", "mask_policy", "mask_unit")
 class ModelConfig:
     """Size and flags of X-MOD; names as in ``XmodConfig``.
 
-    ``slot``: the architecture of the slots, see :mod:`xmod_lab.model.slots`; ``adapter_reduction_factor`` gives their
-    inner width. ``shared_slot``: one slot for all languages (SHARED).
+    Args:
+        adapter_reduction_factor: sets the inner width of the slots.
+        slot: the architecture of the slots, see :mod:`xmod_lab.model.slots`.
+        shared_slot: one slot for all languages (SHARED).
     """
 
     hidden_size: int = number(MISSING, least=1, most=65_536)
@@ -101,8 +103,13 @@ class TextConfig:
 
 @dataclass
 class LangsetText(TextConfig):
-    """Text of pre-training. ``slot``: the code whose slot it goes through, or a name for a slot of several languages;
-    ``null``: one of its own. With ``model=shared`` all have the same one, and none may be named."""
+    """Text of pre-training.
+
+    Args:
+        slot: the code of another language to use its slot, or a name for a slot of several
+            languages. ``null``: a slot of its own. With ``model=shared`` all languages have the
+            same slot, and ``slot`` must be left out.
+    """
 
     slot: str | None = None
 
@@ -115,8 +122,11 @@ class LangsetConfig:
     vocabulary_size: int = number(MISSING, least=6, most=10_000_000, hint="five pieces are special")
 
     def slots(self, *, shared: bool = False) -> tuple[list[str], dict[str, str]]:
-        """The slots in order; and, by the code of each language that goes through a slot of another name, that name. With
-        ``shared`` all go through one."""
+        """The slots in order, and the aliases.
+
+        An alias maps the code of a language to its slot, if the slot has another name. With
+        ``shared`` all languages use one slot.
+        """
         slots = {
             code: SHARED_SLOT if shared else text.slot or code
             for code, text in self.languages.items()
@@ -130,9 +140,12 @@ class LangsetConfig:
 class LangConfig(TextConfig):
     """One language to add.
 
-    ``vocabulary``: ``own`` trains a tokenizer on its text and gives it its own embeddings; ``keep`` uses the base's.
-    ``embedding_init``: see :mod:`xmod_lab.languages.initialisers`; ``slot_init``: :mod:`xmod_lab.model.slots`.
-    ``train_slot: false`` trains the vocabulary alone (MonoTrans, Artetxe et al. 2020).
+    Args:
+        vocabulary: ``own`` trains a tokenizer on the language's text and adds its embeddings.
+            ``keep`` uses the vocabulary of the base.
+        embedding_init: see :mod:`xmod_lab.languages.initialisers`.
+        slot_init: see :mod:`xmod_lab.model.slots`.
+        train_slot: false: only the vocabulary is trained (MonoTrans, Artetxe et al. 2020).
     """
 
     code: str = MISSING
@@ -145,11 +158,14 @@ class LangConfig(TextConfig):
 
 @dataclass
 class DataConfig:
-    """How text becomes rows, and in which mixture they are drawn: see :func:`xmod_lab.text.mixture.proportions`.
+    """How text becomes rows, and in which mixture the rows are drawn.
 
-    ``tokenizer_alpha``: the exponent of the text that a shared vocabulary is made from, whatever the mixture is.
-    ``score_passages``: of the held-out text of each language, how many passages the bits per byte of a masked model are of, evenly
-    spaced; ``null``: all. A causal model is scored on all.
+    Args:
+        alpha: the exponent of the mixture, see :func:`xmod_lab.text.mixture.proportions`.
+        tokenizer_alpha: the exponent for the text that a shared vocabulary is trained on. It does
+            not depend on the mixture.
+        score_passages: how many held-out passages of each language, evenly spaced, give the bits
+            per byte of a masked model. ``null``: all. A causal model is scored on all.
     """
 
     folder: str = field(default=MISSING, metadata=uncounted("a place"))
@@ -179,7 +195,8 @@ class DataConfig:
     )
 
 
-# of a training, if validate_every is null: the best of many more would be luck, and scoring takes long
+# scorings of one training if validate_every is null: scoring takes long, and the best of many
+# more scorings would be luck
 VALIDATIONS = 12
 
 
@@ -190,10 +207,10 @@ class TrainerConfig:
     Args:
         max_steps, max_tokens: replace the steps of the recipe.
         rows_per_step: the global batch, over all processes and micro-batches.
-        precision: ``auto`` is what this machine computes fast, see :mod:`xmod_lab.machine`.
-        threads: of each process; ``null``: what suits this machine.
-        checkpoint_every: steps between two checkpoints. One is also saved after ``checkpoint_minutes``
-            without one.
+        precision: ``auto``: what this machine computes fast, see :mod:`xmod_lab.machine`.
+        threads: threads of each process; ``null``: what suits this machine.
+        checkpoint_every: steps between two checkpoints. One is also saved after
+            ``checkpoint_minutes`` without a checkpoint.
         validate_every: steps between two scorings; ``null``: VALIDATIONS scorings in a training.
     """
 
@@ -226,7 +243,11 @@ class TrainerConfig:
 
 @dataclass
 class LoggerConfig:
-    """W&B beside metrics.csv, which is always written; ``wandb=auto``: online with a key, else offline."""
+    """W&B, in addition to metrics.csv, which is always written.
+
+    Args:
+        wandb: ``auto``: online if a key is found, else offline.
+    """
 
     wandb: str = choice("auto", WANDB_MODES)
     project: str = "xmod_lab"
@@ -236,10 +257,10 @@ class LoggerConfig:
 
 @dataclass
 class RunConfig:
-    """What every run has, whatever it trains on.
+    """The settings of every run, whatever it trains on.
 
-    Two fields are filled in by the command. ``command`` is its name, as in ``python -m xmod_lab.<command>``.
-    ``given`` has the keys that were set on the command line, or by a file that was chosen there.
+    The command fills in two fields. ``command`` is its name: ``python -m xmod_lab.<command>``.
+    ``given`` has the keys that the command line sets, or that a file sets that was chosen there.
     """
 
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -267,7 +288,7 @@ class RunConfig:
 
 @dataclass
 class PretrainConfig(RunConfig):
-    """All of ``python -m xmod_lab.pretrain``."""
+    """All settings of ``python -m xmod_lab.pretrain``."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     langset: LangsetConfig = field(default_factory=LangsetConfig)
@@ -286,7 +307,10 @@ class PretrainConfig(RunConfig):
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of this run: by ``trainer.max_steps``, else ``max_tokens``, else the recipe."""
+        """Optimiser steps of this run.
+
+        From ``trainer.max_steps``, else ``trainer.max_tokens``, else the recipe.
+        """
         if self.trainer.max_steps is not None:
             return self.trainer.max_steps
         if self.trainer.max_tokens is not None:
@@ -295,7 +319,7 @@ class PretrainConfig(RunConfig):
 
     @property
     def objective(self) -> Objective:
-        """What is predicted: ``task``, which has its settings and the recipes."""
+        """The objective: ``task``, which has its settings and the recipes."""
         return self.task
 
     @property
@@ -332,8 +356,12 @@ class PretrainConfig(RunConfig):
         )
 
     def model_config(self, pieces: int, special_ids: dict[str, int] | None = None) -> "XmodConfig":
-        """Configuration of a base model for this run's languages, with a vocabulary of ``pieces``; ``special_ids``: see
-        :func:`xmod_lab.text.tokenizer.special_ids`; default: those of XLM-R."""
+        """The configuration of a base model for this run's languages.
+
+        Args:
+            pieces: the number of tokens in the vocabulary.
+            special_ids: see :func:`xmod_lab.text.tokenizer.special_ids`; default: those of XLM-R.
+        """
         from xmod_lab.model import XmodConfig
 
         slots, aliases = self.langset.slots(shared=self.model.shared_slot)
@@ -350,9 +378,14 @@ class PretrainConfig(RunConfig):
 
 @dataclass
 class EvaluationConfig:
-    """``pll``: also hide every held-out piece alone; ``parallel``: files of translations, for retrieval, see
-    :mod:`xmod_lab.text.parallel`; ``layer``: at which retrieval is compared, by default two thirds of the way up; ``control``: a run or
-    model (one whose languages share a slot) whose retrieval is compared with."""
+    """The settings of an evaluation.
+
+    Args:
+        pll: also compute pseudo-log-likelihood: mask every held-out token alone.
+        parallel: files of translations for retrieval, see :mod:`xmod_lab.text.parallel`.
+        layer: the layer of the states for retrieval; default: two thirds of the way up.
+        control: a run or model folder to compare retrieval with (its languages share a slot).
+    """
 
     pll: bool = False
     parallel: list[str] = field(default_factory=lambda: ["embedded:parallel", "embedded:udhr"])
@@ -362,22 +395,21 @@ class EvaluationConfig:
 
 @dataclass
 class EvaluateConfig(PretrainConfig):
-    """All of ``python -m xmod_lab.evaluate``."""
+    """All settings of ``python -m xmod_lab.evaluate``."""
 
     evaluate: EvaluationConfig = field(default_factory=EvaluationConfig)
     command: str = field(default="evaluate", metadata=COMMAND)
 
     def digests(self) -> list[str]:
-        """Also of the files of translations."""
+        """Digests as in pre-training, and of the files of translations."""
         return super().digests() + [content_digest(f, None) for f in self.evaluate.parallel]
 
 
 def register_schemas(**schemas: type) -> None:
-    """Make the schemas of commands known to Hydra: ``pretrain_schema``, others by their names, and the
-    settings of each objective.
+    """Register with Hydra the schemas of commands and the settings of each objective.
 
-    In commands that have objectives, ``task=NAME`` chooses one as ``objective=NAME`` does, since
-    older scripts have it so.
+    ``pretrain_schema`` is always registered, others by their names. In commands that have
+    objectives, ``task=NAME`` chooses one like ``objective=NAME``, since older scripts use it.
     """
     store = ConfigStore.instance().store
     for name, schema in {"pretrain_schema": PretrainConfig, **schemas}.items():
@@ -393,8 +425,8 @@ def from_stored(stored: dict) -> PretrainConfig:
     """The configuration of a run, from the content of its config.yaml.
 
     Raises:
-        ValueError: it has no objective, or one that is unknown here. OmegaConf's errors for
-            settings that do not exist or have a wrong type.
+        ValueError: it has no objective, or an unknown one.
+        OmegaConfBaseException: a setting does not exist or has a wrong type.
     """
     task = stored.get("task")
     objective = OBJECTIVES.get(task.get("name")) if isinstance(task, dict) else None
@@ -411,7 +443,7 @@ def from_hydra(cfg: DictConfig) -> Any:
     """The composed configuration as the dataclasses of its schema.
 
     Raises:
-        UserError: naming every ``???`` that was left.
+        UserError: values are missing; it names every ``???`` that is left.
     """
     missing = sorted(OmegaConf.missing_keys(cfg))
     if missing:

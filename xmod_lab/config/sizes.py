@@ -1,4 +1,4 @@
-"""The memory that a configuration needs, by arithmetic, so that it is refused before anything is made."""
+"""The memory that a configuration needs, computed before any work, so that it can be refused."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -7,8 +7,8 @@ from xmod_lab.config.schema import ModelConfig, PretrainConfig
 from xmod_lab.machine import device_kind, device_memory, memory
 
 _HELD = 4  # bytes of a parameter in float32
-_TRAINED = 16  # the same with its gradient and AdamW's two moments
-_STATE = 2  # least bytes of an activation that is kept for the backward pass: in bfloat16
+_TRAINED = 16  # bytes of a parameter with its gradient and AdamW's two moments
+_STATE = 2  # least bytes of an activation that is kept for the backward pass: bfloat16
 _CHANGED = (
     "model.num_hidden_layers",
     "model.hidden_size",
@@ -19,7 +19,7 @@ _CHANGED = (
 )
 _GIB = 2**30
 
-# D model, F feed-forward, R bottleneck, V pieces
+# D model, F feed-forward, R bottleneck
 
 
 def _slot_parameters(m: ModelConfig) -> int:
@@ -27,7 +27,7 @@ def _slot_parameters(m: ModelConfig) -> int:
     D, R = m.hidden_size, m.hidden_size // m.adapter_reduction_factor
     if m.slot == "bottleneck":
         return D * R + R + R * D + D
-    from xmod_lab.model.slots import slot_parameters  # it takes torch, which takes seconds
+    from xmod_lab.model.slots import slot_parameters  # it imports torch, which takes seconds
 
     return slot_parameters(m.flags())
 
@@ -49,14 +49,15 @@ def parameter_count(m: ModelConfig, *, pieces: int, slots: int) -> int:
 
 
 def bytes_held(cfg: PretrainConfig) -> int:
-    """Bytes of the weights of the base that ``cfg`` describes. Every process makes them in main memory."""
+    """Bytes of the weights of the base in ``cfg``. Every process makes them in main memory."""
     return _HELD * _parameters(cfg)
 
 
 def bytes_to_train(cfg: PretrainConfig) -> int:
-    """Least bytes on a device to pre-train the base that ``cfg`` describes.
+    """Least bytes on a device to pre-train the base in ``cfg``.
 
-    They hold weights, gradients and moments, and the activations of a micro-batch for the backward pass.
+    They hold weights, gradients, moments, and the activations of a micro-batch for the backward
+    pass.
     """
     t, m, length = cfg.trainer, cfg.model, cfg.data.row_length
     rows = max(1, t.rows_per_step // (t.devices * t.nodes * t.accumulate))
@@ -72,9 +73,10 @@ def _parameters(cfg: PretrainConfig) -> int:
 
 
 def memory_faults(cfg: PretrainConfig, *, trains: bool = True) -> list[str]:
-    """A fault, with what would fit, if this machine cannot hold the base that ``cfg`` describes.
+    """A fault, with sizes that would fit, if this machine cannot hold the base in ``cfg``.
 
-    ``trains``: or if it cannot train it.
+    Args:
+        trains: also a fault if this machine cannot train the base.
     """
     have, processes = memory(), cfg.trainer.devices
 
@@ -94,7 +96,7 @@ def memory_faults(cfg: PretrainConfig, *, trains: bool = True) -> list[str]:
         ]
     if here(cfg) <= have:
         return []
-    kind = device_kind(cfg.trainer.accelerator)  # not before: it imports torch, which takes seconds
+    kind = device_kind(cfg.trainer.accelerator)  # late: it imports torch, which takes seconds
     room = device_memory(kind)
     if room is None:
         return [_too_large(cfg, here(cfg), "to train", have, "this machine", here)]
@@ -127,9 +129,9 @@ def _too_large(
 
 
 def _what_fits(cfg: PretrainConfig, fits: Callable[[PretrainConfig], bool]) -> Iterator[str]:
-    """``key=value`` for each setting that would be enough to change, with the largest value that fits.
+    """``key=value`` for each setting that is enough to change, with the largest value that fits.
 
-    Values below a hundredth of the present one are not offered.
+    Values below a hundredth of the present value are not offered.
     """
     t = cfg.trainer
     steps = {
