@@ -82,7 +82,7 @@ def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
 
 
 def _plots(run: "RunDir", metrics: dict[str, float]) -> None:
-    """Writes slots.png, recognition_<of>.png, retrieval_<set>.png and retrieval_<set>_layers.png."""
+    """Write slots.png, recognition_<of>.png, retrieval_<set>.png and retrieval_<set>_layers.png."""
     from xmod_lab.reports.evaluation import (
         RECOGNISED,
         recognition_map,
