@@ -45,7 +45,7 @@ if not CONF_DIR:
 
 # why a setting of the trainer does not define a base, or does not change any result
 IN_STEPS = "a base has the steps of the recipe, or those that replaced them"
-SAME_BATCH = "the same rows a step, worked through in other pieces"
+SAME_BATCH = "the same rows a step, split into other micro-batches"
 EXACT_RESUME = "a run that goes on from a checkpoint ends as one that was not interrupted"
 COMMAND = set_by_command(not_in_base("a base is made by pretrain"))
 
@@ -119,7 +119,7 @@ class LangsetConfig:
     """The languages of pre-training, by code, and the size of the vocabulary they share."""
 
     languages: dict[str, LangsetText] = field(default_factory=dict)
-    vocabulary_size: int = number(MISSING, least=6, most=10_000_000, hint="five pieces are special")
+    vocabulary_size: int = number(MISSING, least=6, most=10_000_000, hint="five tokens are special")
 
     def slots(self, *, shared: bool = False) -> tuple[list[str], dict[str, str]]:
         """The slots in order, and the aliases.
@@ -150,7 +150,7 @@ class LangConfig(TextConfig):
 
     code: str = MISSING
     vocabulary: str = choice("own", VOCABULARIES)
-    vocabulary_size: int = number(4096, least=6, most=10_000_000, hint="five pieces are special")
+    vocabulary_size: int = number(4096, least=6, most=10_000_000, hint="five tokens are special")
     embedding_init: str = choice("overlap", EMBEDDING_INITS)
     slot_init: str = "mean"
     train_slot: bool = True

@@ -1,7 +1,8 @@
-"""X-MOD itself, on transformers' model chassis. Names and arguments follow the reference documentation.
+"""The X-MOD models, as subclasses of transformers' ``PreTrainedModel``.
 
-The classes are registered with transformers' Auto classes for :class:`XmodConfig` of this package; whoever loads by name
-alone still gets those of transformers.
+Names and arguments follow the reference documentation. The classes are registered with the Auto
+classes of transformers for the :class:`XmodConfig` of this package. An Auto class that loads a
+folder or hub id by name alone still gives the classes of transformers.
 """
 
 import transformers
@@ -30,7 +31,7 @@ from xmod_lab.model.task_heads import (
     XmodForTokenClassification,
 )
 
-# what config.json says of a model that transformers' own classes cannot hold
+# the model type of models that transformers' own classes cannot hold
 transformers.models.auto.configuration_auto.CONFIG_MAPPING.register(
     OWN_TYPE, XmodConfig, exist_ok=True
 )

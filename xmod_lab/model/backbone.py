@@ -1,4 +1,4 @@
-"""The bare model: a batch from ids and languages to states, and what heads need of it."""
+"""The model without a head: from the ids and languages of a batch to its states."""
 
 from dataclasses import dataclass
 
@@ -35,11 +35,13 @@ class EncoderInput:
 
     Args:
         shape: (B, S).
-        route: the languages of the rows, for their vocabularies; ``through``: the slots that they go through.
+        route: the languages of the rows, which choose their vocabularies.
+        through: the slots that the rows go through.
         embedded: arguments of :meth:`XmodEmbeddings.forward`.
         mask: (B, P) ones and zeros, or a ready mask (B, 1, S, P).
         source, source_mask: (B, T, D) states of an encoder, and (B, T).
-        cache: of a decoder; ``returns_cache``: whether the caller gets it.
+        cache: the cache of a decoder.
+        returns_cache: whether the caller gets the cache.
         states, attentions: whether the caller gets those of every layer.
     """
 
@@ -58,11 +60,13 @@ class EncoderInput:
 
 @dataclass(frozen=True)
 class Shortcuts:
-    """What is computed in another way, or not at all. Without shortcuts, states are the same at all positions that are read.
+    """What is computed in another way, or not at all.
+
+    Without shortcuts, the states at all positions that are read would be the same.
 
     Args:
         grouped: all slots in one operator, for the compiled encoder.
-        real: the tokens that are computed; others are padding. ``None``: all.
+        real: the positions that are computed; the others are padding. ``None``: all.
         predicted: the positions at which the last layer is computed. ``None``: all.
     """
 
@@ -73,12 +77,13 @@ class Shortcuts:
 
 @dataclass(frozen=True)
 class EncoderOutput:
-    """A batch behind the encoder.
+    """A batch after the encoder.
 
     Args:
-        x: (B, S, D), with rows in the order of ``route``; or (1, M, D) of the positions ``predicted``.
-        extras: ``hidden_states`` and ``attentions`` in the caller's order, or ``None`` where they are not returned.
-        crossed: attention weights to an encoder's states, likewise.
+        x: (B, S, D), with rows in the order of ``route``; or (1, M, D) at positions ``predicted``.
+        extras: ``hidden_states`` and ``attentions`` in the caller's order, or ``None`` if they are
+            not returned.
+        crossed: attention weights to an encoder's states in the caller's order, or ``None``.
     """
 
     x: Tensor
@@ -95,7 +100,10 @@ class EncoderOutput:
 
 
 class XmodModel(XmodPreTrainedModel):
-    """The bare routed encoder, or decoder. Arguments and outputs as in the reference documentation."""
+    """The routed encoder, or decoder, without a head.
+
+    Arguments and outputs are those of the reference documentation.
+    """
 
     def __init__(self, config: XmodConfig, add_pooling_layer: bool = True):
         super().__init__(config)
@@ -112,13 +120,14 @@ class XmodModel(XmodPreTrainedModel):
         self.embeddings.word_embeddings = value
 
     def compile_encoder(self, **options) -> None:
-        """Compile the stack of layers as one graph, without a break, that serves every composition of a batch.
+        """Compile the stack of layers as one graph without a break, for every mixture of languages.
 
-        What is there or not makes a graph of its own: a mask, several languages, several in one row, one row alone, gradients.
-        These are few, but more than the eight at which torch gives up, so its limit is raised, for the whole process.
+        torch makes another graph for each of these: a mask, several languages, several languages in
+        one row, a single row, gradients. Together they can be more than eight graphs. There torch
+        stops compiling, so this method raises that limit for the whole process.
 
         Args:
-            options: of ``torch.compile``.
+            options: options of ``torch.compile``.
         """
         torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         self.encoder.compile(fullgraph=True, **options)
@@ -130,7 +139,8 @@ class XmodModel(XmodPreTrainedModel):
         """The batch's route. Without ``lang_ids`` all rows are in the default language.
 
         Raises:
-            UserError: no language, a wrong shape or dtype. UnknownLanguageError: a code or number the model lacks.
+            UserError: no language, or a wrong shape or dtype.
+            UnknownLanguageError: the model does not have a code or number.
         """
         slots = self.encoder.slots
         if slots is not None and slots != list(self.config.languages):
@@ -159,7 +169,7 @@ class XmodModel(XmodPreTrainedModel):
         )
 
     def _through(self, route: Route, slot: str | None, rows: int) -> Route:
-        """The route through the slots: that of the rows' languages, or all rows through ``slot``."""
+        """The route through the slots: those of the rows' languages, or ``slot`` for all rows."""
         if slot is None:
             return route
         return Route((NOTHING if slot == NO_SLOT else self.config.slot(slot),), (rows,))
@@ -199,11 +209,13 @@ class XmodModel(XmodPreTrainedModel):
     ) -> EncoderOutput:
         """Embed a batch and run the layers, in three steps: prepare, plan the shortcuts, run.
 
-        Heads call this in place of :meth:`forward`, which has the same arguments, since some of them do not need all states.
+        Heads call this and not :meth:`forward`, since some of them do not need all states. The
+        other arguments are those of :meth:`forward`.
 
         Args:
             labels: (B, S); the caller needs states at the labelled positions only.
-            skip_padding: the caller does not read states at padding; they are zero where padding is skipped.
+            skip_padding: the caller does not read states at padding. They are zero if padding is
+                skipped.
             read: (B, S); positions that the caller reads, even at padding.
             matrices: filled for the loss, see :func:`xmod_lab.model.fast.tied_lookup.look_up`.
         Raises:
@@ -287,29 +299,30 @@ class XmodModel(XmodPreTrainedModel):
         # A compiled encoder takes all slots in one operator, so that one graph serves every batch.
         grouped = self.compiled and batch.through.slots != (NOTHING,)
         every_position = (
-            # They are returned for every position.
+            # States and attentions are returned for every position.
             batch.states
             or batch.attentions
-            # An encoder is attended to from every position.
+            # Every position attends to the states of the encoder.
             or batch.source is not None
-            # The cache keeps keys and values of every position.
+            # The cache holds keys and values of every position.
             or batch.cache is not None
             # Each number of positions would be a graph of its own.
             or self.compiled
-            # Selected positions are counted by row, and each row has to have one slot.
+            # A selection counts positions by row, so each row must have one slot.
             or batch.through.per_token
             # The graph that is being written must hold for other batches too.
             or batch.through.exported is not None
             or torch.jit.is_tracing()
-            # There is no layer to spare.
+            # A model without layers has nothing to skip.
             or not self.encoder.layer
         )
         if every_position:
             return Shortcuts(grouped)
-        # The loss reads labelled positions: where they are few, the last layer computes no others.
+        # The loss reads labelled positions. If they are few, the last layer computes only these.
         if labels is not None:
             return Shortcuts(predicted=predicted_tokens(labels, batch.route, batch.shape))
-        # Nothing reads states at padding: where it is much, it is not computed. A ready mask does not say what padding is.
+        # Nothing reads states at padding, so they are skipped if there are many. A ready mask does
+        # not say which positions are padding.
         plain = batch.mask is not None and batch.mask.shape == batch.shape
         if skip_padding and plain and not torch.compiler.is_compiling():
             return Shortcuts(real=real_tokens(batch.mask, batch.route.enter(read)))
@@ -352,7 +365,7 @@ class XmodModel(XmodPreTrainedModel):
         return getattr(self.config, name) if asked is None else asked
 
     def _check_backend(self, mask: Tensor | None, attentions: bool) -> None:
-        """Raises UserError for what flash attention has no way to do."""
+        """Raises UserError for what flash attention cannot do."""
         backend = self.config._attn_implementation or ""
         wanted = "attentions are to be returned" if attentions else "attention_mask is ready-made"
         if "flash" in backend and (attentions or (mask is not None and mask.dim() > 2)):
@@ -367,11 +380,11 @@ class XmodModel(XmodPreTrainedModel):
         return self.config.is_decoder and wanted and not self._recomputes()
 
     def _recomputes(self) -> bool:
-        """Layers are computed again on the way back: gradient checkpointing."""
+        """Whether layers are computed again in the backward pass: gradient checkpointing."""
         return self.training and any(layer.gradient_checkpointing for layer in self.encoder.layer)
 
     def _cache(self, given: Cache | None, wanted: bool, *, crosses: bool) -> Cache | None:
-        """The key-value cache of a decoder: the given one, or a new one when it is wanted."""
+        """The key-value cache of a decoder: the given cache, or a new one if it is wanted."""
         if given is not None:
             if not self.config.is_decoder or self._recomputes():
                 raise UserError(
@@ -385,7 +398,7 @@ class XmodModel(XmodPreTrainedModel):
         return EncoderDecoderCache(new, DynamicCache(config=self.config)) if crosses else new
 
     def _mask(self, x: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor | None:
-        """From (B, P) ones and zeros, or a ready (B, 1, S, P), to what the attention backend takes."""
+        """The mask for the attention backend, from (B, P) ones and zeros or a ready mask."""
         if self.config.is_decoder:
             return create_causal_mask(self.config, x, mask, past_key_values=cache)
         return None if mask is None else create_bidirectional_mask(self.config, x, mask)
@@ -426,18 +439,22 @@ class XmodModel(XmodPreTrainedModel):
         """Encode a batch.
 
         Args:
-            input_ids: (B, S) int64 piece ids of each row's vocabulary.
-            lang_ids: (B,) or (B, S) int64, see :meth:`lang_id`, in any order; or a code for all rows, or a list of B
-                codes; default: the default language.
+            input_ids: (B, S) int64 token ids in each row's vocabulary.
+            lang_ids: (B,) or (B, S) int64 in any order, see :meth:`lang_id`; or a code for all
+                rows; or a list of B codes. Default: the default language.
             attention_mask: (B, S), 1 = real token; or a ready mask (B, 1, S, S).
-            encoder_hidden_states: (B, T, D), of a decoder with cross-attention; ``encoder_attention_mask`` (B, T).
-            past_key_values: cache of a decoder; ``use_cache`` returns it grown (default: ``config.use_cache``).
-            slot: code of a language whose slot every row goes through, in place of its own; ``"none"``: no slot. Rows
-                keep the vocabularies of their languages.
+            encoder_hidden_states: (B, T, D), for a decoder with cross-attention.
+            encoder_attention_mask: (B, T).
+            past_key_values: the cache of a decoder.
+            use_cache: return the cache with the new tokens; default: ``config.use_cache``.
+            slot: the code of a language. Every row goes through the slot of this language in place
+                of its own. ``"none"``: no slot. Rows keep the vocabularies of their languages.
         Returns:
-            ``last_hidden_state`` (B, S, D), ``pooler_output`` (B, D); on request ``hidden_states``, ``attentions``.
+            ``last_hidden_state`` (B, S, D), ``pooler_output`` (B, D); on request ``hidden_states``
+            and ``attentions``.
         Raises:
-            UserError: no language, no rows, a sequence longer than the positions. UnknownLanguageError.
+            UserError: no language, no rows, or a sequence longer than the positions.
+            UnknownLanguageError: the model does not have a code or number.
         """
         out = self.encode(
             input_ids,
@@ -467,7 +484,12 @@ class XmodModel(XmodPreTrainedModel):
 def shape_of(
     input_ids: Tensor | None, inputs_embeds: Tensor | None, sizes: tuple[str, ...]
 ) -> list[int]:
-    """``sizes`` of a batch, by either. Raises UserError for both or none, another number of sizes, or an empty batch."""
+    """The ``sizes`` of a batch, from ``input_ids`` or ``inputs_embeds``.
+
+    Raises:
+        UserError: both or neither are given, the number of dimensions differs, or the batch is
+            empty.
+    """
     if (input_ids is None) == (inputs_embeds is None):
         raise UserError("give exactly one of input_ids and inputs_embeds")
     name, given = (
@@ -483,7 +505,10 @@ def shape_of(
 
 
 def check_vocabularies(config: XmodConfig) -> None:
-    """Raises UserError for vocabularies of added languages: in a graph of one table their ids would mean other pieces."""
+    """Raises UserError for vocabularies of added languages.
+
+    A graph has one table, in which their ids would mean other tokens.
+    """
     if config.vocabularies:
         own = ", ".join(config.vocabularies)
         raise UserError(
@@ -494,8 +519,12 @@ def check_vocabularies(config: XmodConfig) -> None:
 
 
 def check_mask(mask: Tensor | None, rows: int, length: int, past: int) -> Tensor | None:
-    """``mask``, integers of a ready one as booleans. Raises UserError for another shape than (rows, ``past + length``) or a
-    ready (rows or 1, heads or 1, ``length``, keys)."""
+    """``mask`` after a check of its shape. Integers of a ready mask become booleans.
+
+    Raises:
+        UserError: the shape is neither (``rows``, ``past + length``) nor that of a ready mask,
+            (``rows`` or 1, heads or 1, ``length``, keys).
+    """
     if not isinstance(mask, Tensor):
         return mask
     flat = mask.dim() == 2 and mask.shape[0] == rows and mask.shape[1] == past + length
@@ -508,7 +537,7 @@ def check_mask(mask: Tensor | None, rows: int, length: int, past: int) -> Tensor
 
 
 def _of_rows(numbers: Tensor | None) -> Tensor | None:
-    """(S,) for all rows alike -> (1, S)."""
+    """(S,), the same for all rows -> (1, S). Other shapes stay."""
     return numbers[None] if numbers is not None and numbers.dim() == 1 else numbers
 
 

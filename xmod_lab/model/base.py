@@ -1,4 +1,4 @@
-"""What all X-MOD classes share: languages, default language, freezing, adding and removing a language."""
+"""What all X-MOD classes share: languages, freezing, adding and removing a language."""
 
 from pathlib import Path
 
@@ -21,7 +21,10 @@ from xmod_lab.model.slots import allocate_slot, donors_of, fill_slot, slot_class
 
 
 class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
-    """The languages of a model: its slots and vocabularies, by code. How it is saved: :mod:`xmod_lab.model.saving`."""
+    """The languages of a model: its slots and vocabularies, by code.
+
+    :mod:`xmod_lab.model.saving` saves and loads it.
+    """
 
     config_class = XmodConfig
     base_model_prefix = "roberta"
@@ -35,7 +38,13 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
     causal: bool | None = None  # whether the configuration has to be a decoder's; None: either
 
     def __init__(self, config: ReferenceConfig):
-        """``config``: also one of transformers' own. Raises UserError for values that make no model, all at once."""
+        """Make a model with random weights.
+
+        Args:
+            config: of this package or of transformers.
+        Raises:
+            UserError: values of the configuration make no model; it lists all of them.
+        """
         config = as_ours(config)
         faults = _faults(config)
         if self.causal and not config.is_decoder:
@@ -70,7 +79,7 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
         return self.config.slot(code)
 
     def set_default_language(self, language: str) -> None:
-        """Language of inputs that come without ``lang_ids``. Raises UnknownLanguageError."""
+        """Set the language of inputs without ``lang_ids``. Raises UnknownLanguageError."""
         self.config.default_language = self.config.resolve(language)
 
     def freeze_embeddings_and_language_adapters(self) -> None:
@@ -85,18 +94,20 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
     def add_language(
         self, code: str, init: str = "mean", *, pieces: int | None = None, seed: int = 0
     ) -> int:
-        """Add a slot for ``code`` to every layer and, with ``pieces``, an embedding table and output bias.
+        """Add a slot for ``code`` to every layer; with ``pieces``, also a table and output bias.
 
-        Nothing that exists changes, and no language gets another number: the new one comes last. The table is random;
-        :mod:`xmod_lab.languages.embeddings` fills it.
+        Existing tensors do not change. The new language comes last, so no language gets another
+        number. The embedding table is random; :mod:`xmod_lab.languages.embeddings` fills it.
 
         Args:
             init: see :meth:`initialise_slot`.
-            pieces: size of the language's own vocabulary; ``None`` keeps the base vocabulary.
+            pieces: number of tokens in the language's own vocabulary; ``None``: the language uses
+                the base vocabulary.
         Returns:
             The new slot's number for ``lang_ids``.
         Raises:
-            UserError: ``code`` exists already or ``init`` is not understood. UnknownLanguageError: unknown donor.
+            UserError: ``code`` exists already, or ``init`` is not understood.
+            UnknownLanguageError: the model does not have a donor.
         """
         fault = code_fault(code)
         if fault:
@@ -134,10 +145,11 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
         """Initialise the slot of ``code``, a language that was added.
 
         Args:
-            init: ``random``, ``zero_output`` (adds nothing until it is trained), ``mean`` (of all pre-trained slots),
-                ``mean:<codes>`` or ``copy:<code>``.
+            init: ``random``, ``zero_output`` (adds nothing until it is trained), ``mean`` (of all
+                pre-trained slots), ``mean:<codes>`` or ``copy:<code>``.
         Raises:
-            UserError: ``code`` was not added, or ``init`` is not understood. UnknownLanguageError: unknown donor.
+            UserError: ``code`` was not added, or ``init`` is not understood.
+            UnknownLanguageError: the model does not have a donor.
         """
         code = self.config.resolve(code)
         if code not in (self.config.added or []):
@@ -151,8 +163,8 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
     def remove_language(self, code: str) -> None:
         """Delete the slot of ``code`` and its own vocabulary, if it has one.
 
-        The numbers of the languages behind it go down by one: a number is a position among the slots, as in transformers, and
-        an empty position cannot be saved.
+        The numbers of the languages after it go down by one. As in transformers, a number is a
+        position among the slots, and an empty position cannot be saved.
         """
         code = self.config.resolve(code)
         aliases = self.config.aliases or {}

@@ -1,4 +1,4 @@
-"""What an X-MOD model is made of: the configuration of transformers, with vocabularies of added languages."""
+"""The configuration of an X-MOD model: that of transformers, with vocabularies of languages."""
 
 import re
 
@@ -11,18 +11,19 @@ from xmod_lab.foreign import refuse_code
 
 _OF_LANGUAGES = ("vocabularies", "aliases", "added")
 OURS = (*_OF_LANGUAGES, "slot_architecture")
-OWN_TYPE = (
-    "xmod_lab"  # model_type of a config.json that transformers' classes for X-MOD must not read
-)
+# model_type of a config.json that transformers' classes for X-MOD must not read
+OWN_TYPE = "xmod_lab"
 _IN_TRANSFORMERS = "bottleneck"  # the only architecture of a slot that transformers has
-_MAX_NUMBER, _MAX_LABELS = 1 << 31, 100_000  # no size of a model that fits into a machine is larger
+_MAX_NUMBER, _MAX_LABELS = 1 << 31, 100_000  # sizes above these do not fit into any machine
 
 
 def name_faults(
     languages: object, vocabularies: object, aliases: object, added: object
 ) -> list[str]:
-    """What is wrong with the names of languages that a configuration has, each with its key: the one check that they pass
-    before they become parts of paths. Arguments as in :class:`XmodConfig`."""
+    """Faults of the names of languages in a configuration, each with its key.
+
+    Names become parts of paths after this check. The arguments are those of :class:`XmodConfig`.
+    """
     lists = {"languages": languages, "added": added or []}
     tables = {"vocabularies": vocabularies or {}, "aliases": aliases or {}}
     faults = [
@@ -59,23 +60,27 @@ def name_faults(
 
 @strict
 class XmodConfig(ReferenceConfig):
-    """Configuration of every class in :mod:`xmod_lab.model`; saves to, and loads from, transformers' ``config.json``.
+    """Configuration of every class in :mod:`xmod_lab.model`, in the format of transformers.
 
-    All arguments are those of ``transformers.XmodConfig`` (X-MOD section 3; flags of the base and large releases).
-    Four are ours; other programs ignore them, and ``config.json`` has only those that differ from their default:
+    It has all arguments of ``transformers.XmodConfig`` (X-MOD section 3; flags of the base and
+    large releases) and four of our own. Other programs ignore our own arguments. ``config.json``
+    has them only if they differ from their default.
 
     Args:
-        vocabularies: language code -> number of pieces, for each language that brought its own vocabulary.
-        aliases: language code -> slot, for languages that route through a slot of another name: romanised text through
-            that of its language; in the SHARED baseline (X-MOD section 4) all languages through one.
-        added: languages that were added after pre-training. They stand behind the others in the order in which they came,
-            so that a number once given stays. The mean of all slots leaves them out: how one begins does not depend on others.
-        slot_architecture: a name in :data:`xmod_lab.model.slots.SLOTS`. With any other than ``bottleneck``,
-            ``config.json`` has the model type ``xmod_lab``, so that transformers refuses the folder (its Auto classes
-            do, until ``xmod_lab.model`` is imported) in place of loading it without its slots.
+        vocabularies: language code -> number of tokens, for each language with its own vocabulary.
+        aliases: language code -> slot, for languages that use a slot of another name. For example,
+            romanised text uses the slot of its language. In the SHARED baseline (X-MOD section 4)
+            all languages use one slot.
+        added: languages that were added after pre-training, in order. They come after the others,
+            so a number never changes. The mean of all slots leaves them out: the initial values of
+            one added language do not depend on others.
+        slot_architecture: a name in :data:`xmod_lab.model.slots.SLOTS`. For others than
+            ``bottleneck``, ``config.json`` has the model type ``xmod_lab``. So transformers refuses
+            the folder and does not load it without its slots. (Its Auto classes load it after
+            ``xmod_lab.model`` is imported.)
     """
 
-    adapter_reduction_factor: int | float = 2  # as documented; transformers itself takes int alone
+    adapter_reduction_factor: int | float = 2  # transformers documents both, but accepts only int
     vocabularies: dict[str, int] | None = None
     aliases: dict[str, str] | None = None
     added: list[str] | None = None
@@ -88,7 +93,7 @@ class XmodConfig(ReferenceConfig):
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs) -> tuple[dict, dict]:
-        """As in transformers, which would warn of our own model type."""
+        """As in transformers, without its warning about our own model type."""
         settings, unused = super().get_config_dict(*args, **kwargs)
         if settings.get("model_type") == OWN_TYPE:
             settings["model_type"] = cls.model_type
@@ -96,10 +101,11 @@ class XmodConfig(ReferenceConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict, **kwargs):
-        """As in transformers; what a file says is looked at before anything is made of it.
+        """As in transformers, after a check of the values.
 
         Raises:
-            UserError: a value of another type or out of all range, a name that makes no path, or a wish for code.
+            UserError: a value has the wrong type or is out of range, a name is not safe in a path,
+                or the configuration asks to run code.
         """
         refuse_code(config_dict, "config.json")
         faults = name_faults(
@@ -136,21 +142,24 @@ class XmodConfig(ReferenceConfig):
             kept["model_type"] = OWN_TYPE
         factor = kept.get("adapter_reduction_factor")
         if isinstance(factor, float) and factor.is_integer():
-            kept["adapter_reduction_factor"] = int(factor)  # as transformers wants it
+            kept["adapter_reduction_factor"] = int(factor)  # transformers accepts only int
         return kept
 
     def slot(self, code: str) -> int:
-        """Number of the slot that ``code`` routes through: an index into ``languages``.
+        """Number of the slot that ``code`` uses: an index into ``languages``.
 
         Raises:
-            UnknownLanguageError: naming the known codes, the nearest and the related ones; or those that it may mean.
+            UnknownLanguageError: the model does not have the code, or it may mean several codes.
         """
         code = self.resolve(code)
         return list(self.languages).index((self.aliases or {}).get(code, code))
 
     def resolve(self, code: str) -> str:
-        """``code`` as this model spells it: itself where it is known, else the only code that means the same language
-        (:mod:`xmod_lab.codes`). Raises as :meth:`slot`."""
+        """``code`` as this model spells it.
+
+        A known code stays. Else it is the only code that means the same language
+        (:mod:`xmod_lab.codes`). Raises the errors of :meth:`slot`.
+        """
         if not isinstance(code, str):
             raise UnknownLanguageError(
                 f"{code!r} is no language code; this model knows: {', '.join(self.known_codes())}"
@@ -165,11 +174,14 @@ class XmodConfig(ReferenceConfig):
 
 
 def as_ours(config: ReferenceConfig) -> XmodConfig:
-    """``config`` itself, or one of transformers as ours. Raises UserError for that of another model."""
+    """``config`` itself, or a copy of transformers' ``config`` as ours.
+
+    Raises UserError for the configuration of another model.
+    """
     if isinstance(config, XmodConfig):
         return config
     if not isinstance(config, ReferenceConfig):
         raise UserError(f"the configuration is a {type(config).__name__}; allowed is an XmodConfig")
     ours = XmodConfig.from_dict(config.to_dict())
-    ours._attn_implementation = config._attn_implementation  # which is not in the dict
+    ours._attn_implementation = config._attn_implementation  # it is not in the dict
     return ours

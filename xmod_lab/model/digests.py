@@ -1,4 +1,4 @@
-"""Digests of tensors, and of a base whatever was added to it: equal digests mean equal to the last bit."""
+"""Digests of tensors, and of a base without its added languages. Equal digests mean equal bits."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from xmod_lab.model.configuration import XmodConfig
 
-# what transformers writes into config.json of itself
+# what transformers writes into config.json about itself
 _WRITTEN = (
     "transformers_version",
     "architectures",
@@ -18,7 +18,8 @@ _WRITTEN = (
     "_name_or_path",
     "name_or_path",
 )
-_OLD_ARCHITECTURE = (  # what packs of format 3 and 4 know of a base's config.json
+# the settings of a base's config.json in packs of format 3 and 4
+_OLD_ARCHITECTURE = (
     "hidden_size",
     "num_hidden_layers",
     "num_attention_heads",
@@ -39,21 +40,24 @@ _OLD_ARCHITECTURE = (  # what packs of format 3 and 4 know of a base's config.js
 
 
 def digest(tensor: Tensor) -> str:
-    """sha256 over dtype, shape and bytes: equal digests mean equal to the last bit (-0.0 and 0.0 differ)."""
+    """sha256 of dtype, shape and bytes. Equal digests mean equal bits (-0.0 and 0.0 differ)."""
     flat = tensor.detach().cpu().contiguous()
     header = f"{flat.dtype}{tuple(flat.shape)}".encode()
     return hashlib.sha256(header + flat.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def tensor_digests(model: PreTrainedModel) -> dict[str, str]:
-    """Digest of every parameter and buffer, tied ones once."""
+    """Digest of every parameter and buffer. Tied tensors occur once."""
     return {
         name: digest(tensor) for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
 
 
 def base_settings(config: XmodConfig) -> dict[str, object]:
-    """What config.json says of the base: all but the languages that were added, and what transformers writes of itself."""
+    """The settings of the base in config.json.
+
+    They leave out the added languages, and what transformers writes about itself.
+    """
     said = {
         key: value
         for key, value in json.loads(config.to_json_string()).items()
@@ -68,16 +72,22 @@ def base_settings(config: XmodConfig) -> dict[str, object]:
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """What a language pack is bound to: every setting and every tensor of the base.
+    """The digest that binds a language pack to its base: every setting and tensor of the base.
 
-    What was added is left out, so that packs made on a base fit that base with other packs installed. Its tokenizer, which
-    may lie elsewhere, has a digest of its own. ``model``: a language model of :mod:`xmod_lab.model`.
+    Added languages are left out, so a pack still fits its base if other packs are installed. The
+    tokenizer may be in another place, so it has its own digest.
+
+    Args:
+        model: a language model of :mod:`xmod_lab.model`.
     """
     return _fingerprint(model, base_settings(model.config), model.config.added or [])
 
 
 def old_fingerprint(model: PreTrainedModel) -> str:
-    """That of packs of format 3 and 4, which leaves out all slots, and settings that change no shape."""
+    """The fingerprint of packs of format 3 and 4.
+
+    It leaves out all slots, and most settings that do not change a shape.
+    """
     settings = {name: getattr(model.config, name) for name in _OLD_ARCHITECTURE}
     return _fingerprint(model, settings, model.config.languages)
 
