@@ -83,7 +83,7 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
         self.config.default_language = self.config.resolve(language)
 
     def freeze_embeddings_and_language_adapters(self) -> None:
-        """Freeze embeddings, slots and their own LayerNorm, as for fine-tuning (X-MOD section 5)."""
+        """Freeze embeddings, slots and the slots' LayerNorm, for fine-tuning (X-MOD section 5)."""
         self.base_model.embeddings.requires_grad_(False)
         for layer in self.base_model.encoder.layer:
             layer: XmodLayer
@@ -94,7 +94,7 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
     def add_language(
         self, code: str, init: str = "mean", *, pieces: int | None = None, seed: int = 0
     ) -> int:
-        """Add a slot for ``code`` to every layer; with ``pieces``, also a table and output bias.
+        """Add a slot for ``code`` to every layer and, with ``pieces``, a vocabulary.
 
         Existing tensors do not change. The new language comes last, so no language gets another
         number. The embedding table is random; :mod:`xmod_lab.languages.embeddings` fills it.

@@ -1,4 +1,7 @@
-"""Embeddings of tokens, positions and segments. The base has one vocabulary; each added language may bring its own."""
+"""Embeddings of tokens, positions and segments.
+
+The base has one vocabulary. Each added language may have its own.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +27,10 @@ class Vocabulary(nn.Module):
 
 
 class XmodEmbeddings(nn.Module):
-    """The sum of token, position and segment embeddings, then LayerNorm. Rows of an added language may use their own table."""
+    """The sum of token, position and segment embeddings, then LayerNorm.
+
+    Rows of an added language may use a table of their own.
+    """
 
     def __init__(self, config: XmodConfig):
         super().__init__()
@@ -60,17 +66,15 @@ class XmodEmbeddings(nn.Module):
         """(B, S) int64, with rows in the order of ``route`` -> (B, S, D).
 
         Args:
-            past: how many tokens are in a cache already.
-            matrices: filled for a loss over tied output matrices that is differentiated once.
+            past: the number of tokens that are already in a cache.
+            matrices: filled for a loss over tied output matrices, which is differentiated once.
         """
         if inputs_embeds is None:
             inputs_embeds = self.look_up(input_ids, route, matrices)
         if position_ids is None:
             position_ids = self.default_positions(input_ids, inputs_embeds, past)
         if token_type_ids is None:
-            segment = self.token_type_embeddings.weight[
-                0
-            ]  # (D,): one segment unless told otherwise
+            segment = self.token_type_embeddings.weight[0]  # (D,): one segment by default
         else:
             segment = self._chosen(
                 self.token_type_embeddings, token_type_ids, "token_type_ids", "leave them out"
@@ -82,10 +86,10 @@ class XmodEmbeddings(nn.Module):
         return self.dropout(self.LayerNorm(x))
 
     def _chosen(self, table: nn.Embedding, ids: Tensor, name: str, remedy: str) -> Tensor:
-        """Rows of a small table, which the caller has numbered."""
+        """Rows of a small table by numbers of the caller. Raises UserError with the ``remedy``."""
         try:
             return table(ids)
-        except IndexError as error:  # a GPU stops with an assertion of its own instead
+        except IndexError as error:  # on a GPU, a device assertion stops the process instead
             raise UserError(
                 f"{name} go from {int(ids.min())} to {int(ids.max())}; allowed are 0 to "
                 f"{table.num_embeddings - 1}; {remedy}"
@@ -93,7 +97,7 @@ class XmodEmbeddings(nn.Module):
 
     @property
     def longest(self) -> int:
-        """How many tokens a sequence may have."""
+        """The largest number of tokens in a sequence."""
         return self.position_embeddings.num_embeddings - self.padding_idx - 1
 
     def look_up(self, input_ids: Tensor, route: Route, matrices: Matrices | None = None) -> Tensor:
@@ -110,7 +114,7 @@ class XmodEmbeddings(nn.Module):
             if matrices is None or not passes_gradients(table):
                 return table(ids)
             return look_up(table, ids, matrices)
-        except IndexError as error:  # a GPU stops with an assertion of its own instead
+        except IndexError as error:  # on a GPU, a device assertion stops the process instead
             owner = next(
                 (code for code, v in self.vocabularies.items() if v.word_embeddings is table), None
             )
@@ -122,10 +126,12 @@ class XmodEmbeddings(nn.Module):
             ) from error
 
     def tables(self, route: Route) -> list[tuple[nn.Embedding, int]]:
-        """(table, number of rows) for the runs of ``route``; neighbours with the same table are one run."""
-        if (
-            not self.vocabularies or route.exported is not None
-        ):  # an exported model has the base vocabulary alone
+        """(table, number of rows) for the runs of ``route``.
+
+        Neighbours with the same table are one run. Raises UserError for a row with several tables.
+        """
+        # an exported model has only the base vocabulary
+        if not self.vocabularies or route.exported is not None:
             return [(self.word_embeddings, sum(route.sizes))]
         runs = [(slots, 1) for slots in route.row_slots]
         if not route.per_token:
@@ -154,7 +160,10 @@ class XmodEmbeddings(nn.Module):
     def default_positions(
         self, input_ids: Tensor | None, inputs_embeds: Tensor, past: int = 0
     ) -> Tensor:
-        """Positions count from ``padding_idx + 1``; padding keeps ``padding_idx`` (RoBERTa). (B or 1, S)."""
+        """(B or 1, S), counted from ``padding_idx + 1``; padding has ``padding_idx`` (RoBERTa).
+
+        Raises UserError for a sequence that is longer than the positions.
+        """
         length = inputs_embeds.shape[1]
         if past + length > self.longest:
             raise UserError(

@@ -1,8 +1,10 @@
-"""The routed encoder (X-MOD, Pfeiffer et al. 2022, section 3, figure 1; layer order as in the released checkpoints).
+"""The routed encoder (X-MOD, Pfeiffer et al. 2022, section 3, figure 1).
 
-Parameter names are those of transformers, so that checkpoints need no key map. Every class here follows one layer from
-the bottom up: attention, feed-forward and slots, block, stack. With ``is_decoder`` the same stack is causal, with
-``add_cross_attention`` it also attends to an encoder's states.
+The order of the layers is that of the released checkpoints.
+Parameters have the names of transformers, so checkpoints need no key map. The classes are in the
+order of one layer, from the bottom up: attention, feed-forward and slots, block, stack. With
+``is_decoder`` the same stack is causal. With ``add_cross_attention`` it also attends to an
+encoder's states.
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +33,9 @@ class AttentionContext:
     """What every layer needs besides the states: masks, the cache, and the output of an encoder.
 
     Args:
-        mask, source_mask: (B, 1, S, P) and (B, 1, S, T); bool (True: may attend) or float (added to the scores).
+        mask, source_mask: (B, 1, S, P) and (B, 1, S, T); bool (True: may attend) or float (added
+            to the scores).
+        want_weights: whether attention weights are returned.
         real: the tokens that are not padding, if the states are (1, N, D) of these tokens only.
     """
 
@@ -53,7 +57,7 @@ class AttentionContext:
 
 @dataclass(frozen=True)
 class Trace:
-    """What is kept of every layer: states (the input first), attention weights, cross-attention weights."""
+    """The states (the input first), attention and cross-attention weights of every layer."""
 
     states: list[Tensor] = field(default_factory=list)
     attentions: list[Tensor] = field(default_factory=list)
@@ -76,11 +80,10 @@ def eager_attention(
             else scores + mask
         )
     weights = scores.softmax(-1)
-    if (
-        mask is not None and mask.dtype == torch.bool
-    ):  # who may attend to nothing gets nothing, as from torch's kernels
+    # a position that may attend to nothing gets zeros, as in torch's kernels
+    if mask is not None and mask.dtype == torch.bool:
         some = mask.any(-1, keepdim=True)
-        # only on a CPU, and not while a graph is written down, may a tensor be looked at
+        # values are read only on a CPU, and not while a graph is traced
         unread = q.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing()
         if unread or not some.all():
             weights = weights.masked_fill(~some, 0.0)
@@ -89,8 +92,10 @@ def eager_attention(
 
 
 class XmodSelfAttention(nn.Module):
-    """Multi-head attention to the own sequence or, with ``crosses``, to an encoder's states; the backend (eager, sdpa,
-    flash) is ``config._attn_implementation``."""
+    """Multi-head attention to the own sequence or, with ``crosses``, to an encoder's states.
+
+    The backend (eager, sdpa, flash) is ``config._attn_implementation``.
+    """
 
     def __init__(self, config: XmodConfig, number: int, *, crosses: bool):
         super().__init__()
@@ -103,7 +108,7 @@ class XmodSelfAttention(nn.Module):
         self.dropout = Dropout(config.attention_probs_dropout_prob)
 
     def forward(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor | None]:
-        x = x.to(product_type(x))  # one cast for query, key and value, and one of their gradients
+        x = x.to(product_type(x))  # one cast for query, key and value, and one for their gradients
         q = self.heads(context.with_padding(self.query(x)))
         k, v = self.keys_and_values(x, context)
         mask = context.source_mask if self.crosses else context.mask
@@ -111,10 +116,9 @@ class XmodSelfAttention(nn.Module):
             self.config._attn_implementation, eager_attention
         )
         p = self.dropout.p if self.training else 0.0
+        # torch's CPU kernel takes three times as long in bfloat16 (2.13, 128 tokens)
         slow = q.device.type == "cpu" and (q.dtype == torch.bfloat16 or p > 0)
-        if (
-            slow or context.want_weights
-        ):  # torch's CPU kernel takes three times as long in bfloat16 (2.13, 128 tokens)
+        if slow or context.want_weights:
             attend = eager_attention
         out, weights = attend(self, q, k, v, mask, dropout=p, scaling=self.head_dim**-0.5)
         return context.without_padding(out.flatten(2)), weights
@@ -124,7 +128,10 @@ class XmodSelfAttention(nn.Module):
         return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
 
     def keys_and_values(self, x: Tensor, context: AttentionContext) -> tuple[Tensor, Tensor]:
-        """Joined to those in the cache; those of an encoder's states are computed once and then read from there."""
+        """Keys and values, after those in the cache.
+
+        Those of an encoder's states are computed once, and then read from the cache.
+        """
         source, cache = context.source if self.crosses else x, context.cache
         paired = isinstance(cache, EncoderDecoderCache)
         if self.crosses and paired and cache.is_updated.get(self.number):
@@ -140,7 +147,7 @@ class XmodSelfAttention(nn.Module):
 
 
 class XmodSelfOutput(nn.Module):
-    """Projection after attention, and the LayerNorm of the attention block; :class:`XmodAttention` calls both."""
+    """Projection after attention, and the block's LayerNorm; :class:`XmodAttention` calls both."""
 
     def __init__(self, config: XmodConfig):
         super().__init__()
@@ -183,8 +190,9 @@ class XmodIntermediate(nn.Module):
 class XmodOutput(nn.Module):
     """Second half of the feed-forward block, then the slots.
 
-    In the base layout (``adapter_reuse_layer_norm``, ``ln_before_adapter``) the block's own LayerNorm runs twice, once
-    before the slot and once after it, and the slot's residual is taken after the first.
+    In the base layout (``adapter_reuse_layer_norm``, ``ln_before_adapter``) the block's own
+    LayerNorm runs twice: once before the slot and once after it. The slot's residual is taken after
+    the first.
     """
 
     def __init__(self, config: XmodConfig, number: int):
@@ -267,9 +275,12 @@ class XmodEncoder(nn.Module):
         trace: Trace | None = None,
         predicted: TokenSelection | None = None,
     ) -> Tensor:
-        """(B, S, D) in the order of the route -> the last state. ``trace`` is filled on the way.
+        """(B, S, D) in the order of the route -> the states of the last layer (B, S, D).
 
-        With ``predicted`` the result is (1, M, D): after the attention of the last layer, only these positions are computed.
+        Args:
+            trace: filled with the states and weights of every layer.
+            predicted: after the attention of the last layer, only these positions are computed. The
+                result is (1, M, D).
         """
         if context.real is not None:
             x, route = context.without_padding(x), context.real.route(route)
@@ -291,7 +302,7 @@ class XmodEncoder(nn.Module):
         return context.with_padding(x)
 
     def grouped(self, route: Route, length: int, device: torch.device) -> GroupedRoute:
-        """``route`` as tensors, with the weights of the slots present, for the compiled stack."""
+        """``route`` as tensors for the compiled stack, with the weights of the slots present."""
         sizes = torch.tensor(route.sizes) * (1 if route.per_token else length)
         reordered = route.per_token and route.order is not None
         return GroupedRoute(

@@ -1,4 +1,7 @@
-"""ONNX files of any class, with the language as an input: one file serves all languages of the base vocabulary."""
+"""ONNX files of any class, with the language as an input.
+
+One file serves all languages of the base vocabulary.
+"""
 
 from pathlib import Path
 
@@ -23,7 +26,7 @@ OUTPUTS = {
 
 
 class _Positional(torch.nn.Module):
-    """The tensors that are exported, of inputs in a fixed order."""
+    """The exported outputs, from inputs in a fixed order."""
 
     def __init__(self, model: XmodPreTrainedModel):
         super().__init__()
@@ -42,12 +45,14 @@ class _Positional(torch.nn.Module):
 def export_onnx(model: XmodPreTrainedModel, path: Path) -> None:
     """Write ``model`` to ``path`` (.onnx; weights of more than 2 GB go to a file beside it).
 
-    Inputs: ``input_ids`` and ``attention_mask`` (B, S), of multiple choice (B, C, S); ``lang_ids`` (B,), numbers as
-    :meth:`XmodPreTrainedModel.lang_id` gives them. B, C and S are free. A number out of range, also a negative one, is an error
-    of the runtime, not a skipped slot. Needs ``pip install xmod_lab[export]``.
+    Inputs: ``input_ids`` and ``attention_mask`` (B, S), for multiple choice (B, C, S); ``lang_ids``
+    (B,), numbers from :meth:`XmodPreTrainedModel.lang_id`. B, C and S are free. A number out of
+    range, also a negative one, is an error of the runtime: no slot is skipped silently. Needs
+    ``pip install xmod_lab[export]``.
 
     Raises:
-        UserError: the model has vocabularies of added languages, whose ids would mean other pieces, or is in bfloat16.
+        UserError: the model is in bfloat16, or has vocabularies of added languages. (Their ids
+            would mean other tokens.)
     """
     if model.dtype == torch.bfloat16:
         raise UserError(

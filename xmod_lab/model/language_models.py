@@ -1,4 +1,7 @@
-"""Language models on top of the encoder: masked and causal. The loss needs logits at the labelled positions only."""
+"""Language models on top of the encoder: masked and causal.
+
+The loss needs logits at the labelled positions only.
+"""
 
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -30,7 +33,10 @@ from xmod_lab.model.routing import IGNORE, Languages, to_ids
 
 
 class XmodLMHead(nn.Module):
-    """Dense, gelu, LayerNorm (shared by all languages), then the output matrix of one vocabulary, tied to its table."""
+    """Dense, gelu, LayerNorm (shared by all languages), then the output matrix of a vocabulary.
+
+    The output matrix is tied to the embedding table of the vocabulary.
+    """
 
     def __init__(self, config: XmodConfig):
         super().__init__()
@@ -44,14 +50,14 @@ class XmodLMHead(nn.Module):
         return self.decoder(self.transform(x))
 
     def transform(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D): all of the head that is before the output matrix."""
+        """(..., D) -> (..., D): the part of the head before the output matrix."""
         return self.layer_norm(gelu(self.dense(x)))
 
 
 class XmodLanguageModel(XmodPreTrainedModel):
     """Encoder and head of a language model; one output matrix for each vocabulary."""
 
-    accepts_loss_kwargs = True  # of transformers' Trainer: num_items_in_batch
+    accepts_loss_kwargs = True  # transformers' Trainer then gives num_items_in_batch
     _tied_weights_keys = {
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
@@ -64,13 +70,15 @@ class XmodLanguageModel(XmodPreTrainedModel):
         self.post_init()
 
     def load_language(self, source: str | Path) -> str:
-        """Add the language of a pack, in place, and return its code: slot, vocabulary, tokenizer, manifest. Nothing that exists is
-        altered.
+        """Add the language of a pack to this model, and return its code.
+
+        It adds slot, vocabulary, tokenizer and manifest. Existing tensors do not change.
 
         Args:
             source: a pack's folder, or its id on the hub (``me/eu``).
         Raises:
-            UserError: the pack is damaged, was made on another base, its code exists, or a tensor has another shape or type.
+            UserError: the pack is damaged or was made on another base, its code exists already, or
+                a tensor has another shape or type.
         """
         folder = at_hand(source).absolute()
         manifest, tensors = read_pack(folder)
@@ -108,9 +116,9 @@ class XmodLanguageModel(XmodPreTrainedModel):
 
     def set_output_embeddings(self, value: nn.Linear) -> None:
         self.lm_head.decoder = value
-        if (
-            value.bias is not None
-        ):  # it follows a change of size: tied, or, untied, as the memory that nobody reads
+        # after a change of size, the head's bias follows: the same tensor if tied, else a copy that
+        # nothing reads
+        if value.bias is not None:
             tied = self.config.tie_word_embeddings
             self.lm_head.bias = value.bias if tied else nn.Parameter(value.bias.detach().clone())
 
@@ -124,8 +132,9 @@ class XmodLanguageModel(XmodPreTrainedModel):
     def logits(self, out: EncoderOutput, positions: slice | Tensor = slice(None)) -> Tensor:
         """(B, S, V) in the caller's order, at ``positions``.
 
-        V is the size of the largest vocabulary in the batch. A row with a smaller vocabulary has -inf, probability zero, behind
-        its own tokens. So V may differ between batches, and label smoothing gives an infinite loss where vocabularies are mixed.
+        V is the size of the largest vocabulary in the batch. A row with a smaller vocabulary has
+        -inf, probability zero, after its own tokens. So V may differ between batches, and label
+        smoothing gives an infinite loss if vocabularies are mixed.
         """
         tables = self.roberta.embeddings.tables(out.route)
         if len(tables) == 1:
@@ -137,7 +146,10 @@ class XmodLanguageModel(XmodPreTrainedModel):
         return out.route.leave(torch.cat(parts))
 
     def _calls(self, table: nn.Embedding) -> bool:
-        """Whether logits over ``table`` need a call of the head's decoder: it was wrapped, for example for LoRA."""
+        """Whether logits over ``table`` need a call of the head's decoder.
+
+        They do if a library has wrapped it, for example for LoRA.
+        """
         return table is self.get_input_embeddings() and not as_made(self.lm_head.decoder, nn.Linear)
 
     def _over(self, table: nn.Embedding, x: Tensor) -> Tensor:
@@ -147,7 +159,7 @@ class XmodLanguageModel(XmodPreTrainedModel):
         )
 
     def _wants_logits(self, asked: bool | None, labels: Tensor | None) -> bool:
-        """Whether logits are made: ``full_logits``, see :meth:`XmodForMaskedLM.forward`."""
+        """Whether logits are computed: ``full_logits``, see :meth:`XmodForMaskedLM.forward`."""
         if labels is None:
             return True
         if asked is not None:
@@ -162,11 +174,14 @@ class XmodLanguageModel(XmodPreTrainedModel):
         matrices: Matrices,
         items: int | Tensor | None = None,
     ) -> Tensor:
-        """Mean cross-entropy at the labelled positions, nats; ``labels`` (B, S) in the caller's order,
-        ``matrices`` as the encoder filled them. ``items``: see :func:`share_of_step`; with them a batch without labels
-        adds zero.
+        """Mean cross-entropy at the labelled positions, in nats.
 
-        Raises UserError where there is no label at all, in no batch of the step.
+        Args:
+            labels: (B, S) in the caller's order.
+            matrices: as the encoder filled them.
+            items: see :func:`share_of_step`. With ``items``, a batch without labels adds zero.
+        Raises:
+            UserError: no batch of the step has a label.
         """
         places = out.predicted or TokenSelection.labelled(labels, out.route, out.x.shape[:2])
         labels = out.route.enter(labels)
@@ -176,12 +191,10 @@ class XmodLanguageModel(XmodPreTrainedModel):
                     "give the true token at one position or more: labels predict nothing, all are "
                     "-100"
                 )
-            return in_float32(
-                places.take(out.x)
-            ).sum()  # of nothing: zero, and so are its gradients
-        states = self.lm_head.transform(places.take(out.x) if out.predicted is None else out.x)[
-            0
-        ]  # (M, D)
+            # the sum over no positions is zero, and so are its gradients
+            return in_float32(places.take(out.x)).sum()
+        # (M, D)
+        states = self.lm_head.transform(places.take(out.x) if out.predicted is None else out.x)[0]
         targets = labels.flatten().index_select(0, places.flat)
         tables = self.roberta.embeddings.tables(out.route)
         sizes = [size for _, size in tables] if len(tables) > 1 else [len(labels)]  # in rows
@@ -207,7 +220,10 @@ class XmodLanguageModel(XmodPreTrainedModel):
         return share_of_step(total, labels, items)
 
     def _loss_of(self, logits: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
-        """As :meth:`labelled_loss`, of logits (B, S, V) and labels (B, S) in the caller's order; nan without labels."""
+        """As :meth:`labelled_loss`, from logits (B, S, V) and labels (B, S) in the caller's order.
+
+        It is nan without labels.
+        """
         return labelled_cross_entropy(in_float32(logits.flatten(0, -2)), labels.flatten(), items)
 
 
@@ -215,7 +231,7 @@ class XmodForMaskedLM(XmodLanguageModel):
     """X-MOD with a masked-language-modelling head.
 
     Raises:
-        UserError: the configuration has ``is_decoder=True``, with which no piece would see what comes after it.
+        UserError: the configuration has ``is_decoder=True``. No token would see the next ones.
     """
 
     causal = False
@@ -238,23 +254,28 @@ class XmodForMaskedLM(XmodLanguageModel):
         num_items_in_batch: int | Tensor | None = None,
         slot: str | None = None,
     ) -> MaskedLMOutput:
-        """Predict masked pieces.
+        """Predict masked tokens. The other arguments are those of :meth:`XmodModel.forward`.
 
         Args:
-            labels: (B, S) int64, the true piece where it is to be predicted, -100 elsewhere.
-            full_logits: with labels, logits at every position (B, S, V) too, see :meth:`logits` for a batch of several
-                vocabularies. False: the loss is computed at the labelled positions alone, a chunk at a time, and
-                ``logits`` are ``None``; a 250k vocabulary makes this the largest saving of the training step. Default:
-                False where gradients are enabled, in either mode; True under ``torch.no_grad()``, where metrics are
-                computed, unless ``config.keys_to_ignore_at_inference`` has "logits". Without labels there always are
-                logits.
-            num_items_in_batch: the number of labelled positions in all batches of an optimiser step, which the sum over
-                those of this batch is divided by; transformers' Trainer gives it. Default: the number in this batch.
+            labels: (B, S) int64, the true token where it is to be predicted, -100 elsewhere.
+            full_logits: with labels, also compute logits at every position, (B, S, V); see
+                :meth:`logits` for a batch of several vocabularies. False: the loss is computed at
+                the labelled positions only, a chunk at a time, and ``logits`` are ``None``. With a
+                vocabulary of 250k this is the largest saving of a training step. Default: False if
+                gradients are enabled, in training and evaluation mode. True under
+                ``torch.no_grad()``, where metrics are computed, unless
+                ``config.keys_to_ignore_at_inference`` has "logits". Without labels, logits are
+                always computed.
+            num_items_in_batch: the number of labelled positions in all batches of an optimiser
+                step. The sum of the losses in this batch is divided by it. transformers' Trainer
+                gives it. Default: the number in this batch.
         Returns:
-            ``loss``: mean negative log-likelihood over the labelled positions, nats, in float32 or float64.
+            ``loss``: mean negative log-likelihood at the labelled positions, in nats, in float32 or
+            float64.
         Raises:
-            UserError: labels without any piece to predict, where they are not one batch of several (with logits the loss
-                is nan instead, as in transformers); and as :meth:`XmodModel.forward`.
+            UserError: the labels predict no token and ``num_items_in_batch`` is not given. (With
+                logits the loss is nan instead, as in transformers.) Also the errors of
+                :meth:`XmodModel.forward`.
         """
         whole = self._wants_logits(full_logits, labels)
         matrices: Matrices | None = None if whole else {}
@@ -286,8 +307,11 @@ class XmodForMaskedLM(XmodLanguageModel):
 
 
 class Shifted(TypedDict, total=False):
-    """What :meth:`XmodForCausalLM.forward` takes by name alone. Parameters of its signature with "label" in their names are
-    what the Trainer of transformers awaits in every batch that it evaluates."""
+    """Arguments of :meth:`XmodForCausalLM.forward` that are given by name only.
+
+    They are not in its signature: transformers' Trainer expects every parameter with "label" in its
+    name in each batch that it evaluates.
+    """
 
     shift_labels: Tensor | None
 
@@ -296,7 +320,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
     """X-MOD as a left-to-right language model: causal mask, key-value cache, ``generate``.
 
     Raises:
-        UserError: the configuration has ``is_decoder=False``, with which every piece would see the next one.
+        UserError: the configuration has ``is_decoder=False``. Every token would see the next one.
     """
 
     causal = True
@@ -323,19 +347,24 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         slot: str | None = None,
         **shifted: Unpack[Shifted],
     ) -> CausalLMOutputWithCrossAttentions:
-        """Predict every next piece.
+        """Predict every next token. The other arguments are those of :meth:`XmodModel.forward`.
 
         Args:
-            labels: (B, S) int64, the pieces themselves (they are shifted here), -100 where nothing is predicted.
-            logits_to_keep: the last so many positions (0: all), or their indices.
-            full_logits: as in :meth:`XmodForMaskedLM.forward`; ``num_items_in_batch`` too, which counts what is predicted:
-                the first piece of a row is not.
-            shift_labels: (B, S) int64, what each position is to predict, -100 for nothing: labels that are shifted
-                already, as where a row is one part of a sequence. They stand in place of ``labels``, if these are given.
+            labels: (B, S) int64, the tokens themselves, which are shifted here; -100 where nothing
+                is predicted.
+            logits_to_keep: the number of last positions that get logits (0: all), or indices.
+            full_logits: as in :meth:`XmodForMaskedLM.forward`.
+            num_items_in_batch: as in :meth:`XmodForMaskedLM.forward`. It counts the predicted
+                tokens, so not the first token of a row.
+            shift_labels: (B, S) int64, the token that each position predicts, -100 for nothing.
+                These labels are shifted already, for rows that are parts of a longer sequence. They
+                replace ``labels`` if both are given.
         Returns:
-            ``loss``: mean negative log-likelihood of the predicted pieces, nats, in float32 or float64.
+            ``loss``: mean negative log-likelihood of the predicted tokens, in nats, in float32 or
+            float64.
         Raises:
-            UserError: as :meth:`XmodForMaskedLM.forward`. TypeError: an argument that there is not.
+            UserError: as :meth:`XmodForMaskedLM.forward`.
+            TypeError: an argument is unknown.
         """
         after = _next_pieces(labels, shifted)
         with_logits = self._wants_logits(full_logits, after)
@@ -378,7 +407,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         )
 
     def generate(self, inputs: Tensor | None = None, *args, lang_ids: Languages = None, **kwargs):
-        """As in transformers; ``lang_ids`` as in :meth:`forward`, one language a sequence."""
+        """As in transformers; ``lang_ids`` as in :meth:`forward`, one language per sequence."""
         if lang_ids is not None:
             given = (inputs, kwargs.get("input_ids"), kwargs.get("inputs_embeds"))
             rows = next((len(tensor) for tensor in given if tensor is not None), 1)
@@ -409,13 +438,19 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
     def _prepare_position_ids_for_generation(
         self, inputs_tensor: Tensor, model_kwargs: dict
     ) -> Tensor:
-        """Positions count from ``pad_token_id + 1``, as in :meth:`forward`; transformers lets ``generate`` count from 0."""
+        """Positions count from ``pad_token_id + 1``, as in :meth:`forward`.
+
+        In transformers, ``generate`` counts from 0.
+        """
         first = self.config.pad_token_id + 1
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs) + first
 
 
 def _next_pieces(labels: Tensor | None, shifted: Shifted) -> Tensor | None:
-    """(B, S) what each position is to predict. Raises TypeError for other keys of ``shifted``."""
+    """(B, S), the token that each position predicts.
+
+    Raises TypeError for unknown keys in ``shifted``.
+    """
     unknown = shifted.keys() - Shifted.__annotations__.keys()
     if unknown:
         raise TypeError(
@@ -428,7 +463,7 @@ def _next_pieces(labels: Tensor | None, shifted: Shifted) -> Tensor | None:
 
 
 def language_model_class(config: XmodConfig) -> type[XmodLanguageModel]:
-    """Causal with ``is_decoder``, else masked."""
+    """The causal class with ``is_decoder``, else the masked one."""
     return XmodForCausalLM if config.is_decoder else XmodForMaskedLM
 
 
@@ -438,14 +473,19 @@ def language_model(config: XmodConfig) -> XmodLanguageModel:
 
 
 def load_language_model(source: str, what: str) -> XmodLanguageModel:
-    """The language model in a folder or on the hub, masked or causal as it was saved, in evaluation mode.
+    """The language model in a folder or on the hub, in evaluation mode.
+
+    It is masked or causal, as it was saved.
 
     Args:
-        what: what the caller knows it by, for the message.
+        what: the name of the model in messages.
     Raises:
         UserError: it is of another type, cannot be read, or lacks tensors.
     """
-    remedy = "give a folder that save_pretrained of an X-MOD language model wrote, or a run that is finished"
+    remedy = (
+        "give a folder that save_pretrained of an X-MOD language model wrote, or a run that is "
+        "finished"
+    )
     try:
         model, info = language_model_class(read_config(source)).from_pretrained(
             source, output_loading_info=True

@@ -1,6 +1,6 @@
-"""Losses of logits that are there, and what a batch adds to the loss of an optimiser step.
+"""Losses of given logits, and what a batch adds to the loss of an optimiser step.
 
-Of a loss over a large vocabulary, :mod:`xmod_lab.model.fast.loss` never holds all logits.
+For a large vocabulary, :mod:`xmod_lab.model.fast.loss` computes a loss without holding all logits.
 """
 
 from torch import Tensor
@@ -14,10 +14,14 @@ from xmod_lab.model.routing import IGNORE
 def labelled_cross_entropy(
     scores: Tensor, labels: Tensor, items: int | Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy at the labels that are not -100, scalar, nats: the mean, or the sum divided by ``items``.
+    """Cross-entropy at the labels that are not -100: the mean, or the sum divided by ``items``.
 
     Args:
-        scores: (N, V) logits; labels: (N,) int64 in [0, V), or -100; items: as in :func:`share_of_step`.
+        scores: (N, V) logits.
+        labels: (N,) int64 in [0, V), or -100.
+        items: see :func:`share_of_step`.
+    Returns:
+        A scalar, in nats.
     """
     if items is None:
         return cross_entropy(scores, labels, ignore_index=IGNORE)
@@ -27,10 +31,11 @@ def labelled_cross_entropy(
 
 
 def share_of_step(mean: Tensor, labels: Tensor, items: int | Tensor | None) -> Tensor:
-    """What the ``mean`` over these ``labels`` adds to the mean over all batches of an optimiser step.
+    """The part of the ``mean`` over these ``labels`` in the mean over a whole optimiser step.
 
     Args:
-        items: the number of labels that are not -100 in all batches of the step. ``None``: the step has this batch only.
+        items: the number of labels that are not -100 in all batches of the step. ``None``: the step
+            has only this batch.
     """
     return mean if items is None else mean * (labels != IGNORE).sum() / _beside(items, mean)
 

@@ -1,5 +1,7 @@
-"""A model folder, or one on the hub, before anything is built of it: its configuration, and whether its weights are those that the
-configuration says. What does not fit is refused at once, whatever sizes it claims.
+"""Checks of a model folder, or a model on the hub, before a model is built from it.
+
+They read the configuration, and compare it with the shapes of the weights. A folder that does not
+fit together is refused without making tensors of the sizes that it claims.
 """
 
 import re
@@ -13,10 +15,10 @@ from xmod_lab.foreign import inside, read_json, shapes_in, weight_files
 from xmod_lab.model.configuration import OWN_TYPE, XmodConfig
 from xmod_lab.model.slots import new_slot, slot_class
 
-VOCABULARY_FILE = (
-    "vocabulary.safetensors"  # under languages/<code>/ of a saved model, beside its tokenizer
-)
-_SIZES = {  # setting -> a tensor that has it, and in which dimension
+# in languages/<code>/ of a saved model, beside its tokenizer
+VOCABULARY_FILE = "vocabulary.safetensors"
+# setting -> the tensor with this size, and its dimension
+_SIZES = {
     "vocab_size": ("embeddings.word_embeddings.weight", 0),
     "hidden_size": ("embeddings.word_embeddings.weight", 1),
     "max_position_embeddings": ("embeddings.position_embeddings.weight", 0),
@@ -30,7 +32,11 @@ _LAYER, _SLOT = (
 
 
 def read_config(source: str | Path, **changes) -> XmodConfig:
-    """The configuration of a folder or hub id, with ``changes``. Raises UserError when it cannot be read, or makes no model."""
+    """The configuration of a folder or hub id, with ``changes``.
+
+    Raises:
+        UserError: it cannot be read, or makes no model.
+    """
     folder = Path(source)
     try:
         if folder.is_dir():
@@ -59,10 +65,13 @@ def read_config(source: str | Path, **changes) -> XmodConfig:
 
 
 def check_folder(folder: Path) -> XmodConfig:
-    """The configuration of a model folder, after its sizes were compared with the shapes of the tensors; none is loaded.
+    """The configuration of a model folder, after comparing its sizes with those of the tensors.
+
+    No tensor is loaded.
 
     Raises:
-        UserError: naming the setting, or the file that is missing, damaged or a link that leads out.
+        UserError: a setting does not fit, or a file is missing, damaged or a link that leads out of
+            the folder. It names the setting or the file.
     """
     config = read_config(folder)
     shapes = {
@@ -115,7 +124,7 @@ def check_folder(folder: Path) -> XmodConfig:
 
 
 def no_vocabulary(source: object, code: str) -> UserError:
-    """That the vocabulary of ``code`` is named and is not there."""
+    """The error for a vocabulary of ``code`` that config.json names and that is missing."""
     return UserError(
         f"{source}: config.json names a vocabulary of '{code}', but "
         f"languages/{code}/{VOCABULARY_FILE} is missing (transformers drops it when it saves); "
@@ -124,7 +133,13 @@ def no_vocabulary(source: object, code: str) -> UserError:
 
 
 def vocabulary_file(source: str, code: str, options: dict) -> str:
-    """Local path of an added vocabulary of a saved model; ``options``: where on the hub it lies. Raises UserError."""
+    """Local path of an added vocabulary of a saved model.
+
+    Args:
+        options: the place on the hub.
+    Raises:
+        UserError: the file is missing.
+    """
     try:
         return cached_file(source, f"languages/{code}/{VOCABULARY_FILE}", **options)
     except OSError as error:

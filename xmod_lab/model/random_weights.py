@@ -1,7 +1,7 @@
-"""Random weights that depend on the seed and on the name of their parameter only.
+"""Random weights that depend only on the seed and on the name of their parameter.
 
-So models with other languages, slots or depths begin alike in the tensors that they share, and the order in which
-languages are added does not matter.
+So models with other languages, slots or depths have the same initial values in the tensors that
+they share. The order in which languages are added does not matter.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ def seeded_generator(*key: object) -> torch.Generator:
 
 
 def random_value(parameter: Tensor, config: XmodConfig, *key: object) -> Tensor:
-    """N(0, initializer_range) for matrices, zero for biases: as before pre-training."""
+    """The initial values of pre-training: N(0, initializer_range) for matrices, zero for biases."""
     if parameter.dim() == 1:
         return torch.zeros(parameter.shape)
     return torch.randn(parameter.shape, generator=seeded_generator(*key)) * config.initializer_range
 
 
 def begin_by_name(model: nn.Module, seed: int) -> None:
-    """Draw every matrix of a new ``model`` again, as :func:`random_value` of (``seed``, its name).
+    """Set every matrix of a new ``model`` to the :func:`random_value` of (``seed``, its name).
 
-    Rows of padding are zero. Biases and LayerNorms stay as they are: nothing in them is random.
+    Rows of padding are zero. Biases and LayerNorms do not change, since they are not random.
     """
     with torch.no_grad():
         for name, parameter in model.named_parameters():
