@@ -1,18 +1,23 @@
-"""Language packs: what one added language is, alone, as files. This is how they are read; :mod:`xmod_lab.languages.packs` writes
-them.
+"""Language packs: the files of one added language. This module reads them.
+
+:mod:`xmod_lab.languages.packs` writes them.
 
     pack/<code>/
         pack.safetensors    slot, embedding table, output bias, by their names in the state dict
-        tokenizer.json.xz … when the language has its own vocabulary: its tokenizer's files, each compressed
-        manifest.json       format version, code, fingerprint and settings of the base, digest of the base's tokenizer, of every
-                            tensor and of each file above (compressed and as it was), how it was made
-        README.md           the same for people: a model card, which has no digest, and may be edited
+        tokenizer.json.xz … the files of the tokenizer, each compressed, if the language has its own
+                            vocabulary
+        manifest.json       format version; code; fingerprint and settings of the base; digests of
+                            the base's tokenizer, of every tensor, and of each file above
+                            (compressed and uncompressed); how the pack was made
+        README.md           the same for people: a model card without a digest, which may be edited
 
-All that the manifest does not name (the card, what the hub puts beside it) is of no account, and is not read. All files of a pack
-together are 0.7 % larger than its tensors at the size of X-MOD base with 4,096 pieces (41.0 MB; a test holds it to 1 %), and
-11 % at the size of the demonstration (2.4 MB), where the tokenizer weighs most.
+Files that the manifest does not name (the card, files that the hub adds) are not read. All files of
+a pack together are 0.7 % larger than its tensors at the size of X-MOD base with 4,096 tokens
+(41.0 MB; a test allows 1 %). At the size of the demonstration (2.4 MB) they are 11 % larger, since
+the tokenizer is the largest part of the rest.
 
-Nothing in a pack is executed or unpickled. A pack that does not fit is refused before the model is touched.
+Nothing in a pack is executed or unpickled. A pack that does not fit is refused before the model is
+changed.
 """
 
 import lzma
@@ -40,13 +45,13 @@ from xmod_lab.foreign import (
 from xmod_lab.model.digests import base_settings, digest, fingerprint, old_fingerprint
 
 FORMAT = 5
-# 3 has a digest of the card, which is passed over; 3 and 4 know less of their base: see old_fingerprint()
+# 3 has a digest of the card, which is ignored; 3 and 4 know less of their base: old_fingerprint()
 _READ = (3, 4, FORMAT)
 TENSORS = "pack.safetensors"
 MANIFEST = "manifest.json"
 CARD = "README.md"
 TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
-TAKEN = (MANIFEST, "config.json")  # names in languages/<code>/ that no tokenizer's file may have
+TAKEN = (MANIFEST, "config.json")  # names in languages/<code>/ that a tokenizer file may not have
 _MANIFEST_TYPES = {
     "code": str,
     "base_fingerprint": str,
@@ -55,26 +60,20 @@ _MANIFEST_TYPES = {
     "files": dict,
     "unpacked": dict,
 }
-_DETAILS = (
-    "scores",
-    "data",
-    "slot",
-    "vocabulary",
-    "training",
-    "base",
-)  # dicts, where they are there
+# optional keys of a manifest, which must be dicts
+_DETAILS = ("scores", "data", "slot", "vocabulary", "training", "base")
 _MAX_FILES = 32
-_MAX_BYTES = 1 << 28  # of all files of a tokenizer: what compressed ones may grow to
+_MAX_BYTES = 1 << 28  # of all files of a tokenizer, uncompressed
 _REMEDY = "copy the pack again, or make it anew with +lang"
 
 
 def read_manifest(folder: Path, root: Path | None = None) -> dict:
-    """The manifest of a pack, or of an installed language, after a check of its format, types and names.
+    """The manifest of a pack or an installed language, after a check of format, types and names.
 
     Args:
-        root: the folder that ``folder`` belongs to, and which links may not leave; itself by default.
+        root: links may not lead out of this folder; default: ``folder``.
     Raises:
-        UserError: naming what is wrong.
+        UserError: the manifest is missing or wrong.
     """
     try:
         manifest = read_json(inside(folder / MANIFEST, root or folder))
@@ -117,7 +116,10 @@ def read_manifest(folder: Path, root: Path | None = None) -> dict:
 
 
 def _file_fault(name: str) -> str | None:
-    """Why a pack may not have the file ``name``: it must lie in the pack, and, unpacked, take the place of nothing else."""
+    """Why a pack may not have the file ``name``; ``None``: it may.
+
+    The file must be in the pack. Unpacked, it must not replace another file.
+    """
     plain = name.removesuffix(".xz")
     allowed = plain != name and Path(plain).suffix in TOKENIZER_SUFFIXES and plain not in TAKEN
     if not name_fault(name) and name != TENSORS and not allowed:
@@ -129,11 +131,13 @@ def _file_fault(name: str) -> str | None:
 
 
 def read_pack(folder: Path) -> tuple[dict, dict[str, Tensor]]:
-    """Manifest and tensors of a pack, after checking format, files and digests. Files that the manifest does not name are left
-    alone.
+    """Manifest and tensors of a pack, after a check of format, files and digests.
+
+    Files that the manifest does not name are ignored.
 
     Raises:
-        UserError: naming what is missing, altered, truncated, of an unknown format, or asks for code.
+        UserError: a file is missing, altered or truncated, has an unknown format, or asks to run
+            code. It names the file.
     """
     manifest = read_manifest(folder)
     if TENSORS not in manifest["files"]:
@@ -155,9 +159,9 @@ def read_pack(folder: Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def base_fault(manifest: dict, model: PreTrainedModel) -> str | None:
-    """Why ``model`` is not the base that the pack of ``manifest`` was made on, with what differs; ``None``: it is.
+    """Why ``model`` is not the base of the pack with this ``manifest``; ``None``: it is the base.
 
-    Tokenizers are compared where that of the base is at hand, and the pack knows it.
+    The tokenizer of the base is compared if it is available and the manifest has its digest.
     """
     of_format = fingerprint(model) if manifest["format"] == FORMAT else old_fingerprint(model)
     there, here = manifest["base_fingerprint"], of_format
@@ -186,7 +190,7 @@ def base_fault(manifest: dict, model: PreTrainedModel) -> str | None:
 def expected_tensors(
     model: PreTrainedModel, code: str, pieces: int | None
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and type of every tensor that a language of ``model`` has: its slot is like any other's."""
+    """Shape and type of every tensor of a language of ``model``. All slots have the same shapes."""
     like = f".adapter_modules.{model.config.languages[0]}."
     expected = {
         name.replace(like, f".adapter_modules.{code}."): (tuple(p.shape), p.dtype)
@@ -204,10 +208,13 @@ def expected_tensors(
 
 
 def unpack(folder: Path, target: Path) -> None:
-    """Write what a checked pack has beside its tensors, as plain files, into ``target``: ``languages/<code>/`` of a model.
+    """Write the files of a checked pack, except its tensors, uncompressed into ``target``.
 
+    Args:
+        target: ``languages/<code>/`` of a model.
     Raises:
-        UserError: a file cannot be unpacked, or is then not the one of which the manifest has the digest; nothing is then written.
+        UserError: a file cannot be unpacked, or its digest is not that of the manifest. Then
+            nothing is written.
     """
     contents = _tokenizer_files(folder, read_manifest(folder))
     target.mkdir(parents=True, exist_ok=True)
@@ -219,8 +226,13 @@ def unpack(folder: Path, target: Path) -> None:
 
 
 def strange_files(place: Path, manifest: dict) -> list[str]:
-    """Names of what is missing, altered or too many among the files that a pack left in ``place``, ``languages/<code>/`` of a
-    model, and that a tokenizer is read from. What else lies there, the card say, is of no account."""
+    """Names of tokenizer files that are missing, altered or new since a pack was installed.
+
+    Other files, such as the card, are ignored.
+
+    Args:
+        place: ``languages/<code>/`` of a model.
+    """
     stored = manifest["unpacked"]
     there = {
         file.name
@@ -237,7 +249,10 @@ def strange_files(place: Path, manifest: dict) -> list[str]:
 
 
 def _tokenizer_files(folder: Path, manifest: dict) -> dict[str, bytes]:
-    """Name -> content, unpacked, of the tokenizer's files of a pack; none of them may ask for code."""
+    """Name -> uncompressed content of the tokenizer files of a pack.
+
+    Raises UserError for altered files, and for files that ask to run code.
+    """
     content, budget = {}, _MAX_BYTES
     for name in sorted(manifest["files"].keys() - {TENSORS}):
         content[name.removesuffix(".xz")] = plain = _plain(inside(folder / name, folder), budget)
@@ -269,9 +284,8 @@ def _tokenizer_files(folder: Path, manifest: dict) -> dict[str, bytes]:
 
 
 def _plain(file: Path, limit: int) -> bytes:
-    reader = lzma.LZMADecompressor(
-        memlimit=1 << 28
-    )  # bytes: four times what the strongest preset needs
+    # bytes: four times what the strongest preset needs
+    reader = lzma.LZMADecompressor(memlimit=1 << 28)
     try:
         content = reader.decompress(file.read_bytes(), max_length=limit)
     except lzma.LZMAError as error:

@@ -1,7 +1,8 @@
-"""Which rows of a batch go through which slot, decided once for each batch.
+"""Which rows of a batch go through which slot. This is decided once for each batch.
 
-Rows are sorted by language before the first layer and put back after the last, so that every layer works on contiguous slices,
-with one call for each slot present. Absent slots are never called and get no gradient.
+Rows are sorted by language before the first layer and put back after the last. So every layer works
+on contiguous slices, with one call for each slot that is present. Absent slots are never called and
+get no gradient.
 """
 
 import reprlib
@@ -14,11 +15,10 @@ from torch import Tensor
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.model.configuration import XmodConfig
 
-Languages = (
-    Tensor | str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | None
-)  # how a caller may name the languages of a batch
+# how a caller may name the languages of a batch
+Languages = Tensor | str | Sequence[str] | Sequence[int] | Sequence[Sequence[int]] | None
 
-NOTHING = -1  # in place of a slot's number: no slot
+NOTHING = -1  # in place of the number of a slot: no slot
 
 # B batch rows, S sequence, D model, N tokens of the whole batch (B * S)
 
@@ -28,11 +28,12 @@ class Route:
     """The way of one batch through the slots.
 
     Args:
-        slots, sizes: the runs, in order: a slot's number, and how many rows it has (tokens, with ``per_token``). With
-            ``slots`` of ``(NOTHING,)`` no slot adds anything.
-        order, inverse: new position -> old, and old -> new; ``None`` if the batch is sorted already.
-        per_token: whether tokens of one row differ in their slots; ``row_slots``: then, for each row, the slots of its tokens.
-        exported: (B,) language ids of a model that is being exported: its graph must not fix them.
+        slots, sizes: the runs, in order: the number of a slot, and its number of rows (of tokens,
+            with ``per_token``). With ``slots`` of ``(NOTHING,)`` no slot adds anything.
+        order, inverse: new position -> old, and old -> new; ``None`` if the batch is sorted.
+        per_token: whether the tokens of one row have different slots.
+        row_slots: with ``per_token``, the slots of the tokens of each row.
+        exported: (B,) language ids during an export. The graph must not fix their values.
     """
 
     slots: tuple[int, ...]
@@ -56,7 +57,7 @@ class Route:
         return x.index_select(0, self.inverse.to(x.device))
 
 
-IGNORE = -100  # label of a position that is not predicted
+IGNORE = -100  # the label of a position that is not predicted
 
 
 def check_labels(labels: Tensor, shape: Sequence[int]) -> None:
@@ -69,10 +70,13 @@ def check_labels(labels: Tensor, shape: Sequence[int]) -> None:
 
 
 def to_ids(lang_ids: Languages, config: XmodConfig, rows: int) -> Tensor:
-    """Numbers of slots from ``lang_ids``: numbers (a tensor, or lists), or codes (one for all rows, or one for each row).
+    """Numbers of slots from ``lang_ids``.
 
+    Args:
+        lang_ids: numbers (a tensor or lists), or codes (one for all rows, or one for each row).
     Raises:
-        UserError: it is neither. UnknownLanguageError: the model does not have a code.
+        UserError: ``lang_ids`` has neither numbers nor codes.
+        UnknownLanguageError: the model does not have a code.
     """
     if isinstance(lang_ids, Tensor):
         if lang_ids.is_floating_point() or lang_ids.is_complex() or lang_ids.dtype == torch.bool:
@@ -103,11 +107,8 @@ def _as_numbers(value: object) -> Tensor | None:
         return None
     try:
         numbers = torch.tensor(value)
-    except (
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ):  # rows of several lengths, other things among them, more than 64 bits
+    # rows of several lengths, elements of other types, more than 64 bits
+    except (TypeError, ValueError, RuntimeError):
         return None
     return numbers if numbers.dtype == torch.int64 else None
 
@@ -119,8 +120,8 @@ def plan_route(
 
     Args:
         lang_ids: (B,) or (B, S) integers, indices into ``languages``, in any order.
-        keep_order: leave the rows where they are and reorder inside the slots; the rows of a key-value cache must stay the
-            caller's.
+        keep_order: keep the order of the rows, and reorder tokens inside the slots instead. A
+            key-value cache needs the caller's order.
     Raises:
         UserError: ``lang_ids`` has another shape.
         UnknownLanguageError: an index outside ``[0, len(languages))``.

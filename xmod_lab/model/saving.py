@@ -1,12 +1,12 @@
 """How X-MOD models are saved, loaded and sent to the hub, with their tokenizers.
 
-A saved folder is an ordinary Hugging Face X-MOD folder: the base vocabulary and all slots are in ``model.safetensors``.
-transformers refuses its configuration where ``adapter_reduction_factor`` is not a whole number, or where it does not have the
-architecture of the slots.
+A saved folder is an ordinary Hugging Face X-MOD folder: ``model.safetensors`` has the base
+vocabulary and all slots. transformers refuses its configuration if ``adapter_reduction_factor`` is
+not a whole number, or if transformers does not have the architecture of the slots.
 
-Vocabularies of added languages are beside it, in ``languages/<code>/``, where transformers does not look. In a folder with the name
-of a checkpoint of transformers' Trainer, ``checkpoint-<step>``, they are also in ``model.safetensors``: the Trainer reads no other
-file when it resumes.
+The vocabularies of added languages are in ``languages/<code>/``, which transformers does not read.
+In a folder with the name of a checkpoint of transformers' Trainer, ``checkpoint-<step>``, they are
+also in ``model.safetensors``: the Trainer reads no other file when it resumes.
 """
 
 import logging
@@ -36,18 +36,23 @@ class SavingMixin:
     """Saving and loading of :class:`xmod_lab.model.base.XmodPreTrainedModel`.
 
     Attributes:
-        language_folders: code of an added language -> where its other files are: its pack, or its folder in a model folder.
+        language_folders: code of an added language -> the folder of its other files: its pack, or
+            its folder in a model folder.
     """
 
     config: XmodConfig
     language_folders: dict[str, Path]
 
     def tokenizer_for(self, code: str) -> PreTrainedTokenizerBase:
-        """The tokenizer that ``code`` reads with: its own, of the pack or of the model folder that it came from, else the base's,
-        of the folder or hub id that this model was loaded from.
+        """The tokenizer for texts in ``code``.
+
+        A language with its own vocabulary has its own tokenizer, in its pack or model folder. Else
+        it is the tokenizer of the base, in the folder or hub id that this model was loaded from.
 
         Raises:
-            UnknownLanguageError. UserError: the model was not loaded from anywhere, or there is no such tokenizer.
+            UnknownLanguageError: the model does not have the language.
+            UserError: the model was not loaded from a folder or hub id, or the tokenizer is
+                missing.
         """
         code = self.config.resolve(code)
         pieces = (self.config.vocabularies or {}).get(code)
@@ -76,10 +81,12 @@ class SavingMixin:
         return tokenizer
 
     def base_tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """The tokenizer of the base vocabulary, of the folder or hub id that this model was loaded from; ``None``: there is none.
+        """The tokenizer of the base vocabulary; ``None`` if it is missing.
+
+        It is in the folder or hub id that this model was loaded from.
 
         Raises:
-            UserError: it is damaged, or asks for code.
+            UserError: it is damaged, or asks to run code.
         """
         folder = Path(self.name_or_path)
         beside = self.name_or_path and folder.is_dir() and any(map(_of_tokenizer, folder.iterdir()))
@@ -90,11 +97,13 @@ class SavingMixin:
     def save_pretrained(
         self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs
     ) -> None:
-        """Save in the layout that the class docstring describes, with the tokenizers and manifests of added languages as far as
-        they are known. The base's tokenizer has a ``save_pretrained`` of its own. Arguments as in transformers.
+        """Save in the layout that the module docstring describes.
+
+        This also saves the tokenizers and manifests of added languages, as far as they are known.
+        The tokenizer of the base has its own ``save_pretrained``. Arguments as in transformers.
 
         Raises:
-            UserError: ``push_to_hub=True`` with added languages, whose files would not be sent.
+            UserError: ``push_to_hub=True`` with added languages. (Their files would not be sent.)
         """
         if kwargs.get("push_to_hub") and self.config.added:
             raise UserError(
@@ -136,10 +145,11 @@ class SavingMixin:
             share(file, like)
 
     def _write_language(self, code: str, target: Path) -> None:
-        """Write what lies beside the vocabulary of ``code``, its tokenizer above all, into ``target``.
+        """Write the other files of ``code``, such as its tokenizer, into ``target``.
 
         Raises:
-            UserError: it is no longer where the language came from, or is not what it was.
+            UserError: the files are no longer in the folder that the language came from, or they
+                were altered.
         """
         source = self.language_folders[code]
         if (source / TENSORS).exists():
@@ -153,12 +163,14 @@ class SavingMixin:
             copy_files(source, target, root=source.parent.parent, but=(VOCABULARY_FILE,))
 
     def push_to_hub(self, repo_id: str, **kwargs) -> str:
-        """Send the model to the hub: what transformers sends, and the files of added languages, as :meth:`save_pretrained` writes
-        them. The base's tokenizer is sent by its own ``push_to_hub``, as in transformers; all of a folder at once by
-        ``hf upload REPO FOLDER``. Arguments as in transformers. Was run against a stand-in of the hub alone.
+        """Send the model to the hub: all that :meth:`save_pretrained` writes.
+
+        The tokenizer of the base has its own ``push_to_hub``, as in transformers. ``hf upload REPO
+        FOLDER`` sends a whole folder at once. Arguments as in transformers. This was tested only
+        with a fake hub.
 
         Raises:
-            UserError: before anything is sent, when the files of an added language are not at hand.
+            UserError: the files of an added language are missing. Then nothing is sent.
         """
         for code in self.config.vocabularies or {}:
             source = self.language_folders.get(code)
@@ -173,7 +185,7 @@ class SavingMixin:
     def _upload_modified_files(
         self, working_dir: str, repo_id: str, files_timestamps: dict, **commit
     ) -> CommitInfo:
-        """transformers' own sends the files of one level of folders and stumbles over the next."""
+        """Send all files. The method of transformers fails at a second level of folders."""
         if commit.get("revision") and not commit["revision"].startswith("refs/pr"):
             HfApi().create_branch(
                 repo_id, branch=commit["revision"], token=commit.get("token"), exist_ok=True
@@ -185,14 +197,17 @@ class SavingMixin:
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, *args, **kwargs):
-        """Load a folder or hub id written by this class or by transformers. Arguments as in transformers, but that weights are
-        .safetensors unless ``use_safetensors=False`` asks for others: no pickle is loaded.
+        """Load a folder or hub id that this class or transformers wrote.
+
+        Arguments as in transformers, with one difference: weights are read only from .safetensors
+        files unless ``use_safetensors=False`` is given. So no pickle is loaded by default.
 
         Raises:
-            UserError: the folder's files do not fit together; they are looked at before anything is built.
+            UserError: the files of the folder do not fit together. They are checked before a model
+                is built.
         """
         source = pretrained_model_name_or_path
-        if source is None:  # of a state_dict alone
+        if source is None:  # from a state_dict alone
             return super().from_pretrained(None, *args, **kwargs)
         where = {name: kwargs[name] for name in _HUB_OPTIONS if kwargs.get(name)}
         folder = Path(source, where.get("subfolder", ""))
@@ -221,14 +236,18 @@ class SavingMixin:
 
 
 def _of_tokenizer(file: Path) -> bool:
-    """Whether a file of a model folder holds pieces of a tokenizer."""
+    """Whether a file of a model folder holds tokens of a tokenizer."""
     return file.name in ("tokenizer.json", "vocab.json", "vocab.txt") or file.suffix == ".model"
 
 
 def _opened(
     source: str | Path, part: str, whose: str, *, of: str | Path | None = None
 ) -> PreTrainedTokenizerBase:
-    """As :func:`open_tokenizer`; of what transformers raises, a UserError. ``of``: where the files come from, if not ``source``."""
+    """As :func:`open_tokenizer`; errors of transformers become a UserError.
+
+    Args:
+        of: the place of the files for the message, if it is not ``source``.
+    """
     try:
         return open_tokenizer(source, part)
     except UserError:
@@ -242,7 +261,9 @@ def _opened(
 
 
 def copy_files(source: Path, target: Path, *, root: Path, but: tuple[str, ...] = ()) -> None:
-    """Copy what stands in a folder, the tokenizer above all; no folders, nothing hidden, no weights, and nothing named in ``but``.
+    """Copy the files of a folder, such as those of a tokenizer.
+
+    It leaves out folders, hidden files, weights, and files named in ``but``.
 
     Raises:
         UserError: a file is a link that leads out of ``root``.
@@ -259,7 +280,7 @@ def copy_files(source: Path, target: Path, *, root: Path, but: tuple[str, ...] =
 
 
 def _fetched(source: str, code: str, options: dict) -> Path:
-    """The folder into which the files of an added language are fetched from the hub."""
+    """Download the files of an added language from the hub, and return their folder."""
     part = "/".join(filter(None, (options.get("subfolder"), f"languages/{code}")))
     where = {name: value for name, value in options.items() if name != "subfolder"}
     return Path(snapshot_download(source, allow_patterns=[f"{part}/*"], **where), part)

@@ -1,8 +1,13 @@
-"""The slots: a module of each language's own in every layer (X-MOD, Pfeiffer et al. 2022, section 3).
+"""The slots: the module of each language in every layer (X-MOD, Pfeiffer et al. 2022, section 3).
 
-To add an architecture, write a subclass of :class:`XmodSlot`, enter it in ``SLOTS`` at the foot of this file, and add its
-name to ``SLOT_ARCHITECTURES`` in :mod:`xmod_lab.choices`, where commands look a name up before torch is imported.
-``model.slot=NAME`` then pre-trains with it, and packs, proofs, initialisers and ONNX files work as for every other one.
+To add an architecture:
+  1. Write a subclass of :class:`XmodSlot`.
+  2. Enter it in ``SLOTS`` at the end of this file.
+  3. Add its name to ``SLOT_ARCHITECTURES`` in :mod:`xmod_lab.choices`. Commands check names there
+     before torch is imported.
+
+``model.slot=NAME`` then pre-trains with it. Packs, proofs, initialisers and ONNX files work as for
+the other architectures.
 """
 
 from collections.abc import Callable, Iterable
@@ -26,10 +31,10 @@ Linear = Callable[[str, Tensor], Tensor]  # name of a matrix, (..., I) -> (..., 
 
 
 class XmodSlot(nn.Module):
-    """The slot of one language in one layer: (..., D) -> (..., D), what is added to the residual.
+    """The slot of one language in one layer: (..., D) -> (..., D), which is added to the residual.
 
-    A subclass makes its matrices as ``nn.Linear`` children (with or without biases), which hold all of its parameters; it
-    names the last one as ``output``; and it writes its arithmetic in :meth:`compute`.
+    A subclass makes its matrices as ``nn.Linear`` children, with or without biases. They hold all
+    of its parameters. ``output`` names the last one. :meth:`compute` has the arithmetic.
     """
 
     output: ClassVar[str]  # the matrix that is zero at the start with slot_init=zero_output
@@ -37,8 +42,9 @@ class XmodSlot(nn.Module):
     def compute(self, x: Tensor, linear: Linear) -> Tensor:
         """(..., D) -> (..., D). ``linear("name", x)`` is the product with the matrix ``self.name``.
 
-        It is called with the rows of one slot (plain), of all slots in turn (grouped: the activations are those of the
-        first slot), or of one slot for each row (gathered), so it must not use the weights themselves.
+        ``x`` has the rows of one slot (plain), of all slots one after the other (grouped: the
+        activations are those of the first slot), or a slot for each row (gathered). So this method
+        must not use the weights themselves.
         """
         raise NotImplementedError
 
@@ -47,7 +53,7 @@ class XmodSlot(nn.Module):
 
 
 def bottleneck_size(config: XmodConfig) -> int:
-    """F: ``hidden_size / adapter_reduction_factor``. A whole factor rounds down, as in transformers."""
+    """F: ``hidden_size / adapter_reduction_factor``. An int rounds down, as in transformers."""
     factor = config.adapter_reduction_factor
     if isinstance(factor, int):
         return config.hidden_size // factor
@@ -84,7 +90,10 @@ class LoraSlot(XmodSlot):
 
 
 class GatedSlot(BottleneckSlot):
-    """A gated linear unit in place of the activation (GLU variants, Shazeer 2020): half as large again as a bottleneck."""
+    """A gated linear unit in place of the activation (GLU variants, Shazeer 2020).
+
+    It has half as many parameters again as a bottleneck.
+    """
 
     def __init__(self, config: XmodConfig):
         super().__init__(config)
@@ -95,7 +104,7 @@ class GatedSlot(BottleneckSlot):
 
 
 def slot_class(config: XmodConfig) -> type[XmodSlot]:
-    """The class of ``config.slot_architecture``. Raises UserError for a name that is not in SLOTS."""
+    """The class of ``config.slot_architecture``. Raises UserError if it is not in SLOTS."""
     name = config.slot_architecture
     if name not in SLOTS:
         raise UserError(
@@ -108,7 +117,8 @@ def new_slot(config: XmodConfig) -> XmodSlot:
     """A slot of the architecture ``config.slot_architecture``, with torch's random weights.
 
     Raises:
-        UserError: there is no such architecture. TypeError: it has parameters that are not in ``nn.Linear`` children.
+        UserError: the architecture is unknown.
+        TypeError: it has parameters that are not in ``nn.Linear`` children.
     """
     slot = slot_class(config)(config)
     held = {f"{n}.{p}" for n, part in _matrices(slot).items() for p, _ in part.named_parameters()}
@@ -123,26 +133,28 @@ def new_slot(config: XmodConfig) -> XmodSlot:
 
 
 def slot_parameters(flags: dict[str, object]) -> int:
-    """Parameters of one slot of one layer; ``flags``: arguments of ``XmodConfig``."""
+    """Number of parameters of one slot of one layer; ``flags``: arguments of ``XmodConfig``."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in new_slot(XmodConfig(**flags)).parameters())
 
 
 def _matrices(slot: XmodSlot) -> dict[str, nn.Module]:
-    """Its ``nn.Linear`` children, by name; also when a library has wrapped them."""
+    """The ``nn.Linear`` children of a slot by name, also if a library has wrapped them."""
     return {name: part for name, part in slot.named_children() if hasattr(part, "weight")}
 
 
 class XmodSlots(nn.ModuleDict):
-    """All slots of a layer, by language code, and the three ways through them. All three give the same result.
+    """All slots of a layer, by language code, and three ways through them with the same result.
 
     plain     one call for each slot present, on its own rows
-    grouped   one operator for all slots present, for the compiled encoder (:mod:`xmod_lab.model.fast.grouped`)
-    gathered  each row picks its weights by number, so that the language stays an input of an exported graph
+    grouped   one operator for all slots present, for the compiled encoder
+              (:mod:`xmod_lab.model.fast.grouped`)
+    gathered  each row selects its weights by number, so the language is an input of an exported
+              graph
     """
 
     def __init__(self, config: XmodConfig, number: int):
-        """``number``: of the layer."""
+        """``number``: the number of the layer."""
         super().__init__({code: new_slot(config) for code in config.languages})
         self.number = number
 
@@ -198,11 +210,11 @@ class XmodSlots(nn.ModuleDict):
 
     @property
     def _first(self) -> XmodSlot:
-        """Whose :meth:`XmodSlot.compute` serves all slots: they differ in their matrices only."""
+        """The slot that computes for all slots: they differ only in their matrices."""
         return next(iter(self.values()))
 
     def stacked(self, numbers: Iterable[int]) -> Stacked:
-        """The matrices of these slots, stacked. Gradients reach each slot's own parameters."""
+        """The stacked matrices of these slots. Gradients reach each slot's own parameters."""
         slots = list(self.values())
         stacked = {}
         for name in _matrices(self._first):
@@ -214,10 +226,13 @@ class XmodSlots(nn.ModuleDict):
 
 
 def donors_of(init: str, config: XmodConfig) -> list[str]:
-    """The slots that ``init`` reads: none for ``random`` and ``zero_output``, all of them for ``nearest``.
+    """The slots that ``init`` reads.
+
+    No slots for ``random`` and ``zero_output``; all pre-trained slots if ``init`` names no codes.
 
     Raises:
-        UserError: ``init`` is not one of SLOT_INITS. UnknownLanguageError: the model has no such donor.
+        UserError: ``init`` is not one of SLOT_INITS.
+        UnknownLanguageError: the model does not have a donor.
     """
     method, codes = read_slot_init(init)
     if method in ("random", "zero_output"):
@@ -238,8 +253,9 @@ def allocate_slot(layers: nn.ModuleList, code: str, config: XmodConfig) -> None:
 def fill_slot(layers: nn.ModuleList, code: str, init: str, config: XmodConfig, seed: int) -> None:
     """Initialise the slot ``code`` of every layer as ``init`` says. Donors are read, never written.
 
-    ``zero_output`` is ``random`` with an output matrix of zeros: the slot adds nothing until it is trained. Random values
-    depend on ``seed`` and on the parameter's name only, so the order in which languages are added does not matter.
+    ``zero_output`` is ``random`` with an output matrix of zeros: the slot adds nothing until it is
+    trained. Random values depend only on ``seed`` and the parameter's name, so the order in which
+    languages are added does not matter.
     """
     donors = donors_of(init, config)
     with torch.no_grad():

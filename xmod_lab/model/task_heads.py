@@ -1,4 +1,7 @@
-"""Heads for labelled tasks: sequences, choices, tokens, spans. Arguments and losses as in the reference documentation."""
+"""Heads for labelled tasks: sequences, choices, tokens, spans.
+
+Arguments and losses are those of the reference documentation.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +46,11 @@ class XmodClassificationHead(nn.Module):
 
 
 class XmodForSequenceClassification(XmodPreTrainedModel):
-    """Classification of sequences: one label, several labels, or a number. Raises UserError for a causal configuration."""
+    """Classification of sequences: one label, several labels, or a number.
+
+    Raises:
+        UserError: the configuration is causal.
+    """
 
     causal = False  # the first token is read, which has to see the others
     accepts_loss_kwargs = True  # of transformers' Trainer: num_items_in_batch
@@ -69,11 +76,19 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
         num_items_in_batch: int | Tensor | None = None,
         slot: str | None = None,
     ) -> SequenceClassifierOutput:
-        """``logits`` (B, K), and ``loss`` by ``config.problem_type``: cross-entropy of ``labels`` (B,) int64
-        (single_label_classification), binary cross-entropy of (B, K) float (multi_label_classification), or mean squared
-        error of (B,) or (B, K) float (regression). Where it is not set, one label means regression, integers mean a
-        single label, floats several. ``num_items_in_batch``: the number of labels in all batches of an optimiser step,
-        which the sum over those of this batch is divided by; transformers' Trainer gives it."""
+        """Classify sequences. The other arguments are those of :meth:`XmodModel.forward`.
+
+        Args:
+            labels: their form depends on ``config.problem_type``. single_label_classification: (B,)
+                int64, with cross-entropy. multi_label_classification: (B, K) float, with binary
+                cross-entropy. regression: (B,) or (B, K) float, with mean squared error. If the
+                type is not set, a model with one label means regression. Else integers mean a
+                single label, and floats mean several labels.
+            num_items_in_batch: the number of labels in all batches of an optimiser step. The sum of
+                the losses in this batch is divided by it. transformers' Trainer gives it.
+        Returns:
+            ``logits`` (B, K), and ``loss`` with labels.
+        """
         out = self.roberta.encode(
             input_ids,
             lang_ids,
@@ -98,9 +113,8 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
                 else "single_label_classification"
             )
             kind = "regression" if self.config.num_labels == 1 else kind
-            self.config.problem_type = (
-                kind  # as in transformers: the first batch decides, and it is saved
-            )
+            # as in transformers: the first batch decides, and the type is saved
+            self.config.problem_type = kind
         if kind == "single_label_classification":
             return labelled_cross_entropy(logits, labels.view(-1), items)
         losses = {
@@ -124,7 +138,11 @@ class XmodForSequenceClassification(XmodPreTrainedModel):
 
 
 class XmodForMultipleChoice(XmodPreTrainedModel):
-    """One of several sequences that go together. Raises UserError for a causal configuration."""
+    """The choice of one sequence among several.
+
+    Raises:
+        UserError: the configuration is causal.
+    """
 
     causal = False  # the first token is read, which has to see the others
     accepts_loss_kwargs = True  # of transformers' Trainer: num_items_in_batch
@@ -151,11 +169,13 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
         num_items_in_batch: int | Tensor | None = None,
         slot: str | None = None,
     ) -> MultipleChoiceModelOutput:
-        """Tensors (B, C, S) -> ``logits`` (B, C); ``labels`` (B,) int64: the right choice.
+        """Tensors (B, C, S) -> ``logits`` (B, C), and ``loss`` with labels.
 
-        ``lang_ids``: (B,), one language for all choices of a question; (B, C) or (B, C, 1); or (B, C, S); or codes of the B
-        questions.
-        ``num_items_in_batch``: as in :meth:`XmodForSequenceClassification.forward`.
+        Args:
+            lang_ids: (B,), one language for all choices of a question; (B, C) or (B, C, 1), one for
+                each choice; (B, C, S), one for each token; or codes of the B questions.
+            labels: (B,) int64, the right choice.
+            num_items_in_batch: as in :meth:`XmodForSequenceClassification.forward`.
         """
         rows, choices, _ = shape_of(input_ids, inputs_embeds, ("rows", "choices", "sequence"))
 
@@ -175,9 +195,8 @@ class XmodForMultipleChoice(XmodPreTrainedModel):
                 lang_ids[:, None].expand(rows, choices) if lang_ids.dim() == 1 else lang_ids
             )
             lang_ids = per_choice.flatten(0, 1)
-            if (
-                lang_ids.dim() == 2 and lang_ids.shape[1] == 1
-            ):  # one a choice, as transformers' collator writes it
+            # one for each choice, as transformers' collator writes it
+            if lang_ids.dim() == 2 and lang_ids.shape[1] == 1:
                 lang_ids = lang_ids[:, 0]
         out = self.roberta.encode(
             flat(input_ids),
@@ -224,8 +243,14 @@ class XmodForTokenClassification(XmodPreTrainedModel):
         num_items_in_batch: int | Tensor | None = None,
         slot: str | None = None,
     ) -> TokenClassifierOutput:
-        """``logits`` (B, S, K); ``labels`` (B, S) int64, -100 where there is none; ``num_items_in_batch``: as in
-        :meth:`XmodForSequenceClassification.forward`."""
+        """Label tokens. The other arguments are those of :meth:`XmodModel.forward`.
+
+        Args:
+            labels: (B, S) int64, -100 at positions without a label.
+            num_items_in_batch: as in :meth:`XmodForSequenceClassification.forward`.
+        Returns:
+            ``logits`` (B, S, K), and ``loss`` with labels.
+        """
         out = self.roberta.encode(
             input_ids,
             lang_ids,
@@ -271,8 +296,14 @@ class XmodForQuestionAnswering(XmodPreTrainedModel):
         output_attentions: bool | None = None,
         slot: str | None = None,
     ) -> QuestionAnsweringModelOutput:
-        """``start_logits`` and ``end_logits`` (B, S); positions (B,) int64, those behind the sequence are ignored, and those
-        before it are its first, as in transformers."""
+        """Find answers. The other arguments are those of :meth:`XmodModel.forward`.
+
+        Args:
+            start_positions, end_positions: (B,) int64. As in transformers, positions after the
+                sequence are ignored, and negative ones count as 0.
+        Returns:
+            ``start_logits`` and ``end_logits`` (B, S), and ``loss`` with both positions.
+        """
         out = self.roberta.encode(
             input_ids,
             lang_ids,
@@ -283,7 +314,7 @@ class XmodForQuestionAnswering(XmodPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             slot=slot,
-            skip_padding=False,  # the softmax is over all positions, padding too, as in transformers
+            skip_padding=False,  # as in transformers, the softmax is over padding too
         )
         start, end = self.qa_outputs(out.states).unbind(-1)  # (B, S) each
         loss = None

@@ -1,4 +1,4 @@
-"""What makes a step fast, and nothing else: each part has a plain equivalent that gives the same numbers.
+"""Code that only makes a step faster. Each part has a plain equivalent with the same results.
 
 Each file names its equivalent, and the test that compares the two.
 """

@@ -1,7 +1,9 @@
-"""All slots of a batch in one operator, for the compiled encoder: one graph serves every composition of a batch.
+"""All slots of a batch in one operator, so that one graph serves every mixture of languages.
 
-Plain equivalent: one call per slot, on its own rows (``XmodSlots.forward`` with a ``Route``). Compared in
-``tests/test_compile.py`` and, for every architecture, in ``tests/test_slots.py``.
+The compiled encoder uses it.
+
+Plain equivalent: one call per slot, on its own rows (``XmodSlots.forward`` with a ``Route``).
+Compared in ``tests/test_compile.py`` and, for every architecture, in ``tests/test_slots.py``.
 """
 
 from dataclasses import dataclass
@@ -16,11 +18,11 @@ Stacked = dict[str, tuple[Tensor, Tensor | None]]  # matrix -> (G, O, I) weights
 
 @dataclass(frozen=True)
 class GroupedRoute:
-    """A route as tensors alone.
+    """A route as tensors only.
 
     Args:
         ends: (G,) int64 on the CPU: where the tokens of each slot end.
-        order, inverse: (N,) into language order and back, where the tokens of one row differ.
+        order, inverse: (N,) into language order and back, if the tokens of one row differ.
         layers: the weights of the slots present, layer by layer.
     """
 
@@ -32,10 +34,15 @@ class GroupedRoute:
 
 @torch.library.custom_op("xmod_lab::grouped_linear", mutates_args=())
 def grouped_linear(x: Tensor, weight: Tensor, bias: Tensor, ends: Tensor) -> Tensor:
-    """Rows ``ends[g-1]:ends[g]`` of ``x`` (N, I) through ``weight[g]`` (O, I) and ``bias[g]`` (O,) -> (N, O).
+    """Rows ``ends[g-1]:ends[g]`` of ``x`` through ``weight[g]`` and ``bias[g]``, (N, I) -> (N, O).
 
-    It is our own operator because ``torch.nn.functional.grouped_mm`` compiles for bfloat16 only (torch 2.13). ``ends``
-    (G,) is on the CPU, where it is read without waiting for a device.
+    This is our own operator because ``torch.nn.functional.grouped_mm`` compiles for bfloat16 only
+    (torch 2.13).
+
+    Args:
+        weight: (G, O, I).
+        bias: (G, O).
+        ends: (G,) on the CPU, so reading it does not wait for a device.
     """
     out = x.new_empty(len(x), weight.shape[1])
     for group, span in enumerate(_spans(ends)):

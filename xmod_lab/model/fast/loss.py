@@ -1,6 +1,9 @@
-"""Cross-entropy over a large vocabulary, one chunk of logits at a time, with the gradients computed on the way.
+"""Cross-entropy over a large vocabulary, one chunk of logits at a time.
 
-Plain equivalent: ``torch.nn.functional.cross_entropy`` of all logits. Compared in ``tests/test_loss.py``.
+The gradients are computed in the forward pass.
+
+Plain equivalent: ``torch.nn.functional.cross_entropy`` of all logits. Compared in
+``tests/test_loss.py``.
 """
 
 import math
@@ -13,15 +16,17 @@ from xmod_lab.model.fast.precision import in_float32, product_type
 
 # M labelled positions, D model, V vocabulary
 
-_HELD = 2**27, 1_024  # logits, and rows of them, that are in memory at a time
+_HELD = 2**27, 1_024  # logits, and rows of logits, that are in memory at a time
 _CACHED = 2**20  # float32 logits that a CPU's caches hold from one pass over them to the next
-_PIECES = 8_192  # rows of the output matrix whose gradient is made, and brought to the matrix's type, at a time
+# rows of the output matrix in one part of its gradient, which is computed and cast as a whole
+_PIECES = 8_192
 
 
 def _logits(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T, in memory where each row begins at a multiple of 64 elements: products over 250,002 subwords are a sixth faster.
+    """x W^T, in memory where each row begins at a multiple of 64 elements.
 
-    The elements behind a row are zero. On CPUs with AMX the bfloat16 product of these logits reads them, and a nan would spread.
+    This makes products over 250,002 subwords a sixth faster. The elements after a row are zero. On
+    CPUs with AMX the bfloat16 product of these logits reads them, and a nan would spread.
     """
     pieces = len(weight)
     room = x.new_empty(len(x), -(-pieces // 64) * 64)
@@ -32,8 +37,8 @@ def _logits(x: Tensor, weight: Tensor) -> Tensor:
 def _negative_logs(scores: Tensor, probs: Tensor, answer: Tensor) -> Tensor:
     """-log of the probability of each ``answer`` (M, 1), in float32.
 
-    It is computed from the largest score, which has a probability of at least 1 / V. So it is right for probabilities that are nearly one
-    or too small for float32.
+    It is computed from the largest score, which has a probability of at least 1 / V. So it is right
+    for probabilities that are nearly one, or too small for float32.
     """
     return (
         scores.amax(1, keepdim=True) - scores.gather(1, answer) - probs.amax(1, keepdim=True).log()
@@ -43,15 +48,16 @@ def _negative_logs(scores: Tensor, probs: Tensor, answer: Tensor) -> Tensor:
 class _ChunkedCrossEntropy(torch.autograd.Function):
     """Sum over M of -log softmax(x W^T + b)[label], divided by ``divisor``.
 
-    The forward pass, for one chunk of rows after the other:
+    The forward pass takes one chunk of rows after the other:
       1. logits = x W^T, in ``dtype``.
-      2. Softmax in float32 (of a float64 model in float64), one block of rows at a time; add up the loss.
+      2. Softmax in float32 (for a float64 model in float64), one block of rows at a time; add up
+         the loss.
       3. The gradient overwrites the block of logits in place.
-      4. From it, the gradients of x, of the bias, and of the output matrix. The last is the largest tensor of the step: it is
-         written once, already divided by ``divisor``.
+      4. From it, compute the gradients of x, of the bias, and of the output matrix. The last is the
+         largest tensor of the step. It is written once, already divided by ``divisor``.
 
-    Under float16 autocast the division would underflow. There the gradients are scaled up, and are divided in the backward
-    pass, after the loss scaler has been applied.
+    Under float16 autocast the division would underflow. There the gradients are scaled up. The
+    backward pass divides them, after the loss scaler has been applied.
     """
 
     @staticmethod
@@ -69,10 +75,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         enlarged = dtype == torch.float16 and weight.dtype != dtype and len(labels) > 0
         share, ctx.rest = 1 / divisor, 1.0
         if enlarged:
-            sums = (
-                x.abs().amax() * min(chunk, len(labels)),
-                weight.abs().amax() * 2,
-            )  # that gradients are, at most
+            # upper bounds of the sums that make up the gradients
+            sums = (x.abs().amax() * min(chunk, len(labels)), weight.abs().amax() * 2)
             room = 2.0**14 / torch.maximum(*sums).float().clamp(min=1.0)
             share, ctx.rest = 1.0, 1 / (divisor * room)
         x_low, weight_low = x.to(dtype), weight.to(dtype)
@@ -95,7 +99,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 block.copy_(grad.mul_(room) if enlarged else grad)
                 if needs_bias:
                     grad_bias += grad.sum(0)
-            if needs_x:  # one sum over all pieces: what their vectors share cancels in it before it is rounded
+            # one sum over all tokens: the common part of their vectors cancels before rounding
+            if needs_x:
                 torch.addmm(
                     part, logits, weight_low, beta=0, alpha=share, out=grad_x[start : start + chunk]
                 )
@@ -118,15 +123,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, scale: Tensor):
-        if ctx.gradients is None or torch.is_grad_enabled():  # that is, with create_graph=True
+        if ctx.gradients is None or torch.is_grad_enabled():  # enabled by create_graph=True
             raise RuntimeError(
                 "compute the loss again, or with full_logits=True: the chunked cross-entropy can "
                 "be differentiated only once"
             )
-        gradients, ctx.gradients = (
-            ctx.gradients,
-            None,
-        )  # with no reference left, autograd adds to them in place
+        # without another reference, autograd adds to them in place
+        gradients, ctx.gradients = ctx.gradients, None
         scale = scale * ctx.rest
         one = scale.device.type == "cpu" and scale.item() == 1.0
         return (
@@ -143,14 +146,18 @@ def chunked_cross_entropy(
 ) -> Tensor:
     """Sum of the cross-entropies at all positions, divided by ``divisor``; scalar, nats.
 
-    Peak memory is one chunk of logits, (chunk, V), and not three tensors of (M, V). Chunks have nearly the same size, at most
-    1,024 rows and 2^27 logits. Under autocast the products run in the autocast type, and the softmax in float32. The result can be
-    differentiated once.
+    Peak memory is one chunk of logits, (chunk, V), and not three tensors of (M, V). Chunks have
+    nearly the same size, at most 1,024 rows and 2^27 logits. Under autocast the products run in the
+    autocast type, and the softmax in float32. The result can be differentiated once.
 
     Args:
-        x: (M, D) states; weight: (V, D) output matrix; bias: (V,); labels: (M,) int64 in [0, V).
+        x: (M, D) states.
+        weight: (V, D) output matrix.
+        bias: (V,).
+        labels: (M,) int64 in [0, V).
     Raises:
-        UserError: other labels. (A GPU stops with an assertion of its own instead.)
+        UserError: a label is out of range. (On a GPU, a device assertion stops the process
+            instead.)
     """
     if (
         labels.device.type == "cpu"

@@ -1,4 +1,6 @@
-"""The types that matrix products and losses run in: one cast for several products, in place of autocast's cast for each.
+"""The types of matrix products and losses.
+
+One cast serves several products. autocast would cast for each product.
 
 Plain equivalent: autocast's own casts. Compared in ``tests/test_classes.py`` (half precision).
 """
@@ -8,7 +10,10 @@ from torch import Tensor
 
 
 def product_type(x: Tensor) -> torch.dtype:
-    """The type of products of ``x``: autocast's where autocast is on and ``x`` is not float64, else that of ``x``."""
+    """The type of products of ``x``.
+
+    It is the type of autocast if autocast is on and ``x`` is not float64, else the type of ``x``.
+    """
     kind = x.device.type
     if (
         x.dtype == torch.float64

@@ -1,17 +1,18 @@
-"""One gradient for an embedding table and the output matrix that is tied to it, in place of two that are added.
+"""One gradient for an embedding table and the output matrix that is tied to it.
 
-Plain equivalent: ``table(ids)``, and autograd's own sum of both gradients. Compared in ``tests/test_loss.py``.
+Plain equivalent: ``table(ids)``, where autograd adds two gradients. Compared in
+``tests/test_loss.py``.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-Matrices = dict[nn.Embedding, Tensor]  # tables as their output matrices, behind the lookup
+Matrices = dict[nn.Embedding, Tensor]  # table -> its output matrix, after the lookup
 
 
 def look_up(table: nn.Embedding, ids: Tensor, matrices: Matrices) -> Tensor:
-    """``table(ids)``. ``matrices[table]`` is then the output matrix that the loss has to use."""
+    """``table(ids)``. Sets ``matrices[table]`` to the output matrix that the loss must use."""
     padding = -1 if table.padding_idx is None else table.padding_idx
     rows, matrices[table] = _TiedLookup.apply(ids, matrices.get(table, table.weight), padding)
     return rows
@@ -20,9 +21,10 @@ def look_up(table: nn.Embedding, ids: Tensor, matrices: Matrices) -> Tensor:
 class _TiedLookup(torch.autograd.Function):
     """Rows ``ids`` of ``table``, and the table itself for the output matrix that is tied to it.
 
-    A step looks up a few thousand rows, but the gradient of a lookup is a whole table, zero elsewhere. With 250,002 subwords,
-    clearing it and adding it to the gradient of the output matrix moves 3 GB. Here the gradient of the matrix passes through the
-    lookup, which adds its rows in place. Nothing else holds that gradient: the loss keeps no reference.
+    A step looks up a few thousand rows, but the gradient of a lookup is a whole table, zero
+    elsewhere. With 250,002 subwords, clearing it and adding it to the gradient of the output matrix
+    moves 3 GB. Here the gradient of the matrix passes through the lookup, which adds its rows in
+    place. Nothing else holds that gradient: the loss keeps no reference.
     """
 
     @staticmethod
@@ -53,8 +55,8 @@ class _TiedLookup(torch.autograd.Function):
 def passes_gradients(table: nn.Embedding) -> bool:
     """Whether :func:`look_up` may replace a call of ``table``.
 
-    It may on a CPU (on a GPU the addition in place would not be deterministic), where there is a gradient, and where nothing
-    has wrapped or hooked the call.
+    It may on a CPU, if the table has a gradient and nothing has wrapped or hooked the call. (On a
+    GPU the addition in place would not be deterministic.)
     """
     plain = as_made(table, nn.Embedding) and not (
         table.max_norm or table.sparse or table.scale_grad_by_freq
@@ -66,7 +68,10 @@ def passes_gradients(table: nn.Embedding) -> bool:
 
 
 def as_made(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether arithmetic on the weights of ``module`` may replace a call of it: it is torch's own ``kind``, without wrapper or hook."""
+    """Whether arithmetic on the weights of ``module`` may replace a call of it.
+
+    It may if the module is torch's own ``kind``, without a wrapper or hook.
+    """
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,

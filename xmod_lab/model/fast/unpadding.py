@@ -1,4 +1,6 @@
-"""States of some positions only: padding is not computed, and the last layer computes predicted positions alone.
+"""States of some positions only.
+
+Padding is not computed, and the last layer computes only predicted positions.
 
 Plain equivalent: all positions (no ``TokenSelection``). Compared in ``tests/test_model.py``.
 """
@@ -12,10 +14,8 @@ from xmod_lab.model.routing import IGNORE, Route, check_labels
 
 # B batch rows, S sequence, D model, N selected positions
 
-_FEW = {
-    "real": 0.9,
-    "predicted": 0.5,
-}  # shares of all positions from which on selecting costs more than it saves
+# shares of all positions above which selecting costs more than it saves
+_FEW = {"real": 0.9, "predicted": 0.5}
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class TokenSelection:
 
     Args:
         flat: (N,) their indices into (B * S).
-        counts: how many of them each row has.
+        counts: the number of them in each row.
         shape: (B, S).
     """
 
@@ -41,7 +41,10 @@ class TokenSelection:
 
     @classmethod
     def labelled(cls, labels: Tensor, route: Route, shape: torch.Size) -> "TokenSelection":
-        """The positions that ``labels`` (B, S) predict, in the caller's order. Raises UserError unless they have ``shape``."""
+        """The positions that ``labels`` (B, S), in the caller's order, predict.
+
+        Raises UserError unless ``labels`` have ``shape``.
+        """
         check_labels(labels, shape)
         return cls.where(route.enter(labels) != IGNORE)
 
@@ -70,7 +73,9 @@ class TokenSelection:
 
 
 def real_tokens(mask: Tensor | None, read: Tensor | None) -> TokenSelection | None:
-    """The tokens that are not padding, with the first of each row and those in ``read``; ``None`` where they are many.
+    """The tokens that are not padding, the first of each row, and those in ``read``.
+
+    ``None`` if they are many: then all positions are computed.
 
     Args:
         mask, read: (B, S), in the order of the route.
@@ -83,6 +88,9 @@ def real_tokens(mask: Tensor | None, read: Tensor | None) -> TokenSelection | No
 
 
 def predicted_tokens(labels: Tensor, route: Route, shape: torch.Size) -> TokenSelection | None:
-    """The labelled positions; ``None`` where they are many, or none. Raises UserError for labels of another shape."""
+    """The labelled positions; ``None`` if they are many, or if there are no labels.
+
+    Raises UserError for labels of another shape.
+    """
     labelled = TokenSelection.labelled(labels, route, shape)
     return labelled if 0 < labelled.share <= _FEW["predicted"] else None
