@@ -14,6 +14,7 @@ from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import IGNORE, language_model
 from xmod_lab.scoring.held_out import Scorer
+from xmod_lab.scoring.languages import ScoredLanguage, readers
 from xmod_lab.scoring.likelihood import pseudo_likelihood
 from xmod_lab.scoring.naive_bayes import ngram_costs
 from xmod_lab.scoring.passages import Passages
@@ -38,7 +39,6 @@ from xmod_lab.scoring.retrieval import (
     top1_and_mrr,
 )
 from xmod_lab.scoring.samples import filled
-from xmod_lab.scoring.subjects import Subject, readers
 from xmod_lab.scoring.tables import retrieval_tables
 from xmod_lab.scoring.wrong_slots import slot_figures, slot_matrix
 from xmod_lab.stages.evaluating import evaluate
@@ -73,7 +73,7 @@ def corpora(tmp_path_factory, tokenizer_folder):
     return tokenizer, found
 
 
-def model_and_subjects(corpora, goal: Objective, attention: str = "document"):
+def model_and_languages(corpora, goal: Objective, attention: str = "document"):
     """A model with random weights, and what of it is scored."""
     tokenizer, found = corpora
     torch.manual_seed(4)
@@ -83,11 +83,13 @@ def model_and_subjects(corpora, goal: Objective, attention: str = "document"):
         "max_position_embeddings": 130,
     }
     model = language_model(tiny_config(**settings)).eval()
-    subjects = [
-        Subject(code, code, tokenizer, Scorer(corpus, tokenizer, goal, attention=attention), source)
+    languages = [
+        ScoredLanguage(
+            code, code, tokenizer, Scorer(corpus, tokenizer, goal, attention=attention), source
+        )
         for code, (corpus, source) in found.items()
     ]
-    return model, subjects
+    return model, languages
 
 
 def nats_of(model, ids: np.ndarray, labels: np.ndarray, code: str, layout) -> float:
@@ -111,25 +113,25 @@ def layout_mask(labels: np.ndarray, ids: np.ndarray, model) -> np.ndarray:
 
 @pytest.mark.parametrize("attention", ["document", "row"])
 def test_pseudo_likelihood_is_that_of_a_loop_which_hides_one_piece_at_a_time(corpora, attention):
-    model, subjects = model_and_subjects(corpora, objective("mlm"), attention)
-    for subject in subjects[1:]:
+    model, languages = model_and_languages(corpora, objective("mlm"), attention)
+    for language in languages[1:]:
         nats = pieces = 0
-        for row in subject.scorer.rows:
-            for place in np.flatnonzero(~np.isin(row, subject.tokenizer.all_special_ids)):
+        for row in language.scorer.rows:
+            for place in np.flatnonzero(~np.isin(row, language.tokenizer.all_special_ids)):
                 labels = np.full_like(row, IGNORE)
                 labels[place] = row[place]
-                nats += nats_of(model, row, labels, subject.code, subject.scorer.layout)
+                nats += nats_of(model, row, labels, language.code, language.scorer.layout)
                 pieces += 1
-        found, counts = pseudo_likelihood(model, subject.scorer, subject.tokenizer)
-        text = subject.scorer.corpus.manifest["statistics"]["validation"]
+        found, counts = pseudo_likelihood(model, language.scorer, language.tokenizer)
+        text = language.scorer.corpus.manifest["statistics"]["validation"]
         assert counts.sum() == pieces == text["tokens"] - text["unknown"]
         assert found.sum() == pytest.approx(nats, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["mlm", "clm"])
 def test_nats_of_rows_are_those_of_plain_torch_and_sum_to_the_loss(corpora, name):
-    model, (subject, *_) = model_and_subjects(corpora, objective(name))
-    scorer = subject.scorer
+    model, (language, *_) = model_and_languages(corpora, objective(name))
+    scorer = language.scorer
     by_hand = [
         nats_of(model, row, labels, "en_XX", scorer.layout)
         for row, (_, labels) in zip(scorer.rows, scorer.masked, strict=True)
@@ -165,24 +167,24 @@ def test_text_through_another_slot_keeps_its_vocabulary_and_nothing_is_altered()
 
 def test_the_matrix_is_the_loss_of_each_text_in_each_language(corpora):
     """With one vocabulary, text of i through slot j is text of i called j."""
-    model, subjects = model_and_subjects(corpora, objective("mlm"))
-    matrix, rows = slot_matrix(model, subjects)
-    figures = slot_figures(matrix, subjects, rows)
-    for subject in subjects:
-        scorer = subject.scorer
-        assert matrix[subject.code][subject.code] == scorer.loss(model)
+    model, languages = model_and_languages(corpora, objective("mlm"))
+    matrix, rows = slot_matrix(model, languages)
+    figures = slot_figures(matrix, languages, rows)
+    for language in languages:
+        scorer = language.scorer
+        assert matrix[language.code][language.code] == scorer.loss(model)
         losses = {}
         for slot in TEXTS:
             scorer.code = slot
             losses[slot] = scorer.loss(model)
-        scorer.code = subject.code
-        assert matrix[subject.code] == losses
-        wrong = [loss for slot, loss in losses.items() if slot != subject.code]
-        assert figures[f"slots/wrong/loss/{subject.code}"] == pytest.approx(sum(wrong) / 2)
-        assert figures[f"slots/loss/{subject.code}/de_DE"] == losses["de_DE"]
-        best = min(wrong) - matrix[subject.code][subject.code]
-        assert figures[f"slots/against/best/{subject.code}"] == pytest.approx(-best)
-        means = rows[subject.code].sum(0) / len(scorer.targets)
+        scorer.code = language.code
+        assert matrix[language.code] == losses
+        wrong = [loss for slot, loss in losses.items() if slot != language.code]
+        assert figures[f"slots/wrong/loss/{language.code}"] == pytest.approx(sum(wrong) / 2)
+        assert figures[f"slots/loss/{language.code}/de_DE"] == losses["de_DE"]
+        best = min(wrong) - matrix[language.code][language.code]
+        assert figures[f"slots/against/best/{language.code}"] == pytest.approx(-best)
+        means = rows[language.code].sum(0) / len(scorer.targets)
         assert means == pytest.approx(list(losses.values()), rel=1e-6)
 
 
@@ -229,12 +231,12 @@ def test_recognition_by_slots_is_compared_with_ngrams_sentence_by_sentence():
 
 @pytest.mark.parametrize("name", ["mlm", "clm"])
 def test_a_sentence_costs_the_bits_of_its_pieces_and_eight_a_byte_that_has_none(corpora, name):
-    model, subjects = model_and_subjects(corpora, objective(name))
-    costs, sentences = sentence_costs(model, subjects)
-    tokenizer, layout = corpora[0], subjects[0].scorer.layout
+    model, languages = model_and_languages(corpora, objective(name))
+    costs, sentences = sentence_costs(model, languages)
+    tokenizer, layout = corpora[0], languages[0].scorer.layout
     for code, text in (
-        ("en_XX", subjects[0].sentences()[3]),
-        ("fr_XX", subjects[2].sentences()[1]),
+        ("en_XX", languages[0].sentences()[3]),
+        ("fr_XX", languages[2].sentences()[1]),
     ):
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         row = np.array([0, *ids, 2])
@@ -252,14 +254,14 @@ def test_a_sentence_costs_the_bits_of_its_pieces_and_eight_a_byte_that_has_none(
 
 
 def test_sentences_longer_than_the_positions_are_left_out_and_counted(corpora, caplog):
-    model, subjects = model_and_subjects(corpora, objective("mlm"))
-    longest = max(len(corpora[0](text)["input_ids"]) for s in subjects for text in s.sentences())
+    model, languages = model_and_languages(corpora, objective("mlm"))
+    longest = max(len(corpora[0](text)["input_ids"]) for s in languages for text in s.sentences())
     model.config.max_position_embeddings = (
         longest + 1
     )  # two positions less than the longest needs, one less than none
-    costs, sentences = sentence_costs(model, subjects)
+    costs, sentences = sentence_costs(model, languages)
     assert "longer than the model" in caplog.text
-    assert sum(map(len, costs.values())) < sum(len(s.sentences()) for s in subjects)
+    assert sum(map(len, costs.values())) < sum(len(s.sentences()) for s in languages)
 
 
 # -- retrieval
@@ -402,8 +404,8 @@ def test_sentences_longer_than_the_positions_are_cut_and_counted(corpora, caplog
 def test_columns_are_codes_in_any_spelling_and_those_with_text_come_first(corpora):
     tokenizer = corpora[0]
     model = tiny_model(languages=["en_XX", "zh_CN", "zh_TW", "el_GR"])
-    subject = Subject("zh_TW", "zh_TW", tokenizer, None, None)
-    found, skipped = readers(model, [subject], ["id2", "en", "zh", "zh-Hant", "el", "sw"], "base")
+    language = ScoredLanguage("zh_TW", "zh_TW", tokenizer, None, None)
+    found, skipped = readers(model, [language], ["id2", "en", "zh", "zh-Hant", "el", "sw"], "base")
     assert found == {"en": ("en_XX", "base"), "zh": ("zh_TW", tokenizer), "el": ("el_GR", "base")}
     assert skipped.keys() == {"id2", "zh-Hant", "sw"} and "another column" in skipped["zh-Hant"]
     assert "zh_CN or zh_TW" in readers(model, [], ["zh"], "base")[1]["zh"]
@@ -465,8 +467,8 @@ def test_faults_of_parallel_files_are_listed_before_any_is_read(tmp_path):
 @pytest.mark.parametrize("name", ["mlm", "clm"])
 def test_samples_hide_one_word_and_have_the_model_s_own_probabilities(corpora, name):
     tokenizer, found = corpora
-    model, subjects = model_and_subjects(corpora, objective(name))
-    scorers = {subject.code: subject.scorer for subject in subjects}
+    model, languages = model_and_languages(corpora, objective(name))
+    scorers = {language.code: language.scorer for language in languages}
     samples = filled(model, scorers, tokenizer, accelerator="cpu")
     assert samples == filled(model, scorers, tokenizer, accelerator="cpu") and list(
         samples
@@ -506,11 +508,11 @@ def test_samples_hide_one_word_and_have_the_model_s_own_probabilities(corpora, n
 
 
 def test_a_model_that_gives_no_numbers_is_refused(corpora):
-    model, subjects = model_and_subjects(corpora, objective("mlm"))
+    model, languages = model_and_languages(corpora, objective("mlm"))
     with torch.no_grad():
         model.lm_head.bias.fill_(float("nan"))
     with pytest.raises(UserError, match="the loss of some model is nan on the text of en_XX"):
-        evaluate(Opened("some model", [], model, corpora[0], subjects), [], pll=False)
+        evaluate(Opened("some model", [], model, corpora[0], languages), [], pll=False)
 
 
 def test_retrieval_says_how_far_it_is_from_chance(corpora, capsys, caplog):
@@ -600,8 +602,8 @@ def test_retrieval_is_compared_over_rows_at_the_layer_that_was_fixed(corpora):
 
 def test_naive_bayes_recognises_by_the_training_text_alone(corpora):
     _, found = corpora
-    subjects = [
-        Subject(
+    languages = [
+        ScoredLanguage(
             code,
             "shared" if code != "fr_XX" else code,
             None,
@@ -610,9 +612,9 @@ def test_naive_bayes_recognises_by_the_training_text_alone(corpora):
         )
         for code, (corpus, source) in found.items()
     ]
-    sentences = {subject.code: subject.sentences() for subject in subjects}
+    sentences = {language.code: language.sentences() for language in languages}
     costs = ngram_costs(
-        subjects, sentences, ["shared", "fr_XX"]
+        languages, sentences, ["shared", "fr_XX"]
     )  # Greek text under the name of French
     assert (
         costs["fr_XX"].shape == (6, 2)
@@ -620,10 +622,10 @@ def test_naive_bayes_recognises_by_the_training_text_alone(corpora):
         and (costs["en_XX"].argmin(1) == 0).all()
     )
     alone = ngram_costs(
-        [s for s in subjects if s.code != "de_DE"],
+        [s for s in languages if s.code != "de_DE"],
         {"en_XX": sentences["en_XX"]},
         ["shared", "fr_XX"],
     )
     assert (
-        costs["en_XX"][:, 0] <= ngram_costs(subjects, sentences, ["shared"])["en_XX"][:, 0]
+        costs["en_XX"][:, 0] <= ngram_costs(languages, sentences, ["shared"])["en_XX"][:, 0]
     ).all() and alone["en_XX"].shape == (6, 2)

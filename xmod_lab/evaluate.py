@@ -55,7 +55,7 @@ def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
     cfg = replace(cfg, base=opened.name)
     facts = {
         f"tokenizer/{one.code}": one.scorer.corpus.manifest["settings"]["tokenizer"]
-        for one in opened.subjects
+        for one in opened.languages
     }
     with open_run(cfg, run, outputs=_OUTPUTS, facts=facts) as result:
         if result is None:
@@ -65,11 +65,11 @@ def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
                 opened, parallels, pll=cfg.evaluate.pll, layer=cfg.evaluate.layer, control=control
             )
             samples = {}
-            for subject in opened.subjects:
+            for language in opened.languages:
                 samples |= filled(
                     opened.model,
-                    {subject.code: subject.scorer},
-                    subject.tokenizer,
+                    {language.code: language.scorer},
+                    language.tokenizer,
                     accelerator=cfg.trainer.accelerator,
                 )
         for name, text in found.csv_files().items():

@@ -10,7 +10,7 @@ import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.naive_bayes import MultinomialNB
 
-from xmod_lab.scoring.subjects import Subject
+from xmod_lab.scoring.languages import ScoredLanguage
 from xmod_lab.tasks.ngrams import ngrams
 
 LONGEST = 3  # characters of an n-gram
@@ -19,7 +19,7 @@ _CHARACTERS = 300_000
 
 
 def ngram_costs(
-    subjects: list[Subject],
+    languages: list[ScoredLanguage],
     sentences: dict[str, list[str]],
     slots: list[str],
     longest: int = LONGEST,
@@ -33,13 +33,15 @@ def ngram_costs(
         language of ``sentences`` -> (N, slots).
     """
     counter = CountVectorizer(analyzer=lambda text: ngrams(text, longest))
-    seen = counter.fit_transform(_first(subject.source.passages("train")) for subject in subjects)
-    model = MultinomialNB(fit_prior=False).fit(seen, np.arange(len(subjects)))
+    seen = counter.fit_transform(
+        _first(language.source.passages("train")) for language in languages
+    )
+    model = MultinomialNB(fit_prior=False).fit(seen, np.arange(len(languages)))
     costs = {}
     for code, texts in sentences.items():
         nats = -model.predict_joint_log_proba(counter.transform(texts))  # (N, languages)
-        own = [np.flatnonzero([subject.slot == slot for subject in subjects]) for slot in slots]
-        costs[code] = np.stack([nats[:, languages].min(1) for languages in own], axis=1)
+        own = [np.flatnonzero([language.slot == slot for language in languages]) for slot in slots]
+        costs[code] = np.stack([nats[:, places].min(1) for places in own], axis=1)
     return costs
 
 

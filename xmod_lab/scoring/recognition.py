@@ -14,8 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from xmod_lab.model import XmodLanguageModel
+from xmod_lab.scoring.languages import ScoredLanguage
 from xmod_lab.scoring.passages import Passages
-from xmod_lab.scoring.subjects import Subject
 from xmod_lab.tasks.metrics import Metric, by_column, mean_of_columns
 from xmod_lab.tasks.statistics import difference, mean_share, share_of
 
@@ -74,16 +74,16 @@ def against_ngrams(
 
 
 def sentence_costs(
-    model: XmodLanguageModel, subjects: list[Subject]
+    model: XmodLanguageModel, languages: list[ScoredLanguage]
 ) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
     """For each language (N, slots) bits that its sentences cost when the language of each slot reads them; of languages
     that share a slot, the one that needs fewer. And the N sentences."""
-    texts = {subject.code: subject.sentences() for subject in subjects}
+    texts = {language.code: language.sentences() for language in languages}
     longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
     everything = [text for part in texts.values() for text in part]
     bits: dict[str, np.ndarray] = {}
     fits = np.ones(len(everything), dtype=bool)
-    for reader in tqdm(subjects, "sentences read by", leave=False, disable=None):
+    for reader in tqdm(languages, "sentences read by", leave=False, disable=None):
         cost, fit = _bits(model, reader, everything, longest)
         bits[reader.slot] = np.minimum(bits[reader.slot], cost) if reader.slot in bits else cost
         fits &= fit
@@ -105,7 +105,7 @@ def sentence_costs(
 
 
 def _bits(
-    model: XmodLanguageModel, reader: Subject, texts: list[str], longest: int
+    model: XmodLanguageModel, reader: ScoredLanguage, texts: list[str], longest: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(N,) bits of ``texts`` in the vocabulary and slot of ``reader``, and whether each fits the positions."""
     read = Passages(reader.code, texts, reader.tokenizer, reader.scorer.objective, length=longest)

@@ -10,9 +10,9 @@ from xmod_lab.metrics import (
     told,
     with_error,
 )
+from xmod_lab.scoring.languages import ScoredLanguage
 from xmod_lab.scoring.recognition import Confusion
 from xmod_lab.scoring.retrieval import ARMS
-from xmod_lab.scoring.subjects import Subject
 from xmod_lab.scoring.wrong_slots import Matrix
 from xmod_lab.tables import NONE, Table
 from xmod_lab.tasks.statistics import AT_LEAST, LEVEL, holm, p_text
@@ -58,16 +58,16 @@ def _perplexity(figures: Figures, prefix: str, code: str) -> str:
     return number(value, digits_of(half and value * half))
 
 
-def slot_table(matrix: Matrix, subjects: list[Subject], figures: Figures) -> None:
+def slot_table(matrix: Matrix, languages: list[ScoredLanguage], figures: Figures) -> None:
     """For each text its own slot against the others, and the paired difference to the best of them."""
-    gaps = {s.code: f"slots/against/best/{s.code}" for s in subjects}
+    gaps = {s.code: f"slots/against/best/{s.code}" for s in languages}
     corrected = holm([figures.get(f"{gap}/p") for gap in gaps.values()])
     rows = []
-    for subject, p in zip(subjects, corrected, strict=True):
-        code, losses = subject.code, matrix[subject.code]
-        nearest = min((slot for slot in losses if slot != subject.slot), key=losses.get)
+    for language, p in zip(languages, corrected, strict=True):
+        code, losses = language.code, matrix[language.code]
+        nearest = min((slot for slot in losses if slot != language.slot), key=losses.get)
         names = (
-            f"slots/loss/{code}/{subject.slot}",
+            f"slots/loss/{code}/{language.slot}",
             f"slots/wrong/loss/{code}",
             f"slots/loss/{code}/{nearest}",
         )

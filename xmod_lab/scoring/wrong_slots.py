@@ -5,7 +5,7 @@ from tqdm import tqdm
 
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.held_out import named_with_interval
-from xmod_lab.scoring.subjects import Subject, slots_of
+from xmod_lab.scoring.languages import ScoredLanguage, slots_of
 from xmod_lab.tasks.metrics import Metric, share
 from xmod_lab.tasks.statistics import difference
 
@@ -13,7 +13,7 @@ Matrix = dict[str, dict[str, float]]  # language of the text -> slot -> nats per
 
 
 def slot_matrix(
-    model: XmodLanguageModel, subjects: list[Subject]
+    model: XmodLanguageModel, languages: list[ScoredLanguage]
 ) -> tuple[Matrix, dict[str, np.ndarray]]:
     """Every text through every slot, with the same pieces hidden.
 
@@ -21,24 +21,24 @@ def slot_matrix(
         The matrix, whose diagonal is the model's held-out loss; and for each language (R, slots) nats of its held-out rows
         that have something to predict.
     """
-    slots, matrix, rows = slots_of(subjects), {}, {}
+    slots, matrix, rows = slots_of(languages), {}, {}
     with tqdm(
-        total=len(subjects) * len(slots), desc="text through slots", leave=False, disable=None
+        total=len(languages) * len(slots), desc="text through slots", leave=False, disable=None
     ) as bar:
-        for subject in subjects:
-            nats, predicted = [], subject.scorer.predicted
+        for language in languages:
+            nats, predicted = [], language.scorer.predicted
             for slot in slots:
-                nats.append(subject.scorer.nats(model, slot))
+                nats.append(language.scorer.nats(model, slot))
                 bar.update()
-            matrix[subject.code] = {
+            matrix[language.code] = {
                 s: float(n.sum() / predicted.sum()) for s, n in zip(slots, nats, strict=True)
             }
-            rows[subject.code] = np.stack(nats, axis=1)[predicted > 0]
+            rows[language.code] = np.stack(nats, axis=1)[predicted > 0]
     return matrix, rows
 
 
 def slot_figures(
-    matrix: Matrix, subjects: list[Subject], rows: dict[str, np.ndarray]
+    matrix: Matrix, languages: list[ScoredLanguage], rows: dict[str, np.ndarray]
 ) -> dict[str, float]:
     """What each slot costs each text, with the ends of its interval over rows. ``rows``: as of :func:`slot_matrix`.
 
@@ -48,18 +48,18 @@ def slot_figures(
     text are compared in one vocabulary, on the same hidden pieces.
     """
     figures = {}
-    for subject in subjects:
-        code, slots = subject.code, list(matrix[subject.code])
-        predicted = subject.scorer.predicted[subject.scorer.predicted > 0]
+    for language in languages:
+        code, slots = language.code, list(matrix[language.code])
+        predicted = language.scorer.predicted[language.scorer.predicted > 0]
         nats = rows[code]
         for slot, of_slot in zip(slots, nats.T, strict=True):
             name = f"slots/loss/{code}/{slot}"
             figures |= named_with_interval(name, of_slot, predicted)
             figures[name] = matrix[code][slot]  # to the last bit
-        others = [i for i, slot in enumerate(slots) if slot != subject.slot]
+        others = [i for i, slot in enumerate(slots) if slot != language.slot]
         if not others:
             continue
-        own, wrong = nats[:, slots.index(subject.slot)], nats[:, others].mean(1)
+        own, wrong = nats[:, slots.index(language.slot)], nats[:, others].mean(1)
         best = nats[:, min(others, key=lambda i: matrix[code][slots[i]])]
         figures |= named_with_interval(f"slots/wrong/loss/{code}", wrong, predicted)
         for what, other in (("wrong", wrong), ("best", best)):

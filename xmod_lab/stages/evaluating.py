@@ -10,6 +10,7 @@ import numpy as np
 from xmod_lab.errors import UserError
 from xmod_lab.metrics import read_metrics
 from xmod_lab.scoring.held_out import named_with_interval
+from xmod_lab.scoring.languages import readers, slots_of
 from xmod_lab.scoring.likelihood import pseudo_likelihood
 from xmod_lab.scoring.naive_bayes import ngram_costs
 from xmod_lab.scoring.recognition import (
@@ -29,7 +30,6 @@ from xmod_lab.scoring.retrieval import (
     retrieve,
     state_names,
 )
-from xmod_lab.scoring.subjects import readers, slots_of
 from xmod_lab.scoring.tables import (
     before_table,
     language_table,
@@ -117,32 +117,32 @@ def evaluate(
             parallel.name: _control_readers(control, parallel, read[parallel.name])
             for parallel in parallels
         }
-    model, subjects = opened.model, opened.subjects
+    model, languages = opened.model, opened.languages
     codes, own, slots = (
-        [s.code for s in subjects],
-        {s.code: s.slot for s in subjects},
-        slots_of(subjects),
+        [s.code for s in languages],
+        {s.code: s.slot for s in languages},
+        slots_of(languages),
     )
     likelihood = objective_of(model.config).likelihood
-    matrix, rows = slot_matrix(model, subjects)
+    matrix, rows = slot_matrix(model, languages)
     figures: dict[str, float] = {"val/exact": int(likelihood.exact)}
     passages = {}
-    for subject in subjects:
-        loss = matrix[subject.code][subject.slot]
+    for language in languages:
+        loss = matrix[language.code][language.slot]
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss of {opened.name} is {loss} on the text of {subject.code}: its weights "
+                f"the loss of {opened.name} is {loss} on the text of {language.code}: its weights "
                 "are damaged, or it diverged in training; take an older checkpoint, or another "
                 "model"
             )
-        scorer, code = subject.scorer, subject.code
+        scorer, code = language.scorer, language.code
         predicted = scorer.predicted[scorer.predicted > 0]
-        figures |= _losses("val", code, rows[code][:, slots.index(subject.slot)], predicted)
+        figures |= _losses("val", code, rows[code][:, slots.index(language.slot)], predicted)
         bits = scorer.passages.bits(model)
         passages[code] = scorer.passages.record(bits)
         figures |= scorer.bits_figures(bits, "val") | scorer.unigram()
         if pll and not likelihood.exact:
-            figures |= _losses("pll", code, *pseudo_likelihood(model, scorer, subject.tokenizer))
+            figures |= _losses("pll", code, *pseudo_likelihood(model, scorer, language.tokenizer))
     if pll and likelihood.exact:
         log.info(
             "evaluate.pll is for masked models; the likelihoods of this model are exact already"
@@ -152,10 +152,10 @@ def evaluate(
 
     recognised = {}
     if len(slots) > 1:
-        figures |= slot_figures(matrix, subjects, rows)
-        slot_table(matrix, subjects, figures)
-        bits, sentences = sentence_costs(model, subjects)
-        spelt = ngram_costs(subjects, sentences, slots) if sentences else {}
+        figures |= slot_figures(matrix, languages, rows)
+        slot_table(matrix, languages, figures)
+        bits, sentences = sentence_costs(model, languages)
+        spelt = ngram_costs(languages, sentences, slots) if sentences else {}
         for what, costs in (("rows", rows), ("sentences", bits), ("ngrams", spelt)):
             if not costs:  # no sentence fits the positions, which was said
                 continue
@@ -173,8 +173,8 @@ def evaluate(
 
     retrieved = {}
     for parallel in parallels:
-        languages = read[parallel.name]
-        results = retrieve(model, parallel, languages)
+        columns = read[parallel.name]
+        results = retrieve(model, parallel, columns)
         if not results:
             log.warning(
                 "%s: no two languages of the model have two sentences in common; no retrieval",
@@ -182,7 +182,7 @@ def evaluate(
             )
             continue
         retrieved[parallel.name] = results
-        name, spelt = parallel.name, ngram_retrieval(parallel, languages)
+        name, spelt = parallel.name, ngram_retrieval(parallel, columns)
         figures |= retrieval_figures(name, results, fixed) | ngram_figures(name, spelt)
         figures[f"retrieval/{name}/layer"] = int(fixed.removeprefix("layer"))
         compared = [r for r in results if r.state == fixed]
@@ -194,32 +194,30 @@ def evaluate(
             at = fixed_state(control.model, layer)
             theirs = retrieve(control.model, parallel, controls[name], arms=both)
             # the control may spell codes otherwise
-            same = {controls[name][column][0]: code for column, (code, _) in languages.items()}
+            same = {controls[name][column][0]: code for column, (code, _) in columns.items()}
             theirs = [
                 replace(r, query=same[r.query], candidates=same[r.candidates]) for r in theirs
             ]
             figures |= retrieval_figures(f"{name}/control", theirs, at)
             theirs = [r for r in theirs if r.state == at]
             figures |= against(name, "control", compared, theirs, both)
-        retrieval_tables(
-            name, figures, [code for code, _ in languages.values()], state_names(model)
-        )
+        retrieval_tables(name, figures, [code for code, _ in columns.values()], state_names(model))
     return Evaluation(figures, matrix, recognised, retrieved, passages, state_names(model))
 
 
 def _readers(opened: Opened, parallel: Parallel) -> dict:
     """The columns of ``parallel`` that a model reads, each with code and tokenizer."""
-    languages, skipped = readers(
-        opened.model, opened.subjects, list(parallel.sentences), opened.tokenizer
+    columns, skipped = readers(
+        opened.model, opened.languages, list(parallel.sentences), opened.tokenizer
     )
     for column, why in skipped.items():
         log.info("%s: column '%s' is skipped: %s", parallel.name, column, why)
-    return languages
+    return columns
 
 
 def _control_readers(control: Opened, parallel: Parallel, columns: dict) -> dict:
     """The same columns, as the control reads them."""
-    found, skipped = readers(control.model, control.subjects, list(columns), control.tokenizer)
+    found, skipped = readers(control.model, control.languages, list(columns), control.tokenizer)
     if skipped:
         raise UserError(
             f"evaluate.control {control.name} does not read {', '.join(skipped)} of "
@@ -251,7 +249,7 @@ def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:
     except UserError as error:
         log.warning("nothing is compared with what the run recorded: %s", error)
         recorded = {}
-    scored = [f"val/{unit}/{s.code}" for s in opened.subjects for unit in ("loss", "bpb")]
+    scored = [f"val/{unit}/{s.code}" for s in opened.languages for unit in ("loss", "bpb")]
     gaps = [abs(recorded[name] - figures[name]) for name in scored if name in recorded]
     if gaps:
         log.info(
@@ -264,7 +262,7 @@ def _before(opened: Opened, figures: dict[str, float]) -> dict[str, float]:
     added = set(opened.added)
     old = [
         s.code
-        for s in opened.subjects
+        for s in opened.languages
         if s.code not in added
         and all(f"before/val/{unit}/{s.code}" in recorded for unit in ("loss", "bpb"))
     ]

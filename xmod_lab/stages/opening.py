@@ -14,7 +14,7 @@ from xmod_lab.languages.folders import manifests_in
 from xmod_lab.model import XmodLanguageModel, read_config
 from xmod_lab.runs.bases import Base, added_before, agree, find_base, load_config
 from xmod_lab.runs.folder import RunDir
-from xmod_lab.scoring.subjects import Subject, subjects_of
+from xmod_lab.scoring.languages import ScoredLanguage, scored_languages
 from xmod_lab.settings import is_under
 from xmod_lab.stages.extension import open_base
 from xmod_lab.text.objectives import objective_of
@@ -37,7 +37,7 @@ class Opened:
     added: list[str]
     model: XmodLanguageModel
     tokenizer: PreTrainedTokenizerBase
-    subjects: list[Subject]
+    languages: list[ScoredLanguage]
 
 
 def open_model(cfg: PretrainConfig, run: RunDir) -> Opened:
@@ -60,15 +60,15 @@ def open_model(cfg: PretrainConfig, run: RunDir) -> Opened:
     agree(base, model, replace(cfg, data=base.cfg.data))
     sources = {code: base.cfg.source(text) for code, text in base.cfg.langset.languages.items()}
     sources |= {lang.code: its.source(lang) for its, lang in added_before(base.cfg)}
-    subjects = subjects_of(model, [old, *older], sources, base.cfg, unread)
-    if not subjects:
+    languages = scored_languages(model, [old, *older], sources, base.cfg, unread)
+    if not languages:
         raise UserError(
             "give text with '+langset.languages={CODE:{text:FILE}}', or choose another base: "
             f"{base.name} has the languages {', '.join(model.languages)}, and none of them is in "
             f"the language set ({', '.join(base.cfg.langset.languages)})"
         )
     added = [lang.code for lang in base.cfg.lang.values()]
-    return Opened(base.name, added, model, old.tokenizer, subjects)
+    return Opened(base.name, added, model, old.tokenizer, languages)
 
 
 def _refuse_other_text(base: Base, cfg: PretrainConfig) -> None:

@@ -22,7 +22,7 @@ _SENTENCES, _CHARACTERS = (
 
 
 @dataclass(frozen=True)
-class Subject:
+class ScoredLanguage:
     """One language. ``slot``: the name of the slot it routes through; ``source``: where its text comes from."""
 
     code: str
@@ -40,20 +40,20 @@ def _short(passage: str) -> str:
     return passage if len(passage) <= _CHARACTERS else passage[:_CHARACTERS].rsplit(" ", 1)[0]
 
 
-def subjects_of(
+def scored_languages(
     model: XmodLanguageModel,
     texts: list[Prepared],
     sources: dict[str, Source],
     cfg: PretrainConfig,
     unread: dict[str, str],
-) -> list[Subject]:
+) -> list[ScoredLanguage]:
     """The languages of ``texts`` in the order of the model's; one without text is left out, and that is said. ``unread``: why
     the text of a language that was added was not read."""
     found = {}
     for prepared in texts:
         for code, scorer in scorers_of(prepared, cfg).items():
             slot = model.config.languages[model.config.slot(code)]
-            found[code] = Subject(code, slot, prepared.tokenizer, scorer, sources[code])
+            found[code] = ScoredLanguage(code, slot, prepared.tokenizer, scorer, sources[code])
     for code, why in unread.items():
         log.warning(
             "%s, which was added, is skipped: %s. Give its text with '+langset.languages={%s:{text:FILE}}'",
@@ -74,14 +74,14 @@ def subjects_of(
     return [found[code] for code in model.languages if code in found]
 
 
-def slots_of(subjects: list[Subject]) -> list[str]:
+def slots_of(languages: list[ScoredLanguage]) -> list[str]:
     """The slots that are compared: those of the languages with text, each once."""
-    return list(dict.fromkeys(subject.slot for subject in subjects))
+    return list(dict.fromkeys(language.slot for language in languages))
 
 
 def readers(
     model: XmodLanguageModel,
-    subjects: list[Subject],
+    languages: list[ScoredLanguage],
     columns: list[str],
     base_tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[dict[str, tuple[str, PreTrainedTokenizerBase]], dict[str, str]]:
@@ -90,7 +90,7 @@ def readers(
     A column's name is a code in any spelling. Languages with text come first, so that ``zh`` is ``zh_CN`` where this alone
     has text. The others need none: they read with the base's tokenizer, or with their own beside the model.
     """
-    own = {subject.code: subject.tokenizer for subject in subjects}
+    own = {language.code: language.tokenizer for language in languages}
     found, skipped = {}, {}
     for column in columns:
         try:
