@@ -25,7 +25,7 @@ EMBEDDING_INITS = [  # a list, so that a new method can add its name
 ]
 SLOT_ARCHITECTURES = ["bottleneck", "lora", "gated"]  # see xmod_lab.model.slots
 SLOT_INITS = "random | zero_output | mean | mean:<code>,<code>,... | copy:<code> | nearest"
-NEAREST = "nearest"  # the slot with the lowest loss on the language's text; see stages.donors
+NEAREST = "nearest"  # the slot with the lowest loss on the language's text; see stages.initialise
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
 WANDB_MODES = ("auto", "online", "offline", "disabled")

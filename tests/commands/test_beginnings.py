@@ -17,9 +17,8 @@ from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.rank import main
 from xmod_lab.runs.bases import find_base, load_config
 from xmod_lab.runs.folder import RunDir
-from xmod_lab.stages.beginning import begin_language
-from xmod_lab.stages.donors import rank_donors, sampled_targets
 from xmod_lab.stages.extension import open_base
+from xmod_lab.stages.initialise import initialise_language, rank_donors, sampled_targets
 from xmod_lab.stages.ranking import rank_initialisers
 from xmod_lab.training.data import prepare_language
 
@@ -73,7 +72,7 @@ def test_nearest_is_the_donor_with_the_lowest_loss_on_training_text(nearest, ope
     losses = {}
     for donor in ("en_XX", "de_DE"):
         model, old, new = fresh()
-        begin_language(cfg, model, replace(lang, slot_init=f"copy:{donor}"), old, new)
+        initialise_language(cfg, model, replace(lang, slot_init=f"copy:{donor}"), old, new)
         targets = sampled_targets(cfg, new, "el_GR")
         losses[donor] = targets.loss(model)
     assert slot["ranking"] == sorted(
@@ -89,7 +88,7 @@ def test_nearest_is_the_donor_with_the_lowest_loss_on_training_text(nearest, ope
 def test_trying_donors_alters_nothing_but_the_new_slot(opened):
     cfg, lang, fresh = opened
     model, old, new = fresh()
-    begin_language(cfg, model, replace(lang, slot_init="random"), old, new)
+    initialise_language(cfg, model, replace(lang, slot_init="random"), old, new)
     before = tensor_digests(model)
     rank_donors(cfg, model, new, "el_GR")
     after = tensor_digests(model)

@@ -38,7 +38,7 @@ from xmod_lab.runs.lifecycle import open_run
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import Scorer, score_losses, score_passages, scorers_of, unigram_all
 from xmod_lab.scoring.samples import SAMPLES, filled
-from xmod_lab.stages.beginning import begin_language
+from xmod_lab.stages.initialise import initialise_language
 from xmod_lab.stages.pretraining import OUTPUTS, TRAINING_FIGURES, curve_columns, pretrain_base
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.parts import titled
@@ -231,7 +231,7 @@ def _add_one(
     speed, seconds = f"train/tokens_per_second/{code}", f"train/seconds/{code}"
     if not (pack / MANIFEST).is_file():
         model = base.load(old.tokenizer)
-        details = begin_language(
+        details = initialise_language(
             cfg,
             model,
             lang,

@@ -28,9 +28,8 @@ from xmod_lab.languages.initialisers import WORD_START, ordinary_tokens
 from xmod_lab.metrics import number
 from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
 from xmod_lab.scoring.held_out import Scorer, on_device
-from xmod_lab.stages.beginning import allocate_language, begin_vocabulary
-from xmod_lab.stages.donors import sampled_targets
 from xmod_lab.stages.extension import seed_of, trainable_names
+from xmod_lab.stages.initialise import allocate_language, fill_vocabulary, sampled_targets
 from xmod_lab.tables import Table, csv_text
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.training.data import batches, mixture_of
@@ -118,7 +117,7 @@ def rank_initialisers(
     with on_device(model, cfg.trainer.accelerator), bar:
         for method in methods:
             if own:
-                report = begin_vocabulary(cfg, model, code, old, prepared, method)
+                report = fill_vocabulary(cfg, model, code, old, prepared, method)
                 vocabularies[method] = {
                     **asdict(report),
                     "drawn": report.drawn,

@@ -1,22 +1,32 @@
-"""How an added language begins: its vocabulary first, then its slot, which ``nearest`` chooses with
-that vocabulary."""
+"""How an added language is initialised: its vocabulary first, then its slot.
+
+``slot_init=nearest`` copies the pre-trained slot (the donor) with the lowest loss on the text of the
+new language, before any training and with its initialised vocabulary. The tokens to predict are
+fixed. The rows are training text: the held-out text has no influence on the choice.
+"""
 
 import logging
 from collections.abc import Callable
 from dataclasses import asdict
 
+from tqdm import tqdm
+
 from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.languages.embeddings import InitReport, initialise_vocabulary
 from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
-from xmod_lab.stages.donors import DonorRanking, rank_donors
+from xmod_lab.processes import gather, process_count, rank
+from xmod_lab.scoring.held_out import FixedTargets, on_device
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.training.tables import donor_table
 
 log = logging.getLogger(__name__)
+ROWS = 64  # rows of training text that initialisations are compared on: some hundreds of sentences
 _FOCUS_ROWS = 20_000  # of the training text, evenly spaced: enough for the vectors of a vocabulary
 
+DonorRanking = list[tuple[str, float]]  # code of a donor, nats per predicted token; the best first
 
-def begin_language(
+
+def initialise_language(
     cfg: PretrainConfig,
     model: XmodLanguageModel,
     lang: LangConfig,
@@ -25,17 +35,17 @@ def begin_language(
     *,
     keep: Callable[[Callable[[], DonorRanking]], DonorRanking] = lambda make: make(),
 ) -> dict:
-    """Add ``lang`` to ``model``, and fill its vocabulary and slot; returns what the pack says about
-    that.
+    """Add ``lang`` to ``model`` and initialise its vocabulary and slot, in place.
 
     Args:
-        keep: returns the ranking of donors that was made when this run began, else makes and keeps
-            it.
+        keep: makes the ranking of donors and keeps it; a resumed run gets the one that was kept.
+    Returns:
+        What the pack's manifest says about the initialisation.
     """
     allocate_language(cfg, model, lang, prepared)
     vocabulary: dict = {"kind": lang.vocabulary}
     if lang.vocabulary == "own":
-        report = begin_vocabulary(cfg, model, lang.code, old, prepared, lang.embedding_init)
+        report = fill_vocabulary(cfg, model, lang.code, old, prepared, lang.embedding_init)
         log.info(
             "%s: of %s rows of the new table %s were copied from the base (%.1f %% of its text), "
             "%s derived from others (with them %.1f %%), the rest made by %s",
@@ -65,12 +75,12 @@ def begin_language(
 def allocate_language(
     cfg: PretrainConfig, model: XmodLanguageModel, lang: LangConfig, prepared: Prepared
 ) -> None:
-    """A slot and, where the language brings one, a vocabulary; both at random."""
+    """Add a slot and, if the language has its own, a vocabulary. Both are random."""
     pieces = len(prepared.tokenizer) if lang.vocabulary == "own" else None
     model.add_language(lang.code, "random", pieces=pieces, seed=cfg.seed)
 
 
-def begin_vocabulary(
+def fill_vocabulary(
     cfg: PretrainConfig,
     model: XmodLanguageModel,
     code: str,
@@ -78,7 +88,7 @@ def begin_vocabulary(
     prepared: Prepared,
     method: str,
 ) -> InitReport:
-    """Fill the vocabulary of ``code`` in place."""
+    """Initialise the vocabulary of ``code`` in place, by ``method``."""
     corpus = prepared.corpora[code]
     return initialise_vocabulary(
         model,
@@ -90,3 +100,35 @@ def begin_vocabulary(
         rows=lambda: corpus.sample(_FOCUS_ROWS),
         seed=cfg.seed,
     )
+
+
+def sampled_targets(cfg: PretrainConfig, prepared: Prepared, code: str) -> FixedTargets:
+    """The labels that initialisations are compared on: ROWS rows of training text of ``code``."""
+    return FixedTargets(
+        code,
+        prepared.corpora[code].sample(ROWS),
+        prepared.tokenizer,
+        cfg.objective,
+        attention=cfg.data.attention,
+    )
+
+
+def rank_donors(
+    cfg: PretrainConfig, model: XmodLanguageModel, prepared: Prepared, code: str
+) -> DonorRanking:
+    """Try each pre-trained slot as the slot of ``code``. Its vocabulary must be initialised.
+
+    The slot of ``code`` is overwritten; the donors stay. Processes share the donors.
+    Donors with equal losses keep the order of the base's languages.
+    """
+    donors, targets = donors_of(NEAREST, model.config), sampled_targets(cfg, prepared, code)
+    losses = {}
+    with on_device(model, cfg.trainer.accelerator):
+        mine = donors[rank() :: process_count()]
+        for donor in tqdm(
+            mine, desc=f"trying donors for {code}", unit=" slots", leave=False, disable=None
+        ):
+            model.initialise_slot(code, f"copy:{donor}")
+            losses[donor] = targets.loss(model)
+    losses = gather(losses)
+    return sorted(losses.items(), key=lambda item: (item[1], donors.index(item[0])))
