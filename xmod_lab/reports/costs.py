@@ -130,9 +130,8 @@ def _price_record(group: Group, code: str, cost: dict, name: str, sample: Sample
     }
 
 
-Gains = dict[
-    str, tuple[float | None, Sample]
-]  # name -> tokens, bits per byte saved against the unigram
+# name -> tokens, bits per byte saved against the unigram
+Gains = dict[str, tuple[float | None, Sample]]
 
 
 def _price_plots(gains: dict[str, Gains], what: str) -> list[Html]:

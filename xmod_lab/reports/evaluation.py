@@ -55,7 +55,10 @@ def retrieval_map(figures: Figures, name: str, title: str = "") -> Figure:
     """Top-1 of every pair of languages at the layer that was fixed in advance."""
     state, guess = fixed_state(figures, name), figures[f"retrieval/{name}/chance/top1"]
     cells = _cells(figures, f"retrieval/{name}/top1/", f"/{state}")
-    title = f"{title}{name}: top-1 of translation retrieval, {state}, each through its own slot; {_levels_text(figures, name)}chance {guess:.3f}"
+    title = (
+        f"{title}{name}: top-1 of translation retrieval, {state}, each through its own slot; "
+        f"{_levels_text(figures, name)}chance {guess:.3f}"
+    )
     return heat_map(cells, title=title, x="candidates", y="queries", best=max)
 
 
@@ -299,8 +302,12 @@ def _recognition_maps(group: Group, several: bool) -> list[Html]:
     return [svg(figure, f"languages recognised by {what}") for what, figure in figures if figure]
 
 
-_SAMPLE = f"± is half of the {LEVEL:.0%} interval over {{}}, given the model; fewer than {AT_LEAST} have none."
-_SLOTS = {  # table -> heading, its rows, its figures, its columns, which one's scatter is told, what is said below
+_SAMPLE = (
+    f"± is half of the {LEVEL:.0%} interval over {{}}, given the model; "
+    f"fewer than {AT_LEAST} have none."
+)
+# table -> heading, rows, figures, columns, the column with a spread over runs, the note below
+_SLOTS = {
     "slots": (
         "Text through slots",
         _wrong_slots,

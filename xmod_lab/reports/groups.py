@@ -219,7 +219,7 @@ def groups_of(runs: list[Run]) -> tuple[list[Group], dict[Path, str]]:
 
 
 def _mark_unequal_bases(runs: list[Run]) -> list[Run]:
-    """Give runs whose bases differ in nothing but their tensors a setting that tells them apart."""
+    """Give runs with bases that differ only in their tensors a setting that tells them apart."""
     content: dict[tuple, set[str]] = {}
     for run in runs:
         content.setdefault((_identity(run), run.seeds[1:]), set()).add(run.base_digest)

@@ -178,9 +178,8 @@ def settings(group: Group) -> list[Part]:
         for run in group.runs
         for i in range(run.config["task"].get("seeds", 1))
     ]
-    precision = (
-        "32-true" if run.kind == "evaluate" else trainer["precision"]
-    )  # every score is computed in it
+    # every score is computed in float32
+    precision = "32-true" if run.kind == "evaluate" else trainer["precision"]
     rows["precision, seed"] = f"{precision}, {', '.join(map(str, seeds))}"
     costs = (
         ("tokens per second", "train/tokens_per_second", 0),

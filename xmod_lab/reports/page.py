@@ -30,20 +30,34 @@ from xmod_lab.tables import Record, Table, csv_text
 from xmod_lab.text.objectives import Likelihood, likelihood_word
 
 _STYLE = """
-:root{color-scheme:light}body{font:16px/1.5 system-ui,sans-serif;color:#1d1d1f;background:#fff;max-width:1000px;margin:2rem auto;padding:0 1rem}
-h1{font-size:1.6rem;margin-bottom:.2rem;line-height:1.25;overflow-wrap:anywhere}h1.kind{margin-top:3rem;border-top:3px solid #1d1d1f;padding-top:.6rem}
+:root{color-scheme:light}
+body{font:16px/1.5 system-ui,sans-serif;color:#1d1d1f;background:#fff;max-width:1000px;
+margin:2rem auto;padding:0 1rem}
+h1{font-size:1.6rem;margin-bottom:.2rem;line-height:1.25;overflow-wrap:anywhere}
+h1.kind{margin-top:3rem;border-top:3px solid #1d1d1f;padding-top:.6rem}
 h2{font-size:1.15rem;margin-top:2.2rem;border-bottom:1px solid #ddd;padding-bottom:.2rem}
 table{border-collapse:collapse;font-size:.84rem;font-variant-numeric:tabular-nums;margin:.6rem 0}
-caption{text-align:left;white-space:nowrap;font-weight:600;color:#444;padding:.2rem 0}.wide{overflow-x:auto}
+caption{text-align:left;white-space:nowrap;font-weight:600;color:#444;padding:.2rem 0}
+.wide{overflow-x:auto}
 th,td{padding:.22rem .55rem;text-align:right;border-bottom:1px solid #eee;white-space:nowrap}
 th{font-weight:600;border-bottom:1px solid #999;white-space:normal;vertical-align:bottom}
-.text{text-align:left}td.long{white-space:normal;min-width:20rem}th:first-child,td:first-child{text-align:left;padding-left:0}td:first-child:not(.long){white-space:nowrap}
-p.note{color:#555;font-size:.86rem;margin-top:.2rem;max-width:50rem}.good{color:#1a7f37;font-weight:600}.bad{color:#b3261e;font-weight:600}
-.figure{overflow-x:auto}ul{color:#b3261e;font-size:.86rem;padding-left:1.2rem;overflow-wrap:anywhere}svg{height:auto;display:block}
-.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:.4rem .8rem}svg.half{max-width:480px}
-@page{margin:14mm}@media print{body{margin:0;padding:0;max-width:none;font-size:12px}h1.kind{break-before:page}h2{break-after:avoid}
-.wide,.figure{overflow:visible}svg{break-inside:avoid;max-width:100%!important;min-width:0!important;max-height:240mm}tr{break-inside:avoid}
-thead{display:table-header-group}table{font-size:9px}th,td{padding:.15rem .35rem;white-space:normal}p.note{font-size:10px}
+.text{text-align:left}td.long{white-space:normal;min-width:20rem}
+th:first-child,td:first-child{text-align:left;padding-left:0}
+td:first-child:not(.long){white-space:nowrap}
+p.note{color:#555;font-size:.86rem;margin-top:.2rem;max-width:50rem}
+.good{color:#1a7f37;font-weight:600}.bad{color:#b3261e;font-weight:600}
+.figure{overflow-x:auto}
+ul{color:#b3261e;font-size:.86rem;padding-left:1.2rem;overflow-wrap:anywhere}
+svg{height:auto;display:block}
+.panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));
+gap:.4rem .8rem}svg.half{max-width:480px}
+@page{margin:14mm}@media print{body{margin:0;padding:0;max-width:none;font-size:12px}
+h1.kind{break-before:page}h2{break-after:avoid}
+.wide,.figure{overflow:visible}
+svg{break-inside:avoid;max-width:100%!important;min-width:0!important;max-height:240mm}
+tr{break-inside:avoid}
+thead{display:table-header-group}table{font-size:9px}th,td{padding:.15rem .35rem;white-space:normal}
+p.note{font-size:10px}
 .panels{grid-template-columns:1fr 1fr}}
 """
 _LIST = ".written.json"  # in the folder of the tables
@@ -68,7 +82,7 @@ _FAULTS = (
 def render(found: Found) -> tuple[str, dict[str, str]]:
     """The whole page, and the files beside it by their names.
 
-    Runs whose metrics do not belong together cannot be shown: they are left out, and added to
+    Runs with metrics that do not belong together cannot be shown: they are left out, and added to
     ``found.faults``.
 
     Raises:
@@ -128,7 +142,8 @@ def _render(found: Found) -> tuple[str, dict[str, str]]:
     parts += _reading({kind: groups for kind, (groups, _) in grouped.items()})
     body = together(part.html() if isinstance(part, Table) else _framed(part) for part in parts)
     page = Html(
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        '<!doctype html><html lang="en"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
     )
     page += (
         element("title", heading)
@@ -168,7 +183,8 @@ def write(page: str, files: dict[str, str], place: Path) -> Path:
         strange.insert(0, place)
     if strange:
         raise UserError(
-            f"choose another page with --out, or move {strange[0]} away: it exists, and no report wrote it"
+            f"choose another page with --out, or move {strange[0]} away: it exists, and no report "
+            "wrote it"
         )
     write_whole(listed, json.dumps(sorted(earlier | files.keys())).encode())
     for name, content in files.items():
@@ -192,7 +208,7 @@ def _file_name(name: str, taken: Collection[str]) -> str:
 
 
 def _names_in(listed: Path) -> set[str]:
-    """The file names in a report's list; empty if the list is damaged. Other entries are ignored."""
+    """The file names in a report's list, without other entries; empty if the list is damaged."""
     try:
         found = json.loads(listed.read_text(encoding="utf-8")) if listed.is_file() else []
     except (OSError, ValueError, RecursionError):

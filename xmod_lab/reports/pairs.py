@@ -65,8 +65,8 @@ def why_not(a: Run, b: Run, code: str) -> str | None:
         )
     if a.passages[code]["text"] != b.passages[code]["text"]:
         return (
-            "give both the same text, data.validation_share and data.score_passages: their held-out "
-            "passages differ"
+            "give both the same text, data.validation_share and data.score_passages: their "
+            "held-out passages differ"
         )
     if len(a.passages[code]["bits"]) < AT_LEAST:
         return f"give more held-out text: fewer than {AT_LEAST} passages are scored"

@@ -36,7 +36,7 @@ class Run:
             settings replace it, as ``base.…``.
         metrics: of metrics.json; empty while the run is not finished.
         curve: of metrics.csv, a dict for each line.
-        proof: of proof.json; empty if there is none.
+        proof: of proof.json; empty if the run has no proof.
         packs: the manifest of each added language's pack.
         roles: for each language of a fine-tuning its role, examples, and clusters of examples.
         samples: see :mod:`xmod_lab.scoring.samples`.

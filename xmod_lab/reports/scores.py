@@ -17,11 +17,8 @@ _ERROR = (
     f"± is half of the {LEVEL:.0%} interval that the sample of passages (bits per byte) or rows "
     "(nats) gives; the digits are those that it allows."
 )
-_COLUMNS = {
-    "unigram": "unigram",
-    "before/val": "before",
-    "val": "after",
-}  # by prefix in metrics.json
+# prefix in metrics.json -> column
+_COLUMNS = {"unigram": "unigram", "before/val": "before", "val": "after"}
 _GAP = "▢"
 _MEAN, _ALL = "mean", "all"  # of all languages: a row; a line
 

@@ -1,16 +1,20 @@
-"""How good a model is at a language: loss and bits per byte of its held-out text, which never change.
+"""How good a model is at a language: loss and bits per byte of its held-out text.
 
-The *loss* of a masked model is that of pieces: 15 % of the ordinary pieces of every validation row are hidden behind <mask>,
-whatever training does. It is the training curve, and compares nothing but models with one vocabulary: the shorter the pieces, the more of
-the same word stays visible. Causal models predict every piece and the end of every passage: the exact code length of the text as the
-vocabulary normalises it.
+The masks are fixed: two models, or two steps of one training, are scored on the same tokens.
 
-*Bits per byte* compare vocabularies: what is hidden is chosen in the text, see :mod:`xmod_lab.scoring.passages`. They are over all
-UTF-8 bytes of the passages that are scored, composed (NFC); of masked models these are ``data.score_passages`` of each language.
-What a vocabulary cannot spell is charged as the raw bytes that <unk> stands for, 8 bits each; what its normalisation makes alike, as a
-code that tells it apart (``respelling_bits``, see :mod:`xmod_lab.text.normalisation`).
+The *loss* is per token. For masked models, 15 % of the ordinary tokens of every validation row are
+hidden behind <mask>, whatever the training masks. It is the training curve. It compares only models
+with the same vocabulary: with shorter tokens, more of the same word stays visible. Causal models
+predict every token and the end of every passage. Their loss is the exact code length of the text as
+the vocabulary normalises it.
 
-All is computed in float32. Every figure has ``…/low`` and ``…/high``, the ends of the interval that its sample gives it.
+*Bits per byte* compare vocabularies: what is hidden is chosen in the text, see
+:mod:`xmod_lab.scoring.passages`. They count all UTF-8 bytes (NFC) of the scored passages. Masked
+models are scored on ``data.score_passages`` passages of each language. Two charges are added. Bytes
+that a vocabulary cannot spell (<unk>) cost 8 bits each. Differences that its normalisation removes
+cost a code that restores them (``respelling_bits``, see :mod:`xmod_lab.text.normalisation`).
+
+All is computed in float32. Every figure has ``…/low`` and ``…/high``, the ends of its interval.
 """
 
 import zlib
@@ -40,18 +44,19 @@ Figures = dict[str, float]
 def held_out(
     corpus: Corpus, tokenizer: PreTrainedTokenizerBase, objective: Objective
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rows, T) ids of the validation text, and (rows,) how many pieces of each row masked evaluation hides.
+    """(rows, T) ids of the validation text, and (rows,) tokens that masked evaluation hides.
 
     Raises:
-        UserError: none in any row, so that there is no score.
+        UserError: no token can be hidden in any row, so the language has no score.
     """
     rows = corpus.rows("validation", np.arange(len(corpus.validation)))
     ordinary, hidden = _hidden_counts(rows, tokenizer)
     if objective.likelihood.many_passes and not hidden.any():
         raise UserError(
-            f"the held-out text of {corpus.code} has {ordinary.sum()} piece(s) that can be hidden, "
-            f"{EVALUATION_RATE:.0%} of a row is to be hidden, and that rounds to none; give more held-out text "
-            "(validation), set a larger data.validation_share, or use a vocabulary that has its letters"
+            f"the held-out text of {corpus.code} has {ordinary.sum()} token(s) that can be hidden, "
+            f"and {EVALUATION_RATE:.0%} of each row rounds to 0; give more held-out text "
+            "(validation), set a larger data.validation_share, or use a vocabulary that has "
+            "its letters"
         )
     return rows, hidden
 
@@ -59,13 +64,13 @@ def held_out(
 def _hidden_counts(
     rows: np.ndarray, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(rows,) ordinary pieces of each row, and how many of them masked evaluation hides."""
+    """(rows,) ordinary tokens of each row, and how many of them masked evaluation hides."""
     ordinary = (~np.isin(rows, tokenizer.all_special_ids)).sum(1)
     return ordinary, np.rint(EVALUATION_RATE * ordinary).astype(int)
 
 
 class Targets:
-    """Rows (R, T) of the language ``code``, and what is to be predicted in them: ``masked``, (inputs, labels) of each row."""
+    """Rows (R, T) of the language ``code``. ``masked``: the (inputs, labels) of each row."""
 
     def __init__(
         self,
@@ -78,19 +83,20 @@ class Targets:
 
     @property
     def targets(self) -> np.ndarray:
-        """(predicted,) ids of the pieces to be predicted."""
+        """(predicted,) ids of the tokens to predict."""
         return np.concatenate([labels[labels != IGNORE] for _, labels in self.masked])
 
     @property
     def predicted(self) -> np.ndarray:
-        """(R,) how many pieces of each row are to be predicted."""
+        """(R,) how many tokens of each row are to be predicted."""
         return np.array([int((labels != IGNORE).sum()) for _, labels in self.masked])
 
     @torch.inference_mode()
     def nats(self, model: XmodLanguageModel, slot: str | None = None) -> np.ndarray:
-        """(R,) nats of the predicted pieces of each row, in float32 and evaluation mode, on the model's device.
+        """(R,) nats of the predicted tokens of each row, in float32, on the model's device.
 
-        ``slot``: the slot that the text goes through, by default the one of its language. The vocabulary is its own.
+        The model is in evaluation mode. ``slot``: the slot that the text goes through, by default
+        that of its language. The vocabulary is always that of its language.
         """
         was_training, total = model.training, np.zeros(len(self.rows))
         model.eval()
@@ -102,11 +108,11 @@ class Targets:
         return total
 
     def loss(self, model: XmodLanguageModel) -> float:
-        """Nats per predicted piece."""
+        """Nats per predicted token."""
         return float(self.nats(model).sum() / self.predicted.sum())
 
     def batches(self, model: XmodLanguageModel) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
-        """The rows that a batch is made of, and the batch, on the model's device; those without a label are left out."""
+        """For each batch its rows, and the batch on the model's device, where it has labels."""
         lang_id = model.lang_id(self.code)
         for start in range(0, len(self.rows), _ROWS):
             part = slice(start, start + _ROWS)
@@ -120,17 +126,20 @@ class Targets:
                 )
 
     def unigram_nats(self, counts: np.ndarray) -> np.ndarray:
-        """(R,) nats of the predicted pieces of each row, each guessed by its frequency, ``counts`` (V,): what a model has to beat."""
+        """(R,) nats of each row if tokens are guessed by their frequency, ``counts`` (V,).
+
+        A model has to beat this.
+        """
         cost = -log_frequency(counts).double().numpy()
         return np.array([cost[labels[labels != IGNORE]].sum() for _, labels in self.masked])
 
     def unigram_loss(self, counts: np.ndarray) -> float:
-        """Nats per predicted piece of the same."""
+        """Nats per predicted token of the same guesses."""
         return float(self.unigram_nats(counts).sum() / self.predicted.sum())
 
 
 class FixedTargets(Targets):
-    """Rows (R, T) of the language ``code``, and what is to be predicted in them, which never changes."""
+    """Rows (R, T) of the language ``code`` with masks that never change."""
 
     def __init__(
         self,
@@ -151,10 +160,10 @@ class FixedTargets(Targets):
 
 
 class Scorer(FixedTargets):
-    """One language's validation text with its fixed labels. Raises UserError when it has none.
+    """One language's validation text with its fixed labels. Raises UserError if it has no labels.
 
     Args:
-        most: passages that bits per byte are of, where these take many passes; ``None``: all.
+        most: number of passages for bits per byte, if these take many passes; ``None``: all.
     """
 
     def __init__(
@@ -174,7 +183,7 @@ class Scorer(FixedTargets):
 
     @cached_property
     def passages(self) -> Passages:
-        """The held-out passages that bits per byte are of."""
+        """The held-out passages for bits per byte."""
         settings, text = (
             self.corpus.manifest["settings"],
             self.corpus.manifest["statistics"]["validation"],
@@ -189,19 +198,22 @@ class Scorer(FixedTargets):
         )
 
     def score(self, model: XmodLanguageModel) -> tuple[float, float]:
-        """Nats per predicted piece, and bits per byte."""
+        """Nats per predicted token, and bits per byte."""
         return self.loss(model), float(self.passages.bits(model).sum() / self.passages.sizes.sum())
 
     def loss_figures(self, model: XmodLanguageModel, prefix: str) -> Figures:
-        """``{prefix}/loss/<code>`` and the ends of its interval over rows."""
+        """``{prefix}/loss/<code>`` with its interval over rows."""
         return named_with_interval(f"{prefix}/loss/{self.code}", self.nats(model), self.predicted)
 
     def bits_figures(self, bits: np.ndarray, prefix: str) -> Figures:
-        """``{prefix}/bpb/<code>`` of ``bits`` (P,) of each passage, and the ends of its interval over passages."""
+        """``{prefix}/bpb/<code>`` from ``bits`` (P,) of passages, with its interval over them."""
         return named_with_interval(f"{prefix}/bpb/{self.code}", bits, self.passages.sizes)
 
     def unigram(self) -> Figures:
-        """``unigram/loss/<code>`` and ``unigram/bpb/<code>``: guessing each piece by its frequency in the training text."""
+        """``unigram/loss/<code>`` and ``unigram/bpb/<code>``.
+
+        Each token is guessed by its frequency in the training text.
+        """
         loss = named_with_interval(
             f"unigram/loss/{self.code}", self.unigram_nats(self.counts), self.predicted
         )
@@ -223,7 +235,10 @@ def scorers_of(prepared: Prepared, cfg: PretrainConfig) -> dict[str, Scorer]:
 
 
 def named_with_interval(name: str, sums: np.ndarray, sizes: np.ndarray) -> Figures:
-    """``sums.sum() / sizes.sum()``, both (N,), under ``name``, and ``…/low`` and ``…/high`` where there is enough for an interval."""
+    """``sums.sum() / sizes.sum()``, both (N,), under ``name``.
+
+    ``…/low`` and ``…/high`` are added if the sample is large enough for an interval.
+    """
     ends = interval(sums, sizes)
     told = {} if ends is None else {f"{name}/low": ends[0], f"{name}/high": ends[1]}
     return {name: float(sums.sum() / sizes.sum()), **told}
@@ -254,7 +269,11 @@ def score_losses(
 def score_passages(
     model: XmodLanguageModel, scorers: dict[str, Scorer], *, prefix: str = "val"
 ) -> tuple[Figures, dict[str, dict]]:
-    """``{prefix}/bpb/<code>`` of every language, as in metrics.json; and, by code, the bits of each passage, as in passages.json."""
+    """``{prefix}/bpb/<code>`` of every language, as in metrics.json.
+
+    Returns:
+        The figures; and by code, the bits of each passage, as in passages.json.
+    """
     figures, records = {}, {}
     for code, scorer in tqdm(
         scorers.items(), "bits per byte of held-out text", leave=False, disable=None

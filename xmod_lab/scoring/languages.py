@@ -1,4 +1,4 @@
-"""What is evaluated: each language of a model that has held-out text, with the vocabulary that it reads."""
+"""The languages that are scored: those of a model with held-out text, each with its tokenizer."""
 
 import logging
 from dataclasses import dataclass
@@ -15,15 +15,13 @@ from xmod_lab.text.source import Source
 from xmod_lab.text.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
-_SENTENCES, _CHARACTERS = (
-    100,
-    100,
-)  # of a language that are to be recognised; longer passages are cut there
+# for recognition: sentences of each language; longer sentences are cut at this many characters
+_SENTENCES, _CHARACTERS = 100, 100
 
 
 @dataclass(frozen=True)
 class ScoredLanguage:
-    """One language. ``slot``: the name of the slot it routes through; ``source``: where its text comes from."""
+    """One language. ``slot``: the name of its slot. ``source``: where its text comes from."""
 
     code: str
     slot: str
@@ -32,7 +30,7 @@ class ScoredLanguage:
     source: Source
 
     def sentences(self) -> list[str]:
-        """Held-out passages, the first ones, cut at a space when they are long."""
+        """The first held-out passages. Long ones are cut at a space."""
         return [_short(passage) for passage in self.scorer.corpus.held_out()[:_SENTENCES]]
 
 
@@ -47,8 +45,13 @@ def scored_languages(
     cfg: PretrainConfig,
     unread: dict[str, str],
 ) -> list[ScoredLanguage]:
-    """The languages of ``texts`` in the order of the model's; one without text is left out, and that is said. ``unread``: why
-    the text of a language that was added was not read."""
+    """The languages of ``texts``, in the order of the model's languages.
+
+    A language without text is left out, with a warning.
+
+    Args:
+        unread: code of an added language -> why its text was not read.
+    """
     found = {}
     for prepared in texts:
         for code, scorer in scorers_of(prepared, cfg).items():
@@ -56,7 +59,8 @@ def scored_languages(
             found[code] = ScoredLanguage(code, slot, prepared.tokenizer, scorer, sources[code])
     for code, why in unread.items():
         log.warning(
-            "%s, which was added, is skipped: %s. Give its text with '+langset.languages={%s:{text:FILE}}'",
+            "%s, which was added, is skipped: %s. "
+            "Give its text with '+langset.languages={%s:{text:FILE}}'",
             code,
             why,
             code,
@@ -85,10 +89,11 @@ def readers(
     columns: list[str],
     base_tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[dict[str, tuple[str, PreTrainedTokenizerBase]], dict[str, str]]:
-    """For the columns of a parallel file: (column -> code and tokenizer; column -> why it is skipped).
+    """The columns of a parallel file: column -> code and tokenizer; column -> why it is skipped.
 
-    A column's name is a code in any spelling. Languages with text come first, so that ``zh`` is ``zh_CN`` where this alone
-    has text. The others need none: they read with the base's tokenizer, or with their own beside the model.
+    A column's name is a code in any spelling. Languages with text come first: ``zh`` is ``zh_CN``
+    if only this has text. The others need no text. They read with the base's tokenizer, or with
+    their own beside the model.
     """
     own = {language.code: language.tokenizer for language in languages}
     found, skipped = {}, {}

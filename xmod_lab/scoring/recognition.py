@@ -1,11 +1,12 @@
-"""Recognition: which language a text is in, told by the slot with the lowest loss. Chance is 1 / slots.
+"""Recognition: the slot with the lowest loss tells the language of a text. Chance is 1 / slots.
 
-Rows: held-out rows in the vocabulary of their own language, the same pieces hidden for every slot. A language with a
-vocabulary of its own is known by that alone, so here it only shows whether its slot is the best for its text.
+Rows: held-out rows in the vocabulary of their own language, with the same tokens hidden for every
+slot. A language with its own vocabulary could be told by that alone: for it, this only shows
+whether its slot is the best for its text.
 
-Sentences: held-out passages as plain text, which every language reads with its own vocabulary and slot; the fewest bits
-win, bytes that a vocabulary cannot spell at 8 bits each. Every language predicts the same stretches of the text, see
-:mod:`xmod_lab.scoring.passages`.
+Sentences: held-out passages as plain text. Every language reads them with its own vocabulary and
+slot, and the fewest bits win. Bytes that a vocabulary cannot spell cost 8 bits each. Every language
+predicts the same stretches of the text, see :mod:`xmod_lab.scoring.passages`.
 """
 
 import logging
@@ -21,13 +22,15 @@ from xmod_lab.tasks.statistics import difference, mean_share, share_of
 
 log = logging.getLogger(__name__)
 
-Confusion = dict[
-    str, dict[str, int]
-]  # language of the text -> slot that was taken for its own -> how many
+# language of the text -> slot with the lowest loss -> how many texts
+Confusion = dict[str, dict[str, int]]
 
 
 def confusion(costs: dict[str, np.ndarray], slots: list[str]) -> Confusion:
-    """From ``costs``, for each language (N, slots), to how often which slot costs least; of equals the first."""
+    """How often each slot costs least, from ``costs`` (N, slots) of each language.
+
+    The first of equal slots counts.
+    """
     counts = {
         code: np.bincount(cost.argmin(1), minlength=len(slots)) for code, cost in costs.items()
     }
@@ -35,8 +38,14 @@ def confusion(costs: dict[str, np.ndarray], slots: list[str]) -> Confusion:
 
 
 def recognition_figures(what: str, found: Confusion, own: dict[str, str]) -> dict[str, float]:
-    """``recognition/<what>/accuracy/<code>`` and their mean over languages, each with its interval over sentences or rows;
-    ``chance``; and the confusions as counts ``recognition/<what>/count/<text>/<slot>``. ``own``: slot of each language."""
+    """Figures of recognition, under ``recognition/<what>/``.
+
+    ``accuracy/<code>`` and the mean over languages, ``accuracy``, each with its interval over
+    sentences or rows; ``chance``; and the confusions, ``count/<text>/<slot>``.
+
+    Args:
+        own: the slot of each language.
+    """
     where = f"recognition/{what}"
     figures = {
         f"{where}/count/{code}/{slot}": n for code, row in found.items() for slot, n in row.items()
@@ -57,8 +66,13 @@ def against_ngrams(
     slots: list[str],
     own: dict[str, str],
 ) -> dict[str, float]:
-    """``recognition/sentences/against/ngrams``, with ``…/low``, ``…/high`` and ``…/p``: the mean accuracy by slots less that by
-    n-grams, paired by sentence. ``costs``, ``spelt``: for each language (N, slots), of the same sentences."""
+    """The mean accuracy by slots minus that by n-grams, paired by sentence.
+
+    Args:
+        costs, spelt: (N, slots) of each language, by slots and by n-grams, of the same sentences.
+    Returns:
+        ``recognition/sentences/against/ngrams``, with ``…/low``, ``…/high`` and ``…/p``.
+    """
 
     def counts(found: dict[str, np.ndarray]) -> np.ndarray:  # a column for each language
         hits = np.full((sum(map(len, found.values())), len(found)), np.nan)
@@ -76,8 +90,13 @@ def against_ngrams(
 def sentence_costs(
     model: XmodLanguageModel, languages: list[ScoredLanguage]
 ) -> tuple[dict[str, np.ndarray], dict[str, list[str]]]:
-    """For each language (N, slots) bits that its sentences cost when the language of each slot reads them; of languages
-    that share a slot, the one that needs fewer. And the N sentences."""
+    """What the sentences of each language cost when the language of each slot reads them.
+
+    Languages that share a slot count as one: the one that needs fewer bits.
+
+    Returns:
+        (N, slots) bits for each language, and its N sentences.
+    """
     texts = {language.code: language.sentences() for language in languages}
     longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
     everything = [text for part in texts.values() for text in part]
@@ -89,7 +108,8 @@ def sentence_costs(
         fits &= fit
     if not fits.all():
         log.warning(
-            "%d of %d sentences are longer than the model's %d positions and left out of the recognition",
+            "%d of %d sentences are longer than the model's %d positions "
+            "and left out of the recognition",
             (~fits).sum(),
             len(fits),
             longest,
@@ -107,14 +127,14 @@ def sentence_costs(
 def _bits(
     model: XmodLanguageModel, reader: ScoredLanguage, texts: list[str], longest: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) bits of ``texts`` in the vocabulary and slot of ``reader``, and whether each fits the positions."""
+    """(N,) bits of ``texts`` as ``reader`` reads them, and (N,) whether each fits the positions."""
     read = Passages(reader.code, texts, reader.tokenizer, reader.scorer.objective, length=longest)
     parts = np.bincount([window.passage for window in read.windows], minlength=len(texts))
     return read.bits(model), parts == 1
 
 
 def padded(sentences: list[list[int]], tokenizer) -> np.ndarray:
-    """(N, T) ``<s>``, the pieces, ``</s>``, and padding behind."""
+    """(N, T) ids: ``<s>``, the tokens of a sentence, ``</s>``, then padding."""
     rows = np.full(
         (len(sentences), max(map(len, sentences)) + 2), tokenizer.pad_token_id, dtype=np.int64
     )

@@ -1,14 +1,20 @@
-"""Translation retrieval: for each sentence, its translation among all sentences of another language, by cosine.
+"""Translation retrieval: find the translation of each sentence in another language, by cosine.
 
-A sentence is the mean of its states over real pieces (neither <s>, </s> nor padding). States of every layer: ``layer0`` are
-the embeddings, ``layer<k>_before`` is what the slot of layer k reads, ``layer<k>`` what the layer gives. Queries go through
-the slot of their language, candidates through that of theirs (arm ``target``), and once more after the mean state of each
-language was taken away, which cosines else measure (arm ``centred``). Two languages are compared on the sentences that both have,
-so chance differs from pair to pair: top-1 1/N, mean reciprocal rank (1 + 1/2 + ... + 1/N) / N.
+A sentence is the mean of its states over its tokens, without <s>, </s> and padding. The states of
+every layer are scored: ``layer0`` is the embeddings, ``layer<k>_before`` the input of the slot of
+layer k, ``layer<k>`` the output of layer k. There are three arms:
 
-What a model is compared with: character n-grams (arm ``ngrams``: cosines of tf-idf, nothing is learnt), which find what is spelt
-alike; and another model, a control, on the same sentences. The layer at which they are compared is fixed before anything is seen.
-Candidates through the slot of the queries (arm ``source``) are no such control: a wrong slot breaks them.
+    target   queries and candidates each go through the slot of their own language
+    centred  as target, but the mean state of each language is subtracted: cosines would measure it
+    source   the candidates go through the slot of the queries
+
+Two languages are compared on the sentences that both have, so chance differs from pair to pair:
+top-1 1/N, mean reciprocal rank (1 + 1/2 + ... + 1/N) / N.
+
+A model is compared with character n-grams (arm ``ngrams``: cosines of tf-idf, nothing is learnt),
+which find what is spelt alike; and with another model, a control, on the same sentences. The layer
+of the comparison is fixed before any score is seen. Arm ``source`` is no control: a wrong slot
+breaks the candidates.
 """
 
 import logging
@@ -36,7 +42,7 @@ from xmod_lab.text.parallel import Parallel
 
 log = logging.getLogger(__name__)
 _ROWS = 64
-_DIGITS = 6  # cosines that agree so far are ties: they are of the same text, and differ by rounding
+_DIGITS = 6  # cosines that agree so far are ties: same text, different rounding
 ARMS = ("target", "centred", "source")
 NGRAMS = "ngrams"
 
@@ -45,8 +51,14 @@ NGRAMS = "ngrams"
 
 @dataclass(frozen=True)
 class Retrieval:
-    """One state, arm and ordered pair of languages. ``rows``: N. ``hits``, ``ranks``: for each row of the file, whether its
-    translation is found, and the reciprocal rank; nan where a language lacks the row."""
+    """The result of one state, arm and ordered pair of languages.
+
+    Args:
+        rows: N, the sentences that both languages have.
+        hits: for each row of the file, whether its translation is found; nan where a language
+            lacks the row.
+        ranks: the reciprocal ranks, likewise.
+    """
 
     query: str
     candidates: str
@@ -64,14 +76,17 @@ class Retrieval:
 
 
 def cosines_of(queries: Tensor, candidates: Tensor) -> np.ndarray:
-    """(N, N) of states (N, D) and (N, D)."""
+    """(N, N) cosines of the states (N, D) and (N, D)."""
     return (normalize(queries.double(), dim=1) @ normalize(candidates.double(), dim=1).T).numpy()
 
 
 def top1_and_mrr(cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) top-1 and (N,) reciprocal rank of each query, of (N, N) cosines where query i belongs to candidate i.
+    """(N,) top-1 and (N,) reciprocal rank of each query; query i belongs to candidate i.
 
-    Ties are broken at random, and this is the expectation: states that are all alike are at chance exactly.
+    Ties are broken at random, and this is the expectation: equal states are exactly at chance.
+
+    Args:
+        cosines: (N, N), of queries and candidates.
     """
     cosines = cosines.round(_DIGITS)
     own = cosines.diagonal()[:, None]
@@ -117,9 +132,9 @@ def pooled_states(
     tokenizer: PreTrainedTokenizerBase,
     slot: str | None = None,
 ) -> Tensor:
-    """(K, N, D) float32 on the CPU, of sentences that are given as the ids of their pieces.
+    """(K, N, D) float32 on the CPU: the mean states of ``sentences``, lists of token ids.
 
-    ``slot``: the slot that they go through, by default the one of ``code``.
+    ``slot``: the slot that they go through, by default that of ``code``.
     """
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
     states = torch.empty(
@@ -131,9 +146,8 @@ def pooled_states(
             ids = torch.from_numpy(padded([sentences[i] for i in some], tokenizer)).to(model.device)
             lengths = torch.tensor([len(sentences[i]) for i in some], device=model.device)
             places = torch.arange(ids.shape[1], device=model.device)
-            real = ((places >= 1) & (places <= lengths[:, None])).to(
-                model.dtype
-            )  # (N, S): the pieces alone
+            # (N, S): 1 at tokens, 0 at <s>, </s> and padding
+            real = ((places >= 1) & (places <= lengths[:, None])).to(model.dtype)
             seen.clear()
             out = model.base_model(
                 ids,
@@ -152,16 +166,20 @@ def pooled_states(
 
 
 def fixed_state(model: XmodLanguageModel, layer: int | None = None) -> str:
-    """The state at which models are compared: that of ``layer``, by default two thirds of the way up (8 of 12), where related work
-    reads multilingual encoders. It is fixed before any score is seen; the best of all layers is chosen on the pairs themselves.
+    """The state at which models are compared: the output of ``layer``.
+
+    By default it is two thirds of the way up (8 of 12), as in related work on multilingual
+    encoders. It is fixed before any score is seen. (The best of all layers would be chosen on the
+    scored pairs themselves.)
 
     Raises:
-        UserError: there is no such layer.
+        UserError: the model does not have this layer.
     """
     layers = model.config.num_hidden_layers
     if layer is not None and layer > layers:
         raise UserError(
-            f"evaluate.layer is {layer}, but the model has {layers} layers; allowed is 0 (the embeddings) to {layers}"
+            f"evaluate.layer is {layer}, but the model has {layers} layers; "
+            f"allowed is 0 (the embeddings) to {layers}"
         )
     return f"layer{round(2 / 3 * layers) if layer is None else layer}"
 
@@ -173,13 +191,12 @@ def retrieve(
     *,
     arms: tuple[str, ...] = ARMS,
 ) -> list[Retrieval]:
-    """Every ordered pair of the columns ``languages`` (column -> code, tokenizer), every state, all ``arms``.
+    """Score every ordered pair of ``languages`` (column -> code, tokenizer), state and arm.
 
-    A sentence that is longer than the positions is cut, and their number is said.
+    Sentences that are longer than the model's positions are cut, with a warning.
     """
-    longest = (
-        model.config.max_position_embeddings - model.config.pad_token_id - 3
-    )  # <s> and </s> beside it
+    # with room for <s> and </s>
+    longest = model.config.max_position_embeddings - model.config.pad_token_id - 3
     ids, cut = {}, 0
     for column, (_, tokenizer) in languages.items():
         found = [piece_ids for piece_ids, *_ in encode(iter(parallel.sentences[column]), tokenizer)]
@@ -233,7 +250,10 @@ def retrieve(
 def ngram_retrieval(
     parallel: Parallel, languages: dict[str, tuple[str, PreTrainedTokenizerBase]]
 ) -> list[Retrieval]:
-    """The same by the cosines of character n-grams (tf-idf over all of the file's sentences): no model, nothing learnt."""
+    """The same by cosines of character n-grams (tf-idf over all sentences of the file).
+
+    No model is used, and nothing is learnt.
+    """
     texts = {column: parallel.sentences[column] for column in languages}
     vectorizer = TfidfVectorizer(analyzer=ngrams, sublinear_tf=True)
     vectorizer.fit(text for column in texts.values() for text in column if text)
@@ -260,7 +280,7 @@ def _result(
     cosines: np.ndarray,
     size: int,
 ) -> Retrieval:
-    """``rows``: which of the ``size`` rows of the file the cosines are of."""
+    """``rows``: the rows of the file that the cosines belong to; the file has ``size`` rows."""
     top1, reciprocal = top1_and_mrr(cosines)
     of_rows = np.full((2, size), np.nan, dtype=np.float32)
     of_rows[:, rows] = top1, reciprocal
@@ -277,8 +297,11 @@ def _result(
 
 
 def compare(one: list[Retrieval], other: list[Retrieval]) -> Estimate:
-    """Top-1 of one less that of the other, mean over the pairs of languages that both have. The interval is over rows of the file:
-    a sentence and its translations are one draw. Each list has a pair once."""
+    """Top-1 of one minus that of the other: the mean over the pairs of languages that both have.
+
+    The interval is over rows of the file: a sentence and its translations are one draw.
+    Each list has a pair once.
+    """
     found = [{(r.query, r.candidates): r.hits for r in results} for results in (one, other)]
     pairs = [pair for pair in found[0] if pair in found[1]]
     first, second = (np.stack([hits[pair] for pair in pairs], axis=1) for hits in found)
@@ -290,12 +313,17 @@ def compare(one: list[Retrieval], other: list[Retrieval]) -> Estimate:
 def retrieval_figures(
     name: str, results: list[Retrieval], fixed: str | None = None
 ) -> dict[str, float]:
-    """``retrieval/<name>/top1|mrr/<query>/<candidates>/<state>`` and the same with ``/centred`` and ``/source``; means over
-    the pairs that a language is in, ``…/<code>/<state>``, and over all pairs, ``…/<state>``; ``retrieval/<name>/sentences/
-    <query>/<candidates>``; ``retrieval/<name>/chance/top1|mrr``, the mean over pairs.
+    """The figures of ``results``, under ``retrieval/<name>/``.
 
-    Means have intervals (``…/low``, ``…/high``) over rows of the file, given what there is to choose from. So has the top-1 of a
-    pair, at the state ``fixed`` alone; ``None``: at all.
+    ``top1|mrr/<query>/<candidates>/<state>``: of a pair; other arms end in ``/centred``,
+    ``/source``.
+    ``top1|mrr/<code>/<state>``: the mean over the pairs with a language.
+    ``top1|mrr/<state>``: the mean over all pairs.
+    ``sentences/<query>/<candidates>``: how many sentences both languages have.
+    ``chance/top1|mrr``: the mean over pairs.
+
+    Means have intervals (``…/low``, ``…/high``) over rows of the file, with the candidates given.
+    The top-1 of a pair has one at the state ``fixed`` only; ``None``: at all states.
     """
     figures: dict[str, float] = {}
     means: dict[str, list[tuple[float, np.ndarray]]] = {}
@@ -325,7 +353,8 @@ def retrieval_figures(
 
 
 def ngram_figures(name: str, results: list[Retrieval]) -> dict[str, float]:
-    """The same of :func:`ngram_retrieval`: ``retrieval/<name>/ngrams/top1|mrr/…``, without a state."""
+    """The same of :func:`ngram_retrieval`: ``retrieval/<name>/ngrams/top1|mrr/…``, without a
+    state."""
     figures = {}
     for key, value in retrieval_figures(name, results).items():
         part, _, end = key.partition(f"/{NGRAMS}/{NGRAMS}")
@@ -339,8 +368,13 @@ def ngram_figures(name: str, results: list[Retrieval]) -> dict[str, float]:
 def against(
     name: str, what: str, results: list[Retrieval], others: list[Retrieval], arms: tuple[str, ...]
 ) -> dict[str, float]:
-    """``retrieval/<name>/against/<what>/<arm>`` with ``…/low``, ``…/high`` and ``…/p``, for each of ``arms``: the top-1 of that arm
-    less that of ``others``: of their same arm where they have it, else of all. Both are of one state."""
+    """For each of ``arms`` the top-1 of ``results`` minus that of ``others``, at one state.
+
+    The arm is compared with the same arm of ``others``; if they lack it, with all of them.
+
+    Returns:
+        ``retrieval/<name>/against/<what>/<arm>``, with ``…/low``, ``…/high`` and ``…/p``.
+    """
     figures = {}
     for arm in arms:
         theirs = [r for r in others if r.arm == arm] or others

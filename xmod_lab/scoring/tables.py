@@ -59,7 +59,7 @@ def _perplexity(figures: Figures, prefix: str, code: str) -> str:
 
 
 def slot_table(matrix: Matrix, languages: list[ScoredLanguage], figures: Figures) -> None:
-    """For each text its own slot against the others, and the paired difference to the best of them."""
+    """For each text its own slot against the others, with the difference to the best of them."""
     gaps = {s.code: f"slots/against/best/{s.code}" for s in languages}
     corrected = holm([figures.get(f"{gap}/p") for gap in gaps.values()])
     rows = []

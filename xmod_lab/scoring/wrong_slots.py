@@ -1,4 +1,4 @@
-"""Slots against one another: text of one language through the slot of another (the wrong-slot matrix)."""
+"""The wrong-slot matrix: text of each language through the slots of the others."""
 
 import numpy as np
 from tqdm import tqdm
@@ -9,17 +9,17 @@ from xmod_lab.scoring.languages import ScoredLanguage, slots_of
 from xmod_lab.tasks.metrics import Metric, share
 from xmod_lab.tasks.statistics import difference
 
-Matrix = dict[str, dict[str, float]]  # language of the text -> slot -> nats per predicted piece
+Matrix = dict[str, dict[str, float]]  # language of the text -> slot -> nats per predicted token
 
 
 def slot_matrix(
     model: XmodLanguageModel, languages: list[ScoredLanguage]
 ) -> tuple[Matrix, dict[str, np.ndarray]]:
-    """Every text through every slot, with the same pieces hidden.
+    """Every text through every slot, with the same tokens hidden.
 
     Returns:
-        The matrix, whose diagonal is the model's held-out loss; and for each language (R, slots) nats of its held-out rows
-        that have something to predict.
+        The matrix (its diagonal is the model's held-out loss); and for each language (R, slots)
+        nats of its held-out rows, without rows that have nothing to predict.
     """
     slots, matrix, rows = slots_of(languages), {}, {}
     with tqdm(
@@ -40,12 +40,18 @@ def slot_matrix(
 def slot_figures(
     matrix: Matrix, languages: list[ScoredLanguage], rows: dict[str, np.ndarray]
 ) -> dict[str, float]:
-    """What each slot costs each text, with the ends of its interval over rows. ``rows``: as of :func:`slot_matrix`.
+    """What each slot costs each text, with intervals over rows.
 
-    ``slots/loss/<text>/<slot>``; ``slots/wrong/loss/<text>``, the mean of all slots but its own; and its own slot less this mean,
-    ``slots/against/wrong/<text>``, and less the best of the others, ``slots/against/best/<text>``, both also with ``…/p``, paired
-    by row. The best of the others is chosen on the same rows, which makes the difference look smaller than it is. All slots of a
-    text are compared in one vocabulary, on the same hidden pieces.
+    ``slots/loss/<text>/<slot>``: the loss.
+    ``slots/wrong/loss/<text>``: the mean of all slots except its own.
+    ``slots/against/wrong/<text>``: its own slot minus that mean, paired by row, with ``…/p``.
+    ``slots/against/best/<text>``: its own slot minus the best of the others, likewise. The best is
+    chosen on the same rows, which makes the difference look smaller than it is.
+
+    All slots of a text are compared in one vocabulary, on the same hidden tokens.
+
+    Args:
+        rows: nats of rows, from :func:`slot_matrix`.
     """
     figures = {}
     for language in languages:

@@ -1,8 +1,8 @@
 """How an added language is initialised: its vocabulary first, then its slot.
 
-``slot_init=nearest`` copies the pre-trained slot (the donor) with the lowest loss on the text of the
-new language, before any training and with its initialised vocabulary. The tokens to predict are
-fixed. The rows are training text: the held-out text has no influence on the choice.
+``slot_init=nearest`` copies the pre-trained slot (the donor) with the lowest loss on the text of
+the new language, before any training and with its initialised vocabulary. The tokens to predict
+are fixed. The rows are training text: the held-out text has no influence on the choice.
 """
 
 import logging
