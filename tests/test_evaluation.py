@@ -398,7 +398,7 @@ def test_sentences_longer_than_the_positions_are_cut_and_counted(corpora, caplog
     }
     languages = {"en": ("en_XX", corpora[0]), "de": ("de_DE", corpora[0])}
     assert {r.rows for r in retrieve(model, Parallel("set", texts), languages)} == {3}
-    assert "set: 2 of 6 sentences are longer than 36 pieces" in caplog.text
+    assert "set: 2 of 6 sentences are longer than 36 tokens" in caplog.text
 
 
 def test_columns_are_codes_in_any_spelling_and_those_with_text_come_first(corpora):

@@ -236,6 +236,6 @@ def test_a_vocabulary_that_is_kept_and_suits_badly_is_warned_of(tmp_path):
         said[code] = about_kept(prepare_beside(cfg, lang, base), base)
     assert said["en_GB"] is None
     assert "% of its bytes are unknown; a vocabulary of its own (vocabulary=own)" in said["el_GR"]
-    share = int(re.search(r"Of its known pieces (\d+) % are spaces", said["el_GR"])[1])
+    share = int(re.search(r"Of its known tokens (\d+) % are spaces", said["el_GR"])[1])
     assert 70 < share <= 100 and "are spaces" not in said["sw_KE"]
-    assert "a piece has 1." in said["sw_KE"] and "in the languages of the base 2." in said["sw_KE"]
+    assert "a token has 1." in said["sw_KE"] and "in the languages of the base 2." in said["sw_KE"]

@@ -100,7 +100,7 @@ def test_a_text_that_is_not_what_its_code_says_and_repeats_is_warned_of(workplac
         "trainer.max_steps=9000",
         run=tmp_path / "run",
     )
-    for words in ("look like 'sw'", "times (more than 40)", "like an earlier one but for case"):
+    for words in ("look like 'sw'", "times (more than 40)", "an earlier one only in case"):
         assert any(words in warning for warning in planned["warnings"]) and words in said
 
 

@@ -199,12 +199,12 @@ def retrieve(
     longest = model.config.max_position_embeddings - model.config.pad_token_id - 3
     ids, cut = {}, 0
     for column, (_, tokenizer) in languages.items():
-        found = [piece_ids for piece_ids, *_ in encode(iter(parallel.sentences[column]), tokenizer)]
-        cut += sum(len(piece_ids) > longest for piece_ids in found)
-        ids[column] = [piece_ids[:longest] for piece_ids in found]
+        found = [token_ids for token_ids, *_ in encode(iter(parallel.sentences[column]), tokenizer)]
+        cut += sum(len(token_ids) > longest for token_ids in found)
+        ids[column] = [token_ids[:longest] for token_ids in found]
     if cut:
         log.warning(
-            "%s: %d of %d sentences are longer than %d pieces and cut there",
+            "%s: %d of %d sentences are longer than %d tokens and cut there",
             parallel.name,
             cut,
             sum(map(len, ids.values())),
@@ -353,8 +353,7 @@ def retrieval_figures(
 
 
 def ngram_figures(name: str, results: list[Retrieval]) -> dict[str, float]:
-    """The same of :func:`ngram_retrieval`: ``retrieval/<name>/ngrams/top1|mrr/…``, without a
-    state."""
+    """``retrieval/<name>/ngrams/top1|mrr/…``, without states, of :func:`ngram_retrieval`."""
     figures = {}
     for key, value in retrieval_figures(name, results).items():
         part, _, end = key.partition(f"/{NGRAMS}/{NGRAMS}")

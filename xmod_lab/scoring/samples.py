@@ -79,9 +79,9 @@ def _place(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """
     if np.isin(ids, tokenizer.all_special_ids).any():
         return None
-    pieces = tokenizer.convert_ids_to_tokens(ids.tolist())
-    starts = [piece.startswith(WORD_START) for piece in pieces] + [True]
-    words = [piece.removeprefix(WORD_START) for piece in pieces]
+    tokens = tokenizer.convert_ids_to_tokens(ids.tolist())
+    starts = [token.startswith(WORD_START) for token in tokens] + [True]
+    words = [token.removeprefix(WORD_START) for token in tokens]
     whole = [
         i
         for i, word in enumerate(words)
@@ -113,7 +113,7 @@ def _sample(
         ]
     probabilities = logits.float().softmax(-1)
     best = probabilities.topk(_LIKELIEST)
-    pieces = tokenizer.convert_ids_to_tokens(best.indices.tolist())
+    tokens = tokenizer.convert_ids_to_tokens(best.indices.tolist())
     hidden = int(ids[place])
     before, after = (
         tokenizer.decode(ids[:place].tolist()),
@@ -124,5 +124,5 @@ def _sample(
         "hidden": tokenizer.convert_ids_to_tokens(hidden),
         "after": after if len(after) <= _AROUND else after[:_AROUND] + "…",
         "rank": int((probabilities > probabilities[hidden]).sum()) + 1,
-        "likeliest": [[p, round(v, 4)] for p, v in zip(pieces, best.values.tolist(), strict=True)],
+        "likeliest": [[p, round(v, 4)] for p, v in zip(tokens, best.values.tolist(), strict=True)],
     }

@@ -228,17 +228,17 @@ def _control_readers(control: Opened, parallel: Parallel, columns: dict) -> dict
     return found
 
 
-def _losses(prefix: str, code: str, nats: np.ndarray, pieces: np.ndarray) -> dict[str, float]:
+def _losses(prefix: str, code: str, nats: np.ndarray, tokens: np.ndarray) -> dict[str, float]:
     """The figures of a language: loss with interval, perplexity, number of predicted tokens.
 
     Args:
-        nats, pieces: of each row, (R,).
+        nats, tokens: of each row, (R,).
     """
-    found = named_with_interval(f"{prefix}/loss/{code}", nats, pieces)
+    found = named_with_interval(f"{prefix}/loss/{code}", nats, tokens)
     perplexity = math.exp(min(found[f"{prefix}/loss/{code}"], _MOST))
     return found | {
         f"{prefix}/perplexity/{code}": perplexity,
-        f"{prefix}/pieces/{code}": int(pieces.sum()),
+        f"{prefix}/pieces/{code}": int(tokens.sum()),
     }
 
 

@@ -176,7 +176,7 @@ def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
         ) from error
     if len(old.tokenizer) > model.config.vocab_size:
         raise UserError(
-            f"the tokenizer {old.folder} has {len(old.tokenizer)} pieces, base {base.name} has "
+            f"the tokenizer {old.folder} has {len(old.tokenizer)} tokens, base {base.name} has "
             f"{model.config.vocab_size} embeddings; set data.tokenizer to the one it was trained "
             "with"
         )

@@ -283,8 +283,8 @@ def _about_text(found: Survey, looks: list[tuple[str, float]] | str) -> list[str
     warnings = []
     if found.near_copy_share > NEAR_COPIES:
         warnings.append(
-            f"{found.code}: {100 * found.near_copy_share:.0f} % of the passages are like an "
-            "earlier one but for case, digits, spaces and punctuation; thin them out"
+            f"{found.code}: {100 * found.near_copy_share:.0f} % of the passages differ from "
+            "an earlier one only in case, digits, spaces and punctuation; thin them out"
         )
     if isinstance(looks, str):
         return [*warnings, f"whether a text is in its language was {looks}"]
@@ -310,9 +310,9 @@ def _about_kept(
     if estimate is None or by_base.per_byte < MORE_PIECES * estimate.per_byte:
         return said
     code = next(iter(prepared.corpora))
-    said = said or f"{code}: the base's vocabulary cuts it into small pieces; set vocabulary=own"
+    said = said or f"{code}: the base's vocabulary cuts it into small tokens; set vocabulary=own"
     return (
-        f"{said} ({100 * estimate.per_byte:.1f} pieces for 100 bytes "
+        f"{said} ({100 * estimate.per_byte:.1f} tokens for 100 bytes "
         f"instead of {100 * by_base.per_byte:.1f})"
     )
 

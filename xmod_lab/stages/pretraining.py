@@ -61,7 +61,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
             match_table(cfg, prepared.tokenizer).print()
         training_table(model, {name for name, _ in model.named_parameters()}, "base").print()
         log.info(
-            "%d steps of %d rows of %d pieces: %s tokens in %s",
+            "%d steps of %d rows of %d tokens: %s tokens in %s",
             cfg.steps,
             cfg.trainer.rows_per_step,
             cfg.data.row_length,

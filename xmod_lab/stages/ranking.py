@@ -38,7 +38,7 @@ from xmod_lab.training.step import LanguageModeling
 
 log = logging.getLogger(__name__)
 _SLOTS = 12  # in the printed table; the files have all
-_PIECES, _NEIGHBOURS = 6, 3  # new tokens shown, and nearest old tokens shown for each
+_TOKENS, _NEIGHBOURS = 6, 3  # new tokens shown, and nearest old tokens shown for each
 
 
 @dataclass(frozen=True)
@@ -105,12 +105,12 @@ def rank_initialisers(
     targets, corpus = sampled_targets(cfg, prepared, code), prepared.corpora[code]
     scorer = Scorer(corpus, prepared.tokenizer, cfg.objective, attention=cfg.data.attention)
     shown = (
-        _frequent_new_pieces(old.tokenizer, prepared.tokenizer, corpus.piece_counts) if own else {}
+        _frequent_new_tokens(old.tokenizer, prepared.tokenizer, corpus.piece_counts) if own else {}
     )
-    found, begun, vocabularies, nearest = {}, {}, {}, {}
+    found, initialised, vocabularies, nearest = {}, {}, {}, {}
     bar = tqdm(
         total=len(methods) * len(slots),
-        desc=f"ranking beginnings of {code}",
+        desc=f"ranking initialisers of {code}",
         leave=False,
         disable=None,
     )
@@ -139,13 +139,13 @@ def rank_initialisers(
                 if slot in scored:
                     model.initialise_slot(code, slot, seed=cfg.seed)
                     score = scorer.score(model)
-                    begun[method, slot] = {
+                    initialised[method, slot] = {
                         n: p.detach().cpu().clone()
                         for n, p in model.language_parameters(code).items()
                     }
                 found[method, slot] = Combination(method, slot, loss, *(score or ()))
     for key, weights in tqdm(
-        begun.items(), f"{cfg.steps} steps of each table of {code}", leave=False, disable=None
+        initialised.items(), f"{cfg.steps} steps of each table of {code}", leave=False, disable=None
     ):
         _train(cfg, model, lang, prepared, weights)
         with on_device(model, cfg.trainer.accelerator):
@@ -219,7 +219,7 @@ def _methods() -> list[str]:
     return [method for method in EMBEDDING_INITS if not (method == "focus" and fault)]
 
 
-def _frequent_new_pieces(
+def _frequent_new_tokens(
     old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase, counts: np.ndarray
 ) -> dict[str, int]:
     """The most frequent tokens of three letters or more that the base lacks, by spelling."""
@@ -231,7 +231,7 @@ def _frequent_new_pieces(
     }
     long = [p for p in words if len(p.removeprefix(WORD_START)) >= 3]
     return {
-        p: words[p] for p in sorted(long, key=lambda p: (-counts[words[p]], words[p]))[:_PIECES]
+        p: words[p] for p in sorted(long, key=lambda p: (-counts[words[p]], words[p]))[:_TOKENS]
     }
 
 
@@ -243,15 +243,15 @@ def _likeness(model: XmodLanguageModel, code: str, old: Prepared, shown: dict[st
     """
     table = model.base_model.embeddings.vocabularies[code].word_embeddings.weight.detach()
     base = model.get_input_embeddings().weight.detach()
-    pieces = ordinary_tokens(old.tokenizer)
-    names, ids = list(pieces), list(pieces.values())
+    tokens = ordinary_tokens(old.tokenizer)
+    names, ids = list(tokens), list(tokens.values())
     own, others = _unit(table[list(shown.values())]), _unit(base[ids])
     nearest = (own @ others.T).topk(min(_NEIGHBOURS, len(names)), dim=1).indices.tolist()
     return {
         "mean_cosine": _mean_cosine(table),
         "base_mean_cosine": _mean_cosine(base),
         "neighbours": {
-            piece: [names[i] for i in row] for piece, row in zip(shown, nearest, strict=True)
+            token: [names[i] for i in row] for token, row in zip(shown, nearest, strict=True)
         },
     }
 

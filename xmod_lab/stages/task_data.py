@@ -174,7 +174,7 @@ def _data_table(
         rows.append((code, *counts, classes, unknown, *(f"{count:,}" for count in odd)))
     title = (
         f"{cfg.task.name}: fine-tuned on {setup.source}; examples; how many had no label and were "
-        f"left out, are cut to {positions} pieces, have a text or word without any piece"
+        f"left out, are cut to {positions} tokens, have a text or word without any token"
     )
     header = (
         "language",

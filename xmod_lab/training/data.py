@@ -64,7 +64,7 @@ def _check_positions(cfg: PretrainConfig, pad_id: int, folder: str) -> None:
     if cfg.model.max_position_embeddings < needed:
         raise UserError(
             f"tokenizer '{folder}' pads with id {pad_id}, from which positions count: a row of "
-            f"{cfg.data.row_length} pieces needs model.max_position_embeddings={needed}, here it "
+            f"{cfg.data.row_length} tokens needs model.max_position_embeddings={needed}, here it "
             f"is {cfg.model.max_position_embeddings}; set it, or give a tokenizer whose padding "
             "has a low id"
         )
@@ -106,14 +106,14 @@ def about_kept(prepared: Prepared, base: Prepared) -> str | None:
     if unknown <= _UNKNOWN and not short and spaces <= _SPACES:
         return None
     guessed = (
-        f" Of its known pieces {100 * spaces:.0f} % are spaces: its losses are mostly those of "
+        f" Of its known tokens {100 * spaces:.0f} % are spaces: its losses are mostly those of "
         "guessing them."
         if spaces > _SPACES
         else ""
     )
     beside = f", in the languages of the base {min(sizes):.1f} to {max(sizes):.1f}" if sizes else ""
     return (
-        f"{code}: in the base's vocabulary a piece has {size:.1f} bytes of it{beside}, and "
+        f"{code}: in the base's vocabulary a token has {size:.1f} bytes of it{beside}, and "
         f"{100 * unknown:.1f} % of its bytes are unknown; a vocabulary of its own "
         f"(vocabulary=own) suits it better.{guessed}"
     )
@@ -179,7 +179,7 @@ def _check_rows(prepared: Prepared, cfg: PretrainConfig, what: str) -> None:
             else f"one batch needs {cfg.trainer.rows_per_step}"
         )
         raise UserError(
-            f"{what} gives {sum(rows.values())} rows of {cfg.data.row_length} pieces, but "
+            f"{what} gives {sum(rows.values())} rows of {cfg.data.row_length} tokens, but "
             f"{short}; give more text, or set a smaller trainer.rows_per_step or data.row_length"
         )
     for corpus in prepared.corpora.values():
