@@ -565,7 +565,7 @@ def test_weights_that_are_cut_or_altered_are_named(made, tmp_path):
     save_file({name: t for name, t in tensors.items() if ".sw_KE." not in name}, file)
     refused(
         lambda: verify(folder, None),
-        match="names sw_KE among 4 languages, of which the weights have no slot",
+        match="names sw_KE among 4 languages, but the weights have no slot for them",
     )
 
 

@@ -185,9 +185,9 @@ def test_all_faults_of_a_configuration_are_named_at_once():
         ),
         (
             {"pad_token_id": 100},
-            "vocab_size has 50 pieces; allowed are numbers above pad_token_id, 100",
+            "vocab_size has 50 tokens; allowed are numbers above pad_token_id, 100",
         ),
-        ({"vocabularies": {"en_XX": 0}}, "en_XX has 0 pieces"),
+        ({"vocabularies": {"en_XX": 0}}, "en_XX has 0 tokens"),
         ({"is_decoder": True}, "XmodForMaskedLM needs is_decoder=False"),
     ):
         with pytest.raises(UserError, match=message):

@@ -156,7 +156,7 @@ def test_a_row_may_mix_languages_of_one_vocabulary_beside_rows_of_another():
 
 def test_a_piece_that_the_vocabulary_of_its_row_lacks_is_named():
     with pytest.raises(
-        UserError, match="to 60, but the vocabulary of 'sw_KE' has 30 pieces; .*tokenizer_for"
+        UserError, match="to 60, but the vocabulary of 'sw_KE' has 30 tokens; .*tokenizer_for"
     ):
         grown()(torch.tensor([[6, 60]]), lang_ids="sw_KE")
     with pytest.raises(UserError, match="the base vocabulary has 50"):
@@ -308,7 +308,7 @@ def test_every_language_reads_with_its_own_tokenizer(tmp_path, tokenizer_folder)
     with pytest.raises(UnknownLanguageError):
         model.tokenizer_for("ta_IN")
     base.save_pretrained(tmp_path / "languages" / "sw_KE")
-    with pytest.raises(UserError, match="the tokenizer of 'sw_KE'.* 400 pieces, the model 300"):
+    with pytest.raises(UserError, match="the tokenizer of 'sw_KE'.* 400 tokens, the model 300"):
         model.tokenizer_for("sw_KE")
     for file in (tmp_path / "languages" / "sw_KE").glob("*token*"):
         file.unlink()

@@ -1,4 +1,4 @@
-"""The folder of a run or of a sweep: made before the work begins, and removed if it stays empty."""
+"""The folder of a run or a sweep: made before the work begins, removed if it has no results."""
 
 import contextlib
 import shutil

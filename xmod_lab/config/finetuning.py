@@ -1,7 +1,7 @@
 """The settings of ``python -m xmod_lab.finetune``, and what can be checked in them before any work.
 
-They stand apart from :mod:`xmod_lab.config.schema` and :mod:`xmod_lab.config.rules`: these are part
-of the core, which knows no labelled tasks.
+They are not in :mod:`xmod_lab.config.schema` and :mod:`xmod_lab.config.rules`, since these belong
+to the core, which does not know labelled tasks.
 """
 
 from collections.abc import Iterator

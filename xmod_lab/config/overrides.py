@@ -110,12 +110,10 @@ def unknown_keys(keys: Iterable[str], schema: type) -> list[str]:
         for end, name in enumerate(parts, 1):
             inner = _within(here, name)
             if inner is None and here is not Any:
-                place, names = (
-                    ".".join(parts[:end]),
-                    list({f.name: 0 for each in variants(here) for f in setting_fields(each)})
-                    if is_dataclass(here)
-                    else [],
-                )
+                place, names = ".".join(parts[:end]), []
+                if is_dataclass(here):
+                    names = [f.name for each in variants(here) for f in setting_fields(each)]
+                    names = list(dict.fromkeys(names))
                 guess = nearest(name, names).strip()
                 known = f"allowed names: {', '.join(names)}"
                 alone = f"{'.'.join(parts[: end - 1])} has a single value"
@@ -134,10 +132,8 @@ def setting_faults(settings: list[str], schema: type) -> list[str]:
     """
     faults = []
     for override in OverridesParser.create().parse_overrides(settings):
-        key, value = (
-            override.key_or_group,
-            None if override.is_sweep_override() else override.value(),
-        )
+        key = override.key_or_group
+        value = None if override.is_sweep_override() else override.value()
         kind, typed = type_of(schema, key), override.input_line.partition("=")[2]
         if key in ("task", "objective") and not isinstance(value, dict):
             faults += _choice_faults(key, typed.split(","), type_of(schema, "task") is Objective)
@@ -180,7 +176,7 @@ def setting_faults(settings: list[str], schema: type) -> list[str]:
 
 
 def _choice_faults(group: str, names: list[str], pretrains: bool) -> list[str]:
-    """Faults where an objective is chosen in fine-tuning, or a labelled task in pre-training."""
+    """Faults of an objective that is chosen in fine-tuning, or a labelled task in pre-training."""
     command, faults = "python -m xmod_lab.", []
     for name in names:
         if not pretrains and (group == "objective" or name in OBJECTIVES):

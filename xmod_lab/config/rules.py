@@ -31,7 +31,7 @@ def validate(cfg: PretrainConfig) -> None:
             f"choose an objective by objective=NAME, one of {', '.join(OBJECTIVES)}: task.name is "
             f"'{cfg.task.name}', but the settings of task are those of another"
         )
-    if not faults:  # what follows calculates with these
+    if not faults:  # the next checks calculate with these values
         faults += [*trainer_faults(cfg.trainer), *_size_faults(cfg)]
     faults += [
         *machine_faults(cfg.trainer, cfg.data.workers),

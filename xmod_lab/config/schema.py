@@ -1,4 +1,4 @@
-"""The schemas of all config groups, and where conf/ lies.
+"""The schemas of all config groups, and the place of conf/.
 
 Hydra composes the configuration against these dataclasses, and a typo or a wrong type fails there.
 :mod:`xmod_lab.config.rules` checks the values.

@@ -212,11 +212,8 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
 
 
 def _faults(config: XmodConfig) -> list[str]:
-    codes, heads, factor = (
-        list(config.languages),
-        config.num_attention_heads,
-        config.adapter_reduction_factor,
-    )
+    codes, heads = list(config.languages), config.num_attention_heads
+    factor = config.adapter_reduction_factor
     faults = name_faults(codes, config.vocabularies, config.aliases, config.added)
     if not isinstance(config.pad_token_id, int):
         return [
@@ -243,7 +240,7 @@ def _faults(config: XmodConfig) -> list[str]:
         faults.append(f"hidden_act is '{config.hidden_act}'; allowed are {', '.join(ACT2FN)}")
     sizes = {"vocab_size": config.vocab_size, **(config.vocabularies or {})}
     faults += [
-        f"{name} has {pieces} pieces; allowed are numbers above pad_token_id, {config.pad_token_id}"
+        f"{name} has {pieces} tokens; allowed are numbers above pad_token_id, {config.pad_token_id}"
         for name, pieces in sizes.items()
         if pieces <= config.pad_token_id
     ]

@@ -1,4 +1,4 @@
-"""The configuration of an X-MOD model: that of transformers, with vocabularies of languages."""
+"""The configuration of an X-MOD model: transformers' own, extended for added languages."""
 
 import re
 

@@ -121,7 +121,7 @@ class XmodEmbeddings(nn.Module):
             whose = "the base vocabulary" if owner is None else f"the vocabulary of '{owner}'"
             raise UserError(
                 f"input_ids go from {int(ids.min())} to {int(ids.max())}, but {whose} has "
-                f"{table.num_embeddings} pieces; each row is read by the tokenizer of its own "
+                f"{table.num_embeddings} tokens; each row is read by the tokenizer of its own "
                 "language, see tokenizer_for()"
             ) from error
 

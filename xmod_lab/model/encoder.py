@@ -1,6 +1,6 @@
 """The routed encoder (X-MOD, Pfeiffer et al. 2022, section 3, figure 1).
 
-The order of the layers is that of the released checkpoints.
+The order of operations is that of the released checkpoints.
 Parameters have the names of transformers, so checkpoints need no key map. The classes are in the
 order of one layer, from the bottom up: attention, feed-forward and slots, block, stack. With
 ``is_decoder`` the same stack is causal. With ``add_cross_attention`` it also attends to an

@@ -25,10 +25,8 @@ _SIZES = {
     "type_vocab_size": ("embeddings.token_type_embeddings.weight", 0),
     "intermediate_size": ("encoder.layer.0.intermediate.dense.weight", 0),
 }
-_LAYER, _SLOT = (
-    re.compile(r"encoder\.layer\.(\d{1,9})\."),
-    re.compile(r"\.adapter_modules\.([^.]+)\."),
-)
+_LAYER = re.compile(r"encoder\.layer\.(\d{1,9})\.")
+_SLOT = re.compile(r"\.adapter_modules\.([^.]+)\.")
 
 
 def read_config(source: str | Path, **changes) -> XmodConfig:
@@ -94,7 +92,7 @@ def check_folder(folder: Path) -> XmodConfig:
     if lost := [code for code in config.languages if code not in slots]:
         faults.append(
             f"config.json names {', '.join(lost[:3])} among {len(config.languages):,} languages, "
-            "of which the weights have no slot"
+            "but the weights have no slot for them"
         )
     mark = f"encoder.layer.0.output.adapter_modules.{config.languages[0]}."
     own = {name.removeprefix(mark): s for name, s in bare.items() if name.startswith(mark)}
@@ -112,7 +110,7 @@ def check_folder(folder: Path) -> XmodConfig:
         own = {name: shape for name, (shape, _) in shapes_in(inside(file, folder)).items()}
         if own != {"word_embeddings.weight": (pieces, config.hidden_size), "bias": (pieces,)}:
             faults.append(
-                f"the vocabulary of {code} has {shown(pieces)} pieces in config.json, and the "
+                f"the vocabulary of {code} has {shown(pieces)} tokens in config.json, and the "
                 f"tensors {shown(own)}"
             )
     if faults:

@@ -104,7 +104,7 @@ def read_manifest(folder: Path, root: Path | None = None) -> dict:
     ):
         fault = f"{(wrong or ['scores'])[0]} is not what a manifest has there"
     if manifest["pieces"] is not None and manifest["pieces"] < 1:
-        fault = "pieces is not a number of pieces"
+        fault = "pieces is not a number of tokens"
     if not isinstance(manifest.get("base_tokenizer"), str | None):
         fault = "base_tokenizer is no digest"
     if len(manifest["files"]) > _MAX_FILES:
@@ -198,10 +198,8 @@ def expected_tensors(
         if like in name
     }
     if pieces is not None:
-        table, place = (
-            model.get_input_embeddings().weight,
-            f"roberta.embeddings.vocabularies.{code}",
-        )
+        table = model.get_input_embeddings().weight
+        place = f"roberta.embeddings.vocabularies.{code}"
         expected[f"{place}.word_embeddings.weight"] = (pieces, table.shape[1]), table.dtype
         expected[f"{place}.bias"] = (pieces,), table.dtype
     return expected
@@ -257,10 +255,8 @@ def _tokenizer_files(folder: Path, manifest: dict) -> dict[str, bytes]:
     for name in sorted(manifest["files"].keys() - {TENSORS}):
         content[name.removesuffix(".xz")] = plain = _plain(inside(folder / name, folder), budget)
         budget -= len(plain)
-    found, stored = (
-        {name: digest_of(plain) for name, plain in content.items()},
-        manifest["unpacked"],
-    )
+    found = {name: digest_of(plain) for name, plain in content.items()}
+    stored = manifest["unpacked"]
     if wrong := sorted(
         name for name in found.keys() | stored.keys() if found.get(name) != stored.get(name)
     ):

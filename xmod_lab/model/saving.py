@@ -74,7 +74,7 @@ class SavingMixin:
         known, limit = len(tokenizer), self.config.vocab_size if pieces is None else pieces
         if known > limit or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
             raise UserError(
-                f"the tokenizer of '{code}' in {own or f'{source}/{part}'} has {known} pieces, the "
+                f"the tokenizer of '{code}' in {own or f'{source}/{part}'} has {known} tokens, the "
                 f"model {limit} embeddings; copy the right one there, from the model or pack that "
                 "the language came with"
             )
