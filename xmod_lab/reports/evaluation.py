@@ -226,9 +226,8 @@ def _recognition(figures: Figures) -> dict[str, list[str]]:
         {
             **rows,
             "mean": [f"recognition/{what}/accuracy" for what in RECOGNISED],
-            "mean, less n-grams": [
-                f"recognition/{what}/against/ngrams" for what in RECOGNISED
-            ],  # of sentences alone
+            # exists for sentences only
+            "mean, less n-grams": [f"recognition/{what}/against/ngrams" for what in RECOGNISED],
             "chance": [f"recognition/{what}/chance" for what in RECOGNISED],
         }
         if rows

@@ -1,7 +1,7 @@
 """The base of a run: the model that languages are added to, that is scored, or that is fine-tuned.
 
-It is the one that is named. ``base=auto`` is the one that the run began with, else the newest
-finished run that fits the command, else, where languages are added, a new one.
+``base=NAME`` is the named one. ``base=auto`` is the one that the run began with, else the newest
+finished run that fits the command. If no run fits and languages are added, a new base is made.
 """
 
 import contextlib
@@ -130,7 +130,7 @@ def find_base(
 def name_of_base(cfg: RunConfig, run: RunDir) -> str | None:
     """``cfg.base``; for ``auto`` the base that ``run`` began with, else the newest run that fits.
 
-    ``None`` where there is no such run.
+    ``None`` if no run fits.
     """
     if cfg.base != "auto":
         return cfg.base

@@ -184,16 +184,14 @@ class Scorer(FixedTargets):
     @cached_property
     def passages(self) -> Passages:
         """The held-out passages for bits per byte."""
-        settings, text = (
-            self.corpus.manifest["settings"],
-            self.corpus.manifest["statistics"]["validation"],
-        )
+        manifest = self.corpus.manifest
+        text = manifest["statistics"]["validation"]
         return Passages(
             self.code,
             sample_of(self.corpus, self.most),
             self.tokenizer,
             self.objective,
-            length=settings["length"],
+            length=manifest["settings"]["length"],
             respelling=text["respelling_bits"] / text["bytes"],
         )
 

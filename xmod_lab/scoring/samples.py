@@ -115,10 +115,8 @@ def _sample(
     best = probabilities.topk(_LIKELIEST)
     tokens = tokenizer.convert_ids_to_tokens(best.indices.tolist())
     hidden = int(ids[place])
-    before, after = (
-        tokenizer.decode(ids[:place].tolist()),
-        tokenizer.decode(ids[place + 1 :].tolist()),
-    )
+    before = tokenizer.decode(ids[:place].tolist())
+    after = tokenizer.decode(ids[place + 1 :].tolist())
     return {
         "before": before if len(before) <= _AROUND else "…" + before[-_AROUND:],
         "hidden": tokenizer.convert_ids_to_tokens(hidden),

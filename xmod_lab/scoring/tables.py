@@ -51,10 +51,8 @@ def language_table(figures: Figures, codes: list[str], how: str) -> None:
 
 def _perplexity(figures: Figures, prefix: str, code: str) -> str:
     """exp of the loss, with the digits that the error of the loss allows."""
-    value, half = (
-        figures[f"{prefix}/perplexity/{code}"],
-        half_width(figures, f"{prefix}/loss/{code}"),
-    )
+    value = figures[f"{prefix}/perplexity/{code}"]
+    half = half_width(figures, f"{prefix}/loss/{code}")
     return number(value, digits_of(half and value * half))
 
 

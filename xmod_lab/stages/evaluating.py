@@ -105,8 +105,8 @@ def evaluate(
             :func:`xmod_lab.scoring.retrieval.fixed_state`.
         control: a model to compare retrieval with, on the same sentences.
     Raises:
-        UserError: a loss is no number; there is no such layer; the control lacks a language of a
-            file that the model has.
+        UserError: a loss is not finite; the model lacks the layer; the control lacks a language of
+            a file that the model has.
     """
     fixed = fixed_state(opened.model, layer)
     read = {parallel.name: _readers(opened, parallel) for parallel in parallels}
@@ -118,11 +118,8 @@ def evaluate(
             for parallel in parallels
         }
     model, languages = opened.model, opened.languages
-    codes, own, slots = (
-        [s.code for s in languages],
-        {s.code: s.slot for s in languages},
-        slots_of(languages),
-    )
+    codes, slots = [s.code for s in languages], slots_of(languages)
+    own = {s.code: s.slot for s in languages}
     likelihood = objective_of(model.config).likelihood
     matrix, rows = slot_matrix(model, languages)
     figures: dict[str, float] = {"val/exact": int(likelihood.exact)}

@@ -305,9 +305,8 @@ def _record(
             "statistics": corpus.manifest["statistics"],
             "consumed": consumption(mixture, prepared, cfg.steps),
         },
-        "proof": {
-            "holds": proof["holds"]
-        },  # all of it is in proof.json, and depends on what else the base has
+        # the whole proof is in proof.json: it depends on what else the base has
+        "proof": {"holds": proof["holds"]},
     }
 
 

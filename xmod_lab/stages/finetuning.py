@@ -169,10 +169,8 @@ def _train_once(
     A model of the source language answers all tests, a model of another language only its own.
     """
     part = _part(code, seed)
-    kept, best_weights = (
-        run / "predictions" / f"{part}.json",
-        run / "checkpoints" / part / "best.safetensors",
-    )
+    kept = run / "predictions" / f"{part}.json"
+    best_weights = run / "checkpoints" / part / "best.safetensors"
     if kept.is_file() and best_weights.is_file():
         try:
             return Result(**read_json(kept, dict))

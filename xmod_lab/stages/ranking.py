@@ -1,10 +1,10 @@
 """All ways to initialise a language, compared: embedding initialisers × slot initialisers.
 
-Each combination is initialised exactly as a training would initialise it. Losses are those on ROWS
-rows of the training text, so that the choice has not seen the text by which the language is scored.
+Each combination is initialised exactly as a training would initialise it. Losses are on ROWS rows
+of the training text: the choice does not see the held-out text that scores the language.
 Before training, losses compare slots for one table. They say little about tables: equal rows
-(``mean``) predict by frequency alone and begin at the unigram entropy, and rows that tell tokens
-apart begin above it (experiments/initialisers).
+(``mean``) predict by frequency alone and begin at the unigram entropy. Rows that distinguish tokens
+begin above it (experiments/initialisers).
 
 So the best slot of each table, and the configured combination, are trained for ``cfg.steps`` steps,
 as a run would train them, and ranked by the loss after that. They are also scored on the held-out

@@ -45,7 +45,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training brought; the model was trained in place.
+    """The result of a training; the model was trained in place.
 
     Args:
         before: scores before the first step.

@@ -6,7 +6,7 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 def keep_memory() -> bool:
-    """Let the C library keep freed memory instead of returning it to the system. Whether it agreed.
+    """Let the C library keep freed memory instead of returning it. Returns whether it will.
 
     A training step allocates the same large tensors again and again (logits, gradients, weights in
     bfloat16). glibc maps each of them anew, and the system clears every page, which takes a third
