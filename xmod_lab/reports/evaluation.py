@@ -45,7 +45,7 @@ def recognition_map(figures: Figures, what: str, title: str = "") -> Figure | No
     said = (
         "sentences: share that naive Bayes on n-grams takes for"
         if what == "ngrams"
-        else f"{what}: share whose lowest loss is through the slot"
+        else f"{what}: share with the lowest loss through the slot"
     )
     title = f"{title}{said}"
     return heat_map(shares, title=title, x="slot", y="text of", best=max) if shares else None

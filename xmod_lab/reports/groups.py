@@ -1,5 +1,5 @@
-"""Runs that are the same but for their seeds, what sets such groups apart, and means over seeds
-with their intervals."""
+"""Groups of runs that differ only in their seeds: what distinguishes the groups, means over seeds
+and their intervals."""
 
 import re
 from collections.abc import Callable

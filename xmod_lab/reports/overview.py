@@ -70,11 +70,11 @@ def other_vocabularies(groups: list[Group]) -> list[Part]:
             ):
                 names.setdefault(digest, []).append(group.name)
         if len(names) > 1:
-            whose = "; ".join(f"{', '.join(of)}: {digest[:8]}" for digest, of in names.items())
-            found.setdefault(whose, []).append(code)
+            label = "; ".join(f"{', '.join(of)}: {digest[:8]}" for digest, of in names.items())
+            found.setdefault(label, []).append(code)
     if not found:
         return []
-    items = [element("li", f"{', '.join(codes)}: {whose}") for whose, codes in found.items()]
+    items = [element("li", f"{', '.join(codes)}: {label}") for label, codes in found.items()]
     return [
         element(
             "p",

@@ -268,13 +268,13 @@ def _reading(grouped: dict[str, list[Group]]) -> list[Part]:
         return []
     said = []
     for likelihood, names in told.items():
-        whose = "; ".join(
+        label = "; ".join(
             (f"{kind}: " if len(grouped) > 1 else "") + ", ".join(of) for kind, of in names.items()
         )
         said.append(
             element(
                 "p",
-                *([element("b", f"{whose}."), " "] if len(told) > 1 else []),
+                *([element("b", f"{label}."), " "] if len(told) > 1 else []),
                 likelihood.explained,
             )
         )

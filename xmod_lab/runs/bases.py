@@ -415,8 +415,7 @@ def _of_run(run: RunDir, cfg: PretrainConfig) -> Base:
     if cfg.is_given("data.tokenizer") and cfg.data.tokenizer:
         raise UserError(
             f"data.tokenizer is '{cfg.data.tokenizer}', but base {run.path} has its own; leave "
-            f"data.tokenizer out, or give the model folder, base={model}, whose tokenizer can be "
-            "replaced"
+            f"data.tokenizer out, or give the model folder, base={model}, where it can be replaced"
         )
     return Base(
         str(run.path),

@@ -87,7 +87,7 @@ def data_digests(cfg: RunConfig) -> list[str]:
 
 
 def _base_folder(cfg: RunConfig) -> Path | None:
-    """Where the base is. ``None`` for random weights, for a hub id, whose revision does not count,
+    """Where the base is. ``None`` for random weights, for a hub id (its revision does not count),
     and for a base that the command makes itself.
     """
     if cfg.base != "auto":

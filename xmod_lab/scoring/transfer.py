@@ -43,7 +43,7 @@ class TaskSetup:
         added: codes of the languages that were added to the base after pre-training.
         kind: the task, with the classes of the source's training split.
         examples: code -> split -> the encoded examples.
-        clusters: code -> the cluster of each test example (N,), for tests whose rows have groups.
+        clusters: code -> the cluster of each test example (N,), for tests with groups of rows.
         rows: code -> split -> the rows that ``examples`` were made of.
     """
 

@@ -223,8 +223,8 @@ class Transfer:
             rows.append((f"mean of {len(others)}", "", "", cells[0], "", *cells[1:]))
         note = (
             f"Intervals ({LEVEL:.0%}) are over clusters of examples and {self._seeds()}, given "
-            "this base. The mean is over the other languages whose test has at least half of the "
-            "labels."
+            "this base. The mean is over the other languages with at least half of the "
+            "labels in their test."
         )
         if above := self._above():
             note += f" *: the whole interval is above {above}."

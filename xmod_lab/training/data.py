@@ -65,8 +65,8 @@ def _check_positions(cfg: PretrainConfig, pad_id: int, folder: str) -> None:
         raise UserError(
             f"tokenizer '{folder}' pads with id {pad_id}, from which positions count: a row of "
             f"{cfg.data.row_length} tokens needs model.max_position_embeddings={needed}, here it "
-            f"is {cfg.model.max_position_embeddings}; set it, or give a tokenizer whose padding "
-            "has a low id"
+            f"is {cfg.model.max_position_embeddings}; set it, or give a tokenizer with a low "
+            "padding id"
         )
 
 
