@@ -7,6 +7,7 @@ from pathlib import Path
 from xmod_lab.errors import UserError
 
 _LONGEST = 300  # characters of a metric's name
+_ROUNDING = 1e-9  # an error below it comes from the order of sums
 _DIGITS, _MOST_DIGITS = 2, 4  # decimals of a value with an unknown error; decimals at most
 
 
@@ -54,9 +55,10 @@ def digits_of(error: float | None) -> int:
     """Number of decimals of a value with this ``error``, up to the first uncertain decimal.
 
     If the error begins with 1, one more, because rounding it loses too much (0.14 to 0.1). Two if
-    the error is not known: held-out texts of the usual sizes seldom allow more.
+    the error is not known or nothing but rounding (equal values in every run): held-out texts of
+    the usual sizes seldom allow more.
     """
-    if not error:
+    if not error or error < _ROUNDING:
         return _DIGITS
     return min(_MOST_DIGITS, max(0, math.ceil(-math.log10(error / 2))))
 
@@ -73,7 +75,7 @@ def number(value: float | None, digits: int = _DIGITS, *, sign: str = "") -> str
 def with_error(value: float | None, half: float | None, *, sign: str = "") -> str:
     """``value`` with the digits that its error allows, followed by ``± half`` if it is known."""
     digits = digits_of(half)
-    known = half and value is not None
+    known = half and half >= _ROUNDING and value is not None
     return number(value, digits, sign=sign) + (f" ± {half:.{digits}f}" if known else "")
 
 
