@@ -436,7 +436,7 @@ def test_parallel_files(tmp_path):
     [
         ("id\ten\tde\n1\ta\n", "line 2: 2 cells, but the header has 3"),
         ("id\ten\n1\ta\n", "line 1.*two languages"),
-        ("id\ten\ten\n1\ta\tb\n", "each once"),
+        ("id\ten\ten\n1\ta\tb\n", "'en' twice"),
         ("", "line 1"),
         ("id\ten\tde\n", "no rows"),
     ],

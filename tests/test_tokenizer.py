@@ -209,6 +209,6 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_switched_off(tmp_path
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "xmod"}')
     with pytest.raises(
-        UserError, match="no pieces but the special ones.*give a folder with its tokenizer.json"
+        UserError, match="has only special tokens.*give a folder with its tokenizer.json"
     ):
         load_tokenizer(tmp_path)

@@ -324,4 +324,4 @@ def test_the_experiment_changes_both_languages_at_once_and_its_table_has_the_run
     for (code, method), row in rows.items():
         assert float(row["before"]) == metrics[f"before/val/loss/{code}"]
         assert float(row["after"]) == metrics[f"val/loss/{code}"]
-        assert f"| {method} | 1 | 1 |" in text and f"| {metrics[f'val/loss/{code}']:.1f}" in text
+        assert f"| {method} | 1 | 1 |" in text and f"| {metrics[f'val/loss/{code}']:.2f}" in text

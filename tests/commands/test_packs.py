@@ -238,7 +238,7 @@ def test_a_text_of_ones_own_ends_in_a_verified_pack_whose_figures_a_fresh_base_r
         cfg, cfg.lang["new_lang"], f"{tmp_path / 'installed'}/languages/tr_TR"
     )
     metrics = workplace.metrics(run)
-    scorers = scorers_of(prepared, cfg.objective)
+    scorers = scorers_of(prepared, cfg)
     figures = score_losses(model, scorers) | score_passages(model, scorers)[0]
     assert {
         "val/loss/tr_TR",

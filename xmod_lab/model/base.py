@@ -7,7 +7,6 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import XmodConfig as ReferenceConfig
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 
 from xmod_lab.choices import NEAREST, SLOT_INITS
 from xmod_lab.codes import clashing, code_fault
@@ -17,7 +16,7 @@ from xmod_lab.model.embeddings import Vocabulary
 from xmod_lab.model.encoder import XmodLayer
 from xmod_lab.model.random_weights import random_value
 from xmod_lab.model.saving import SavingMixin
-from xmod_lab.model.slots import allocate_slot, donors_of, fill_slot, slot_class
+from xmod_lab.model.slots import allocate_slot, donors_of, fill_slot, slot_faults
 
 
 class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
@@ -213,7 +212,6 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
 
 def _faults(config: XmodConfig) -> list[str]:
     codes, heads = list(config.languages), config.num_attention_heads
-    factor = config.adapter_reduction_factor
     faults = name_faults(codes, config.vocabularies, config.aliases, config.added)
     if not isinstance(config.pad_token_id, int):
         return [
@@ -227,17 +225,7 @@ def _faults(config: XmodConfig) -> list[str]:
             f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads {heads}; "
             "allowed are its divisors"
         )
-    if not 0 < factor <= config.hidden_size:
-        faults.append(
-            f"adapter_reduction_factor is {factor}; allowed are numbers above 0 up to hidden_size "
-            f"{config.hidden_size}"
-        )
-    try:
-        slot_class(config)
-    except UserError as error:
-        faults.append(str(error))
-    if isinstance(config.hidden_act, str) and config.hidden_act not in ACT2FN:
-        faults.append(f"hidden_act is '{config.hidden_act}'; allowed are {', '.join(ACT2FN)}")
+    faults += slot_faults(config)
     sizes = {"vocab_size": config.vocab_size, **(config.vocabularies or {})}
     faults += [
         f"{name} has {pieces} tokens; allowed are numbers above pad_token_id, {config.pad_token_id}"

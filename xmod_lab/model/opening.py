@@ -13,7 +13,7 @@ from transformers.utils.hub import cached_file
 from xmod_lab.errors import UserError, reason, shown
 from xmod_lab.foreign import inside, read_json, shapes_in, weight_files
 from xmod_lab.model.configuration import OWN_TYPE, XmodConfig
-from xmod_lab.model.slots import new_slot, slot_class
+from xmod_lab.model.slots import new_slot, slot_class, slot_faults
 
 # in languages/<code>/ of a saved model, beside its tokenizer
 VOCABULARY_FILE = "vocabulary.safetensors"
@@ -62,6 +62,12 @@ def read_config(source: str | Path, **changes) -> XmodConfig:
     return config
 
 
+def _slot_shapes(config: XmodConfig) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of one slot in one layer, by their names in it."""
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in new_slot(config).named_parameters()}
+
+
 def check_folder(folder: Path) -> XmodConfig:
     """The configuration of a model folder, after comparing its sizes with those of the tensors.
 
@@ -96,9 +102,9 @@ def check_folder(folder: Path) -> XmodConfig:
         )
     mark = f"encoder.layer.0.output.adapter_modules.{config.languages[0]}."
     own = {name.removeprefix(mark): s for name, s in bare.items() if name.startswith(mark)}
-    with torch.device("meta"):
-        wanted = {name: tuple(p.shape) for name, p in new_slot(config).named_parameters()}
-    if own and own != wanted:
+    broken = slot_faults(config)
+    faults += broken
+    if own and not broken and own != (wanted := _slot_shapes(config)):
         faults.append(
             f"slots are of the architecture '{config.slot_architecture}' in config.json, with "
             f"{shown(wanted)}, and {shown(own)} by the weights"

@@ -103,6 +103,23 @@ class GatedSlot(BottleneckSlot):
         return linear("dense2", self.act(linear("gate", x)) * linear("dense1", x))
 
 
+def slot_faults(config: XmodConfig) -> list[str]:
+    """What keeps the slots of ``config`` from being built, a sentence each."""
+    faults, factor = [], config.adapter_reduction_factor
+    if not 0 < factor <= config.hidden_size:
+        faults.append(
+            f"adapter_reduction_factor is {factor}; allowed are numbers above 0 up to hidden_size "
+            f"{config.hidden_size}"
+        )
+    if isinstance(config.hidden_act, str) and config.hidden_act not in ACT2FN:
+        faults.append(f"hidden_act is '{config.hidden_act}'; allowed are {', '.join(ACT2FN)}")
+    try:
+        slot_class(config)
+    except UserError as error:
+        faults.append(str(error))
+    return faults
+
+
 def slot_class(config: XmodConfig) -> type[XmodSlot]:
     """The class of ``config.slot_architecture``. Raises UserError if it is not in SLOTS."""
     name = config.slot_architecture

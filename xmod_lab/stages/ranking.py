@@ -27,7 +27,7 @@ from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.languages.initialisers import WORD_START, ordinary_tokens
 from xmod_lab.metrics import number
 from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
-from xmod_lab.scoring.held_out import Scorer, on_device
+from xmod_lab.scoring.held_out import on_device, scorers_of
 from xmod_lab.stages.extension import seed_of, trainable_names
 from xmod_lab.stages.initialise import allocate_language, fill_vocabulary, sampled_targets
 from xmod_lab.tables import Table, csv_text
@@ -103,7 +103,7 @@ def rank_initialisers(
     donors = donors_of(NEAREST, model.config)
     methods, slots = _methods() if own else ["keep"], _slots(donors, lang)
     targets, corpus = sampled_targets(cfg, prepared, code), prepared.corpora[code]
-    scorer = Scorer(corpus, prepared.tokenizer, cfg.objective, attention=cfg.data.attention)
+    scorer = scorers_of(prepared, cfg)[code]
     shown = (
         _frequent_new_tokens(old.tokenizer, prepared.tokenizer, corpus.piece_counts) if own else {}
     )
