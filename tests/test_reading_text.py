@@ -696,7 +696,7 @@ def test_a_path_with_a_slip_is_not_asked_for_at_the_hub(tmp_path, monkeypatch):
         assert "does not exist" in hub_fault(name, "a run") and "give a run" in hub_fault(
             name, "a run"
         )
-    assert "there is a folder 'runs' here" in hub_fault(
+    assert "the folder 'runs' does" in hub_fault(
         "runs/reel", "x"
     ) and "Did you mean 'real'" in hub_fault("runs/reel", "x")
     assert "does not exist" in check_source(Source("runs/reel"), "lang.oc")[0]

@@ -65,7 +65,7 @@ def test_an_architecture_of_slots(whole_way, monkeypatch, allow):
     settings = json.loads((run / "model" / "config.json").read_text())
     assert settings["slot_architecture"] == "sine" and settings["model_type"] == "xmod_lab"
     cards = [(run / part / "README.md").read_text() for part in ("model", "pack/el_GR")]
-    assert all("of the architecture `sine`" in card for card in cards)
+    assert all("architecture `sine`" in card for card in cards)
     assert all("library_name: xmod_lab" in card for card in cards)
 
 
