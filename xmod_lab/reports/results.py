@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from xmod_lab.errors import UserError
@@ -84,7 +85,7 @@ class Run:
         """The last step at which something was measured; in a finished run, the last of all."""
         return max((int(row["step"]) for row in self.curve), default=0)
 
-    @property
+    @cached_property
     def seeds(self) -> tuple[int, ...]:
         """Its own seed, that of its base, and so on."""
         return tuple(
