@@ -1,7 +1,7 @@
 """The functions that a notebook needs: the same settings and the same stages as the commands.
 
     open_base       a run, a model folder or a hub id
-    add_language    add a language to it and train it, with a progress bar; proves that nothing else changed
+    add_language    add a language and train it; proves that nothing else changed
     score           score a model on held-out text
     save_pack       copy the pack of an added language
     install_pack    write a model with packs installed
@@ -55,7 +55,7 @@ from xmod_lab.training.memory import keep_memory
 
 @dataclass(frozen=True)
 class Added:
-    """A language that :func:`add_language` added; ``folder`` is its run, as the command writes it."""
+    """A language that :func:`add_language` added; ``folder`` is its run folder."""
 
     code: str
     folder: Path
@@ -84,8 +84,9 @@ def open_base(source: str | Path = "auto", *settings: str) -> Base:
     """Open the model that languages are added to; ``base.load()`` gives the model itself.
 
     Args:
-        source: a run folder, a model folder or a hub id; ``auto``: the newest finished base with these
-            settings under ``runs``, which is pre-trained first if there is none; ``random``: random weights.
+        source: a run folder, a model folder or a hub id; ``random``: random weights; ``auto``: the
+            newest finished base with these settings under ``runs``, pre-trained first if there is
+            none.
     Raises:
         UserError: it does not exist, cannot be read, or contradicts the settings.
     """
@@ -113,7 +114,7 @@ def add_language(
 ) -> Added:
     """Add a language to ``base`` and train it, as ``python -m xmod_lab.pretrain +lang=NAME`` does.
 
-    Called again with the same arguments, it goes on where it stopped, and gives back what is finished.
+    Called again with the same arguments, it goes on where it stopped. It returns finished work.
 
     Args:
         text: files, ``embedded:el`` or a datasets id; this and what follows as in
@@ -146,10 +147,10 @@ def add_language(
 
 
 def score(source: Base | Added | str | Path, *settings: str) -> dict[str, float]:
-    """Figures of a model on held-out text, as ``python -m xmod_lab.evaluate`` writes them to metrics.json.
+    """Metrics of a model on held-out text, as ``xmod_lab.evaluate`` writes them to metrics.json.
 
-    A run is scored on its own text, any other model on that of the language set. ``evaluate.parallel=[]``
-    leaves retrieval out.
+    A run is scored on its own text, another model on that of the language set. The setting
+    ``evaluate.parallel=[]`` leaves retrieval out.
 
     Raises:
         UserError: the model cannot be read, or none of its languages has text.
@@ -172,7 +173,7 @@ def save_pack(added: Added, out: str | Path) -> Path:
 
 
 def install_pack(base: Base | str | Path, *packs: str | Path, out: str | Path) -> Path:
-    """Write the model of ``base`` with ``packs`` installed to a new folder, as ``packs install`` does.
+    """Write the model of ``base`` with ``packs`` to a new folder, as ``packs install`` does.
 
     Raises:
         UserError: ``out`` exists, or a pack was made on another base.
