@@ -47,6 +47,8 @@ def printable(message: str) -> str:
 
 def escaped(text: str) -> str:
     """``text`` with escapes for non-printing characters; line breaks stay."""
+    if text.isprintable():  # nearly every text, and a page has 200,000
+        return text
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 

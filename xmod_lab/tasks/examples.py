@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 # B rows of a batch, S sequence, N examples, E entries (an example, or one window of it)
 
-IGNORE = -100  # the label of a position without a target, as torch's losses have it
-
 
 @dataclass(frozen=True)
 class EncodedExamples:
