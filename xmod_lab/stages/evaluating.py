@@ -9,8 +9,9 @@ import numpy as np
 
 from xmod_lab.errors import UserError
 from xmod_lab.metrics import read_metrics
+from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.held_out import named_with_interval
-from xmod_lab.scoring.languages import readers, slots_of
+from xmod_lab.scoring.languages import ScoredLanguage, readers, slots_of
 from xmod_lab.scoring.likelihood import pseudo_likelihood
 from xmod_lab.scoring.naive_bayes import ngram_costs
 from xmod_lab.scoring.recognition import (
@@ -45,6 +46,7 @@ from xmod_lab.text.parallel import Parallel
 
 log = logging.getLogger(__name__)
 _MOST = 690.0  # nats; JSON can hold the exponential
+_COMPARED = ("target", "centred")  # arms that are compared with n-grams and with a control
 
 
 @dataclass(frozen=True)
@@ -151,15 +153,8 @@ def evaluate(
     if len(slots) > 1:
         figures |= slot_figures(matrix, languages, rows)
         slot_table(matrix, languages, figures)
-        bits, sentences = sentence_costs(model, languages)
-        spelt = ngram_costs(languages, sentences, slots) if sentences else {}
-        for what, costs in (("rows", rows), ("sentences", bits), ("ngrams", spelt)):
-            if not costs:  # no sentence fits the positions, which was said
-                continue
-            recognised[what] = confusion(costs, slots)
-            figures |= recognition_figures(what, recognised[what], own)
-        if sentences:
-            figures |= against_ngrams(bits, spelt, slots, own)
+        recognised, found = _recognition(model, languages, slots, rows)
+        figures |= found
         recognition_table(recognised, figures, own)
     else:
         log.info(
@@ -170,36 +165,84 @@ def evaluate(
 
     retrieved = {}
     for parallel in parallels:
-        columns = read[parallel.name]
+        name, columns = parallel.name, read[parallel.name]
         results = retrieve(model, parallel, columns)
         if not results:
             log.warning(
                 "%s: no two languages of the model have two sentences in common; no retrieval",
-                parallel.name,
+                name,
             )
             continue
-        retrieved[parallel.name] = results
-        name, spelt = parallel.name, ngram_retrieval(parallel, columns)
-        figures |= retrieval_figures(name, results, fixed) | ngram_figures(name, spelt)
-        figures[f"retrieval/{name}/layer"] = int(fixed.removeprefix("layer"))
+        retrieved[name] = results
         compared = [r for r in results if r.state == fixed]
-        both = ("target", "centred")
-        figures |= against(name, "ngrams", compared, spelt, both)
-        if through := [r for r in compared if r.arm == "source"]:
-            figures |= against(name, "source", compared, through, ("target",))
+        figures |= retrieval_figures(name, results, fixed)
+        figures |= _baselines(parallel, columns, compared)
+        figures[f"retrieval/{name}/layer"] = int(fixed.removeprefix("layer"))
         if control is not None:
             at = fixed_state(control.model, layer)
-            theirs = retrieve(control.model, parallel, controls[name], arms=both)
-            # the control may spell codes otherwise
-            same = {controls[name][column][0]: code for column, (code, _) in columns.items()}
-            theirs = [
-                replace(r, query=same[r.query], candidates=same[r.candidates]) for r in theirs
-            ]
-            figures |= retrieval_figures(f"{name}/control", theirs, at)
-            theirs = [r for r in theirs if r.state == at]
-            figures |= against(name, "control", compared, theirs, both)
+            figures |= _control(control, parallel, columns, controls[name], compared, at)
         retrieval_tables(name, figures, [code for code, _ in columns.values()], state_names(model))
     return Evaluation(figures, matrix, recognised, retrieved, passages, state_names(model))
+
+
+def _recognition(
+    model: XmodLanguageModel,
+    languages: list[ScoredLanguage],
+    slots: list[str],
+    rows: dict[str, np.ndarray],
+) -> tuple[dict[str, Confusion], dict[str, float]]:
+    """Which slot each row and sentence is taken for, beside n-grams, and the figures of that.
+
+    Args:
+        rows: by language (R, slots), nats of each row through each slot.
+    """
+    own = {language.code: language.slot for language in languages}
+    bits, sentences = sentence_costs(model, languages)
+    spelt = ngram_costs(languages, sentences, slots) if sentences else {}
+    recognised: dict[str, Confusion] = {}
+    figures: dict[str, float] = {}
+    for what, costs in (("rows", rows), ("sentences", bits), ("ngrams", spelt)):
+        if not costs:  # no sentence fits the positions, which was said
+            continue
+        recognised[what] = confusion(costs, slots)
+        figures |= recognition_figures(what, recognised[what], own)
+    if sentences:
+        figures |= against_ngrams(bits, spelt, slots, own)
+    return recognised, figures
+
+
+def _baselines(parallel: Parallel, columns: dict, compared: list[Retrieval]) -> dict[str, float]:
+    """Figures of n-grams, and of ``compared`` against them and against the queries' slot."""
+    spelt = ngram_retrieval(parallel, columns)
+    figures = ngram_figures(parallel.name, spelt)
+    figures |= against(parallel.name, "ngrams", compared, spelt, _COMPARED)
+    if through := [r for r in compared if r.arm == "source"]:
+        figures |= against(parallel.name, "source", compared, through, ("target",))
+    return figures
+
+
+def _control(
+    control: Opened,
+    parallel: Parallel,
+    columns: dict,
+    theirs: dict,
+    compared: list[Retrieval],
+    at: str,
+) -> dict[str, float]:
+    """Figures of the control, and of ``compared`` against it.
+
+    Args:
+        columns, theirs: the columns as the model and as the control read them.
+        at: the state of the control that is compared.
+    """
+    name = parallel.name
+    found = retrieve(control.model, parallel, theirs, arms=_COMPARED)
+    # the control may spell codes otherwise
+    same = {theirs[column][0]: code for column, (code, _) in columns.items()}
+    found = [replace(r, query=same[r.query], candidates=same[r.candidates]) for r in found]
+    figures = retrieval_figures(f"{name}/control", found, at)
+    found = [r for r in found if r.state == at]
+    return figures | against(name, "control", compared, found, _COMPARED)
 
 
 def _readers(opened: Opened, parallel: Parallel) -> dict:
