@@ -5,7 +5,7 @@ import re
 from matplotlib.figure import Figure
 
 from xmod_lab.markup import Html, element
-from xmod_lab.metrics import codes_of, digits_of, interval_text, number, with_error
+from xmod_lab.metrics import codes_of, digits_of, interval_text, number, told, with_error
 from xmod_lab.reports.groups import Group, Part, Sample, kinds_of
 from xmod_lab.reports.groups import Metrics as Figures
 from xmod_lab.reports.pairs import differences_of
@@ -53,11 +53,11 @@ def recognition_map(figures: Figures, what: str, title: str = "") -> Figure | No
 
 def retrieval_map(figures: Figures, name: str, title: str = "") -> Figure:
     """Top-1 of every pair of languages at the layer that was fixed in advance."""
-    state, guess = fixed_state(figures, name), figures[f"retrieval/{name}/chance/top1"]
+    state = fixed_state(figures, name)
     cells = _cells(figures, f"retrieval/{name}/top1/", f"/{state}")
     title = (
         f"{title}{name}: top-1 of translation retrieval, {state}, each through its own slot; "
-        f"{_levels_text(figures, name)}chance {guess:.3f}"
+        f"{_levels_text(figures, name)}"
     )
     return heat_map(cells, title=title, x="candidates", y="queries", best=max)
 
@@ -91,11 +91,10 @@ def _levels(figures: Figures, name: str) -> dict[str, float]:
 
 
 def _levels_text(figures: Figures, name: str) -> str:
-    return "".join(
-        f"{level} {value:.3f}, "
-        for level, value in _levels(figures, name).items()
-        if level != "chance"
-    )
+    """Chance is exact and small, so it has one digit that counts."""
+    ngrams, key = f"retrieval/{name}/ngrams/top1", f"retrieval/{name}/chance/top1"
+    said = f"n-grams {told(figures, ngrams)}, " if ngrams in figures else ""
+    return f"{said}chance {figures[key]:.1g}"
 
 
 def retrieval_sets(figures: Figures) -> list[str]:
@@ -161,12 +160,12 @@ def evaluation_sections(groups: list[Group]) -> list[Part]:
         _likelihoods(groups, codes),
     ]
     parts += differences_of(groups, codes) if several else []
-    for name, (heading, rows_of, draw, header, told, note) in _SLOTS.items():
+    for name, (heading, rows_of, draw, header, words, note) in _SLOTS.items():
         rows = {row: names for group in groups for row, names in rows_of(group.figures).items()}
         if rows:
             parts += [
                 element("h2", heading),
-                _table(name, groups, rows, "text of", header, told=told, note=note),
+                _table(name, groups, rows, "text of", header, words=told, note=note),
             ]
             parts += [figure for group in groups for figure in draw(group, several)]
     for name in dict.fromkeys(name for group in groups for name in retrieval_sets(group.figures)):
@@ -407,7 +406,9 @@ def _against(group: Group, name: str) -> str:
             ends = [group.figures.get(f"{key}/{end}") for end in ("low", "high")]
             if over_bases:
                 ends = sample.interval or (None, None)
-            said.append(f"{how} less {shown} {sample.mean:+.3f} {interval_text(*ends, sign='+')}")
+            half = None if None in ends else (ends[1] - ends[0]) / 2
+            mean = number(sample.mean, digits_of(half), sign="+")
+            said.append(f"{how} less {shown} {mean} {interval_text(*ends, sign='+')}")
     if not said:
         return ""
     over = f"by Student's t over {group.units} runs or bases" if over_bases else "over sentences"
