@@ -160,12 +160,12 @@ def evaluation_sections(groups: list[Group]) -> list[Part]:
         _likelihoods(groups, codes),
     ]
     parts += differences_of(groups, codes) if several else []
-    for name, (heading, rows_of, draw, header, words, note) in _SLOTS.items():
+    for name, (heading, rows_of, draw, header, spread_of, note) in _SLOTS.items():
         rows = {row: names for group in groups for row, names in rows_of(group.figures).items()}
         if rows:
             parts += [
                 element("h2", heading),
-                _table(name, groups, rows, "text of", header, words=told, note=note),
+                _table(name, groups, rows, "text of", header, told=spread_of, note=note),
             ]
             parts += [figure for group in groups for figure in draw(group, several)]
     for name in dict.fromkeys(name for group in groups for name in retrieval_sets(group.figures)):
