@@ -16,7 +16,7 @@ from xmod_lab.model import language_model
 from xmod_lab.scoring.held_out import Scorer, score_passages, scorers_of
 from xmod_lab.text.batches import BatchStream
 from xmod_lab.text.corpus import Prepared
-from xmod_lab.text.masking import IGNORE
+from xmod_lab.text.masking import IGNORE, Masker
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.objectives import CausalLM, MaskedLM
 from xmod_lab.text.preparing import prepare_corpus
@@ -246,3 +246,13 @@ def test_the_held_out_passages_are_kept_as_they_were_read(prepared):
     """Composed, and in the order of the text, so that what is hidden can be chosen in the text."""
     for code, language in (("en_XX", "en"), ("fr_XX", "el")):
         assert prepared.corpora[code].held_out() == passages(language, 12, "val")
+
+
+def test_masks_of_held_out_text_are_made_for_each_batch_and_not_kept(prepared, monkeypatch):
+    made, mask = [], Masker.mask
+    monkeypatch.setattr(Masker, "mask", lambda *a, **k: made.append(1) or mask(*a, **k))
+    scorer = Scorer(prepared.corpora["en_XX"], prepared.tokenizer, MASKED)
+    assert not made
+    inputs, labels = scorer.masked[3]
+    again = scorer.masked[2:5][1]
+    assert len(made) == 4 and all(map(np.array_equal, (inputs, labels), again))

@@ -18,7 +18,7 @@ All is computed in float32. Every figure has ``…/low`` and ``…/high``, the e
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 
@@ -34,6 +34,7 @@ from xmod_lab.model import IGNORE, XmodLanguageModel
 from xmod_lab.scoring.passages import Passages, interval, labelled_nats, sample_of
 from xmod_lab.text.batches import Layout, to_batch
 from xmod_lab.text.corpus import Corpus, Prepared
+from xmod_lab.text.masking import Masker, NextToken
 from xmod_lab.text.objectives import EVALUATION_RATE, Objective
 
 _EVALUATION_SEED = 15
@@ -69,6 +70,28 @@ def _hidden_counts(
     return ordinary, np.rint(EVALUATION_RATE * ordinary).astype(int)
 
 
+class FixedMasks(Sequence):
+    """The (inputs, labels) of each row, made from its key when they are asked for.
+
+    Args:
+        rows: (R, T) ids.
+        hidden: (R,) how many tokens of each are hidden.
+    """
+
+    def __init__(self, hider: Masker | NextToken, rows: np.ndarray, hidden: np.ndarray):
+        self.hider, self.rows, self.hidden = hider, rows, hidden
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int | slice) -> tuple | list[tuple[np.ndarray, np.ndarray]]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        row = self.rows[place]
+        key = [_EVALUATION_SEED, zlib.crc32(row.tobytes()), range(len(self))[place]]
+        return self.hider.mask(row, key, count=int(self.hidden[place]))
+
+
 class Targets:
     """Rows (R, T) of the language ``code``. ``masked``: the (inputs, labels) of each row."""
 
@@ -76,7 +99,7 @@ class Targets:
         self,
         code: str,
         rows: np.ndarray,
-        masked: list[tuple[np.ndarray, np.ndarray]],
+        masked: Sequence[tuple[np.ndarray, np.ndarray]],
         layout: Layout,
     ):
         self.code, self.rows, self.masked, self.layout = code, rows, masked, layout
@@ -86,7 +109,7 @@ class Targets:
         """(predicted,) ids of the tokens to predict."""
         return np.concatenate([labels[labels != IGNORE] for _, labels in self.masked])
 
-    @property
+    @cached_property
     def predicted(self) -> np.ndarray:
         """(R,) how many tokens of each row are to be predicted."""
         return np.array([int((labels != IGNORE).sum()) for _, labels in self.masked])
@@ -113,12 +136,10 @@ class Targets:
 
     def batches(self, model: XmodLanguageModel) -> Iterator[tuple[slice, dict[str, torch.Tensor]]]:
         """For each batch its rows, and the batch on the model's device, where it has labels."""
-        lang_id = model.lang_id(self.code)
-        for start in range(0, len(self.rows), _ROWS):
+        lang_id, rows, masked = model.lang_id(self.code), self.rows, self.masked
+        for start in range(0, len(rows), _ROWS):
             part = slice(start, start + _ROWS)
-            batch = to_batch(
-                self.rows[part], self.masked[part], [lang_id] * len(self.rows[part]), self.layout
-            )
+            batch = to_batch(rows[part], masked[part], [lang_id] * len(rows[part]), self.layout)
             if (batch["labels"] != IGNORE).any():
                 yield (
                     part,
@@ -150,17 +171,15 @@ class FixedTargets(Targets):
         *,
         attention: str = "document",
     ):
-        hider = objective.evaluation(tokenizer)
         hidden = _hidden_counts(rows, tokenizer)[1]
-        masked = [
-            hider.mask(row, [_EVALUATION_SEED, zlib.crc32(row.tobytes()), i], count=n)
-            for i, (row, n) in enumerate(zip(rows, hidden.tolist(), strict=True))
-        ]
+        masked = FixedMasks(objective.evaluation(tokenizer), rows, hidden)
         super().__init__(code, rows, masked, objective.layout(tokenizer, attention))
 
 
-class Scorer(FixedTargets):
+class Scorer(Targets):
     """One language's validation text with its fixed labels. Raises UserError if it has no labels.
+
+    Its rows and masks are made when they are used, and not kept: there may be many languages.
 
     Args:
         most: number of passages for bits per byte, if these take many passes; ``None``: all.
@@ -175,11 +194,26 @@ class Scorer(FixedTargets):
         attention: str = "document",
         most: int | None = None,
     ):
-        rows, _ = held_out(corpus, tokenizer, objective)
-        super().__init__(corpus.code, rows, tokenizer, objective, attention=attention)
-        self.corpus, self.tokenizer, self.objective = corpus, tokenizer, objective
+        self.code, self.corpus, self.tokenizer = corpus.code, corpus, tokenizer
+        self.objective, self.layout = objective, objective.layout(tokenizer, attention)
         self.most = most if objective.likelihood.many_passes else None
-        self.counts = objective.target_counts(corpus, tokenizer)
+        self._hidden = held_out(corpus, tokenizer, objective)[1]
+        self._hider = objective.evaluation(tokenizer)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """(R, T) ids."""
+        return self.corpus.rows("validation", np.arange(len(self.corpus.validation)))
+
+    @property
+    def masked(self) -> FixedMasks:
+        """The (inputs, labels) of each row."""
+        return FixedMasks(self._hider, self.rows, self._hidden)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """(V,) how often training can predict each token."""
+        return self.objective.target_counts(self.corpus, self.tokenizer)
 
     @cached_property
     def passages(self) -> Passages:
