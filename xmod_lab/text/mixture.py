@@ -2,14 +2,13 @@
 
 Of the ``rows_per_step`` rows of a step, language l gets the floor or the ceiling of
 ``rows_per_step * p_l``, by systematic sampling with one uniform number per step. Row j of a
-language is entry ``j mod n`` of permutation number ``j div n``. So every row of a language is read
-once before any row is read twice, and the counts are exact.
+language is entry ``j mod n`` of its order number ``j div n``, see :mod:`xmod_lab.text.order`. So
+every row of a language is read once before any row is read twice, and the counts are exact.
 """
 
-import zlib
-from functools import lru_cache
-
 import numpy as np
+
+from xmod_lab.text.order import Order
 
 _STEPS = 1 << 14  # steps counted at once, which bounds the memory
 
@@ -71,6 +70,7 @@ class Mixture:
         self.seed = seed
         self._edges = np.cumsum([shares[code] for code in self.codes]) * rows_per_step
         self._edges[-1] = rows_per_step
+        self._orders = {code: Order(seed, code, size) for code, size in sizes.items()}
         # a step, and the rows before it: counting goes on from there
         self._counted = 0, np.zeros(len(self.codes), np.int64)
 
@@ -117,23 +117,11 @@ class Mixture:
         return np.diff(points, axis=1, prepend=0)
 
     def _indices(self, code: str, start: int, count: int) -> np.ndarray:
-        ranks = np.arange(start, start + count)
-        size = self.sizes[code]
-        passes, places = ranks // size, ranks % size
-        return np.array(
-            [
-                _permutation(self.seed, code, int(p), size)[i]
-                for p, i in zip(passes, places, strict=True)
-            ]
-        )
+        order, size = self._orders[code], self.sizes[code]
+        return np.array([order.row(*divmod(n, size)) for n in range(start, start + count)])
 
-    def indices_before(self, code: str, rows: int) -> tuple[int, np.ndarray]:
-        """The first ``rows`` rows of ``code``: how many complete passes, and the rows after
-        them."""
+    def read_before(self, code: str, rows: int) -> tuple[int, list[slice], np.ndarray]:
+        """The first ``rows`` rows of ``code``: how many complete passes, and after them the blocks
+        that were read whole, and the other rows."""
         passes, rest = divmod(rows, self.sizes[code])
-        return passes, _permutation(self.seed, code, passes, self.sizes[code])[:rest]
-
-
-@lru_cache(maxsize=256)
-def _permutation(seed: int, code: str, number: int, size: int) -> np.ndarray:
-    return np.random.default_rng([seed, zlib.crc32(code.encode()), number]).permutation(size)
+        return passes, *self._orders[code].first(passes, rest)

@@ -304,14 +304,16 @@ def consumption(mixture: Mixture, prepared: Prepared, steps: int) -> dict[str, f
         corpus = prepared.corpora[code]
         # (rows,) each, without reading the ids
         columns = corpus.train.select_columns(["bytes", "padding"])[:]
-        passes, rest = mixture.indices_before(code, rows)
+        passes, blocks, rest = mixture.read_before(code, rows)
         length = corpus.manifest["settings"]["length"]
         figures[f"train/rows/{code}"] = rows
         figures[f"train/tokens/{code}"] = rows * length
         figures[f"train/passes/{code}"] = rows / len(corpus.train)
         for name, counts in columns.items():
             figures[f"train/{name}/{code}"] = int(
-                passes * counts.sum(dtype=np.int64) + counts[rest].sum(dtype=np.int64)
+                passes * counts.sum(dtype=np.int64)
+                + sum(counts[block].sum(dtype=np.int64) for block in blocks)
+                + counts[rest].sum(dtype=np.int64)
             )
     return figures
 
