@@ -19,10 +19,11 @@ import transformers
 from tests.helpers import make_pack, passages, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.foreign import from_hub, hub_id
-from xmod_lab.languages.folders import install, pack_folders
+from xmod_lab.languages.folders import install
 from xmod_lab.languages.inspection import inventory, settings_that_differ
 from xmod_lab.languages.packs import push_pack, write_pack
 from xmod_lab.languages.verify import verify
+from xmod_lab.manifests import pack_folders
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.model.packs import read_pack
 from xmod_lab.text.source import Source, Tally, check_source

@@ -17,11 +17,12 @@ from xmod_lab.errors import ProofError, UnknownLanguageError, UserError
 from xmod_lab.files import digest_of_files
 from xmod_lab.languages import folders
 from xmod_lab.languages.cards import base_card, export_card
-from xmod_lab.languages.folders import export, install, pack_folders, remove
+from xmod_lab.languages.folders import export, install, remove
 from xmod_lab.languages.inspection import inventory, settings_that_differ, tensors_that_differ
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.languages.verify import verify
+from xmod_lab.manifests import pack_folders
 from xmod_lab.model import (
     XmodForCausalLM,
     XmodForMaskedLM,

@@ -17,7 +17,7 @@ import torch
 from hydra.errors import HydraException
 
 from tests.commands.forked import PRELOADED
-from tests.helpers import composed
+from tests.helpers import composed, tiny_model
 from xmod_lab import model
 from xmod_lab.choices import EMBEDDING_INITS, SLOT_ARCHITECTURES
 from xmod_lab.codes import slot_fault
@@ -27,6 +27,7 @@ from xmod_lab.config.rules import validate
 from xmod_lab.config.schema import CONF_DIR
 from xmod_lab.errors import UserError
 from xmod_lab.languages.initialisers import METHODS
+from xmod_lab.languages.packs import write_pack
 from xmod_lab.model import SLOTS, XmodForMaskedLM
 from xmod_lab.tasks.kinds import KINDS
 
@@ -283,7 +284,10 @@ def test_the_model_needs_torch_transformers_and_what_they_bring():
     }
     ours = tuple(
         f"xmod_lab.{name}"
-        for name in ("model", "choices", "codes", "errors", "files", "foreign", "hub")
+        for name in (
+            *("model", "choices", "codes", "errors", "files", "foreign", "hub"),
+            *("manifests", "model_folders"),
+        )
     )
     for path in (
         *(PACKAGE / "model").rglob("*.py"),
@@ -393,11 +397,16 @@ print("heavy:", *sorted(set(heavy.split()) & set(sys.modules)))
 """
 
 
-def test_help_typos_and_refusals_import_nothing_heavy_and_leave_no_folder(tmp_path):
+def test_help_typos_refusals_and_lists_import_nothing_heavy_and_leave_no_folder(tmp_path):
     """They answer in about a second. Imports of torch and the like would take ten."""
+    model = tiny_model()
+    model.add_language("sw_KE", "random")
+    write_pack(model, "sw_KE", tmp_path / "pack", tokenizer_folder=None, details={})
+    model.save_pretrained(tmp_path / "model")
+    (tmp_path / "here").mkdir()
     heavy = (
         "torch transformers datasets pytorch_lightning torchmetrics wandb sentencepiece matplotlib "
-        "scipy sklearn pandas rich"
+        "scipy sklearn pandas"
     )
     answers = {
         **{f"{name} --help": 0 for name in COMMANDS},
@@ -409,16 +418,19 @@ def test_help_typos_and_refusals_import_nothing_heavy_and_leave_no_folder(tmp_pa
         "prepare +lang=nothing": 2,
         "packs instal a b": 2,
         "packs list nowhere": 2,
+        "packs list ../model ../pack": 0,
         "report --output x": 2,
     }
     command = [sys.executable, "-c", _ANSWERS, heavy, *answers]
     environment = {**os.environ, "PYTHONPATH": str(PACKAGE.parent)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=tmp_path / "here", env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     statuses = [int(line) for line in done.stderr.splitlines() if re.fullmatch(r"\d", line)]
     assert dict(zip(answers, statuses, strict=True)) == answers
     assert done.stdout.splitlines()[-1].strip() == "heavy:"
-    assert list(tmp_path.iterdir()) == []
+    assert list((tmp_path / "here").iterdir()) == []
 
 
 def test_names_of_settings_are_those_of_what_they_name():

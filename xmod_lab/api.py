@@ -38,8 +38,9 @@ from xmod_lab.config.schema import (
     register_schemas,
 )
 from xmod_lab.errors import UserError
-from xmod_lab.languages.folders import install, new_folder, pack_folders
+from xmod_lab.languages.folders import install, new_folder
 from xmod_lab.machine import device_kind
+from xmod_lab.manifests import pack_folders
 from xmod_lab.model import XmodLanguageModel, load_language_model
 from xmod_lab.processes import join
 from xmod_lab.runs.bases import Base, find_base

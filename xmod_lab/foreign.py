@@ -245,7 +245,7 @@ def shapes_in(file: Path) -> dict[str, tuple[tuple[int, ...], str]]:
         UserError: it is not a .safetensors file, or not complete.
     """
     try:
-        with safe_open(file, "pt") as opened:
+        with safe_open(file, "np") as opened:  # "pt" would import torch
             parts = {name: opened.get_slice(name) for name in opened.keys()}
             return {
                 name: (tuple(part.get_shape()), part.get_dtype()) for name, part in parts.items()

@@ -35,7 +35,8 @@ def main() -> None:
 
     def run() -> None:
         refuse_missing([vars(arguments).get(place) for place in places])
-        hide_bars()
+        if arguments.command not in ("list", "diff"):  # these save nothing
+            hide_bars()
         globals()[f"_{arguments.command}"](arguments)
 
     run_function(run)
@@ -45,7 +46,8 @@ def main() -> None:
 
 
 def _install(arguments: argparse.Namespace) -> None:
-    from xmod_lab.languages.folders import install, pack_folders
+    from xmod_lab.languages.folders import install
+    from xmod_lab.manifests import pack_folders
 
     packs = [pack for path in arguments.packs for pack in pack_folders(path)]
     codes = install(arguments.base, packs, arguments.out)

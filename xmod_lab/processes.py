@@ -19,24 +19,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from xmod_lab.process_rank import launched, process_count, rank
 from xmod_lab.stops import STOPS, handle, restore, status_of
 
 _PATIENCE = 3.0  # seconds; if the first process has the same fault, it tells it and ends the others
-
-
-def rank() -> int:
-    """Number of this process among all; 0 for a single process."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def process_count() -> int:
-    """Number of processes of the run."""
-    return int(os.environ.get("WORLD_SIZE", "1")) if launched() else 1
-
-
-def launched() -> bool:
-    """Whether this process is one of several that torchrun or :func:`launch` started."""
-    return "LOCAL_RANK" in os.environ
 
 
 def join(kind: str) -> None:

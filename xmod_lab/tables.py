@@ -24,7 +24,7 @@ from rich.text import Text
 
 from xmod_lab.errors import escaped, printable
 from xmod_lab.markup import Html, element, together, visible
-from xmod_lab.processes import rank
+from xmod_lab.process_rank import rank
 
 log = logging.getLogger(__name__)
 Record = dict[str, str | int | float | None]

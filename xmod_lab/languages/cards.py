@@ -4,21 +4,28 @@ Two equal runs write equal cards: a card has no time, path or host.
 """
 
 import re
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from xmod_lab.codes import known_codes
 from xmod_lab.errors import UserError
+from xmod_lab.foreign import inside
+from xmod_lab.manifests import CARD
 from xmod_lab.metrics import number, told
-from xmod_lab.model import XmodConfig
 from xmod_lab.settings import flatten
 from xmod_lab.tables import NONE, Table
 from xmod_lab.text.objectives import PSEUDO, Likelihood, objective_of
+
+if TYPE_CHECKING:
+    from xmod_lab.model import XmodConfig
 
 # the section between these marks is written by us
 _ADDED, _END = "<!-- added languages -->", "<!-- end of added languages -->"
 _WITHOUT = "# X-MOD\n\nThe base came without a model card.\n"
 _TAG = "xmod_lab"
+_MAX_CARD = 1 << 22  # bytes
 
 # tables of a card: (title, key in the manifest)
 _TABLES = (
@@ -101,6 +108,20 @@ def with_metadata(card: str, metadata: dict[str, str]) -> str:
     return str(parsed)
 
 
+def read_card(folder: Path) -> str | None:
+    """The model card of a folder, with its original line ends; ``None`` if there is no card.
+
+    Raises:
+        UserError: it is too large, or a link that leads out of the folder.
+    """
+    card = folder / CARD
+    if not card.exists():
+        return None
+    if inside(card, folder).stat().st_size > _MAX_CARD:
+        raise UserError(f"shorten {card}: it is larger than {_MAX_CARD >> 20} MiB")
+    return card.read_bytes().decode(errors="surrogateescape")
+
+
 def parsed_card(card: str) -> ModelCard | None:
     """``card`` with its metadata; ``None`` if that cannot be read."""
     if re.search(r"[\[{][\[{\s]{50}", card):  # the YAML reader would take minutes
@@ -111,7 +132,7 @@ def parsed_card(card: str) -> ModelCard | None:
         return None
 
 
-def base_card(config: XmodConfig, record: dict, fingerprint: str) -> str:
+def base_card(config: "XmodConfig", record: dict, fingerprint: str) -> str:
     """The card of a pre-trained base.
 
     Args:
@@ -133,18 +154,19 @@ Languages: {", ".join(config.known_codes())}. Fingerprint of the base: `{fingerp
     )
 
 
-def _loading(config: XmodConfig) -> str:
+def _loading(config: "XmodConfig") -> str:
     """How to load the folder: by transformers if it has such slots, else by xmod_lab."""
     if config.in_transformers:
         return "`transformers` loads this folder as it is."
+    name = objective_of(config.is_decoder)().model_class
     return (
-        f"Load it with `from xmod_lab import {objective_of(config)().model_class}`, or import "
+        f"Load it with `from xmod_lab import {name}`, or import "
         "`xmod_lab.model` before an Auto class of `transformers`: its slots have the architecture "
         f"`{config.slot_architecture}`, which `transformers` does not have."
     )
 
 
-def export_card(code: str, config: XmodConfig, manifest: dict | None, whole: str | None) -> str:
+def export_card(code: str, config: "XmodConfig", manifest: dict | None, whole: str | None) -> str:
     """The card of one language that is exported as a model.
 
     Args:
@@ -178,7 +200,11 @@ is `{code}`.
 
 
 def task_card(
-    config: XmodConfig, record: dict, scores: dict[str, tuple[float | None, ...]], *, pipeline: str
+    config: "XmodConfig",
+    record: dict,
+    scores: dict[str, tuple[float | None, ...]],
+    *,
+    pipeline: str,
 ) -> str:
     """The card of a model that was fine-tuned on a task.
 
@@ -234,7 +260,7 @@ Inputs without `lang_ids` are in {record["source"]}, the default language.
     return use + (f"\n## Labels\n\n{len(record['labels'])}: {labels}\n" if labels else "")
 
 
-def with_added(card: str | None, config: XmodConfig, manifests: dict[str, dict]) -> str | None:
+def with_added(card: str | None, config: "XmodConfig", manifests: dict[str, dict]) -> str | None:
     """``card`` with an up-to-date section on the added languages.
 
     Args:
@@ -270,7 +296,7 @@ def _without_added(card: str) -> str:
     return head + tail
 
 
-def _added_section(config: XmodConfig, manifests: dict[str, dict]) -> str:
+def _added_section(config: "XmodConfig", manifests: dict[str, dict]) -> str:
     codes, own, added = config.known_codes(), config.vocabularies or {}, sorted(config.added)
     names = [
         f"`{code}` ({f'{own[code]:,} tokens of its own' if code in own else 'base vocabulary'})"
@@ -300,7 +326,7 @@ base: {", ".join(names)}.
 {loading}
 
 ```python
-from xmod_lab import {objective_of(config)().model_class} as Model
+from xmod_lab import {objective_of(config.is_decoder)().model_class} as Model
 
 model = Model.from_pretrained("MODEL")
 model(**model.tokenizer_for("{example}")("…", return_tensors="pt"), lang_ids="{example}")
@@ -323,8 +349,8 @@ def language_facts(manifest: dict, *, level: str, likelihood: Likelihood) -> str
     )
 
 
-def _likelihood(config: XmodConfig) -> Likelihood:
-    return objective_of(config).likelihood
+def _likelihood(config: "XmodConfig") -> Likelihood:
+    return objective_of(config.is_decoder).likelihood
 
 
 def _scores_table(scores: dict[str, float], codes: list[str], likelihood: Likelihood) -> str:
@@ -426,7 +452,7 @@ def _card(
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}"))
 
 
-def _use(config: XmodConfig) -> dict[str, str]:
+def _use(config: "XmodConfig") -> dict[str, str]:
     """The model's task in ``pipeline``, and the library that loads it."""
     task = "text-generation" if config.is_decoder else "fill-mask"
     return {"task": task, "library": "transformers" if config.in_transformers else _TAG}

@@ -15,80 +15,16 @@ from pathlib import Path
 import transformers
 
 from xmod_lab.errors import UserError
-from xmod_lab.files import Busy, build_folder, hidden
-from xmod_lab.foreign import at_hand, from_hub, inside, read_json
-from xmod_lab.languages.cards import export_card, with_added
-from xmod_lab.model import XmodLanguageModel, language_model, load_language_model, read_config
+from xmod_lab.files import Busy, build_folder
+from xmod_lab.foreign import read_json
+from xmod_lab.languages.cards import export_card, read_card, with_added
+from xmod_lab.manifests import CARD, MANIFEST, manifests_in
+from xmod_lab.model import XmodLanguageModel, language_model, load_language_model
 from xmod_lab.model.configuration import OURS
-from xmod_lab.model.packs import CARD, MANIFEST, TENSORS, read_manifest
 from xmod_lab.model.saving import copy_files
+from xmod_lab.model_folders import model_folder
 
 _WRITTEN_ANEW = ("config.json", "generation_config.json", CARD)
-_MAX_CARD = 1 << 22  # bytes
-
-
-def model_folder(source: str | Path) -> Path:
-    """The model folder of a run dir, of a saved model, or of a hub id, which is downloaded.
-
-    Raises:
-        UserError: ``source`` is something else.
-    """
-    for folder in (Path(source) / "model", Path(source)):
-        if (folder / "config.json").is_file():
-            return folder
-    if Path(source).exists() or str(source).count("/") != 1:
-        raise UserError(
-            "give a run dir (with model/), a model folder (with config.json) or a hub id: "
-            f"'{source}' is neither a run dir, nor a model folder, nor a hub id"
-        )
-    return from_hub(str(source), "a run dir, a model folder or a hub id")
-
-
-def pack_folders(source: Path) -> list[Path]:
-    """The packs in ``source``.
-
-    Args:
-        source: a pack; a run dir, whose packs come in the order in which it added them; a folder of
-            packs, sorted by name; or a hub id, which is downloaded.
-    Raises:
-        UserError: ``source`` has no pack.
-    """
-    source = at_hand(source, "a pack, a folder of packs, a run dir with packs or a hub id")
-    if any((source / name).is_file() for name in (MANIFEST, TENSORS)):
-        return [source]
-    found = sorted(
-        path.parent
-        for part in ("pack", ".")
-        for path in (source / part).glob(f"*/{MANIFEST}")
-        if not hidden(path, source)
-    )
-    if not found:
-        raise UserError(
-            "give a pack that +lang=NAME wrote, its run dir, a folder of packs, or a hub id: "
-            f"'{source}' is neither a pack (with {MANIFEST}), nor a folder of packs, nor a run dir "
-            "with packs in pack/"
-        )
-    whole = source / "model"
-    added = (read_config(whole).added or []) if (whole / "config.json").is_file() else []
-    return sorted(
-        found, key=lambda pack: added.index(pack.name) if pack.name in added else len(added)
-    )
-
-
-def manifests_in(folder: Path, codes: list[str]) -> dict[str, dict]:
-    """Code -> manifest of the installed packs in a model folder.
-
-    Args:
-        codes: languages to look for, from a configuration that was checked.
-    Raises:
-        UserError: a manifest is damaged.
-    """
-    there = {code: folder / "languages" / code for code in codes}
-    return {
-        code: read_manifest(place, folder)
-        for code, place in there.items()
-        if (place / MANIFEST).exists()
-    }
 
 
 def install(source: str | Path, packs: list[Path], out: Path) -> list[str]:
@@ -133,26 +69,12 @@ def save_model(model: XmodLanguageModel, out: Path, *, source: Path | None) -> N
         copy_files(source, out, root=source, but=_WRITTEN_ANEW)
     model.save_pretrained(out)
     card = with_added(
-        None if source is None else card_of(source),
+        None if source is None else read_card(source),
         model.config,
         manifests_in(out, model.config.added or []),
     )
     if card is not None:
         (out / CARD).write_bytes(card.encode(errors="surrogateescape"))
-
-
-def card_of(folder: Path) -> str | None:
-    """The model card of a folder, with its original line ends; ``None`` if there is no card.
-
-    Raises:
-        UserError: it is too large, or a link that leads out of the folder.
-    """
-    card = folder / CARD
-    if not card.exists():
-        return None
-    if inside(card, folder).stat().st_size > _MAX_CARD:
-        raise UserError(f"shorten {card}: it is larger than {_MAX_CARD >> 20} MiB")
-    return card.read_bytes().decode(errors="surrogateescape")
 
 
 def export(source: str | Path, code: str, out: Path) -> None:
@@ -188,7 +110,7 @@ def export(source: str | Path, code: str, out: Path) -> None:
         place = folder / "languages" / code if own else folder
         copy_files(place, scratch, root=folder, but=(*_WRITTEN_ANEW, MANIFEST))
         card = export_card(
-            code, single.config, manifests_in(folder, [code]).get(code), card_of(folder)
+            code, single.config, manifests_in(folder, [code]).get(code), read_card(folder)
         )
         (scratch / CARD).write_bytes(card.encode(errors="surrogateescape"))
 

@@ -1,6 +1,6 @@
 """What packs, runs and models contain, and what differs between two of them. No model is built.
 
-Used by ``packs list`` and ``packs diff``.
+Used by ``packs list``, which answers without torch, and by ``packs diff``.
 """
 
 import re
@@ -12,14 +12,19 @@ from pathlib import Path
 from safetensors import safe_open
 
 from xmod_lab.errors import UserError
-from xmod_lab.foreign import at_hand, inside, read_json, shapes_in, weight_files
-from xmod_lab.languages.cards import parsed_card
-from xmod_lab.languages.folders import card_of, manifests_in, model_folder, pack_folders
+from xmod_lab.foreign import at_hand, inside, read_json, shapes_in
+from xmod_lab.languages.cards import parsed_card, read_card
+from xmod_lab.manifests import MANIFEST, TENSORS, manifests_in, pack_folders, read_manifest
 from xmod_lab.metrics import told
-from xmod_lab.model import read_config
-from xmod_lab.model.digests import digest
-from xmod_lab.model.opening import VOCABULARY_FILE, check_folder
-from xmod_lab.model.packs import MANIFEST, TENSORS, read_manifest
+from xmod_lab.model_folders import (
+    VOCABULARY_FILE,
+    codes_in,
+    model_folder,
+    read_settings,
+    refuse_weights,
+    weight_faults,
+    weight_shapes,
+)
 from xmod_lab.settings import flatten
 from xmod_lab.text.objectives import OBJECTIVES, Likelihood, likelihood_word, objective_of
 
@@ -57,32 +62,24 @@ def inventory(path: Path) -> list[tuple[str, ...]]:
             for pack, m in packs
         ]
     folder = model_folder(path)
-    config = check_folder(folder)
-    manifests = manifests_in(folder, config.added or [])
+    settings, shapes = read_settings(folder), weight_shapes(folder)
+    refuse_weights(folder, weight_faults(folder, settings, shapes))
+    codes, own = codes_in(settings), settings.get("vocabularies") or {}
+    manifests = manifests_in(folder, settings.get("added") or [])
     scores = read_json(path / _METRICS) if (path / _METRICS).is_file() else _scores_in_card(folder)
-    size, own = _sizes(folder, config.known_codes()), config.vocabularies or {}
-    likelihood = objective_of(config).likelihood
+    likelihood = objective_of(bool(settings.get("is_decoder"))).likelihood
+    size = dict.fromkeys(codes, 0)  # bytes of all tensors of each language
+    for name, (shape, kind) in shapes.items():
+        code = name.partition(".adapter_modules.")[2].partition(".")[0]
+        if code in size:
+            size[code] += _bytes(shape, kind)
+    for code in own:
+        file = inside(folder / "languages" / code / VOCABULARY_FILE, folder)
+        size[code] += sum(_bytes(shape, kind) for shape, kind in shapes_in(file).values())
     return [
         _line(c, own.get(c), size[c], manifests.get(c, {"scores": scores}), likelihood)
-        for c in config.known_codes()
+        for c in codes
     ]
-
-
-def _sizes(folder: Path, codes: list[str]) -> dict[str, int]:
-    """Code -> bytes of all tensors of the language."""
-    size = dict.fromkeys(codes, 0)
-    for file in weight_files(folder):
-        for name, (shape, kind) in shapes_in(file).items():
-            code = name.partition(".adapter_modules.")[2].partition(".")[0]
-            if code in size:
-                size[code] += _bytes(shape, kind)
-    for code in codes:
-        own = folder / "languages" / code / VOCABULARY_FILE
-        if own.exists():
-            size[code] += sum(
-                _bytes(shape, kind) for shape, kind in shapes_in(inside(own, folder)).values()
-            )
-    return size
 
 
 def _bytes(shape: tuple[int, ...], kind: str) -> int:
@@ -93,7 +90,7 @@ def _bytes(shape: tuple[int, ...], kind: str) -> int:
 
 def _scores_in_card(folder: Path) -> dict[str, float]:
     """The bits per byte in the metadata of a base's card, under the names of metrics.json."""
-    text = card_of(folder) or ""
+    text = read_card(folder) or ""
     card = parsed_card(text) if text.startswith("---") else None
     results = (
         [r for r in card.data.eval_results or [] if r.metric_type == "bits_per_byte"]
@@ -146,6 +143,8 @@ def settings_that_differ(a: Path, b: Path) -> list[tuple[str, object, object]]:
 
 def tensors_that_differ(a: Path, b: Path) -> Iterator[tuple[str, str]]:
     """Name of every tensor that differs, and how. Holds one pair of tensors in memory."""
+    from xmod_lab.model.digests import digest  # here, so that packs list does not wait for torch
+
     with ExitStack() as stack:
         mine, other = _tensors(stack, a), _tensors(stack, b)
         for name in sorted(mine.keys() | other.keys()):
@@ -177,7 +176,9 @@ def _settings(path: Path) -> dict[str, object]:
             "": config,
             **{
                 f"{code}.": m
-                for code, m in manifests_in(folder, read_config(folder).added or []).items()
+                for code, m in manifests_in(
+                    folder, read_settings(folder).get("added") or []
+                ).items()
             },
         }
     left_out = ("tensors", "files", "unpacked")  # digests; the tensors themselves are compared

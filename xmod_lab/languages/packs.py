@@ -15,17 +15,10 @@ from xmod_lab.errors import UserError, reason
 from xmod_lab.files import digest_of_files
 from xmod_lab.foreign import hub_id, inside, name_fault, share, tokenizer_digest
 from xmod_lab.languages.cards import pack_card, with_metadata
+from xmod_lab.manifests import CARD, FORMAT, MANIFEST, TAKEN, TENSORS, TOKENIZER_SUFFIXES
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.digests import base_settings, digest, fingerprint
-from xmod_lab.model.packs import (
-    CARD,
-    FORMAT,
-    MANIFEST,
-    TAKEN,
-    TENSORS,
-    TOKENIZER_SUFFIXES,
-    read_pack,
-)
+from xmod_lab.model.packs import read_pack
 from xmod_lab.text.objectives import objective_of
 
 
@@ -75,7 +68,9 @@ def write_pack(
     }
     base = hub_id(model.name_or_path)
     (folder / CARD).write_text(
-        pack_card(manifest, likelihood=objective_of(model.config).likelihood, base_model=base),
+        pack_card(
+            manifest, likelihood=objective_of(model.config.is_decoder).likelihood, base_model=base
+        ),
         encoding="utf-8",
     )
     save_file(tensors, folder / TENSORS, metadata={"format": "pt"})

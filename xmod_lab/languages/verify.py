@@ -12,7 +12,6 @@ import torch
 
 from xmod_lab.errors import ProofError, UserError, reason
 from xmod_lab.foreign import at_hand, read_json
-from xmod_lab.languages.folders import manifests_in, model_folder, pack_folders
 from xmod_lab.languages.proof import (
     COMPARED,
     Snapshot,
@@ -23,8 +22,10 @@ from xmod_lab.languages.proof import (
     snapshot,
     tensor_digests,
 )
+from xmod_lab.manifests import FORMAT, MANIFEST, manifests_in, pack_folders
 from xmod_lab.model import XmodLanguageModel, load_language_model, slot_fault
-from xmod_lab.model.packs import FORMAT, MANIFEST, base_fault, read_pack, strange_files, unpack
+from xmod_lab.model.packs import base_fault, read_pack, strange_files, unpack
+from xmod_lab.model_folders import model_folder
 
 Findings = list[tuple[str, str]]  # (what was compared, result)
 PROOF = "proof.json"

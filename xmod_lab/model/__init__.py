@@ -11,7 +11,7 @@ from xmod_lab.choices import NEAREST, SLOT_INITS
 from xmod_lab.codes import code_fault, slot_fault
 from xmod_lab.model.backbone import XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
-from xmod_lab.model.configuration import OWN_TYPE, XmodConfig
+from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.language_models import (
     IGNORE,
     XmodForCausalLM,
@@ -30,6 +30,7 @@ from xmod_lab.model.task_heads import (
     XmodForSequenceClassification,
     XmodForTokenClassification,
 )
+from xmod_lab.model_folders import OWN_TYPE
 
 # the model type of models that transformers' own classes cannot hold
 transformers.models.auto.configuration_auto.CONFIG_MAPPING.register(

@@ -11,12 +11,13 @@ from transformers import initialization as init
 from xmod_lab.choices import NEAREST, SLOT_INITS
 from xmod_lab.codes import clashing, code_fault
 from xmod_lab.errors import UnknownLanguageError, UserError
-from xmod_lab.model.configuration import XmodConfig, as_ours, name_faults
+from xmod_lab.model.configuration import XmodConfig, as_ours
 from xmod_lab.model.embeddings import Vocabulary
 from xmod_lab.model.encoder import XmodLayer
 from xmod_lab.model.random_weights import random_value
 from xmod_lab.model.saving import SavingMixin
 from xmod_lab.model.slots import allocate_slot, donors_of, fill_slot, slot_faults
+from xmod_lab.model_folders import name_faults
 
 
 class XmodPreTrainedModel(SavingMixin, PreTrainedModel):

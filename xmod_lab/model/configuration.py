@@ -5,57 +5,13 @@ import re
 from huggingface_hub.dataclasses import strict
 from transformers import XmodConfig as ReferenceConfig
 
-from xmod_lab.codes import known_codes, resolve, slot_fault
+from xmod_lab.codes import known_codes, resolve
 from xmod_lab.errors import UnknownLanguageError, UserError, reason, shown
 from xmod_lab.foreign import refuse_code
+from xmod_lab.model_folders import OF_LANGUAGES, OWN_TYPE, cannot_be_used, setting_faults
 
-_OF_LANGUAGES = ("vocabularies", "aliases", "added")
-OURS = (*_OF_LANGUAGES, "slot_architecture")
-# model_type of a config.json that transformers' classes for X-MOD must not read
-OWN_TYPE = "xmod_lab"
+OURS = (*OF_LANGUAGES, "slot_architecture")
 _IN_TRANSFORMERS = "bottleneck"  # the only architecture of a slot that transformers has
-_MAX_NUMBER, _MAX_LABELS = 1 << 31, 100_000  # sizes above these do not fit into any machine
-
-
-def name_faults(
-    languages: object, vocabularies: object, aliases: object, added: object
-) -> list[str]:
-    """Faults of the names of languages in a configuration, each with its key.
-
-    Names become parts of paths after this check. The arguments are those of :class:`XmodConfig`.
-    """
-    lists = {"languages": languages, "added": added or []}
-    tables = {"vocabularies": vocabularies or {}, "aliases": aliases or {}}
-    faults = [
-        f"{key} is {shown(x)}; allowed is a list of codes"
-        for key, x in lists.items()
-        if not isinstance(x, list | tuple)
-    ]
-    faults += [
-        f"{key} is {shown(x)}; allowed is a table by code"
-        for key, x in tables.items()
-        if not isinstance(x, dict)
-    ]
-    if faults:
-        return faults
-    slots = list(tables["aliases"].values())
-    named = {
-        **lists,
-        "vocabularies": list(vocabularies or {}),
-        "aliases": [*tables["aliases"], *slots],
-    }
-    faults = [
-        f"{key}: {fault}"
-        for key, codes in named.items()
-        for fault in map(slot_fault, codes)
-        if fault
-    ]
-    if not faults and (strange := [code for code in lists["added"] if code not in languages]):
-        faults.append(
-            f"added names {', '.join(strange[:3])}; allowed are languages: "
-            f"{', '.join(languages[:10])}"
-        )
-    return faults
 
 
 @strict
@@ -108,21 +64,12 @@ class XmodConfig(ReferenceConfig):
                 or the configuration asks to run code.
         """
         refuse_code(config_dict, "config.json")
-        faults = name_faults(
-            config_dict.get("languages", ["en_XX"]),
-            *(config_dict.get(key) for key in _OF_LANGUAGES),
-        )
-        if not isinstance(config_dict.get("pad_token_id", 1), int):
-            faults.append(
-                f"pad_token_id is {shown(config_dict['pad_token_id'])}; allowed is the number of "
-                "the padding"
-            )
-        for key, value in config_dict.items():
-            limit = _MAX_LABELS if key == "num_labels" else _MAX_NUMBER
-            if isinstance(value, int | float) and not -limit <= value <= limit:
-                faults.append(f"{key} is {shown(value)}; allowed are numbers up to {limit:,}")
-            if callable(getattr(cls, key, None)):
-                faults.append(f"{shown(key)} is no setting")
+        faults = setting_faults(config_dict)
+        faults += [
+            f"{shown(key)} is no setting"
+            for key in config_dict
+            if callable(getattr(cls, key, None))
+        ]
         config_dict = {key: value for key, value in config_dict.items() if key != "model_type"}
         try:
             found = super().from_dict(config_dict, **kwargs) if not faults else None
@@ -131,7 +78,7 @@ class XmodConfig(ReferenceConfig):
                 re.sub(r"^\w* ?[Vv]alidation error for \w+ '\w+': \w+: ", "", reason(error))
             )
         if faults:
-            raise UserError("the configuration cannot be used:\n  " + "\n  ".join(faults[:10]))
+            raise UserError(cannot_be_used(faults))
         return found
 
     def to_dict(self) -> dict:

@@ -1,6 +1,6 @@
 """Language packs: the files of one added language. This module reads them.
 
-:mod:`xmod_lab.languages.packs` writes them.
+:mod:`xmod_lab.manifests` reads the manifest, and :mod:`xmod_lab.languages.packs` writes packs.
 
     pack/<code>/
         pack.safetensors    slot, embedding table, output bias, by their names in the state dict
@@ -30,104 +30,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from xmod_lab.codes import code_fault
 from xmod_lab.errors import UserError, reason, shown
 from xmod_lab.files import digest_of, digest_of_files
-from xmod_lab.foreign import (
-    inside,
-    name_fault,
-    parse_json,
-    read_json,
-    refuse_code,
-    tensor_fault,
-    tokenizer_digest,
+from xmod_lab.foreign import inside, parse_json, refuse_code, tensor_fault, tokenizer_digest
+from xmod_lab.manifests import (
+    CARD,
+    FORMAT,
+    MANIFEST,
+    TENSORS,
+    TOKENIZER_SUFFIXES,
+    damaged,
+    read_manifest,
 )
 from xmod_lab.model.digests import base_settings, digest, fingerprint, old_fingerprint
 
-FORMAT = 5
-# 3 has a digest of the card, which is ignored; 3 and 4 know less of their base: old_fingerprint()
-_READ = (3, 4, FORMAT)
-TENSORS = "pack.safetensors"
-MANIFEST = "manifest.json"
-CARD = "README.md"
-TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
-TAKEN = (MANIFEST, "config.json")  # names in languages/<code>/ that a tokenizer file may not have
-_MANIFEST_TYPES = {
-    "code": str,
-    "base_fingerprint": str,
-    "pieces": (int, type(None)),
-    "tensors": dict,
-    "files": dict,
-    "unpacked": dict,
-}
-# optional keys of a manifest, which must be dicts
-_DETAILS = ("scores", "data", "slot", "vocabulary", "training", "base")
-_MAX_FILES = 32
 _MAX_BYTES = 1 << 28  # of all files of a tokenizer, uncompressed
-_REMEDY = "copy the pack again, or make it anew with +lang"
-
-
-def read_manifest(folder: Path, root: Path | None = None) -> dict:
-    """The manifest of a pack or an installed language, after a check of format, types and names.
-
-    Args:
-        root: links may not lead out of this folder; default: ``folder``.
-    Raises:
-        UserError: the manifest is missing or wrong.
-    """
-    try:
-        manifest = read_json(inside(folder / MANIFEST, root or folder))
-    except UserError as error:
-        raise UserError(f"pack {folder}: its manifest cannot be read: {error}") from error
-    found = manifest.get("format")
-    if found not in _READ or isinstance(found, bool):
-        raise UserError(
-            f"pack {folder} has format {shown(found)}, this version reads "
-            f"{', '.join(map(str, _READ))}; use the version of xmod_lab that made it, or make it "
-            "anew with +lang"
-        )
-    for key, kinds in _MANIFEST_TYPES.items():
-        if (
-            key not in manifest
-            or not isinstance(manifest[key], kinds)
-            or isinstance(manifest[key], bool)
-        ):
-            raise UserError(
-                f"pack {folder}: its manifest has {shown(manifest.get(key))} as {key}; {_REMEDY}"
-            )
-    manifest["files"].pop(CARD, None)
-    fault = code_fault(manifest["code"])
-    wrong = [key for key in _DETAILS if not isinstance(manifest.get(key, {}), dict)]
-    scores = {} if wrong else manifest.get("scores", {})
-    if wrong or not all(
-        isinstance(x, int | float) and not isinstance(x, bool) for x in scores.values()
-    ):
-        fault = f"{(wrong or ['scores'])[0]} is not what a manifest has there"
-    if manifest["pieces"] is not None and manifest["pieces"] < 1:
-        fault = "pieces is not a number of tokens"
-    if not isinstance(manifest.get("base_tokenizer"), str | None):
-        fault = "base_tokenizer is no digest"
-    if len(manifest["files"]) > _MAX_FILES:
-        fault = f"its manifest names {len(manifest['files']):,} files; allowed are {_MAX_FILES}"
-    fault = fault or next(filter(None, map(_file_fault, manifest["files"])), None)
-    if fault:
-        raise UserError(f"pack {folder}: {fault}; do not use this pack")
-    return manifest
-
-
-def _file_fault(name: str) -> str | None:
-    """Why a pack may not have the file ``name``; ``None``: it may.
-
-    The file must be in the pack. Unpacked, it must not replace another file.
-    """
-    plain = name.removesuffix(".xz")
-    allowed = plain != name and Path(plain).suffix in TOKENIZER_SUFFIXES and plain not in TAKEN
-    if not name_fault(name) and name != TENSORS and not allowed:
-        return (
-            f"{shown(name)} is no file of a pack; allowed are {TENSORS} and a tokenizer's "
-            f"{', '.join(f'*{suffix}.xz' for suffix in TOKENIZER_SUFFIXES)}"
-        )
-    return name_fault(name)
 
 
 def read_pack(folder: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -141,11 +58,11 @@ def read_pack(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     """
     manifest = read_manifest(folder)
     if TENSORS not in manifest["files"]:
-        raise UserError(f"pack {folder}: its manifest does not list {TENSORS}; {_REMEDY}")
+        raise damaged(folder, f"its manifest does not list {TENSORS}")
     for name, stored in manifest["files"].items():
         there = (folder / name).is_symlink() or (folder / name).exists()
         if not there or digest_of_files([inside(folder / name, folder)]) != stored:
-            raise UserError(f"pack {folder}: {name} is missing or altered; {_REMEDY}")
+            raise damaged(folder, f"{name} is missing or altered")
     _tokenizer_files(folder, manifest)
     try:
         tensors = load_file(folder / TENSORS)
@@ -154,7 +71,7 @@ def read_pack(folder: Path) -> tuple[dict, dict[str, Tensor]]:
             f"pack {folder}: {TENSORS} {tensor_fault(folder / TENSORS, error)}"
         ) from error
     if {name: digest(tensor) for name, tensor in tensors.items()} != manifest["tensors"]:
-        raise UserError(f"pack {folder}: its tensors are not those of its manifest; {_REMEDY}")
+        raise damaged(folder, "its tensors are not those of its manifest")
     return manifest, tensors
 
 
@@ -260,10 +177,8 @@ def _tokenizer_files(folder: Path, manifest: dict) -> dict[str, bytes]:
     if wrong := sorted(
         name for name in found.keys() | stored.keys() if found.get(name) != stored.get(name)
     ):
-        raise UserError(
-            f"pack {folder}: {', '.join(map(shown, wrong[:5]))}, unpacked, are not those of its "
-            f"manifest; {_REMEDY}"
-        )
+        names = ", ".join(map(shown, wrong[:5]))
+        raise damaged(folder, f"{names}, unpacked, are not those of its manifest")
     if "tokenizer_config.json" in content:
         try:
             refuse_code(
@@ -273,9 +188,8 @@ def _tokenizer_files(folder: Path, manifest: dict) -> dict[str, bytes]:
         except UserError:
             raise
         except ValueError as error:
-            raise UserError(
-                f"pack {folder}: tokenizer_config.json cannot be read ({reason(error)}); {_REMEDY}"
-            ) from error
+            why = f"tokenizer_config.json cannot be read ({reason(error)})"
+            raise damaged(folder, why) from error
     return content
 
 
@@ -285,12 +199,8 @@ def _plain(file: Path, limit: int) -> bytes:
     try:
         content = reader.decompress(file.read_bytes(), max_length=limit)
     except lzma.LZMAError as error:
-        raise UserError(
-            f"pack {file.parent}: {file.name} cannot be unpacked ({error}); {_REMEDY}"
-        ) from error
+        raise damaged(file.parent, f"{file.name} cannot be unpacked ({error})") from error
     if not reader.eof:
-        raise UserError(
-            f"pack {file.parent}: {file.name} is not whole, or all files are larger than "
-            f"{_MAX_BYTES >> 20} MiB; {_REMEDY}"
-        )
+        limit = f"all files are larger than {_MAX_BYTES >> 20} MiB"
+        raise damaged(file.parent, f"{file.name} is not whole, or {limit}")
     return content

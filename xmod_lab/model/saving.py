@@ -22,9 +22,11 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError, reason
 from xmod_lab.foreign import inside, is_hub_id, open_tokenizer, share
+from xmod_lab.manifests import TENSORS
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.opening import VOCABULARY_FILE, check_folder, vocabulary_file
-from xmod_lab.model.packs import TENSORS, unpack
+from xmod_lab.model.opening import check_folder, vocabulary_file
+from xmod_lab.model.packs import unpack
+from xmod_lab.model_folders import VOCABULARY_FILE
 
 log = logging.getLogger(__name__)
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "subfolder")

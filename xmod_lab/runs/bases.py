@@ -210,7 +210,7 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig) -> None:
     if model.config.is_decoder != cfg.objective.decoder:
         kind, wanted = "causal" if model.config.is_decoder else "masked", cfg.objective.name
         raise UserError(
-            f"set objective={objective_of(model.config).name}, or choose another base: "
+            f"set objective={objective_of(model.config.is_decoder).name}, or choose another base: "
             f"{base.name} is a {kind} language model, and the objective is {wanted}"
         )
     if _model_is_given(cfg):

@@ -30,7 +30,7 @@ from xmod_lab.config.overrides import keys_of
 from xmod_lab.config.schema import RunConfig, from_hydra
 from xmod_lab.errors import STOPPED, UserError
 from xmod_lab.files import hidden
-from xmod_lab.languages.folders import model_folder
+from xmod_lab.model_folders import model_folder
 from xmod_lab.runs.bases import (
     Base,
     added_before,

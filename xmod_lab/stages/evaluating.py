@@ -122,7 +122,7 @@ def evaluate(
     model, languages = opened.model, opened.languages
     codes, slots = [s.code for s in languages], slots_of(languages)
     own = {s.code: s.slot for s in languages}
-    likelihood = objective_of(model.config).likelihood
+    likelihood = objective_of(model.config.is_decoder).likelihood
     matrix, rows = slot_matrix(model, languages)
     figures: dict[str, float] = {"val/exact": int(likelihood.exact)}
     passages = {}

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.config.schema import LangConfig, PretrainConfig, TextConfig
 from xmod_lab.errors import UserError
 from xmod_lab.files import build_folder
-from xmod_lab.languages.folders import manifests_in, model_folder, save_model
+from xmod_lab.languages.folders import save_model
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.proof import (
     COMPARED,
@@ -29,8 +29,10 @@ from xmod_lab.languages.proof import (
     whole_digest,
 )
 from xmod_lab.languages.proof import moved as moved_in
+from xmod_lab.manifests import MANIFEST, manifests_in
 from xmod_lab.model import XmodLanguageModel
-from xmod_lab.model.packs import MANIFEST, read_pack
+from xmod_lab.model.packs import read_pack
+from xmod_lab.model_folders import model_folder
 from xmod_lab.processes import barrier, rank
 from xmod_lab.runs.bases import Base, added_before, agree, find_base, inherit
 from xmod_lab.runs.folder import RunDir

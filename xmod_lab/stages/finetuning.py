@@ -20,10 +20,11 @@ from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.errors import UserError
 from xmod_lab.files import build_folder, write_whole
 from xmod_lab.languages.cards import task_card
-from xmod_lab.languages.folders import model_folder, save_model
+from xmod_lab.languages.folders import save_model
 from xmod_lab.languages.proof import compare_frozen, require_frozen, tensor_digests
+from xmod_lab.manifests import CARD
 from xmod_lab.model import XmodPreTrainedModel
-from xmod_lab.model.packs import CARD
+from xmod_lab.model_folders import model_folder
 from xmod_lab.runs.bases import name_of_base
 from xmod_lab.runs.folder import RunDir, read_json
 from xmod_lab.runs.lifecycle import open_run

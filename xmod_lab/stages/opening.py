@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.config.identity import identity
 from xmod_lab.config.schema import LangsetText, PretrainConfig, TextConfig
 from xmod_lab.errors import UserError
-from xmod_lab.languages.folders import manifests_in
+from xmod_lab.manifests import manifests_in
 from xmod_lab.model import XmodLanguageModel, read_config
 from xmod_lab.runs.bases import Base, added_before, agree, find_base, load_config
 from xmod_lab.runs.folder import RunDir
@@ -55,7 +55,7 @@ def open_model(cfg: PretrainConfig, run: RunDir) -> Opened:
     model.float()  # as all scores are computed, however the weights were saved
     if not cfg.is_given("task.name"):  # the model decides
         fits = base.cfg.objective.decoder == model.config.is_decoder
-        task = base.cfg.task if fits else objective_of(model.config)()
+        task = base.cfg.task if fits else objective_of(model.config.is_decoder)()
         cfg, base = replace(cfg, task=task), replace(base, cfg=replace(base.cfg, task=task))
     agree(base, model, replace(cfg, data=base.cfg.data))
     sources = {code: base.cfg.source(text) for code, text in base.cfg.langset.languages.items()}

@@ -9,8 +9,8 @@ from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.files import build_folder
 from xmod_lab.languages.cards import base_card
 from xmod_lab.languages.embeddings import log_frequency
+from xmod_lab.manifests import CARD
 from xmod_lab.model.digests import fingerprint
-from xmod_lab.model.packs import CARD
 from xmod_lab.processes import launched, rank
 from xmod_lab.runs.bases import new_model
 from xmod_lab.runs.folder import RunDir

@@ -13,7 +13,7 @@ import transformers
 
 from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.errors import UserError, reason
-from xmod_lab.languages.folders import manifests_in
+from xmod_lab.manifests import manifests_in
 from xmod_lab.model import XmodPreTrainedModel, read_config
 from xmod_lab.model.random_weights import random_value
 from xmod_lab.scoring.transfer import TaskSetup

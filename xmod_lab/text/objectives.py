@@ -27,7 +27,6 @@ from xmod_lab.text.masking import Masker, NextToken
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from xmod_lab.model import XmodConfig
     from xmod_lab.text.batches import Layout
     from xmod_lab.text.corpus import Corpus
 
@@ -184,9 +183,13 @@ class CausalLM(Objective):
 OBJECTIVES: dict[str, type[Objective]] = {each.name: each for each in (MaskedLM, CausalLM)}
 
 
-def objective_of(config: "XmodConfig") -> type[Objective]:
-    """The first objective that scores a model with this configuration, however it was trained."""
-    return next(each for each in OBJECTIVES.values() if each.decoder == config.is_decoder)
+def objective_of(decoder: bool) -> type[Objective]:
+    """The first objective that scores a model, however it was trained.
+
+    Args:
+        decoder: ``is_decoder`` in its configuration.
+    """
+    return next(each for each in OBJECTIVES.values() if each.decoder == decoder)
 
 
 def likelihood_of(config: dict, metrics: dict[str, float]) -> Likelihood | None:
