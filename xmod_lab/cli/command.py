@@ -115,6 +115,9 @@ class _Command:
         try:
             flags, settings = arranged(self.typed[1:])
             raise_faults(setting_faults(settings, self.schema))
+            if "--help" in flags:
+                print(help_text(self.name, settings))
+                return
             sys.argv = [self.typed[0], *flags, *settings]
             hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=self.name)(self.job)()
         except UserError:
@@ -285,7 +288,6 @@ def _job_folder(*, _root_: DictConfig) -> str:
 
 # registered here: launchers that run jobs in other processes import only what the job needs
 OmegaConf.register_new_resolver("job_folder", _job_folder, replace=True)
-OmegaConf.register_new_resolver("help_text", help_text, replace=True)
 
 
 def given_keys(name: str, composed: DictConfig, overrides: Iterable[str]) -> tuple[str, ...]:
