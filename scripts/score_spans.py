@@ -26,10 +26,10 @@ from xmod_lab.model import read_config
 from xmod_lab.reports.groups import AT_LEAST, Sample, sample_of
 from xmod_lab.reports.results import Run, read_run
 from xmod_lab.tables import Table
-from xmod_lab.tasks.metrics import span_f1
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.statistics import LEVEL, holm, p_text
 from xmod_lab.tasks.tagging import Tagging
+from xmod_lab.tasks.task_metrics import span_f1
 
 CONTROLS = ("n-grams", "digits", "digits, typed")
 

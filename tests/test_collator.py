@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 from tests.helpers import passages, tiny_model
 from xmod_lab import XmodCollator
 from xmod_lab.errors import UnknownLanguageError, UserError
-from xmod_lab.model import IGNORE, XmodForMaskedLM
+from xmod_lab.labels import IGNORE
+from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.text.unigram import save_tokenizer, train_sentencepiece
 
 TEXTS = [

@@ -11,8 +11,10 @@ import torch
 
 from tests.helpers import passages, tiny_config, tiny_model
 from xmod_lab.errors import UnknownLanguageError, UserError
+from xmod_lab.labels import IGNORE
 from xmod_lab.languages.proof import tensor_digests
-from xmod_lab.model import IGNORE, language_model
+from xmod_lab.model import language_model
+from xmod_lab.scoring.evaluation_tables import retrieval_tables
 from xmod_lab.scoring.held_out import Scorer
 from xmod_lab.scoring.languages import ScoredLanguage, readers
 from xmod_lab.scoring.likelihood import pseudo_likelihood
@@ -39,7 +41,6 @@ from xmod_lab.scoring.retrieval import (
     top1_and_mrr,
 )
 from xmod_lab.scoring.samples import filled
-from xmod_lab.scoring.tables import retrieval_tables
 from xmod_lab.scoring.wrong_slots import slot_figures, slot_matrix
 from xmod_lab.stages.evaluating import evaluate
 from xmod_lab.stages.opening import Opened

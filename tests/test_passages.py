@@ -11,11 +11,12 @@ from scipy import stats
 
 from tests import synthetic
 from tests.helpers import passages, tiny_config
+from xmod_lab.labels import IGNORE
 from xmod_lab.model import language_model
 from xmod_lab.reports import pairs
 from xmod_lab.scoring.held_out import Scorer
 from xmod_lab.scoring.passages import Passages, interval
-from xmod_lab.text.masking import IGNORE, Masker
+from xmod_lab.text.masking import Masker
 from xmod_lab.text.objectives import EXACT, PSEUDO, CausalLM, MaskedLM
 from xmod_lab.text.preparing import prepare_corpus
 from xmod_lab.text.source import Source

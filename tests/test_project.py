@@ -286,7 +286,7 @@ def test_the_model_needs_torch_transformers_and_what_they_bring():
         f"xmod_lab.{name}"
         for name in (
             *("model", "choices", "codes", "errors", "files", "foreign", "hub"),
-            *("manifests", "model_folders"),
+            *("labels", "manifests", "model_folders"),
         )
     )
     for path in (

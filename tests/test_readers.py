@@ -24,10 +24,10 @@ from xmod_lab.tasks.answering import Answering
 from xmod_lab.tasks.choice import Choice
 from xmod_lab.tasks.classification import Classification, Inference
 from xmod_lab.tasks.file_formats import READERS
-from xmod_lab.tasks.metrics import span_f1
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.statistics import estimate
 from xmod_lab.tasks.tagging import Tagging
+from xmod_lab.tasks.task_metrics import span_f1
 
 KNOWN = ["en_XX", "de_DE"]
 CONLLU = """# text = Dogs don't bark

@@ -12,11 +12,12 @@ import torch
 from tests.helpers import passages, tiny_config
 from xmod_lab.config.schema import DataConfig, LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
+from xmod_lab.labels import IGNORE
 from xmod_lab.model import language_model
 from xmod_lab.scoring.held_out import Scorer, score_passages, scorers_of
 from xmod_lab.text.batches import BatchStream
 from xmod_lab.text.corpus import Prepared
-from xmod_lab.text.masking import IGNORE, Masker
+from xmod_lab.text.masking import Masker
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.objectives import CausalLM, MaskedLM
 from xmod_lab.text.preparing import prepare_corpus

@@ -12,7 +12,6 @@ from transformers import AutoTokenizer
 from xmod_lab.errors import UserError
 from xmod_lab.tasks.classification import Classification, Inference
 from xmod_lab.tasks.examples import ExampleStream
-from xmod_lab.tasks.metrics import Metric, accuracy, by_column, macro_f1, mean_of_columns, share
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.statistics import (
     AT_LEAST,
@@ -22,6 +21,14 @@ from xmod_lab.tasks.statistics import (
     holm,
     mean_share,
     share_of,
+)
+from xmod_lab.tasks.task_metrics import (
+    Metric,
+    accuracy,
+    by_column,
+    macro_f1,
+    mean_of_columns,
+    share,
 )
 
 KNOWN = ["en_XX", "de_DE", "el_GR"]

@@ -9,7 +9,7 @@ from torch.nn import Parameter
 from tests.helpers import tiny_model
 from xmod_lab.metrics import digits_of, number, told
 from xmod_lab.tables import Table, csv_text
-from xmod_lab.training.tables import donor_table, training_table
+from xmod_lab.training.run_tables import donor_table, training_table
 
 HEADER = (
     "language",

@@ -13,8 +13,9 @@ from transformers import AutoTokenizer
 
 from tests.helpers import passages, tiny_model
 from xmod_lab.errors import UserError
+from xmod_lab.labels import IGNORE
 from xmod_lab.text.batches import BatchStream, Layout
-from xmod_lab.text.masking import IGNORE, Masker, NextToken
+from xmod_lab.text.masking import Masker, NextToken
 from xmod_lab.text.mixture import Mixture, at_cap, proportions
 from xmod_lab.text.packing import best_fit
 from xmod_lab.text.preparing import prepare_corpus

@@ -9,9 +9,9 @@ import pytest
 
 from scripts.build_slot_tags import LABELS, SIZES, Speaker, UnsayableError, split_of, tagged
 from scripts.score_spans import digits
-from xmod_lab.tasks.metrics import span_f1
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.tagging import Tagging
+from xmod_lab.tasks.task_metrics import span_f1
 from xmod_lab.text.parts import EMBEDDED
 
 FILE = EMBEDDED / "utterance_slots.jsonl.gz"

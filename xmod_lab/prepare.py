@@ -26,7 +26,7 @@ def _prepare(cfg: PretrainConfig, folder: Path) -> None:
         prepare_base,
         prepare_beside,
     )
-    from xmod_lab.training.tables import show_corpora
+    from xmod_lab.training.run_tables import show_corpora
 
     base = prepare_base(cfg)
     show_corpora(base, f"{cfg.data.folder}: text of the language set; tokenizer {base.folder}")

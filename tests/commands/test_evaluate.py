@@ -14,10 +14,10 @@ import transformers
 
 from tests.helpers import passages
 from xmod_lab.evaluate import main
+from xmod_lab.labels import IGNORE
 from xmod_lab.reports.page import render
 from xmod_lab.reports.results import find_runs
 from xmod_lab.scoring.held_out import Scorer
-from xmod_lab.text.masking import IGNORE
 from xmod_lab.text.objectives import OBJECTIVES
 from xmod_lab.text.preparing import prepare_corpus
 from xmod_lab.text.source import Source

@@ -19,8 +19,8 @@ from xmod_lab.settings import number
 from xmod_lab.tasks.examples import encode_texts, pad
 from xmod_lab.tasks.file_formats import READERS
 from xmod_lab.tasks.kinds import KINDS
-from xmod_lab.tasks.metrics import Metric, share
 from xmod_lab.tasks.task import Task
+from xmod_lab.tasks.task_metrics import Metric, share
 from xmod_lab.tasks.values import read_text, wrong_value
 from xmod_lab.text.masking import Masker
 from xmod_lab.text.objectives import OBJECTIVES, MaskedLM

@@ -9,7 +9,7 @@ from tests.commands.helpers import EXTENSION, SMALL
 from tests.helpers import composed
 from xmod_lab import pretrain
 from xmod_lab.config.schema import LangsetText
-from xmod_lab.model import IGNORE
+from xmod_lab.labels import IGNORE
 from xmod_lab.runs.bases import new_model
 from xmod_lab.stages.cost import measure
 from xmod_lab.training.data import batches, mixture_of, prepare_base

@@ -8,8 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
+from xmod_lab.labels import IGNORE
 from xmod_lab.model import XmodPreTrainedModel
-from xmod_lab.text.masking import IGNORE, Masker
+from xmod_lab.text.masking import Masker
 
 
 class XmodCollator:

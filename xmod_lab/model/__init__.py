@@ -9,11 +9,11 @@ import transformers
 
 from xmod_lab.choices import NEAREST, SLOT_INITS
 from xmod_lab.codes import code_fault, slot_fault
+from xmod_lab.labels import IGNORE
 from xmod_lab.model.backbone import XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.language_models import (
-    IGNORE,
     XmodForCausalLM,
     XmodForMaskedLM,
     XmodLanguageModel,

@@ -17,6 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from xmod_lab.codes import clashing
 from xmod_lab.errors import UserError, reason
 from xmod_lab.foreign import at_hand
+from xmod_lab.labels import IGNORE
 from xmod_lab.model.backbone import EncoderOutput, XmodModel
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
@@ -27,7 +28,7 @@ from xmod_lab.model.fast.unpadding import TokenSelection
 from xmod_lab.model.loss import labelled_cross_entropy, share_of_step
 from xmod_lab.model.opening import read_config
 from xmod_lab.model.packs import base_fault, expected_tensors, read_pack
-from xmod_lab.model.routing import IGNORE, Languages, to_ids
+from xmod_lab.model.routing import Languages, to_ids
 
 # B batch rows, S sequence, D model, V vocabulary, M labelled positions
 

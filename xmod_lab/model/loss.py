@@ -6,7 +6,7 @@ For a large vocabulary, :mod:`xmod_lab.model.fast.loss` computes a loss without 
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from xmod_lab.model.routing import IGNORE
+from xmod_lab.labels import IGNORE
 
 # N positions, V classes or subwords
 

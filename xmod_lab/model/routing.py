@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from xmod_lab.errors import UnknownLanguageError, UserError
+from xmod_lab.labels import IGNORE
 from xmod_lab.model.configuration import XmodConfig
 
 # how a caller may name the languages of a batch
@@ -55,9 +56,6 @@ class Route:
         if self.order is None or self.per_token:
             return x
         return x.index_select(0, self.inverse.to(x.device))
-
-
-IGNORE = -100  # the label of a position that is not predicted
 
 
 def check_labels(labels: Tensor, shape: Sequence[int]) -> None:

@@ -15,12 +15,13 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import can_return_tuple
 
 from xmod_lab.errors import UserError
+from xmod_lab.labels import IGNORE
 from xmod_lab.model.backbone import XmodModel, shape_of
 from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.fast.dropout import Dropout
 from xmod_lab.model.loss import labelled_cross_entropy, share_of_step
-from xmod_lab.model.routing import IGNORE, Languages, to_ids
+from xmod_lab.model.routing import Languages, to_ids
 
 # B batch rows, S sequence, C choices, K labels, D model
 

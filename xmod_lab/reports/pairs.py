@@ -15,7 +15,6 @@ from xmod_lab.metrics import digits_of, interval_text, number
 from xmod_lab.reports.groups import Group, Part
 from xmod_lab.reports.results import Run
 from xmod_lab.tables import Table
-from xmod_lab.tasks.metrics import Metric, share
 from xmod_lab.tasks.statistics import (
     AT_LEAST,
     LEVEL,
@@ -24,6 +23,7 @@ from xmod_lab.tasks.statistics import (
     holm,
     p_text,
 )
+from xmod_lab.tasks.task_metrics import Metric, share
 from xmod_lab.text.objectives import EXACT
 
 _ROWS = 40  # of the table on the page; its file has all

@@ -29,8 +29,9 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
+from xmod_lab.labels import IGNORE
 from xmod_lab.languages.embeddings import log_frequency
-from xmod_lab.model import IGNORE, XmodLanguageModel
+from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.passages import Passages, interval, labelled_nats, sample_of
 from xmod_lab.text.batches import Layout, to_batch
 from xmod_lab.text.corpus import Corpus, Prepared

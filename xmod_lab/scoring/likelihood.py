@@ -4,7 +4,8 @@ import numpy as np
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.model import IGNORE, XmodLanguageModel
+from xmod_lab.labels import IGNORE
+from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.held_out import Scorer, Targets
 
 _ROWS = 32  # copied at once

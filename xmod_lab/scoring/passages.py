@@ -34,8 +34,9 @@ from torch.nn.functional import cross_entropy, linear
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.foreign import tokenizer_digest
+from xmod_lab.labels import IGNORE
 from xmod_lab.languages.embeddings import log_frequency
-from xmod_lab.model import IGNORE, XmodLanguageModel
+from xmod_lab.model import XmodLanguageModel
 from xmod_lab.text.corpus import Corpus
 from xmod_lab.text.encoding import encodings
 from xmod_lab.text.objectives import Objective

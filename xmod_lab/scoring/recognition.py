@@ -17,8 +17,8 @@ from tqdm import tqdm
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.languages import ScoredLanguage
 from xmod_lab.scoring.passages import Passages
-from xmod_lab.tasks.metrics import Metric, by_column, mean_of_columns
 from xmod_lab.tasks.statistics import difference, mean_share, share_of
+from xmod_lab.tasks.task_metrics import Metric, by_column, mean_of_columns
 
 log = logging.getLogger(__name__)
 

@@ -34,9 +34,9 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.recognition import padded
-from xmod_lab.tasks.metrics import Metric, by_column, mean_of_columns
 from xmod_lab.tasks.ngrams import ngrams
 from xmod_lab.tasks.statistics import Estimate, difference, estimate, share_of
+from xmod_lab.tasks.task_metrics import Metric, by_column, mean_of_columns
 from xmod_lab.text.encoding import encode
 from xmod_lab.text.parallel import Parallel
 

@@ -23,9 +23,9 @@ from tqdm import tqdm
 from xmod_lab.codes import NO_SLOT
 from xmod_lab.model import XmodConfig, XmodPreTrainedModel
 from xmod_lab.tasks.examples import EncodedExamples
-from xmod_lab.tasks.metrics import Metric
 from xmod_lab.tasks.sources import Labelled
 from xmod_lab.tasks.task import Task
+from xmod_lab.tasks.task_metrics import Metric
 
 WRONG_SLOTS = 8
 _ROWS = 64  # of a batch

@@ -6,8 +6,8 @@ from tqdm import tqdm
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.held_out import named_with_interval
 from xmod_lab.scoring.languages import ScoredLanguage, slots_of
-from xmod_lab.tasks.metrics import Metric, share
 from xmod_lab.tasks.statistics import difference
+from xmod_lab.tasks.task_metrics import Metric, share
 
 Matrix = dict[str, dict[str, float]]  # language of the text -> slot -> nats per predicted token
 

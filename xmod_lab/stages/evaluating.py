@@ -10,6 +10,13 @@ import numpy as np
 from xmod_lab.errors import UserError
 from xmod_lab.metrics import read_metrics
 from xmod_lab.model import XmodLanguageModel
+from xmod_lab.scoring.evaluation_tables import (
+    before_table,
+    language_table,
+    recognition_table,
+    retrieval_tables,
+    slot_table,
+)
 from xmod_lab.scoring.held_out import named_with_interval
 from xmod_lab.scoring.languages import ScoredLanguage, readers, slots_of
 from xmod_lab.scoring.likelihood import pseudo_likelihood
@@ -30,13 +37,6 @@ from xmod_lab.scoring.retrieval import (
     retrieval_figures,
     retrieve,
     state_names,
-)
-from xmod_lab.scoring.tables import (
-    before_table,
-    language_table,
-    recognition_table,
-    retrieval_tables,
-    slot_table,
 )
 from xmod_lab.scoring.wrong_slots import Matrix, slot_figures, slot_matrix
 from xmod_lab.stages.opening import Opened

@@ -54,7 +54,7 @@ from xmod_lab.training.data import (
     training_settings,
 )
 from xmod_lab.training.fit import fit
-from xmod_lab.training.tables import score_table, show_corpora, training_table
+from xmod_lab.training.run_tables import score_table, show_corpora, training_table
 
 log = logging.getLogger(__name__)
 _PROBE_ROWS = 4

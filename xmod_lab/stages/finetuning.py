@@ -42,7 +42,7 @@ from xmod_lab.training.callbacks import BestWeights, LearningCurve
 from xmod_lab.training.data import From
 from xmod_lab.training.fit import train
 from xmod_lab.training.memory import keep_memory
-from xmod_lab.training.tables import training_table
+from xmod_lab.training.run_tables import training_table
 
 log = logging.getLogger(__name__)
 OUTPUTS = ("predictions/", "model/", "proof.json", "transfer.csv", "transfer.png")

@@ -17,7 +17,7 @@ from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
 from xmod_lab.processes import gather, process_count, rank
 from xmod_lab.scoring.held_out import FixedTargets, on_device
 from xmod_lab.text.corpus import Prepared
-from xmod_lab.training.tables import donor_table
+from xmod_lab.training.run_tables import donor_table
 
 log = logging.getLogger(__name__)
 ROWS = 64  # rows of training text that initialisations are compared on: some hundreds of sentences

@@ -48,7 +48,7 @@ from xmod_lab.text.survey import (
     unknown_letters,
 )
 from xmod_lab.training.data import about_kept, consumption, mixture_of, prepare_base, prepare_beside
-from xmod_lab.training.tables import show_normalisation, training_table
+from xmod_lab.training.run_tables import show_normalisation, training_table
 
 log = logging.getLogger(__name__)
 PLAN = "plan.json"

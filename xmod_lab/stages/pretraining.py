@@ -27,7 +27,7 @@ from xmod_lab.training.data import (
     training_settings,
 )
 from xmod_lab.training.fit import fit
-from xmod_lab.training.tables import match_table, score_table, show_corpora, training_table
+from xmod_lab.training.run_tables import match_table, score_table, show_corpora, training_table
 
 log = logging.getLogger(__name__)
 OUTPUTS = ("pack/", "model/", "proof.json")  # of pre-training and of extensions

@@ -11,9 +11,9 @@ import numpy as np
 
 from xmod_lab.errors import UserError
 from xmod_lab.tasks.examples import EncodedExamples, pad, unknown_share
-from xmod_lab.tasks.metrics import Metric, answer_metric
 from xmod_lab.tasks.sources import Row
 from xmod_lab.tasks.task import Task
+from xmod_lab.tasks.task_metrics import Metric, answer_metric
 from xmod_lab.tasks.values import read_answers, read_text
 
 if TYPE_CHECKING:

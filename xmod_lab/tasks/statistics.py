@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
-from xmod_lab.tasks.metrics import Metric
+from xmod_lab.tasks.task_metrics import Metric
 
 # K slots, S seeds, N examples, C clusters, D counts of an example
 

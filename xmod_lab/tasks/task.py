@@ -15,8 +15,8 @@ import numpy as np
 
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.tasks.examples import EncodedExamples
-from xmod_lab.tasks.metrics import Metric
 from xmod_lab.tasks.sources import Row
+from xmod_lab.tasks.task_metrics import Metric
 from xmod_lab.tasks.values import Reader
 
 if TYPE_CHECKING:

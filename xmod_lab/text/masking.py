@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from xmod_lab.labels import IGNORE
 from xmod_lab.text.stretches import borders
 
 if TYPE_CHECKING:
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 # R rows, T positions of a row, N maskable tokens of a row, V vocabulary
 
-IGNORE = -100  # the label of a position where nothing is predicted
 _SPACES = ("▁", "Ġ")  # how vocabularies write the space before a word
 _INSIDE = "##"  # WordPiece marks tokens that continue a word instead
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from xmod_lab.model.routing import IGNORE, Route, check_labels
+from xmod_lab.labels import IGNORE
+from xmod_lab.model.routing import Route, check_labels
 
 # B batch rows, S sequence, D model, N selected positions
 

@@ -1,4 +1,4 @@
-"""How languages begin, by the real commands: the donor chosen, the ranking of all beginnings."""
+"""How a language is initialised, by the real commands: donors of slots, and rank."""
 
 import csv
 import json
