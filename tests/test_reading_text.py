@@ -285,8 +285,10 @@ def test_a_dataset_of_several_splits_says_which_there_are(tmp_path):
     part = datasets.Dataset.from_dict({"text": ["a"]})
     datasets.DatasetDict({"test": part}).save_to_disk(tmp_path / "one")
     message = _refusal(str(tmp_path / "one"))
-    assert "no split train; it has test" in message and str(tmp_path / "one" / "test") in message
+    assert "no split train; it has test. Set split=" in message
     assert _read(str(tmp_path / "one" / "test")) == ["a"]
+    assert _read(str(tmp_path / "one"), split="test") == ["a"]
+    assert "Did you mean 'test'?" in _refusal(str(tmp_path / "one"), split="tset")
     datasets.DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "two")
     tally = Tally()
     assert list(Source(str(tmp_path / "two"), validation="x").passages("train", tally)) == ["a"]

@@ -97,8 +97,14 @@ class TextConfig:
 
     text: Any = MISSING  # a string or a list of them
     validation: Any = None
+    passage: str | None = None
     column: str = "text"
+    where: Any = None  # a string or a list of them
     dataset_config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    files: Any = None  # a string or a list of them
+    max_bytes: Any = None  # a number, or a string such as 100MB
 
 
 @dataclass
@@ -346,10 +352,7 @@ class PretrainConfig(RunConfig):
         places = {f"langset.languages.{code}": one for code, one in self.langset.languages.items()}
         places |= {f"lang.{name}": one for name, one in self.lang.items()}
         return Source(
-            text=text.text,
-            validation=text.validation,
-            column=text.column,
-            dataset_config=text.dataset_config,
+            **{field.name: getattr(text, field.name) for field in fields(TextConfig)},
             validation_share=self.data.validation_share,
             drop_duplicates=self.data.drop_duplicates,
             key=next((place for place, one in places.items() if one is text), "lang.NAME"),

@@ -320,8 +320,12 @@ def _origin(lang: LangConfig) -> dict:
             return [name(each) for each in given]
         return Path(given).name if Path(str(given)).is_absolute() else str(given)
 
-    given = {key: getattr(lang, key) for key in ("text", "validation", "column", "dataset_config")}
-    return {key: name(value) for key, value in given.items() if value is not None}
+    given = {f.name: (getattr(lang, f.name), f.default) for f in fields(TextConfig)}
+    return {
+        key: name(value)
+        for key, (value, default) in given.items()
+        if value is not None and (key == "column" or value != default)
+    }
 
 
 def _assemble(

@@ -110,12 +110,8 @@ def with_added_text(base: Base) -> tuple[Base, dict[str, str]]:
     for code in codes:
         of_pack = data.get(code, {})
         if code not in found and "text" in of_pack:
-            named = {
-                key: of_pack[key]
-                for key in ("text", "validation", "column", "dataset_config")
-                if key in of_pack
-            }
-            found[code] = LangsetText(**named)
+            named = [field.name for field in fields(TextConfig) if field.name in of_pack]
+            found[code] = LangsetText(**{key: of_pack[key] for key in named})
         why = (
             _changed(base.cfg.source(found[code]), of_pack.get("source"))
             if code in found

@@ -92,6 +92,11 @@ class Corpus:
             counts, beside = self.manifest["statistics"][split], self.manifest["left_out"][split]
             if counts["null"]:
                 found.append(f"null rows of its {which}, left out: {counts['null']:,}")
+            # corpora of earlier versions lack the next two counts
+            if n := counts.get("filtered"):
+                found.append(f"rows of its {which} that where leaves out: {n:,}")
+            if counts.get("capped"):
+                found.append(f"the rest of its {which} is left out: it was read up to max_bytes")
             if n := counts["line_breaks"]:
                 found.append(
                     f"rows or lines of its {which} with line breaks inside, read as spaces: {n:,}"

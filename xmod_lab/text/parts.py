@@ -1,6 +1,7 @@
 """The parts of a source: which files and datasets its name means, and which lie beside them and are
 not read."""
 
+import functools
 import glob
 import json
 import os
@@ -11,38 +12,59 @@ from typing import NamedTuple
 
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.files import digest_of_files
-from xmod_lab.hub import hub_fault, unanswered_fault
-from xmod_lab.text.text_files import as_jsonl, file_fault
+from xmod_lab.hub import answers, hub_fault, unanswered_fault
+from xmod_lab.text.cards import chosen, configurations, matching, splits_of
+from xmod_lab.text.text_files import COMPRESSIONS, as_jsonl, file_fault
 
 EMBEDDED = Path(__file__).parent / "embedded"  # the corpora inside the package
-TABLES = (".csv", ".csv.gz", ".tsv", ".tsv.gz")
-FILE_TYPES = (".txt", ".txt.gz", ".jsonl", ".jsonl.gz", *TABLES, ".parquet")
+_ENDINGS = ("", *COMPRESSIONS)
+LINES = tuple(f".txt{ending}" for ending in _ENDINGS)
+TABLES = tuple(f"{kind}{ending}" for kind in (".csv", ".tsv") for ending in _ENDINGS)
+FILE_TYPES = (*LINES, *(f".jsonl{ending}" for ending in _ENDINGS), *TABLES, ".parquet")
+TYPES = f".txt, .jsonl, .csv, .tsv (each also {', '.join(COMPRESSIONS)}), .parquet"
 GIVE = "the path of an existing file or folder with text, or the id of a dataset on the hub"
 _NO_TEXT = (
     ".json",
     ".arrow",
     ".zip",
-    ".zst",
-    ".xz",
-    ".bz2",
-    ".gz",
+    *COMPRESSIONS,
     ".tar",
     ".pdf",
     ".docx",
     ".html",
     ".xml",
 )
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _OTHER_SPLIT = re.compile(
     r"(test|testing|valid|validation|val|dev|eval|evaluation)(-\d{5}-of-\d{5})?"
 )
 
 
+class Selection(NamedTuple):
+    """What is read of a folder or of a dataset; see :class:`xmod_lab.text.source.Source`."""
+
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    files: tuple[str, ...] = ()
+
+
+ALL = Selection()
+
+
 class Part(NamedTuple):
     """One file or dataset. ``kind``: a ``file``, a folder that ``save_to_disk`` has ``saved``, what
-    ``load_dataset`` has ``loaded``, or an ``embedded`` corpus."""
+    ``load_dataset`` has ``loaded`` with a selection, or an ``embedded`` corpus."""
 
     kind: str
     name: str
+    selection: Selection = ALL
+
+    def digest(self) -> str:
+        """Digest of its bytes; of a hub id, its configuration and commit."""
+        config = self.selection.config
+        found = content_digest(self.name, config, self.selection.revision)
+        return f"{found}/{config}" if self.kind == "loaded" and Path(self.name).is_dir() else found
 
 
 def names_in(text: object) -> list[str]:
@@ -61,7 +83,7 @@ def titled(text: str | list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def parts_of(name: str, config: str | None = None) -> tuple[list[Part], list[str]]:
+def parts_of(name: str, selection: Selection = ALL) -> tuple[list[Part], list[str]]:
     """What a source reads, in order; and the names of files beside it that are not read, each with
     the reason. See :class:`xmod_lab.text.source.Source`.
 
@@ -71,12 +93,11 @@ def parts_of(name: str, config: str | None = None) -> tuple[list[Part], list[str
     if name.startswith("embedded:"):
         return [Part("embedded", name)], []
     if os.path.isdir(name):
-        parts, left_out = _parts_of_folder(Path(name), config)
+        parts, left_out = _parts_of_folder(Path(name), selection)
         if not parts:
             raise UserError(
                 f"folder '{name}' has no text that is read: "
-                f"{', '.join(left_out[:8]) or 'it is empty'}; give files of type "
-                f"{', '.join(FILE_TYPES)}"
+                f"{', '.join(left_out[:8]) or 'it is empty'}; give files of type {TYPES}"
             )
         return parts, left_out
     pattern = not os.path.lexists(name) and any(mark in name for mark in "*?[")
@@ -87,11 +108,11 @@ def parts_of(name: str, config: str | None = None) -> tuple[list[Part], list[str
     if not pattern:
         if fault := hub_fault(name, GIVE):
             raise UserError(fault)
-        return [Part("loaded", name)], []
+        return [Part("loaded", name, selection)], []
     parts, left_out = [], []
     for match in map(Path, sorted(glob.glob(name, recursive=True))):
         if match.is_dir():
-            inner, beside = _parts_of_folder(match, None)
+            inner, beside = _parts_of_folder(match, ALL)
             parts += inner
             left_out += beside
         elif why := _why_left_out(match):
@@ -100,13 +121,14 @@ def parts_of(name: str, config: str | None = None) -> tuple[list[Part], list[str
             parts.append(Part("file", str(match)))
     if not parts:
         raise UserError(
-            f"no file of type {', '.join(FILE_TYPES)} matches '{name}'; give a pattern of paths "
-            "that exist"
+            f"no file of type {TYPES} matches '{name}'; give a pattern of paths that exist"
         )
     return list(dict.fromkeys(parts)), list(dict.fromkeys(left_out))
 
 
-def _parts_of_folder(folder: Path, config: str | None) -> tuple[list[Part], list[str]]:
+def _parts_of_folder(folder: Path, selection: Selection) -> tuple[list[Part], list[str]]:
+    if selection.files:
+        return _files_named(folder, list(selection.files), f"matches files of '{folder}'")
     if (folder / "dataset_dict.json").is_file():
         try:
             splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
@@ -115,18 +137,22 @@ def _parts_of_folder(folder: Path, config: str | None) -> tuple[list[Part], list
                 f"{folder / 'dataset_dict.json'} names no splits ({error}); copy the folder again "
                 "from its original"
             ) from error
-        if "train" not in splits:
-            raise UserError(
-                f"dataset '{folder}' has no split train; it has {', '.join(splits)}. Give one of "
-                f"them as a folder, e.g. {folder / splits[0]}"
-            )
-        return [Part("saved", str(folder / "train"))], [
-            f"split {split}" for split in splits if split != "train"
-        ]
+        others = _others(folder, selection.split, splits)
+        return [Part("saved", str(folder / selection.split))], others
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         return [Part("saved", str(folder))], []
-    if config is not None or _lists_configurations(folder / "README.md"):
-        return [Part("loaded", str(folder))], []
+    known = configurations(folder)
+    if known:
+        configuration = chosen(folder, known, selection.config)
+        splits = splits_of(configuration)
+        if splits is not None:
+            others = _others(folder, selection.split, splits)
+            name = configuration["config_name"]
+            by = f"is listed for configuration {name}, split {selection.split}, in '{folder}'"
+            parts, left_out = _files_named(folder, splits[selection.split], by)
+            return parts, [*others, *left_out]
+    if known or selection.config is not None:
+        return [Part("loaded", str(folder), selection)], []
     parts, left_out = [], []
     for path in sorted(_walk(folder)):
         name = path.relative_to(folder)
@@ -140,6 +166,46 @@ def _parts_of_folder(folder: Path, config: str | None) -> tuple[list[Part], list
         else:
             parts.append(Part("file", str(path)))
     return parts, left_out
+
+
+def _files_named(folder: Path, patterns: list[str], by: str) -> tuple[list[Part], list[str]]:
+    """The files of ``folder`` that match, and those of no known type."""
+    found = list(matching(folder, patterns))
+    parts = [Part("file", str(path)) for path in found if is_text_file(path.name)]
+    if not parts:
+        beside = f" ({', '.join(path.name for path in found[:8])} match)" if found else ""
+        raise UserError(
+            f"no file of type {TYPES} {by} by {', '.join(map(repr, patterns[:8]))}{beside}; give a "
+            "pattern of files that are there, or download them"
+        )
+    return parts, [
+        f"{path.relative_to(folder)} (of no known type)"
+        for path in found
+        if not is_text_file(path.name)
+    ]
+
+
+def _others(name: str | Path, split: str, splits: list[str] | dict[str, object]) -> list[str]:
+    """The splits that are not read. Raises UserError if ``split`` is not among them."""
+    if split not in splits:
+        raise UserError(no_split(name, split, list(splits)))
+    return [f"split {other}" for other in splits if other != split]
+
+
+def has_splits(name: str) -> bool:
+    """Whether a name is that of a hub id, or of a folder in which a split can be chosen."""
+    if not os.path.isdir(name):
+        return any(part.kind == "loaded" for part in parts_of(name)[0])
+    folder = Path(name)
+    return (folder / "dataset_dict.json").is_file() or bool(configurations(folder))
+
+
+def no_split(name: str | Path, split: str, splits: list[str]) -> str:
+    """The message if a dataset lacks a split."""
+    return (
+        f"dataset '{name}' has no split {split}; it has {', '.join(splits)}. Set split=<one of "
+        f"them>.{nearest(split, splits)}"
+    )
 
 
 def _why_left_out(path: Path) -> str | None:
@@ -164,23 +230,14 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(root, file) for file in files)
 
 
-def _lists_configurations(readme: Path) -> bool:
-    if not readme.is_file():
-        return False
-    head = re.match(
-        r"---\n(.*?)\n---", readme.read_text(encoding="utf-8", errors="replace"), re.DOTALL
-    )
-    return head is not None and re.search(r"^configs:", head[1], re.MULTILINE) is not None
-
-
 def is_text_file(name: str) -> bool:
     """Whether text is read from files with this ending."""
     return name.lower().endswith(FILE_TYPES)
 
 
 def is_lines(part: Part) -> bool:
-    """Whether it is a .txt file, in which each line is a passage."""
-    return part.kind == "file" and part.name.lower().endswith((".txt", ".txt.gz"))
+    """Whether it is a .txt file, which has lines, where others have rows."""
+    return part.kind == "file" and part.name.lower().endswith(LINES)
 
 
 def _type_fault(name: str) -> str | None:
@@ -189,10 +246,10 @@ def _type_fault(name: str) -> str | None:
     remedy = (
         f". To make .jsonl of an array: {as_jsonl(name)}" if name.lower().endswith(".json") else ""
     )
-    return f"'{name}' is of no known type; allowed are {', '.join(FILE_TYPES)}{remedy}"
+    return f"'{name}' is of no known type; allowed are {TYPES}{remedy}"
 
 
-def name_fault(name: str, names: int, config: str | None) -> str | None:
+def name_fault(name: str, names: int, selection: Selection) -> str | None:
     """The fault of one of ``names`` names in a source that is found without reading the text."""
     if name.startswith("embedded:"):
         known = sorted(p.name.split(".")[0] for p in EMBEDDED.glob("*.train.txt.gz"))
@@ -207,10 +264,10 @@ def name_fault(name: str, names: int, config: str | None) -> str | None:
             )
         return None
     try:
-        parts, _ = parts_of(name, config)
+        parts, _ = parts_of(name, selection)
     except UserError as error:
         return str(error)
-    if parts == [Part("loaded", name)] and "/" not in name and not Path(name).exists():
+    if parts == [Part("loaded", name, selection)] and "/" not in name and not Path(name).exists():
         # an id with a slash is not asked for: it may be prepared already, and the network be away
         return unanswered_fault(name, GIVE)
     if parts == [Part("file", name)] and Path(name).stat().st_size == 0:
@@ -218,8 +275,8 @@ def name_fault(name: str, names: int, config: str | None) -> str | None:
     return None
 
 
-def content_digest(name: str, config: str | None) -> str:
-    """Digest of the bytes of a source; of a hub id, its revision."""
+def content_digest(name: str, config: str | None = None, revision: str | None = None) -> str:
+    """Digest of the bytes of a source; of a hub id, its commit."""
     if name.startswith("embedded:"):
         files = sorted(EMBEDDED.glob(f"{name.removeprefix('embedded:')}.*.txt.gz"))
     elif Path(name).is_dir():
@@ -229,18 +286,43 @@ def content_digest(name: str, config: str | None) -> str:
     elif is_text_file(name):
         raise UserError(file_fault(name))
     else:
-        return f"{name}/{config}@{_hub_revision(name)}"
+        return f"{name}/{config}@{commit_of(name, revision)}"
     return digest_of_files(files)
 
 
-def _hub_revision(name: str) -> str:
-    """Commit of a hub dataset. Needs the network; not tried."""
+@functools.cache
+def commit_of(name: str, revision: str | None) -> str:
+    """The commit of a hub dataset at a revision: a branch or a tag (default: main), or a commit.
+
+    Without a network it is the one that the cache of the hub knows for that revision. So text that
+    was prepared is found again. Needs the network otherwise; tried on a local stand-in.
+
+    Raises:
+        UserError: the hub has no such dataset or revision, or cannot be reached.
+    """
     import huggingface_hub
 
+    if revision is not None and _COMMIT.fullmatch(revision):
+        return revision
+    at = f" at revision '{revision}'" if revision else ""
     try:
-        return huggingface_hub.HfApi().dataset_info(name).sha
+        if answers():
+            return huggingface_hub.HfApi().dataset_info(name, revision=revision).sha
+        cached = huggingface_hub.snapshot_download(
+            name, repo_type="dataset", revision=revision, local_files_only=True
+        )
+        return Path(cached).name
     except Exception as error:  # offline, missing or private: the user does the same about each
         raise UserError(
-            f"check the name, or the network: dataset '{name}' is neither a local file or folder "
-            f"nor a hub id that can be reached ({error})"
+            f"check the name, the revision or the network: dataset '{name}'{at} is neither a local "
+            f"file or folder nor a hub id that can be reached ({error}). {without_network(name)}"
         ) from error
+
+
+def without_network(name: str) -> str:
+    """What to do about a hub id where there is no network."""
+    return (
+        f"Without a network: fetch it elsewhere by hf download {name} --repo-type dataset "
+        "--local-dir FOLDER, with --include for the files of a language and README.md, and give "
+        "that FOLDER as text"
+    )

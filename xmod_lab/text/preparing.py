@@ -113,6 +113,8 @@ def _write(
             "empty": tally.empty,
             "line_breaks": tally.line_breaks,
             "composed": tally.composed,
+            "filtered": tally.filtered,
+            "capped": tally.capped,
             "odd": tally.odd,
             "bytes": tally.bytes,
             "rows": rows,

@@ -6,60 +6,98 @@ Which files a name means is in :mod:`xmod_lab.text.parts`, how each kind of file
 
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 
-from xmod_lab.errors import UserError
+from xmod_lab.errors import UserError, nearest
+from xmod_lab.text.bounds import bounds_in
 from xmod_lab.text.holdout import Keys, are_documents, exact_key, letters_key, one_side
-from xmod_lab.text.parts import content_digest, is_lines, name_fault, names_in, parts_of, titled
-from xmod_lab.text.text_files import decoded_lines, lines_in
-from xmod_lab.text.values import Column, values_of
+from xmod_lab.text.parts import (
+    ALL,
+    Part,
+    Selection,
+    has_splits,
+    is_lines,
+    name_fault,
+    names_in,
+    parts_of,
+    titled,
+)
+from xmod_lab.text.text_files import decoded_lines, passages_in
+from xmod_lab.text.values import FILTERED, LONGEST, Column, too_long, values_of
 
 ODD_SHARE = 0.005  # of the characters; text that was decoded correctly has fewer odd ones
 _ODD = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
 _CHECK_EVERY = 10_000  # passages
+UNITS = ("line", "paragraph", "document")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d+)?)\s*([kKmMgGtT]i?[bB]|[bB])?")
+_UNITS = {"": 1, "b": 1} | {
+    f"{letter}{ending}": base**power
+    for power, letter in enumerate("kmgt", 1)
+    for ending, base in (("b", 1000), ("ib", 1024))
+}
 
 
 @dataclass(frozen=True)
 class Source:
     """Where the text of one language comes from.
 
-    A passage is a line of a .txt file, or a row of jsonl, a table or a dataset. Line breaks inside
-    a row become spaces. Passages are composed (NFC): text as macOS writes it counts as the same
-    text, with the same duplicates, bytes and tokens. Bytes in a column are read as UTF-8, null is
-    counted, and any other type is refused.
+    A passage is a line of a .txt file, or a row of jsonl, a table or a dataset; ``passage`` sets
+    it. Line breaks inside a passage become spaces. Passages are composed (NFC): text as macOS
+    writes it counts as the same text, with the same duplicates, bytes and tokens. Bytes in a column
+    are read as UTF-8, null is counted, and any other type is refused.
 
     A folder is read in one of three ways:
 
-    - a folder of ``save_to_disk``: as that dataset, and its split ``train`` if it has splits;
-    - a folder with a README.md that lists configurations (``configs:``, as hub repositories have),
-      or with a ``dataset_config``: by ``datasets``, split ``train``;
+    - a folder of ``save_to_disk``: as that dataset, and its ``split`` if it has splits;
+    - a folder with a README.md that lists configurations (``configs:``, as hub repositories have):
+      the files of one configuration and ``split``;
     - any other folder: all files of a known type, at any depth, in the order of their paths. It
       leaves out hidden files and other splits: files or folders called ``test``, ``dev``,
       ``validation`` … or ``test-00000-of-00001``.
 
+    ``files`` and ``max_bytes`` are about ``text`` alone, the others also about ``validation``.
+
     Args:
-        text: path of a .txt, .jsonl, .csv, .tsv (each also .gz) or .parquet file, or of a folder;
-            a pattern of paths (``texts/*.txt``, ``texts/**/*.txt``); a ``datasets`` hub id; a list
-            of these; or ``embedded:<language>``.
+        text: path of a .txt, .jsonl, .csv, .tsv (each also .gz, .zst, .xz, .bz2) or .parquet file,
+            or of a folder; a pattern of paths (``texts/*.txt``, ``texts/**/*.txt``); a ``datasets``
+            hub id; a list of these; or ``embedded:<language>``.
         validation: held-out text, in the same form. ``None`` holds out ``validation_share`` of
             ``text``, by whole documents: text that differs only in numbers is on one side.
+        passage: ``line``, ``paragraph`` (a block between blank lines) or ``document`` (a row, or a
+            whole .txt file). ``None``: ``line`` in .txt files, ``document`` elsewhere. The lines or
+            paragraphs of a row are one document, which is held out as a whole.
         column: field of rows that holds the text.
+        where: a bound on a column, such as ``language_score>=0.9``, or a list of them: rows that
+            do not meet them all are left out and counted.
         dataset_config: configuration name of a hub id (``20231101.oc``), where it has several.
+        split: the split of a hub id, or of a folder with splits.
+        revision: the branch, tag or commit of a hub id.
+        files: a pattern of paths inside a folder or hub id, or a list of them: these files are
+            read, whatever a README.md lists.
+        max_bytes: read passages until they have so many UTF-8 bytes, in the order of the files:
+            a number, or one with a unit (``100MB``, ``2GiB``).
         key: config key of this source, for messages.
     """
 
     text: str | list[str]
     validation: str | list[str] | None = None
+    passage: str | None = None
     column: str = "text"
+    where: str | list[str] | None = None
     dataset_config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    files: str | list[str] | None = None
+    max_bytes: int | str | None = None
     validation_share: float = 0.04
     drop_duplicates: bool = True
     key: str = "lang.NAME"
@@ -67,18 +105,36 @@ class Source:
     def digest(self) -> str:
         """Digest of the settings, of every byte that is read, and of the names left out."""
         content = []
-        for text in (self.text, self.validation):
+        for text, held_out in ((self.text, False), (self.validation, True)):
             if text is None:
                 continue
             found = []
             for name in names_in(text):
-                parts, left_out = parts_of(name, self.dataset_config)
-                digests = [content_digest(part.name, self.dataset_config) for part in parts]
-                found.append([digests, left_out])
+                parts, left_out = parts_of(name, self.selection(held_out=held_out))
+                found.append([[part.digest() for part in parts], left_out])
             content.append(found)
         share = None if self.has_validation else self.validation_share
         settings = [self.column, share, self.drop_duplicates]
+        # settings that earlier versions did not have: the digest of a text read as then stays
+        others = {
+            "passage": self.passage,
+            "where": [astuple(bound) for bound in bounds_in(self.where)],
+            "split": None if self.split == ALL.split else self.split,
+            "files": self.selection().files,
+            "max_bytes": bytes_in(self.max_bytes),
+        }
+        settings += [[name, value] for name, value in others.items() if value]
         return hashlib.sha256(json.dumps([content, settings]).encode()).hexdigest()
+
+    def selection(self, *, held_out: bool = False) -> Selection:
+        """What is read of a folder or dataset in ``text``, or in ``validation``."""
+        files = () if held_out or self.files is None else tuple(names_in(self.files))
+        return Selection(self.dataset_config, self.split, self.revision, files)
+
+    def unit(self, part: Part) -> str:
+        """What a passage of ``part`` is: line, paragraph or document."""
+        lines = is_lines(part) or part.kind == "embedded"
+        return self.passage or ("line" if lines else "document")
 
     @property
     def has_validation(self) -> bool:
@@ -93,7 +149,11 @@ class Source:
             return "given"
         documents = lines = 0
         for name in names_in(self.text):
-            for part in filter(is_lines, parts_of(name, self.dataset_config)[0]):
+            for part in parts_of(name, self.selection())[0]:
+                if self.unit(part) == "document" or self.passage == "paragraph" and is_lines(part):
+                    continue
+                if not is_lines(part):
+                    return "document"  # a row, which has several passages
                 within = False
                 for line in decoded_lines(Path(part.name)):
                     documents += not within and not line.isspace()
@@ -160,33 +220,52 @@ class Source:
 
     def _read(self, text: str | list[str], split: str, tally: "Tally") -> Iterator[tuple[str, int]]:
         """Passages of all that ``text`` names, each with the number of its document."""
-        column = Column(self.column, self.key)
+        read = self._read_all(text, split, tally)
+        given = split == "validation" and self.has_validation
+        left = None if given else bytes_in(self.max_bytes)
+        for passage, document in read:
+            if left is not None:
+                if left <= 0:
+                    tally.capped = True
+                    return
+                left -= len(passage.encode())
+            yield passage, document
+
+    def _read_all(
+        self, text: str | list[str], split: str, tally: "Tally"
+    ) -> Iterator[tuple[str, int]]:
+        column = Column(self.column, self.key, bounds_in(self.where))
+        selection = self.selection(held_out=split == "validation" and self.validation is not None)
         document = 0
         for name in names_in(text):
-            parts, left_out = parts_of(name, self.dataset_config)
+            parts, left_out = parts_of(name, selection)
             tally.left_out += left_out
             for part in parts:
-                block = self.held_out_by == "document" and is_lines(part)
+                unit = self.unit(part)
+                block = self.held_out_by == "document" and is_lines(part) and unit == "line"
                 document += 1
-                for value, where in values_of(
-                    part, split, column, self.dataset_config, tally.left_out
-                ):
+                for value, where in values_of(part, split, column, unit, tally.left_out):
+                    if value is FILTERED:
+                        tally.filtered += 1
+                        continue
                     if value is None:
                         tally.null += 1
                         continue
-                    lines = lines_in(
-                        value if isinstance(value, str) else column.decoded(value, where)
-                    )
-                    if not lines:
+                    content = value if isinstance(value, str) else column.decoded(value, where)
+                    found = passages_in(content, "document" if is_lines(part) else unit)
+                    if not found:
                         tally.empty += 1
                         document += block
                         continue
-                    tally.line_breaks += len(lines) > 1
-                    line = " ".join(lines)
-                    passage = unicodedata.normalize("NFC", line)
-                    tally.composed += passage != line
                     document += not block
-                    yield passage, document
+                    for lines in found:
+                        tally.line_breaks += len(lines) > 1
+                        line = " ".join(lines)
+                        if len(line) > LONGEST // 4 and len(line.encode()) > LONGEST:
+                            raise too_long(where)
+                        passage = unicodedata.normalize("NFC", line)
+                        tally.composed += passage != line
+                        yield passage, document
 
     def _why_empty(self, text: str | list[str], split: str) -> str:
         """The message when ``split`` has no passage."""
@@ -194,8 +273,11 @@ class Source:
         read = [passage for passage, _ in self._read(text, split, tally)]
         if not read:
             rows = ""
-            if tally.empty or tally.null:
-                rows = f" ({tally.empty:,} empty lines or rows, {tally.null:,} null)"
+            if tally.empty or tally.null or tally.filtered:
+                rows = (
+                    f" ({tally.empty:,} empty lines or rows, {tally.null:,} null, "
+                    f"{tally.filtered:,} left out by where)"
+                )
             return (
                 f"{titled(text)}: no text for {split}{rows}; expected passages, one a line or row. "
                 "Give a file with text"
@@ -224,8 +306,10 @@ class Tally:
         null: rows without a value.
         empty: lines and rows of white space only.
         line_breaks: rows and lines with line breaks inside, which became spaces.
-        composed: rows and lines that were not in NFC. If a share of the text is held out, these
-            four are counted for both splits under train.
+        composed: rows and lines that were not in NFC.
+        filtered: rows that a bound of ``where`` leaves out. If a share of the text is held out,
+            these five are counted for both splits under train.
+        capped: whether text was left out after ``max_bytes``.
         odd: control characters, and U+FFFD, the mark of undecodable bytes.
         known: held-out passages with the letters of a training passage. If text is held out by
             document, they are left out and in no other count.
@@ -242,6 +326,8 @@ class Tally:
     empty: int = 0
     line_breaks: int = 0
     composed: int = 0
+    filtered: int = 0
+    capped: bool = False
     characters: int = 0
     odd: int = 0
     known: int = 0
@@ -271,17 +357,81 @@ class Tally:
             )
 
 
+def bytes_in(size: object) -> int | None:
+    """A number of bytes: 1000, ``100MB`` or ``2 GiB``; ``None`` for none.
+
+    Raises:
+        UserError: it is no number of bytes, or not more than 0.
+    """
+    if size is None:
+        return None
+    found = _SIZE.fullmatch(str(size))
+    number = None if found is None else float(found[1]) * _UNITS[(found[2] or "").lower()]
+    if isinstance(size, bool) or number is None or number < 1:
+        raise UserError(f"{size!r} is no number of bytes; write e.g. 1000000, 100MB or 2GiB")
+    return round(number)
+
+
 def check_source(source: Source, where: str) -> list[str]:
     """Faults that can be found without reading the text, each with its remedy. ``where``: the
     config key."""
     faults = []
+    for key, read in (
+        ("where", bounds_in),
+        ("max_bytes", bytes_in),
+        ("files", lambda files: None if files is None else names_in(files)),
+    ):
+        try:
+            read(getattr(source, key))
+        except UserError as error:
+            faults.append(f"{where}.{key}: {error}")
+    for key in ("column", "dataset_config", "split", "revision"):  # those of a pack's manifest
+        if not isinstance(value := getattr(source, key), (str, type(None))):
+            faults.append(f"{where}.{key}: {value!r} is no name")
+    if source.passage not in (None, *UNITS):
+        faults.append(
+            f"{where}.passage is '{source.passage}'; allowed are {', '.join(UNITS)}, or null."
+            f"{nearest(str(source.passage), UNITS)}"
+        )
+    if faults:
+        return faults
     for key, text in (("text", source.text), ("validation", source.validation)):
         if text is None and key == "validation":
             continue
+        selection = source.selection(held_out=key == "validation")
         try:
             names = names_in(text)
-            found = [name_fault(name, len(names), source.dataset_config) for name in names]
+            found = [name_fault(name, len(names), selection) for name in names]
         except UserError as error:
             found = [str(error)]
         faults += [f"{where}.{key}: {fault}" for fault in found if fault]
+    return faults or [f"{where}.{fault}" for fault in _unused(source)]
+
+
+def _unused(source: Source) -> list[str]:
+    """Settings that say nothing about a text of this type."""
+    names = names_in(source.text)
+    parts = [part for name in names for part in parts_of(name, source.selection())[0]]
+    for name in [] if source.validation is None else names_in(source.validation):
+        names.append(name)
+        parts += parts_of(name, source.selection(held_out=True))[0]
+    without_rows = [p.name for p in parts if is_lines(p) or p.kind == "embedded"]
+    hub_ids = any(part.kind == "loaded" and not Path(part.name).exists() for part in parts)
+    split = source.split != ALL.split
+    faults = []
+    if source.passage not in (None, "line") and {part.kind for part in parts} == {"embedded"}:
+        faults.append("passage: leave it out: a passage of embedded text is a line")
+    if source.where and without_rows:
+        faults.append(f"where: leave it out, or {without_rows[0]}: only rows have columns")
+    if source.revision and not hub_ids:
+        faults.append("revision: leave it out: only the id of a dataset on the hub has revisions")
+    if source.files and not (hub_ids or any(map(os.path.isdir, names_in(source.text)))):
+        faults.append("files: leave it out, or give a folder or a hub id as text, which has files")
+    if source.files and (split or source.dataset_config):
+        faults.append("files: leave out split and dataset_config, or files: each chooses files")
+    elif split and not any(map(has_splits, names)):
+        faults.append(
+            "split: leave it out: only hub ids, and folders of datasets, have splits; choose files "
+            "of a folder by files"
+        )
     return faults

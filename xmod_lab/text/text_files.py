@@ -1,18 +1,50 @@
-"""Text files: their lines, decoded strictly, and the objects of jsonl. If a file is not UTF-8
-text, the message says what it is and how to convert it."""
+"""Text files, plain or compressed: their lines, decoded strictly, and the objects of jsonl.
 
+If a file is not UTF-8 text, the message says what it is and how to convert it.
+"""
+
+import bz2
 import codecs
 import gzip
+import io
 import json
+import lzma
 import os
 import re
 import shlex
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import groupby
 from pathlib import Path
+from typing import NamedTuple
 
 from xmod_lab.errors import UserError
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+
+class Compression(NamedTuple):
+    """A way to compress a file. ``begins``: how such a file begins; ``undo``: the command that
+    decompresses it. ``open`` reads archives of several members whole."""
+
+    name: str
+    begins: bytes
+    open: Callable[..., io.BufferedIOBase]
+    undo: str
+
+
+COMPRESSIONS = {
+    ".gz": Compression("gzip", rb"\x1f\x8b", gzip.open, "gunzip"),
+    ".zst": Compression("zstd", rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18", zstd.open, "unzstd"),
+    ".xz": Compression("xz", rb"\xfd7zXZ\0", lzma.open, "unxz"),
+    ".bz2": Compression("bzip2", rb"BZh\d", bz2.open, "bunzip2"),
+}
+_DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, zstd.ZstdError)
 _CONVERT = "convert it: iconv -f {0} -t UTF-8 FILE > NEW.txt"
 _KINDS = (  # how a file that is not UTF-8 begins, what it is, and what to do
     (rb"\xff\xfe\0\0|\0\0\xfe\xff", "UTF-32", _CONVERT.format("UTF-32")),
@@ -22,14 +54,15 @@ _KINDS = (  # how a file that is not UTF-8 begins, what it is, and what to do
         "UTF-16 that was converted as if it were ISO-8859-1",
         "make it again from its original: iconv -f UTF-16 -t UTF-8 ORIGINAL > NEW.txt",
     ),
-    (
-        rb"\x1f\x8b",
-        "compressed by gzip",
-        "give it a name that ends in .gz (what is compressed twice: gunzip it once)",
+    *(
+        (
+            found.begins,
+            f"compressed by {found.name}",
+            f"give it a name that ends in {ending} (what is compressed twice: {found.undo} it "
+            "once)",
+        )
+        for ending, found in COMPRESSIONS.items()
     ),
-    (rb"BZh\d1AY&SY", "compressed by bzip2", "decompress it: bunzip2 -k FILE"),
-    (rb"\xfd7zXZ\0", "compressed by xz", "decompress it: unxz -k FILE"),
-    (rb"\x28\xb5\x2f\xfd", "compressed by zstd", "decompress it: unzstd FILE"),
     (
         rb"PK\x03\x04",
         "a zip archive or an office document",
@@ -51,6 +84,7 @@ _ENCODINGS = (
     "big5",
     "euc-kr",
 )
+LONGEST_LINE = 2**30  # bytes
 _HEAD = 4096  # bytes that show what a file is
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r"))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -76,11 +110,12 @@ def file_fault(path: str | Path) -> str | None:
 
 
 def decoded_lines(path: Path) -> Iterator[str]:
-    """Lines of a plain or gzipped (.gz) text file, each with ``\\n`` at its end, without a byte
-    order mark. Only a line feed, a carriage return or both end a line.
+    """Lines of a text file, plain or in one of COMPRESSIONS, each with ``\\n`` at its end, without
+    a byte order mark. Only a line feed, a carriage return or both end a line.
 
     Raises:
-        UserError: it is not a file, or not UTF-8; the error says what it is, if that is known.
+        UserError: it is not a file, is truncated, is not UTF-8 or has a line of more than
+            LONGEST_LINE bytes; the error says what it is, if that is known.
     """
     if fault := file_fault(path):
         raise UserError(fault)
@@ -89,8 +124,13 @@ def decoded_lines(path: Path) -> Iterator[str]:
         with _opened(path) as stream:
             if kind := _kind(stream.peek(_HEAD)[:_HEAD], path):
                 raise UserError(f"{path}: it is {kind}")
-            for line in stream:
+            for line in iter(partial(stream.readline, LONGEST_LINE + 1), b""):
                 number += 1
+                if len(line) > LONGEST_LINE:
+                    raise UserError(
+                        f"{path}, line {number}: write it in shorter lines: it has more than "
+                        f"{LONGEST_LINE:,} bytes"
+                    )
                 text = line.decode() if number > 1 else line.decode("utf-8-sig")
                 beyond_ascii = beyond_ascii or not text.isascii()
                 if "\r" not in text and text.endswith("\n"):
@@ -101,25 +141,27 @@ def decoded_lines(path: Path) -> Iterator[str]:
                 yield from (f"{part}\n" for part in parts)
     except UnicodeDecodeError as error:
         raise UserError(_not_utf8(path, number, error, beyond_ascii)) from error
-    except (OSError, EOFError, zlib.error) as error:
+    except _DAMAGED as error:
         raise UserError(
-            f"{path}, after line {number}: cannot be read ({error}); the file may be damaged"
+            f"{path}, after line {number}: copy it again from its original: the rest cannot be "
+            f"read ({error}), it may be truncated or damaged"
         ) from error
 
 
-def _opened(path: Path) -> gzip.GzipFile:
+def _opened(path: Path) -> io.BufferedIOBase:
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    if compression is None:
+        return path.open("rb")
     with path.open("rb") as stream:
         head = stream.read(_HEAD)
-    if path.suffix.lower() != ".gz":
-        return path.open("rb")
-    if head and not head.startswith(b"\x1f\x8b"):
+    if head and not re.match(compression.begins, head):
         kind = (
             _kind(head, path)
-            or "not a gzip file, although its name ends in .gz; call it "
+            or f"not a {compression.name} file, although its name ends in {path.suffix}; call it "
             f"{path.with_suffix('').name}"
         )
         raise UserError(f"{path}: it is {kind}")
-    return gzip.open(path, "rb")
+    return compression.open(path, "rb")
 
 
 def _kind(head: bytes, path: Path) -> str | None:
@@ -249,6 +291,26 @@ def lines_in(text: str) -> list[str]:
     if text.startswith("\ufeff") or text.endswith("\ufeff"):
         text = text.strip("\ufeff").strip()
     return text.splitlines()
+
+
+def blocks_of(lines: Iterable[str]) -> Iterator[list[str]]:
+    """The blocks between blank lines, each as its lines."""
+    return (list(block) for text, block in groupby(lines, key=_has_text) if text)
+
+
+def _has_text(line: str) -> bool:
+    return bool(line.strip())
+
+
+def passages_in(text: str, unit: str) -> list[list[str]]:
+    """The passages of ``text``, each as its lines: all of it, its paragraphs (blocks between blank
+    lines) or its lines. ``unit``: document, paragraph or line. Empty if it has white space only."""
+    lines = lines_in(text)
+    if unit == "document":
+        return [lines] if lines else []
+    if unit == "paragraph":
+        return list(blocks_of(lines))
+    return [found for line in lines if (found := lines_in(line))]
 
 
 def one_line(text: str) -> str:

@@ -1,21 +1,35 @@
 """The text in each line or row of a file or dataset, before it is cleaned."""
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from xmod_lab.errors import UserError
 from xmod_lab.hub import unanswered_fault
-from xmod_lab.text.parts import EMBEDDED, FILE_TYPES, GIVE, TABLES, Part, is_lines
+from xmod_lab.text.bounds import Bound
+from xmod_lab.text.parts import (
+    EMBEDDED,
+    GIVE,
+    TABLES,
+    TYPES,
+    Part,
+    commit_of,
+    is_lines,
+    no_split,
+    without_network,
+)
 from xmod_lab.text.table_files import table_cells
-from xmod_lab.text.text_files import decoded_lines, file_fault, json_rows
+from xmod_lab.text.text_files import blocks_of, decoded_lines, file_fault, json_rows
 
 if TYPE_CHECKING:
     import pyarrow
 
 _AS_BYTES = {"string": "binary", "large_string": "large_binary", "string_view": "binary_view"}
 _TEXT_TYPES = (*_AS_BYTES, *_AS_BYTES.values(), "null")
+_BATCH = 1024  # rows of a table that are in memory at a time
 _KINDS = {
     list: "a list",
     dict: "an object",
@@ -24,15 +38,28 @@ _KINDS = {
     float: "a number",
 }
 
+FILTERED = object()  # in place of the text of a row that a bound leaves out
+LONGEST = 2**24  # bytes of a passage: tokenising it takes a hundred times as many
+
 Value = tuple[object, str]  # what a line or row has as text, and where it stands, for messages
+Fields = tuple[
+    str, Sequence[object]
+]  # where a row stands, and its text with the values of the bounds
 
 
 @dataclass(frozen=True)
 class Column:
-    """The field of rows that holds the text. ``key``: config key of the source, for messages."""
+    """The field of rows that holds the text, and the bounds on others by which rows are read.
+    ``key``: config key of the source, for messages."""
 
     name: str
     key: str
+    bounds: tuple[Bound, ...] = ()
+
+    @property
+    def names(self) -> list[str]:
+        """The column with the text, and that of each bound."""
+        return [self.name, *(bound.column for bound in self.bounds)]
 
     def decoded(self, value: object, where: str) -> str:
         """The text of bytes. Raises UserError if they are not UTF-8, or not bytes."""
@@ -51,73 +78,124 @@ class Column:
             f"expected; write it as text (null for none), or {other}"
         )
 
-    def missing(self, where: str, columns: list[str]) -> UserError:
-        """The error where rows lack the column."""
-        return UserError(
-            f"{where}: no column '{self.name}'; it has {', '.join(map(str, columns))}. Set "
-            f"{self.key}.column=<one of them>"
-        )
+    def place_in(self, where: str, columns: list[str]) -> list[int]:
+        """The places of ``names`` among ``columns``. Raises UserError if one is not there."""
+        for name, setting in zip(
+            self.names, ("column", *["where"] * len(self.bounds)), strict=True
+        ):
+            if name not in columns:
+                raise UserError(
+                    f"{where}: no column '{name}'; it has {', '.join(map(str, columns))}. Set "
+                    f"{self.key}.{setting}=<one of them>"
+                )
+        return [columns.index(name) for name in self.names]
 
     def check(self, schema: "pyarrow.Schema", name: str) -> None:
-        """Raises UserError if a table lacks the column, or it does not hold text."""
-        if self.name not in schema.names:
-            raise self.missing(name, schema.names)
-        kind = schema.types[schema.names.index(self.name)]
-        inner = kind.value_type if str(kind).startswith("dictionary") else kind
-        if str(inner) not in _TEXT_TYPES:
+        """Raises UserError if a table lacks a column, or one is of another type than expected."""
+        places = self.place_in(name, schema.names)
+        kinds = [schema.types[place] for place in places]
+        kinds = [kind.value_type if str(kind).startswith("dictionary") else kind for kind in kinds]
+        if str(kinds[0]) not in _TEXT_TYPES:
             raise UserError(
-                f"{name}: column '{self.name}' is of type {kind}, where text is expected; write it "
-                f"as text, or set {self.key}.column to the column with the text (columns: "
-                f"{', '.join(schema.names)})"
+                f"{name}: column '{self.name}' is of type {schema.types[places[0]]}, where text is "
+                f"expected; write it as text, or set {self.key}.column to the column with the text "
+                f"(columns: {', '.join(schema.names)})"
             )
+        for bound, kind in zip(self.bounds, kinds[1:], strict=True):
+            number = str(kind).startswith(("int", "uint", "float", "double", "halffloat"))
+            if number == isinstance(bound.value, str) and str(kind) != "null":
+                raise UserError(
+                    f"{name}: set {self.key}.where to a column of {bound.wanted}: '{bound.column}' "
+                    f"is of type {kind}, and {bound} compares {bound.wanted}"
+                )
+
+    def values(self, rows: Iterator[Fields]) -> Iterator[Value]:
+        """The text of each row, and FILTERED in place of what a bound leaves out."""
+        for where, (text, *others) in rows:
+            kept = all(map(Bound.holds, self.bounds, others, repeat(where)))
+            yield text if kept else FILTERED, where
 
 
 def values_of(
-    part: Part, split: str, column: Column, config: str | None, left_out: list[str]
+    part: Part, side: str, column: Column, unit: str, left_out: list[str]
 ) -> Iterator[Value]:
-    """What each line or row of a part has as text: a string, UTF-8 bytes, or ``None`` for null.
+    """What each row has as text, or each line, paragraph or whole file of a .txt file: a string,
+    UTF-8 bytes, ``None`` for null, or FILTERED.
 
     Args:
-        config: configuration name of a hub id.
+        side: train or validation; an embedded corpus has a file for each.
+        unit: of a .txt file: line, paragraph or document.
         left_out: takes the names of splits that are not read.
     """
-    kind, name = part
-    if kind == "embedded":
-        end = "val" if split == "validation" else "train"
+    name = part.name
+    if part.kind == "embedded":
+        end = "val" if side == "validation" else "train"
         file = EMBEDDED / f"{name.removeprefix('embedded:')}.{end}.txt.gz"
         yield from ((line, name) for line in decoded_lines(file))
-    elif kind == "saved":
+    elif is_lines(part):
+        yield from _text_of(Path(name), unit)
+    else:
+        yield from column.values(_rows(part, column, left_out))
+
+
+def _text_of(path: Path, unit: str) -> Iterator[Value]:
+    if unit == "line":
+        yield from ((line, str(path)) for line in decoded_lines(path))
+    elif unit == "document":
+        yield _whole(decoded_lines(path), str(path)), str(path)
+    else:
+        yield from (("".join(lines), str(path)) for lines in blocks_of(decoded_lines(path)))
+
+
+def _whole(lines: Iterator[str], where: str) -> str:
+    """The text of a file. Raises UserError before it fills the memory."""
+    text = io.StringIO()
+    for line in lines:
+        if text.tell() > LONGEST:  # characters, each of a byte or more
+            raise too_long(where)
+        text.write(line)
+    return text.getvalue()
+
+
+def too_long(where: str) -> UserError:
+    """The error if a passage has more than LONGEST bytes."""
+    return UserError(
+        f"{where}: set passage=paragraph or passage=line, or divide it: it is a passage of more "
+        f"than {LONGEST:,} bytes"
+    )
+
+
+def _rows(part: Part, column: Column, left_out: list[str]) -> Iterator[Fields]:
+    name = part.name
+    if part.kind == "saved":
         table = _saved(name)
         column.check(table.schema, name)
-        yield from _arrow_values(table.column(column.name).chunks, name)
-    elif kind == "loaded":
-        rows = (
-            (f"{name}, row {n}", row) for n, row in enumerate(_loaded(name, config, left_out), 1)
-        )
+        yield from _arrow_rows(table.to_batches(_BATCH), column, name)
+    elif part.kind == "loaded":
+        rows = ((f"{name}, row {n}", row) for n, row in enumerate(_loaded(part, left_out), 1))
         yield from _fields(rows, column)
-    elif is_lines(part):
-        yield from ((line, name) for line in decoded_lines(Path(name)))
     elif name.lower().endswith(TABLES):
         cells = table_cells(Path(name))
-        _, header = next(cells, (0, []))
-        if column.name not in header:
-            raise column.missing(name, header)
-        place = header.index(column.name)
-        yield from ((row[place], f"{name}, line {number}") for number, row in cells)
+        places = column.place_in(name, next(cells, (0, []))[1])
+        yield from (
+            (f"{name}, line {number}", [row[place] for place in places]) for number, row in cells
+        )
     elif name.lower().endswith(".parquet"):
         yield from _parquet(name, column)
     else:
         yield from _fields(json_rows(Path(name)), column)
 
 
-def _fields(rows: Iterator[tuple[str, dict]], column: Column) -> Iterator[Value]:
+def _fields(rows: Iterator[tuple[str, dict]], column: Column) -> Iterator[Fields]:
     for where, row in rows:
-        if column.name not in row:
-            raise column.missing(where, list(row))
-        yield row[column.name], where
+        try:
+            yield where, [row[name] for name in column.names]
+        except KeyError:
+            column.place_in(where, list(row))
+            raise
 
 
-def _parquet(name: str, column: Column) -> Iterator[Value]:
+def _parquet(name: str, column: Column) -> Iterator[Fields]:
     import pyarrow  # here, and datasets below: a configuration is checked without them
     from pyarrow import parquet
 
@@ -126,36 +204,42 @@ def _parquet(name: str, column: Column) -> Iterator[Value]:
     try:
         with parquet.ParquetFile(name, page_checksum_verification=True) as file:
             column.check(file.schema_arrow, name)
-            batches = (batch.column(0) for batch in file.iter_batches(columns=[column.name]))
-            yield from _arrow_values(batches, name)
+            batches = file.iter_batches(_BATCH, columns=list(dict.fromkeys(column.names)))
+            yield from _arrow_rows(batches, column, name)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"'{name}' cannot be read as parquet ({str(error).splitlines()[0]}); it may be "
-            "damaged. Copy it again from its original, or give a file of another type "
-            f"({', '.join(FILE_TYPES)})"
+            f"damaged. Copy it again from its original, or give a file of another type ({TYPES})"
         ) from error
 
 
-def _arrow_values(chunks: Iterator["pyarrow.Array"], name: str) -> Iterator[Value]:
-    """Bytes or null of each row. Strings come as bytes too: in a damaged file they may not be
-    UTF-8."""
+def _arrow_rows(
+    batches: Iterable["pyarrow.RecordBatch"], column: Column, name: str
+) -> Iterator[Fields]:
+    """The values of each row. Strings come as bytes: in a damaged file they may not be UTF-8."""
     number = 0
-    for chunk in chunks:
+    for batch in batches:
         try:
-            if str(chunk.type).startswith("dictionary"):
-                chunk.validate(full=True)
-                chunk = chunk.dictionary_decode()
-            if kind := _AS_BYTES.get(str(chunk.type)):
-                chunk = chunk.view(kind)
-            chunk.validate(full=True)  # without this a damaged file ends the process
+            columns = [_checked(batch.column(one)).to_pylist() for one in column.names]
         except ValueError as error:
             raise UserError(
                 f"{name}, in row {number + 1} or after it: damaged ({error}); copy the file again "
                 "from its original"
             ) from error
-        for value in chunk.to_pylist():
+        for values in zip(*columns, strict=True):
             number += 1
-            yield value, f"{name}, row {number}"
+            yield f"{name}, row {number}", values
+
+
+def _checked(chunk: "pyarrow.Array") -> "pyarrow.Array":
+    """Raises ValueError if it is damaged: reading it would end the process."""
+    if str(chunk.type).startswith("dictionary"):
+        chunk.validate(full=True)
+        chunk = chunk.dictionary_decode()
+    if kind := _AS_BYTES.get(str(chunk.type)):
+        chunk = chunk.view(kind)
+    chunk.validate(full=True)
+    return chunk
 
 
 def _saved(name: str) -> "pyarrow.Table":
@@ -168,25 +252,29 @@ def _saved(name: str) -> "pyarrow.Table":
         raise _unreadable(name, error) from error
 
 
-def _loaded(name: str, config: str | None, left_out: list[str]) -> Iterator[dict]:
-    """Rows of the split train of a hub id, streamed, or of a folder in the hub's layout.
+def _loaded(part: Part, left_out: list[str]) -> Iterator[dict]:
+    """Rows of a split of a hub id, streamed, or of a folder that only ``datasets`` can read.
 
-    Hub ids need the network; only local folders in the same layout were tried.
+    Hub ids need the network; they were tried on a local stand-in of the hub only.
     """
     import datasets
 
-    if not Path(name).exists() and (fault := unanswered_fault(name, GIVE)):
-        raise UserError(fault)
+    name, chosen = part.name, part.selection
+    here = Path(name).exists()
+    if not here and (fault := unanswered_fault(name, GIVE)):
+        raise UserError(f"{fault}. {without_network(name)}")
     try:
-        splits = datasets.load_dataset(name, config, streaming=True)
-        if "train" not in splits:
-            raise UserError(
-                f"dataset '{name}' has no split train; it has {', '.join(splits)}. Write one of "
-                f"them into a file: datasets.load_dataset({name!r}, {config!r}, "
-                f"split={next(iter(splits))!r}).to_parquet('text.parquet')"
-            )
-        left_out += [f"split {split}" for split in splits if split != "train"]
-        yield from splits["train"]
+        splits = datasets.load_dataset(
+            name,
+            chosen.config,
+            data_files=list(chosen.files) or None,
+            revision=None if here else commit_of(name, chosen.revision),
+            streaming=True,
+        )
+        if chosen.split not in splits:
+            raise UserError(no_split(name, chosen.split, list(splits)))
+        left_out += [f"split {split}" for split in splits if split != chosen.split]
+        yield from splits[chosen.split]
     except UserError:
         raise
     except Exception as error:  # datasets raises whatever its readers and the network raise
@@ -213,5 +301,5 @@ def _unreadable(name: str, error: Exception) -> UserError:
     )
     return UserError(
         f"'{name}' cannot be read as a dataset ({cause}); {why}. Give a file "
-        f"({', '.join(FILE_TYPES)}), a dataset folder, or a hub id that exists"
+        f"({TYPES}), a dataset folder, or a hub id that exists"
     )
