@@ -135,6 +135,15 @@ def test_a_value_that_is_not_read_is_told_with_what_to_type(name):
     assert as_typed("lang.sw.text", name) in explain(caught.value)
 
 
+def test_a_file_of_an_objective_without_its_class_is_told_where_to_enter_it(tmp_path):
+    (tmp_path / "objective").mkdir()
+    span = "# @package task\ndefaults: [mlm, settings/span@_here_, _self_]\nname: span\n"
+    (tmp_path / "objective" / "span.yaml").write_text(span)
+    with pytest.raises(HydraException) as caught:
+        composed("objective=span", f"hydra.searchpath=[file://{tmp_path}]")
+    assert explain(caught.value).startswith("enter the class of 'span' in OBJECTIVES")
+
+
 def test_a_list_is_quoted_name_by_name():
     with pytest.raises(HydraException) as caught:
         OverridesParser.create().parse_overrides(["evaluate.parallel=[α.tsv,b.tsv]"])

@@ -24,7 +24,7 @@ from xmod_lab.languages.embeddings import (
     special_pairs,
 )
 from xmod_lab.languages.focus import auxiliary_vectors, mixtures, sparsemax
-from xmod_lab.languages.initialisers import BLANK, letters, script_of
+from xmod_lab.languages.initialisers import BLANK, METHODS, letters, script_of
 from xmod_lab.languages.proof import digest, tensor_digests
 from xmod_lab.text.unigram import SPECIALS, save_tokenizer, train_sentencepiece
 
@@ -330,6 +330,12 @@ def test_script_mean_has_the_mean_and_covariance_of_the_script():
     torch.testing.assert_close(
         made.T.cov(correction=0), donors.T.cov(correction=0), atol=0.01, rtol=0
     )
+
+
+def test_rows_that_do_not_fit_their_ids_are_refused_by_the_methods_name(tokenizers, monkeypatch):
+    monkeypatch.setitem(METHODS, "mean", lambda m: ([7, 8], m.base[:1]))
+    with pytest.raises(ValueError, match="'mean' returned 1 rows for 2 ids"):
+        begun(*tokenizers, "mean")
 
 
 def test_an_unknown_method_and_a_missing_library_are_named_with_the_remedy(tokenizers, monkeypatch):

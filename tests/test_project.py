@@ -19,7 +19,7 @@ from hydra.errors import HydraException
 from tests.commands.forked import PRELOADED
 from tests.helpers import composed, tiny_model
 from xmod_lab import model
-from xmod_lab.choices import EMBEDDING_INITS, SLOT_ARCHITECTURES
+from xmod_lab.choices import EMBEDDING_INITS, SLOT_ARCHITECTURES, check_names
 from xmod_lab.codes import slot_fault
 from xmod_lab.config.finetuning import validate_finetune
 from xmod_lab.config.messages import explain
@@ -437,6 +437,8 @@ def test_help_typos_refusals_and_lists_import_nothing_heavy_and_leave_no_folder(
 def test_names_of_settings_are_those_of_what_they_name():
     assert list(METHODS) == EMBEDDING_INITS
     assert list(SLOTS) == SLOT_ARCHITECTURES
+    with pytest.raises(ImportError, match="write mine into both: the registry, and EMBEDDING_INI"):
+        check_names([*METHODS, "mine"], EMBEDDING_INITS, "EMBEDDING_INITS")
     assert all(kind.head in model.__all__ for kind in KINDS.values())
     for name in dir(torch.nn.ModuleDict()):
         assert name.startswith("_") or slot_fault(name), f"add {name} to xmod_lab.codes"

@@ -5,6 +5,7 @@ can be checked before torch is imported.
 """
 
 import importlib.util
+from collections.abc import Iterable, Sequence
 
 from xmod_lab.errors import UserError
 
@@ -50,6 +51,15 @@ def read_slot_init(init: str) -> tuple[str, list[str]]:
     if not fits.get(method, False):
         raise UserError(f"slot_init is '{init}'; allowed are {SLOT_INITS}")
     return method, codes
+
+
+def check_names(registry: Iterable[str], choices: Sequence[str], name: str) -> None:
+    """Raises ImportError if a registry and its allowed names, the list ``name`` here, differ."""
+    if wrong := set(registry) ^ set(choices):
+        raise ImportError(
+            f"write {', '.join(sorted(wrong))} into both: the registry, and {name} in "
+            "xmod_lab/choices.py"
+        )
 
 
 def focus_fault() -> str | None:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     import torch
 
 _WORTHWHILE = 1.5  # times as fast as float32; below it the casts cost more than the products save
+_ROUNDS = 16  # of products: beside busy programs most of them are interrupted, and one is enough
 _LOOK = 0.25  # seconds of one look at the other programs
 _STAT = Path("/proc/stat")
 _QUOTAS = (
@@ -125,7 +126,7 @@ def bf16_speed() -> float:
     try:
         for size in (128, 512):
             took = {torch.float32: math.inf, torch.bfloat16: math.inf}
-            for kind in [*took] * 4:
+            for kind in [*took] * _ROUNDS:
                 took[kind] = min(took[kind], _product_seconds(size, kind))
             speed = took[torch.float32] / took[torch.bfloat16]
             if speed < 0.25:

@@ -13,6 +13,7 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from xmod_lab.config.overrides import as_typed, quoted_if_needed
 from xmod_lab.errors import nearest
 from xmod_lab.settings import setting_fields
+from xmod_lab.text.objectives import OBJECTIVES
 
 _KEY = re.compile(r"[+~]*[\w.$@:/-]+", re.ASCII)
 _NUMBERS = {"Integer": "a whole number", "Float": "a number"}
@@ -37,6 +38,7 @@ def explain(error: Exception, command: type | None = None) -> str:
     where = f"in {file[1]}.yaml: " if file else ""
     told = _several_values(text) or _new_entry(text) or _not_chosen_yet(text, command)
     told = told or _given_twice(text) or _unknown_key(text, schema) or _wrong_value(text)
+    told = told or _no_objective(text)
     return f"{where}{told or _own_words(error)}"
 
 
@@ -124,6 +126,17 @@ def _given_twice(text: str) -> str | None:
     if found is None:
         return None
     return f"write +{found[1]}=[A,B] for several: {found[1]} is given twice"
+
+
+def _no_objective(text: str) -> str | None:
+    """A file of an objective without its class."""
+    found = re.search(r"Could not load 'objective/settings/([^']+)'", text)
+    if found is None:
+        return None
+    return (
+        f"enter the class of '{found[1]}' in OBJECTIVES (xmod_lab/text/objectives.py): it has "
+        f"{', '.join(OBJECTIVES)}"
+    )
 
 
 def _unknown_key(text: str, schema: type | None) -> str | None:

@@ -90,6 +90,10 @@ def initialise_vocabulary(
     else:
         table = used.mean(0) + used.std(0) * noise
     derived, values = METHODS[method](InitInputs(base, old, new, shared, rows, generator))
+    if len(values) != len(derived):
+        raise ValueError(
+            f"embedding_init '{method}' returned {len(values):,} rows for {len(derived):,} ids"
+        )
     table[derived] = values
     table[list(copied)] = base[list(copied.values())]
     table[pad] = 0

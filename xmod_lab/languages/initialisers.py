@@ -29,6 +29,7 @@ from fontTools.unicodedata import script
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from xmod_lab.choices import EMBEDDING_INITS, check_names
 from xmod_lab.languages.focus import auxiliary_vectors, mixtures
 
 WORD_START = "▁"
@@ -207,3 +208,4 @@ METHODS: dict[str, Callable[[InitInputs], Rows]] = {
     "script_mean": script_mean,
 }
 BLANK = ("random", "mean")  # copy the rows of special tokens only
+check_names(METHODS, EMBEDDING_INITS, "EMBEDDING_INITS")

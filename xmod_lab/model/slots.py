@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
-from xmod_lab.choices import read_slot_init
+from xmod_lab.choices import SLOT_ARCHITECTURES, check_names, read_slot_init
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.fast.grouped import GroupedRoute, Stacked, grouped_linear
@@ -143,8 +143,8 @@ def new_slot(config: XmodConfig) -> XmodSlot:
         *_matrices(slot)
     }:
         raise TypeError(
-            f"{type(slot).__name__}.{min(strange)} is not in an nn.Linear child of the slot; "
-            "grouped and exported slots have nn.Linear children only, and output names one of them"
+            f"{type(slot).__name__}.{min(strange)} is not in an nn.Linear child of the slot: write "
+            "all parameters as nn.Linear (a gate as nn.Linear(D, 1)), and name one of them output"
         )
     return slot
 
@@ -294,3 +294,4 @@ SLOTS: dict[str, type[XmodSlot]] = {
     "lora": LoraSlot,
     "gated": GatedSlot,
 }
+check_names(SLOTS, SLOT_ARCHITECTURES, "SLOT_ARCHITECTURES")

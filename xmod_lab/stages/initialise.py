@@ -47,15 +47,17 @@ def initialise_language(
     if lang.vocabulary == "own":
         report = fill_vocabulary(cfg, model, lang.code, old, prepared, lang.embedding_init)
         log.info(
-            "%s: of %s rows of the new table %s were copied from the base (%.1f %% of its text), "
-            "%s derived from others (with them %.1f %%), the rest made by %s",
+            "%s: of %s rows of the new table, %s are copied from the base (%.1f %% of its text), "
+            "%s derived by %s (with them %.1f %%), %s %s",
             lang.code,
             f"{report.pieces:,}",
             f"{report.copied:,}",
             100 * report.overlap,
             f"{report.derived:,}",
-            100 * report.coverage,
             report.method,
+            100 * report.coverage,
+            f"{report.drawn:,}",
+            "at the base's mean" if report.method == "mean" else "drawn",
         )
         vocabulary |= {**asdict(report), "drawn": report.drawn}
     if lang.slot_init != NEAREST:

@@ -5,11 +5,10 @@ configuration (``task.mask_rate``), count in the identity of runs and are record
 one, write a subclass here, put it into ``OBJECTIVES``, and give it a file ``conf/objective/``:
 
     # @package task
-    defaults: [settings/NAME@_here_, _self_]
+    defaults: [mlm, settings/NAME@_here_, _self_]
     name: NAME
-    pretrain: {steps: 2400, peak_lr: 2e-3}
-    extend: {steps: 1000, peak_lr: 5e-3}
 
+That file takes the recipes of ``mlm``; without ``mlm``, it gives ``pretrain`` and ``extend``.
 Settings are judged before torch is imported, so this module imports no torch.
 """
 
