@@ -104,11 +104,13 @@ Row = dict[str, float | str | None]  # figures of one comparison
 Batch = dict[str, torch.Tensor]
 
 
-def config(size: str, languages: list[str] = LANGUAGES, pieces: int | None = None) -> XmodConfig:
-    """``pieces``: tokens, in place of the size's own."""
+def config(
+    size: str, languages: list[str] = LANGUAGES, vocab_size: int | None = None
+) -> XmodConfig:
+    """``vocab_size``: tokens, in place of the size's own."""
     hidden, layers, heads, usual, _ = SIZES[size]
     return XmodConfig(
-        vocab_size=pieces or usual,
+        vocab_size=vocab_size or usual,
         hidden_size=hidden,
         num_hidden_layers=layers,
         num_attention_heads=heads,
@@ -123,12 +125,12 @@ def config(size: str, languages: list[str] = LANGUAGES, pieces: int | None = Non
 
 
 def batch(
-    size: str, *, only: int | None = None, pieces: int | None = None, mixed: bool = False
+    size: str, *, only: int | None = None, vocab_size: int | None = None, mixed: bool = False
 ) -> Batch:
     """Full rows of language ``only``, or of each language in turn; ``mixed``: not sorted."""
     _, _, _, usual, rows = SIZES[size]
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(5, pieces or usual, (rows, LENGTH), generator=generator)
+    ids = torch.randint(5, vocab_size or usual, (rows, LENGTH), generator=generator)
     labels = torch.full_like(ids, -100)
     for row in range(rows):
         chosen = torch.randperm(LENGTH, generator=generator)[:MASKED]
@@ -179,7 +181,7 @@ def dense(size: str) -> transformers.XLMRobertaForMaskedLM:
 def extended(size: str, vocabulary: str) -> XmodForMaskedLM:
     """Ours with one more language, ready to train as ``lang.new.vocabulary=own`` or ``keep``."""
     model = ours(size).eval()  # no dropout in frozen layers
-    model.add_language("new", pieces=OWN if vocabulary == "own" else None)
+    model.add_language("new", vocab_size=OWN if vocabulary == "own" else None)
     trained = trainable_names(model, LangConfig(code="new", vocabulary=vocabulary))
     for name, p in model.named_parameters():
         p.requires_grad_(name in trained)
@@ -406,7 +408,7 @@ def bench_extension(size: str, rounds: int) -> dict[str, Row]:
         other = their_extended(size, model, what)
         read = [what != "keep", what == "own"]  # whether ours, theirs, reads its own tokens
         inputs, their_inputs = (
-            batch(size, only=len(LANGUAGES), pieces=OWN if own else None) for own in read
+            batch(size, only=len(LANGUAGES), vocab_size=OWN if own else None) for own in read
         )
         a, b = faster(model, inputs), faster(other, their_inputs)
         assert what == "whole_table" or a.parameters == b.parameters, (

@@ -20,7 +20,7 @@ def tokenizer_folder(tmp_path_factory):
     """A tokenizer of 400 tokens, trained on English and German."""
     folder = tmp_path_factory.mktemp("tokenizer")
     save_tokenizer(
-        train_sentencepiece(passages("en", 500) + passages("de", 500), pieces=400), folder
+        train_sentencepiece(passages("en", 500) + passages("de", 500), vocab_size=400), folder
     )
     return folder
 

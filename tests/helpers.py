@@ -53,11 +53,11 @@ def tiny_model(seed: int = 0, **changes) -> XmodForMaskedLM:
 
 
 def tiny_batch(
-    rows: int = 5, length: int = 12, pieces: int = 50, seed: int = 1
+    rows: int = 5, length: int = 12, vocab_size: int = 50, seed: int = 1
 ) -> dict[str, torch.Tensor]:
     """Ids without padding, a third of them to be predicted."""
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.randint(5, pieces, (rows, length), generator=generator)
+    ids = torch.randint(5, vocab_size, (rows, length), generator=generator)
     labels = torch.where(torch.rand(rows, length, generator=generator) < 0.3, ids, -100)
     labels[:, 0] = ids[:, 0]
     return {"input_ids": ids, "labels": labels}
@@ -70,7 +70,7 @@ def passages(language: str, count: int, split: str = "train") -> list[str]:
 
 
 def make_pack(
-    place: Path, tokenizer_folder: Path, text: list[str], *, pieces: int, **details: dict
+    place: Path, tokenizer_folder: Path, text: list[str], *, vocab_size: int, **details: dict
 ) -> None:
     """Write two folders into ``place``: ``base``, a tiny model with its tokenizer, and ``sw_KE``, a
     pack made on it, with a tokenizer trained on ``text``. ``details`` go into its manifest."""
@@ -78,7 +78,7 @@ def make_pack(
     model.save_pretrained(place / "base")
     for file in tokenizer_folder.iterdir():
         shutil.copyfile(file, place / "base" / file.name)
-    save_tokenizer(train_sentencepiece(text, pieces=pieces), place / "own")
-    model.add_language("sw_KE", "random", pieces=len(load_tokenizer(place / "own")))
+    save_tokenizer(train_sentencepiece(text, vocab_size=vocab_size), place / "own")
+    model.add_language("sw_KE", "random", vocab_size=len(load_tokenizer(place / "own")))
     details = {"scores": {"val/bpb/sw_KE": 0.75}, **details}
     write_pack(model, "sw_KE", place / "sw_KE", tokenizer_folder=place / "own", details=details)

@@ -136,7 +136,7 @@ def test_both_sides_of_an_extension_are_one_model_and_train_the_same(what):
     """By name, with equal loss and gradients; by hand: a slot is two 32 x 16 matrices, biases."""
     model = bench.extended("toy", what)
     other = bench.their_extended("toy", model, what)
-    inputs = bench.batch("toy", only=8, pieces=bench.OWN if what == "own" else None)
+    inputs = bench.batch("toy", only=8, vocab_size=bench.OWN if what == "own" else None)
     losses = [m(**inputs).loss for m in (model, other)]
     assert_close(*losses, atol=1e-5, rtol=0)
     for loss in losses:

@@ -154,7 +154,7 @@ def test_resizing_the_vocabulary_keeps_rows_bias_and_tie(head, tmp_path):
 
 def test_sharded_saving_and_loading(tmp_path):
     model = tiny_model()
-    model.add_language("el_GR", pieces=70)
+    model.add_language("el_GR", vocab_size=70)
     model.save_pretrained(tmp_path, max_shard_size="8KB")
     assert (tmp_path / "model.safetensors.index.json").is_file() and len(
         list(tmp_path.glob("*.safetensors"))
@@ -176,7 +176,7 @@ def test_auto_classes_give_ours_for_our_configuration_and_theirs_by_name_alone(h
 
 def test_a_pretrained_encoder_serves_every_head(tmp_path):
     model = tiny_model()
-    model.add_language("el_GR", pieces=70)
+    model.add_language("el_GR", vocab_size=70)
     model.save_pretrained(tmp_path)
     for head in HEADS[3:]:
         other, info = getattr(xmod_lab.model, f"Xmod{head}").from_pretrained(

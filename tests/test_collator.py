@@ -27,11 +27,11 @@ def model(tmp_path_factory, tokenizer_folder) -> XmodForMaskedLM:
     folder = tmp_path_factory.mktemp("model")
     base = AutoTokenizer.from_pretrained(tokenizer_folder)
     save_tokenizer(
-        train_sentencepiece(passages("sw", 400), pieces=300), folder / "languages" / "sw_KE"
+        train_sentencepiece(passages("sw", 400), vocab_size=300), folder / "languages" / "sw_KE"
     )
     own = AutoTokenizer.from_pretrained(folder / "languages" / "sw_KE")
     model = tiny_model(vocab_size=len(base))
-    model.add_language("sw_KE", "random", pieces=len(own))
+    model.add_language("sw_KE", "random", vocab_size=len(own))
     model.save_pretrained(folder)
     base.save_pretrained(folder)
     return XmodForMaskedLM.from_pretrained(folder).eval()

@@ -640,7 +640,7 @@ def test_parameters_are_counted_as_the_model_has_them(settings):
     with torch.device("meta"):
         model = XmodForMaskedLM(cfg.model_config(777))
     slots = len(cfg.langset.slots(shared=cfg.model.shared_slot)[0])
-    assert sizes.parameter_count(cfg.model, pieces=777, slots=slots) == sum(
+    assert sizes.parameter_count(cfg.model, vocab_size=777, slots=slots) == sum(
         p.numel() for p in model.parameters()
     )
 

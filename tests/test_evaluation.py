@@ -148,7 +148,7 @@ def test_nats_of_rows_are_those_of_plain_torch_and_sum_to_the_loss(corpora, name
 def test_text_through_another_slot_keeps_its_vocabulary_and_nothing_is_altered():
     model = tiny_model()
     for code in ("el_GR", "sw_KE"):
-        model.add_language(code, "random", pieces=30)
+        model.add_language(code, "random", vocab_size=30)
     ids = torch.arange(5, 29)[None]
     before = tensor_digests(model)
     own = {code: model(ids, lang_ids=code).logits for code in ("el_GR", "de_DE")}

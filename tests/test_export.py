@@ -77,7 +77,7 @@ def test_a_language_out_of_range_is_an_error_in_onnxruntime(tmp_path):
 
 def test_a_vocabulary_of_its_own_is_not_exported_in_silence(tmp_path):
     model = tiny_model()
-    model.add_language("el_GR", pieces=70)
+    model.add_language("el_GR", vocab_size=70)
     with pytest.raises(UserError, match="remove_language"):
         export_onnx(model, tmp_path / "model.onnx")
 
@@ -86,7 +86,7 @@ def test_what_no_exported_graph_can_hold_is_refused():
     model, ids = tiny_model(), torch.full((3, 7), 6)
     with pytest.raises(UserError, match=r"shape \(3, 7\); a model is exported with \(rows,\)"):
         torch.export.export(model, (ids,), {"lang_ids": torch.zeros_like(ids)}, strict=False)
-    model.add_language("el_GR", pieces=70)
+    model.add_language("el_GR", vocab_size=70)
     with pytest.raises(UserError, match="el_GR have vocabularies of their own.*remove_language"):
         torch.export.export(model, (ids,), {"lang_ids": torch.zeros(3).long()}, strict=False)
 

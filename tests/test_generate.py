@@ -114,7 +114,7 @@ def test_several_rows_of_embeddings_have_their_languages():
 
 def test_generate_in_an_added_vocabulary():
     model = make("ForCausalLM")
-    model.add_language("el_GR", pieces=70)
+    model.add_language("el_GR", vocab_size=70)
     model.roberta.embeddings.vocabularies["el_GR"].bias.data[60:] = 50.0
     out = model.generate(
         torch.tensor([[0, 65], [0, 66]]), lang_ids="el_GR", max_new_tokens=4, do_sample=False

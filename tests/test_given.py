@@ -34,13 +34,17 @@ LAYOUTS = {  # where <s>, <pad>, </s>, <unk> and <mask> are
 
 
 def bert_like(
-    layout: str = "BERT", *, pieces: int = 300, template: str = "[CLS] $A [SEP]", **names: str
+    layout: str = "BERT", *, vocab_size: int = 300, template: str = "[CLS] $A [SEP]", **names: str
 ) -> PreTrainedTokenizerFast:
     """WordPiece of English letters, its special tokens where ``layout`` says."""
     special = LAYOUTS[layout]
     letters = "abcdefghijklmnopqrstuvwxyz0123456789.,:;!?()'\"-/%"
-    ordinary = [*letters, *(f"##{c}" for c in letters), *(f"[unused{i}]" for i in range(pieces))]
-    free = (i for i in range(pieces) if i not in special.values())
+    ordinary = [
+        *letters,
+        *(f"##{c}" for c in letters),
+        *(f"[unused{i}]" for i in range(vocab_size)),
+    ]
+    free = (i for i in range(vocab_size) if i not in special.values())
     tokenizer = Tokenizer(
         models.WordPiece({**special, **dict(zip(ordinary, free, strict=False))}, unk_token="[UNK]")
     )
@@ -119,7 +123,7 @@ def test_a_language_added_to_such_a_base_pads_as_the_base_does(tmp_path):
 
 @pytest.mark.parametrize("pad_id", [0, 1, 3, 4, 9])
 def test_a_vocabulary_pads_with_the_id_that_is_asked_for(pad_id):
-    model = train_sentencepiece(passages("en", 200), pieces=200, pad_id=pad_id)
+    model = train_sentencepiece(passages("en", 200), vocab_size=200, pad_id=pad_id)
     tokenizer = to_hugging_face(model)
     assert special_ids(tokenizer)["pad_token_id"] == pad_id == tokenizer.get_vocab()["<pad>"]
     rest = [tokenizer.convert_tokens_to_ids(name) for name in ("<s>", "</s>", "<unk>", "<mask>")]
@@ -138,7 +142,7 @@ def _save(folder, **changes) -> None:
 def test_tokenizers_that_rows_cannot_be_made_with_are_refused(tmp_path):
     _save(tmp_path / "pad is sep", pad_token="[SEP]")
     _save(tmp_path / "no end", template="[CLS] $A")
-    _save(tmp_path / "holes", layout="last", pieces=120)
+    _save(tmp_path / "holes", layout="last", vocab_size=120)
     for name, words in (
         (
             "pad is sep",
@@ -208,7 +212,7 @@ def test_all_of_a_text_makes_the_vocabulary_and_what_was_cut_is_said(tmp_path, t
     source = Source(str(tmp_path / "x.txt"), validation=str(tmp_path / "x.txt"))
     folder = own_tokenizer(
         {"x": source},
-        pieces=300,
+        vocab_size=300,
         alpha=1.0,
         byte_fallback=False,
         normalization="nmt_nfkc",

@@ -40,7 +40,7 @@ ODD_NAME = "\x1b]0;title\x07\u202eel" + "x" * 100_000
 def made(tmp_path_factory, tokenizer_folder) -> Path:
     """A base, a pack with a tokenizer, and the base with that pack installed."""
     place = tmp_path_factory.mktemp("made")
-    make_pack(place, tokenizer_folder, [f"wa na ya {i}" for i in range(60)], pieces=40)
+    make_pack(place, tokenizer_folder, [f"wa na ya {i}" for i in range(60)], vocab_size=40)
     install(place / "base", [place / "sw_KE"], place / "model")
     return place
 

@@ -144,7 +144,7 @@ def hub(monkeypatch, tmp_path):
 def place(tmp_path_factory, tokenizer_folder) -> Path:
     """A base with its tokenizer, and a pack made on it."""
     place = tmp_path_factory.mktemp("hub")
-    make_pack(place, tokenizer_folder, passages("sw", 400), pieces=300)
+    make_pack(place, tokenizer_folder, passages("sw", 400), vocab_size=300)
     return place
 
 

@@ -44,7 +44,7 @@ def handmade(*pieces: str) -> PreTrainedTokenizerFast:
 def begun(old, new, method, *, rows=None, seed=0, model=None):
     """(table by token of the new vocabulary, the base's by token, report)"""
     model = model or tiny_model(vocab_size=len(old))
-    model.add_language("sw_KE", pieces=len(new))
+    model.add_language("sw_KE", vocab_size=len(new))
     rows = np.zeros((0, 8), dtype=np.int64) if rows is None else rows
     counts = np.bincount(rows.ravel(), minlength=len(new))
     report = initialise_vocabulary(
@@ -64,7 +64,7 @@ def begun(old, new, method, *, rows=None, seed=0, model=None):
 def tokenizers(tmp_path_factory, tokenizer_folder):
     """English and German, 400 tokens; Swahili, 300."""
     folder = tmp_path_factory.mktemp("new")
-    save_tokenizer(train_sentencepiece(passages("sw", 400), pieces=300), folder)
+    save_tokenizer(train_sentencepiece(passages("sw", 400), vocab_size=300), folder)
     return AutoTokenizer.from_pretrained(tokenizer_folder), AutoTokenizer.from_pretrained(folder)
 
 
@@ -114,7 +114,7 @@ def test_a_table_depends_on_seed_code_method_and_text_alone(tokenizers, text, me
     """Not on the languages that the base was given before."""
     old, new = tokenizers
     crowded = tiny_model(vocab_size=len(old))
-    crowded.add_language("el_GR", pieces=77, seed=5)
+    crowded.add_language("el_GR", vocab_size=77, seed=5)
     alone, again = (begun(old, new, method, rows=text, model=m)[0] for m in (None, crowded))
     assert all(torch.equal(alone[piece], again[piece]) for piece in alone)
     other = begun(old, new, method, rows=text, seed=1)[0]

@@ -58,7 +58,7 @@ def test_the_proof_finds_what_moved():
     model = tiny_model()
     probes = {code: torch.arange(5, 15)[None] for code in model.languages}
     before = snapshot(model, probes)
-    model.add_language("sw_KE", pieces=70)
+    model.add_language("sw_KE", vocab_size=70)
     require(compare(before, snapshot(model, probes), ["sw_KE"]))
     stranger = compare(before, snapshot(model, probes), ["el_GR"])
     assert not stranger["holds"] and stranger["tensors_added_without_language"]

@@ -124,8 +124,8 @@ def test_rows_that_were_looked_up_are_added_to_the_gradient_of_the_output_matrix
     """In place, in every vocabulary; padding adds nothing; one without labels keeps its rows."""
     ours, theirs = tiny_model(), tiny_model()
     for model in (ours, theirs):
-        model.add_language("el_GR", pieces=70)
-        model.add_language("sw_KE", pieces=60)
+        model.add_language("el_GR", vocab_size=70)
+        model.add_language("sw_KE", vocab_size=60)
     batch = tiny_batch(rows=6)
     batch["input_ids"][:, -2:] = 1
     batch["labels"][:, -2:], batch["labels"][5] = -100, -100

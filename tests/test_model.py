@@ -150,7 +150,7 @@ def test_adding_a_language_alters_nothing_that_exists(init, pieces):
     model, batch = tiny_model(), tiny_batch()
     before = tensor_digests(model)
     logits = model(batch["input_ids"], lang_ids=LANG_IDS["mixed"]).logits
-    model.add_language("el_GR", init, pieces=pieces, seed=3)
+    model.add_language("el_GR", init, vocab_size=pieces, seed=3)
     after = tensor_digests(model)
     assert {name: after[name] for name in before} == before
     assert torch.equal(logits, model.eval()(batch["input_ids"], lang_ids=LANG_IDS["mixed"]).logits)
@@ -170,8 +170,8 @@ def test_adding_a_language_alters_nothing_that_exists(init, pieces):
 def test_a_vocabulary_of_another_size_works_at_once_and_is_tied():
     """Peers' bug 7: the head keeps the old size, and the first loss crashes."""
     model = tiny_model()
-    model.add_language("el_GR", pieces=70)
-    batch = tiny_batch(pieces=70)
+    model.add_language("el_GR", vocab_size=70)
+    batch = tiny_batch(vocab_size=70)
     lang_ids = torch.full((5,), model.lang_id("el_GR"))
     assert model(batch["input_ids"], lang_ids=lang_ids).logits.shape == (5, 12, 70)
     model(**batch, lang_ids=lang_ids).loss.backward()
@@ -183,8 +183,8 @@ def test_a_vocabulary_of_another_size_works_at_once_and_is_tied():
 
 def test_a_batch_of_several_vocabularies_has_the_loss_of_its_parts():
     model = tiny_model()
-    model.add_language("el_GR", pieces=70)
-    base, greek = tiny_batch(rows=3), tiny_batch(rows=2, pieces=70)
+    model.add_language("el_GR", vocab_size=70)
+    base, greek = tiny_batch(rows=3), tiny_batch(rows=2, vocab_size=70)
     both = {key: torch.cat([base[key][:1], greek[key], base[key][1:]]) for key in base}
     loss = model(**both, lang_ids=torch.tensor([0, 3, 3, 2, 1])).loss
     parts = [
@@ -198,7 +198,7 @@ def test_a_batch_of_several_vocabularies_has_the_loss_of_its_parts():
 
 def test_an_added_vocabulary_survives_saving(tmp_path):
     model = tiny_model()
-    model.add_language("el_GR", pieces=70)
+    model.add_language("el_GR", vocab_size=70)
     model.save_pretrained(tmp_path)
     assert tensor_digests(XmodForMaskedLM.from_pretrained(tmp_path)) == tensor_digests(model)
     (tmp_path / "languages" / "el_GR" / "vocabulary.safetensors").unlink()

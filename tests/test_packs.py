@@ -51,7 +51,7 @@ def details(code: str, task: str = "mlm") -> dict:
 def place(tmp_path_factory, tokenizer_folder) -> Path:
     """A base folder with its tokenizer, and three packs, each made alone on a copy of the base."""
     place = tmp_path_factory.mktemp("packs")
-    save_tokenizer(train_sentencepiece(passages("sw", 400), pieces=300), place / "own")
+    save_tokenizer(train_sentencepiece(passages("sw", 400), vocab_size=300), place / "own")
     pieces = len(transformers.AutoTokenizer.from_pretrained(place / "own"))
     tiny_model(vocab_size=400).save_pretrained(place / "base")
     for file in tokenizer_folder.iterdir():
@@ -59,7 +59,7 @@ def place(tmp_path_factory, tokenizer_folder) -> Path:
     for i, code in enumerate(CODES):
         model = tiny_model(vocab_size=400)
         own = code != "ca_ES"
-        model.add_language(code, "random", pieces=pieces if own else None, seed=i)
+        model.add_language(code, "random", vocab_size=pieces if own else None, seed=i)
         write_pack(
             model,
             code,
@@ -80,7 +80,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def pack(tmp_path):
     """A pack of 70 tokens, without a tokenizer."""
     model = tiny_model()
-    model.add_language("sw_KE", "random", pieces=70, seed=9)
+    model.add_language("sw_KE", "random", vocab_size=70, seed=9)
     write_pack(model, "sw_KE", tmp_path / "sw_KE", tokenizer_folder=None, details={})
     return tmp_path / "sw_KE", tensor_digests(model)
 
@@ -317,7 +317,7 @@ def test_a_base_of_others_is_itself_again_when_its_last_added_language_is_remove
         (tmp_path / "base" / "README.md").write_bytes(card)
     model = load_language_model(str(tmp_path / "base"), "base")
     for code in CODES[:2]:
-        model.add_language(code, pieces=60)
+        model.add_language(code, vocab_size=60)
         write_pack(model, code, tmp_path / code, tokenizer_folder=None, details={})
     install(tmp_path / "base", [tmp_path / code for code in CODES[:2]], tmp_path / "both")
     remove(tmp_path / "both", CODES[:1], tmp_path / "one")
@@ -347,7 +347,7 @@ def test_all_files_of_a_pack_are_one_per_cent_more_than_its_tensors_at_the_size_
     tmp_path,
 ):
     """Twelve layers of 768, 4,096 own tokens: tokenizer, manifest and card, as on the disk."""
-    save_tokenizer(train_sentencepiece(passages("el", 6000), pieces=4096), tmp_path / "own")
+    save_tokenizer(train_sentencepiece(passages("el", 6000), vocab_size=4096), tmp_path / "own")
     model = tiny_model(
         hidden_size=768,
         num_hidden_layers=12,
@@ -355,7 +355,7 @@ def test_all_files_of_a_pack_are_one_per_cent_more_than_its_tensors_at_the_size_
         intermediate_size=8,
         languages=["en_XX"],
     )
-    model.add_language("el_GR", pieces=4096)
+    model.add_language("el_GR", vocab_size=4096)
     write_pack(
         model,
         "el_GR",

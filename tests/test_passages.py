@@ -54,7 +54,7 @@ def test_a_stretch_ends_at_white_space_and_where_letters_meet_signs(text, parts)
 @pytest.mark.parametrize("language", ["ar", "de", "el", "hi", "zh"])
 def test_no_piece_of_a_trained_vocabulary_joins_two_stretches(language):
     pieces = 3000 if language == "zh" else 600
-    tokenizer = to_hugging_face(train_sentencepiece(passages(language, 1500), pieces=pieces))
+    tokenizer = to_hugging_face(train_sentencepiece(passages(language, 1500), vocab_size=pieces))
     read = Passages(language, passages(language, 200, "val"), tokenizer, MASKED, length=128)
     assert not read.crossed.any()
 
@@ -77,7 +77,7 @@ def vocabularies():
     """Of the synthetic text: whole words as tokens, and single letters."""
     text = synthetic.text(WORDS, 200, SIZE, seed=2)
     found = {
-        name: to_hugging_face(train_sentencepiece(text, pieces=pieces))
+        name: to_hugging_face(train_sentencepiece(text, vocab_size=pieces))
         for name, pieces in (("words", 300), ("letters", 32))
     }
     lengths = {name: len(tokenizer.tokenize(text[0])) for name, tokenizer in found.items()}
@@ -212,7 +212,7 @@ def test_a_long_passage_is_read_in_parts_cut_between_stretches_and_every_piece_i
 
 
 def test_a_piece_that_joins_two_stretches_is_counted_and_they_are_hidden_together():
-    proto = train_sentencepiece(["a,b a,b a,b c d"] * 20, pieces=30)
+    proto = train_sentencepiece(["a,b a,b a,b c d"] * 20, vocab_size=30)
     tokenizer = to_hugging_face(proto)
     vocabulary = json.loads(tokenizer.backend_tokenizer.to_str())
     vocabulary["model"]["vocab"].append(["▁a,b", 5.0])

@@ -152,8 +152,8 @@ def test_other_bad_input_is_named():
         classifier(torch.full((3, 5), 6), labels=torch.rand(3, 2), lang_ids="en_XX")
     with pytest.raises(UserError, match="cannot be used; allowed are letters"):
         model.add_language(3)
-    with pytest.raises(UserError, match="pieces is 0; allowed are numbers above 1"):
-        model.add_language("el_GR", pieces=0)
+    with pytest.raises(UserError, match="vocab_size is 0; allowed are numbers above 1"):
+        model.add_language("el_GR", vocab_size=0)
     assert model.languages == ["en_XX", "de_DE", "fr_XX"]
 
 

@@ -177,7 +177,7 @@ def test_one_argument_sends_a_batch_through_one_slot_or_none(slot, compiled):
     """As if every language had the weights of that slot; vocabularies and what is stored stay."""
     torch._dynamo.reset()
     model = tiny_model()
-    model.add_language("el_GR", "random", pieces=40)
+    model.add_language("el_GR", "random", vocab_size=40)
     alike = copy.deepcopy(model)
     for layer in alike.roberta.encoder.layer:
         for module in layer.output.adapter_modules.values():
@@ -185,7 +185,7 @@ def test_one_argument_sends_a_batch_through_one_slot_or_none(slot, compiled):
             if slot == "none":
                 torch.nn.init.zeros_(module.dense2.weight)
                 torch.nn.init.zeros_(module.dense2.bias)
-    batch = tiny_batch(pieces=40)
+    batch = tiny_batch(vocab_size=40)
     mask = torch.ones_like(batch["input_ids"])
     mask[:, 4:] = 0
     if compiled:
@@ -249,7 +249,7 @@ def test_a_slot_of_any_architecture_is_saved_packed_installed_and_proved(slot, t
     model = tiny_model(slot_architecture=slot)
     model.save_pretrained(tmp_path / "base")
     before = tensor_digests(model)
-    model.add_language("sw_KE", "mean:en_XX,fr_XX", pieces=40, seed=1)
+    model.add_language("sw_KE", "mean:en_XX,fr_XX", vocab_size=40, seed=1)
     assert {n: d for n, d in tensor_digests(model).items() if n in before} == before
     write_pack(model, "sw_KE", tmp_path / "sw_KE", tokenizer_folder=None, details={})
     again = load_language_model(str(tmp_path / "base"), "base")
@@ -319,6 +319,6 @@ def test_the_memory_that_slots_take_is_counted_for_every_architecture():
         with torch.device("meta"):
             model = language_model(cfg.model_config(cfg.langset.vocabulary_size))
         count = parameter_count(
-            cfg.model, pieces=cfg.langset.vocabulary_size, slots=len(model.languages)
+            cfg.model, vocab_size=cfg.langset.vocabulary_size, slots=len(model.languages)
         )
         assert count == sum(p.numel() for p in model.parameters())

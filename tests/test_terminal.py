@@ -165,7 +165,7 @@ def test_csv_text_has_every_name_floats_in_full_and_text_in_one_line():
 def test_frozen_slots_are_one_line_and_the_one_that_trains_another():
     codes = [f"{letter}{other}_XX" for letter in "abcd" for other in "abcd"]
     model = tiny_model(languages=codes)
-    model.add_language("el_GR", "random", pieces=30)
+    model.add_language("el_GR", "random", vocab_size=30)
     own = {name: p for name, p in model.named_parameters() if ".el_GR." in name}
     rows = training_table(model, set(own), "adding el_GR").rows
     lines = {row[0]: row[1:] for row in rows if "slot" in row[0] and "LayerNorm" not in row[0]}

@@ -93,7 +93,7 @@ def _damage(folder, kind: str) -> str:
 )
 def test_a_damaged_file_is_named_while_it_is_read(tmp_path, kind, words):
     path = _damage(tmp_path, kind)
-    for read in (list, lambda passages: train_sentencepiece(passages, pieces=40)):
+    for read in (list, lambda passages: train_sentencepiece(passages, vocab_size=40)):
         with pytest.raises(UserError, match=f"{kind}.*{words}"):
             read(Source(path, validation=path).passages("train"))
 
@@ -453,7 +453,7 @@ def test_processes_and_micro_batches_see_together_what_one_sees_alone(prepared, 
 def test_in_a_batch_of_several_vocabularies_each_row_is_hidden_by_its_own(prepared, tmp_path):
     """A random token of the base would mean another, or nothing, in a language's own vocabulary."""
     folder, base, corpora = prepared
-    save_tokenizer(train_sentencepiece(passages("sw", 400), pieces=120), tmp_path)
+    save_tokenizer(train_sentencepiece(passages("sw", 400), vocab_size=120), tmp_path)
     own = AutoTokenizer.from_pretrained(tmp_path)
     (tmp_path / "sw.txt").write_text("\n".join(passages("sw", 400)), encoding="utf-8")
     corpora = {
@@ -470,7 +470,7 @@ def test_in_a_batch_of_several_vocabularies_each_row_is_hidden_by_its_own(prepar
         seed=3,
     )
     model = tiny_model(vocab_size=len(base))
-    model.add_language("sw", "random", pieces=len(own))
+    model.add_language("sw", "random", vocab_size=len(own))
     lang_ids = {"en": model.lang_id("en_XX"), "sw": model.lang_id("sw")}
     stream = BatchStream(
         corpora,

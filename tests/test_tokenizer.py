@@ -31,7 +31,7 @@ LANGUAGES = sorted(p.name.split(".")[0] for p in EMBEDDED.glob("*.train.txt.gz")
 def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
     text = [passage for code in LANGUAGES for passage in passages(code, 250)]
-    save_tokenizer(train_sentencepiece(text, pieces=3500, byte_fallback=request.param), folder)
+    save_tokenizer(train_sentencepiece(text, vocab_size=3500, byte_fallback=request.param), folder)
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / SPM_FILE))
     return processor, AutoTokenizer.from_pretrained(folder)
 
@@ -139,7 +139,7 @@ def test_any_text_is_split_as_by_sentencepiece(normalization, byte_fallback):
     texts += [f"a{c} {c}{c}" for c in characters]
     text = passages("en", 200) + passages("ru", 200)
     model = train_sentencepiece(
-        text, pieces=500, byte_fallback=byte_fallback, normalization=normalization
+        text, vocab_size=500, byte_fallback=byte_fallback, normalization=normalization
     )
     backend = to_hugging_face(model).backend_tokenizer
     backend.encode_special_tokens = True
@@ -164,7 +164,7 @@ def test_special_pieces_have_the_ids_of_xlm_r(pair):
 
 def test_a_vocabulary_too_small_for_its_characters_says_so():
     with pytest.raises(UserError, match="vocabulary_size"):
-        train_sentencepiece(passages("zh", 200), pieces=50)
+        train_sentencepiece(passages("zh", 200), vocab_size=50)
 
 
 def test_what_the_text_raises_is_not_taken_for_a_small_vocabulary():
@@ -173,16 +173,16 @@ def test_what_the_text_raises_is_not_taken_for_a_small_vocabulary():
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train_sentencepiece(interrupted(), pieces=200)
+        train_sentencepiece(interrupted(), vocab_size=200)
 
 
 def test_an_unknown_normalization_is_named_with_those_allowed():
     for normalization in NORMALIZATIONS:
-        train_sentencepiece(passages("en", 20), pieces=80, normalization=normalization)
+        train_sentencepiece(passages("en", 20), vocab_size=80, normalization=normalization)
     with pytest.raises(
         UserError, match="'nfkd'; allowed are nmt_nfkc, nfkc, nmt_nfkc_cf, nfkc_cf, identity"
     ):
-        train_sentencepiece(passages("en", 20), pieces=80, normalization="nfkd")
+        train_sentencepiece(passages("en", 20), vocab_size=80, normalization="nfkd")
 
 
 def test_truncation_and_padding_saved_with_a_tokenizer_are_switched_off(tmp_path, tokenizer_folder):

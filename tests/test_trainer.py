@@ -233,7 +233,7 @@ def chosen(logits, labels):
 def test_an_evaluation_over_several_vocabularies_keeps_what_was_chosen(tmp_path):
     """Logits of different vocabularies cannot be joined; the tokens that they choose can."""
     model = tiny_model()
-    model.add_language("el_GR", pieces=70)
+    model.add_language("el_GR", vocab_size=70)
     data, seen = (
         rows("ForMaskedLM", 12, languages=4).select([0, 4, 8, 1, 5, 9, 2, 6, 10, 3, 7, 11]),
         [],
@@ -346,7 +346,7 @@ def grown(head: str = "ForMaskedLM"):
         "is_decoder": head == "ForCausalLM",
     }
     model = getattr(xmod_lab.model, f"Xmod{head}")(tiny_config(**changes))
-    model.add_language("el_GR", pieces=70)
+    model.add_language("el_GR", vocab_size=70)
     return model
 
 

@@ -32,7 +32,7 @@ TEXTS = EncodedExamples(
 def folder(tmp_path):
     """A base with an added language that has a vocabulary of its own."""
     model = tiny_model(adapter_layer_norm=True, adapter_reuse_layer_norm=False)
-    model.add_language("el_GR", "random", pieces=30, seed=5)
+    model.add_language("el_GR", "random", vocab_size=30, seed=5)
     model.save_pretrained(tmp_path)
     return tmp_path
 

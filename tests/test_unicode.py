@@ -42,7 +42,7 @@ def models_() -> dict[tuple[str, bool], bytes]:
     text = [*DECOMPOSABLE.values()] * 4 + passages("en", 100)
     return {
         (rule, fallback): train_sentencepiece(
-            text, pieces=600, byte_fallback=fallback, normalization=rule
+            text, vocab_size=600, byte_fallback=fallback, normalization=rule
         )
         for rule in NORMALIZATIONS
         for fallback in (False, True)
@@ -68,7 +68,7 @@ def test_decomposed_text_has_the_pieces_of_composed_text(models_, rule, fallback
 
 def test_decomposed_text_makes_the_same_vocabulary(models_):
     text = [_decomposed(t) for t in DECOMPOSABLE.values()] * 4 + passages("en", 100)
-    assert train_sentencepiece(text, pieces=600) == models_["nmt_nfkc", False]
+    assert train_sentencepiece(text, vocab_size=600) == models_["nmt_nfkc", False]
 
 
 def test_a_decomposed_file_gives_the_rows_of_a_composed_one(tmp_path, models_):

@@ -29,7 +29,7 @@ def grown(head: str = "ForMaskedLM", **changes):
         tiny_config(is_decoder=head == "ForCausalLM", **changes)
     ).eval()
     for code, pieces in {**PIECES, "ta_IN": 40}.items():
-        model.add_language(code, "random", pieces=pieces)
+        model.add_language(code, "random", vocab_size=pieces)
         torch.nn.init.normal_(model.base_model.embeddings.vocabularies[code].bias)
     return model
 
@@ -267,7 +267,7 @@ def test_a_number_once_given_stays_and_orders_of_adding_differ_in_numbers_alone(
     for model, order in zip(models, orders, strict=True):
         for code in order:
             before = {known: model.lang_id(known) for known in model.languages}
-            assert model.add_language(code, "mean", pieces=PIECES.get(code, 40)) == len(before)
+            assert model.add_language(code, "mean", vocab_size=PIECES.get(code, 40)) == len(before)
             assert {known: model.lang_id(known) for known in before} == before
     a, b = models
     assert a.languages == ["en_XX", "de_DE", "fr_XX", *orders[0]] and b.languages[3:] == [
@@ -293,10 +293,10 @@ def test_every_language_reads_with_its_own_tokenizer(tmp_path, tokenizer_folder)
     with pytest.raises(UserError, match="was not loaded from a folder"):
         model.tokenizer_for("en_XX")
     save_tokenizer(
-        train_sentencepiece(passages("sw", 400), pieces=300), tmp_path / "languages" / "sw_KE"
+        train_sentencepiece(passages("sw", 400), vocab_size=300), tmp_path / "languages" / "sw_KE"
     )
     own = AutoTokenizer.from_pretrained(tmp_path / "languages" / "sw_KE")
-    model.add_language("sw_KE", pieces=len(own))
+    model.add_language("sw_KE", vocab_size=len(own))
     model.add_language("el_GR")
     model.save_pretrained(tmp_path)
     base.save_pretrained(tmp_path)
@@ -318,7 +318,7 @@ def test_every_language_reads_with_its_own_tokenizer(tmp_path, tokenizer_folder)
 
 def test_the_last_partial_batch_is_a_batch():
     """Peers' bug 11: routing by the sizes of an earlier batch fails on the smaller last one."""
-    model, batch = grown(), tiny_batch(rows=len(ROWS), pieces=30)
+    model, batch = grown(), tiny_batch(rows=len(ROWS), vocab_size=30)
     full = model(batch["input_ids"], lang_ids=ROWS).logits
     for count in (3, 1):
         assert_close(

@@ -27,7 +27,11 @@ def made(tmp_path_factory, tokenizer_folder) -> Path:
     place = tmp_path_factory.mktemp("made")
     training = {"task": "mlm", "steps": 7}
     make_pack(
-        place, tokenizer_folder, [f"wa na ya {i}" for i in range(60)], pieces=40, training=training
+        place,
+        tokenizer_folder,
+        [f"wa na ya {i}" for i in range(60)],
+        vocab_size=40,
+        training=training,
     )
     (place / "sw_KE").rename(place / "pack")
     install(place / "base", [place / "pack"], place / "model")

@@ -358,11 +358,13 @@ class PretrainConfig(RunConfig):
             key=next((place for place, one in places.items() if one is text), "lang.NAME"),
         )
 
-    def model_config(self, pieces: int, special_ids: dict[str, int] | None = None) -> "XmodConfig":
+    def model_config(
+        self, vocab_size: int, special_ids: dict[str, int] | None = None
+    ) -> "XmodConfig":
         """The configuration of a base model for this run's languages.
 
         Args:
-            pieces: the number of tokens in the vocabulary.
+            vocab_size: the number of tokens in the vocabulary.
             special_ids: see :func:`xmod_lab.text.tokenizer.special_ids`; default: those of XLM-R.
         """
         from xmod_lab.model import XmodConfig
@@ -370,7 +372,7 @@ class PretrainConfig(RunConfig):
         slots, aliases = self.langset.slots(shared=self.model.shared_slot)
         return XmodConfig(
             **self.model.flags(),
-            vocab_size=pieces,
+            vocab_size=vocab_size,
             **(special_ids or {}),
             type_vocab_size=1,
             is_decoder=self.objective.decoder,

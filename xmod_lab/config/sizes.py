@@ -32,14 +32,14 @@ def _slot_parameters(m: ModelConfig) -> int:
     return slot_parameters(m.flags())
 
 
-def parameter_count(m: ModelConfig, *, pieces: int, slots: int) -> int:
+def parameter_count(m: ModelConfig, *, vocab_size: int, slots: int) -> int:
     """The number of parameters of a language model of this size."""
     D, F = m.hidden_size, m.intermediate_size
     norm = 2 * D
     attention = 4 * (D * D + D) + norm
     feed_forward = D * F + F + F * D + D + norm * (2 if m.adapter_layer_norm else 1)
-    embeddings = (pieces + m.max_position_embeddings + 1) * D + norm
-    head = D * D + D + norm + pieces
+    embeddings = (vocab_size + m.max_position_embeddings + 1) * D + norm
+    head = D * D + D + norm + vocab_size
     return (
         embeddings
         + m.num_hidden_layers * (attention + feed_forward + slots * _slot_parameters(m))
@@ -69,7 +69,7 @@ def bytes_to_train(cfg: PretrainConfig) -> int:
 
 def _parameters(cfg: PretrainConfig) -> int:
     slots, _ = cfg.langset.slots(shared=cfg.model.shared_slot)
-    return parameter_count(cfg.model, pieces=cfg.langset.vocabulary_size, slots=len(slots))
+    return parameter_count(cfg.model, vocab_size=cfg.langset.vocabulary_size, slots=len(slots))
 
 
 def memory_faults(cfg: PretrainConfig, *, trains: bool = True) -> list[str]:

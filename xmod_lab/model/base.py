@@ -92,17 +92,17 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
                 layer.output.adapter_layer_norm.requires_grad_(False)
 
     def add_language(
-        self, code: str, init: str = "mean", *, pieces: int | None = None, seed: int = 0
+        self, code: str, init: str = "mean", *, vocab_size: int | None = None, seed: int = 0
     ) -> int:
-        """Add a slot for ``code`` to every layer and, with ``pieces``, a vocabulary.
+        """Add a slot for ``code`` to every layer and, with ``vocab_size``, a vocabulary.
 
         Existing tensors do not change. The new language comes last, so no language gets another
         number. The embedding table is random; :mod:`xmod_lab.languages.embeddings` fills it.
 
         Args:
             init: see :meth:`initialise_slot`.
-            pieces: number of tokens in the language's own vocabulary; ``None``: the language uses
-                the base vocabulary.
+            vocab_size: number of tokens in the language's own vocabulary; ``None``: the language
+                uses the base vocabulary.
         Returns:
             The new slot's number for ``lang_ids``.
         Raises:
@@ -112,10 +112,10 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
         fault = code_fault(code)
         if fault:
             raise UserError(fault)
-        if pieces is not None and pieces <= self.config.pad_token_id:
+        if vocab_size is not None and vocab_size <= self.config.pad_token_id:
             raise UserError(
-                f"pieces is {pieces}; allowed are numbers above {self.config.pad_token_id}, that "
-                "of the padding"
+                f"vocab_size is {vocab_size}; allowed are numbers above "
+                f"{self.config.pad_token_id}, that of the padding"
             )
         if there := clashing(code, [*self.languages, *self.config.languages]):
             raise UserError(
@@ -128,8 +128,8 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
         self.config.added = [*(self.config.added or []), code]
         self.config.languages = [*self.config.languages, code]
         self.initialise_slot(code, init, seed=seed)
-        if pieces is not None:
-            table = Vocabulary(pieces, self.config)
+        if vocab_size is not None:
+            table = Vocabulary(vocab_size, self.config)
             with torch.no_grad():
                 weight = table.word_embeddings.weight
                 weight.copy_(random_value(weight, self.config, seed, code, "embeddings"))
@@ -138,7 +138,7 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
             self.base_model.embeddings.vocabularies[code] = table.to(
                 device=reference.device, dtype=reference.dtype
             )
-            self.config.vocabularies = {**(self.config.vocabularies or {}), code: pieces}
+            self.config.vocabularies = {**(self.config.vocabularies or {}), code: vocab_size}
         return self.config.slot(code)
 
     def initialise_slot(self, code: str, init: str, *, seed: int = 0) -> None:
@@ -229,9 +229,9 @@ def _faults(config: XmodConfig) -> list[str]:
     faults += slot_faults(config)
     sizes = {"vocab_size": config.vocab_size, **(config.vocabularies or {})}
     faults += [
-        f"{name} has {pieces} tokens; allowed are numbers above pad_token_id, {config.pad_token_id}"
-        for name, pieces in sizes.items()
-        if pieces <= config.pad_token_id
+        f"{name} has {size} tokens; allowed are numbers above pad_token_id, {config.pad_token_id}"
+        for name, size in sizes.items()
+        if size <= config.pad_token_id
     ]
     strangers = sorted(
         {*(config.vocabularies or {})} - {*codes} | {*(config.aliases or {}).values()} - {*codes}

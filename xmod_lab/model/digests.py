@@ -64,9 +64,7 @@ def base_settings(config: XmodConfig) -> dict[str, object]:
         if key not in _WRITTEN
     }
     added = said.pop("added", [])
-    own = {
-        code: pieces for code, pieces in said.pop("vocabularies", {}).items() if code not in added
-    }
+    own = {code: size for code, size in said.pop("vocabularies", {}).items() if code not in added}
     said["languages"] = [code for code in said["languages"] if code not in added]
     return {**said, "vocabularies": own} if own else said
 

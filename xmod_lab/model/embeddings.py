@@ -18,12 +18,12 @@ from xmod_lab.model.routing import Route
 class Vocabulary(nn.Module):
     """The embedding table of one added language, tied to its output matrix, and its output bias."""
 
-    def __init__(self, pieces: int, config: XmodConfig):
+    def __init__(self, vocab_size: int, config: XmodConfig):
         super().__init__()
         self.word_embeddings = nn.Embedding(
-            pieces, config.hidden_size, padding_idx=config.pad_token_id
+            vocab_size, config.hidden_size, padding_idx=config.pad_token_id
         )
-        self.bias = nn.Parameter(torch.zeros(pieces))
+        self.bias = nn.Parameter(torch.zeros(vocab_size))
 
 
 class XmodEmbeddings(nn.Module):
@@ -47,8 +47,8 @@ class XmodEmbeddings(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.vocabularies = nn.ModuleDict(
             {
-                code: Vocabulary(pieces, config)
-                for code, pieces in (config.vocabularies or {}).items()
+                code: Vocabulary(vocab_size, config)
+                for code, vocab_size in (config.vocabularies or {}).items()
             }
         )
 

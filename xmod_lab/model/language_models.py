@@ -83,7 +83,7 @@ class XmodLanguageModel(XmodPreTrainedModel):
         """
         folder = at_hand(source).absolute()
         manifest, tensors = read_pack(folder)
-        code, pieces = manifest["code"], manifest["pieces"]
+        code, vocab_size = manifest["code"], manifest["pieces"]
         if fault := base_fault(manifest, self):
             raise UserError(
                 f"pack {source} {fault}; use the base it was made on, or add the language to this "
@@ -95,7 +95,7 @@ class XmodLanguageModel(XmodPreTrainedModel):
                 "remove it first"
             )
         shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-        expected = expected_tensors(self, code, pieces)
+        expected = expected_tensors(self, code, vocab_size)
         if shapes != expected:
             name = min(
                 n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n)
@@ -105,7 +105,7 @@ class XmodLanguageModel(XmodPreTrainedModel):
                 f"{shapes.get(name, 'missing')}, and should be {expected.get(name, 'absent')}; use "
                 "the base it was made on"
             )
-        self.add_language(code, "random", pieces=pieces)
+        self.add_language(code, "random", vocab_size=vocab_size)
         with torch.no_grad():
             for name, parameter in self.language_parameters(code).items():
                 parameter.copy_(tensors[name])
@@ -142,8 +142,8 @@ class XmodLanguageModel(XmodPreTrainedModel):
             return self._over(tables[0][0], self.lm_head.transform(out.states[:, positions]))
         states = self.lm_head.transform(out.x[:, positions]).split([size for _, size in tables])
         parts = [self._over(table, x) for x, (table, _) in zip(states, tables, strict=True)]
-        pieces = max(part.shape[-1] for part in parts)
-        parts = [pad(part, (0, pieces - part.shape[-1]), value=-torch.inf) for part in parts]
+        widest = max(part.shape[-1] for part in parts)
+        parts = [pad(part, (0, widest - part.shape[-1]), value=-torch.inf) for part in parts]
         return out.route.leave(torch.cat(parts))
 
     def _calls(self, table: nn.Embedding) -> bool:
@@ -367,7 +367,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             UserError: as :meth:`XmodForMaskedLM.forward`.
             TypeError: an argument is unknown.
         """
-        after = _next_pieces(labels, shifted)
+        after = _next_tokens(labels, shifted)
         with_logits = self._wants_logits(full_logits, after)
         matrices: Matrices | None = None if with_logits else {}
         out = self.roberta.encode(
@@ -447,7 +447,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         return super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs) + first
 
 
-def _next_pieces(labels: Tensor | None, shifted: Shifted) -> Tensor | None:
+def _next_tokens(labels: Tensor | None, shifted: Shifted) -> Tensor | None:
     """(B, S), the token that each position predicts.
 
     Raises TypeError for unknown keys in ``shifted``.

@@ -57,9 +57,9 @@ class SavingMixin:
                 missing.
         """
         code = self.config.resolve(code)
-        pieces = (self.config.vocabularies or {}).get(code)
-        own = self.language_folders.get(code) if pieces is not None else None
-        source, part = self.name_or_path, "" if pieces is None else f"languages/{code}"
+        vocab_size = (self.config.vocabularies or {}).get(code)
+        own = self.language_folders.get(code) if vocab_size is not None else None
+        source, part = self.name_or_path, "" if vocab_size is None else f"languages/{code}"
         if own is None and not source:
             raise UserError(
                 "this model was not loaded from a folder, so its tokenizers are not known; save "
@@ -73,7 +73,7 @@ class SavingMixin:
             with tempfile.TemporaryDirectory() as scratch:
                 unpack(own, Path(scratch))
                 tokenizer = _opened(scratch, "", f"'{code}'", of=own)
-        known, limit = len(tokenizer), self.config.vocab_size if pieces is None else pieces
+        known, limit = len(tokenizer), self.config.vocab_size if vocab_size is None else vocab_size
         if known > limit or set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
             raise UserError(
                 f"the tokenizer of '{code}' in {own or f'{source}/{part}'} has {known} tokens, the "

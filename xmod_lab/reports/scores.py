@@ -44,7 +44,7 @@ def other_vocabularies(groups: list[Group], code: str) -> bool:
     return len(digests) > 1
 
 
-def hides_pieces(groups: list[Group]) -> list[str]:
+def masks_tokens(groups: list[Group]) -> list[str]:
     """Names of masked groups of an earlier version, which hid tokens to measure bits per byte."""
     return [
         g.name
@@ -63,7 +63,7 @@ def about_units(groups: list[Group], codes: list[str]) -> list[Part]:
             f"{', '.join(other)}: compare by bits per byte. The groups read with different "
             "vocabularies, so nats per token are not shown: a token is not the same text."
         )
-    if older := hides_pieces(groups):
+    if older := masks_tokens(groups):
         said.append(
             f"{', '.join(older)}: score these runs again with python -m xmod_lab.evaluate "
             "base=RUN. An earlier version measured their bits per byte on hidden tokens, which "
@@ -289,7 +289,7 @@ def learning_curves(groups: list[Group]) -> list[Part]:
     for prefix, y, note in _CURVES:
         found = {group.name: series_of(group.runs, prefix) for group in groups}
         codes = list(dict.fromkeys(code for series in found.values() for code in series))
-        if len(groups) > 1 and prefix == "val/bpb/" and hides_pieces(groups):
+        if len(groups) > 1 and prefix == "val/bpb/" and masks_tokens(groups):
             continue
         if len(groups) > 1 and prefix != "val/bpb/":  # nats per token
             other = [code for code in languages(groups) if other_vocabularies(groups, code)]

@@ -78,8 +78,8 @@ def allocate_language(
     cfg: PretrainConfig, model: XmodLanguageModel, lang: LangConfig, prepared: Prepared
 ) -> None:
     """Add a slot and, if the language has its own, a vocabulary. Both are random."""
-    pieces = len(prepared.tokenizer) if lang.vocabulary == "own" else None
-    model.add_language(lang.code, "random", pieces=pieces, seed=cfg.seed)
+    vocab_size = len(prepared.tokenizer) if lang.vocabulary == "own" else None
+    model.add_language(lang.code, "random", vocab_size=vocab_size, seed=cfg.seed)
 
 
 def fill_vocabulary(

@@ -188,7 +188,7 @@ def _plan_language(
         if own
         else own_spelling(
             found,
-            pieces=lang.vocabulary_size,
+            vocab_size=lang.vocabulary_size,
             byte_fallback=cfg.data.byte_fallback,
             normalization=cfg.data.normalization,
         )

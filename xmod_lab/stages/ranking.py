@@ -105,7 +105,7 @@ def rank_initialisers(
     targets, corpus = sampled_targets(cfg, prepared, code), prepared.corpora[code]
     scorer = scorers_of(prepared, cfg)[code]
     shown = (
-        _frequent_new_tokens(old.tokenizer, prepared.tokenizer, corpus.piece_counts) if own else {}
+        _frequent_new_tokens(old.tokenizer, prepared.tokenizer, corpus.token_counts) if own else {}
     )
     found, initialised, vocabularies, nearest = {}, {}, {}, {}
     bar = tqdm(

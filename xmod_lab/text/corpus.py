@@ -47,7 +47,7 @@ class Corpus:
     """One language, ready to be trained on.
 
     Args:
-        piece_counts: (V,) how often each token occurs in training.
+        token_counts: (V,) how often each token occurs in training.
         manifest: the content of manifest.json.
         folder: where it lies.
     """
@@ -56,7 +56,7 @@ class Corpus:
     digest: str
     train: Dataset
     validation: Dataset
-    piece_counts: np.ndarray
+    token_counts: np.ndarray
     manifest: dict
     folder: Path | None = None
     # split -> its rows, as they lie in memory

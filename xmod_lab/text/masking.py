@@ -52,7 +52,7 @@ class Masker:
         rate: share of the row's ordinary tokens that become labels; special tokens never do.
         policy: ``80-10-10`` (BERT): 80 % become ``<mask>``, 10 % a random token, 10 % stay;
             ``all-mask``: all become ``<mask>``.
-        pieces: V, the size of the vocabulary.
+        vocab_size: V, the size of the vocabulary.
         specials: ids below V, ascending, without repetition, that are never masked or drawn.
         unit: what is masked together. ``piece``: one token; ``word``: all tokens of a word (the
             last word only from the token where the number is right); ``word_end``: of each word
@@ -66,7 +66,7 @@ class Masker:
     rate: float
     policy: str
     mask_id: int
-    pieces: int
+    vocab_size: int
     specials: tuple[int, ...]
     unit: str = "piece"
     words: tuple[np.ndarray, np.ndarray, np.ndarray] | None = field(
@@ -160,13 +160,13 @@ class Masker:
     def _random_tokens(self, random: np.random.Generator, count: int) -> np.ndarray:
         """(count,) ids of ordinary tokens: the n-th of them is n plus the number of special ids
         before it."""
-        drawn = random.integers(0, self.pieces - len(self.specials), size=count)
+        drawn = random.integers(0, self.vocab_size - len(self.specials), size=count)
         return drawn + np.searchsorted(self._special_ranks, drawn, side="right")
 
     @cached_property
     def _ordinary(self) -> np.ndarray:
         """(V,) bool: whether a token may be masked."""
-        ordinary = np.ones(self.pieces, dtype=bool)
+        ordinary = np.ones(self.vocab_size, dtype=bool)
         ordinary[list(self.specials)] = False
         return ordinary
 

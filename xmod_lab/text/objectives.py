@@ -152,7 +152,7 @@ class MaskedLM(Objective):
         return Masker.for_tokenizer(tokenizer, EVALUATION_RATE, "all-mask")
 
     def target_counts(self, corpus: "Corpus", tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
-        counts = corpus.piece_counts.copy()
+        counts = corpus.token_counts.copy()
         counts[tokenizer.unk_token_id] = 0  # never masked
         return counts
 
@@ -174,7 +174,7 @@ class CausalLM(Objective):
         return self.training(tokenizer)
 
     def target_counts(self, corpus: "Corpus", tokenizer: "PreTrainedTokenizerBase") -> np.ndarray:
-        counts = corpus.piece_counts.copy()
+        counts = corpus.token_counts.copy()
         counts[tokenizer.eos_token_id] += corpus.manifest["statistics"]["train"]["passages"]
         return counts
 

@@ -122,15 +122,20 @@ def spelling(found: Survey, tokenizer: PreTrainedTokenizerBase) -> Spelling:
 
 
 def own_spelling(
-    found: Survey, *, pieces: int, byte_fallback: bool, normalization: str
+    found: Survey, *, vocab_size: int, byte_fallback: bool, normalization: str
 ) -> Spelling | None:
-    """How a vocabulary of its own, of at most ``pieces`` tokens, would split the text: trained on
-    one half of the sample, which takes a second or two, and applied to the other half. ``None``:
-    the sample is too small."""
+    """How a vocabulary of its own would split the text.
+
+    It is trained on one half of the sample, which takes a second or two, and applied to the other
+    half. ``None``: the sample is too small.
+
+    Args:
+        vocab_size: the most tokens of the vocabulary.
+    """
     try:
         model = train_sentencepiece(
             found.sample[::2],
-            pieces=pieces,
+            vocab_size=vocab_size,
             byte_fallback=byte_fallback,
             normalization=normalization,
         )

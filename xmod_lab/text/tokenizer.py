@@ -134,7 +134,7 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 def own_tokenizer(
     sources: dict[str, Source],
     *,
-    pieces: int,
+    vocab_size: int,
     alpha: float,
     byte_fallback: bool,
     normalization: str,
@@ -146,7 +146,7 @@ def own_tokenizer(
     and settings.
 
     Args:
-        pieces: the most tokens that it may have.
+        vocab_size: the most tokens that it may have.
         alpha: each language has a share of the text in proportion to its size to this power.
         pad_id: id of the padding; that of the base if the vocabulary is for a language to add.
     Raises:
@@ -155,7 +155,7 @@ def own_tokenizer(
     settings = {
         "format": FORMAT,
         "text": {code: source.digest() for code, source in sources.items()},
-        "pieces": pieces,
+        "pieces": vocab_size,
         "alpha": alpha,
         "byte_fallback": byte_fallback,
         "normalization": normalization,
@@ -169,7 +169,7 @@ def own_tokenizer(
         text = Counter()
         model = train_sentencepiece(
             _sample(sources, alpha, text),
-            pieces=pieces,
+            vocab_size=vocab_size,
             byte_fallback=byte_fallback,
             normalization=normalization,
             pad_id=pad_id,
@@ -177,7 +177,7 @@ def own_tokenizer(
         )
         save_tokenizer(model, scratch)
         files = {p.name: digest_of_files([p]) for p in sorted(scratch.iterdir())}
-        entries = {"digest": digest, "files": files, "asked": pieces, "text": text}
+        entries = {"digest": digest, "files": files, "asked": vocab_size, "text": text}
         (scratch / "manifest.json").write_text(json.dumps(entries, indent=1))
 
     build_folder(target, write, rebuild=rebuild)

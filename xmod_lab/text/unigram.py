@@ -45,7 +45,7 @@ _THREADS = 4  # fixed, since the learned scores depend on it and must not depend
 def train_sentencepiece(
     passages: Iterable[str],
     *,
-    pieces: int,
+    vocab_size: int,
     byte_fallback: bool = False,
     normalization: str = "nmt_nfkc",
     pad_id: int = PAD,
@@ -56,12 +56,12 @@ def train_sentencepiece(
     All of the text is used: passages that SentencePiece would skip are cut into parts.
 
     Args:
-        pieces: the most tokens that the vocabulary may have; a short text may give fewer.
+        vocab_size: the most tokens that the vocabulary may have; a short text may give fewer.
         cut: counts the passages that were cut.
     Raises:
-        UserError: ``pieces`` is too small for the characters of the text, or ``normalization`` is
-            unknown. What ``passages`` raises comes through as it is, and not as the RuntimeError
-            that SentencePiece makes of it.
+        UserError: ``vocab_size`` is too small for the characters of the text, or
+            ``normalization`` is unknown. What ``passages`` raises comes through as it is, and not
+            as the RuntimeError that SentencePiece makes of it.
     """
     if normalization not in NORMALIZATIONS:
         raise UserError(
@@ -80,7 +80,7 @@ def train_sentencepiece(
             ),
             model_writer=model,
             model_type="unigram",
-            vocab_size=pieces,
+            vocab_size=vocab_size,
             hard_vocab_limit=False,
             character_coverage=0.9998,
             byte_fallback=byte_fallback,
@@ -106,7 +106,7 @@ def train_sentencepiece(
             else f"give more text (SentencePiece: {str(error).splitlines()[-1]})"
         )
         raise UserError(
-            f"cannot train a vocabulary of {pieces} tokens on this text: {remedy}"
+            f"cannot train a vocabulary of {vocab_size} tokens on this text: {remedy}"
         ) from error
     return model.getvalue()
 

@@ -121,7 +121,7 @@ def about_kept(prepared: Prepared, base: Prepared) -> str | None:
 
 def _share_of_spaces(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> float:
     """The share of spaces among the training tokens, without special ones and <unk>."""
-    counts = corpus.piece_counts.copy()
+    counts = corpus.token_counts.copy()
     counts[tokenizer.all_special_ids] = 0
     spaces = [
         i
@@ -131,10 +131,10 @@ def _share_of_spaces(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> floa
     return float(counts[spaces].sum() / max(1, counts.sum()))
 
 
-def _train_tokenizer(cfg: PretrainConfig, sources: dict, pieces: int, pad_id: int = PAD) -> str:
+def _train_tokenizer(cfg: PretrainConfig, sources: dict, vocab_size: int, pad_id: int = PAD) -> str:
     path = own_tokenizer(
         sources,
-        pieces=pieces,
+        vocab_size=vocab_size,
         alpha=cfg.data.tokenizer_alpha,
         byte_fallback=cfg.data.byte_fallback,
         normalization=cfg.data.normalization,

@@ -28,10 +28,10 @@ def _logits(x: Tensor, weight: Tensor) -> Tensor:
     This makes products over 250,002 subwords a sixth faster. The elements after a row are zero. On
     CPUs with AMX the bfloat16 product of these logits reads them, and a nan would spread.
     """
-    pieces = len(weight)
-    room = x.new_empty(len(x), -(-pieces // 64) * 64)
-    room[:, pieces:] = 0
-    return torch.mm(x, weight.t(), out=room[:, :pieces])
+    vocab_size = len(weight)
+    room = x.new_empty(len(x), -(-vocab_size // 64) * 64)
+    room[:, vocab_size:] = 0
+    return torch.mm(x, weight.t(), out=room[:, :vocab_size])
 
 
 def _negative_logs(scores: Tensor, probs: Tensor, answer: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ class _TiedLookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx, ids: Tensor, table: Tensor, padding: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(ids)
-        ctx.padding, ctx.pieces = padding, len(table)
+        ctx.padding, ctx.vocab_size = padding, len(table)
         ctx.set_materialize_grads(False)
         return embedding(ids, table), table.view_as(table)
 
@@ -45,7 +45,9 @@ class _TiedLookup(torch.autograd.Function):
         if grad_matrix is None:  # nothing was predicted in these rows
             return (
                 None,
-                torch.ops.aten.embedding_dense_backward(grad, ids, ctx.pieces, ctx.padding, False),
+                torch.ops.aten.embedding_dense_backward(
+                    grad, ids, ctx.vocab_size, ctx.padding, False
+                ),
                 None,
             )
         rows = grad.masked_fill(ids.eq(ctx.padding)[..., None], 0.0).flatten(0, -2)
