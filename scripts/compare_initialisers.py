@@ -24,13 +24,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from xmod_lab.errors import UserError
-from xmod_lab.metrics import digits_of, half_width, interval_text, number, with_error
+from xmod_lab.metrics import LEVEL, digits_of, half_width, interval_text, number, with_error
 from xmod_lab.reports.groups import Group
 from xmod_lab.reports.pairs import Compared, compare
 from xmod_lab.reports.results import Run, read_run
 from xmod_lab.runs.jobs import current_runs
 from xmod_lab.tables import Table, csv_text
-from xmod_lab.tasks.statistics import LEVEL, holm, p_text
+from xmod_lab.tasks.statistics import holm, p_text
 from xmod_lab.text.objectives import likelihood_word
 
 FIGURES = {

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 
 from xmod_lab.errors import UserError
-from xmod_lab.metrics import digits_of, interval_text, number
+from xmod_lab.metrics import LEVEL, digits_of, interval_text, number
 from xmod_lab.model import read_config
 from xmod_lab.reports.groups import AT_LEAST, Sample, sample_of
 from xmod_lab.reports.results import Run, read_run
 from xmod_lab.tables import Table
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
-from xmod_lab.tasks.statistics import LEVEL, holm, p_text
+from xmod_lab.tasks.statistics import holm, p_text
 from xmod_lab.tasks.tagging import Tagging
 from xmod_lab.tasks.task_metrics import span_f1
 

@@ -10,18 +10,11 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 from transformers import AutoTokenizer
 
 from xmod_lab.errors import UserError
+from xmod_lab.metrics import AT_LEAST
 from xmod_lab.tasks.classification import Classification, Inference
 from xmod_lab.tasks.examples import ExampleStream
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
-from xmod_lab.tasks.statistics import (
-    AT_LEAST,
-    clusters_of,
-    difference,
-    estimate,
-    holm,
-    mean_share,
-    share_of,
-)
+from xmod_lab.tasks.statistics import clusters_of, difference, estimate, holm, mean_share, share_of
 from xmod_lab.tasks.task_metrics import (
     Metric,
     accuracy,

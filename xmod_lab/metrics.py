@@ -1,4 +1,7 @@
-"""Reads metrics.json, and formats its numbers with no more digits than their errors allow."""
+"""Reads metrics.json, and formats its numbers with no more digits than their errors allow.
+
+The level of all intervals is here.
+"""
 
 import json
 import math
@@ -6,6 +9,9 @@ from pathlib import Path
 
 from xmod_lab.errors import UserError
 
+LEVEL = 0.95  # of an interval
+# clusters, passages or rows for an interval: fewer say too little about how they vary
+AT_LEAST = 10
 _LONGEST = 300  # characters of a metric's name
 _ROUNDING = 1e-9  # an error below it comes from the order of sums
 _DIGITS, _MOST_DIGITS = 2, 4  # decimals of a value with an unknown error; decimals at most

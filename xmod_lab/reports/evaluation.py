@@ -5,7 +5,16 @@ import re
 from matplotlib.figure import Figure
 
 from xmod_lab.markup import Html, element
-from xmod_lab.metrics import codes_of, digits_of, interval_text, number, told, with_error
+from xmod_lab.metrics import (
+    AT_LEAST,
+    LEVEL,
+    codes_of,
+    digits_of,
+    interval_text,
+    number,
+    told,
+    with_error,
+)
 from xmod_lab.reports.groups import Group, Part, Sample, kinds_of
 from xmod_lab.reports.groups import Metrics as Figures
 from xmod_lab.reports.pairs import differences_of
@@ -18,7 +27,6 @@ from xmod_lab.reports.scores import (
     spread_cells,
 )
 from xmod_lab.tables import Table
-from xmod_lab.tasks.statistics import AT_LEAST, LEVEL
 from xmod_lab.text.objectives import likelihood_word
 
 Cells = dict[str, dict[str, float]]

@@ -12,11 +12,10 @@ from scipy.special import stdtr, stdtrit
 
 from xmod_lab.config.identity import counts
 from xmod_lab.markup import Html
-from xmod_lab.metrics import half_width
+from xmod_lab.metrics import LEVEL, half_width
 from xmod_lab.reports.plots import Span
 from xmod_lab.reports.results import Run
 from xmod_lab.tables import Table
-from xmod_lab.tasks.statistics import LEVEL
 from xmod_lab.text.objectives import EXACT, PSEUDO, Likelihood
 
 # Settings keyed by a name that the user chose, e.g. lang.sw.code. If the name is absent from a run,

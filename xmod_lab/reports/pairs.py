@@ -11,18 +11,11 @@ from itertools import combinations
 import numpy as np
 
 from xmod_lab.markup import element
-from xmod_lab.metrics import digits_of, interval_text, number
+from xmod_lab.metrics import AT_LEAST, LEVEL, digits_of, interval_text, number
 from xmod_lab.reports.groups import Group, Part
 from xmod_lab.reports.results import Run
 from xmod_lab.tables import Table
-from xmod_lab.tasks.statistics import (
-    AT_LEAST,
-    LEVEL,
-    Estimate,
-    difference,
-    holm,
-    p_text,
-)
+from xmod_lab.tasks.statistics import Estimate, difference, holm, p_text
 from xmod_lab.tasks.task_metrics import Metric, share
 from xmod_lab.text.objectives import EXACT
 

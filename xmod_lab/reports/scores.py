@@ -3,13 +3,12 @@
 from collections.abc import Callable
 
 from xmod_lab.markup import Html, element
-from xmod_lab.metrics import digits_of, interval_text, number, told, with_error
+from xmod_lab.metrics import LEVEL, digits_of, interval_text, number, told, with_error
 from xmod_lab.reports.groups import AT_LEAST, Group, Part, Sample, kind_on_axis, kinds_of
 from xmod_lab.reports.pairs import differences_of
 from xmod_lab.reports.plots import HALF, WIDE, Lines, curves, panels, svg
 from xmod_lab.reports.results import Run
 from xmod_lab.tables import NONE, Table
-from xmod_lab.tasks.statistics import LEVEL
 from xmod_lab.text.objectives import EXACT, PSEUDO, likelihood_word
 
 _UNITS = {"bpb": "bits per byte", "loss": "nats per predicted token"}

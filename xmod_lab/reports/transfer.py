@@ -4,22 +4,14 @@ seeds."""
 from matplotlib.figure import Figure
 
 from xmod_lab.markup import Html, element
-from xmod_lab.metrics import digits_of, half_width, interval_text, number
+from xmod_lab.metrics import AT_LEAST, LEVEL, digits_of, half_width, interval_text, number
 from xmod_lab.reports.groups import AT_LEAST as OF_BASES
 from xmod_lab.reports.groups import Group, Metrics, Part, Sample, pool_of, sample_of
 from xmod_lab.reports.plots import HALF, WIDE, curves, dots, interval_bars, panels, svg
 from xmod_lab.reports.results import Run
 from xmod_lab.reports.scores import series_of
 from xmod_lab.tables import NONE, Record, Table
-from xmod_lab.tasks.statistics import (
-    AGAINST,
-    ARMS,
-    AT_LEAST,
-    LEVEL,
-    holm,
-    p_text,
-    tested_text,
-)
+from xmod_lab.tasks.statistics import AGAINST, ARMS, holm, p_text, tested_text
 
 _CHANCE = "majority"
 

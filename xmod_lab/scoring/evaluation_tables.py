@@ -3,6 +3,8 @@
 import logging
 
 from xmod_lab.metrics import (
+    AT_LEAST,
+    LEVEL,
     digits_of,
     half_width,
     interval_text,
@@ -15,7 +17,7 @@ from xmod_lab.scoring.recognition import Confusion
 from xmod_lab.scoring.retrieval import ARMS
 from xmod_lab.scoring.wrong_slots import Matrix
 from xmod_lab.tables import NONE, Table
-from xmod_lab.tasks.statistics import AT_LEAST, LEVEL, holm, p_text
+from xmod_lab.tasks.statistics import holm, p_text
 
 log = logging.getLogger(__name__)
 Figures = dict[str, float]

@@ -36,6 +36,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.foreign import tokenizer_digest
 from xmod_lab.labels import IGNORE
 from xmod_lab.languages.embeddings import log_frequency
+from xmod_lab.metrics import AT_LEAST, LEVEL
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.text.corpus import Corpus
 from xmod_lab.text.encoding import encodings
@@ -43,7 +44,6 @@ from xmod_lab.text.objectives import Objective
 from xmod_lab.text.stretches import deal, starts_of
 
 UNKNOWN_BITS = 8  # for each byte that no token spells: its raw value
-LEVEL, AT_LEAST = 0.95, 10  # of an interval; the passages or rows that it needs
 _RESAMPLES = 2000
 _LOGITS = 1 << 26  # at once: 256 MiB
 _POSITIONS = 1 << 13  # read at once; fixed, so that figures do not depend on the training batch

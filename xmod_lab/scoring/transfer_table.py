@@ -7,15 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from xmod_lab.config.finetuning import FinetuneConfig
-from xmod_lab.metrics import digits_of, interval_text, number
+from xmod_lab.metrics import AT_LEAST, LEVEL, digits_of, interval_text, number
 from xmod_lab.scoring.transfer import TaskSetup, counted
 from xmod_lab.tables import NONE, Table, csv_text
 from xmod_lab.tasks.ngrams import NgramAnswers
 from xmod_lab.tasks.statistics import (
     AGAINST,
     ARMS,
-    AT_LEAST,
-    LEVEL,
     Estimate,
     difference,
     estimate,

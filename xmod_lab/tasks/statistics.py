@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
+from xmod_lab.metrics import AT_LEAST, LEVEL
 from xmod_lab.tasks.task_metrics import Metric
 
 # K slots, S seeds, N examples, C clusters, D counts of an example
@@ -33,8 +34,6 @@ ARMS = {  # of a test in a language
     "upper": "fine-tuned on the language itself",
 }
 AGAINST = ("ngrams", "source", "none", "wrong")  # what the target slot is compared with
-LEVEL = 0.95
-AT_LEAST = 10  # clusters for an interval: fewer say too little about how they vary
 
 
 def tested_text(examples: int, clusters: int) -> str:

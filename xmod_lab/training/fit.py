@@ -140,7 +140,8 @@ def _held_out(scorers: dict[str, Scorer], likelihood: Likelihood) -> Validate:
             for values, words in zip(means.values(), likelihood.units, strict=True)
             if values
         ]
-        log.info("step %d: %s (mean of %d languages)", step, ", ".join(told), len(scorers))
+        of = f" (mean of {len(scorers)} languages)" if len(scorers) > 1 else ""
+        log.info("step %d: %s%s", step, ", ".join(told), of)
         return figures
 
     return validate
