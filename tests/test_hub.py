@@ -10,11 +10,16 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
+import datasets
 import huggingface_hub
+import pyarrow
 import pytest
 import torch
 import transformers
+from backports import zstd
+from pyarrow import parquet
 
 from tests.helpers import make_pack, passages, tiny_model
 from xmod_lab.errors import UserError
@@ -26,19 +31,21 @@ from xmod_lab.languages.verify import verify
 from xmod_lab.manifests import pack_folders
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.model.packs import read_pack
+from xmod_lab.text.parts import commit_of
 from xmod_lab.text.source import Source, Tally, check_source
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories of models, each with one commit: id -> path -> content."""
+    """Repositories of models and datasets, each with one commit: id -> path -> content."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Answer)
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.read: list[str] = []  # the files that were asked for
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
@@ -64,8 +71,10 @@ class Answer(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def do_GET(self):
-        path = self.path.partition("?")[0].strip("/").split("/")
+        path = unquote(self.path.partition("?")[0]).strip("/").split("/")
         api = path[0] == "api"
+        if path[0] == "datasets":  # DATASETS/OWNER/NAME/resolve/REVISION/FILE
+            path = path[1:]
         files = self.server.repositories.get("/".join(path[2:4] if api else path[:2]))
         name = "/".join(path[4:])
         if files is None or (not api and name not in files):
@@ -74,14 +83,35 @@ class Answer(BaseHTTPRequestHandler):
                 404,
                 X_Error_Code="RepoNotFound" if files is None else "EntryNotFound",
             )
-        if not api:  # OWNER/NAME/resolve/REVISION/FILE
-            etag = hashlib.sha1(files[name]).hexdigest()
-            return self._say(files[name], ETag=f'"{etag}"', X_Repo_Commit=COMMIT)
+        if not api:
+            self.server.read.append(name)
+            about = {"ETag": f'"{hashlib.sha1(files[name]).hexdigest()}"', "X_Repo_Commit": COMMIT}
+            first, _, last = self.headers.get("Range", "").removeprefix("bytes=").partition("-")
+            if not last:
+                return self._say(files[name], **about)
+            part = files[name][int(first) : int(last) + 1]
+            about["Content_Range"] = f"bytes {first}-{last}/{len(files[name])}"
+            return self._say(part, 206, **about)
         if path[4:5] == ["tree"]:
+            folder = "/".join([*path[6:], ""])
+            below = [n.removeprefix(folder) for n in files if n.startswith(folder)]
+            folders = {n.partition("/")[0] for n in below if "/" in n}
             return self._say(
                 [
-                    {"type": "file", "path": n, "oid": hashlib.sha1(c).hexdigest(), "size": len(c)}
-                    for n, c in files.items()
+                    *(
+                        {
+                            "type": "file",
+                            "path": folder + n,
+                            "oid": hashlib.sha1(files[folder + n]).hexdigest(),
+                            "size": len(files[folder + n]),
+                        }
+                        for n in below
+                        if "/" not in n or "recursive=true" in self.path.lower()
+                    ),
+                    *(
+                        {"type": "directory", "path": folder + n, "oid": "0" * 40}
+                        for n in sorted(folders)
+                    ),
                 ]
             )
         siblings = [{"rfilename": n, "size": len(c)} for n, c in files.items()]
@@ -135,7 +165,11 @@ def hub(monkeypatch, tmp_path):
     )
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", server.url)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    commit_of.cache_clear()
     yield server
+    commit_of.cache_clear()
     server.shutdown()
     server.server_close()
 
@@ -313,3 +347,73 @@ def test_a_name_that_is_nothing_here_is_refused_at_once_where_the_hub_does_not_a
 
 def test_a_name_that_may_be_on_the_hub_is_left_to_the_hub_where_it_answers(hub):
     assert check_source(Source("wikitext"), "lang.x") == []
+
+
+# --- text of the hub ------------------------------------------------------------------------------
+
+
+def _table(*texts: str) -> bytes:
+    file, scores = pyarrow.BufferOutputStream(), [i / 4 for i in range(len(texts))]
+    parquet.write_table(pyarrow.table({"text": list(texts), "language_score": scores}), file)
+    return file.getvalue().to_pybytes()
+
+
+@pytest.fixture
+def corpus(hub):
+    """A dataset in the layout of FineWeb2, and a file beside it."""
+    card = "---\nconfigs:\n- config_name: swh_Latn\n  data_files:\n" + "".join(
+        f"  - split: {split}\n    path: data/swh_Latn/{split}/*\n" for split in ("train", "test")
+    )
+    frames = [zstd.compress(b'{"text": "z%d"}\n' % i) for i in range(2)]
+    hub.repositories["me/web"] = {
+        "README.md": f"{card}---\n".encode(),
+        "data/swh_Latn/train/000_00000.parquet": _table("a", "b", "c"),
+        "data/swh_Latn/train/000_00001.parquet": _table("d", "e", "f"),
+        "data/swh_Latn/test/000_00000.parquet": _table("t"),
+        "raw/x.jsonl.zst": b"".join(frames),
+    }
+    return hub
+
+
+def _web(**settings) -> Source:
+    settings = {"validation": "x.txt", "drop_duplicates": False, **settings}
+    return Source("me/web", **settings)
+
+
+def test_a_corpus_of_the_hub_is_read_once_in_a_stream_at_one_commit(corpus):
+    source, tally = _web(dataset_config="swh_Latn", where="language_score>=0.25"), Tally()
+    assert list(source.passages("train", tally)) == ["b", "c", "e", "f"]
+    assert (tally.filtered, tally.left_out) == (2, ["split test"])
+    fetched = [*Path(datasets.config.HF_DATASETS_CACHE).parent.rglob("*")]
+    assert not {path.suffix for path in fetched} & {".parquet", ".arrow"}
+    del corpus.read[:]
+    assert list(_web(dataset_config="swh_Latn", max_bytes=2).passages("train")) == ["a", "b"]
+    assert not [name for name in corpus.read if "00001" in name]
+    assert list(_web(dataset_config="swh_Latn", split="test").passages("train")) == ["t"]
+    assert list(_web(files="raw/*.zst").passages("train")) == ["z0", "z1"]
+    for settings, says in (
+        ({"dataset_config": "swh_Latn", "split": "dev"}, "no split dev; it has train, test"),
+        ({"dataset_config": "eus_Latn"}, "Available: \\['swh_Latn'\\]"),
+        ({"files": "raw/*.gz"}, "No .*data files found"),
+        ({"dataset_config": "swh_Latn", "column": "content"}, "no column 'content'; it has text"),
+    ):
+        with pytest.raises(UserError, match=says):
+            list(_web(**settings).passages("train"))
+
+
+def test_the_digest_of_a_corpus_of_the_hub_is_its_commit_also_without_a_network(
+    corpus, monkeypatch
+):
+    train = Source("me/web", dataset_config="swh_Latn")
+    digest = train.digest()
+    assert not [name for name in corpus.read if name != "README.md"]
+    assert digest == Source("me/web", dataset_config="swh_Latn", revision=COMMIT).digest()
+    assert digest != Source("me/web", dataset_config="swh_Latn", revision="f" * 40).digest()
+    assert digest != Source("me/web", dataset_config="swh_Latn", split="test").digest()
+    commit_of.cache_clear()
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert train.digest() == digest  # so what was prepared is opened
+    with pytest.raises(UserError, match="Without a network: fetch it elsewhere by hf download"):
+        list(train.passages("train"))
+    with pytest.raises(UserError, match="'me/other' at revision 'v2' is neither.*hf download"):
+        Source("me/other", revision="v2").digest()

@@ -11,13 +11,17 @@ from pathlib import Path
 import datasets
 import pyarrow
 import pytest
+import yaml
 from backports import zstd
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
 from tests.helpers import composed, passages
+from xmod_lab.codes import code_fault, tag_fault
 from xmod_lab.config.rules import validate
+from xmod_lab.config.schema import CONF_DIR
 from xmod_lab.errors import UserError
+from xmod_lab.hub import hub_fault
 from xmod_lab.text.bounds import bounds_in
 from xmod_lab.text.preparing import prepare_corpus
 from xmod_lab.text.source import Source, Tally, bytes_in, check_source
@@ -333,6 +337,38 @@ def test_a_card_that_lists_configurations_chooses_files(tmp_path):
     assert Source(text, dataset_config="oc").digest() != before
     (tmp_path / "README.md").write_text(card.replace("data/oc/train", "../oc") + "---\n")
     assert "leads out" in _faults(text, dataset_config="oc")
+
+
+LAYOUTS = {  # where a corpus of the hub has the files of a configuration
+    "fineweb2": "data/{}/train/000_00000.parquet",
+    "glotcc": "v1.0/{}/{}_0.parquet",
+    "hplt2": "{}/train-00000-of-00001.parquet",
+    "xmod13": "{}/train-00000-of-00001.parquet",  # Wikipedia
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_language_sets_of_large_corpora_are_read_from_folders_in_their_layout(tmp_path, name):
+    languages = yaml.safe_load(Path(CONF_DIR, "langset", f"{name}.yaml").read_text())["languages"]
+    card = "---\nconfigs:\n"
+    for text in languages.values():
+        config, column = text["dataset_config"], text.get("column", "text")
+        place = LAYOUTS[name].format(config, config)
+        row = {"id": "x", column: f"text\nof {config}", "language_score": 0.9}
+        _write(tmp_path / place, [row])
+        pattern = f"{place.rpartition('/')[0]}/*"
+        card += f"- config_name: {config}\n  data_files:\n  - split: train\n    path: {pattern}\n"
+    (tmp_path / "README.md").write_text(f"{card}---\n")
+    assert len(languages) >= 8
+    for code, text in languages.items():
+        assert (
+            code_fault(code) is None
+            and tag_fault(code) is None
+            and hub_fault(text["text"], "") is None
+        )
+        given = {**text, "text": str(tmp_path), "validation": str(tmp_path)}
+        assert check_source(Source(**given), "x") == []
+        assert list(Source(**given).passages("train")) == [f"text of {text['dataset_config']}"]
 
 
 @pytest.mark.parametrize(

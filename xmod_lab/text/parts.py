@@ -294,8 +294,8 @@ def content_digest(name: str, config: str | None = None, revision: str | None = 
 def commit_of(name: str, revision: str | None) -> str:
     """The commit of a hub dataset at a revision: a branch or a tag (default: main), or a commit.
 
-    Without a network it is the one that the cache of the hub knows for that revision. So text that
-    was prepared is found again. Needs the network otherwise; tried on a local stand-in.
+    The cache of the hub keeps it, so that prepared text is found again without a network. Tried on
+    a local stand-in of the hub only.
 
     Raises:
         UserError: the hub has no such dataset or revision, or cannot be reached.
@@ -304,15 +304,21 @@ def commit_of(name: str, revision: str | None) -> str:
 
     if revision is not None and _COMMIT.fullmatch(revision):
         return revision
-    at = f" at revision '{revision}'" if revision else ""
+    online = answers()
     try:
-        if answers():
+        try:
+            card = huggingface_hub.hf_hub_download(
+                name,
+                "README.md",
+                repo_type="dataset",
+                revision=revision,
+                local_files_only=not online,
+            )
+            return Path(card).parent.name  # the folder of the commit in the cache
+        except huggingface_hub.errors.RemoteEntryNotFoundError:  # it has no card
             return huggingface_hub.HfApi().dataset_info(name, revision=revision).sha
-        cached = huggingface_hub.snapshot_download(
-            name, repo_type="dataset", revision=revision, local_files_only=True
-        )
-        return Path(cached).name
     except Exception as error:  # offline, missing or private: the user does the same about each
+        at = f" at revision '{revision}'" if revision else ""
         raise UserError(
             f"check the name, the revision or the network: dataset '{name}'{at} is neither a local "
             f"file or folder nor a hub id that can be reached ({error}). {without_network(name)}"
