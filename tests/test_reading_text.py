@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import os
 import shlex
 import subprocess
@@ -12,6 +13,7 @@ import datasets
 import numpy as np
 import pyarrow
 import pytest
+from backports import zstd
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
@@ -27,7 +29,18 @@ from xmod_lab.text.preparing import prepare_corpus
 from xmod_lab.text.source import Source, Tally, check_source
 from xmod_lab.text.text_files import decoded_lines, json_rows
 
-KINDS = ("txt", "txt.gz", "jsonl", "tsv", "csv.gz", "parquet", "saved", "folder")
+KINDS = (
+    "txt",
+    "txt.gz",
+    "txt.zst",
+    "jsonl",
+    "jsonl.xz",
+    "tsv",
+    "csv.gz",
+    "parquet",
+    "saved",
+    "folder",
+)
 ODD = [
     "\ufeffone",
     "  two\u2028 half ",
@@ -42,9 +55,14 @@ READ = ["one", "two  half", "three 3 3", "four x", "fa\u3000st", "\u200bsix", "s
 
 def _write(folder: Path, kind: str, rows: list, name: str = "text") -> str:
     path = folder / f"{name}.{kind}"
-    if kind in ("txt", "txt.gz"):
+    if kind.startswith("txt"):
         content = "".join(f"{row}\n" for row in rows).encode()
-        path.write_bytes(gzip.compress(content) if kind == "txt.gz" else content)
+        compress = {"txt.gz": gzip.compress, "txt.zst": zstd.compress}.get(kind, bytes)
+        path.write_bytes(compress(content))
+    elif kind == "jsonl.xz":
+        path.write_bytes(
+            lzma.compress("".join(json.dumps({"text": row}) + "\n" for row in rows).encode())
+        )
     elif kind == "tsv":
         path.write_text("".join(f"{row}\t1\n" for row in ["\ufefftext", *rows]))
     elif kind == "csv.gz":
@@ -727,7 +745,7 @@ def _damaged(content: bytes, random: np.random.Generator) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["txt", "txt.gz", "jsonl", "csv.gz", "tsv", "parquet", "saved"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "folder"])
 @pytest.mark.parametrize("count", [15, pytest.param(1000, marks=pytest.mark.slow)])
 def test_a_damaged_file_is_read_or_refused(tmp_path, kind, count):
     """Never a traceback, and never the end of the process, as Arrow itself on damaged offsets."""
