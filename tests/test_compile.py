@@ -7,7 +7,8 @@ from torch.testing import assert_close
 
 from tests.heads import LANGUAGES, batch, first, make
 from tests.helpers import tiny_batch, tiny_model
-from xmod_lab.model import SLOTS
+from xmod_lab.model import SLOTS, slots
+from xmod_lab.model.fast import grouped
 from xmod_lab.model.fast.grouped import grouped_linear
 
 pytestmark = pytest.mark.filterwarnings(
@@ -117,6 +118,41 @@ def test_the_grouped_product_is_that_of_its_groups():
     assert_close(out, torch.cat([x[:4] @ w[0].T + b[0], x[4:] @ w[2].T + b[2]]))
     torch.library.opcheck(grouped_linear, (x, w, b, ends))
     assert torch.autograd.gradcheck(lambda *args: grouped_linear(*args, ends), (x, w, b))
+
+
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16])
+def test_one_kernel_for_all_slots_gives_the_numbers_of_one_call_for_each(kind, monkeypatch):
+    """torch's grouped product, which GPUs use, here on a CPU; a slot in the middle is empty."""
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for used in (False, True):
+        monkeypatch.setattr(grouped, "one_kernel", lambda x, matrices, used=used: used)
+        x, w, b = (
+            torch.randn(*s, generator=generator.manual_seed(0), dtype=kind, requires_grad=True)
+            for s in ((24, 16), (3, 8, 16), (3, 8))
+        )
+        out = grouped_linear(x, w, b, torch.tensor([8, 8, 24]))
+        (out * torch.arange(8, dtype=kind)).sum().backward()
+        found.append((out, x.grad, w.grad, b.grad))
+    assert all(part.dtype == kind for part in found[1])
+    limit = 1e-5 if kind == torch.float32 else 0.3
+    for ours, plain in zip(found[1], found[0], strict=True):
+        assert_close(ours, plain, atol=limit, rtol=1e-2)
+
+
+@pytest.mark.parametrize("per_token", [False, True])
+def test_a_model_whose_slots_are_one_kernel_has_the_same_loss_and_gradients(per_token, monkeypatch):
+    batch = tiny_batch(rows=6)
+    lang_ids = torch.tensor(COMPOSITIONS[2])
+    if per_token:
+        lang_ids = lang_ids[:, None].expand_as(batch["input_ids"]).clone()
+        lang_ids[:, 6:] = (lang_ids[:, 6:] + 1) % 3
+    models = tiny_model(), tiny_model()
+    for model, used in zip(models, (True, False), strict=True):
+        for module in (slots, grouped):
+            monkeypatch.setattr(module, "one_kernel", lambda x, matrices, used=used: used)
+        model(**batch, lang_ids=lang_ids).loss.backward()
+    _same_gradients(*models)
 
 
 def test_dropout_breaks_no_graph():

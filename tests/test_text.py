@@ -14,6 +14,7 @@ from transformers import AutoTokenizer
 from tests.helpers import passages, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.labels import IGNORE
+from xmod_lab.model.fast.varlen import mask_of
 from xmod_lab.text.batches import BatchStream, Layout
 from xmod_lab.text.masking import Masker, NextToken
 from xmod_lab.text.mixture import Mixture, at_cap, proportions
@@ -570,7 +571,7 @@ def test_attention_within_passages(causal):
     row = np.array([[0, 7, 2, 0, 8, 2, 1]])
     fields = Layout("document", 1, 2, causal=causal).fields(row, row)
     passage = [0, 0, 0, 1, 1, 1, 2]
-    allowed = fields["attention_mask"][0, 0]
+    allowed = mask_of(fields["documents"], causal=causal)[0, 0]
     for i in range(7):
         for j in range(7):
             expected = i == j or (

@@ -25,6 +25,7 @@ class Bounds:
     Args:
         least, most: limits that are allowed.
         above, below: limits that are not allowed.
+        phased: also a list of phases, see :mod:`xmod_lab.phases`.
         hint: the meaning of the value, for messages.
     """
 
@@ -33,6 +34,7 @@ class Bounds:
     above: float | None = None
     below: float | None = None
     count: int | None = None
+    phased: bool = False
     hint: str = ""
 
     def hold(self, value: object) -> bool:
@@ -41,7 +43,21 @@ class Bounds:
             return (
                 isinstance(value, list) and len(value) == self.count and all(map(self._hold, value))
             )
+        if self.phased and isinstance(value, list):
+            return self._are_phases(value)
         return self._hold(value)
+
+    def _are_phases(self, value: list) -> bool:
+        """Whether ``value`` is [share, number] pairs, with shares that ascend from 0."""
+        if not value or not all(isinstance(p, list) and len(p) == 2 for p in value):
+            return False
+        shares = [share for share, _ in value]
+        return (
+            all(Bounds(least=0, below=1).hold(share) for share in shares)
+            and shares[0] == 0
+            and all(a < b for a, b in zip(shares, shares[1:], strict=False))
+            and all(self._hold(number) for _, number in value)
+        )
 
     def _hold(self, value: object) -> bool:
         return (
@@ -66,7 +82,9 @@ class Bounds:
             )
             text = f"more than {self.above:,}{''.join(ends)}"
         numbers = "" if self.count is None else f"{self.count} numbers, each "
-        return numbers + text + (f"; {self.hint}" if self.hint else "")
+        phases = "; or phases [[0,A],[SHARE,B]]: B from this share of the steps on"
+        hint = f"; {self.hint}" if self.hint else ""
+        return f"{numbers}{text}{hint}{phases if self.phased else ''}"
 
 
 def uncounted(why: str) -> dict[str, str]:

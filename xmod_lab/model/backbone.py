@@ -1,5 +1,7 @@
 """The model without a head: from the ids and languages of a batch to its states."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +17,10 @@ from xmod_lab.model.base import XmodPreTrainedModel
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.embeddings import XmodEmbeddings
 from xmod_lab.model.encoder import AttentionContext, Trace, XmodEncoder
+from xmod_lab.model.fast.precision import product_type
 from xmod_lab.model.fast.tied_lookup import Matrices
 from xmod_lab.model.fast.unpadding import TokenSelection, predicted_tokens, real_tokens
+from xmod_lab.model.fast.varlen import Spans, mask_of, torch_has_it
 from xmod_lab.model.routing import (
     NOTHING,
     Languages,
@@ -39,6 +43,7 @@ class EncoderInput:
         through: the slots that the rows go through.
         embedded: arguments of :meth:`XmodEmbeddings.forward`.
         mask: (B, P) ones and zeros, or a ready mask (B, 1, S, P).
+        documents: (B, S) the document of each token, or ``None``.
         source, source_mask: (B, T, D) states of an encoder, and (B, T).
         cache: the cache of a decoder.
         returns_cache: whether the caller gets the cache.
@@ -50,6 +55,7 @@ class EncoderInput:
     through: Route
     embedded: dict[str, Tensor | int | None]
     mask: Tensor | None
+    documents: Tensor | None
     source: Tensor | None
     source_mask: Tensor | None
     cache: Cache | None
@@ -133,6 +139,20 @@ class XmodModel(XmodPreTrainedModel):
         self.encoder.compile(fullgraph=True, **options)
         self.compiled = True
 
+    def leave_compiled(self) -> None:
+        """Undo :meth:`compile_encoder`."""
+        self.compiled, self.encoder._compiled_call_impl = False, None
+
+    @contextmanager
+    def uncompiled(self) -> Iterator[None]:
+        """Meanwhile the layers run as they are written, for example to score."""
+        compiled, graph = self.compiled, self.encoder._compiled_call_impl
+        self.leave_compiled()
+        try:
+            yield
+        finally:
+            self.compiled, self.encoder._compiled_call_impl = compiled, graph
+
     def route_of(
         self, lang_ids: Languages, rows: int, length: int, *, keep_order: bool = False
     ) -> Route:
@@ -202,6 +222,7 @@ class XmodModel(XmodPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         slot: str | None = None,
+        documents: Tensor | None = None,
         labels: Tensor | None = None,
         skip_padding: bool = True,
         read: Tensor | None = None,
@@ -235,6 +256,7 @@ class XmodModel(XmodPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             slot=slot,
+            documents=documents,
         )
         shortcuts = self.plan(batch, labels=labels, read=read, skip_padding=skip_padding)
         return self.run(batch, shortcuts, matrices)
@@ -255,6 +277,7 @@ class XmodModel(XmodPreTrainedModel):
         output_hidden_states: bool | None,
         output_attentions: bool | None,
         slot: str | None,
+        documents: Tensor | None,
     ) -> EncoderInput:
         """Step 1: check the arguments, and bring the rows into the order of their languages."""
         rows, length = shape_of(input_ids, inputs_embeds, ("rows", "sequence"))
@@ -262,6 +285,7 @@ class XmodModel(XmodPreTrainedModel):
         cache = self._cache(past_key_values, wanted, crosses=encoder_hidden_states is not None)
         past = 0 if cache is None else cache.get_seq_length()
         attention_mask = check_mask(attention_mask, rows, length, past)
+        check_documents(documents, attention_mask, (rows, length), past)
         attentions = self._wanted(output_attentions, "output_attentions")
         self._check_backend(attention_mask, attentions)
         route = self.route_of(lang_ids, rows, length, keep_order=cache is not None)
@@ -277,6 +301,7 @@ class XmodModel(XmodPreTrainedModel):
                 "past": past,
             },
             mask=route.enter(attention_mask),
+            documents=route.enter(documents),
             source=route.enter(encoder_hidden_states),
             source_mask=route.enter(encoder_attention_mask),
             cache=cache,
@@ -333,10 +358,16 @@ class XmodModel(XmodPreTrainedModel):
     ) -> EncoderOutput:
         """Step 3: embed the batch and run the layers."""
         x = self.embeddings(route=batch.route, matrices=matrices, **batch.embedded)
+        mask, spans = batch.mask, None
+        if batch.documents is not None and self._reads_lengths(x, batch.attentions):
+            spans = Spans.of(batch.documents, x.device)
+        elif batch.documents is not None:
+            mask = mask_of(batch.documents.to(x.device), causal=self.config.is_decoder)
         context = AttentionContext(
-            self._mask(x, batch.mask, batch.cache),
+            None if spans else self._mask(x, mask, batch.cache),
             batch.cache,
             *self._source(x, batch.source, batch.source_mask),
+            spans=spans,
             want_weights=batch.attentions,
             real=shortcuts.real,
         )
@@ -363,6 +394,14 @@ class XmodModel(XmodPreTrainedModel):
 
     def _wanted(self, asked: bool | None, name: str) -> bool:
         return getattr(self.config, name) if asked is None else asked
+
+    def _reads_lengths(self, x: Tensor, attentions: bool) -> bool:
+        """Whether attention takes the lengths of documents, where others need a mask."""
+        if "flash" in (self.config._attn_implementation or ""):
+            return True
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
+        return not attentions and torch_has_it(x, product_type(x), head_dim, dropout)
 
     def _check_backend(self, mask: Tensor | None, attentions: bool) -> None:
         """Raises UserError for what flash attention cannot do."""
@@ -435,6 +474,7 @@ class XmodModel(XmodPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         slot: str | None = None,
+        documents: Tensor | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode a batch.
 
@@ -449,6 +489,9 @@ class XmodModel(XmodPreTrainedModel):
             use_cache: return the cache with the new tokens; default: ``config.use_cache``.
             slot: the code of a language. Every row goes through the slot of this language in place
                 of its own. ``"none"``: no slot. Rows keep the vocabularies of their languages.
+            documents: (B, S) int64, in place of ``attention_mask``: the number of each token's
+                document, which stands together. A token attends within its document alone. Flash
+                attention computes nothing else; other backends get a mask. Give it on the CPU.
         Returns:
             ``last_hidden_state`` (B, S, D), ``pooler_output`` (B, D); on request ``hidden_states``
             and ``attentions``.
@@ -470,6 +513,7 @@ class XmodModel(XmodPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             slot=slot,
+            documents=documents,
         )
         x = out.states
         return BaseModelOutputWithPoolingAndCrossAttentions(
@@ -534,6 +578,24 @@ def check_mask(mask: Tensor | None, rows: int, length: int, past: int) -> Tensor
             f"one a token, cached ones too, and a ready mask ({rows}, 1, {length}, keys)"
         )
     return mask if flat or mask.is_floating_point() else mask.bool()
+
+
+def check_documents(
+    documents: Tensor | None, mask: Tensor | None, shape: tuple[int, int], past: int
+) -> None:
+    """Raises UserError if ``documents`` are of another shape, or stand beside a mask or a cache."""
+    if documents is None:
+        return
+    if mask is not None or past:
+        raise UserError(
+            "leave attention_mask and past_key_values out where documents are given: these say "
+            "already which tokens attend to which"
+        )
+    if tuple(documents.shape) != shape or documents.is_floating_point():
+        raise UserError(
+            f"documents have shape {tuple(documents.shape)}, {documents.dtype}; allowed are "
+            f"integers of shape {shape}, one for each token"
+        )
 
 
 def _of_rows(numbers: Tensor | None) -> Tensor | None:

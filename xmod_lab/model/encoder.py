@@ -22,6 +22,7 @@ from xmod_lab.model.fast.dropout import Dropout, dropout
 from xmod_lab.model.fast.grouped import GroupedRoute
 from xmod_lab.model.fast.precision import product_type
 from xmod_lab.model.fast.unpadding import TokenSelection
+from xmod_lab.model.fast.varlen import Spans, torch_attention
 from xmod_lab.model.routing import Route
 from xmod_lab.model.slots import XmodSlots
 
@@ -35,6 +36,7 @@ class AttentionContext:
     Args:
         mask, source_mask: (B, 1, S, P) and (B, 1, S, T); bool (True: may attend) or float (added
             to the scores).
+        spans: where the documents lie that tokens attend within, in place of ``mask``.
         want_weights: whether attention weights are returned.
         real: the tokens that are not padding, if the states are (1, N, D) of these tokens only.
     """
@@ -43,6 +45,7 @@ class AttentionContext:
     cache: Cache | None = None
     source: Tensor | None = None  # (B, T, D): an encoder's states
     source_mask: Tensor | None = None
+    spans: Spans | None = None
     want_weights: bool = False
     real: TokenSelection | None = None
 
@@ -120,7 +123,14 @@ class XmodSelfAttention(nn.Module):
         slow = q.device.type == "cpu" and (q.dtype == torch.bfloat16 or p > 0)
         if slow or context.want_weights:
             attend = eager_attention
-        out, weights = attend(self, q, k, v, mask, dropout=p, scaling=self.head_dim**-0.5)
+        lengths = {}
+        if context.spans is not None and not self.crosses:
+            lengths = context.spans.arguments
+            if "flash" not in self.config._attn_implementation:
+                attend = torch_attention
+        out, weights = attend(
+            self, q, k, v, mask, dropout=p, scaling=self.head_dim**-0.5, **lengths
+        )
         return context.without_padding(out.flatten(2)), weights
 
     def heads(self, x: Tensor) -> Tensor:

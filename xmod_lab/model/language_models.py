@@ -254,6 +254,7 @@ class XmodForMaskedLM(XmodLanguageModel):
         output_attentions: bool | None = None,
         num_items_in_batch: int | Tensor | None = None,
         slot: str | None = None,
+        documents: Tensor | None = None,
     ) -> MaskedLMOutput:
         """Predict masked tokens. The other arguments are those of :meth:`XmodModel.forward`.
 
@@ -293,6 +294,7 @@ class XmodForMaskedLM(XmodLanguageModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             slot=slot,
+            documents=documents,
             labels=None if whole else labels,
             read=labels != IGNORE if whole and labels is not None else None,
             matrices=matrices,
@@ -346,6 +348,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         slot: str | None = None,
+        documents: Tensor | None = None,
         **shifted: Unpack[Shifted],
     ) -> CausalLMOutputWithCrossAttentions:
         """Predict every next token. The other arguments are those of :meth:`XmodModel.forward`.
@@ -384,6 +387,7 @@ class XmodForCausalLM(XmodLanguageModel, GenerationMixin):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             slot=slot,
+            documents=documents,
             read=None if after is None else after != IGNORE,
             matrices=matrices,
         )

@@ -20,7 +20,7 @@ from transformers.activations import ACT2FN
 from xmod_lab.choices import SLOT_ARCHITECTURES, check_names, read_slot_init
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.fast.grouped import GroupedRoute, Stacked, grouped_linear
+from xmod_lab.model.fast.grouped import GroupedRoute, Stacked, grouped_linear, one_kernel
 from xmod_lab.model.fast.precision import product_type
 from xmod_lab.model.random_weights import random_value
 from xmod_lab.model.routing import NOTHING, Route
@@ -186,6 +186,8 @@ class XmodSlots(nn.ModuleDict):
         slots = list(self.values())
         if len(route.slots) == 1:
             return slots[route.slots[0]](x)
+        if one_kernel(x, [p for p in slots[route.slots[0]].parameters() if p.dim() == 2]):
+            return self._grouped(x, self.as_grouped(route, x))
         if not route.per_token:
             parts = x.split(route.sizes)
             return torch.cat([slots[s](part) for s, part in zip(route.slots, parts, strict=True)])
@@ -197,6 +199,18 @@ class XmodSlots(nn.ModuleDict):
         if route.order is not None:
             out = out.index_select(0, route.inverse.to(x.device))
         return out.view_as(x)
+
+    def as_grouped(self, route: Route, x: Tensor) -> GroupedRoute:
+        """``route`` as tensors, for this layer alone."""
+        sizes = torch.tensor(route.sizes) * (1 if route.per_token else x.shape[1])
+        order, inverse = route.order, route.inverse
+        if not route.per_token or order is None:  # rows are in order already
+            order = inverse = None
+        else:
+            order, inverse = order.to(x.device), inverse.to(x.device)
+        return GroupedRoute(
+            sizes.cumsum(0), order, inverse, {self.number: self.stacked(route.slots)}
+        )
 
     def _grouped(self, x: Tensor, route: GroupedRoute) -> Tensor:
         flat = x.flatten(0, 1)  # (N, D)

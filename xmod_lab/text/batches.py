@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from xmod_lab.text.corpus import Corpus
-from xmod_lab.text.masking import Masker, NextToken
+from xmod_lab.text.masking import InPhases, Masker, NextToken
 from xmod_lab.text.mixture import Mixture
 
 # B rows of a batch, T positions
@@ -40,25 +40,20 @@ class Layout:
     causal: bool = False
 
     def fields(self, inputs: np.ndarray, rows: np.ndarray) -> dict[str, Tensor]:
-        """Arguments of the model beside the input ids: ``attention_mask`` and, for ``document``,
-        ``position_ids`` (B, T) int64. ``rows``: (B, T) ids before masking."""
+        """Arguments of the model beside the input ids: ``attention_mask``; or, for ``document``,
+        ``documents`` and ``position_ids`` (B, T) int64. ``rows``: (B, T) ids before masking."""
         padded = rows == self.pad_id
         if self.attention == "row":
             return {"attention_mask": torch.from_numpy(~padded).long()} if padded.any() else {}
         ends = rows == self.eos_id
         # (B, T) number of the passage; the closing </s> belongs to its passage
         passage = np.cumsum(ends, axis=1, dtype=np.int32) - ends
-        allowed = passage[:, :, None] == passage[:, None, :]
-        if padded.any():
-            allowed = (allowed & ~padded[:, None, :]) | np.eye(rows.shape[1], dtype=bool)
-        if self.causal:
-            allowed = np.tril(allowed)
         starts = np.maximum.accumulate(
             np.where(np.diff(passage, prepend=0) > 0, np.arange(rows.shape[1]), 0), axis=1
         )
         positions = np.arange(rows.shape[1]) - starts + self.pad_id + 1
         return {
-            "attention_mask": torch.from_numpy(allowed)[:, None],
+            "documents": torch.from_numpy(np.where(padded, -1, passage).astype(np.int64)),
             "position_ids": torch.from_numpy(positions),
         }
 
@@ -77,7 +72,7 @@ class BatchStream(Dataset):
         self,
         corpora: dict[str, Corpus],
         mixture: Mixture,
-        maskers: Mapping[str, Masker | NextToken],
+        maskers: Mapping[str, Masker | NextToken | InPhases],
         layout: Layout,
         lang_ids: dict[str, int],
         *,
@@ -102,13 +97,14 @@ class BatchStream(Dataset):
         for code, indices in self.mixture.step(step):
             mine = np.arange((unit - first) % units, len(indices), units)
             whole = self.corpora[code].rows("train", indices)
+            masker = self.maskers[code].at(step / self.steps)
             if units > 1:
-                labels += int(self.maskers[code].counts(whole).sum())
+                labels += int(masker.counts(whole).sum())
             if len(mine):
                 rows.append(whole[mine])
                 lang_ids += [self.lang_ids[code]] * len(mine)
                 numbers += (first + mine).tolist()
-                maskers += [self.maskers[code]] * len(mine)
+                maskers += [masker] * len(mine)
             first += len(indices)
         rows = np.concatenate(rows)  # (B, T)
         masked = [

@@ -1,6 +1,7 @@
 """Inputs and labels of a row: masked tokens (BERT), or the next token at every position.
 
-Both classes have the same two methods. ``counts(rows)``: how many labels each row gets.
+Both classes have the same three methods. ``at(share)``: what masks after this share of the run,
+which changes with :class:`InPhases`. ``counts(rows)``: how many labels each row gets.
 ``mask(row, key)``: inputs and labels of one row, a function of the row and the key alone.
 """
 
@@ -29,6 +30,9 @@ class NextToken:
 
     pad_id: int
     bos_id: int
+
+    def at(self, share: float) -> "NextToken":
+        return self
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """(R,) labels of each of ``rows`` (R, T)."""
@@ -95,6 +99,9 @@ class Masker:
             words,
             **settings,
         )
+
+    def at(self, share: float) -> "Masker":
+        return self
 
     def counts(self, rows: np.ndarray) -> np.ndarray:
         """(R,) tokens that are masked in each of ``rows`` (R, T): at least one, if the row has an
@@ -174,6 +181,16 @@ class Masker:
     def _special_ranks(self) -> np.ndarray:
         """How many ordinary tokens come before each special one, ascending."""
         return np.array(self.specials, dtype=np.int64) - np.arange(len(self.specials))
+
+
+@dataclass(frozen=True)
+class InPhases:
+    """Maskers that follow each other, each with the share of the run at which it begins."""
+
+    parts: tuple[tuple[float, Masker], ...]
+
+    def at(self, share: float) -> Masker:
+        return [masker for begin, masker in self.parts if begin <= share][-1]
 
 
 def _word_table(tokenizer: "PreTrainedTokenizerBase") -> tuple[np.ndarray, np.ndarray, np.ndarray]:

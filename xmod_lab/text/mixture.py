@@ -6,6 +6,8 @@ language is entry ``j mod n`` of its order number ``j div n``, see :mod:`xmod_la
 every row of a language is read once before any row is read twice, and the counts are exact.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from xmod_lab.text.order import Order
@@ -59,17 +61,30 @@ class Mixture:
     Args:
         sizes: rows that each language has, in the order of the languages within a step.
         shares: share of each language; they sum to one. See :func:`proportions`.
+        later: other shares, each with the step at which they begin, ascending.
     """
 
     def __init__(
-        self, sizes: dict[str, int], shares: dict[str, float], *, rows_per_step: int, seed: int
+        self,
+        sizes: dict[str, int],
+        shares: dict[str, float],
+        *,
+        rows_per_step: int,
+        seed: int,
+        later: Sequence[tuple[int, dict[str, float]]] = (),
     ):
         self.codes = list(sizes)
         self.sizes = sizes
         self.rows_per_step = rows_per_step
         self.seed = seed
-        self._edges = np.cumsum([shares[code] for code in self.codes]) * rows_per_step
-        self._edges[-1] = rows_per_step
+        parts = [(0, shares), *later]
+        # (phases, L), and the step at which each of them begins
+        self._edges = (
+            np.cumsum([[part[code] for code in self.codes] for _, part in parts], axis=1)
+            * rows_per_step
+        )
+        self._edges[:, -1] = rows_per_step
+        self._begins = np.array([begin for begin, _ in parts])
         self._orders = {code: Order(seed, code, size) for code, size in sizes.items()}
         # a step, and the rows before it: counting goes on from there
         self._counted = 0, np.zeros(len(self.codes), np.int64)
@@ -89,6 +104,11 @@ class Mixture:
             if count
         ]
 
+    def languages(self, step: int) -> list[str]:
+        """The languages that a step reads, in order."""
+        counts = self._rows_between(step, step + 1)
+        return [code for code, count in zip(self.codes, counts.tolist(), strict=True) if count]
+
     def _rows_before_cached(self, step: int) -> np.ndarray:
         known, before = self._counted
         if known > step:
@@ -100,7 +120,9 @@ class Mixture:
         """(L,) rows of each language in the steps ``first`` to ``end - 1``."""
         total = np.zeros(len(self.codes), np.int64)
         for start in range(first, end, _STEPS):
-            total += self._counts_at(self._offsets(start, min(start + _STEPS, end))).sum(0)
+            stop = min(start + _STEPS, end)
+            phases = np.searchsorted(self._begins, np.arange(start, stop), side="right") - 1
+            total += self._counts_at(self._offsets(start, stop), phases).sum(0)
         return total
 
     def _offsets(self, first: int, end: int) -> np.ndarray:
@@ -110,9 +132,10 @@ class Mixture:
         skipped = first % 4
         return np.random.Generator(stream).random(skipped + end - first)[skipped:]
 
-    def _counts_at(self, offsets: np.ndarray) -> np.ndarray:
-        # (steps, L) how many of the points u, u+1, ... lie below each edge
-        points = np.ceil(self._edges[None, :] - offsets[:, None]).astype(np.int64)
+    def _counts_at(self, offsets: np.ndarray, phases: np.ndarray | int = 0) -> np.ndarray:
+        """(steps, L): how many of the points u, u+1, ... lie between the edges of a language."""
+        edges = np.atleast_2d(self._edges[phases])
+        points = np.ceil(edges - offsets[:, None]).astype(np.int64)
         points[:, -1] = self.rows_per_step
         return np.diff(points, axis=1, prepend=0)
 

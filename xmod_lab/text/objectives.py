@@ -13,15 +13,16 @@ Settings are judged before torch is imported, so this module imports no torch.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from xmod_lab.choices import MASK_UNITS, POLICIES
+from xmod_lab.phases import phases_of
 from xmod_lab.recipe import RecipeConfig
 from xmod_lab.settings import choice, command_of, not_in_base, number
-from xmod_lab.text.masking import Masker, NextToken
+from xmod_lab.text.masking import InPhases, Masker, NextToken
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -108,9 +109,9 @@ class Objective(ABC):
     useful_passes = 40  # over one text, with new masks each time (BERT, Devlin et al. 2019)
 
     @abstractmethod
-    def training(self, tokenizer: "PreTrainedTokenizerBase") -> Masker | NextToken:
-        """What makes inputs and labels of a training row: an object with the methods ``counts``
-        and ``mask`` of :class:`Masker`."""
+    def training(self, tokenizer: "PreTrainedTokenizerBase") -> Masker | NextToken | InPhases:
+        """What makes inputs and labels of a training row: an object with the methods ``at``,
+        ``counts`` and ``mask`` of :class:`Masker`."""
 
     @abstractmethod
     def evaluation(self, tokenizer: "PreTrainedTokenizerBase") -> Masker | NextToken:
@@ -140,12 +141,14 @@ class MaskedLM(Objective):
     """Masked language modelling (Devlin et al. 2019). The settings are those of :class:`Masker`."""
 
     name: str = "mlm"
-    mask_rate: float = number(0.3, above=0, below=1, hint="a share, e.g. 0.3")
+    mask_rate: Any = number(0.3, above=0, below=1, phased=True, hint="a share, e.g. 0.3")
     mask_policy: str = choice("80-10-10", POLICIES)
     mask_unit: str = choice("piece", MASK_UNITS)
 
-    def training(self, tokenizer: "PreTrainedTokenizerBase") -> Masker:
-        return Masker.for_tokenizer(tokenizer, self.mask_rate, self.mask_policy, self.mask_unit)
+    def training(self, tokenizer: "PreTrainedTokenizerBase") -> Masker | InPhases:
+        masker = Masker.for_tokenizer(tokenizer, 0.0, self.mask_policy, self.mask_unit)
+        parts = [(share, replace(masker, rate=rate)) for share, rate in phases_of(self.mask_rate)]
+        return parts[0][1] if len(parts) == 1 else InPhases(tuple(parts))
 
     def evaluation(self, tokenizer: "PreTrainedTokenizerBase") -> Masker:
         """15 % of the tokens, each by itself, always behind ``<mask>``."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.config.identity import identity
 from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
+from xmod_lab.phases import first_step, phases_of
 from xmod_lab.runs.folder import MAY_CHANGE
 from xmod_lab.scoring.held_out import held_out
 from xmod_lab.text.batches import BatchStream
@@ -204,14 +205,21 @@ def mixture_of(cfg: PretrainConfig, prepared: Prepared, *, steps: int, seed: int
             f"are {rows:,}: all languages together would be read {budget / rows:.2f} times. Set "
             f"data.max_passes to {_above(budget / rows)} or more{less}, or null, or give more text"
         )
-    shares = proportions(sizes, cfg.data.alpha, max_passes=most, budget_rows=budget)
+    (_, alpha), *later = phases_of(cfg.data.alpha)
+    shares = proportions(sizes, alpha, max_passes=most, budget_rows=budget)
     if capped := at_cap(sizes, shares, max_passes=most, budget_rows=budget):
         log.info(
             "data.max_passes=%g holds back %s; the others get their share",
             most,
             ", ".join(capped),
         )
-    return Mixture(sizes, shares, rows_per_step=cfg.trainer.rows_per_step, seed=seed)
+    return Mixture(
+        sizes,
+        shares,
+        rows_per_step=cfg.trainer.rows_per_step,
+        seed=seed,
+        later=[(first_step(share, steps), proportions(sizes, alpha)) for share, alpha in later],
+    )
 
 
 def _above(passes: float) -> str:
