@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from xmod_lab.process_rank import launched, process_count, rank
-from xmod_lab.stops import STOPS, handle, restore, status_of
+from xmod_lab.stops import STOPS, handle, requeue, restore, status_of
 
 _PATIENCE = 3.0  # seconds; if the first process has the same fault, it tells it and ends the others
 
@@ -129,6 +129,8 @@ def _passed_on() -> Iterator[_Others]:
         yield others
     finally:
         restore(previous)
+    if others.asked:
+        requeue(others.asked, previous)
 
 
 def _worker(

@@ -1,4 +1,6 @@
-"""Signals that stop a command: Ctrl-C, SIGTERM, SIGHUP (the terminal closes), SIGUSR1 (SLURM).
+"""Signals that stop a command: Ctrl-C, SIGTERM, SIGHUP (the terminal closes), SIGUSR1 and SIGUSR2.
+
+Schedulers send the last two before the time is up: SLURM's ``--signal``, and submitit.
 
 A command stops at once. While it trains, it stops after the current step
 (:mod:`xmod_lab.training.interruption`).
@@ -17,7 +19,7 @@ from xmod_lab.errors import INTERRUPTED, TERMINATED, Stopped
 
 STOPS = [
     getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 ]
 _threads: list[threading.Thread] = []  # running or abandoned threads of in_thread
@@ -46,6 +48,20 @@ def restore(handlers: dict[int, object]) -> None:
     """Undo :func:`handle`."""
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+def requeue(number: int, handlers: dict[int, object]) -> None:
+    """Give the signal of a scheduler to the handler that was there before ours, if there was one.
+
+    That of submitit asks the scheduler for the job again, and ends the process.
+
+    Args:
+        handlers: those that :func:`handle` returned.
+    """
+    of_scheduler = signal.Signals(number).name in ("SIGUSR1", "SIGUSR2")
+    if of_scheduler and callable(handler := handlers.get(number)):
+        restore(handlers)
+        handler(number, None)
 
 
 def quiet_when_interrupted() -> None:

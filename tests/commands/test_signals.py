@@ -47,8 +47,9 @@ def stopped(workplace, run: Path, number: int, *overrides: str, everyone: bool) 
         (signal.SIGINT, True, 130),
         pytest.param(signal.SIGTERM, True, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, False, 130, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR2, False, 130, marks=pytest.mark.slow),
     ],
-    ids=["ctrl-c", "scheduler", "slurm's warning"],
+    ids=["ctrl-c", "scheduler", "slurm's warning", "submitit's"],
 )
 def test_a_run_that_is_asked_to_stop_saves_a_checkpoint_and_goes_on_to_the_same_bits(
     workplace, whole, tmp_path, number, everyone, status

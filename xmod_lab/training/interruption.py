@@ -1,9 +1,10 @@
 """How training stops on a signal: it finishes the current step, saves a checkpoint and ends.
 
 The signals are Ctrl-C, SIGTERM (``kill``, ``timeout``, a scheduler), SIGHUP (a terminal that
-closes) and SIGUSR1 (SLURM's ``--signal``, before the time is up). Terminals and schedulers send
-them to all processes of a run, also to loader workers: these go on until the run no longer needs
-them. The same command resumes.
+closes), SIGUSR1 and SIGUSR2 (SLURM's ``--signal`` and submitit, before the time is up or when the
+job is preempted). Terminals and schedulers send them to all processes of a run, also to loader
+workers: these go on until the run no longer needs them. The same command resumes. A job of submitit
+is given back to the scheduler once its checkpoint is saved.
 """
 
 import os
@@ -15,7 +16,7 @@ import pytorch_lightning as pl
 
 from xmod_lab.errors import Stopped
 from xmod_lab.processes import Agreement
-from xmod_lab.stops import ONCE, STOPS, handle, restore
+from xmod_lab.stops import ONCE, STOPS, handle, requeue, restore
 from xmod_lab.training.callbacks import Checkpoints
 
 
@@ -52,6 +53,7 @@ class Interruption(pl.Callback):
         # the signal that any of the processes got, 0 for none
         if asked := self.processes.largest(self.asked):
             self.saver.save(trainer)
+            requeue(asked, self.previous)
             raise Stopped(asked)
 
     def on_train_end(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
