@@ -70,6 +70,8 @@ def _not_read(override: str) -> str:
 
 def _no_such_file(file: str, options: list[str]) -> str:
     group, _, name = file.rpartition("/")
+    if group == "hydra/launcher" and name.partition("_")[0] in ("joblib", "submitit"):
+        return f"pip install 'xmod_lab[sweeps]': the launcher {name} is not installed"
     guess = _guess(name, options)
     return (
         f"{guess}{'There' if guess else 'there'} is no {file}.yaml; there are "
