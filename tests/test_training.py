@@ -1,5 +1,7 @@
 """Parts of training that need no run: schedule, weight decay, files and locks, processes."""
 
+import errno
+import io
 import os
 import signal
 import subprocess
@@ -11,12 +13,13 @@ import pytest
 import torch
 
 from tests.helpers import composed, tiny_batch, tiny_config, tiny_model
+from xmod_lab.config.rules import validate
 from xmod_lab.config.schema import RecipeConfig
 from xmod_lab.errors import Stopped, UserError
 from xmod_lab.model import XmodForTokenClassification
 from xmod_lab.processes import STOPS, launch
 from xmod_lab.runs.folder import RunDir
-from xmod_lab.training import interruption
+from xmod_lab.training import callbacks, interruption
 from xmod_lab.training.callbacks import Checkpoints, LearningCurve, WholeFiles
 from xmod_lab.training.interruption import Interruption
 from xmod_lab.training.step import LanguageModeling, clip_gradients
@@ -34,6 +37,7 @@ def _module(**recipe) -> LanguageModeling:
         ("linear", [0.75, 0.5, 0.0]),
         ("cosine", [0.8535534, 0.5, 0.0]),
         ("constant", [1.0, 1.0, 1.0]),
+        ("wsd", [1.0, 1.0, 0.0]),
     ],
 )
 def test_the_learning_rate_warms_up_and_then_follows_its_schedule(schedule, shares):
@@ -42,6 +46,35 @@ def test_the_learning_rate_warms_up_and_then_follows_its_schedule(schedule, shar
         [0.05, 0.5, 1.0, 1.0]
     )
     assert [module.lr_share(step) for step in (40, 60, 100)] == pytest.approx(shares)
+
+
+def test_a_stable_learning_rate_decays_at_the_end():
+    module = _module(warmup_share=0.2, schedule="wsd", decay_share=0.25)
+    shares = [module.lr_share(step) for step in (0, 19, 75, 76, 80, 99)]
+    assert shares == pytest.approx([0.05, 1.0, 1.0, 0.96, 0.8, 0.04])
+    assert _module(schedule="wsd").lr_share(95) == pytest.approx(0.5)  # a tenth of the steps
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["task.pretrain.decay_share=0.2"], "task.pretrain.decay_share is 0.2, and belongs to"),
+        (
+            ["task.extend.schedule=wsd", "task.extend.decay_share=0.99"],
+            "warmup_share and task.extend.decay_share are 1.05 of the steps together",
+        ),
+        (["trainer.save_models_at=[0,2500]"], "save_models_at has 2500; allowed are 0 to 2400"),
+        (["trainer.strategy=fsdp"], "set trainer.devices to 2 or more"),
+        (
+            ["trainer.strategy=fsdp", "trainer.devices=2", "trainer.compile=true"],
+            "leave trainer.compile=true or trainer.strategy=fsdp out",
+        ),
+    ],
+)
+def test_settings_of_long_runs_that_do_not_go_together_are_refused(overrides, said):
+    with pytest.raises(UserError, match="has 1 fault") as caught:
+        validate(composed(*overrides, "trainer.accelerator=cpu"))
+    assert said in str(caught.value)
 
 
 def test_a_micro_batch_weighs_as_it_says_and_one_without_targets_adds_nothing():
@@ -203,6 +236,58 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one_and_nothing_else
     assert torch.load(path, weights_only=True) == {"step": 2}
 
 
+def test_a_disk_that_fills_while_a_checkpoint_is_written_is_an_error_of_the_disk(tmp_path):
+    """torch alone says that its writer failed. The tensors are not copied in memory first."""
+
+    class Full(io.RawIOBase):
+        written = 0
+
+        def write(self, content):
+            self.written += len(content)
+            if self.written > 2**20:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return len(content)
+
+    with pytest.raises(OSError, match="No space left"):
+        callbacks._save({"state": torch.zeros(2**20)}, Full())
+    WholeFiles().save_checkpoint({"state": torch.arange(5)}, tmp_path / "step000001.ckpt")
+    found = torch.load(tmp_path / "step000001.ckpt", weights_only=True)
+    assert torch.equal(found["state"], torch.arange(5))
+
+
+@pytest.mark.parametrize("extends", [False, True])
+def test_gradient_checkpointing_changes_no_loss_and_no_gradient(extends):
+    """With the same dropout; also where an extension keeps the frozen body in evaluation mode."""
+    found = []
+    for checkpointing in (False, True):
+        model = tiny_model(hidden_dropout_prob=0.3, attention_probs_dropout_prob=0.3)
+        module = LanguageModeling(
+            model,
+            RecipeConfig(steps=9, peak_lr=1e-3),
+            steps=9,
+            seed=1,
+            trainable=set(model.language_parameters("de_DE")) if extends else None,
+            checkpointing=checkpointing,
+        )
+        module._trainer = SimpleNamespace(
+            global_step=0, accumulate_grad_batches=1, global_rank=0, strategy=None
+        )
+        computed = []
+        model.roberta.encoder.layer[0].attention.register_forward_hook(
+            lambda *_, computed=computed: computed.append(1)
+        )
+        batch = {**tiny_batch(), "lang_ids": torch.tensor([1] * 5)}
+        module.on_train_batch_start(batch, 0)
+        loss = module.training_step(batch, 0)
+        loss.backward()
+        assert len(computed) == 1 + checkpointing
+        found.append((loss, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    (loss, gradients), (again, same) = found
+    assert loss == again and gradients.keys() == same.keys()
+    for name, gradient in gradients.items():  # LayerNorms are used twice: sums in another order
+        torch.testing.assert_close(same[name], gradient, atol=1e-7, rtol=1e-5)
+
+
 def test_no_speed_where_no_step_was_timed():
     """Not NaN, which JSON does not know."""
     assert _curve().units_per_second is None
@@ -313,6 +398,28 @@ def test_ctrl_c_ends_training_after_the_step_and_a_second_one_at_once(monkeypatc
         os.kill(os.getpid(), signal.SIGINT)
     callback.on_exception(None, None, KeyboardInterrupt())
     assert {number: signal.getsignal(number) for number in STOPS} == usual
+
+
+def test_a_scheduler_s_own_handler_gets_its_signal_once_the_checkpoint_is_saved(monkeypatch):
+    """As that of submitit, which asks for the job again and ends the process."""
+    done = []
+
+    def requeue(number, frame):
+        done.append("requeued")
+        raise SystemExit(1)
+
+    usual = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        callback = Interruption(SimpleNamespace(save=lambda trainer: done.append("saved")))
+        callback.on_train_start(None, None)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        with pytest.raises(SystemExit):
+            callback.on_train_batch_end(
+                SimpleNamespace(accumulate_grad_batches=1), None, None, None, 0
+            )
+        assert done == ["saved", "requeued"] and signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        signal.signal(signal.SIGUSR2, usual)
 
 
 def test_what_is_ignored_stays_ignored():

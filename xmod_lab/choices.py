@@ -13,7 +13,7 @@ POLICIES = ("80-10-10", "all-mask")
 MASK_UNITS = ("piece", "word", "word_end")
 ATTENTION = ("row", "document")
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
-SCHEDULES = ("linear", "cosine", "constant")
+SCHEDULES = ("linear", "cosine", "constant", "wsd")
 VOCABULARIES = ("own", "keep")
 EMBEDDING_INITS = [  # a list, so that a new method can add its name
     "random",
@@ -29,6 +29,7 @@ SLOT_INITS = "random | zero_output | mean | mean:<code>,<code>,... | copy:<code>
 NEAREST = "nearest"  # the slot with the lowest loss on the language's text; see stages.initialise
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
+STRATEGIES = ("auto", "ddp", "fsdp")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 RESUME = ("auto", "never")
 

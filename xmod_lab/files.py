@@ -56,8 +56,11 @@ class Lock:
     waited: bool
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
+def write_whole(path: Path, content: bytes | memoryview | Callable[[IO[bytes]], None]) -> None:
     """Write the file ``path``. Makes missing folders.
+
+    Args:
+        content: the bytes, or a function that writes them to a stream.
 
     Raises:
         OSError: with ``path``, e.g. on a full disk; nothing is left behind.
@@ -66,7 +69,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
         make_folder(path.parent)
         with _scratch(path) as (scratch, _):
             with scratch.open("wb") as stream:
-                stream.write(content)
+                content(stream) if callable(content) else stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(scratch, path)

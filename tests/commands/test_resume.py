@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer, XmodForMaskedLM
 
 from xmod_lab import pretrain
 from xmod_lab.runs.folder import RunDir
@@ -189,7 +190,8 @@ def divided(workplace, tmp_path_factory) -> dict[str, Path]:
     """The same run with its batch in one piece, over two processes, and in four micro-batches."""
     folder = tmp_path_factory.mktemp("divided")
     for name, how in DIVIDED.items():
-        status, _, err = workplace.call(*SIX_STEPS, how, run=folder / name)
+        kept = "trainer.keep_checkpoints=9"
+        status, _, err = workplace.call(*SIX_STEPS, how, kept, run=folder / name)
         assert status == 0, err
     return {name: folder / name for name in DIVIDED}
 
@@ -225,6 +227,37 @@ def test_two_processes_resume_to_the_same_bits_between_two_lines_of_the_curve(
     assert (whole / "model/model.safetensors").read_bytes() == (
         stopped / "model/model.safetensors"
     ).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_the_number_of_processes_may_change_when_a_run_goes_on(
+    workplace, divided, tmp_path, strategy
+):
+    """One process for two steps, two for two steps, then one again: as one all the way."""
+    whole, run = divided["whole"], tmp_path / "run"
+    shutil.copytree(whole, run)
+    for steps, how in (
+        (2, ["trainer.devices=2", f"trainer.strategy={strategy}"]),
+        (4, ["trainer.gradient_checkpointing=true", "trainer.save_models_at=[6]"]),
+    ):
+        (run / "metrics.json").unlink()
+        for number in range(steps + 1, 7):
+            (run / "checkpoints" / f"step{number:06d}.ckpt").unlink(missing_ok=True)
+        status, out, err = workplace.call(*SIX_STEPS, *how, "trainer.keep_checkpoints=9", run=run)
+        assert status == 0 and f"step{steps:06d}.ckpt" in out + err, err
+    curves = [
+        [float(row["train/loss"]) for row in _curve(each) if row["train/loss"]]
+        for each in (whole, run)
+    ]
+    assert len(curves[0]) == 2 and curves[0] == pytest.approx(curves[1], abs=2e-5)
+    weights = [load_file(each / "model" / "model.safetensors") for each in (whole, run)]
+    assert all((weights[0][n] - weights[1][n]).abs().max() < 1e-3 for n in weights[0])
+    kept = run / "models" / "step-6"
+    assert (kept / "model.safetensors").read_bytes() == (
+        run / "model" / "model.safetensors"
+    ).read_bytes()
+    assert AutoTokenizer.from_pretrained(kept) and XmodForMaskedLM.from_pretrained(kept)
 
 
 def test_more_processes_than_devices_are_refused(workplace, tmp_path, monkeypatch, capfd):

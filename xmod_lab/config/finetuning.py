@@ -7,7 +7,13 @@ to the core, which does not know labelled tasks.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xmod_lab.config.rules import base_faults, machine_faults, raise_faults, trainer_faults
+from xmod_lab.config.rules import (
+    base_faults,
+    machine_faults,
+    raise_faults,
+    recipe_faults,
+    trainer_faults,
+)
 from xmod_lab.config.schema import COMMAND, RecipeConfig, RunConfig
 from xmod_lab.errors import nearest
 from xmod_lab.settings import choice, number, value_faults
@@ -78,6 +84,7 @@ def validate_finetune(cfg: FinetuneConfig) -> None:
     task, faults = cfg.task, list(value_faults(cfg))
     if not faults:  # the next checks calculate with these values
         faults += trainer_faults(cfg.trainer)
+        faults += recipe_faults(task.recipe, "task.recipe")
         metrics = KINDS[task.kind].metrics
         if task.metric not in metrics:
             faults.append(
@@ -93,6 +100,10 @@ def validate_finetune(cfg: FinetuneConfig) -> None:
     if cfg.trainer.max_tokens is not None:
         faults.append(
             "trainer.max_tokens is set, but fine-tuning counts examples; set trainer.max_steps"
+        )
+    if cfg.trainer.save_models_at:
+        faults.append(
+            "leave trainer.save_models_at out: fine-tuning keeps the weights of the best step"
         )
     devices = cfg.trainer.devices * cfg.trainer.nodes
     if devices > 1:

@@ -14,6 +14,7 @@ from xmod_lab.config.sizes import memory_faults
 from xmod_lab.errors import UserError
 from xmod_lab.hub import hub_fault
 from xmod_lab.machine import cores, device_count, device_kind, precision_fault
+from xmod_lab.recipe import DECAY_SHARE, RecipeConfig
 from xmod_lab.settings import value_faults
 from xmod_lab.text.objectives import OBJECTIVES
 from xmod_lab.text.parallel import check_parallel
@@ -32,7 +33,22 @@ def validate(cfg: PretrainConfig) -> None:
             f"'{cfg.task.name}', but the settings of task are those of another"
         )
     if not faults:  # the next checks calculate with these values
-        faults += [*trainer_faults(cfg.trainer), *_size_faults(cfg)]
+        faults += [
+            *trainer_faults(cfg.trainer),
+            *recipe_faults(cfg.task.pretrain, "task.pretrain"),
+            *recipe_faults(cfg.task.extend, "task.extend"),
+            *_size_faults(cfg),
+        ]
+        if beyond := [step for step in cfg.trainer.save_models_at if not 0 <= step <= cfg.steps]:
+            faults.append(
+                f"trainer.save_models_at has {', '.join(map(str, beyond))}; allowed are 0 to "
+                f"{cfg.steps}, the steps of this run"
+            )
+    if isinstance(cfg.data.alpha, list) and cfg.data.max_passes is not None:
+        faults.append(
+            "leave data.max_passes or the phases of data.alpha out: a cap is on the passes of the "
+            "whole run, in one mixture"
+        )
     faults += [
         *machine_faults(cfg.trainer, cfg.data.workers),
         *_check_languages(cfg),
@@ -67,7 +83,15 @@ def validate(cfg: PretrainConfig) -> None:
         faults += [
             f"trainer.{key} is {getattr(cfg.trainer, key)}, but evaluate trains nothing: it scores "
             "in float32, in one process; leave that out"
-            for key, usual in (("precision", "auto"), ("devices", 1), ("nodes", 1))
+            for key, usual in (
+                ("precision", "auto"),
+                ("devices", 1),
+                ("nodes", 1),
+                ("strategy", "auto"),
+                ("compile", False),
+                ("gradient_checkpointing", False),
+                ("save_models_at", []),
+            )
             if getattr(cfg.trainer, key) != usual
         ]
         if cfg.plan:
@@ -98,7 +122,50 @@ def trainer_faults(t: TrainerConfig) -> list[str]:
         faults.append(
             "trainer.max_steps and trainer.max_tokens are both set; leave one of them null"
         )
+    if t.strategy == "fsdp":
+        faults += _sharding_faults(t)
     return faults
+
+
+def _sharding_faults(t: TrainerConfig) -> list[str]:
+    """Settings that do not go with ``trainer.strategy=fsdp``."""
+    faults = []
+    if t.devices * t.nodes == 1:
+        faults.append(
+            "set trainer.devices to 2 or more, or leave trainer.strategy=fsdp out: it divides a "
+            "model among processes"
+        )
+    if t.compile:
+        faults.append(
+            "leave trainer.compile=true or trainer.strategy=fsdp out: the layers are one graph, "
+            "and fsdp collects the weights of each layer between two graphs"
+        )
+    if t.precision == "16-mixed":
+        faults.append(
+            "trainer.precision is '16-mixed', and with trainer.strategy=fsdp no process sees the "
+            "overflows of the others; allowed are auto, 32-true, bf16-mixed"
+        )
+    return faults
+
+
+def recipe_faults(recipe: RecipeConfig, key: str) -> list[str]:
+    """Settings of a recipe that do not go together. ``key``: its place in the configuration."""
+    if recipe.schedule != "wsd":
+        return (
+            []
+            if recipe.decay_share is None
+            else [
+                f"{key}.decay_share is {recipe.decay_share}, and belongs to {key}.schedule=wsd; "
+                f"here it is {recipe.schedule}. Leave one of them out"
+            ]
+        )
+    shares = recipe.warmup_share + (recipe.decay_share or DECAY_SHARE)
+    if shares <= 1:
+        return []
+    return [
+        f"{key}.warmup_share and {key}.decay_share are {shares:g} of the steps together; allowed "
+        "is up to 1"
+    ]
 
 
 def machine_faults(t: TrainerConfig, workers: int = 0) -> list[str]:

@@ -19,6 +19,7 @@ from xmod_lab.choices import (
     PRECISIONS,
     RESUME,
     SLOT_ARCHITECTURES,
+    STRATEGIES,
     VOCABULARIES,
     WANDB_MODES,
 )
@@ -176,8 +177,12 @@ class DataConfig:
 
     folder: str = field(default=MISSING, metadata=uncounted("a place"))
     row_length: int = number(128, least=8, most=1_000_000)
-    alpha: float = number(
-        0.7, least=0, most=10, hint="0: every language alike; 1: in proportion to its size"
+    alpha: Any = number(
+        0.7,
+        least=0,
+        most=10,
+        phased=True,
+        hint="0: every language alike; 1: in proportion to its size",
     )
     max_passes: float | None = number(None, above=0, most=1_000_000)
     attention: str = choice("document", ATTENTION)
@@ -218,6 +223,13 @@ class TrainerConfig:
         checkpoint_every: steps between two checkpoints. One is also saved after
             ``checkpoint_minutes`` without a checkpoint.
         validate_every: steps between two scorings; ``null``: VALIDATIONS scorings in a training.
+        strategy: of several processes. ``ddp``, or ``auto``: each has the whole model. ``fsdp``:
+            layers and embeddings are divided among them, see :mod:`xmod_lab.training.sharding`.
+        compile: compile the layers with ``torch.compile``.
+        gradient_checkpointing: compute the states of a layer again in the backward pass instead of
+            keeping them: less memory, and a third more time.
+        save_models_at: steps after which the model is kept in ``models/step-<number>/``; 0: before
+            the first step.
     """
 
     max_steps: int | None = number(None, not_in_base(IN_STEPS), least=1, most=1_000_000_000)
@@ -245,6 +257,12 @@ class TrainerConfig:
         20, uncounted("how densely the curve is drawn"), least=1, most=1_000_000_000
     )
     deterministic: bool = field(default=False, metadata=not_in_base("roundings alone"))
+    strategy: str = choice("auto", STRATEGIES, uncounted("where the same numbers are kept"))
+    compile: bool = field(default=False, metadata=uncounted("roundings alone"))
+    gradient_checkpointing: bool = field(default=False, metadata=uncounted("roundings alone"))
+    save_models_at: list[int] = field(
+        default_factory=list, metadata=uncounted("copies, beside the result")
+    )
 
 
 @dataclass

@@ -203,12 +203,14 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
     def language_parameters(self, code: str) -> dict[str, nn.Parameter]:
         """Every parameter that belongs to ``code`` alone, by its name in the state dict."""
         code = self.config.resolve(code)
-        marks = (f".adapter_modules.{code}.", f".vocabularies.{code}.")
-        return {
-            name: p
-            for name, p in self.named_parameters()
-            if any(mark in f".{name}" for mark in marks)
-        }
+        return {name: p for name, p in self.named_parameters() if self.owner_of(name) == code}
+
+    @staticmethod
+    def owner_of(name: str) -> str | None:
+        """The language that the parameter ``name`` belongs to alone; ``None``: it is shared."""
+        parts = name.split(".")
+        marks = [i for i, part in enumerate(parts) if part in ("adapter_modules", "vocabularies")]
+        return parts[marks[0] + 1] if marks else None
 
 
 def _faults(config: XmodConfig) -> list[str]:

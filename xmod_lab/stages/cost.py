@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 
 from xmod_lab.config.schema import PretrainConfig
+from xmod_lab.machine import device_kind
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.mixture import Mixture
@@ -25,6 +26,8 @@ from xmod_lab.training.step import LanguageModeling
 log = logging.getLogger(__name__)
 _WARM_UP = 2  # steps; the FLOPs of the first are counted
 _TIMED = 5  # steps; their median counts
+# tokens that are computed in a measured step on a CPU: of a large batch, a part is measured
+_MOST_TOKENS = 4096
 _READ = 40  # steps for which the loader alone is timed
 
 
@@ -59,8 +62,9 @@ def measure(
     seed: int,
     trainable: set[str] | None,
 ) -> Cost:
-    """Take a few steps of the run, in one process on its share of a batch, and measure them."""
+    """Take a few steps of the run, in one process on a part of a batch, and measure them."""
     processes, meter = cfg.trainer.devices * cfg.trainer.nodes, _Meter()
+    parts = parts_of_step(cfg)
     loader = _loader(cfg, model, prepared, mixture, seed)
     module = _take_steps(cfg, model, loader, meter, seed, trainable)
     if processes > 1:
@@ -73,14 +77,17 @@ def measure(
         (p.numel(), p.numel() * p.element_size(), name in module.trainable)
         for name, p in model.named_parameters()
     ]
-    middle = meter.seconds_per_step
+    middle = meter.seconds_per_step * parts / processes
+    if parts > processes:
+        rows = cfg.trainer.rows_per_step // parts
+        log.info("measured on %d rows, of %d in a step", rows, cfg.trainer.rows_per_step)
     return Cost(
         trainable=sum(n for n, _, trains in sizes if trains),
         frozen=sum(n for n, _, trains in sizes if not trains),
         model_bytes=sum(size for _, size, _ in sizes),
         checkpoint_bytes=meter.size.bytes,
         optimizer_bytes=meter.optimizer_bytes,
-        flops_per_step=meter.flops * processes,
+        flops_per_step=meter.flops * parts,
         seconds_per_step=middle,
         seconds=middle * cfg.steps,
         loader_rows_per_second=_rows_per_second(loader(_READ + 2 * cfg.data.workers + 1)),
@@ -98,7 +105,21 @@ def seconds_of(
     """Seconds of all steps of a pre-training, from a few steps, which spoil ``model``."""
     meter = _Meter(all_of_it=False)
     _take_steps(cfg, model, _loader(cfg, model, prepared, mixture, seed), meter, seed, None)
-    return meter.seconds_per_step * cfg.steps
+    return meter.seconds_per_step * parts_of_step(cfg) * cfg.steps
+
+
+def parts_of_step(cfg: PretrainConfig) -> int:
+    """The number of equal parts of a step's rows, one of which is measured.
+
+    It is a micro-batch of one process; on a CPU, where a large one takes minutes, a part of it.
+    """
+    t = cfg.trainer
+    parts = t.devices * t.nodes * t.accumulate
+    if device_kind(t.accelerator) != "cpu":
+        return parts
+    finer = (n for n in range(parts, t.rows_per_step + 1, parts) if t.rows_per_step % n == 0)
+    most = max(1, _MOST_TOKENS // cfg.data.row_length)
+    return next((n for n in finer if t.rows_per_step // n <= most), t.rows_per_step)
 
 
 def duration(seconds: float) -> str:
@@ -116,9 +137,9 @@ def duration(seconds: float) -> str:
 def _loader(
     cfg: PretrainConfig, model: XmodLanguageModel, prepared: Prepared, mixture: Mixture, seed: int
 ) -> Callable[[int], DataLoader]:
-    """A function that makes the loader for a number of steps, as the first process has it."""
+    """A function that makes the loader of the first part of each of some steps."""
     lang_ids = {code: model.lang_id(code) for code in prepared.corpora}
-    processes = cfg.trainer.devices * cfg.trainer.nodes
+    processes, cfg = parts_of_step(cfg), _whole(cfg)
     return lambda steps: batches(
         cfg,
         prepared,
@@ -132,6 +153,10 @@ def _loader(
     )
 
 
+def _whole(cfg: PretrainConfig, **trainer: object) -> PretrainConfig:
+    return replace(cfg, trainer=replace(cfg.trainer, accumulate=1, **trainer))
+
+
 def _take_steps(
     cfg: PretrainConfig,
     model: XmodLanguageModel,
@@ -143,11 +168,15 @@ def _take_steps(
     """Train ``model`` for a few steps in one process, measured by ``meter``."""
     steps, fused = _WARM_UP + _TIMED, cfg.trainer.precision != "16-mixed"
     module = LanguageModeling(
-        model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable, fused=fused
+        model,
+        cfg.recipe,
+        steps=cfg.steps,
+        seed=seed,
+        trainable=trainable,
+        fused=fused,
+        checkpointing=cfg.trainer.gradient_checkpointing,
     )
-    alone = replace(
-        cfg, trainer=replace(cfg.trainer, devices=1, nodes=1, max_steps=steps, max_tokens=None)
-    )
+    alone = _whole(cfg, devices=1, nodes=1, max_steps=steps, max_tokens=None)
     make_trainer(alone, [meter], meter.size).fit(module, loader(steps))
     return module
 

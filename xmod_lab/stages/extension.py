@@ -243,8 +243,20 @@ def _add_one(
         )
         trainable = trainable_names(model, lang)
         training_table(model, trainable, f"adding {code}").print()
+        tokenizers = {"": old.tokenizer}
+        if lang.vocabulary == "own":
+            tokenizers[f"languages/{code}"] = prepared.tokenizer
         fitted = fit(
-            cfg, run, tracking, model, prepared, mixture, seed=seed, trainable=trainable, code=code
+            cfg,
+            run,
+            tracking,
+            model,
+            prepared,
+            mixture,
+            seed=seed,
+            tokenizers=tokenizers,
+            trainable=trainable,
+            code=code,
         )
         run.remember_once(speed, lambda: fitted.per_second)
         run.remember_once(seconds, lambda: fitted.seconds)

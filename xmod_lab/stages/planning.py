@@ -20,6 +20,7 @@ from xmod_lab.files import write_whole
 from xmod_lab.languages.embeddings import shared_tokens, special_pairs
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.model import XmodLanguageModel
+from xmod_lab.phases import told
 from xmod_lab.runs.bases import (
     Base,
     agree,
@@ -149,6 +150,12 @@ def _plan_base(cfg: PretrainConfig, warnings: list[str]) -> dict:
     )
     title = f"plan: {cfg.steps:,} steps, {cfg.steps * cfg.tokens_per_step:,} tokens"
     Table(title, header, table).print()
+    for name, setting in (
+        ("task.mask_rate", getattr(cfg.task, "mask_rate", None)),
+        ("data.alpha", cfg.data.alpha),
+    ):
+        if isinstance(setting, list):
+            log.info("%s: %s", name, told(setting, cfg.steps))
     show_normalisation(prepared)
     model = new_model(cfg, prepared.tokenizer)
     training_table(model, {name for name, _ in model.named_parameters()}, "base").print()

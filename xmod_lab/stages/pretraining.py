@@ -30,7 +30,7 @@ from xmod_lab.training.fit import fit
 from xmod_lab.training.run_tables import match_table, score_table, show_corpora, training_table
 
 log = logging.getLogger(__name__)
-OUTPUTS = ("pack/", "model/", "proof.json")  # of pre-training and of extensions
+OUTPUTS = ("pack/", "model/", "models/", "proof.json")  # of pre-training and of extensions
 TRAINING_FIGURES = ("train/loss", "train/tokens", "train/tokens_per_second", "train/lr")
 
 
@@ -72,7 +72,16 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
             copy = new_model(cfg, prepared.tokenizer)
             seconds = seconds_of(cfg, copy, prepared, mixture, seed=cfg.seed)
             log.info("the steps of this base take about %s on this machine", duration(seconds))
-        fitted = fit(cfg, run, tracking, model, prepared, mixture, seed=cfg.seed)
+        fitted = fit(
+            cfg,
+            run,
+            tracking,
+            model,
+            prepared,
+            mixture,
+            seed=cfg.seed,
+            tokenizers={"": prepared.tokenizer},
+        )
         metrics = {
             **{f"before/{name}": value for name, value in fitted.before.items()},
             **fitted.after,

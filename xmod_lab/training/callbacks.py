@@ -7,9 +7,10 @@ import math
 import pickle
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytorch_lightning as pl
 import torch
@@ -19,8 +20,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from xmod_lab.errors import UserError
-from xmod_lab.files import write_whole
+from xmod_lab.files import build_folder, write_whole
 from xmod_lab.machine import OtherPrograms, cores, free_cores
+from xmod_lab.model import XmodPreTrainedModel
 from xmod_lab.processes import Agreement, gather, process_count, rank
 from xmod_lab.runs.folder import checkpoints_in, step_of
 from xmod_lab.runs.tracking import Tracking
@@ -183,7 +185,8 @@ class LearningCurve(pl.Callback):
         self.tracking.log({name + self.suffix: value for name, value in figures.items()}, step)
 
     def _validate(self, trainer: pl.Trainer, module: pl.LightningModule) -> dict[str, float]:
-        figures = self.validate(module.model, trainer.global_step)
+        with module.whole() as model:
+            figures = self.validate(model, trainer.global_step)
         columns = set(self.tracking.curve.columns)
         self.tracking.log({n: v for n, v in figures.items() if n in columns}, trainer.global_step)
         self.scored_at = trainer.global_step
@@ -309,6 +312,33 @@ class Checkpoints(pl.Callback):
                 old.unlink(missing_ok=True)
 
 
+class _Stream(io.RawIOBase):
+    """Remembers why a write failed, where torch says only that it did."""
+
+    def __init__(self, stream: IO[bytes]):
+        self.stream = stream
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, content: bytes) -> int:
+        try:
+            return self.stream.write(content)
+        except OSError as error:
+            self.error = error
+            raise
+
+
+def _save(checkpoint: dict[str, Any], stream: IO[bytes]) -> None:
+    """``torch.save`` without a second copy in memory. Raises OSError, e.g. on a full disk."""
+    noted = _Stream(stream)
+    try:
+        torch.save(checkpoint, noted)
+    except Exception as error:
+        raise (noted.error or error) from None
+
+
 class WholeFiles(TorchCheckpointIO):
     """Checkpoints that appear whole or not at all, and are checked when they are read.
 
@@ -325,10 +355,8 @@ class WholeFiles(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        content = io.BytesIO()  # torch's own writer turns a full disk into a RuntimeError
-        torch.save(checkpoint, content)
         self.before()
-        write_whole(Path(path), content.getbuffer())
+        write_whole(Path(path), lambda stream: _save(checkpoint, stream))
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """Raises ValueError if it is not a checkpoint of that step. Nothing in it is executed."""
@@ -351,6 +379,41 @@ class WholeFiles(TorchCheckpointIO):
         ):
             raise ValueError("its loops have something else than numbers")
         return checkpoint
+
+
+class KeptModels(pl.Callback):
+    """Keeps the model of some steps in ``<folder>/step-<number>/``.
+
+    A folder that is there already was written by an earlier start, from the same numbers.
+
+    Args:
+        write: fills the folder.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        steps: Collection[int],
+        write: Callable[[XmodPreTrainedModel, Path], None] | None,
+    ):
+        self.folder, self.steps, self.write = folder, steps, write
+
+    def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        if trainer.global_step == 0:
+            self._keep(module, 0)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int
+    ) -> None:
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            self._keep(module, trainer.global_step)
+
+    def _keep(self, module: pl.LightningModule, step: int) -> None:
+        if step not in self.steps:
+            return
+        with module.whole() as model:
+            if rank() == 0:
+                build_folder(self.folder / f"step-{step}", partial(self.write, model))
 
 
 class Neighbours(pl.Callback):

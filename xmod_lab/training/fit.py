@@ -1,9 +1,11 @@
 """The training loop of all commands: from the newest checkpoint, if any, to the last step."""
 
+import copy
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytorch_lightning as pl
 from lightning_fabric.plugins import CheckpointIO
@@ -12,9 +14,10 @@ from lightning_fabric.plugins.environments import (
     LightningEnvironment,
     TorchElasticEnvironment,
 )
-from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.strategies import Strategy
 from torch import nn
 from torch.utils.data import DataLoader
+from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.config.schema import PretrainConfig
@@ -29,6 +32,7 @@ from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.objectives import Likelihood
 from xmod_lab.training.callbacks import (
     Checkpoints,
+    KeptModels,
     LearningCurve,
     Neighbours,
     ProgressLine,
@@ -37,7 +41,9 @@ from xmod_lab.training.callbacks import (
     WholeFiles,
 )
 from xmod_lab.training.data import batches
+from xmod_lab.training.exchange import Exchange, Replicas
 from xmod_lab.training.interruption import Interruption
+from xmod_lab.training.sharding import Shards, left_whole
 from xmod_lab.training.step import LanguageModeling
 
 log = logging.getLogger(__name__)
@@ -73,12 +79,14 @@ def fit(
     mixture: Mixture,
     *,
     seed: int,
+    tokenizers: Mapping[str, PreTrainedTokenizerBase],
     trainable: set[str] | None = None,
     code: str | None = None,
 ) -> Fitted:
     """Train a language model in place on text, as :func:`train` does.
 
     Args:
+        tokenizers: of the model, by their folder in the folder of a saved model.
         code: the language that is added, if one is; it alone trains.
     """
     scorers = scorers_of(prepared, cfg)
@@ -106,7 +114,24 @@ def fit(
         last_step=cfg.steps,
         suffix=f"/{code}" if code else "",
     )
-    fitted = train(cfg, run, model, loader, curve, seed=seed, trainable=trainable, part=code)
+
+    def write(model: XmodLanguageModel, out: Path) -> None:
+        model.save_pretrained(out)
+        for part, tokenizer in tokenizers.items():
+            tokenizer.save_pretrained(out / part)
+
+    fitted = train(
+        cfg,
+        run,
+        model,
+        loader,
+        curve,
+        seed=seed,
+        trainable=trainable,
+        part=code,
+        languages=mixture.languages,
+        write=write,
+    )
     log.info("scoring held-out text by bits per byte")
     with on_device(model, cfg.trainer.accelerator):
         figures, records = score_passages(model, _mine(scorers))
@@ -157,6 +182,8 @@ def train(
     seed: int,
     trainable: set[str] | None,
     part: str | None,
+    languages: Callable[[int], Iterable[str]] | None = None,
+    write: Callable[[XmodLanguageModel, Path], None] | None = None,
     also: Sequence[pl.Callback] = (),
 ) -> Fitted:
     """Train ``model`` in place for ``cfg.steps`` steps, from the run's newest checkpoint on.
@@ -166,6 +193,8 @@ def train(
         trainable: names of the parameters that train; ``None``: all.
         part: where a run trains several models one after the other: the folder of the checkpoints
             of this one, and the end of the names of its figures.
+        languages: step -> codes that it reads in all processes; ``None``: there is one process.
+        write: fills the folder of a model that ``trainer.save_models_at`` keeps.
         also: callbacks with a state that is kept in checkpoints.
     Raises:
         UserError: the checkpoint is damaged, or does not fit the model.
@@ -176,9 +205,16 @@ def train(
         log.info("resuming from %s", checkpoint)
     if rank() == 0:
         curve.tracking.curve.start_at(first_step, part)
-    fused = cfg.trainer.precision != "16-mixed"
+    divided = cfg.trainer.strategy == "fsdp"
     module = LanguageModeling(
-        model, cfg.recipe, steps=cfg.steps, seed=seed, trainable=trainable, fused=fused
+        copy.deepcopy(model) if divided else model,
+        cfg.recipe,
+        steps=cfg.steps,
+        seed=seed,
+        trainable=trainable,
+        fused=cfg.trainer.precision != "16-mixed",
+        divided=divided,
+        checkpointing=cfg.trainer.gradient_checkpointing,
     )
     # the last callback: it saves the state of the others
     saver = Checkpoints(
@@ -192,12 +228,21 @@ def train(
         curve,
         ProgressLine(part or "base", cfg.steps, curve),
         *also,
+        KeptModels(run.path / "models" / (part or ""), cfg.trainer.save_models_at, write),
         saver,
         Interruption(saver),
     ]
     if process_count() == 1:  # else the other programs are the run itself
         callbacks.append(Neighbours())
-    trainer = make_trainer(cfg, callbacks, WholeFiles(curve.tracking.curve.sync))
+    strategy: str | Strategy = "auto"
+    if divided:
+        sent = module.trainable & left_whole(module.model)
+        strategy = Shards(Exchange(module.model, sent, languages), whole=model)
+    elif process_count() > 1:
+        strategy = Replicas(Exchange(model, module.trainable, languages))
+    if cfg.trainer.compile:
+        model.base_model.compile_encoder()
+    trainer = make_trainer(cfg, callbacks, WholeFiles(curve.tracking.curve.sync), strategy)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*does not have many workers.*")
@@ -210,12 +255,21 @@ def train(
                 "it, use another hydra.run.dir, or resume=never to start over"
             ) from error
         raise
+    if divided:
+        strategy.collect()
+    if cfg.trainer.compile:
+        model.base_model.leave_compiled()
+    if cfg.trainer.gradient_checkpointing:
+        model.activation_checkpointing_disable()
     model.requires_grad_(True)
     return Fitted(curve.first, curve.final, curve.units_per_second, curve.all_seconds)
 
 
 def make_trainer(
-    cfg: PretrainConfig | FinetuneConfig, callbacks: list[pl.Callback], writer: CheckpointIO
+    cfg: PretrainConfig | FinetuneConfig,
+    callbacks: list[pl.Callback],
+    writer: CheckpointIO,
+    strategy: str | Strategy = "auto",
 ) -> pl.Trainer:
     """Lightning's loop as ``cfg.trainer`` says, with all of its own extras switched off."""
     t = cfg.trainer
@@ -224,7 +278,7 @@ def make_trainer(
         accelerator=t.accelerator,
         devices=t.devices,
         num_nodes=t.nodes,
-        strategy=DDPStrategy(find_unused_parameters=True) if t.devices * t.nodes > 1 else "auto",
+        strategy=strategy,
         precision=t.precision,
         max_steps=cfg.steps,
         max_epochs=-1,
@@ -247,4 +301,9 @@ def environment() -> ClusterEnvironment:
     Lightning itself would assume in any SLURM job that SLURM started one process for each task, and
     fail after the text is prepared, for example in a job that asks for its cores as tasks.
     """
-    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else LightningEnvironment()
+    return TorchElasticEnvironment() if TorchElasticEnvironment.detect() else _Launched()
+
+
+class _Launched(LightningEnvironment):
+    def teardown(self) -> None:
+        """Keep WORLD_SIZE, which Lightning removes: scoring and the next training ask for it."""

@@ -2,14 +2,19 @@
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from xmod_lab.config.schema import RecipeConfig
 from xmod_lab.model import XmodLanguageModel
+from xmod_lab.recipe import DECAY_SHARE
+from xmod_lab.training.sharding import Shards
 
 
 class LanguageModeling(pl.LightningModule):
@@ -20,6 +25,9 @@ class LanguageModeling(pl.LightningModule):
             checkpoints. ``None``: all train.
         seed: dropout at a step is a function of (seed, step, micro-batch, rank).
         fused: use the fused optimiser; not with fp16, where gradients are unscaled before clipping.
+        divided: the model is to be divided among processes. torch's optimiser then takes one tensor
+            after the other, as it takes no mixture of divided and whole ones.
+        checkpointing: compute the states of each layer again in the backward pass.
     """
 
     def __init__(
@@ -31,33 +39,40 @@ class LanguageModeling(pl.LightningModule):
         seed: int,
         trainable: set[str] | None = None,
         fused: bool = True,
+        divided: bool = False,
+        checkpointing: bool = False,
     ):
         super().__init__()
-        self.model, self.recipe, self.steps, self.seed, self.fused = (
-            model,
-            recipe,
-            steps,
-            seed,
-            fused,
-        )
+        self.model, self.recipe, self.steps, self.seed = model, recipe, steps, seed
         names = {name for name, _ in model.named_parameters()}
         assert trainable is None or trainable <= names, f"no such parameters: {trainable - names}"
         self.trainable = names if trainable is None else trainable
         self.extends = trainable is not None
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name in self.trainable)
+        self._arithmetic = {
+            "fused": fused and not divided,
+            "foreach": False if divided else None,
+        }
         self.strict_loading = not self.extends
+        self.checkpointing = checkpointing
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
 
     def on_train_batch_start(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         mode = not self.extends or self.recipe.dropout_in_frozen
         if self.model.training != mode:  # train() visits every module, also those of absent slots
             self.model.train(mode)
+        if self.checkpointing:  # layers ask their own mode; dropout has its own
+            for layer in self.model.base_model.encoder.layer:
+                layer.training = True
         micro_batch = batch_idx % self.trainer.accumulate_grad_batches
         key = f"{self.seed}/{self.global_step}/{micro_batch}/{self.global_rank}"
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little"))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The mean loss, times ``loss_weight`` if the micro-batch has one."""
+        self.lang_ids = batch["lang_ids"]  # of the micro-batch at hand
         weight = batch.get("loss_weight")
         output = self.model(
             **{name: value for name, value in batch.items() if name != "loss_weight"}
@@ -84,7 +99,7 @@ class LanguageModeling(pl.LightningModule):
             lr=self.recipe.peak_lr,
             betas=tuple(self.recipe.betas),
             eps=self.recipe.eps,
-            fused=self.fused,
+            **self._arithmetic,
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self.lr_share)
         return {
@@ -105,6 +120,9 @@ class LanguageModeling(pl.LightningModule):
         warmup = max(1, round(self.recipe.warmup_share * self.steps))
         if step < warmup:
             return (step + 1) / warmup
+        if self.recipe.schedule == "wsd":
+            decay = max(1, round((self.recipe.decay_share or DECAY_SHARE) * self.steps))
+            return min(1.0, (self.steps - step) / decay)
         rest = (self.steps - step) / max(1, self.steps - warmup)  # 1 -> 0
         if self.recipe.schedule == "cosine":
             return 0.5 - 0.5 * math.cos(math.pi * rest)
@@ -120,6 +138,8 @@ class LanguageModeling(pl.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Tied parameters are stored once, under their first name; add their other names."""
+        for group in checkpoint["optimizer_states"][0]["param_groups"]:
+            group |= self._arithmetic  # the run may have begun with another strategy
         state = checkpoint["state_dict"]
         if missing := [name for name in sorted(self.trainable) if f"model.{name}" not in state]:
             raise KeyError(f"{missing[0]} is not in it")
@@ -128,13 +148,29 @@ class LanguageModeling(pl.LightningModule):
         for name, source in (self.model._tied_weights_keys or {}).items():
             state.setdefault(f"model.{name}", state[f"model.{source}"])
 
+    @contextmanager
+    def whole(self) -> Iterator[XmodLanguageModel]:
+        """The model to score or to save: not divided, and not compiled. All processes enter it."""
+        strategy = self.trainer.strategy
+        if not isinstance(strategy, Shards):
+            with self.model.base_model.uncompiled():
+                yield self.model
+            return
+        model = strategy.collect()
+        model.to(self.device)
+        try:
+            yield model
+        finally:
+            model.to("cpu")
+
     def transfer_batch_to_device(
         self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
     ) -> dict:
-        """Move a batch to the device, but not ``lang_ids``: the host plans the routing by them."""
+        """Move a batch to the device, except what the host plans by: languages and documents."""
         tensors = {k: torch.as_tensor(v) for k, v in batch.items()}
         return {
-            k: v if k == "lang_ids" else v.to(device, non_blocking=True) for k, v in tensors.items()
+            k: v if k in ("lang_ids", "documents") else v.to(device, non_blocking=True)
+            for k, v in tensors.items()
         }
 
 
@@ -146,10 +182,18 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float) -> None:
     by one.
     """
     present = [p for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([_for_norm(p.grad) for p in present])
+    divided = [p for p in present if isinstance(p.grad, DTensor)]
+    whole = [p for p in present if not isinstance(p.grad, DTensor)]
+    norm = torch.nn.utils.get_total_norm([_for_norm(p.grad) for p in whole])
+    if divided:  # each process has the norm of its part
+        squares = torch.nn.utils.get_total_norm([_for_norm(p.grad.to_local()) for p in divided])
+        squares = squares.square()
+        dist.all_reduce(squares)
+        norm = (norm.to(squares.device).square() + squares).sqrt()
     # only on a CPU: on other devices the comparison would wait for the device
     if norm.device.type != "cpu" or norm + 1e-6 > max_norm:
-        torch.nn.utils.clip_grads_with_norm_(present, max_norm, norm)
+        for some in (whole, divided):  # torch takes no mixture of the two
+            torch.nn.utils.clip_grads_with_norm_(some, max_norm, norm)
 
 
 def _for_norm(grad: Tensor) -> Tensor:
