@@ -535,7 +535,7 @@ def test_a_text_shorter_than_a_row_is_refused_and_leaves_nothing(tmp_path, token
             "oc", Source(text, validation=text), tokenizer, length=32, folder=tmp_path / "prepared"
         )
     assert ("49 duplicates" in str(caught.value)) == (len(lines) > 1)
-    assert not list((tmp_path / "prepared").iterdir())
+    assert [p.name for p in (tmp_path / "prepared").iterdir()] == ["shards"]
 
 
 @pytest.mark.parametrize("duplicates", [True, False])

@@ -395,7 +395,7 @@ def test_the_settings_of_a_source_are_settings_of_a_language(tmp_path):
     validate(cfg)
     source = cfg.source(cfg.lang["new_lang"])
     assert {key: getattr(source, key) for key in given} == given
-    assert [passage for passage, _ in source._read(source.text, "train", Tally())] == [
+    assert [passage for passage, _ in source._read("train", Tally())] == [
         "row 2",
         "row 3",
         "row 4",

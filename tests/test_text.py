@@ -1,6 +1,5 @@
 """Text to batches: what is read, packed, mixed and hidden."""
 
-import dataclasses
 import gzip
 import json
 import pickle
@@ -15,12 +14,14 @@ from tests.helpers import passages, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.labels import IGNORE
 from xmod_lab.model.fast.varlen import mask_of
+from xmod_lab.text import stream
 from xmod_lab.text.batches import BatchStream, Layout
 from xmod_lab.text.masking import Masker, NextToken
 from xmod_lab.text.mixture import Mixture, at_cap, proportions
 from xmod_lab.text.packing import best_fit
 from xmod_lab.text.preparing import prepare_corpus
 from xmod_lab.text.source import Source
+from xmod_lab.text.stream import Plan, Rows, Specials
 from xmod_lab.text.unigram import save_tokenizer, train_sentencepiece
 
 TEXT = passages("en", 400)
@@ -148,12 +149,8 @@ def test_every_passage_is_whole_in_a_row_as_later_readers_give_it(prepared):
         )
         assert statistics["cut"] == cut > 0 and len(whole) == sum(ids[-1] == eos for ids in found)
         assert statistics["tokens"] == sum(map(len, whole)) - 2 * len(whole)
-        assert (
-            statistics["padding"] == (rows == pad).sum() == sum(part["padding"]) < 0.08 * rows.size
-        )
-        assert (
-            sum(part["bytes"]) == sum(len(text.encode()) for text in texts) == statistics["bytes"]
-        )
+        assert statistics["padding"] == (rows == pad).sum() == sum(part.padding) < 0.08 * rows.size
+        assert sum(part.bytes) == sum(len(text.encode()) for text in texts) == statistics["bytes"]
 
 
 def test_a_passage_of_training_is_computed_as_when_it_is_read_alone(prepared):
@@ -181,8 +178,8 @@ def test_a_passage_of_training_is_computed_as_when_it_is_read_alone(prepared):
 
 
 def test_rows_are_filled_best_fit_within_bounded_memory():
-    parts = [([number] * size, size) for number, size in enumerate((10, 6, 4, 3, 12, 5, 9, 16))]
-    rows = [list(dict.fromkeys(row.ids)) for row in best_fit(parts, 16)]
+    parts = [(number, size, size) for number, size in enumerate((10, 6, 4, 3, 12, 5, 9, 16))]
+    rows = [row.parts for row in best_fit(parts, 16)]
     assert rows == [
         [0, 1],
         [7],
@@ -198,15 +195,82 @@ def test_rows_are_filled_best_fit_within_bounded_memory():
             nonlocal waiting
             for size in lengths:
                 waiting += size
-                yield [7] * size, size
+                yield 7, size, size
 
         for row in best_fit(counted(), 128, open_rows=open_rows):
-            assert len(row.ids) == row.bytes <= 128
+            assert row.bytes + row.empty == 128
             most, positions = max(most, waiting), positions + 128
             waiting -= row.bytes
         assert waiting == 0 and most <= 128 * (open_rows + 1)
         empty.append(1 - sum(lengths) / positions)
     assert empty[1] < 0.02 < empty[0]
+
+
+def _plainly_packed(passages: list[list[int]], length: int) -> list[list[int]]:
+    """Rows by best fit over 256 open ones, as plainly as it can be written."""
+    done, opened = [], []
+    for ids in passages:
+        parts, start = [], 0
+        while len(ids) - start > length - 2:
+            parts.append([0, *ids[start : start + length - 1]])
+            start += length - 1
+        for part in [*parts, [0, *ids[start:], 2]]:
+            fitting = [row for row in opened if len(row) + len(part) <= length]
+            fullest = max(map(len, fitting), default=None)
+            # of rows that are equally full, the one that was filled last
+            row = next((r for r in reversed(fitting) if len(r) == fullest), [])
+            opened = [r for r in opened if r is not row]
+            row += part
+            if length - len(row) < 3:
+                done.append(row)
+                continue
+            opened.append(row)
+            if len(opened) > 256:
+                fullest = max(map(len, opened))
+                row = next(r for r in reversed(opened) if len(r) == fullest)
+                opened = [r for r in opened if r is not row]
+                done.append(row)
+    while opened:
+        fullest = max(map(len, opened))
+        done.append(next(r for r in reversed(opened) if len(r) == fullest))
+        opened = [r for r in opened if r is not done[-1]]
+    return [row + [1] * (length - len(row)) for row in done]
+
+
+@pytest.mark.parametrize("dtype", ["<u2", "<u4"])
+@pytest.mark.parametrize("length", [8, 24, 128])
+def test_rows_cut_from_a_stream_are_those_of_a_plain_packer(tmp_path, length, dtype, monkeypatch):
+    """Passages of no token, of exactly a row and of several among them; in blocks of 50."""
+    random = np.random.default_rng(length)
+    lengths = [0, length - 2, length - 1, 5 * length, *random.geometric(1 / 30, 2000).tolist()]
+    passages = [random.integers(5, 60_000, n).tolist() for n in lengths]
+    for name, numbers, kind in (
+        ("tokens", [i for ids in passages for i in ids], dtype),
+        ("ends", np.cumsum(lengths), "<i8"),
+        ("sizes", [3 * n for n in lengths], "<u4"),
+    ):
+        (tmp_path / f"train.{name}").write_bytes(np.array(numbers, kind).tobytes())
+    monkeypatch.setattr(stream, "_AT_ONCE", 50)
+    monkeypatch.setattr(stream, "_CLOSED", 7)
+    (tmp_path / f"rows-{length}").mkdir()
+    counts = Plan(tmp_path, "train", length).write(tmp_path / f"rows-{length}")
+    rows = Rows(tmp_path, "train", length, dtype, Specials(0, 2, 1))
+    expected = np.array(_plainly_packed(passages, length))
+    assert np.array_equal(rows.ids(np.arange(len(rows))), expected)
+    assert counts == {
+        "rows": len(expected),
+        "padding": (expected == 1).sum(),
+        "cut": sum(n > length - 2 for n in lengths),
+    }
+    assert np.array_equal(rows.padding, (expected == 1).sum(1)) and rows.bytes.sum() == 3 * sum(
+        lengths
+    )
+    some = random.permutation(len(rows))[:20]
+    blocks = [slice(3, 9), slice(0, 2)]
+    assert np.array_equal(rows.ids(some), expected[some])
+    assert rows.total("padding", blocks, some) == sum(
+        (expected[part] == 1).sum() for part in (*blocks, some)
+    )
 
 
 def test_a_mask_piece_in_the_text_is_text(tmp_path, tokenizer_folder):
@@ -386,30 +450,12 @@ def test_masks_are_those_of_a_walk_through_the_vocabulary(pieces):
     assert len(drawn) > 100 and not np.isin(drawn, specials).any()
 
 
-def test_rows_are_those_that_arrow_gives_and_a_corpus_travels_without_them(prepared):
-    for corpus in prepared[2].values():
-        for split in ("train", "validation"):
-            part = getattr(corpus, split)
-            picked = np.random.default_rng(1).permutation(len(part))
-            assert np.array_equal(corpus.rows(split, picked), np.stack(part[picked]["input_ids"]))
-        assert corpus._views and not pickle.loads(pickle.dumps(corpus))._views
-
-
-def test_rows_of_many_blocks_are_those_that_arrow_gives(prepared):
-    """As a file of some gigabytes has them, an empty one among them."""
-    whole = prepared[2]["en"].train
-    blocks = [
-        whole.data.slice(0, 7),
-        whole.data.slice(7, 0),
-        whole.data.slice(7, 5),
-        whole.data.slice(12),
-    ]
-    part = datasets.Dataset(datasets.table.concat_tables(blocks)).with_format("numpy")
-    corpus = dataclasses.replace(prepared[2]["en"], train=part)
-    assert len(part.data.column("input_ids").chunks) >= 3
-    assert np.array_equal(
-        corpus.rows("train", np.arange(len(whole))), np.stack(whole[:]["input_ids"])
-    )
+def test_a_corpus_travels_without_what_it_has_mapped(prepared):
+    corpus = prepared[2]["en"]
+    rows = corpus.rows("train", np.array([3, 1]))
+    other = pickle.loads(pickle.dumps(corpus))
+    assert corpus.train._views and not other.train._views
+    assert np.array_equal(other.rows("train", np.array([3, 1])), rows)
 
 
 @pytest.mark.parametrize("attention", ["row", "document"])

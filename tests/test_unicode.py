@@ -151,7 +151,8 @@ def test_a_given_tokenizer_reads_decomposed_text_as_composed_and_is_saved_so(tmp
 
 def _counted(rule: str, lines: list[str], models_) -> Normalisation:
     found = Normalisation(to_hugging_face(models_[rule, False]))
-    assert list(found.through(lines)) == lines
+    for start in range(0, len(lines), 7):
+        found.count(lines[start : start + 7])
     return found
 
 

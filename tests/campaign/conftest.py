@@ -58,7 +58,7 @@ def trials(place) -> dict[str, Trial]:
     def packs(*arguments: object):
         return lambda out: [*map(str, arguments), "--out", str(out / "model")]
 
-    corpora = ("prepared/*",)
+    corpora = ("prepared/*-*", "prepared/shards/*")
     found = [
         Trial(
             "prepare",

@@ -3,7 +3,6 @@
 import json
 import math
 
-import datasets
 import numpy as np
 import torch
 import transformers
@@ -13,6 +12,7 @@ from xmod_lab.languages.proof import tensor_digests
 from xmod_lab.model import XmodForCausalLM
 from xmod_lab.reports.page import render
 from xmod_lab.reports.results import find_runs
+from xmod_lab.text.stream import Rows, Specials
 
 
 def nats_per_piece(data, base, *, attention: str) -> float:
@@ -24,12 +24,9 @@ def nats_per_piece(data, base, *, attention: str) -> float:
         base / "model", output_loading_info=True
     )
     assert not info["missing_keys"] and not info["unexpected_keys"]
-    (prepared,) = data.glob("en_XX-*/validation")
-    rows = torch.from_numpy(
-        np.stack(datasets.load_from_disk(prepared).with_format("numpy")["input_ids"]).astype(
-            np.int64
-        )
-    )
+    (prepared,) = data.glob("en_XX-*")
+    part = Rows(prepared, "validation", 32, "<u2", Specials(0, 2, 1))
+    rows = torch.from_numpy(part.ids(np.arange(len(part))))
     ends = [[0, *((row == 2).nonzero().flatten() + 1).tolist(), len(row)] for row in rows]
     parts = [
         [len(row)] if attention == "row" else np.diff(e).tolist()

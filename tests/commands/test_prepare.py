@@ -58,7 +58,9 @@ def test_every_language_is_shown_and_written(made):
     for name in before:
         parts = {p.name for p in (folder / "prepared" / name).iterdir()}
         assert parts >= (
-            {"spm.model"} if name.startswith("tokenizer") else {"train", "validation", "pieces.npy"}
+            {"spm.model"}
+            if name.startswith("tokenizer")
+            else {"train.tokens", "validation.tokens", "rows-32", "pieces.npy"}
         )
     assert not list((folder / "prepared").glob(".*"))  # no half-made folder
 

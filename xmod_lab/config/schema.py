@@ -26,6 +26,7 @@ from xmod_lab.choices import (
 from xmod_lab.errors import UserError
 from xmod_lab.recipe import RecipeConfig
 from xmod_lab.settings import choice, is_under, not_in_base, number, set_by_command, uncounted
+from xmod_lab.text.holdout import VALIDATION_TOKENS
 from xmod_lab.text.objectives import OBJECTIVES, Objective
 from xmod_lab.text.parts import content_digest
 from xmod_lab.text.source import Source
@@ -171,6 +172,12 @@ class DataConfig:
         alpha: the exponent of the mixture, see :func:`xmod_lab.text.mixture.proportions`.
         tokenizer_alpha: the exponent for the text that a shared vocabulary is trained on. It does
             not depend on the mixture.
+        validation_share: of the documents of each language that has no ``validation``, the share
+            that is held out.
+        validation_tokens: the most tokens of held-out text of each language. If there are more,
+            documents from all over the text are kept (of given text: passages).
+        processes: how many processes read and tokenise text; ``null``: one a core.
+        workers: how many processes of each training process make batches.
         score_passages: how many held-out passages of each language, evenly spaced, give the bits
             per byte of a masked model. ``null``: all. A causal model is scored on all.
     """
@@ -193,6 +200,7 @@ class DataConfig:
     byte_fallback: bool = False
     normalization: str = choice("nmt_nfkc", NORMALIZATIONS)
     validation_share: float = number(0.04, above=0, below=1, hint="a share, e.g. 0.04")
+    validation_tokens: int = number(VALIDATION_TOKENS, least=1, most=10**9)
     drop_duplicates: bool = True
     score_passages: int | None = number(
         200,
@@ -200,6 +208,9 @@ class DataConfig:
         least=1,
         most=10**9,
         hint="null: all held-out passages",
+    )
+    processes: int | None = number(
+        None, uncounted("any number of them makes the same data"), least=1, most=1_000
     )
     workers: int = number(
         1, uncounted("a batch is a function of seed and step, whoever makes it"), least=0

@@ -1,39 +1,42 @@
-"""Prepared corpora: the text of one language as rows of token ids, on disk and memory-mapped.
+"""Prepared corpora: the text of one language as a stream of token ids, and the rows cut from it, on
+disk and memory-mapped.
 
 A row is whole passages of one language, each ``<s> passage </s>`` as every later reader gets it,
-and then padding. Only a passage longer than a row is cut, see :mod:`xmod_lab.text.packing`. How a
-corpus is made is in :mod:`xmod_lab.text.preparing`.
+and then padding. Only a passage longer than a row is cut, see :mod:`xmod_lab.text.packing`. Rows of
+another length are another plan for the same stream. How a corpus is made is in
+:mod:`xmod_lab.text.preparing`.
 
     <code>-<digest>/
-        train/ validation/  ``datasets`` folders: input_ids (T), bytes (UTF-8 bytes of the passages
-                            that end in the row), padding (positions)
-        pieces.npy          (V,) how often each token occurs in training
-        validation.jsonl    the held-out passages as they were read, one JSON string a line: scores
-                            mask stretches of these
-        manifest.json       digest, settings, statistics, digests of the files; written last
+        train.* validation.*    the streams, see :mod:`xmod_lab.text.stream`
+        pieces.npy              (V,) how often each token occurs in training
+        validation.jsonl        the held-out passages as they were read, one JSON string a line:
+                                scores mask stretches of these
+        manifest.json           digest, settings, statistics, digests of the files; written last
+        rows-<length>/          the plan of the rows of one length, with a manifest.json of its own
 
 Statistics of a split, among others: ``bytes`` of the composed text (NFC), which is what a run
 reads; ``tokens`` of the text; ``unknown``, how many of them are <unk>; ``unknown_bytes``, the UTF-8
 bytes that these stand for; ``changed``, ``changed_most``, ``changed_passages`` and
-``respelling_bits``, see :mod:`xmod_lab.text.normalisation`; what was left out or replaced when the
-text was read, see :class:`xmod_lab.text.source.Tally`; ``padding``, positions of the rows; ``cut``,
-passages longer than a row. Of held-out text also ``held_out_by``, see
-:mod:`xmod_lab.text.holdout`, and ``in_training``, how many of its passages are training text too.
+``respelling_bits``, see :mod:`xmod_lab.text.normalisation` (of training text before duplicates are
+left out); what was left out or replaced when the text was read, see
+:class:`xmod_lab.text.source.Tally`; ``padding``, positions of the rows; ``cut``, passages longer
+than a row. Of held-out text also ``held_out_by``, see :mod:`xmod_lab.text.holdout`,
+``in_training``, how many of its passages are training text too, and ``beyond_budget``, whether
+``data.validation_tokens`` limits it.
 The manifest's ``left_out`` names the files of each split that were not read.
 """
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 import numpy as np
-from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError, printable
 from xmod_lab.files import digest_of_files
+from xmod_lab.text.stream import Rows, Specials, plan_name
 
 SPLITS = ("train", "validation")
 HELD_OUT = "validation.jsonl"
@@ -47,33 +50,24 @@ class Corpus:
     """One language, ready to be trained on.
 
     Args:
+        digest: of the text, the tokenizer, and how rows are made of them.
+        train, validation: the rows of each split.
         token_counts: (V,) how often each token occurs in training.
-        manifest: the content of manifest.json.
+        manifest: the content of manifest.json, with the length and the statistics of the rows.
         folder: where it lies.
     """
 
     code: str
     digest: str
-    train: Dataset
-    validation: Dataset
+    train: Rows
+    validation: Rows
     token_counts: np.ndarray
     manifest: dict
     folder: Path | None = None
-    # split -> its rows, as they lie in memory
-    _views: dict = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def rows(self, split: str, indices: np.ndarray) -> np.ndarray:
         """(len(indices), T) int64 token ids."""
-        if split not in self._views:
-            self._views[split] = _memory_of(
-                getattr(self, split), self.manifest["settings"]["length"]
-            )
-        starts, blocks = self._views[split]
-        found = np.empty((len(indices), self.manifest["settings"]["length"]), dtype=np.int64)
-        for row, index in zip(found, np.asarray(indices), strict=True):
-            block = np.searchsorted(starts, index, side="right") - 1
-            row[:] = blocks[block][index - starts[block]]
-        return found
+        return getattr(self, split).ids(indices)
 
     def sample(self, count: int) -> np.ndarray:
         """(R, T) training rows, evenly spaced over the text: ``count``, or all if it has fewer."""
@@ -121,6 +115,11 @@ class Corpus:
                 more = f" and {len(beside) - 8} more" if len(beside) > 8 else ""
                 found.append(f"not read of its {which}: {', '.join(beside[:8])}{more}")
         held_out = self.manifest["statistics"]["validation"]
+        if held_out["beyond_budget"]:
+            found.append(
+                f"its held-out text is limited to {held_out['tokens']:,} tokens, from all over it "
+                "(data.validation_tokens)"
+            )
         if (shared := held_out["in_training"]) and held_out["held_out_by"] == "given":
             share = 100 * shared / held_out["passages"]
             found.append(
@@ -130,34 +129,33 @@ class Corpus:
             )
         return [printable(f"{self.code}: {remark}") for remark in found]
 
-    def __getstate__(self) -> dict:
-        """For a loader's worker that is not forked: without the views, which would be copied."""
-        return {**vars(self), "_views": {}}
 
-
-def _memory_of(part: Dataset, length: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Where each block of a split begins, and the blocks: (rows, ``length``) int32 views of the
-    mapped file, without reading it.
-
-    ``part[i]`` gives the same by way of Arrow's types, which takes longer than masking the row.
-    """
-    assert part._indices is None, "a selection of rows lies elsewhere"
-    blocks = [
-        chunk.flatten().to_numpy().reshape(len(chunk), length)
-        for chunk in part.data.column("input_ids").chunks
-    ]
-    return np.cumsum([0, *map(len, blocks[:-1])]), blocks
-
-
-def open_corpus(target: Path, *, expected: str) -> Corpus:
+def open_corpus(target: Path, *, expected: str, length: int, rows: str) -> Corpus:
     """Open a prepared corpus, memory-mapped.
 
+    Args:
+        expected: digest of the streams; ``rows``: digest of their rows of ``length``.
     Raises:
-        UserError: its digest is not ``expected``, or a file was changed.
+        UserError: a digest is another one, or a file was changed.
     """
+    plan = target / plan_name(length)
+    manifest, planned = _checked(target, expected, target), _checked(plan, rows, target)
+    for split in SPLITS:
+        manifest["statistics"][split] |= planned["statistics"][split]
+    manifest["settings"]["length"] = length
+    train, validation = (
+        Rows(target, split, length, manifest["ids"], Specials(**manifest["specials"]))
+        for split in SPLITS
+    )
+    counts = np.load(target / "pieces.npy")
+    return Corpus(manifest["settings"]["code"], rows, train, validation, counts, manifest, target)
+
+
+def _checked(folder: Path, expected: str, target: Path) -> dict:
+    """The manifest of ``folder``, a part of the corpus ``target``."""
     remedy = "delete that folder, or run the same command with rebuild=true"
     try:
-        manifest = json.loads((target / "manifest.json").read_text())
+        manifest = json.loads((folder / "manifest.json").read_text())
     except (OSError, ValueError) as error:
         raise UserError(
             f"prepared corpus {target}: its manifest cannot be read ({error}); {remedy}"
@@ -168,16 +166,10 @@ def open_corpus(target: Path, *, expected: str) -> Corpus:
             f"tokenizer and settings of this run give {expected}; {remedy}"
         )
     for name, stored in manifest["files"].items():
-        file = target / name
+        file = folder / name
         if not file.is_file() or digest_of_files([file]) != stored:
             raise UserError(f"prepared corpus {target}: {name} is missing or altered; {remedy}")
-    train, validation = (
-        datasets.load_from_disk(target / split).with_format("numpy") for split in SPLITS
-    )
-    counts = np.load(target / "pieces.npy")
-    return Corpus(
-        manifest["settings"]["code"], expected, train, validation, counts, manifest, target
-    )
+    return manifest
 
 
 @dataclass(frozen=True)

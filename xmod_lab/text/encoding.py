@@ -1,11 +1,15 @@
 """Passages to token ids, as all rows and scores read them."""
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import islice
 
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
+
+_AT_ONCE = 1024  # passages
 
 
 def encode(
@@ -21,20 +25,45 @@ def encodings(
 ) -> Iterator[tuple[str, Encoding, int]]:
     """Each passage, its tokens with their positions in it, and the bytes behind unknown ones.
     ``<mask>`` and the like inside the text are text, not special tokens."""
+    with _all_is_text(tokenizer):
+        while batch := list(islice(passages, _AT_ONCE)):
+            for text, encoding in zip(
+                batch,
+                tokenizer.backend_tokenizer.encode_batch(batch, add_special_tokens=False),
+                strict=True,
+            ):
+                yield text, encoding, unknown_bytes(text, encoding, tokenizer.unk_token_id)
+
+
+def encoded_ahead(
+    batches: Iterable[list[str]], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[str], list[Encoding]]]:
+    """Batches of passages with their tokens. While one is used, the next is tokenised in a
+    thread."""
+    backend, ahead = tokenizer.backend_tokenizer, None
+    with _all_is_text(tokenizer), ThreadPoolExecutor(1) as thread:
+        for batch in batches:
+            task = thread.submit(backend.encode_batch, batch, add_special_tokens=False)
+            if ahead:
+                yield ahead[0], ahead[1].result()
+            ahead = batch, task
+        if ahead:
+            yield ahead[0], ahead[1].result()
+
+
+@contextmanager
+def _all_is_text(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """``<mask>`` and the like inside a text are no special tokens meanwhile."""
     backend = tokenizer.backend_tokenizer
     before = backend.encode_special_tokens
     backend.encode_special_tokens = True
     try:
-        while batch := list(islice(passages, 1024)):
-            for text, encoding in zip(
-                batch, backend.encode_batch(batch, add_special_tokens=False), strict=True
-            ):
-                yield text, encoding, _unknown_bytes(text, encoding, tokenizer.unk_token_id)
+        yield
     finally:
         backend.encode_special_tokens = before
 
 
-def _unknown_bytes(text: str, encoding: Encoding, unk_id: int) -> int:
+def unknown_bytes(text: str, encoding: Encoding, unk_id: int) -> int:
     """UTF-8 bytes of the characters of ``text`` that unknown tokens stand for, each counted
     once."""
     if unk_id not in encoding.ids:

@@ -11,18 +11,27 @@ counted.
 
 Held-out text that is given is read as it is. It is counted how many of its passages are training
 text, by their letters.
+
+In both cases it has at most ``data.validation_tokens``. If a text would give more, the documents
+(of given text: the passages) with the lowest keys are held out: keys are hashes, so these are from
+all over the text. The others of a share are training text.
 """
 
 import hashlib
+import json
+import math
 import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
+VALIDATION_TOKENS = 1_000_000  # of held-out text, at most
 _FEWEST = 8  # documents
-_LINES = 1_000  # the first lines of a document decide on its side
+DECIDE = 1_000  # the first lines of a document decide on its side
 _NEW = 2**20  # keys that are not sorted yet
+_MANY = 2**20  # keys of candidates before those beyond the budget are dropped
 
 
 class _LettersOnly(dict):
@@ -79,12 +88,85 @@ def are_documents(documents: int, lines: int, share: float) -> bool:
     return documents < lines and documents * share >= _FEWEST
 
 
+def bound_of(share: float) -> int:
+    """Documents with a key below it are the held-out ``share``."""
+    return math.ceil(share * 2**64)
+
+
+def bound_within(keys: np.ndarray, tokens: np.ndarray, budget: int) -> int | None:
+    """The bound below which the keys (N,) have at most ``budget`` of the ``tokens`` (N,), and at
+    least one document; ``None``: all of them have no more."""
+    order = np.argsort(keys, kind="stable")
+    over = int(np.searchsorted(np.cumsum(tokens[order]), budget, side="right"))
+    if over == len(keys):
+        return None
+    lowest, first_over = int(keys[order[0]]), int(keys[order[over]])
+    return max(first_over, lowest + 1)
+
+
+class Lowest:
+    """Keys below a bound with their tokens. The bound is lowered when they pass the budget."""
+
+    def __init__(self, bound: int, budget: int):
+        self.bound, self.budget = bound, budget
+        self._found: list[tuple[int, int]] = []
+
+    def add(self, key: int, tokens: int) -> None:
+        if key < self.bound:
+            self._found.append((key, tokens))
+            if len(self._found) == _MANY:
+                self._found = [(k, n) for k, n in self.finish().tolist() if k < self.bound]
+
+    def finish(self) -> np.ndarray:
+        """(N, 2) uint64 keys and tokens, after the bound was lowered."""
+        found = np.array(self._found, dtype="<u8").reshape(-1, 2)
+        bound = bound_within(found[:, 0], found[:, 1], self.budget)
+        if bound is not None:
+            self.bound = min(self.bound, bound)
+        return found[found[:, 0] <= self.bound - 1]
+
+
+class Candidates:
+    """What may be held out of a text, as it is read: by passages, and by documents.
+
+    Args:
+        file: takes the passages as [number, text] lines.
+        bound: no key above it is held out.
+        budget: tokens that are held out, at most.
+    """
+
+    def __init__(self, file: Path, bound: int, budget: int):
+        self.passages, self.documents = Lowest(bound, budget), Lowest(bound, budget)
+        self.first_bound, self.file = bound, file
+        self.stream = file.open("w", encoding="utf-8")
+
+    def add_text(self, number: int, text: str, key: int, document: int) -> None:
+        """Write a passage if it may be held out by its own key, or by that of its document."""
+        if key < self.passages.bound or document < self.documents.bound:
+            self.stream.write(f"{json.dumps([number, key, document, text])}\n")
+
+    def finish(self) -> dict[str, np.ndarray]:
+        """Keep only what is within the bounds, after the stream was closed. Returns the keys and
+        tokens of both kinds."""
+        found = {"held_passages": self.passages.finish(), "held_documents": self.documents.finish()}
+        if min(self.passages.bound, self.documents.bound) < self.first_bound:
+            wider = self.file.rename(self.file.with_suffix(".all"))
+            with wider.open(encoding="utf-8") as lines:
+                with self.file.open("w", encoding="utf-8") as kept:
+                    for line in lines:
+                        _, key, document, _ = json.loads(line)
+                        if key < self.passages.bound or document < self.documents.bound:
+                            kept.write(line)
+            wider.unlink()
+        return found
+
+
 def one_side(documents: Iterable[Iterable[str]], share: float, *, held_out: bool) -> Iterator[str]:
     """Passages of one side: of the held-out ``share`` of ``documents``, or of the others."""
     for document in documents:
         passages = iter(document)
-        head = list(islice(passages, _LINES))
-        if (letters_key("\n".join(head)) < share * 2**64) == held_out:
+        head = list(islice(passages, DECIDE))
+        if (letters_key("\n".join(head)) < bound_of(share)) == held_out:
             yield from head
             yield from passages
         else:

@@ -13,10 +13,11 @@ normaliser of a tokenizer is considered, and not what its pre-tokenizer or its t
 
 import math
 import re
+import sys
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 KINDS = ("dropped", "made spaces", "joined", "case", "form")
@@ -26,8 +27,11 @@ _SHOWN = 8
 
 
 class Normalisation:
-    """Counts of the characters of a text, and what a tokenizer reads in their place. ``passages``:
-    how many have a changed character."""
+    """Counts of the characters of a text, and what a tokenizer reads in their place.
+
+    ``passages``: how many have a changed character. ``joined``: repeated spaces, if they are
+    dropped.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
         normalizer = tokenizer.backend_tokenizer.normalizer
@@ -35,19 +39,49 @@ class Normalisation:
         self._head = self._normalize("11")[:-1]  # digits compose with nothing
         self._images: dict[str, str] = {}
         self._joins = self._normalize("1  1") == self._normalize("1 1")
-        self.written, self.joined, self.passages = Counter(), 0, 0
+        # by the number of a character: how often it occurs, and whether it is changed
+        self._counts = np.zeros(sys.maxunicode + 1, dtype=np.int64)
+        self._changes = np.zeros(sys.maxunicode + 1, dtype=bool)
+        self.joined = self.passages = 0
 
-    def through(self, passages: Iterable[str]) -> Iterator[str]:
-        """``passages``; their characters are counted as they pass. ``joined`` counts repeated
-        spaces, if they are dropped."""
-        for text in passages:
-            self.written.update(text)
-            joined = len(text) - len(_SEVERAL.sub(" ", text)) if self._joins and "  " in text else 0
-            self.joined += joined
-            self.passages += bool(joined) or any(
-                self.image(character) != character for character in set(text)
-            )
-            yield text
+    def count(self, passages: list[str]) -> None:
+        """Count the characters of ``passages``, none of which is empty."""
+        characters = np.frombuffer("".join(passages).encode("utf-32-le"), dtype="<u4")
+        found = np.unique(characters)
+        for number in found[self._counts[found] == 0].tolist():
+            self._changes[number] = self.image(chr(number)) != chr(number)
+        np.add.at(self._counts, characters, 1)
+        ends = np.cumsum([len(passage) for passage in passages])
+        changed = np.zeros(len(passages), dtype=bool)
+        places = np.flatnonzero(self._changes[characters])
+        changed[np.searchsorted(ends, places, side="right")] = True
+        for number, passage in enumerate(passages if self._joins else ()):
+            if "  " in passage:
+                self.joined += len(passage) - len(_SEVERAL.sub(" ", passage))
+                changed[number] = True
+        self.passages += int(changed.sum())
+
+    @property
+    def written(self) -> Counter[str]:
+        """How often each character occurs."""
+        found = np.flatnonzero(self._counts)
+        return Counter(dict(zip(map(chr, found), self._counts[found].tolist(), strict=True)))
+
+    def record(self) -> dict:
+        """The counts, for :meth:`add`."""
+        found = np.flatnonzero(self._counts)
+        return {
+            "characters": [found.tolist(), self._counts[found].tolist()],
+            "joined": self.joined,
+            "passages": self.passages,
+        }
+
+    def add(self, record: dict, times: int = 1) -> None:
+        """Add counts that were made elsewhere; with ``times`` -1, take them away."""
+        characters, counts = record["characters"]
+        self._counts[characters] += times * np.array(counts, dtype=np.int64)
+        self.joined += times * record["joined"]
+        self.passages += times * record["passages"]
 
     def image(self, character: str) -> str:
         """What is read in place of ``character`` between others: itself if nothing changes."""

@@ -19,7 +19,14 @@ from pathlib import Path
 
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.text.bounds import bounds_in
-from xmod_lab.text.holdout import Keys, are_documents, exact_key, letters_key, one_side
+from xmod_lab.text.holdout import (
+    Keys,
+    are_documents,
+    bound_of,
+    exact_key,
+    letters_key,
+    one_side,
+)
 from xmod_lab.text.parts import (
     ALL,
     Part,
@@ -145,21 +152,25 @@ class Source:
     def held_out_by(self) -> str:
         """How held-out text is chosen: ``given``, or by ``document`` or ``passage``, see
         :mod:`xmod_lab.text.holdout`. Reads the .txt files."""
+        documents = lines = 0
+        for part in self.parts("train") if not self.has_validation else ():
+            if not (is_lines(part) and self.unit(part) == "line"):
+                continue
+            within = False
+            for line in decoded_lines(Path(part.name)):
+                documents += not within and not line.isspace()
+                within = not line.isspace()
+                lines += within
+        return self.held_out_of(documents, lines)
+
+    def held_out_of(self, blocks: int, lines: int) -> str:
+        """How held-out text is chosen if the .txt files have so many blocks and lines."""
         if self.has_validation:
             return "given"
-        documents = lines = 0
-        for name in names_in(self.text):
-            for part in parts_of(name, self.selection())[0]:
-                if self.unit(part) == "document" or self.passage == "paragraph" and is_lines(part):
-                    continue
-                if not is_lines(part):
-                    return "document"  # a row, which has several passages
-                within = False
-                for line in decoded_lines(Path(part.name)):
-                    documents += not within and not line.isspace()
-                    within = not line.isspace()
-                    lines += within
-        return "document" if are_documents(documents, lines, self.validation_share) else "passage"
+        of_several = (p for p in self.parts("train") if not is_lines(p))
+        if any(self.unit(part) != "document" for part in of_several):
+            return "document"  # a row, which has several passages
+        return "document" if are_documents(blocks, lines, self.validation_share) else "passage"
 
     def passages(
         self, split: str, tally: "Tally | None" = None, known: Keys | None = None
@@ -181,12 +192,10 @@ class Source:
             training = Tally()
             deque(self.passages("train", training), maxlen=0)
             known = training.letters
-        text = (
-            self.validation if split == "validation" and self.validation is not None else self.text
-        )
+        text = self.text_of(split)
         # a share is held out of the same rows, so both splits read them: count them once
         counts = tally if split == "train" or given else Tally()
-        for passage in self._side(text, split, counts):
+        for passage in self._side(split, counts):
             if self.drop_duplicates:
                 key = exact_key(passage)
                 if key in tally.seen:
@@ -206,11 +215,11 @@ class Source:
             yield passage
         tally.refuse_noise(text)
         if tally.passages == 0:
-            raise UserError(self._why_empty(text, split))
+            raise UserError(self.why_empty(split))
 
-    def _side(self, text: str | list[str], split: str, tally: "Tally") -> Iterator[str]:
+    def _side(self, split: str, tally: "Tally") -> Iterator[str]:
         """Passages of one split, duplicates included."""
-        read = self._read(text, split, tally)
+        read = self._read(split, tally)
         if self.has_validation:
             return (passage for passage, _ in read)
         documents = (
@@ -218,12 +227,39 @@ class Source:
         )
         return one_side(documents, self.validation_share, held_out=split == "validation")
 
-    def _read(self, text: str | list[str], split: str, tally: "Tally") -> Iterator[tuple[str, int]]:
-        """Passages of all that ``text`` names, each with the number of its document."""
-        read = self._read_all(text, split, tally)
+    def text_of(self, split: str) -> str | list[str]:
+        """The names of what is read of ``split``."""
+        given = split == "validation" and self.validation is not None
+        return self.validation if given else self.text
+
+    def parts(self, split: str, tally: "Tally | None" = None) -> list[Part]:
+        """What is read of ``split``, in order; ``tally`` takes the names of what is left out."""
+        selection = self.selection(held_out=split == "validation" and self.validation is not None)
+        parts = []
+        for name in names_in(self.text_of(split)):
+            found, left_out = parts_of(name, selection)
+            parts += found
+            if tally is not None:
+                tally.left_out += left_out
+        return parts
+
+    def _read(self, split: str, tally: "Tally") -> Iterator[tuple[str, int]]:
+        """Passages of all parts of ``split``, each with the number of its document."""
+        parts = self.parts(split, tally)
+        return self.read(parts, split, tally, blocks=self.held_out_by == "document")
+
+    def read(
+        self, parts: list[Part], split: str, tally: "Tally", *, blocks: bool = True
+    ) -> Iterator[tuple[str, int]]:
+        """All passages of ``parts``, each with the number of its document.
+
+        Args:
+            blocks: a block of lines between blank lines of a .txt file is a document, and not each
+                line by itself.
+        """
         given = split == "validation" and self.has_validation
         left = None if given else bytes_in(self.max_bytes)
-        for passage, document in read:
+        for passage, document in self._read_all(parts, split, tally, blocks):
             if left is not None:
                 if left <= 0:
                     tally.capped = True
@@ -232,45 +268,57 @@ class Source:
             yield passage, document
 
     def _read_all(
-        self, text: str | list[str], split: str, tally: "Tally"
+        self, parts: list[Part], split: str, tally: "Tally", blocks: bool
     ) -> Iterator[tuple[str, int]]:
         column = Column(self.column, self.key, bounds_in(self.where))
-        selection = self.selection(held_out=split == "validation" and self.validation is not None)
         document = 0
-        for name in names_in(text):
-            parts, left_out = parts_of(name, selection)
-            tally.left_out += left_out
-            for part in parts:
-                unit = self.unit(part)
-                block = self.held_out_by == "document" and is_lines(part) and unit == "line"
-                document += 1
-                for value, where in values_of(part, split, column, unit, tally.left_out):
-                    if value is FILTERED:
-                        tally.filtered += 1
-                        continue
-                    if value is None:
-                        tally.null += 1
-                        continue
-                    content = value if isinstance(value, str) else column.decoded(value, where)
-                    found = passages_in(content, "document" if is_lines(part) else unit)
-                    if not found:
-                        tally.empty += 1
-                        document += block
-                        continue
-                    document += not block
-                    for lines in found:
-                        tally.line_breaks += len(lines) > 1
-                        line = " ".join(lines)
-                        if len(line) > LONGEST // 4 and len(line.encode()) > LONGEST:
-                            raise too_long(where)
-                        passage = unicodedata.normalize("NFC", line)
-                        tally.composed += passage != line
-                        yield passage, document
+        for part in parts:
+            unit, known = self.unit(part), document
+            lines_of_text = is_lines(part) and unit == "line"
+            block = blocks and lines_of_text
+            document += 1
+            for value, where in values_of(part, split, column, unit, tally.left_out):
+                if value is FILTERED:
+                    tally.filtered += 1
+                    continue
+                if value is None:
+                    tally.null += 1
+                    continue
+                content = value if isinstance(value, str) else column.decoded(value, where)
+                found = passages_in(content, "document" if is_lines(part) else unit)
+                if not found:
+                    tally.empty += 1
+                    document += block
+                    continue
+                document += not block
+                if lines_of_text:
+                    tally.lines += 1
+                    tally.blocks += document != known
+                    known = document
+                for lines in found:
+                    tally.line_breaks += len(lines) > 1
+                    line = " ".join(lines)
+                    if len(line) > LONGEST // 4 and len(line.encode()) > LONGEST:
+                        raise too_long(where)
+                    passage = unicodedata.normalize("NFC", line)
+                    tally.composed += passage != line
+                    yield passage, document
 
-    def _why_empty(self, text: str | list[str], split: str) -> str:
+    def settings(self) -> list:
+        """What decides how a part is read."""
+        bounds = [astuple(bound) for bound in bounds_in(self.where)]
+        return [self.column, self.passage, bounds, bytes_in(self.max_bytes)]
+
+    def bound(self, split: str) -> int:
+        """Passages of ``split`` whose keys are below it may be held out."""
+        if self.has_validation:
+            return 1 << 64 if split == "validation" else 0
+        return bound_of(self.validation_share)
+
+    def why_empty(self, split: str) -> str:
         """The message when ``split`` has no passage."""
-        tally = Tally()
-        read = [passage for passage, _ in self._read(text, split, tally)]
+        tally, text = Tally(), self.text_of(split)
+        read = [passage for passage, _ in self._read(split, tally)]
         if not read:
             rows = ""
             if tally.empty or tally.null or tally.filtered:
@@ -310,14 +358,17 @@ class Tally:
         filtered: rows that a bound of ``where`` leaves out. If a share of the text is held out,
             these five are counted for both splits under train.
         capped: whether text was left out after ``max_bytes``.
+        lines, blocks: passages that are lines of .txt files, and how many blocks they are in.
         odd: control characters, and U+FFFD, the mark of undecodable bytes.
         known: held-out passages with the letters of a training passage. If text is held out by
             document, they are left out and in no other count.
         left_out: names of files that lie beside those that are read, and why they are left out.
         seen, letters: keys of the passages: exact, and by their letters alone; the latter are
             filled unless text is held out by passage.
-        extra: counts of the tokens, added by :mod:`xmod_lab.text.preparing`.
     """
+
+    # counted before passages are chosen
+    OF_TEXT = ("null", "empty", "line_breaks", "composed", "filtered")
 
     passages: int = 0
     duplicates: int = 0
@@ -328,13 +379,14 @@ class Tally:
     composed: int = 0
     filtered: int = 0
     capped: bool = False
+    lines: int = 0
+    blocks: int = 0
     characters: int = 0
     odd: int = 0
     known: int = 0
     left_out: list[str] = field(default_factory=list)
     seen: Keys = field(default_factory=Keys, repr=False)
     letters: Keys = field(default_factory=Keys, repr=False)
-    extra: dict = field(default_factory=dict)
 
     def add(self, passage: str, size: int) -> None:
         """Count a passage of ``size`` bytes."""

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.config.identity import identity
 from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
+from xmod_lab.machine import cores
 from xmod_lab.phases import first_step, phases_of
 from xmod_lab.runs.folder import MAY_CHANGE
 from xmod_lab.scoring.held_out import held_out
@@ -21,13 +22,14 @@ from xmod_lab.text.corpus import Corpus, Prepared
 from xmod_lab.text.mixture import Mixture, at_cap, proportions
 from xmod_lab.text.normalisation import SPACES
 from xmod_lab.text.parts import titled
-from xmod_lab.text.preparing import prepare_corpus
+from xmod_lab.text.preparing import prepare_corpora
 from xmod_lab.text.tokenizer import load_tokenizer, own_tokenizer
 from xmod_lab.text.unigram import PAD
 from xmod_lab.training.interruption import leave_signals_to_the_run
 
 log = logging.getLogger(__name__)
 _SMALL = 2**20  # bytes
+_MOST_PROCESSES = 32  # that prepare text, unless data.processes says more
 # not in the record of a run, which has them as task, by the tokenizer's name, and as steps
 _SAID_OTHERWISE = ("name", "tokenizer", "max_steps", "max_tokens")
 # A kept vocabulary does not suit a text if more than _SPACES of its known tokens are spaces, if
@@ -152,16 +154,15 @@ def _prepare(
     tokenizer = load_tokenizer(folder)
     if for_new_model:
         _check_positions(cfg, tokenizer.pad_token_id, folder)
-    corpora = {}
-    for code, source in sources.items():
-        corpora[code] = prepare_corpus(
-            code,
-            source,
-            tokenizer,
-            length=cfg.data.row_length,
-            folder=Path(cfg.data.folder),
-            rebuild=cfg.rebuild,
-        )
+    corpora = prepare_corpora(
+        sources,
+        tokenizer,
+        length=cfg.data.row_length,
+        folder=Path(cfg.data.folder),
+        rebuild=cfg.rebuild,
+        budget=cfg.data.validation_tokens,
+        processes=cfg.data.processes or min(cores(), _MOST_PROCESSES),
+    )
     return Prepared(tokenizer, folder, corpora)
 
 
@@ -310,19 +311,14 @@ def consumption(mixture: Mixture, prepared: Prepared, steps: int) -> dict[str, f
     figures: dict[str, float] = {}
     for code, rows in mixture.rows_before(steps).items():
         corpus = prepared.corpora[code]
-        # (rows,) each, without reading the ids
-        columns = corpus.train.select_columns(["bytes", "padding"])[:]
         passes, blocks, rest = mixture.read_before(code, rows)
         length = corpus.manifest["settings"]["length"]
         figures[f"train/rows/{code}"] = rows
         figures[f"train/tokens/{code}"] = rows * length
         figures[f"train/passes/{code}"] = rows / len(corpus.train)
-        for name, counts in columns.items():
-            figures[f"train/{name}/{code}"] = int(
-                passes * counts.sum(dtype=np.int64)
-                + sum(counts[block].sum(dtype=np.int64) for block in blocks)
-                + counts[rest].sum(dtype=np.int64)
-            )
+        for name in ("bytes", "padding"):
+            once = corpus.manifest["statistics"]["train"][name]
+            figures[f"train/{name}/{code}"] = passes * once + corpus.train.total(name, blocks, rest)
     return figures
 
 

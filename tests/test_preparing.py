@@ -1,0 +1,212 @@
+"""Text to streams in one reading, whatever the processes, the size of the pieces and what fails."""
+
+import json
+import multiprocessing
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.helpers import passages
+from xmod_lab.errors import UserError
+from xmod_lab.text import holdout, merging, preparing, shards, source
+from xmod_lab.text.holdout import letters_key
+from xmod_lab.text.preparing import prepare_corpora, prepare_corpus
+from xmod_lab.text.source import Source
+from xmod_lab.text.tokenizer import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tokenizer_folder):
+    return load_tokenizer(tokenizer_folder)
+
+
+def _files(folder: Path, blocks: bool) -> str:
+    """Three files of 300 English passages, with copies within and across them, and a heading; in
+    blocks between blank lines, or line by line."""
+    lines = list(dict.fromkeys(passages("en", 300)))
+    lines = [*lines, *lines[:40], "12", "12 %", *lines[200:210]]
+    folder.mkdir()
+    for number in range(3):
+        mine = lines[number::3]
+        if blocks:
+            mine = [
+                line
+                for start in range(0, len(mine), 3)
+                for line in ("Contents", *mine[start : start + 3], "")
+            ]
+        (folder / f"{number}.txt").write_text("\n".join(mine), encoding="utf-8")
+    return str(folder)
+
+
+def _passages(corpus, split: str) -> list[list[int]]:
+    """The ids of the passages of a stream."""
+    part = getattr(corpus, split)
+    return [ids.tolist() for ids in np.split(part._stream("tokens"), part._stream("ends"))[:-1]]
+
+
+@pytest.mark.parametrize("duplicates", [True, False])
+@pytest.mark.parametrize("blocks", [True, False])
+@pytest.mark.parametrize("together", [1, 1 << 25])
+def test_a_stream_has_the_passages_of_a_plain_reading(
+    tmp_path, tokenizer, monkeypatch, blocks, duplicates, together
+):
+    """In one shard or three, with keys sorted in parts, and copied in blocks of a few tokens."""
+    monkeypatch.setattr(shards, "_TOGETHER", together)
+    monkeypatch.setattr(shards, "_PASSAGES", 7)
+    for module in (holdout, shards):
+        monkeypatch.setattr(module, "DECIDE", 2)
+    for name, size in (("_SORTED", 50), ("_READ", 16), ("_TOKENS", 64)):
+        monkeypatch.setattr(merging, name, size)
+    text = Source(
+        _files(tmp_path / "text", blocks), drop_duplicates=duplicates, validation_share=0.15
+    )
+    corpus = prepare_corpus("en", text, tokenizer, length=24, folder=tmp_path / "prepared")
+    assert text.held_out_by == ("document" if blocks else "passage")
+    assert len(list((tmp_path / "prepared/shards").iterdir())) == (3 if together == 1 else 1)
+    known = None
+    for split in ("train", "validation"):
+        tally = source.Tally()
+        read = list(text.passages(split, tally, known))
+        known = tally.letters
+        assert _passages(corpus, split) == tokenizer(read, add_special_tokens=False)["input_ids"]
+        counts = corpus.manifest["statistics"][split]
+        assert [counts[name] for name in ("passages", "bytes", "odd", "duplicates_dropped")] == [
+            tally.passages,
+            tally.bytes,
+            tally.odd,
+            tally.duplicates,
+        ]
+        assert counts["empty"] == tally.empty
+        if split == "validation":
+            assert corpus.held_out() == read and counts["in_training"] == tally.known
+        else:
+            ids = Counter(i for each in _passages(corpus, split) for i in each)
+            assert dict(enumerate(corpus.token_counts)) == {
+                i: ids[i] for i in range(len(tokenizer))
+            }
+    documents = corpus.train._stream("documents")
+    assert documents[-1] == corpus.manifest["statistics"]["train"]["passages"]
+    assert (np.diff(documents) > 0).all()
+
+
+def _tree(folder: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+def test_any_number_of_processes_makes_the_same_bytes(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(shards, "_TOGETHER", 1)
+    monkeypatch.setattr(preparing, "_SMALL", 0)
+    text = Source(_files(tmp_path / "text", False))
+    made = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        prepare_corpora({"en": text}, tokenizer, length=24, folder=folder, processes=processes)
+        made.append(_tree(folder))
+    assert made[0] == made[1] and len(made[0]) > 30
+    assert not multiprocessing.active_children()
+
+
+def test_what_is_finished_stays_and_only_what_is_new_is_read(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(shards, "_TOGETHER", 1)
+    folder, read = Path(_files(tmp_path / "text", False)), []
+    plain = Source.read
+
+    def watched(self, parts, split, tally):
+        read.extend(Path(part.name).name for part in parts)
+        return plain(self, parts, split, tally)
+
+    monkeypatch.setattr(Source, "read", watched)
+
+    def prepare(length=24):
+        return prepare_corpus(
+            "en", Source(str(folder)), tokenizer, length=length, folder=tmp_path / "prepared"
+        )
+
+    whole = (folder / "1.txt").read_bytes()
+    (folder / "1.txt").write_bytes(whole + b"\n\xff\n")
+    with pytest.raises(UserError, match="1.txt, line .*not UTF-8"):
+        prepare()
+    assert read == ["0.txt", "1.txt"] and not list((tmp_path / "prepared").glob("en-*"))
+    (folder / "1.txt").write_bytes(whole)
+    first = prepare()
+    assert read[2:] == ["1.txt", "2.txt"]
+    (folder / "3.txt").write_text("one more line in a file of its own")
+    more = prepare()
+    assert read[4:] == ["3.txt"] and more.digest != first.digest
+    # another length is another plan for the same stream
+    assert prepare(32).folder == more.folder and len(read) == 5
+    assert prepare(32).digest != more.digest
+
+
+def test_held_out_text_is_limited_to_a_budget_drawn_from_all_over_the_text(tmp_path, tokenizer):
+    text = Source(_files(tmp_path / "text", False), validation_share=0.5)
+    whole, small = (
+        prepare_corpus("en", text, tokenizer, length=24, folder=tmp_path, budget=budget)
+        for budget in (10**6, 400)
+    )
+    held, limited = set(whole.held_out()), set(small.held_out())
+    counts = small.manifest["statistics"]["validation"]
+    assert limited < held and 250 < counts["tokens"] <= 400
+    # those with the lowest keys; the others are training text
+    assert max(map(letters_key, limited)) < min(map(letters_key, held - limited))
+    assert sum(len(_passages(c, s)) for c in (small,) for s in ("train", "validation")) == sum(
+        len(_passages(whole, s)) for s in ("train", "validation")
+    )
+    assert any(
+        "limited to" in remark and "data.validation_tokens" in remark for remark in small.remarks()
+    )
+    assert whole.remarks() == []
+    given = Source(text.text, validation=text.text)
+    corpus = prepare_corpus("en", given, tokenizer, length=24, folder=tmp_path, budget=400)
+    assert (
+        limited <= set(corpus.held_out())
+        and corpus.manifest["statistics"]["validation"]["tokens"] <= 400
+    )
+    longest = prepare_corpus("en", text, tokenizer, length=24, folder=tmp_path, budget=1)
+    assert len(longest.held_out()) == 1  # at least one
+
+
+def test_candidates_beyond_the_budget_are_dropped_as_they_are_read(monkeypatch):
+    """Memory and disk are bounded by the budget, whatever the text."""
+    random = np.random.default_rng(1)
+    keys, tokens = random.integers(0, 1 << 63, 5000), random.integers(0, 9, 5000)
+    monkeypatch.setattr(holdout, "_MANY", 64)
+    lowest = holdout.Lowest(1 << 62, 100)
+    for key, count in zip(keys.tolist(), tokens.tolist(), strict=True):
+        lowest.add(key, count)
+        assert len(lowest._found) <= 64
+    found = lowest.finish()
+    order = np.argsort(keys)
+    kept = order[np.cumsum(tokens[order]) <= 100]
+    assert sorted(found[:, 0].tolist()) == sorted(keys[kept].tolist())
+
+
+def test_a_process_that_is_killed_is_named_with_the_remedy(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(shards, "_TOGETHER", 1)
+    monkeypatch.setattr(preparing, "_SMALL", 0)
+    monkeypatch.setattr(Source, "read", lambda *_: os._exit(9))
+    with pytest.raises(UserError, match="smaller data.processes.*killed"):
+        prepare_corpora(
+            {"en": Source(_files(tmp_path / "text", False))},
+            tokenizer,
+            length=24,
+            folder=tmp_path / "prepared",
+            processes=2,
+        )
+    assert not multiprocessing.active_children()
+
+
+def test_shards_of_a_full_disk_stay(tmp_path, tokenizer, monkeypatch, small_disk):
+    monkeypatch.setattr(shards, "_TOGETHER", 1)
+    text = Source(_files(tmp_path / "text", False))
+    disk = small_disk(150)
+    with pytest.raises(OSError):
+        prepare_corpus("en", text, tokenizer, length=24, folder=disk)
+    kept = list((disk / "shards").iterdir())
+    assert kept and all((shard / "manifest.json").is_file() for shard in kept)
+    assert json.loads((kept[0] / "manifest.json").read_text())["passages"] > 10
