@@ -168,10 +168,39 @@ def _plan_language(
     cfg: PretrainConfig, base: Base, old: Prepared, lang: LangConfig, warnings: list[str]
 ) -> dict:
     """The plan of adding one language: its text in both vocabularies, and its cost."""
-    code, own = lang.code, lang.vocabulary == "own"
+    code = lang.code
     prepared = prepare_beside(cfg, lang, old)
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=seed_of(cfg, code))
     read = consumption(mixture, prepared, cfg.steps)
+    text = _plan_text(cfg, base, old, lang, prepared, read, warnings)
+    model = base.load(old.tokenizer)
+    allocate_language(cfg, model, lang, prepared)
+    trainable = trainable_names(model, lang)
+    training_table(model, trainable, f"adding {code}").print()
+    cost = measure(cfg, model, prepared, mixture, seed=seed_of(cfg, code), trainable=trainable)
+    pack = _pack_bytes(model, code, Path(prepared.folder) if lang.vocabulary == "own" else None)
+    _cost_table(cfg, cost, [(f"pack/{code}/", pack), ("model/ with it", cost.model_bytes)])
+    return {**asdict(cost), **read, **text, "pack_bytes": pack}
+
+
+def _plan_text(
+    cfg: PretrainConfig,
+    base: Base,
+    old: Prepared,
+    lang: LangConfig,
+    prepared: Prepared,
+    read: dict[str, float],
+    warnings: list[str],
+) -> dict:
+    """What the text of one language is like, and how both vocabularies split it.
+
+    Prints it as tables, and adds to ``warnings``.
+
+    Args:
+        old: the base's text and tokenizer.
+        read: what the run would read.
+    """
+    code, own = lang.code, lang.vocabulary == "own"
     found, spelt = _survey(cfg, code, lang, prepared)
     looks, by_base = looks_like(found), spelling(found, old.tokenizer)
     strange = unknown_letters(found, old.tokenizer)
@@ -190,31 +219,28 @@ def _plan_language(
             f"{code}: the base has never seen {100 * strange:.0f} % of the letters "
             f"({found.script} script); {remedy}"
         )
-    estimate = (
-        None
-        if own
-        else own_spelling(
+    spellings = {"old": by_base, "new": spelt}
+    names = {"the base's": by_base}
+    if own:
+        names["its own"] = spelt
+    else:
+        estimate = own_spelling(
             found,
             vocab_size=lang.vocabulary_size,
             byte_fallback=cfg.data.byte_fallback,
             normalization=cfg.data.normalization,
         )
-    )
-    vocabularies = {"the base's": by_base} | (
-        {"its own": spelt} if own else {"its own (estimate)": estimate} if estimate else {}
-    )
-    if not own and (warning := _about_kept(prepared, old, by_base, estimate)):
-        warnings.append(warning)
-    rows = [
-        ("tokens per word", *(_per_word(s) for s in vocabularies.values())),
-        ("unknown tokens", *(f"{100 * s.unknown:.2f} %" for s in vocabularies.values())),
-        (
-            "bytes that no token spells",
-            *(f"{100 * s.unknown_bytes:.2f} %" for s in vocabularies.values()),
-        ),
-    ]
+        if estimate:
+            spellings["own"] = names["its own (estimate)"] = estimate
+        if warning := _about_kept(prepared, old, by_base, estimate):
+            warnings.append(warning)
     title = f"plan: {code} ({titled(lang.text)}) on base {base.name}, by vocabulary"
-    Table(title, ("", *vocabularies), rows).print()
+    rows = [
+        ("tokens per word", *map(_per_word, names.values())),
+        ("unknown tokens", *(f"{100 * s.unknown:.2f} %" for s in names.values())),
+        ("bytes that no token spells", *(f"{100 * s.unknown_bytes:.2f} %" for s in names.values())),
+    ]
+    Table(title, ("", *names), rows).print()
     show_normalisation(prepared)
     overlap = _overlap(cfg, old.tokenizer, prepared, code) if own else {}
     facts = [
@@ -230,34 +256,14 @@ def _plan_language(
         ("looks like", _looks(looks)),
     ]
     if own:
-        facts.append(
-            (
-                "tokens that the base has too",
-                f"{overlap['shared_pieces']:,} of {len(prepared.tokenizer):,}, "
-                f"{100 * overlap['shared_text']:.1f} % of its text",
-            )
-        )
+        shared = f"{overlap['shared_pieces']:,} of {len(prepared.tokenizer):,}"
+        share = f"{100 * overlap['shared_text']:.1f} % of its text"
+        facts.append(("tokens that the base has too", f"{shared}, {share}"))
     Table(f"text of {code}", ("", ""), facts).print()
-    model = base.load(old.tokenizer)
-    allocate_language(cfg, model, lang, prepared)
-    trainable = trainable_names(model, lang)
-    training_table(model, trainable, f"adding {code}").print()
-    cost = measure(cfg, model, prepared, mixture, seed=seed_of(cfg, code), trainable=trainable)
-    pack = _pack_bytes(model, code, Path(prepared.folder) if own else None)
-    _cost_table(cfg, cost, [(f"pack/{code}/", pack), ("model/ with it", cost.model_bytes)])
-    spellings = {"old": by_base, "new": spelt} | ({"own": estimate} if estimate else {})
-    return {
-        **asdict(cost),
-        **read,
-        **overlap,
-        "pack_bytes": pack,
-        "unknown_letters": strange,
-        **{
-            f"{name}/{key}": value
-            for name, s in spellings.items()
-            for key, value in asdict(s).items()
-        },
+    by_vocabulary = {
+        f"{name}/{key}": value for name, s in spellings.items() for key, value in asdict(s).items()
     }
+    return {**overlap, "unknown_letters": strange, **by_vocabulary}
 
 
 def _survey(

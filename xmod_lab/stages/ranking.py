@@ -27,7 +27,7 @@ from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.languages.initialisers import WORD_START, ordinary_tokens
 from xmod_lab.metrics import number
 from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
-from xmod_lab.scoring.held_out import on_device, scorers_of
+from xmod_lab.scoring.held_out import FixedTargets, Scorer, on_device, scorers_of
 from xmod_lab.stages.extension import seed_of, trainable_names
 from xmod_lab.stages.initialise import allocate_language, fill_vocabulary, sampled_targets
 from xmod_lab.tables import Table, csv_text
@@ -98,54 +98,16 @@ def rank_initialisers(
     With ``vocabulary=keep`` no table is initialised, and only slots are compared, under the name
     ``keep``.
     """
-    code, own = lang.code, lang.vocabulary == "own"
+    code = lang.code
     allocate_language(cfg, model, lang, prepared)
-    donors = donors_of(NEAREST, model.config)
-    methods, slots = _methods() if own else ["keep"], _slots(donors, lang)
-    targets, corpus = sampled_targets(cfg, prepared, code), prepared.corpora[code]
-    scorer = scorers_of(prepared, cfg)[code]
-    shown = (
-        _frequent_new_tokens(old.tokenizer, prepared.tokenizer, corpus.token_counts) if own else {}
-    )
-    found, initialised, vocabularies, nearest = {}, {}, {}, {}
-    bar = tqdm(
-        total=len(methods) * len(slots),
-        desc=f"ranking initialisers of {code}",
+    targets, scorer = sampled_targets(cfg, prepared, code), scorers_of(prepared, cfg)[code]
+    start = _try_all(cfg, model, lang, old, prepared, targets, scorer)
+    found = dict(start.found)
+    for key, weights in tqdm(
+        start.weights.items(),
+        f"{cfg.steps} steps of each table of {code}",
         leave=False,
         disable=None,
-    )
-    with on_device(model, cfg.trainer.accelerator), bar:
-        for method in methods:
-            if own:
-                report = fill_vocabulary(cfg, model, code, old, prepared, method)
-                vocabularies[method] = {
-                    **asdict(report),
-                    "drawn": report.drawn,
-                    **_likeness(model, code, old, shown),
-                }
-            losses = {}
-            for slot in slots:
-                model.initialise_slot(code, slot, seed=cfg.seed)
-                losses[slot] = targets.loss(model)
-                bar.update()
-            nearest[method] = min(donors, key=lambda donor: losses[f"copy:{donor}"])
-            scored = {min(slots, key=losses.get)}
-            if method in (lang.embedding_init, "keep"):
-                scored.add(
-                    f"copy:{nearest[method]}" if lang.slot_init == NEAREST else lang.slot_init
-                )
-            for slot, loss in losses.items():
-                score = None
-                if slot in scored:
-                    model.initialise_slot(code, slot, seed=cfg.seed)
-                    score = scorer.score(model)
-                    initialised[method, slot] = {
-                        n: p.detach().cpu().clone()
-                        for n, p in model.language_parameters(code).items()
-                    }
-                found[method, slot] = Combination(method, slot, loss, *(score or ()))
-    for key, weights in tqdm(
-        initialised.items(), f"{cfg.steps} steps of each table of {code}", leave=False, disable=None
     ):
         _train(cfg, model, lang, prepared, weights)
         with on_device(model, cfg.trainer.accelerator):
@@ -157,14 +119,91 @@ def rank_initialisers(
         found.values(), key=lambda c: (c.after is None, c.loss if c.after is None else c.after)
     )
     told = scorer.unigram()
-    unigram = {
-        "loss": targets.unigram_loss(scorer.counts),
-        "val": told[f"unigram/loss/{code}"],
-        "bpb": told[f"unigram/bpb/{code}"],
-    }
     return Ranking(
-        code, ranked, vocabularies, nearest, unigram, cfg.objective.likelihood.word, cfg.steps
+        code,
+        ranked,
+        start.vocabularies,
+        start.nearest,
+        unigram={
+            "loss": targets.unigram_loss(scorer.counts),
+            "val": told[f"unigram/loss/{code}"],
+            "bpb": told[f"unigram/bpb/{code}"],
+        },
+        likelihood=cfg.objective.likelihood.word,
+        steps=cfg.steps,
     )
+
+
+@dataclass(frozen=True)
+class _Start:
+    """All combinations before training, by embedding_init and slot_init.
+
+    Args:
+        weights: of those that are to be trained.
+        vocabularies, nearest: see :class:`Ranking`.
+    """
+
+    found: dict[tuple[str, str], Combination]
+    weights: dict[tuple[str, str], dict[str, Tensor]]
+    vocabularies: dict[str, dict]
+    nearest: dict[str, str]
+
+
+def _try_all(
+    cfg: PretrainConfig,
+    model: XmodLanguageModel,
+    lang: LangConfig,
+    old: Prepared,
+    prepared: Prepared,
+    targets: FixedTargets,
+    scorer: Scorer,
+) -> _Start:
+    """Initialise ``lang`` in every way, and score it without training.
+
+    The held-out text scores the best slot of each table and the configured combination.
+    """
+    code, own = lang.code, lang.vocabulary == "own"
+    donors = donors_of(NEAREST, model.config)
+    methods, slots = _methods() if own else ["keep"], _slots(donors, lang)
+    counts = prepared.corpora[code].token_counts
+    shown = _frequent_new_tokens(old.tokenizer, prepared.tokenizer, counts) if own else {}
+    start = _Start({}, {}, {}, {})
+    bar = tqdm(
+        total=len(methods) * len(slots),
+        desc=f"ranking initialisers of {code}",
+        leave=False,
+        disable=None,
+    )
+    with on_device(model, cfg.trainer.accelerator), bar:
+        for method in methods:
+            if own:
+                report = fill_vocabulary(cfg, model, code, old, prepared, method)
+                start.vocabularies[method] = {
+                    **asdict(report),
+                    "drawn": report.drawn,
+                    **_likeness(model, code, old, shown),
+                }
+            losses = {}
+            for slot in slots:
+                model.initialise_slot(code, slot, seed=cfg.seed)
+                losses[slot] = targets.loss(model)
+                bar.update()
+            nearest = min(donors, key=lambda donor: losses[f"copy:{donor}"])
+            start.nearest[method] = nearest
+            scored = {min(slots, key=losses.get)}
+            if method in (lang.embedding_init, "keep"):
+                scored.add(f"copy:{nearest}" if lang.slot_init == NEAREST else lang.slot_init)
+            for slot, loss in losses.items():
+                score = None
+                if slot in scored:
+                    model.initialise_slot(code, slot, seed=cfg.seed)
+                    score = scorer.score(model)
+                    start.weights[method, slot] = {
+                        n: p.detach().cpu().clone()
+                        for n, p in model.language_parameters(code).items()
+                    }
+                start.found[method, slot] = Combination(method, slot, loss, *(score or ()))
+    return start
 
 
 def _train(

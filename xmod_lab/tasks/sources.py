@@ -285,75 +285,99 @@ def read_examples(
     found: Labelled = {}
     unknown: dict[str, str] = {}
     for key, source in zip(("task.data", "task.tests"), sources, strict=False):
-        names: dict[str, str] = {}  # code -> its name in this source
-        splits = {split: split for split in SPLITS} | {
-            name: split for split, name in source.splits.items()
-        }
-        others: dict[str, None] = {}  # names of splits that are left out
-        named: dict[str, str] = {}  # train, dev, test -> its name in this source
-        held_out = 0
-        for said, rows in source.parts(key):
-            if said.get("split", next(iter(splits))) not in splits:
-                others[said["split"]] = None
-                continue
-            if said.get("language") in unknown:
-                continue
-            for where, values in rows:
-                language = (
-                    said.get("language")
-                    or source.language
-                    or source.value("language", read_text, values, where, key)
-                )
-                split = said.get("split") or source.value("split", read_text, values, where, key)
-                if split not in splits:
-                    others[split] = None
-                    continue
-                if language in unknown:
-                    continue
-                try:
-                    code = resolve(language, known)
-                except UnknownLanguageError as error:
-                    unknown[language] = str(error)
-                    continue
-                row = {
-                    role: source.value(role, read, values, where, key)
-                    for role, read in roles.items()
-                }
-                if names.setdefault(code, language) != language:
-                    raise UserError(
-                        f"{where}: languages '{names[code]}' and '{language}' are both {code} of "
-                        "this model; give them one name, or leave one out"
-                    )
-                row |= source.group(row, values, where, key)
-                part = splits[split]
-                if named.setdefault(part, split) != split:
-                    raise UserError(
-                        f"{where}: splits '{named[part]}' and '{split}' would both be the {part} "
-                        f"split; choose one with ++{key}.splits.{part}={split}, and the other is "
-                        "left out"
-                    )
-                if part == "dev" and source.held_out is not None:
-                    raise UserError(
-                        f"{where}: it is of a development split, and "
-                        f"{key}.held_out={source.held_out} takes that from the training split; "
-                        f"{key}.held_out=null uses the one that is there"
-                    )
-                if part == "train" and source.holds_out(row):
-                    part, held_out = "dev", held_out + 1
-                found.setdefault(code, {}).setdefault(part, []).append(Row(row, where))
-        if held_out:
-            log.info(
-                "%s: %s training examples are the development split, whole groups (%s.held_out=%s)",
-                source.path,
-                f"{held_out:,}",
-                key,
-                source.held_out,
-            )
-        if others:
-            log.info(
-                "%s: the splits %s are left out; to read one, name it with ++%s.splits.dev=<name>",
-                source.path,
-                ", ".join(others),
-                key,
-            )
+        _read_source(source, key, roles, known, found, unknown)
     return {code: found[code] for code in known if code in found}, unknown
+
+
+def _read_source(
+    source: LabelledSource,
+    key: str,
+    roles: Mapping[str, Reader],
+    known: list[str],
+    found: Labelled,
+    unknown: dict[str, str],
+) -> None:
+    """Add the rows of one source to ``found``, and languages that are not ``known`` to ``unknown``.
+
+    Args:
+        key: of the source in the configuration.
+    """
+    names: dict[str, str] = {}  # code -> its name in this source
+    named: dict[str, str] = {}  # train, dev, test -> its name in this source
+    splits = {split: split for split in SPLITS}
+    splits |= {name: split for split, name in source.splits.items()}
+    others: dict[str, None] = {}  # names of splits that are left out
+    held_out = 0
+    for where, values, language, split in _rows(source, key, splits, others, unknown):
+        try:
+            code = resolve(language, known)
+        except UnknownLanguageError as error:
+            unknown[language] = str(error)
+            continue
+        row = {role: source.value(role, read, values, where, key) for role, read in roles.items()}
+        if names.setdefault(code, language) != language:
+            raise UserError(
+                f"give them one name, or leave one out: {where}: languages '{names[code]}' and "
+                f"'{language}' are both {code} of this model"
+            )
+        row |= source.group(row, values, where, key)
+        part = splits[split]
+        if named.setdefault(part, split) != split:
+            raise UserError(
+                f"choose one with ++{key}.splits.{part}={split}, and the other is left out: "
+                f"{where}: splits '{named[part]}' and '{split}' would both be the {part} split"
+            )
+        if part == "dev" and source.held_out is not None:
+            raise UserError(
+                f"set {key}.held_out=null to use the development split that is there: {where} is "
+                f"of it, and {key}.held_out={source.held_out} takes it from the training split"
+            )
+        if part == "train" and source.holds_out(row):
+            part, held_out = "dev", held_out + 1
+        found.setdefault(code, {}).setdefault(part, []).append(Row(row, where))
+    if held_out:
+        log.info(
+            "%s: %s training examples are the development split, whole groups (%s.held_out=%s)",
+            source.path,
+            f"{held_out:,}",
+            key,
+            source.held_out,
+        )
+    if others:
+        log.info(
+            "%s: the splits %s are left out; to read one, name it with ++%s.splits.dev=<name>",
+            source.path,
+            ", ".join(others),
+            key,
+        )
+
+
+def _rows(
+    source: LabelledSource,
+    key: str,
+    splits: Mapping[str, str],
+    others: dict[str, None],
+    unknown: Mapping[str, str],
+) -> Iterator[tuple[str, Mapping[str, object], str, str]]:
+    """Place, values, language and split of each row of ``source``.
+
+    Rows of ``unknown`` languages, and of splits that are not in ``splits``, are left out. The names
+    of the latter are added to ``others``.
+    """
+    for said, rows in source.parts(key):
+        if said.get("split", next(iter(splits))) not in splits:
+            others[said["split"]] = None
+            continue
+        if said.get("language") in unknown:
+            continue
+        for where, values in rows:
+            language = (
+                said.get("language")
+                or source.language
+                or source.value("language", read_text, values, where, key)
+            )
+            split = said.get("split") or source.value("split", read_text, values, where, key)
+            if split not in splits:
+                others[split] = None
+            elif language not in unknown:
+                yield where, values, language, split
