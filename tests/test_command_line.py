@@ -404,7 +404,7 @@ def test_languages_of_ones_own_and_of_the_package_are_added_together(own):
         ("code: eu\ntext: a\ncode: fr\n", "eu.yaml, line 3: 'code' is in line 1 already"),
         ("- code\n", "eu.yaml: expected settings.*found a list"),
         ("eu\n", "eu.yaml: expected settings.*found 'eu'"),
-        (b"text: Gr\xfc\n", "eu.yaml is not UTF-8"),
+        (b"text: Gr\xfc\n", "eu.yaml as UTF-8: it is not UTF-8"),
         ("no: 1\n", "line 1: YAML reads 'no' as a bool"),
         ("code: [eu\n", "eu.yaml, line 2: not YAML"),
         ("? [a]\n: 1\n", "eu.yaml, line 1"),

@@ -120,8 +120,8 @@ def test_a_group_is_a_column_or_a_role_and_one_that_is_not_there_or_tells_nothin
     for column, message in (
         (
             "tpoic",
-            "line 1: no column 'tpoic', which task.data.columns.group names; it has text, label, "
-            "topic.*leave it out with '~task.data",
+            "leave it out with '~task.data.*line 1: no column 'tpoic', which "
+            "task.data.columns.group names; it has text, label, topic",
         ),
         ("empty", "column 'empty': it is null"),
     ):
@@ -173,7 +173,7 @@ def test_the_key_that_a_message_names_is_that_of_the_source(tmp_path):
     train = _write(tmp_path / "x.train.jsonl", {"text": "a", "label": "b"})
     _write(tmp_path / "y.test.jsonl", {"utterance": "a", "label": "b"})
     tests = LabelledSource(f"{tmp_path}/y.@split.jsonl", language="en")
-    with pytest.raises(UserError, match=r"Name it with \+\+task.tests.columns.text=<column>"):
+    with pytest.raises(UserError, match=r"name it with \+\+task.tests.columns.text=<column>"):
         read_examples([train, tests], Classification.roles, KNOWN)
     with pytest.raises(UserError, match="task.tests.path: no file is named like"):
         read_examples(

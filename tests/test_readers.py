@@ -442,7 +442,7 @@ def test_a_share_of_the_training_contexts_is_held_out_and_the_translated_split_i
     (tmp_path / "validation.jsonl").rename(tmp_path / "dev.jsonl")
     with pytest.raises(
         UserError,
-        match="set task.data.held_out=null to use the development split .*dev.jsonl, line 1 is of it",
+        match="set task.data.held_out=null to use the development split .*dev.jsonl, line 1 is of",
     ):
         read_examples([source], Answering.roles, KNOWN)
     assert (

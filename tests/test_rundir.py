@@ -93,7 +93,7 @@ def test_a_damaged_metrics_json_is_no_mark_of_a_finished_run(run, content):
 def test_a_damaged_file_of_a_run_is_named(run, name, content):
     (run / name).write_text(content)
     (run / "metrics.json").unlink()
-    with pytest.raises(UserError, match=f"{name} cannot be read.*put the right one back"):
+    with pytest.raises(UserError, match=f"put the right file back.*{name} cannot be read"):
         run.begin(composed())
         run.remember(data="x")
 

@@ -94,6 +94,6 @@ def test_a_metric_that_the_labels_do_not_allow_is_refused(extended, tmp_path):
     )
     with pytest.raises(
         UserError,
-        match="task.metric is 'span_f1', but the labels .*DET, NOUN.* allow only accuracy",
+        match="set task.metric=accuracy.* is 'span_f1', but the labels .*DET, NOUN.* not allow it",
     ):
         finetune(cfg, RunDir(tmp_path / "run"))

@@ -59,8 +59,8 @@ def own_folders(named: str | None) -> list[Path]:
     """
     if named is not None and not Path(named).is_dir():
         raise UserError(
-            f"--config-dir '{named}' is not a folder; give one with files such as lang/<name>.yaml "
-            "in it"
+            "give a folder with files such as lang/<name>.yaml in it: "
+            f"--config-dir '{named}' is not a folder"
         )
     found = [
         Path(name).absolute()
@@ -123,7 +123,7 @@ def _checked(file: Path) -> str:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{file} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8"
+            f"save {file} as UTF-8: it is not UTF-8 ({error.reason} at byte {error.start})"
         ) from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

@@ -102,8 +102,8 @@ def find_base(
     name = name_of_base(cfg, run)
     if name is None and pretrain is None:
         raise UserError(
-            f"no finished run under '{cfg.runs}'; give base=RUN, a model folder or a hub id, or "
-            "make a base with: python -m xmod_lab.pretrain"
+            "give base=RUN, a model folder or a hub id, or make a base with python -m "
+            f"xmod_lab.pretrain: no finished run under '{cfg.runs}'"
         )
     if name is None:
         own, place = base_to_make(cfg)
@@ -227,15 +227,15 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig) -> None:
             other.append(f"it has {kinds[shared]}, {kinds[cfg.model.shared_slot]} was asked for")
         if other:
             raise UserError(
-                f"base {base.name} is of another size: {'; '.join(other)}. Leave model out: "
-                "an extension has the size of its base, or choose another base"
+                "leave model out, as an extension has the size of its base, or choose another "
+                f"base: base {base.name} is of another size: {'; '.join(other)}"
             )
     for name, lang in cfg.lang.items():
         if there := clashing(lang.code, model.languages):
             raise UserError(
+                "choose a code with another region or script, or a base without it: "
                 f"lang.{name}.code '{lang.code}' exists in base {base.name} already as "
-                f"'{there[0]}' ({', '.join(model.languages)}); choose a code with another region "
-                "or script, or a base without it"
+                f"'{there[0]}' ({', '.join(model.languages)})"
             )
         try:
             donors_of(lang.slot_init, model.config)
@@ -244,8 +244,8 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig) -> None:
     positions = model.config.max_position_embeddings - model.config.pad_token_id - 1
     if cfg.data.row_length > positions:
         raise UserError(
-            f"data.row_length {cfg.data.row_length} exceeds the base's {positions} positions; set "
-            "a shorter row"
+            f"set data.row_length={positions} or less: data.row_length {cfg.data.row_length} "
+            f"exceeds the base's {positions} positions"
         )
 
 
@@ -363,8 +363,8 @@ def load_config(run: RunDir) -> PretrainConfig:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{run / 'config.yaml'} cannot be read ({str(error).splitlines()[0]}); it may be of "
-            "another version: give the model folder as base"
+            f"give the model folder as base: {run / 'config.yaml'} cannot be read "
+            f"({str(error).splitlines()[0]}); it may be of another version"
         ) from error
 
 
@@ -401,8 +401,8 @@ def is_made_on_the_way(run: RunDir) -> bool:
 def _of_run(run: RunDir, cfg: PretrainConfig) -> Base:
     if not run.finished:
         raise UserError(
-            f"base {run.path} is not finished (no metrics.json); continue it with: "
-            f"python -m xmod_lab.pretrain hydra.run.dir={run.path} and its settings"
+            f"continue it with python -m xmod_lab.pretrain hydra.run.dir={run.path} and its "
+            f"settings: base {run.path} is not finished (no metrics.json)"
         )
     base_cfg = load_config(run)
     log.info(
@@ -414,8 +414,8 @@ def _of_run(run: RunDir, cfg: PretrainConfig) -> Base:
     model = str(run / "model")
     if cfg.is_given("data.tokenizer") and cfg.data.tokenizer:
         raise UserError(
-            f"data.tokenizer is '{cfg.data.tokenizer}', but base {run.path} has its own; leave "
-            f"data.tokenizer out, or give the model folder, base={model}, where it can be replaced"
+            f"leave data.tokenizer out, or give the model folder, base={model}, where it can be "
+            f"replaced: data.tokenizer is '{cfg.data.tokenizer}', but base {run.path} has its own"
         )
     return Base(
         str(run.path),

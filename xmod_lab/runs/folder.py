@@ -161,9 +161,9 @@ class RunDir:
         differing = _differences({**stored, "command": cfg.command}, now) if stored else []
         if differing:
             raise UserError(
+                "use another hydra.run.dir, the old settings, or resume=never to start it over: "
                 f"the run dir {self.path} holds a run with other settings:\n"
                 + "\n".join(f"  {key}: {old} there, {new} now" for key, old, new in differing)
-                + "\nuse another hydra.run.dir, the old settings, or resume=never to start it over"
             )
         if not self.finished:
             self._record_start()
@@ -198,15 +198,15 @@ class RunDir:
             _LOCKS[self.path] = lock(self / ".lock", wait=False)
         except Busy as error:
             raise UserError(
-                f"another process is training in {self.path}; wait for it, or use another "
-                "hydra.run.dir"
+                "wait for it, or use another hydra.run.dir: another process is training in "
+                f"{self.path}"
             ) from error
         except OSError as error:
             if is_full(error):
                 raise
             raise UserError(
-                f"the run dir {self.path} cannot be written ({error.strerror}); set hydra.run.dir "
-                "to a folder that you can write to"
+                "set hydra.run.dir to a folder that you can write to: the run dir "
+                f"{self.path} cannot be written ({error.strerror})"
             ) from error
 
     def _refuse_strange(self, outputs: Sequence[str]) -> None:
@@ -219,16 +219,16 @@ class RunDir:
             for place in self._places(name):
                 if (place.exists() or place.is_symlink()) and not fits(place):
                     raise UserError(
-                        f"{place} is no {kind}; move it away, or use another hydra.run.dir"
+                        f"move it away, or use another hydra.run.dir: {place} is no {kind}"
                     )
         if is_run(self.stored()):
             return
         there = [place.name for name in names for place in self._places(name) if place.exists()]
         if there:
             raise UserError(
-                f"{self.path} holds {', '.join(there)}, but no config.yaml of a run: this is of "
-                "something else, and nothing there is overwritten or deleted. Use another "
-                "hydra.run.dir, or move it away"
+                f"use another hydra.run.dir, or move it away: {self.path} holds "
+                f"{', '.join(there)}, but no config.yaml of a run: this is of something else, and "
+                "nothing there is overwritten or deleted"
             )
 
     def write_text(self, name: str, text: str) -> None:
@@ -264,9 +264,9 @@ class RunDir:
         for key, value in facts.items():
             if state.setdefault(key, value) != value:
                 raise UserError(
-                    f"the run in {self.path} began with {key} {state[key]}, now it is {value}: "
-                    "the text, tokenizer or base has changed since. Put the old one back, use "
-                    "another hydra.run.dir, or resume=never to start over"
+                    "put the old text, tokenizer or base back, use another hydra.run.dir, or set "
+                    f"resume=never to start over: the run in {self.path} began with {key} "
+                    f"{state[key]}, now it is {value}"
                 )
         self.write_json(STATE, state)
 
@@ -303,8 +303,8 @@ class RunDir:
                 else "the run will then start from its beginning"
             )
             raise UserError(
-                f"checkpoint {latest} is damaged ({fault}); delete it ({last}), or resume=never "
-                "to start over"
+                f"delete the checkpoint ({last}), or set resume=never to start over: checkpoint "
+                f"{latest} is damaged ({fault})"
             )
         return latest
 
@@ -318,8 +318,8 @@ def _precision(cfg: RunConfig, stored: dict) -> str:
         return precision
     if fault := precision_fault(precision, kind):
         raise UserError(
-            f"the run began with trainer.precision={precision}, but {fault}; continue it where it "
-            "began, or start it over with resume=never"
+            "continue the run where it began, or start it over with resume=never: the run began "
+            f"with trainer.precision={precision}, but {fault}"
         )
     if slow := slow_precision(precision, kind):
         log.warning("warning: trainer.precision is %s, and %s", precision, slow)
@@ -376,7 +376,7 @@ def _damaged(file: Path, why: object) -> UserError:
         else (str(why).splitlines() or [type(why).__name__])[0]
     )
     return UserError(
-        f"{file} cannot be read ({why[:200]}); put the right one back, or use another run"
+        f"put the right file back, or use another run: {file} cannot be read ({why[:200]})"
     )
 
 

@@ -55,10 +55,10 @@ def held_out(
     ordinary, hidden = _hidden_counts(rows, tokenizer)
     if objective.likelihood.many_passes and not hidden.any():
         raise UserError(
-            f"the held-out text of {corpus.code} has {ordinary.sum()} token(s) that can be hidden, "
-            f"and {EVALUATION_RATE:.0%} of each row rounds to 0; give more held-out text "
-            "(validation), set a larger data.validation_share, or use a vocabulary that has "
-            "its letters"
+            "give more held-out text (validation), set a larger data.validation_share, or use a "
+            f"vocabulary that has its letters: the held-out text of {corpus.code} has "
+            f"{ordinary.sum()} token(s) that can be hidden, and {EVALUATION_RATE:.0%} of each row "
+            "rounds to 0"
         )
     return rows, hidden
 

@@ -130,9 +130,9 @@ def evaluate(
         loss = matrix[language.code][language.slot]
         if not math.isfinite(loss):
             raise UserError(
-                f"the loss of {opened.name} is {loss} on the text of {language.code}: its weights "
-                "are damaged, or it diverged in training; take an older checkpoint, or another "
-                "model"
+                "take an older checkpoint, or another model: the loss of "
+                f"{opened.name} is {loss} on the text of {language.code}; its weights are damaged, "
+                "or it diverged in training"
             )
         scorer, code = language.scorer, language.code
         predicted = scorer.predicted[scorer.predicted > 0]
@@ -260,10 +260,10 @@ def _control_readers(control: Opened, parallel: Parallel, columns: dict) -> dict
     found, skipped = readers(control.model, control.languages, list(columns), control.tokenizer)
     if skipped:
         raise UserError(
-            f"evaluate.control {control.name} does not read {', '.join(skipped)} of "
-            f"{parallel.name}, which the model reads ({next(iter(skipped.values()))}); add them "
-            f"to it (python -m xmod_lab.pretrain base={control.name} +lang=…), or take another "
-            "control"
+            f"add {', '.join(skipped)} to it (python -m xmod_lab.pretrain base={control.name} "
+            f"+lang=…), or take another control: evaluate.control {control.name} does not read "
+            f"{', '.join(skipped)} of {parallel.name}, which the model reads "
+            f"({next(iter(skipped.values()))})"
         )
     return found
 

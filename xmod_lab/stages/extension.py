@@ -172,21 +172,21 @@ def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
         old = prepare_base(base.cfg, tokenizer=base.tokenizer, codes=codes)
     except UserError as error:
         raise UserError(
-            f"{error}\nthis is the text of base {base.name}, by which its languages are scored "
-            "before and after; run where it can be read, or give the model folder as base, and a "
-            "langset that can be read"
+            "run where the text of the base can be read, or give the model folder as base, and a "
+            f"langset that can be read: {error}\nthis is the text of base {base.name}, by which "
+            "its languages are scored before and after"
         ) from error
     if len(old.tokenizer) > model.config.vocab_size:
         raise UserError(
-            f"the tokenizer {old.folder} has {len(old.tokenizer)} tokens, base {base.name} has "
-            f"{model.config.vocab_size} embeddings; set data.tokenizer to the one it was trained "
-            "with"
+            "set data.tokenizer to the one that the base was trained with: the tokenizer "
+            f"{old.folder} has {len(old.tokenizer)} tokens, base {base.name} has "
+            f"{model.config.vocab_size} embeddings"
         )
     if old.tokenizer.pad_token_id != model.config.pad_token_id:
         raise UserError(
-            f"the tokenizer {old.folder} pads with id {old.tokenizer.pad_token_id}, base "
-            f"{base.name} with {model.config.pad_token_id}; set data.tokenizer to the one it was "
-            "trained with"
+            "set data.tokenizer to the one that the base was trained with: the tokenizer "
+            f"{old.folder} pads with id {old.tokenizer.pad_token_id}, base {base.name} with "
+            f"{model.config.pad_token_id}"
         )
     older = [
         prepare_base(base.cfg, tokenizer=f"{base.model}/languages/{code}", codes=[code])

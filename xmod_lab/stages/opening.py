@@ -83,8 +83,8 @@ def _refuse_other_text(base: Base, cfg: PretrainConfig) -> None:
     ]
     if other:
         raise UserError(
-            f"run {base.name} is scored on its own text as it was read, but {', '.join(other[:6])} "
-            f"differs there; leave that out, or give its model folder: base={base.model}"
+            f"leave {', '.join(other[:6])} out, or give the model folder, base={base.model}: run "
+            f"{base.name} is scored on its own text as it was read, and that differs there"
         )
 
 

@@ -53,9 +53,9 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> TaskSetup:
             without = unlabelled[source, split]
             lost = f" ({without:,} examples say that they have no label)" if without else ""
             raise UserError(
-                f"{cfg.task.data.path}: the {split} split of the source language {source} is "
-                f"empty{lost}; there are {there or 'no examples at all'}. Name the splits with "
-                f"++task.data.splits.{split}=<name>, or choose another task.source"
+                f"name the splits with ++task.data.splits.{split}=<name>, or choose another "
+                f"task.source: {cfg.task.data.path}: the {split} split of the source language "
+                f"{source} is empty{lost}; there are {there or 'no examples at all'}"
             )
     kind = kind_class(rows[source]["train"])
     for label in sorted(DOUBTFUL & set(kind.labels)):
@@ -66,8 +66,8 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> TaskSetup:
         )
     if cfg.task.metric not in kind.metrics:
         raise UserError(
-            f"task.metric is '{cfg.task.metric}', but the labels of the data "
-            f"({', '.join(kind.labels[:5])}, …) allow only {', '.join(kind.metrics)}"
+            f"set task.metric={'|'.join(kind.metrics)}: task.metric is '{cfg.task.metric}', but "
+            f"the labels of the data ({', '.join(kind.labels[:5])}, …) do not allow it"
         )
     model = task_model(folder, kind, seed=0)
     positions = config.max_position_embeddings - config.pad_token_id - 1
@@ -122,11 +122,10 @@ def _clusters(cfg: FinetuneConfig, tests: dict[str, list[Row]]) -> dict[str, np.
         sources = zip(("task.data", "task.tests"), cfg.sources, strict=False)
         key, source = [pair for pair in sources if GROUP in pair[1].columns][-1]
         raise UserError(
-            f"{key}.columns.group is '{source.columns[GROUP]}', which is the same in all "
-            f"{len(found[code]):,} test examples of {code} "
-            f"('{tests[code][0].values[GROUP][:50]}'), and so in every language; name what only "
-            "some examples share (a template, a document), or leave it out with "
-            f"'~{key}.columns.group'"
+            "name a column that only some examples share (a template, a document), or leave it "
+            f"out with '~{key}.columns.group': {key}.columns.group is '{source.columns[GROUP]}', "
+            f"which is the same in all {len(found[code]):,} test examples of {code} "
+            f"('{tests[code][0].values[GROUP][:50]}'), and so in every language"
         )
     return found
 

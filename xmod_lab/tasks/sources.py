@@ -160,9 +160,9 @@ class LabelledSource:
             raise
         except Exception as error:  # datasets raises whatever its readers and the network raise
             raise UserError(
+                "give a folder in a layout of the hub, or a hub id that can be reached: "
                 f"{key}.path: '{self.path}' cannot be read as a dataset "
-                f"({str(error).splitlines()[0]}); give a folder in a layout of the hub, or a hub "
-                "id that can be reached"
+                f"({str(error).splitlines()[0]})"
             ) from error
         if not found:
             raise UserError(
@@ -199,8 +199,8 @@ class LabelledSource:
         column = column if column in values else role
         if column not in values:
             raise UserError(
-                f"{where}: no column '{self.columns.get(role, role)}'; it has "
-                f"{', '.join(map(str, values))}. Name it with ++{key}.columns.{role}=<column>"
+                f"name it with ++{key}.columns.{role}=<column>: {where}: no column "
+                f"'{self.columns.get(role, role)}'; it has {', '.join(map(str, values))}"
             )
         return read(values[column], f"{where}, column '{column}'")
 
@@ -220,9 +220,9 @@ class LabelledSource:
         if isinstance(row.get(column), str):
             return {GROUP: row[column]}
         raise UserError(
-            f"{where}: no column '{column}', which {key}.columns.group names; it has "
-            f"{', '.join(map(str, values))}. Name another with ++{key}.columns.group=<column>, or "
-            f"leave it out with '~{key}.columns.group': each example is alone then"
+            f"name another column with ++{key}.columns.group=<column>, or leave it out with "
+            f"'~{key}.columns.group', and each example is alone: {where}: no column '{column}', "
+            f"which {key}.columns.group names; it has {', '.join(map(str, values))}"
         )
 
     def holds_out(self, row: dict) -> bool:
