@@ -3,6 +3,10 @@
 import csv
 import importlib.util
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,26 +38,53 @@ def outcomes(sweep: Path) -> list[str]:
         return [row["outcome"] for row in csv.DictReader(stream)]
 
 
+# A command whose work takes no time: what counts is where it is done, and how often
+_COMMAND = """
+import os
+import sys
+from xmod_lab.cli import run_command
+
+
+def work(cfg, folder):
+    with (folder / "done_by").open("a") as stream:
+        stream.write(f"{os.getpid()}\\n")
+    (folder / "metrics.json").write_text("{}")
+
+
+if __name__ == "__main__":
+    print("led by", os.getpid())
+    run_command("pretrain", work)
+"""
+
+
 @needs_launchers
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_jobs_run_in_processes_of_their_own_and_finished_ones_do_not_run_again(
-    workplace, tmp_path, name
-):
+def test_jobs_run_in_processes_of_their_own_and_finished_ones_do_not_run_again(tmp_path, name):
     """The second start has one value more."""
-    sweep = tmp_path / "sweep"
-    command = ["-m", *LAUNCHERS[name], "trainer.max_steps=1", f"hydra.sweep.dir={sweep}"]
+    (tmp_path / "command.py").write_text(_COMMAND)
+    sweep, leaders = tmp_path / "sweep", []
+    command = [sys.executable, "command.py", "-m", *LAUNCHERS[name], f"hydra.sweep.dir={sweep}"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     for seeds, wanted in (
         ("1,2", ["ran", "ran"]),
         ("1,2,3", ["skipped: finished", "skipped: finished", "ran"]),
     ):
-        process = workplace.start(*command, f"seed={seeds}")
-        out, err = process.communicate(timeout=500)
-        assert process.returncode == 0, err
+        done = subprocess.run(
+            [*command, f"seed={seeds}"],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert done.returncode == 0, done.stderr
+        leaders.append(re.search(r"led by (\d+)", done.stdout)[1])
         assert outcomes(sweep) == wanted
     jobs = json.loads((sweep / "sweep.json").read_text())
-    assert len({job["folder"] for job in jobs}) == 3
-    assert all((Path(job["folder"]) / "metrics.json").is_file() for job in jobs)
+    by = [(Path(job["folder"]) / "done_by").read_text().split() for job in jobs]
+    assert [len(each) for each in by] == [1, 1, 1]
+    assert not {each[0] for each in by} & set(leaders)
 
 
 def launcher(name: str) -> dict:
