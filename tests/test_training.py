@@ -15,6 +15,7 @@ import torch
 from tests.helpers import composed, tiny_batch, tiny_config, tiny_model
 from xmod_lab.config.rules import validate
 from xmod_lab.config.schema import RecipeConfig
+from xmod_lab.config.sizes import bytes_held, bytes_to_train, parameter_count
 from xmod_lab.errors import Stopped, UserError
 from xmod_lab.model import XmodForTokenClassification
 from xmod_lab.processes import STOPS, launch
@@ -75,6 +76,16 @@ def test_settings_of_long_runs_that_do_not_go_together_are_refused(overrides, sa
     with pytest.raises(UserError, match="has 1 fault") as caught:
         validate(composed(*overrides, "trainer.accelerator=cpu"))
     assert said in str(caught.value)
+
+
+def test_checkpointed_layers_and_a_divided_model_need_less_memory():
+    usual = composed("model=base", "trainer.devices=4")
+    again = composed("model=base", "trainer.devices=4", "trainer.gradient_checkpointing=true")
+    divided = composed("model=base", "trainer.devices=4", "trainer.strategy=fsdp")
+    assert bytes_to_train(again) < bytes_to_train(usual)
+    shared = parameter_count(usual.model, vocab_size=usual.langset.vocabulary_size, slots=0)
+    assert bytes_to_train(usual) - bytes_to_train(divided) == 16 * (shared - shared // 4)
+    assert bytes_held(divided) > bytes_held(usual)
 
 
 def test_a_micro_batch_weighs_as_it_says_and_one_without_targets_adds_nothing():

@@ -49,22 +49,40 @@ def parameter_count(m: ModelConfig, *, vocab_size: int, slots: int) -> int:
 
 
 def bytes_held(cfg: PretrainConfig) -> int:
-    """Bytes of the weights of the base in ``cfg``. Every process makes them in main memory."""
-    return _HELD * _parameters(cfg)
+    """Bytes of the weights of the base in ``cfg``. Every process makes them in main memory.
+
+    A divided model is a copy of the whole one, which stays there.
+    """
+    return _HELD * _parameters(cfg) + (_HELD * _trained(cfg) if _is_divided(cfg) else 0)
 
 
 def bytes_to_train(cfg: PretrainConfig) -> int:
     """Least bytes on a device to pre-train the base in ``cfg``.
 
     They hold weights, gradients, moments, and the activations of a micro-batch for the backward
-    pass.
+    pass: of one layer and the inputs of the others, if layers are computed again there.
     """
     t, m, length = cfg.trainer, cfg.model, cfg.data.row_length
     rows = max(1, t.rows_per_step // (t.devices * t.nodes * t.accumulate))
-    states = rows * length * m.num_hidden_layers * (8 * m.hidden_size + 2 * m.intermediate_size)
+    kept = 1 if t.gradient_checkpointing else m.num_hidden_layers
+    states = rows * length * kept * (8 * m.hidden_size + 2 * m.intermediate_size)
+    states += rows * length * (m.num_hidden_layers - kept) * m.hidden_size
     # the mask that says which positions may attend to which
     pairs = rows * length * length if cfg.data.attention == "document" else 0
-    return _TRAINED * _parameters(cfg) + _STATE * states + pairs
+    return _TRAINED * _trained(cfg) + _STATE * states + pairs
+
+
+def _is_divided(cfg: PretrainConfig) -> bool:
+    return cfg.trainer.strategy == "fsdp"
+
+
+def _trained(cfg: PretrainConfig) -> int:
+    """Parameters that one process trains: of a divided model its part, and all slots."""
+    count = _parameters(cfg)
+    if not _is_divided(cfg):
+        return count
+    shared = parameter_count(cfg.model, vocab_size=cfg.langset.vocabulary_size, slots=0)
+    return count - shared + shared // (cfg.trainer.devices * cfg.trainer.nodes)
 
 
 def _parameters(cfg: PretrainConfig) -> int:
