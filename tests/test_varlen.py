@@ -1,5 +1,8 @@
 """Attention by lengths of documents, beside a mask: an interface reads them as flash does."""
 
+import sys
+import types
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -7,7 +10,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from tests.helpers import tiny_batch, tiny_config, tiny_model
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodForCausalLM
+from xmod_lab.model import XmodForCausalLM, backbone
+from xmod_lab.model.fast import varlen
 from xmod_lab.model.fast.varlen import Spans, mask_of
 
 # rows of 12 tokens: three documents, one, and two with padding (-1)
@@ -31,22 +35,30 @@ def test_the_lengths_say_what_the_mask_says():
             assert torch.equal(mask[row, 0], wanted)
 
 
-def by_lengths(module, q, k, v, mask, *, dropout, scaling, cu_seq_lens_q, max_length_q, **lengths):
-    """(B, H, S, K) -> (B, S, H, K): each document alone, as flash attention computes it."""
-    assert mask is None and dropout == 0
-    assert torch.equal(cu_seq_lens_q, lengths["cu_seq_lens_k"])
-    rows = q.shape[0]
-    q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (q, k, v))  # (B * S, H, K)
+def each_alone(q, k, v, ends, ends_k, longest, longest_k, *, scale, causal):
+    """(tokens, H, K) -> (tokens, H, K): each document alone, as the kernels compute it."""
+    assert torch.equal(ends, ends_k) and longest == longest_k
     out = torch.empty_like(q)
-    ends = cu_seq_lens_q.tolist()
-    for start, end in zip(ends, ends[1:], strict=False):
-        assert end - start <= max_length_q
+    for start, end in zip(ends.tolist(), ends.tolist()[1:], strict=False):
+        assert end - start <= longest
         one = (x[start:end].transpose(0, 1) for x in (q, k, v))  # (H, length, K)
         attended = torch.nn.functional.scaled_dot_product_attention(
-            *one, scale=scaling, is_causal=module.is_causal
+            *one, scale=scale, is_causal=causal
         )
         out[start:end] = attended.transpose(0, 1)
-    return out.unflatten(0, (rows, -1)), None
+    return out
+
+
+def of_flash_attn(*args, dropout_p, softmax_scale, causal):
+    """As ``flash_attn.flash_attn_varlen_func`` is called."""
+    assert dropout_p == 0
+    return each_alone(*args, scale=softmax_scale, causal=causal)
+
+
+def of_torch(*args, scale, window_size):
+    """As ``torch.nn.attention.varlen.varlen_attn`` is called."""
+    assert window_size[0] == -1
+    return each_alone(*args, scale=scale, causal=window_size[1] == 0)
 
 
 def causal_model():
@@ -56,15 +68,25 @@ def causal_model():
 
 @pytest.mark.parametrize("make", [tiny_model, causal_model])
 @pytest.mark.parametrize("lang_ids", [[0, 0, 1], [2, 0, 2]])
-def test_losses_and_gradients_are_those_of_the_mask(make, lang_ids, monkeypatch):
-    """Also where rows are brought into the order of their languages."""
-    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "flash_by_lengths", by_lengths)
+@pytest.mark.parametrize("way", ["backend", "flash_attn", "torch"])
+def test_losses_and_gradients_are_those_of_the_mask(make, lang_ids, way, monkeypatch):
+    """Also where rows are brought into the order of their languages. Stand-ins for the kernels."""
+    library = types.ModuleType("flash_attn")
+    library.flash_attn_varlen_func = of_flash_attn
+    monkeypatch.setitem(sys.modules, "flash_attn", library)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", of_torch)
+    interface = ALL_ATTENTION_FUNCTIONS._global_mapping
+    monkeypatch.setitem(interface, "flash_by_lengths", varlen.flash_attention)
+    kernel = varlen.torch_attention if way == "torch" else varlen.flash_attention
     batch = {**tiny_batch(rows=3), "lang_ids": torch.tensor(lang_ids), "documents": DOCUMENTS}
     batch["labels"] = batch["labels"].masked_fill(DOCUMENTS < 0, -100)
     found = []
-    for backend in ("sdpa", "flash_by_lengths"):
+    for by_length in (False, True):
         model = make()
-        model.config._attn_implementation = backend
+        if by_length and way == "backend":
+            model.config._attn_implementation = "flash_by_lengths"
+        elif by_length:
+            monkeypatch.setattr(backbone, "kernel_for", lambda *_: kernel)
         loss = model(**batch).loss
         loss.backward()
         found.append((loss, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))

@@ -20,7 +20,7 @@ from xmod_lab.model.encoder import AttentionContext, Trace, XmodEncoder
 from xmod_lab.model.fast.precision import product_type
 from xmod_lab.model.fast.tied_lookup import Matrices
 from xmod_lab.model.fast.unpadding import TokenSelection, predicted_tokens, real_tokens
-from xmod_lab.model.fast.varlen import Spans, mask_of, torch_has_it
+from xmod_lab.model.fast.varlen import Kernel, Spans, kernel_for, mask_of
 from xmod_lab.model.routing import (
     NOTHING,
     Languages,
@@ -359,9 +359,11 @@ class XmodModel(XmodPreTrainedModel):
         """Step 3: embed the batch and run the layers."""
         x = self.embeddings(route=batch.route, matrices=matrices, **batch.embedded)
         mask, spans = batch.mask, None
-        if batch.documents is not None and self._reads_lengths(x, batch.attentions):
-            spans = Spans.of(batch.documents, x.device)
-        elif batch.documents is not None:
+        if batch.documents is not None:
+            by_length, kernel = self._kernel(x, batch.attentions)
+            if by_length:
+                spans = Spans.of(batch.documents, x.device, kernel)
+        if batch.documents is not None and spans is None:
             mask = mask_of(batch.documents.to(x.device), causal=self.config.is_decoder)
         context = AttentionContext(
             None if spans else self._mask(x, mask, batch.cache),
@@ -395,13 +397,15 @@ class XmodModel(XmodPreTrainedModel):
     def _wanted(self, asked: bool | None, name: str) -> bool:
         return getattr(self.config, name) if asked is None else asked
 
-    def _reads_lengths(self, x: Tensor, attentions: bool) -> bool:
-        """Whether attention takes the lengths of documents, where others need a mask."""
+    def _kernel(self, x: Tensor, attentions: bool) -> tuple[bool, Kernel | None]:
+        """Whether attention takes the lengths of documents, where others need a mask; and the
+        kernel for them, if it is another one than the backend's."""
         if "flash" in (self.config._attn_implementation or ""):
-            return True
+            return True, None
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         dropout = self.config.attention_probs_dropout_prob if self.training else 0.0
-        return not attentions and torch_has_it(x, product_type(x), head_dim, dropout)
+        kernel = None if attentions else kernel_for(x, product_type(x), head_dim, dropout)
+        return kernel is not None, kernel
 
     def _check_backend(self, mask: Tensor | None, attentions: bool) -> None:
         """Raises UserError for what flash attention cannot do."""

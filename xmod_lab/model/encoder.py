@@ -22,7 +22,7 @@ from xmod_lab.model.fast.dropout import Dropout, dropout
 from xmod_lab.model.fast.grouped import GroupedRoute
 from xmod_lab.model.fast.precision import product_type
 from xmod_lab.model.fast.unpadding import TokenSelection
-from xmod_lab.model.fast.varlen import Spans, torch_attention
+from xmod_lab.model.fast.varlen import Spans
 from xmod_lab.model.routing import Route
 from xmod_lab.model.slots import XmodSlots
 
@@ -126,8 +126,7 @@ class XmodSelfAttention(nn.Module):
         lengths = {}
         if context.spans is not None and not self.crosses:
             lengths = context.spans.arguments
-            if "flash" not in self.config._attn_implementation:
-                attend = torch_attention
+            attend = context.spans.kernel or attend
         out, weights = attend(
             self, q, k, v, mask, dropout=p, scaling=self.head_dim**-0.5, **lengths
         )

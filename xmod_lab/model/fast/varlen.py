@@ -9,12 +9,15 @@ kernels themselves were not run (no GPU).
 """
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 # B batch rows, S sequence, H heads, K head dim
+
+Kernel = Callable[..., tuple[Tensor, None]]
 
 
 @dataclass(frozen=True)
@@ -24,13 +27,15 @@ class Spans:
     Args:
         ends: (documents + 1,) int32 on the device: 0, and where each document ends.
         longest: tokens of the longest document.
+        kernel: computes attention from them; ``None``: the backend of the model does.
     """
 
     ends: Tensor
     longest: int
+    kernel: Kernel | None = None
 
     @classmethod
-    def of(cls, documents: Tensor, device: torch.device) -> "Spans":
+    def of(cls, documents: Tensor, device: torch.device, kernel: Kernel | None = None) -> "Spans":
         """``documents``: (B, S) as of :func:`mask_of`, on the CPU, so that no device is waited
         for."""
         documents = documents.cpu()
@@ -39,7 +44,7 @@ class Spans:
         places = begins.flatten().nonzero().squeeze(1)
         ends = torch.cat([places, places.new_tensor([documents.numel()])])
         longest = int(ends.diff().max())
-        return cls(ends.to(torch.int32).to(device, non_blocking=True), longest)
+        return cls(ends.to(torch.int32).to(device, non_blocking=True), longest, kernel)
 
     @property
     def arguments(self) -> dict[str, Tensor | int]:
@@ -63,32 +68,72 @@ def mask_of(documents: Tensor, *, causal: bool) -> Tensor:
     return (allowed.tril() if causal else allowed)[:, None]
 
 
-def torch_has_it(x: Tensor, kind: torch.dtype, head_dim: int, dropout: float) -> bool:
-    """Whether torch's own kernel computes it: ``kind`` on the device of ``x``, without dropout."""
-    return (
-        x.device.type == "cuda"
-        and kind in (torch.float16, torch.bfloat16)
-        and dropout == 0
-        and head_dim % 8 == 0
-        and head_dim <= 256
-        and torch.cuda.get_device_capability(x.device) >= (8, 0)
-        and importlib.util.find_spec("torch.nn.attention.varlen") is not None
+def kernel_for(x: Tensor, kind: torch.dtype, head_dim: int, dropout: float) -> Kernel | None:
+    """A kernel that computes attention in ``kind`` on the device of ``x``, if there is one.
+
+    That of flash-attn, if it is installed, else torch's, which has no dropout.
+    """
+    if (
+        x.device.type != "cuda"
+        or kind not in (torch.float16, torch.bfloat16)
+        or head_dim % 8
+        or head_dim > 256
+        or torch.cuda.get_device_capability(x.device) < (8, 0)
+    ):
+        return None
+    if importlib.util.find_spec("flash_attn") is not None:
+        return flash_attention
+    if dropout == 0 and importlib.util.find_spec("torch.nn.attention.varlen") is not None:
+        return torch_attention
+    return None
+
+
+# Kernels have the arguments of transformers' attention interface: (B, H, S, K) -> (B, S, H, K)
+
+
+def flash_attention(
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: None,
+    *,
+    dropout: float,
+    scaling: float,
+    **lengths: Tensor | int,
+) -> tuple[Tensor, None]:
+    """The kernel of the package flash-attn."""
+    from flash_attn import flash_attn_varlen_func  # an optional package for GPUs
+
+    out = flash_attn_varlen_func(
+        *_one_after_the_other(q, k, v),
+        lengths["cu_seq_lens_q"],
+        lengths["cu_seq_lens_k"],
+        lengths["max_length_q"],
+        lengths["max_length_k"],
+        dropout_p=dropout,
+        softmax_scale=scaling,
+        causal=module.is_causal,
     )
+    return out.unflatten(0, (len(q), -1)), None
 
 
 def torch_attention(
-    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: None, *, scaling: float, **lengths
+    module: nn.Module,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: None,
+    *,
+    dropout: float,
+    scaling: float,
+    **lengths: Tensor | int,
 ) -> tuple[Tensor, None]:
-    """Torch's kernel, with the arguments of transformers' interface: (B, H, S, K) -> (B, S, H, K).
+    """The kernel of torch 2.13, without dropout."""
+    from torch.nn.attention.varlen import varlen_attn  # not in older versions
 
-    Not run: it needs a GPU.
-    """
-    from torch.nn.attention.varlen import varlen_attn  # torch 2.10 and later
-
-    rows = q.shape[0]
-    flat = [x.transpose(1, 2).flatten(0, 1) for x in (q, k, v)]  # (B * S, H, K)
     out = varlen_attn(
-        *flat,
+        *_one_after_the_other(q, k, v),
         lengths["cu_seq_lens_q"],
         lengths["cu_seq_lens_k"],
         lengths["max_length_q"],
@@ -96,4 +141,9 @@ def torch_attention(
         scale=scaling,
         window_size=(-1, 0 if module.is_causal else -1),
     )
-    return out.unflatten(0, (rows, -1)), None
+    return out.unflatten(0, (len(q), -1)), None
+
+
+def _one_after_the_other(*states: Tensor) -> list[Tensor]:
+    """(B, H, S, K) -> (B * S, H, K)."""
+    return [x.transpose(1, 2).flatten(0, 1) for x in states]
