@@ -492,7 +492,7 @@ def test_an_unknown_key_of_a_file_is_named_with_those_that_are_allowed(own):
     message = explain(caught.value)
     assert (
         "lang/eu.yaml" in message
-        and "text, validation, column" in message
+        and "allowed names: text, validation, " in message
         and "Did you mean 'vocabulary'" in message
     )
 

@@ -40,7 +40,7 @@ def test_nothing_is_deleted_or_replaced_in_a_folder_that_is_no_run(tmp_path, nam
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("of: another program")
     with pytest.raises(
-        UserError, match=f"{name.split('/')[0]}.*no config.yaml of a run.*Use another hydra.run.dir"
+        UserError, match=f"use another hydra.run.dir.*{name.split('/')[0]}.*no config.yaml of a run"
     ):
         RunDir(tmp_path).begin(composed(f"resume={resume}"), ("model/",))
     assert [p.name for p in tmp_path.iterdir()] == [name.split("/")[0]] and (

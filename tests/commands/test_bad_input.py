@@ -103,7 +103,7 @@ def test_bases_that_are_no_language_model(refused, workplace, tmp_path):
         transformers.RobertaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2)
     ).save_pretrained(tmp_path / "roberta")
     message = refused("+lang=greek", f"base={tmp_path / 'roberta'}", run=tmp_path / "run")
-    assert "of type 'roberta', not xmod" in message
+    assert "is a model of type 'roberta'" in message
 
 
 def test_base_with_another_kind_of_slots(refused, extend, tmp_path):
