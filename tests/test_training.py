@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +23,7 @@ from xmod_lab.model import XmodForTokenClassification
 from xmod_lab.processes import STOPS, launch
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.training import callbacks, interruption
-from xmod_lab.training.callbacks import Checkpoints, LearningCurve, WholeFiles
+from xmod_lab.training.callbacks import Checkpoints, KeptModels, LearningCurve, WholeFiles
 from xmod_lab.training.interruption import Interruption
 from xmod_lab.training.step import LanguageModeling, clip_gradients
 
@@ -217,6 +219,26 @@ def test_checkpoints_are_ordered_by_number(tmp_path):
     assert {f.name for f in folder.glob("*.ckpt")} == {"step1000000.ckpt", "step1000002.ckpt"}
     (folder / "step1000000.ckpt").rename(folder / "step999996.ckpt")
     assert RunDir(tmp_path).latest_checkpoint().name == "step1000002.ckpt"
+
+
+def test_models_of_chosen_steps_are_kept_once(tmp_path):
+    """A run that goes on finds those that it wrote before it stopped."""
+    written = []
+
+    def write(model, folder: Path) -> None:
+        written.append(model)
+        (folder / "config.json").write_text("{}")
+
+    module = SimpleNamespace(whole=lambda: nullcontext("the whole model"))
+    for _ in range(2):
+        callback = KeptModels(tmp_path / "models", [0, 2], write)
+        trainer = SimpleNamespace(accumulate_grad_batches=2, global_step=0)
+        callback.on_train_start(trainer, module)
+        for batch in range(6):
+            trainer.global_step = (batch + 1) // 2
+            callback.on_train_batch_end(trainer, module, None, None, batch)
+    assert written == ["the whole model"] * 2
+    assert sorted(f.name for f in (tmp_path / "models").iterdir()) == ["step-0", "step-2"]
 
 
 def test_checkpoints_are_saved_by_the_clock_too(tmp_path):

@@ -230,6 +230,22 @@ def test_two_processes_resume_to_the_same_bits_between_two_lines_of_the_curve(
 
 
 @pytest.mark.slow
+def test_compiled_layers_train_as_they_are_written(workplace, divided, tmp_path):
+    """By the real compiler; scores are those of the layers as they are written."""
+    whole, run = divided["whole"], tmp_path / "run"
+    status, out, err = workplace.call(*SIX_STEPS, "trainer.compile=true", run=run)
+    assert status == 0, err
+    ours, plain = (workplace.metrics(each) for each in (run, whole))
+    assert ours["before/val/loss/en_XX"] == plain["before/val/loss/en_XX"]
+    assert ours["val/loss/en_XX"] == pytest.approx(plain["val/loss/en_XX"], abs=1e-4)
+    curves = [
+        [float(row["train/loss"]) for row in _curve(each) if row["train/loss"]]
+        for each in (whole, run)
+    ]
+    assert curves[0] == pytest.approx(curves[1], abs=2e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_the_number_of_processes_may_change_when_a_run_goes_on(
     workplace, divided, tmp_path, strategy
