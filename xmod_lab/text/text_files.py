@@ -124,7 +124,10 @@ def decoded_lines(path: Path) -> Iterator[str]:
         with _opened(path) as stream:
             if kind := _kind(stream.peek(_HEAD)[:_HEAD], path):
                 raise UserError(f"{path}: it is {kind}")
-            for line in iter(partial(stream.readline, LONGEST_LINE + 1), b""):
+            small = path.suffix.lower() not in COMPRESSIONS and path.stat().st_size <= LONGEST_LINE
+            # a line of a small file needs no limit, which takes time
+            lines = stream if small else iter(partial(stream.readline, LONGEST_LINE + 1), b"")
+            for line in lines:
                 number += 1
                 if len(line) > LONGEST_LINE:
                     raise UserError(

@@ -111,6 +111,9 @@ class Column:
 
     def values(self, rows: Iterator[Fields]) -> Iterator[Value]:
         """The text of each row, and FILTERED in place of what a bound leaves out."""
+        if not self.bounds:
+            yield from ((values[0], where) for where, values in rows)
+            return
         for where, (text, *others) in rows:
             kept = all(map(Bound.holds, self.bounds, others, repeat(where)))
             yield text if kept else FILTERED, where
@@ -187,9 +190,10 @@ def _rows(part: Part, column: Column, left_out: list[str]) -> Iterator[Fields]:
 
 
 def _fields(rows: Iterator[tuple[str, dict]], column: Column) -> Iterator[Fields]:
+    names = column.names
     for where, row in rows:
         try:
-            yield where, [row[name] for name in column.names]
+            yield where, [row[name] for name in names]
         except KeyError:
             column.place_in(where, list(row))
             raise
