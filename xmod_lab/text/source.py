@@ -257,15 +257,10 @@ class Source:
             blocks: a block of lines between blank lines of a .txt file is a document, and not each
                 line by itself.
         """
+        found = self._read_all(parts, split, tally, blocks)
         given = split == "validation" and self.has_validation
-        left = None if given else bytes_in(self.max_bytes)
-        for passage, document in self._read_all(parts, split, tally, blocks):
-            if left is not None:
-                if left <= 0:
-                    tally.capped = True
-                    return
-                left -= len(passage.encode())
-            yield passage, document
+        most = None if given else bytes_in(self.max_bytes)
+        return found if most is None else _up_to(most, found, tally)
 
     def _read_all(
         self, parts: list[Part], split: str, tally: "Tally", blocks: bool
@@ -276,6 +271,7 @@ class Source:
             unit, known = self.unit(part), document
             lines_of_text = is_lines(part) and unit == "line"
             block = blocks and lines_of_text
+            within = "document" if is_lines(part) else unit  # a .txt file comes in passages
             document += 1
             for value, where in values_of(part, split, column, unit, tally.left_out):
                 if value is FILTERED:
@@ -285,7 +281,9 @@ class Source:
                     tally.null += 1
                     continue
                 content = value if isinstance(value, str) else column.decoded(value, where)
-                found = passages_in(content, "document" if is_lines(part) else unit)
+                if within == "document" and len(content) > LONGEST:
+                    raise too_long(where)
+                found = passages_in(content, within)
                 if not found:
                     tally.empty += 1
                     document += block
@@ -343,6 +341,18 @@ class Source:
             f"data.validation_share={self.validation_share}. Give more text, or held-out text as "
             f"{self.key}.validation"
         )
+
+
+def _up_to(
+    most: int, passages: Iterator[tuple[str, int]], tally: "Tally"
+) -> Iterator[tuple[str, int]]:
+    """``passages`` until they have ``most`` bytes."""
+    for passage, document in passages:
+        if most <= 0:
+            tally.capped = True
+            return
+        most -= len(passage.encode())
+        yield passage, document
 
 
 @dataclass
