@@ -19,9 +19,10 @@ from transformers import AutoTokenizer
 from tests.helpers import composed, passages
 from xmod_lab.codes import code_fault, tag_fault
 from xmod_lab.config.rules import validate
-from xmod_lab.config.schema import CONF_DIR
+from xmod_lab.config.schema import CONF_DIR, LangConfig
 from xmod_lab.errors import UserError
 from xmod_lab.hub import hub_fault
+from xmod_lab.stages.extension import _origin
 from xmod_lab.text.bounds import bounds_in
 from xmod_lab.text.preparing import prepare_corpus
 from xmod_lab.text.source import Source, Tally, bytes_in, check_source
@@ -403,3 +404,11 @@ def test_the_settings_of_a_source_are_settings_of_a_language(tmp_path):
     cfg.lang["new_lang"].where = "score"
     with pytest.raises(UserError, match="lang.new_lang.where: 'score' is no bound"):
         validate(cfg)
+
+
+def test_a_pack_says_how_its_text_was_read():
+    """A setting that is not set is not told: packs stay the same bytes."""
+    given = {"text": "/my/x.jsonl", "where": ["a>=1"], "max_bytes": "1MB", "files": "*.jsonl"}
+    told = _origin(LangConfig(code="oc_FR", **given))
+    assert told == {**given, "text": "x.jsonl", "column": "text"}
+    assert _origin(LangConfig(code="oc_FR", text="x.txt")) == {"text": "x.txt", "column": "text"}
