@@ -52,6 +52,7 @@ import argparse
 import json
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +62,6 @@ from statistics import median, quantiles
 import numpy as np
 import torch
 import transformers
-from datasets import Dataset, Features, List, Value
 from rich.console import Console
 from rich.table import Table
 from torch.utils.data import DataLoader
@@ -73,6 +73,7 @@ from xmod_lab.stages.extension import trainable_names
 from xmod_lab.text.corpus import Corpus, Prepared
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.objectives import MaskedLM
+from xmod_lab.text.stream import Plan, Rows, Specials, plan_name, token_type
 from xmod_lab.training.data import batches
 from xmod_lab.training.memory import keep_memory
 from xmod_lab.training.step import clip_gradients
@@ -540,22 +541,26 @@ def loader(size: str) -> DataLoader:
     }
     tokenizer = Pieces(range(pieces))
     vars(tokenizer).update(special, all_special_ids=[*special.values()])
-    random = np.random.default_rng(0)
-    corpora = {}
-    for code in LANGUAGES:
-        ids = random.integers(4, pieces - 1, (2_000, LENGTH))
-        ends = random.random(ids.shape) < 1 / 16
-        ends[:, 1:] &= ~ends[:, :-1]
-        ids[ends], ids[np.roll(ends, 1, axis=1)], ids[:, 0] = 2, 0, 0
-        features = Features({"input_ids": List(Value("int32"), length=LENGTH)})
-        split = Dataset.from_dict({"input_ids": ids.tolist()}, features=features)
-        corpora[code] = Corpus(
-            code, "", split, split, np.zeros(pieces), {"settings": {"length": LENGTH}}
-        )
+    random, corpora, dtype = np.random.default_rng(0), {}, token_type(pieces)
+    with tempfile.TemporaryDirectory() as folder:
+        for code in LANGUAGES:
+            stream = Path(folder) / code
+            (stream / plan_name(LENGTH)).mkdir(parents=True)
+            tokens = np.minimum(random.geometric(1 / 14, 16_000), LENGTH)
+            for name, numbers, kind in (
+                ("tokens", random.integers(4, pieces - 1, tokens.sum()), dtype),
+                ("ends", np.cumsum(tokens), "<i8"),
+                ("sizes", tokens, "<u4"),
+            ):
+                (stream / f"train.{name}").write_bytes(numbers.astype(kind).tobytes())
+            Plan(stream, "train", LENGTH).write(stream / plan_name(LENGTH))
+            part = Rows(stream, "train", LENGTH, dtype, Specials(0, 2, 1))
+            part.ids(np.arange(1))  # mapped, so that the files may be deleted
+            manifest = {"settings": {"length": LENGTH}}
+            corpora[code] = Corpus(code, "", part, part, np.zeros(pieces), manifest)
+    sizes = {code: len(corpus.train) for code, corpus in corpora.items()}
     cfg = PretrainConfig(task=MaskedLM(), data=DataConfig(folder=""))
-    mixture = Mixture(
-        dict.fromkeys(LANGUAGES, 2_000), dict.fromkeys(LANGUAGES, 1 / 8), rows_per_step=rows, seed=1
-    )
+    mixture = Mixture(sizes, dict.fromkeys(LANGUAGES, 1 / 8), rows_per_step=rows, seed=1)
     lang_ids = {code: number for number, code in enumerate(LANGUAGES)}
     prepared = Prepared(tokenizer, "", corpora)
     return batches(

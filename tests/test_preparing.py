@@ -11,7 +11,9 @@ import pytest
 
 from tests.helpers import passages
 from xmod_lab.errors import UserError
+from xmod_lab.processes import first_alone, join, launch
 from xmod_lab.text import holdout, merging, preparing, shards, source
+from xmod_lab.text import tokenizer as tokenizing
 from xmod_lab.text.holdout import letters_key
 from xmod_lab.text.preparing import prepare_corpora, prepare_corpus
 from xmod_lab.text.source import Source
@@ -210,3 +212,59 @@ def test_shards_of_a_full_disk_stay(tmp_path, tokenizer, monkeypatch, small_disk
     kept = list((disk / "shards").iterdir())
     assert kept and all((shard / "manifest.json").is_file() for shard in kept)
     assert json.loads((kept[0] / "manifest.json").read_text())["passages"] > 10
+
+
+def _prepare_beside_another(folder: str, tokenizer_folder: str) -> int:
+    """One of two processes that prepare the same text; notes what it reads."""
+    join("cpu")
+    plain = Source.read
+
+    def watched(self, parts, split, tally):
+        with (Path(folder) / "read").open("a") as stream:
+            stream.write("".join(f"{Path(part.name).name}\n" for part in parts))
+        return plain(self, parts, split, tally)
+
+    Source.read = watched
+    with first_alone(Path(folder) / "prepared"):
+        corpus = prepare_corpus(
+            "en",
+            Source(f"{folder}/text"),
+            load_tokenizer(tokenizer_folder),
+            length=24,
+            folder=Path(folder) / "prepared",
+        )
+    with (Path(folder) / "digests").open("a") as stream:
+        stream.write(f"{corpus.digest}\n")
+    return 0
+
+
+@pytest.mark.slow
+def test_of_two_processes_one_reads_the_text_and_the_other_opens_it(tmp_path, tokenizer_folder):
+    _files(tmp_path / "text", False)
+    assert launch(_prepare_beside_another, (str(tmp_path), str(tokenizer_folder)), 2) == 0
+    assert sorted((tmp_path / "read").read_text().split()) == ["0.txt", "1.txt", "2.txt"]
+    digests = (tmp_path / "digests").read_text().split()
+    assert len(digests) == 2 and len(set(digests)) == 1
+
+
+@pytest.mark.parametrize("most", [200_000_000, 3_000])
+def test_a_vocabulary_reads_a_text_once_and_keeps_a_part_of_a_large_one(
+    tmp_path, monkeypatch, most
+):
+    lines = list(dict.fromkeys(passages("en", 300)))
+    file = tmp_path / "x.txt"
+    file.write_text("\n".join([*lines, *lines[:100]]), encoding="utf-8")
+    monkeypatch.setattr(tokenizing, "_MAX_BYTES", most)
+    source, counts = Source(str(file)), Counter()
+    whole, reads, read = list(source.passages("train")), [], Source.read
+    monkeypatch.setattr(Source, "read", lambda *a, **k: reads.append(1) or read(*a, **k))
+    found = list(tokenizing._sample({"en": source}, 0.7, counts, tmp_path))
+    assert len(reads) == 1
+    if most > 10_000:
+        assert found == whole and counts == {"passages": len(whole), "used": len(whole)}
+    else:
+        size = sum(len(passage.encode()) for passage in found)
+        assert 0.7 * most < size <= 1.02 * most and len(set(found)) == len(found)
+        assert set(found) < set(whole) and abs(counts["passages"] / len(whole) - 1) < 0.35
+        places = [whole.index(passage) for passage in found]
+        assert places == sorted(places) and places[-1] > 200  # from all over it

@@ -32,6 +32,7 @@ ACCELERATORS = ("auto", "cpu", "gpu")
 STRATEGIES = ("auto", "ddp", "fsdp")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 RESUME = ("auto", "never")
+VERIFY = ("quick", "full")
 
 
 def read_slot_init(init: str) -> tuple[str, list[str]]:

@@ -289,10 +289,13 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()
 
 
+def digest_of_file(file: Path) -> str:
+    """sha256 of the content of a file."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def digest_of_files(files: list[Path]) -> str:
-    """sha256 over the contents of ``files``, in the given order."""
-    digest = hashlib.sha256()
-    for file in files:
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+    """sha256 over the digests of ``files``, in the given order."""
+    digests = b"".join(bytes.fromhex(digest_of_file(file)) for file in files)
+    return hashlib.sha256(digests).hexdigest()

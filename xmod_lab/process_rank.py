@@ -16,3 +16,8 @@ def process_count() -> int:
 def launched() -> bool:
     """Whether torchrun or :func:`xmod_lab.processes.launch` started this process, beside others."""
     return "LOCAL_RANK" in os.environ
+
+
+def leads_machine() -> bool:
+    """Whether this process is the first one of its machine."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"

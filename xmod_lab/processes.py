@@ -14,11 +14,13 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from xmod_lab.files import lock, make_folder
 from xmod_lab.process_rank import launched, process_count, rank
 from xmod_lab.stops import STOPS, handle, requeue, restore, status_of
 
@@ -195,6 +197,29 @@ class Agreement:
         found = torch.tensor(int(number))
         dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         return int(found)
+
+
+@contextlib.contextmanager
+def first_alone(folder: Path) -> Iterator[None]:
+    """The first process enters alone; then the others do, one at a time, and find what it made.
+
+    Processes of machines that share no disk enter side by side, those of each machine one at a
+    time. A process waits for a lock in ``folder``, and not for a message, so that the first one may
+    take any time. All processes must call this.
+    """
+    if not launched():
+        yield
+        return
+    if rank():
+        barrier()  # the first one has the lock
+    held = None
+    with contextlib.suppress(OSError):  # without rights to write there, all are only read
+        make_folder(folder)
+        held = lock(folder / ".lock", wait=True).stream
+    if not rank():
+        barrier()
+    with held or contextlib.nullcontext():
+        yield
 
 
 def barrier() -> None:

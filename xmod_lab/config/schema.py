@@ -4,6 +4,7 @@ Hydra composes the configuration against these dataclasses, and a typo or a wron
 :mod:`xmod_lab.config.rules` checks the values.
 """
 
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,11 +21,13 @@ from xmod_lab.choices import (
     RESUME,
     SLOT_ARCHITECTURES,
     STRATEGIES,
+    VERIFY,
     VOCABULARIES,
     WANDB_MODES,
 )
 from xmod_lab.errors import UserError
 from xmod_lab.recipe import RecipeConfig
+from xmod_lab.remembered import remembering
 from xmod_lab.settings import choice, is_under, not_in_base, number, set_by_command, uncounted
 from xmod_lab.text.holdout import VALIDATION_TOKENS
 from xmod_lab.text.objectives import OBJECTIVES, Objective
@@ -332,6 +335,7 @@ class PretrainConfig(RunConfig):
     )
     task: Objective = MISSING
     data: DataConfig = field(default_factory=DataConfig)
+    verify: str = choice("quick", VERIFY, uncounted("the same data, checked again"))
     rebuild: bool = field(default=False, metadata=uncounted("the same data, made anew"))
     plan: bool = field(default=False, metadata=uncounted("nothing is trained"))
 
@@ -368,13 +372,19 @@ class PretrainConfig(RunConfig):
         Raises:
             UserError, OSError: one cannot be read.
         """
-        found = [
-            self.source(text).digest()
-            for text in (*self.langset.languages.values(), *self.lang.values())
-        ]
-        if self.data.tokenizer and Path(self.data.tokenizer).is_dir():
-            found.append(content_digest(self.data.tokenizer, None))
+        with self.remembering():
+            found = [
+                self.source(text).digest()
+                for text in (*self.langset.languages.values(), *self.lang.values())
+            ]
+            if self.data.tokenizer and Path(self.data.tokenizer).is_dir():
+                found.append(content_digest(self.data.tokenizer, None))
         return found
+
+    def remembering(self) -> AbstractContextManager[None]:
+        """While it is entered, text and prepared data that have not changed are not hashed again,
+        unless ``verify`` is ``full``."""
+        return remembering(Path(self.data.folder), verify=self.verify)
 
     def source(self, text: TextConfig) -> Source:
         """The text of one language, with the settings of ``data``."""

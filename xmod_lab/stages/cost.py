@@ -2,7 +2,9 @@
 
 import io
 import logging
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -40,6 +42,7 @@ class Cost:
         flops_per_step: of the matrix products, forward and backward.
         seconds: of all steps, without scoring and saving.
         loader_rows_per_second: of the loader alone.
+        peak_memory: bytes that this process had in memory at most, since it began.
     """
 
     trainable: int
@@ -51,6 +54,7 @@ class Cost:
     seconds_per_step: float
     seconds: float
     loader_rows_per_second: float
+    peak_memory: int
 
 
 def measure(
@@ -91,6 +95,7 @@ def measure(
         seconds_per_step=middle,
         seconds=middle * cfg.steps,
         loader_rows_per_second=_rows_per_second(loader(_READ + 2 * cfg.data.workers + 1)),
+        peak_memory=peak_memory(),
     )
 
 
@@ -120,6 +125,12 @@ def parts_of_step(cfg: PretrainConfig) -> int:
     finer = (n for n in range(parts, t.rows_per_step + 1, parts) if t.rows_per_step % n == 0)
     most = max(1, _MOST_TOKENS // cfg.data.row_length)
     return next((n for n in finer if t.rows_per_step // n <= most), t.rows_per_step)
+
+
+def peak_memory() -> int:
+    """Bytes that this process had in memory at most, since it began."""
+    found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return found if sys.platform == "darwin" else found * 1024
 
 
 def duration(seconds: float) -> str:

@@ -160,7 +160,7 @@ def _plan_base(cfg: PretrainConfig, warnings: list[str]) -> dict:
     model = new_model(cfg, prepared.tokenizer)
     training_table(model, {name for name, _ in model.named_parameters()}, "base").print()
     cost = measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=None)
-    _cost_table(cfg, cost, [("model/", cost.model_bytes)])
+    _cost_table(cfg, cost, prepared, [("model/", cost.model_bytes)])
     return {**asdict(cost), **read}
 
 
@@ -179,7 +179,8 @@ def _plan_language(
     training_table(model, trainable, f"adding {code}").print()
     cost = measure(cfg, model, prepared, mixture, seed=seed_of(cfg, code), trainable=trainable)
     pack = _pack_bytes(model, code, Path(prepared.folder) if lang.vocabulary == "own" else None)
-    _cost_table(cfg, cost, [(f"pack/{code}/", pack), ("model/ with it", cost.model_bytes)])
+    files = [(f"pack/{code}/", pack), ("model/ with it", cost.model_bytes)]
+    _cost_table(cfg, cost, prepared, files)
     return {**asdict(cost), **read, **text, "pack_bytes": pack}
 
 
@@ -348,7 +349,15 @@ def _pack_bytes(model: XmodLanguageModel, code: str, tokenizer_folder: Path | No
         return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
-def _cost_table(cfg: PretrainConfig, cost: Cost, files: list[tuple[str, int]]) -> None:
+def _cost_table(
+    cfg: PretrainConfig, cost: Cost, prepared: Prepared, files: list[tuple[str, int]]
+) -> None:
+    text = sum(
+        file.stat().st_size
+        for corpus in prepared.corpora.values()
+        for file in corpus.folder.rglob("*")
+        if file.is_file()
+    )
     speed = cfg.tokens_per_step / cost.seconds_per_step
     rows_read = (
         cfg.trainer.rows_per_step
@@ -359,11 +368,13 @@ def _cost_table(cfg: PretrainConfig, cost: Cost, files: list[tuple[str, int]]) -
         ("trainable parameters", f"{cost.trainable:,}"),
         ("frozen parameters", f"{cost.frozen:,}"),
         *((f"bytes of {name}", f"{size:,}") for name, size in files),
+        ("bytes of the prepared text on disk, without its shards", f"{text:,}"),
         (
             f"bytes of a checkpoint ({cfg.trainer.keep_checkpoints} are kept)",
             f"{cost.checkpoint_bytes:,}",
         ),
         ("bytes of the optimiser's state in memory", f"{cost.optimizer_bytes:,}"),
+        ("peak memory of this process, its text prepared", f"{cost.peak_memory:,}"),
         ("FLOPs of a step (matrix products)", f"{cost.flops_per_step:,}"),
         (f"FLOPs of {cfg.steps:,} steps", f"{cost.flops_per_step * cfg.steps:.3g}"),
         ("a step on this machine", f"{1000 * cost.seconds_per_step:.0f} ms, {speed:,.0f} tokens/s"),
@@ -371,6 +382,7 @@ def _cost_table(cfg: PretrainConfig, cost: Cost, files: list[tuple[str, int]]) -
         (
             "the loader alone",
             f"{cost.loader_rows_per_second:,.0f} rows/s, "
+            f"{cost.loader_rows_per_second * cfg.data.row_length:,.0f} tokens/s, "
             f"{cost.loader_rows_per_second / rows_read:,.1f} × what the steps read",
         ),
     ]

@@ -35,7 +35,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError, printable
-from xmod_lab.files import digest_of_files
+from xmod_lab.remembered import digest_of_files
 from xmod_lab.text.stream import Rows, Specials, plan_name
 
 SPLITS = ("train", "validation")

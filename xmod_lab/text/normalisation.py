@@ -47,10 +47,11 @@ class Normalisation:
     def count(self, passages: list[str]) -> None:
         """Count the characters of ``passages``, none of which is empty."""
         characters = np.frombuffer("".join(passages).encode("utf-32-le"), dtype="<u4")
-        found = np.unique(characters)
-        for number in found[self._counts[found] == 0].tolist():
+        counts = np.bincount(characters)
+        known = self._counts[: len(counts)]
+        for number in np.flatnonzero((counts > 0) & (known == 0)).tolist():
             self._changes[number] = self.image(chr(number)) != chr(number)
-        np.add.at(self._counts, characters, 1)
+        known += counts
         ends = np.cumsum([len(passage) for passage in passages])
         changed = np.zeros(len(passages), dtype=bool)
         places = np.flatnonzero(self._changes[characters])

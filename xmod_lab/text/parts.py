@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xmod_lab.errors import UserError, nearest
-from xmod_lab.files import digest_of_files
 from xmod_lab.hub import answers, hub_fault, unanswered_fault
+from xmod_lab.remembered import digest_of_files
 from xmod_lab.text.cards import chosen, configurations, matching, splits_of
 from xmod_lab.text.text_files import COMPRESSIONS, as_jsonl, file_fault
 

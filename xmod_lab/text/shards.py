@@ -155,6 +155,7 @@ class _Writer:
     tally: Tally = field(default_factory=Tally)
     passages: int = 0
     tokens: int = 0
+    checked: int = 0  # passages at the last look for noise
 
     def write(self) -> None:
         """Write the files."""
@@ -240,6 +241,9 @@ class _Writer:
         unknown = np.bincount(
             np.searchsorted(ends, places, side="right"), minlength=len(texts)
         ).tolist()
+        if not len(places) and "".join(texts).isprintable() and "\ufffd" not in "".join(texts):
+            self.tally.add_plain(texts, raw)
+            return
         for number, (text, whole) in enumerate(zip(texts, raw, strict=True)):
             before = self.tally.odd
             self.tally.add(text, len(whole))
@@ -251,8 +255,9 @@ class _Writer:
                     else 0
                 )
                 self._write("rare", [self.passages + number, unknown[number], hidden, odd])
-            if self.tally.passages % _CHECK_EVERY == 0:
-                self.tally.refuse_noise([part.name for part in self.shard.parts])
+        if self.tally.passages >= self.checked + _CHECK_EVERY:
+            self.tally.refuse_noise([part.name for part in self.shard.parts])
+            self.checked = self.tally.passages
 
     def _close_document(self) -> None:
         if self.document.passages:

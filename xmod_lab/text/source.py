@@ -195,7 +195,7 @@ class Source:
         text = self.text_of(split)
         # a share is held out of the same rows, so both splits read them: count them once
         counts = tally if split == "train" or given else Tally()
-        for passage in self._side(split, counts):
+        for passage in self.side(split, counts):
             if self.drop_duplicates:
                 key = exact_key(passage)
                 if key in tally.seen:
@@ -217,8 +217,8 @@ class Source:
         if tally.passages == 0:
             raise UserError(self.why_empty(split))
 
-    def _side(self, split: str, tally: "Tally") -> Iterator[str]:
-        """Passages of one split, duplicates included."""
+    def side(self, split: str, tally: "Tally") -> Iterator[str]:
+        """Passages of one split, duplicates included, in constant memory."""
         read = self._read(split, tally)
         if self.has_validation:
             return (passage for passage, _ in read)
@@ -405,6 +405,12 @@ class Tally:
         self.characters += len(passage)
         if not passage.isprintable() or "\ufffd" in passage:
             self.odd += len(_ODD.findall(passage))
+
+    def add_plain(self, passages: list[str], encoded: list[bytes]) -> None:
+        """Count passages without odd characters."""
+        self.passages += len(passages)
+        self.bytes += sum(map(len, encoded))
+        self.characters += sum(map(len, passages))
 
     def refuse_noise(self, text: str | list[str]) -> None:
         """Raises UserError if more than ten characters, and more than ``ODD_SHARE`` of all, are

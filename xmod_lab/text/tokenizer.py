@@ -1,19 +1,25 @@
 """The tokenizer of a run: one that is given, or one trained on the run's own text and kept under
 its digest (how it is trained is in :mod:`xmod_lab.text.unigram`)."""
 
+import contextlib
 import hashlib
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from tokenizers import normalizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from xmod_lab import remembered
 from xmod_lab.errors import UserError, reason
 from xmod_lab.files import build_folder, digest_of_files
 from xmod_lab.foreign import open_tokenizer
-from xmod_lab.text.source import Source
+from xmod_lab.text.holdout import Keys, exact_key
+from xmod_lab.text.source import Source, Tally
 from xmod_lab.text.unigram import PAD, RESERVED, save_tokenizer, train_sentencepiece
 
 FORMAT = 6  # raise when the same settings would give another tokenizer
@@ -166,15 +172,17 @@ def own_tokenizer(
     manifest = target / "manifest.json"
 
     def write(scratch: Path) -> None:
-        text = Counter()
+        text, spooled = Counter(), scratch / "text"
+        spooled.mkdir()
         model = train_sentencepiece(
-            _sample(sources, alpha, text),
+            _sample(sources, alpha, text, spooled),
             vocab_size=vocab_size,
             byte_fallback=byte_fallback,
             normalization=normalization,
             pad_id=pad_id,
             cut=text,
         )
+        shutil.rmtree(spooled)
         save_tokenizer(model, scratch)
         files = {p.name: digest_of_files([p]) for p in sorted(scratch.iterdir())}
         entries = {"digest": digest, "files": files, "asked": vocab_size, "text": text}
@@ -183,7 +191,7 @@ def own_tokenizer(
     build_folder(target, write, rebuild=rebuild)
     stored = json.loads(manifest.read_text()) if manifest.is_file() else {}
     intact = stored.get("digest") == digest and all(
-        (target / name).is_file() and digest_of_files([target / name]) == d
+        (target / name).is_file() and remembered.digest_of_files([target / name]) == d
         for name, d in stored["files"].items()
     )
     if not intact:
@@ -213,24 +221,89 @@ def about_training(folder: str) -> str | None:
     return said
 
 
-def _sample(sources: dict[str, Source], alpha: float, counts: Counter) -> Iterator[str]:
+@dataclass
+class _Spool:
+    """The training text of a language in a file. Of a large text, the passages with the lowest
+    keys: they are from all over it, and copies of a passage share its key.
+
+    Args:
+        bytes, passages: what the file has.
+        halvings: how often half of the text was dropped, so that the file stays small.
+    """
+
+    source: Source
+    file: Path
+    bytes: int = 0
+    passages: int = 0
+    halvings: int = 0
+
+    def fill(self) -> None:
+        """Read the text once. Raises UserError if it cannot be used, or has no training text."""
+        tally, seen = Tally(), Keys()
+        stream = self.file.open("w", encoding="utf-8")
+        with contextlib.ExitStack() as stack:
+            stack.callback(lambda: stream.close())
+            for passage in self.source.side("train", tally):
+                tally.add(passage, len(passage.encode()))
+                key = exact_key(passage)
+                if key >> (64 - self.halvings) or self.source.drop_duplicates and key in seen:
+                    continue
+                seen.add(key)
+                self._add(stream, passage)
+                if self.bytes > 2 * _MAX_BYTES:
+                    stream.close()
+                    stream, seen = self._halve()
+        tally.refuse_noise(self.source.text_of("train"))
+        if not self.passages:
+            raise UserError(self.source.why_empty("train"))
+
+    def _add(self, stream: TextIO, passage: str) -> None:
+        stream.write(f"{passage}\n")
+        self.bytes += len(passage.encode())
+        self.passages += 1
+
+    def _halve(self) -> tuple[TextIO, Keys]:
+        """Drop the upper half of the keys; returns the file to go on with, and the keys in it."""
+        larger, seen = self.file.rename(self.file.with_suffix(".larger")), Keys()
+        self.halvings += 1
+        self.bytes = self.passages = 0
+        stream = self.file.open("w", encoding="utf-8")
+        with larger.open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                passage = line.removesuffix("\n")
+                key = exact_key(passage)
+                if not key >> (64 - self.halvings):
+                    seen.add(key)
+                    self._add(stream, passage)
+        larger.unlink()
+        return stream, seen
+
+
+def _sample(
+    sources: dict[str, Source], alpha: float, counts: Counter, folder: Path
+) -> Iterator[str]:
     """Passages of all languages, thinned so that each language's bytes are ∝ size^alpha and memory
-    is bounded. ``counts`` takes how many ``passages`` there are, and how many are ``used``."""
-    sizes = {
-        code: sum(len(p.encode()) for p in source.passages("train"))
-        for code, source in sources.items()
-    }
+    is bounded. Each text is read once, into ``folder``.
+
+    ``counts`` takes how many ``passages`` there are (of a large text, about so many), and how many
+    are ``used``.
+    """
+    spools = {code: _Spool(source, folder / code) for code, source in sources.items()}
+    for spool in spools.values():
+        spool.fill()
+    sizes = {code: spool.bytes << spool.halvings for code, spool in spools.items()}
     wanted = {code: size**alpha for code, size in sizes.items()}
     scale = min(size / wanted[code] for code, size in sizes.items())
     total = sum(wanted.values()) * scale
     scale *= min(1.0, _MAX_BYTES / total)
-    for code, source in sources.items():
-        share = wanted[code] * scale / sizes[code]
+    for code, spool in spools.items():
+        share = wanted[code] * scale / spool.bytes
         owed = 0.0
-        for passage in source.passages("train"):
-            counts["passages"] += 1
-            owed += share
-            if owed >= 1 - 1e-9:  # if all passages are wanted, the last one is too
-                owed -= 1
-                counts["used"] += 1
-                yield passage
+        counts["passages"] += spool.passages << spool.halvings
+        with spool.file.open(encoding="utf-8", newline="\n") as lines:
+            for line in lines:
+                owed += share
+                if owed >= 1 - 1e-9:  # if all passages are wanted, the last one is too
+                    owed -= 1
+                    counts["used"] += 1
+                    yield line.removesuffix("\n")

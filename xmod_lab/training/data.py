@@ -15,6 +15,8 @@ from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.machine import cores
 from xmod_lab.phases import first_step, phases_of
+from xmod_lab.process_rank import leads_machine
+from xmod_lab.processes import first_alone
 from xmod_lab.runs.folder import MAY_CHANGE
 from xmod_lab.scoring.held_out import held_out
 from xmod_lab.text.batches import BatchStream
@@ -135,16 +137,17 @@ def _share_of_spaces(corpus: Corpus, tokenizer: PreTrainedTokenizerBase) -> floa
 
 
 def _train_tokenizer(cfg: PretrainConfig, sources: dict, vocab_size: int, pad_id: int = PAD) -> str:
-    path = own_tokenizer(
-        sources,
-        vocab_size=vocab_size,
-        alpha=cfg.data.tokenizer_alpha,
-        byte_fallback=cfg.data.byte_fallback,
-        normalization=cfg.data.normalization,
-        folder=Path(cfg.data.folder),
-        pad_id=pad_id,
-        rebuild=cfg.rebuild,
-    )
+    with first_alone(Path(cfg.data.folder)), cfg.remembering():
+        path = own_tokenizer(
+            sources,
+            vocab_size=vocab_size,
+            alpha=cfg.data.tokenizer_alpha,
+            byte_fallback=cfg.data.byte_fallback,
+            normalization=cfg.data.normalization,
+            folder=Path(cfg.data.folder),
+            pad_id=pad_id,
+            rebuild=cfg.rebuild and leads_machine(),
+        )
     return str(path)
 
 
@@ -154,15 +157,16 @@ def _prepare(
     tokenizer = load_tokenizer(folder)
     if for_new_model:
         _check_positions(cfg, tokenizer.pad_token_id, folder)
-    corpora = prepare_corpora(
-        sources,
-        tokenizer,
-        length=cfg.data.row_length,
-        folder=Path(cfg.data.folder),
-        rebuild=cfg.rebuild,
-        budget=cfg.data.validation_tokens,
-        processes=cfg.data.processes or min(cores(), _MOST_PROCESSES),
-    )
+    with first_alone(Path(cfg.data.folder)), cfg.remembering():
+        corpora = prepare_corpora(
+            sources,
+            tokenizer,
+            length=cfg.data.row_length,
+            folder=Path(cfg.data.folder),
+            rebuild=cfg.rebuild and leads_machine(),
+            budget=cfg.data.validation_tokens,
+            processes=cfg.data.processes or min(cores(), _MOST_PROCESSES),
+        )
     return Prepared(tokenizer, folder, corpora)
 
 
@@ -251,7 +255,7 @@ def batches(
 ) -> DataLoader:
     """Micro-batches from ``first_step`` on; earlier ones are never read.
 
-    Small tensors come as arrays, see :func:`_by_value`.
+    Small tensors come as arrays, see :func:`by_value`.
     """
     tokenizer = prepared.tokenizer
     stream = BatchStream(
@@ -270,14 +274,14 @@ def batches(
         stream,
         batch_size=None,
         sampler=From(first_step * cfg.trainer.accumulate, len(stream)),
-        collate_fn=_by_value,
+        collate_fn=by_value,
         num_workers=cfg.data.workers,
         worker_init_fn=leave_signals_to_the_run,
         persistent_workers=False,
     )
 
 
-def _by_value(batch: dict[str, Tensor]) -> dict[str, np.ndarray | Tensor]:
+def by_value(batch: dict[str, Tensor]) -> dict[str, np.ndarray | Tensor]:
     """Let small tensors leave a loader worker as arrays, which are copied.
 
     A tensor is put into shared memory, and the handshakes for that take longer than to copy a
