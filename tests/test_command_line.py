@@ -2,7 +2,7 @@
 
 import random
 import shlex
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -48,9 +48,8 @@ from xmod_lab.training import fit
 def faults(*overrides: str, command: str = "pretrain") -> str:
     """The message about a configuration."""
     with pytest.raises(UserError) as caught:
-        (validate_finetune if command == "finetune" else validate)(
-            composed(*overrides, command=command)
-        )
+        cfg = replace(composed(*overrides, command=command), command=command)
+        (validate_finetune if command == "finetune" else validate)(cfg)
     return str(caught.value)
 
 
@@ -322,7 +321,7 @@ def test_a_language_that_is_not_there_yet_is_told_how_to_add_it(typed, remedy):
         compose("pretrain", overrides=[remedy])
 
 
-@pytest.mark.parametrize("command", ["pretrain", "prepare", "rank"])
+@pytest.mark.parametrize("command", ["prepare", "rank"])
 def test_a_base_to_which_nothing_is_added_is_a_fault_beside_the_others(command):
     said = faults("base=/does/not/exist", "seed=-1", command=command)
     assert (
@@ -333,6 +332,14 @@ def test_a_base_to_which_nothing_is_added_is_a_fault_beside_the_others(command):
     assert "nothing is added" not in faults(
         "base=/does/not/exist", "+lang=new_lang", command=command
     )
+
+
+def test_what_trains_is_said_only_where_a_base_is_trained_further():
+    assert "train is 'slot'; allowed are all, slots" in faults("train=slot", command="pretrain")
+    for others in ([], ["+lang=new_lang"], ["base=random"]):
+        assert "leave train=slots out" in faults("train=slots", *others, command="pretrain")
+    said = faults("base=/does/not/exist", "train=slots", command="pretrain")
+    assert "1 fault" in said and "'/does/not/exist' does not exist" in said
 
 
 # Files of one's own

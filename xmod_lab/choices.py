@@ -25,6 +25,8 @@ EMBEDDING_INITS = [  # a list, so that a new method can add its name
     "script_mean",
 ]
 SLOT_ARCHITECTURES = ["bottleneck", "lora", "gated"]  # see xmod_lab.model.slots
+# what trains where an X-MOD is trained further, or a dense encoder has become one
+TRAIN = ("all", "slots", "slots+head", "slots+embeddings")
 SLOT_INITS = "random | zero_output | mean | mean:<code>,<code>,... | copy:<code> | nearest"
 NEAREST = "nearest"  # the slot with the lowest loss on the language's text; see stages.initialise
 PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")

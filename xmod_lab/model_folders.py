@@ -68,7 +68,10 @@ def refuse_other_type(settings: dict, source: object) -> None:
     """Raise UserError if ``settings``, read from ``source``, are not those of an X-MOD model."""
     found = settings.get("model_type")
     if found not in (MODEL_TYPE, OWN_TYPE):
-        raise UserError(f"give an X-MOD model: {source} is a model of type {shown(found)}")
+        raise UserError(
+            f"give an X-MOD model: {source} is a model of type {shown(found)}. A dense encoder "
+            f"becomes one by: python -m xmod_lab.pretrain base={source} langset=NAME"
+        )
 
 
 def codes_in(settings: Mapping) -> list[str]:

@@ -1,9 +1,10 @@
-"""Pre-train a modular model, or add languages to one.
+"""Pre-train a modular model, train one further, make one of a dense encoder, or add languages.
 
 python -m xmod_lab.pretrain [langset=NAME] [model=tiny|small|base|shared] [KEY=VALUE ...]
 python -m xmod_lab.pretrain +lang=new_lang [base=RUN] [KEY=VALUE ...]
 python -m xmod_lab.pretrain +lang=new_lang lang.new_lang.code=oc_FR lang.new_lang.text=my.txt
 python -m xmod_lab.pretrain +lang=[new_lang,sw]
+python -m xmod_lab.pretrain base=RUN_OR_MODEL [langset=NAME] [train=slots] [KEY=VALUE ...]
 python -m xmod_lab.pretrain [+lang=NAME] plan=true
 python -m xmod_lab.pretrain -m +lang=new_lang,sw seed=1,2
 """
@@ -63,6 +64,7 @@ def _train(cfg: PretrainConfig, folder: Path) -> int:
     from xmod_lab.machine import device_kind
     from xmod_lab.processes import join
     from xmod_lab.runs.folder import RunDir
+    from xmod_lab.stages.continuing import go_on
     from xmod_lab.stages.extension import add_languages
     from xmod_lab.stages.planning import plan_run
     from xmod_lab.stages.pretraining import pretrain_base
@@ -70,7 +72,8 @@ def _train(cfg: PretrainConfig, folder: Path) -> int:
 
     join(device_kind(cfg.trainer.accelerator))
     keep_memory()
-    work = plan_run if cfg.plan else add_languages if cfg.lang else pretrain_base
+    work = go_on if cfg.goes_on else add_languages if cfg.lang else pretrain_base
+    work = plan_run if cfg.plan else work
     work(cfg, RunDir(folder))
     return 0
 

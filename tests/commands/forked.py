@@ -14,7 +14,7 @@ from pathlib import Path
 # The commands, and what they import when they begin to work
 _NAMES = (
     "cli pretrain finetune evaluate rank prepare packs report runs.jobs runs.sweep "
-    "stages.extension stages.planning "
+    "stages.continuing stages.extension stages.planning "
     "stages.finetuning stages.ranking stages.evaluating stages.opening reports.page "
     "languages.inspection languages.verify"
 )

@@ -256,7 +256,7 @@ def _size_faults(cfg: PretrainConfig) -> list[str]:
 
 
 def _opens_base(cfg: PretrainConfig) -> bool:
-    return bool(cfg.lang) or isinstance(cfg, EvaluateConfig)
+    return bool(cfg.lang) or isinstance(cfg, EvaluateConfig) or cfg.goes_on
 
 
 def _makes_model(cfg: PretrainConfig) -> bool:
@@ -345,14 +345,20 @@ def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> 
 
 
 def _check_base(cfg: PretrainConfig) -> list[str]:
+    faults = []
+    if cfg.train != "all" and not cfg.goes_on:
+        faults.append(
+            f"leave train={cfg.train} out, or give a base and no +lang: it says what trains if a "
+            "base is trained further; an added language trains alone"
+        )
     if _opens_base(cfg):
-        return base_faults(cfg.base) if cfg.base != "random" else []
-    if cfg.base == "auto":
-        return []
-    return [
-        f"base is '{cfg.base}', but nothing is added to it: pre-training begins with random "
-        "weights; leave base out, or add a language to it, e.g. +lang=new_lang"
-    ]
+        return faults + (base_faults(cfg.base) if cfg.base != "random" else [])
+    if cfg.base != "auto":
+        faults.append(
+            f"base is '{cfg.base}', but nothing is added to it; leave base out, or add a language "
+            "to it, e.g. +lang=new_lang"
+        )
+    return faults
 
 
 def base_faults(base: str) -> list[str]:

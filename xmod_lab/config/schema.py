@@ -21,6 +21,7 @@ from xmod_lab.choices import (
     RESUME,
     SLOT_ARCHITECTURES,
     STRATEGIES,
+    TRAIN,
     VERIFY,
     VOCABULARIES,
     WANDB_MODES,
@@ -326,13 +327,19 @@ class RunConfig:
 
 @dataclass
 class PretrainConfig(RunConfig):
-    """All settings of ``python -m xmod_lab.pretrain``."""
+    """All settings of ``python -m xmod_lab.pretrain``.
+
+    Args:
+        train: what trains if ``base`` is trained further: everything, the slots of the language
+            set alone, or these with the head or the embeddings.
+    """
 
     model: ModelConfig = field(default_factory=ModelConfig)
     langset: LangsetConfig = field(default_factory=LangsetConfig)
     lang: dict[str, LangConfig] = field(
         default_factory=dict, metadata=not_in_base("languages are added afterwards")
     )
+    train: str = choice("all", TRAIN)
     task: Objective = MISSING
     data: DataConfig = field(default_factory=DataConfig)
     verify: str = choice("quick", VERIFY, uncounted("the same data, checked again"))
@@ -341,8 +348,13 @@ class PretrainConfig(RunConfig):
 
     @property
     def recipe(self) -> RecipeConfig:
-        """The recipe in force: ``task.extend`` when languages are added, else ``task.pretrain``."""
-        return self.task.extend if self.lang else self.task.pretrain
+        """The recipe in force: ``task.extend`` on a frozen body, else ``task.pretrain``."""
+        return self.task.extend if self.lang or self.train != "all" else self.task.pretrain
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a given model is trained further, or a dense encoder grows, without ``+lang``."""
+        return self.command == "pretrain" and not self.lang and self.base not in ("auto", "random")
 
     @property
     def steps(self) -> int:

@@ -29,6 +29,7 @@ _MAX_CARD = 1 << 22  # bytes
 
 # tables of a card: (title, key in the manifest)
 _TABLES = (
+    ("Lineage", "lineage"),
     ("Data", "data"),
     ("Initialisation of the slot", "slot"),
     ("Vocabulary", "vocabulary"),
@@ -160,9 +161,8 @@ def _loading(config: "XmodConfig") -> str:
         return "`transformers` loads this folder as it is."
     name = objective_of(config.is_decoder)().model_class
     return (
-        f"Load it with `from xmod_lab import {name}`, or import "
-        "`xmod_lab.model` before an Auto class of `transformers`: its slots have the architecture "
-        f"`{config.slot_architecture}`, which `transformers` does not have."
+        f"Load it with `from xmod_lab import {name}`, or import `xmod_lab.model` before an Auto "
+        f"class of `transformers`: it has {config.own_parts}, which `transformers` does not have."
     )
 
 

@@ -93,8 +93,7 @@ def export(source: str | Path, code: str, out: Path) -> None:
     if not model.config.in_transformers:
         raise UserError(
             "load this model with xmod_lab, or write an ONNX file: python scripts/export_onnx.py; "
-            f"'{source}' has slots of the architecture '{model.config.slot_architecture}', which "
-            "transformers does not have"
+            f"'{source}' has {model.config.own_parts}, which transformers does not have"
         )
     tokenizer, own = model.tokenizer_for(code), code in (model.config.vocabularies or {})
     single = _single(model, code)

@@ -148,18 +148,21 @@ def _run(path: Path, model: XmodLanguageModel, base: str | None) -> Findings:
         probes = {
             code: torch.tensor(ids, dtype=torch.long) for code, ids in stored["probes"].items()
         }
-        added = stored["added_languages"]
+        added, trained = stored["added_languages"], stored.get("trained")
         if (
             not isinstance(before.tensors, dict)
             or not isinstance(added, list)
             or any(map(slot_fault, added))
+            or not isinstance(trained, list | None)
         ):
-            raise TypeError("digests or added_languages have the wrong type")
+            raise TypeError("digests, trained or added_languages have the wrong type")
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(
             f"run the extension again, or verify {path / 'model'}: {path / PROOF} cannot be read "
             f"({reason(error)})"
         ) from error
+    if trained is not None:
+        return _continued(path, model, before, {*map(str, trained)}, base)
     findings, packs = [], {pack.name: pack for pack in pack_folders(path)}
     if lost := [code for code in added if code not in packs]:
         raise UserError(
@@ -191,6 +194,33 @@ def _run(path: Path, model: XmodLanguageModel, base: str | None) -> Findings:
         )
     findings.append(("compared with", base))
     return findings + _against(model, replace(again, tokenizers=before.tokenizers), probes, added)
+
+
+def _continued(
+    path: Path,
+    model: XmodLanguageModel,
+    before: Snapshot,
+    trained: set[str],
+    base: str | None,
+) -> Findings:
+    """Compare the model of a run that trained a given model further with its proof.json."""
+    if base is not None:
+        raise UserError(
+            f"leave --base out: {path} trained a model further, and its {PROOF} has the digests "
+            "of what stayed"
+        )
+    now = {name: digest for name, digest in tensor_digests(model).items() if name not in trained}
+    if wrong := sorted(
+        n for n in before.tensors.keys() | now if before.tensors.get(n) != now.get(n)
+    ):
+        raise ProofError(
+            f"run it again: tensors of {path / 'model'} that did not train are not those of its "
+            f"{PROOF}: {', '.join(wrong[:3])}"
+        )
+    return [
+        ("tensors that did not train", f"{len(now)} as in {PROOF}"),
+        ("tensors that trained", f"{len(trained)}, not compared"),
+    ]
 
 
 def _against(

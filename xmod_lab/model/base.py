@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers import XmodConfig as ReferenceConfig
 from transformers import initialization as init
+from transformers.activations import ACT2FN
 
 from xmod_lab.choices import NEAREST, SLOT_INITS
 from xmod_lab.codes import clashing, code_fault
@@ -229,6 +230,8 @@ def _faults(config: XmodConfig) -> list[str]:
             "allowed are its divisors"
         )
     faults += slot_faults(config)
+    if config.head_act not in ACT2FN:
+        faults.append(f"head_act is '{config.head_act}'; allowed are {', '.join(ACT2FN)}")
     sizes = {"vocab_size": config.vocab_size, **(config.vocabularies or {})}
     faults += [
         f"{name} has {size} tokens; allowed are numbers above pad_token_id, {config.pad_token_id}"

@@ -10,8 +10,10 @@ from xmod_lab.errors import UnknownLanguageError, UserError, reason, shown
 from xmod_lab.foreign import refuse_code
 from xmod_lab.model_folders import OF_LANGUAGES, OWN_TYPE, cannot_be_used, setting_faults
 
-OURS = (*OF_LANGUAGES, "slot_architecture")
-_IN_TRANSFORMERS = "bottleneck"  # the only architecture of a slot that transformers has
+OURS = (*OF_LANGUAGES, "slot_architecture", "head_act")
+# the only architecture of a slot, and the only activation of a head, that transformers has
+_IN_TRANSFORMERS = "bottleneck"
+_HEAD_IN_TRANSFORMERS = "gelu"
 
 
 @strict
@@ -19,7 +21,7 @@ class XmodConfig(ReferenceConfig):
     """Configuration of every class in :mod:`xmod_lab.model`, in the format of transformers.
 
     It has all arguments of ``transformers.XmodConfig`` (X-MOD section 3; flags of the base and
-    large releases) and four of our own. Other programs ignore our own arguments. ``config.json``
+    large releases) and five of our own. Other programs ignore our own arguments. ``config.json``
     has them only if they differ from their default.
 
     Args:
@@ -34,6 +36,8 @@ class XmodConfig(ReferenceConfig):
             ``bottleneck``, ``config.json`` has the model type ``xmod_lab``. So transformers refuses
             the folder and does not load it without its slots. (Its Auto classes load it after
             ``xmod_lab.model`` is imported.)
+        head_act: the activation of the masked-LM head; in a model that was grown from BERT, that of
+            BERT's layers. For others than ``gelu`` the model type is ``xmod_lab`` too.
     """
 
     adapter_reduction_factor: int | float = 2  # transformers documents both, but accepts only int
@@ -41,11 +45,22 @@ class XmodConfig(ReferenceConfig):
     aliases: dict[str, str] | None = None
     added: list[str] | None = None
     slot_architecture: str = _IN_TRANSFORMERS
+    head_act: str = _HEAD_IN_TRANSFORMERS
 
     @property
     def in_transformers(self) -> bool:
-        """Whether transformers has the architecture of the slots."""
-        return self.slot_architecture == _IN_TRANSFORMERS
+        """Whether the classes of transformers have all parts of the model."""
+        return not self.own_parts
+
+    @property
+    def own_parts(self) -> str:
+        """What transformers does not have, in words; empty if it has all parts."""
+        parts = []
+        if self.slot_architecture != _IN_TRANSFORMERS:
+            parts.append(f"slots of the architecture '{self.slot_architecture}'")
+        if self.head_act != _HEAD_IN_TRANSFORMERS:
+            parts.append(f"a head with the activation '{self.head_act}'")
+        return " and ".join(parts)
 
     @classmethod
     def get_config_dict(cls, *args, **kwargs) -> tuple[dict, dict]:
@@ -83,9 +98,13 @@ class XmodConfig(ReferenceConfig):
 
     def to_dict(self) -> dict:
         kept = {k: v for k, v in super().to_dict().items() if k not in OURS or v is not None}
-        if self.in_transformers:
-            kept.pop("slot_architecture", None)
-        else:
+        for name, usual in (
+            ("slot_architecture", _IN_TRANSFORMERS),
+            ("head_act", _HEAD_IN_TRANSFORMERS),
+        ):
+            if kept.get(name) == usual:
+                del kept[name]
+        if not self.in_transformers:
             kept["model_type"] = OWN_TYPE
         factor = kept.get("adapter_reduction_factor")
         if isinstance(factor, float) and factor.is_integer():

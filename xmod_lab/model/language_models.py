@@ -8,7 +8,8 @@ from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, gelu, linear, pad
+from torch.nn.functional import cross_entropy, linear, pad
+from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerationConfig, GenerationMixin, GenerationMode
 from transformers.modeling_outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput
@@ -34,7 +35,9 @@ from xmod_lab.model.routing import Languages, to_ids
 
 
 class XmodLMHead(nn.Module):
-    """Dense, gelu, LayerNorm (shared by all languages), then the output matrix of a vocabulary.
+    """Dense, gelu (``config.head_act``), LayerNorm, then the output matrix of a vocabulary.
+
+    All languages share the part before the output matrix.
 
     The output matrix is tied to the embedding table of the vocabulary.
     """
@@ -42,6 +45,7 @@ class XmodLMHead(nn.Module):
     def __init__(self, config: XmodConfig):
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.act = ACT2FN[config.head_act]
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
@@ -52,7 +56,7 @@ class XmodLMHead(nn.Module):
 
     def transform(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D): the part of the head before the output matrix."""
-        return self.layer_norm(gelu(self.dense(x)))
+        return self.layer_norm(self.act(self.dense(x)))
 
 
 class XmodLanguageModel(XmodPreTrainedModel):

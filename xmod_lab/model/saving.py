@@ -120,10 +120,9 @@ class SavingMixin:
         super().save_pretrained(save_directory, state_dict=main, **kwargs)
         if not self.config.in_transformers:
             log.warning(
-                "load %s with xmod_lab: its slots are of the architecture '%s', which transformers "
-                "does not have",
+                "load %s with xmod_lab: it has %s, which transformers does not have",
                 save_directory,
-                self.config.slot_architecture,
+                self.config.own_parts,
             )
         target = Path(save_directory)
         for code in self.language_folders:
@@ -226,7 +225,9 @@ class SavingMixin:
             reference = model.get_input_embeddings().weight
             table.load_state_dict(load_file(path))
             table.to(device=reference.device, dtype=reference.dtype)
-        for code in model.config.added or []:
+        for code in dict.fromkeys(
+            [*(model.config.added or []), *(model.config.vocabularies or {})]
+        ):
             place = (
                 folder / "languages" / code
                 if folder.is_dir()

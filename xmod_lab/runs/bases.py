@@ -166,7 +166,12 @@ Fits = Callable[[RunDir, PretrainConfig], bool]
 def _same_base(cfg: PretrainConfig) -> Fits:
     """A base that is, by its settings, the one that would be made."""
     wanted = _identity(own_base(cfg))
-    return lambda run, other: not other.lang and _identity(other) == wanted
+    return lambda run, other: _from_nothing(other) and _identity(other) == wanted
+
+
+def _from_nothing(cfg: PretrainConfig) -> bool:
+    """Whether a run made a base from random weights: no language added, no base trained further."""
+    return not cfg.lang and cfg.base == "auto"
 
 
 def _knows_source(cfg: FinetuneConfig) -> Fits:
@@ -294,7 +299,7 @@ def almost_matching(cfg: PretrainConfig) -> str:
         keys = [
             key for key in sorted(wanted.keys() | has.keys()) if wanted.get(key) != has.get(key)
         ]
-        if not other.lang and 0 < len(keys) <= _ALMOST:
+        if _from_nothing(other) and 0 < len(keys) <= _ALMOST:
             found.append(
                 (
                     len(keys),

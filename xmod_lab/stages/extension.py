@@ -122,18 +122,18 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
             show_corpora(prepared, f"text of {code} ({titled(lang.text)})")
             if lang.vocabulary == "keep" and (warning := about_kept(prepared, old)):
                 log.warning("warning: %s", warning)
-        probes = _probes(model, [old, *older])
+        probes = probes_of(model, [old, *older])
         before = snapshot(model, probes, tokenizer=_beside(base, old))
         scorers: dict[str, Scorer] = {}
         for text in (old, *older):
             scorers |= scorers_of(text, base.cfg)
-        metrics, _ = _scores(model, scorers, "before/val")
+        metrics, _ = scores_of(model, scorers, "before/val")
         for lang, prepared in languages.values():
             metrics |= _add_one(cfg, run, tracking, base, old, lang, prepared, before, probes)
         packs = [run.path / "pack" / code for code in languages]
         if rank() == 0:
             proof, whole = _assemble(run, base, old, packs, before, probes)
-            figures, passages = _scores(whole, scorers, "val")
+            figures, passages = scores_of(whole, scorers, "val")
             metrics |= figures
             run.write_passages(passages)
             run.write_json("proof.json", proof)
@@ -150,7 +150,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
     log.info("model in %s; packs: %s", run / "model", ", ".join(str(p) for p in packs))
 
 
-def _scores(
+def scores_of(
     model: XmodLanguageModel, scorers: dict[str, Scorer], prefix: str
 ) -> tuple[dict[str, float], dict[str, dict]]:
     """Losses and bits per byte; and the bits of each passage, by code."""
@@ -203,7 +203,7 @@ def _beside(base: Base, old: Prepared) -> PreTrainedTokenizerBase | None:
     return None if base.tokenizer is not None and base.tokenizer == base.model else old.tokenizer
 
 
-def _probes(model: XmodLanguageModel, texts: list[Prepared]) -> dict[str, torch.Tensor]:
+def probes_of(model: XmodLanguageModel, texts: list[Prepared]) -> dict[str, torch.Tensor]:
     """(B, S) token ids for every language of the base: of its held-out text, else any tokens."""
     rows = {
         code: torch.from_numpy(

@@ -32,6 +32,7 @@ from xmod_lab.runs.bases import (
     new_model,
 )
 from xmod_lab.runs.folder import RunDir
+from xmod_lab.stages.continuing import begin, make_model, trained_names
 from xmod_lab.stages.cost import Cost, duration, measure
 from xmod_lab.stages.extension import open_base, read_new_text, seed_of, trainable_names
 from xmod_lab.stages.initialise import allocate_language
@@ -74,7 +75,12 @@ def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
     written, cfg = cfg, run.fit_to_machine(cfg, workers=cfg.data.workers)
     plan: dict[str, dict] = {}
     warnings: list[str] = []
-    if not cfg.lang:
+    if cfg.goes_on:
+        cfg, start = begin(cfg, run)
+        model = make_model(cfg, start)
+        trained = trained_names(model, list(start.prepared.corpora), cfg.train)
+        plan["base"] = _plan_base(cfg, warnings, start.prepared, model, trained)
+    elif not cfg.lang:
         plan["base"] = _plan_base(cfg, warnings)
     else:
         if name_of_base(cfg, run) is None:
@@ -108,9 +114,20 @@ def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
     write_whole(run / PLAN, json.dumps({**plan, "warnings": warnings}, indent=1).encode())
 
 
-def _plan_base(cfg: PretrainConfig, warnings: list[str]) -> dict:
-    """The plan of pre-training: its languages and its cost."""
-    prepared = prepare_base(cfg)
+def _plan_base(
+    cfg: PretrainConfig,
+    warnings: list[str],
+    prepared: Prepared | None = None,
+    model: XmodLanguageModel | None = None,
+    trained: set[str] | None = None,
+) -> dict:
+    """The plan of pre-training: its languages and its cost.
+
+    Args:
+        prepared, model, trained: text, model and names of what trains, if a given model is trained
+            further.
+    """
+    prepared = prepared or prepare_base(cfg)
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
     read = consumption(mixture, prepared, cfg.steps)
     rows, table = sum(mixture.rows_before(cfg.steps).values()), []
@@ -157,9 +174,11 @@ def _plan_base(cfg: PretrainConfig, warnings: list[str]) -> dict:
         if isinstance(setting, list):
             log.info("%s: %s", name, told(setting, cfg.steps))
     show_normalisation(prepared)
-    model = new_model(cfg, prepared.tokenizer)
-    training_table(model, {name for name, _ in model.named_parameters()}, "base").print()
-    cost = measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=None)
+    model = model or new_model(cfg, prepared.tokenizer)
+    everything = {name for name, _ in model.named_parameters()}
+    training_table(model, everything if trained is None else trained, "base").print()
+    trainable = None if cfg.train == "all" else trained
+    cost = measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=trainable)
     _cost_table(cfg, cost, prepared, [("model/", cost.model_bytes)])
     return {**asdict(cost), **read}
 

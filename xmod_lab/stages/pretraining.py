@@ -94,7 +94,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
         if fitted.per_second is not None:
             metrics["train/tokens_per_second"] = fitted.per_second
         if rank() == 0:
-            card = base_card(model.config, _record(cfg, prepared, metrics), fingerprint(model))
+            card = base_card(model.config, base_record(cfg, prepared, metrics), fingerprint(model))
 
             def write(out: Path) -> None:
                 model.save_pretrained(out)
@@ -122,7 +122,7 @@ def curve_columns(cfg: PretrainConfig, codes: list[str]) -> list[str]:
     return [f"val/{unit}/{code}" for code in codes for unit in units]
 
 
-def _record(cfg: PretrainConfig, prepared: Prepared, metrics: dict[str, float]) -> dict:
+def base_record(cfg: PretrainConfig, prepared: Prepared, metrics: dict[str, float]) -> dict:
     """Data, settings and scores, for the model card."""
     statistics = {
         code: corpus.manifest["statistics"]["train"] for code, corpus in prepared.corpora.items()
