@@ -351,6 +351,11 @@ def _check_base(cfg: PretrainConfig) -> list[str]:
             f"leave train={cfg.train} out, or give a base and no +lang: it says what trains if a "
             "base is trained further; an added language trains alone"
         )
+    if cfg.data.trim_vocabulary is not None and not cfg.goes_on:
+        faults.append(
+            "leave data.trim_vocabulary out, or give a base and no +lang: it cuts the vocabulary "
+            "of a base that is trained further"
+        )
     if _opens_base(cfg):
         return faults + (base_faults(cfg.base) if cfg.base != "random" else [])
     if cfg.base != "auto":

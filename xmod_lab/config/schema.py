@@ -176,6 +176,8 @@ class DataConfig:
         alpha: the exponent of the mixture, see :func:`xmod_lab.text.mixture.proportions`.
         tokenizer_alpha: the exponent for the text that a shared vocabulary is trained on. It does
             not depend on the mixture.
+        trim_vocabulary: cut the vocabulary of a given base to what the text uses, special tokens
+            and single characters, and keep so many others in reserve. ``null``: it stays whole.
         validation_share: of the documents of each language that has no ``validation``, the share
             that is held out.
         validation_tokens: the most tokens of held-out text of each language. If there are more,
@@ -200,6 +202,9 @@ class DataConfig:
     tokenizer: str | None = None
     tokenizer_alpha: float = number(
         0.7, least=0, most=10, hint="0: every language alike; 1: in proportion to its size"
+    )
+    trim_vocabulary: int | None = number(
+        None, least=0, most=10_000_000, hint="tokens in reserve; null: not trimmed"
     )
     byte_fallback: bool = False
     normalization: str = choice("nmt_nfkc", NORMALIZATIONS)

@@ -28,7 +28,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from xmod_lab.errors import UserError, reason, shown
 from xmod_lab.foreign import inside, read_json, refuse_code, shapes_in, weight_files
 from xmod_lab.model.configuration import XmodConfig
-from xmod_lab.model.language_models import XmodForMaskedLM
+from xmod_lab.model.language_models import (
+    XmodForMaskedLM,
+    XmodLanguageModel,
+    language_model,
+)
 from xmod_lab.model.random_weights import begin_by_name
 from xmod_lab.model.slots import fill_slot
 from xmod_lab.model_folders import MODEL_TYPE, OWN_TYPE
@@ -298,14 +302,50 @@ def grow(
         for name, tensor in loaded.state_dict().items()
         if dense.has_head or not name.startswith(HEADS)
     }
-    positions = weights[_POSITIONS][dense.first_position :]
-    weights[_POSITIONS] = torch.cat(
-        [positions.new_zeros(config.pad_token_id + 1, positions.shape[1]), positions]
-    )
-    if kept is not None:
-        weights |= {name: weights[name][kept] for name in _BY_TOKEN if name in weights}
+    weights = _fitted(weights, dense.first_position, config.pad_token_id, kept)
     model.load_state_dict(weights, strict=False)
     return model.eval()
+
+
+def _fitted(
+    weights: dict[str, Tensor], first_position: int, pad_id: int, kept: list[int] | None
+) -> dict[str, Tensor]:
+    """``weights`` with positions behind those of the padding, and with the tokens ``kept``."""
+    positions = weights[_POSITIONS][first_position:]
+    before = positions.new_zeros(pad_id + 1, positions.shape[1])
+    found = {**weights, _POSITIONS: torch.cat([before, positions])}
+    if kept is not None:
+        found |= {name: found[name][kept] for name in _BY_TOKEN if name in found}
+    return found
+
+
+def with_vocabulary(
+    model: XmodLanguageModel, kept: list[int], special_ids: dict[str, int]
+) -> XmodLanguageModel:
+    """``model`` with the tokens ``kept`` of the base vocabulary alone, in evaluation mode.
+
+    Args:
+        kept: see :func:`grow`.
+        special_ids: of the new tokenizer.
+    Raises:
+        UserError: the padding gets another number, and a language has a vocabulary of its own.
+    """
+    old = model.config
+    pad_id = special_ids["pad_token_id"]
+    if old.vocabularies and pad_id != old.pad_token_id:
+        raise UserError(
+            "leave data.trim_vocabulary out: the padding would get another number, and "
+            f"{', '.join(old.vocabularies)} have vocabularies with the old one"
+        )
+    longest = old.max_position_embeddings - old.pad_token_id - 1
+    changes = {"vocab_size": len(kept), "max_position_embeddings": longest + pad_id + 1}
+    config = XmodConfig.from_dict({**old.to_dict(), **changes, **special_ids})
+    config.name_or_path = old.name_or_path
+    trimmed = language_model(config)
+    weights = _fitted(model.state_dict(), old.pad_token_id + 1, pad_id, kept)
+    trimmed.load_state_dict(weights)
+    trimmed.language_folders = dict(model.language_folders)
+    return trimmed.eval()
 
 
 def _renamed(name: str) -> str:

@@ -14,8 +14,9 @@ import logging
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
+import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from xmod_lab.codes import clashing
 from xmod_lab.config.schema import SHARED_SLOT, ModelConfig, PretrainConfig
@@ -37,6 +38,7 @@ from xmod_lab.model.growing import (
     grow,
     grown_config,
     is_dense,
+    with_vocabulary,
 )
 from xmod_lab.model.packs import CARD, MANIFEST
 from xmod_lab.processes import rank
@@ -52,6 +54,7 @@ from xmod_lab.tables import Table
 from xmod_lab.text.corpus import Corpus, Prepared
 from xmod_lab.text.encoding import encode
 from xmod_lab.text.tokenizer import special_ids
+from xmod_lab.text.trimming import renumbered, saved, tokens_to_keep
 from xmod_lab.training.data import (
     consumption,
     mixed_target_counts,
@@ -64,6 +67,7 @@ from xmod_lab.training.run_tables import score_table, show_corpora, training_tab
 log = logging.getLogger(__name__)
 PROOF = "proof.json"
 _EQUAL = 1e-6  # of the largest hidden state, or of 1 if that is larger
+_ROWS = 4096  # of a corpus that are compared at once
 _COMPARED = 8  # held-out passages of each language that both models read
 # settings of model that a dense encoder does not decide
 _OF_SLOTS = (
@@ -88,6 +92,7 @@ class Start:
         loaded: the dense encoder, or the X-MOD.
         prepared: the text of the run, in the vocabulary of the base.
         older: held-out text of the base that the run does not train on, for X-MODs of a run.
+        kept: the tokens that a trimmed vocabulary keeps, by their old ids; ``None``: all.
     """
 
     base: Base
@@ -95,6 +100,7 @@ class Start:
     loaded: PreTrainedModel
     prepared: Prepared
     older: list[Prepared]
+    kept: list[int] | None = None
 
     @property
     def digest(self) -> str:
@@ -213,12 +219,15 @@ def begin(cfg: PretrainConfig, run: RunDir) -> tuple[PretrainConfig, Start]:
         prepared = prepare_base(cfg, tokenizer=base.tokenizer)
         _check_tokenizer(prepared, dense.config.vocab_size, base)
         _dense_config(cfg, dense, prepared)  # raises if the slots' flags do not fit
-        return cfg, Start(base, dense, dense.load(), prepared, [])
+        prepared, kept = _trimmed(cfg, prepared, dense.config)
+        return cfg, Start(base, dense, dense.load(), prepared, [], kept)
     own = cfg.langset if any(is_under(key, ("langset",)) for key in cfg.given) else None
     passes = cfg.data.max_passes if cfg.is_given("data.max_passes") else base.cfg.data.max_passes
     model, old, older = open_base(base)
+    trim = cfg.data.trim_vocabulary
     cfg = inherit(cfg, base)
-    cfg = replace(cfg, langset=own or base.cfg.langset, data=replace(cfg.data, max_passes=passes))
+    data = replace(cfg.data, max_passes=passes, trim_vocabulary=trim)
+    cfg = replace(cfg, langset=own or base.cfg.langset, data=data)
     agree(base, model, cfg)
     _check_languages(cfg, base, model.config)
     prepared = prepare_base(cfg, tokenizer=base.tokenizer)
@@ -228,7 +237,61 @@ def begin(cfg: PretrainConfig, run: RunDir) -> tuple[PretrainConfig, Start]:
             f"the tokenizer {prepared.folder} pads with id {prepared.tokenizer.pad_token_id}, base "
             f"{base.name} with {model.config.pad_token_id}; leave data.tokenizer out"
         )
-    return cfg, Start(base, None, model, prepared, [old, *older])
+    prepared, kept = _trimmed(cfg, prepared, model.config)
+    texts = [old, *older]
+    if kept is not None:  # the base's text is scored in the trimmed vocabulary too
+        again = prepare_base(base.cfg, tokenizer=prepared.folder, codes=list(old.corpora))
+        texts = [again, *(text for text in older if text.folder != old.folder)]
+    return cfg, Start(base, None, model, prepared, texts, kept)
+
+
+def _trimmed(
+    cfg: PretrainConfig, prepared: Prepared, config: PreTrainedConfig
+) -> tuple[Prepared, list[int] | None]:
+    """The text in a vocabulary that is trimmed to it, and the old ids of its tokens.
+
+    Raises:
+        UserError: a special token of the model's configuration would be lost.
+        ProofError: a row is split in another way than before.
+    """
+    if cfg.data.trim_vocabulary is None:
+        return prepared, None
+    old, rows = prepared.tokenizer, config.vocab_size
+    counts = sum(corpus.piece_counts for corpus in prepared.corpora.values())
+    kept = tokens_to_keep(old, counts, reserve=cfg.data.trim_vocabulary)
+    for role in ("pad", "bos", "eos", "sep", "cls", "mask"):
+        number = getattr(config, f"{role}_token_id", None)
+        if isinstance(number, int) and number not in kept:
+            raise UserError(
+                f"leave data.trim_vocabulary out, or repair config.json: {role}_token_id is "
+                f"{number} there, which is no special token of the tokenizer and would be dropped"
+            )
+    folder = saved(renumbered(old, kept), Path(cfg.data.folder))
+    trimmed = prepare_base(cfg, tokenizer=str(folder))
+    numbers = np.array(kept)
+    for code, corpus in prepared.corpora.items():
+        now, size = trimmed.corpora[code], len(corpus.train)
+        same = len(now.train) == size and all(
+            np.array_equal(corpus.rows("train", part), numbers[now.rows("train", part)])
+            for part in np.array_split(np.arange(size), size // _ROWS + 1)
+        )
+        if not same:
+            raise ProofError(
+                f"the trimmed vocabulary splits training text of {code} in another way; set a "
+                "larger data.trim_vocabulary, or leave it out"
+            )
+    log.info(
+        "vocabulary: %s of %s tokens stay (%s in reserve), and split every training row as before. "
+        "Its table takes %.1f MiB instead of %.1f, and four times that while it trains; the output "
+        "layer computes %.1f %% of the products",
+        f"{len(kept):,}",
+        f"{rows:,}",
+        f"{cfg.data.trim_vocabulary:,}",
+        4 * len(kept) * config.hidden_size / 2**20,
+        4 * rows * config.hidden_size / 2**20,
+        100 * len(kept) / rows,
+    )
+    return trimmed, kept
 
 
 def _sizes(cfg: PretrainConfig, dense: Dense) -> ModelConfig:
@@ -295,13 +358,15 @@ def _check_languages(cfg: PretrainConfig, base: Base, config: XmodConfig) -> Non
             )
 
 
-def _dense_config(cfg: PretrainConfig, dense: Dense, prepared: Prepared) -> XmodConfig:
+def _dense_config(
+    cfg: PretrainConfig, dense: Dense, prepared: Prepared, *, trimmed: bool = False
+) -> XmodConfig:
     flags = cfg.model.flags()
     slots, aliases = cfg.langset.slots(shared=cfg.model.shared_slot)
     return grown_config(
         dense,
         slots,
-        pieces=dense.config.vocab_size,
+        pieces=len(prepared.tokenizer) if trimmed else dense.config.vocab_size,
         special_ids=special_ids(prepared.tokenizer),
         aliases=aliases,
         **{name: flags[name] for name in flags if name != "max_position_embeddings"},
@@ -311,9 +376,13 @@ def _dense_config(cfg: PretrainConfig, dense: Dense, prepared: Prepared) -> Xmod
 def make_model(cfg: PretrainConfig, start: Start) -> XmodLanguageModel:
     """The model before the first step: grown, or the given one with slots of new languages."""
     if start.dense is not None:
-        config = _dense_config(cfg, start.dense, start.prepared)
-        return grow(start.dense, start.loaded, config, seed=cfg.seed)
+        trimmed = start.kept is not None
+        config = _dense_config(cfg, start.dense, start.prepared, trimmed=trimmed)
+        return grow(start.dense, start.loaded, config, seed=cfg.seed, kept=start.kept)
     model = start.base.load()
+    if start.kept is not None:
+        special = special_ids(start.prepared.tokenizer)
+        model = with_vocabulary(model, start.kept, special)
     slots, aliases = cfg.langset.slots(shared=SHARED_SLOT in model.config.languages)
     for slot in slots:
         if slot not in model.config.languages:
@@ -368,7 +437,7 @@ def _equality(cfg: PretrainConfig, start: Start, model: XmodLanguageModel) -> di
     found, rows, worst = {}, [], {}
     for code, corpus in start.prepared.corpora.items():
         passages = _passages(corpus, start.prepared, length)
-        apart = difference(start.dense, start.loaded, model, code, passages)
+        apart = difference(start.dense, start.loaded, model, code, passages, kept=start.kept)
         tokens = sum(map(len, passages))
         found[code] = {"passages": len(passages), "tokens": tokens, **asdict(apart)}
         logits = "no head" if apart.logits is None else f"{apart.logits:.1e}"
@@ -451,7 +520,9 @@ def _lineage(cfg: PretrainConfig, start: Start) -> list[dict]:
     older = read_json(source, dict).get("lineage", []) if source.is_file() else []
     kind = "X-MOD" if start.dense is None else start.dense.kind
     name = base.name if is_hub_id(base.name) else hub_id(base.model) or Path(base.name).name
+    trimmed = {} if start.kept is None else {"tokens": len(start.kept)}
     own = {
+        **trimmed,
         "base": name,
         "kind": kind,
         "digest": start.digest,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
-from tokenizers import normalizers
+from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from xmod_lab import remembered
@@ -79,14 +79,19 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     tokenizer.backend_tokenizer.no_padding()
     # other classes make their steps anew when they are loaded, and would no longer compose
     if type(tokenizer) is not PreTrainedTokenizerFast:
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=tokenizer.backend_tokenizer,
-            **tokenizer.special_tokens_map,
-            extra_special_tokens=tokenizer.extra_special_tokens,
-            model_max_length=tokenizer.model_max_length,
-            padding_side=tokenizer.padding_side,
-        )
+        tokenizer = as_fast(tokenizer.backend_tokenizer, like=tokenizer)
     return composing(tokenizer)
+
+
+def as_fast(backend: Tokenizer, *, like: PreTrainedTokenizerBase) -> PreTrainedTokenizerFast:
+    """A tokenizer of ``backend``, with the special tokens and settings of ``like``."""
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        **like.special_tokens_map,
+        extra_special_tokens=like.extra_special_tokens,
+        model_max_length=like.model_max_length,
+        padding_side=like.padding_side,
+    )
 
 
 def _special_fault(tokenizer: PreTrainedTokenizerBase) -> str | None:
