@@ -92,7 +92,7 @@ def word_pieces(folder: Path, *, pieces: int = 500) -> None:
 
 def sentence_pieces(folder: Path, *, pieces: int = 500) -> None:
     """A tokenizer as XLM-R's: SentencePiece."""
-    save_tokenizer(train_sentencepiece(text(), pieces=pieces), folder)
+    save_tokenizer(train_sentencepiece(text(), vocab_size=pieces), folder)
 
 
 TOKENIZERS = {

@@ -21,7 +21,7 @@ def grown(folder, **flags):
     found = check_dense(folder)
     special = flags.pop("special_ids", SPECIAL | {"pad_token_id": found.config.pad_token_id})
     config = grown_config(
-        found, ["en_XX", "de_DE"], pieces=found.config.vocab_size, special_ids=special, **flags
+        found, ["en_XX", "de_DE"], vocab_size=found.config.vocab_size, special_ids=special, **flags
     )
     dense = found.load()
     return found, dense, grow(found, dense, config, seed=1)

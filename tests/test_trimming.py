@@ -70,7 +70,7 @@ def test_a_dense_model_grows_with_the_tokens_that_stay(tokenizers, kind, tmp_pat
     tokenizer, _, _, kept = tokenizers[kind]
     make_dense(tmp_path, kind, tokenizer=False, vocab_size=len(tokenizer))
     found, small = check_dense(tmp_path), renumbered(tokenizer, kept)
-    config = grown_config(found, ["en_XX"], pieces=len(kept), special_ids=special_ids(small))
+    config = grown_config(found, ["en_XX"], vocab_size=len(kept), special_ids=special_ids(small))
     dense = found.load()
     model = grow(found, dense, config, seed=1, kept=kept)
     lines = [torch.tensor(small(line)["input_ids"][:60]) for line in text(3)]

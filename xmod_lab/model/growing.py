@@ -233,7 +233,7 @@ def grown_config(
     dense: Dense,
     slots: list[str],
     *,
-    pieces: int,
+    vocab_size: int,
     special_ids: dict[str, int],
     aliases: dict[str, str] | None = None,
     **flags: object,
@@ -242,7 +242,7 @@ def grown_config(
 
     Args:
         slots: codes of the slots, in their order.
-        pieces: rows of its table of tokens.
+        vocab_size: rows of its table of tokens.
         special_ids: of its tokenizer. The padding decides where positions begin.
         flags: settings of :class:`XmodConfig` that differ from those of ``dense``.
     Raises:
@@ -257,7 +257,7 @@ def grown_config(
     config = XmodConfig(
         **settings,
         **special_ids,
-        vocab_size=pieces,
+        vocab_size=vocab_size,
         max_position_embeddings=dense.longest + special_ids["pad_token_id"] + 1,
         tie_word_embeddings=dense.config.tie_word_embeddings or not dense.has_head,
         head_act=dense.config.hidden_act if dense.kind == "bert" and dense.has_head else "gelu",

@@ -257,7 +257,7 @@ def _trimmed(
     if cfg.data.trim_vocabulary is None:
         return prepared, None
     old, rows = prepared.tokenizer, config.vocab_size
-    counts = sum(corpus.piece_counts for corpus in prepared.corpora.values())
+    counts = sum(corpus.token_counts for corpus in prepared.corpora.values())
     kept = tokens_to_keep(old, counts, reserve=cfg.data.trim_vocabulary)
     for role in ("pad", "bos", "eos", "sep", "cls", "mask"):
         number = getattr(config, f"{role}_token_id", None)
@@ -366,7 +366,7 @@ def _dense_config(
     return grown_config(
         dense,
         slots,
-        pieces=len(prepared.tokenizer) if trimmed else dense.config.vocab_size,
+        vocab_size=len(prepared.tokenizer) if trimmed else dense.config.vocab_size,
         special_ids=special_ids(prepared.tokenizer),
         aliases=aliases,
         **{name: flags[name] for name in flags if name != "max_position_embeddings"},
