@@ -28,7 +28,7 @@ from xmod_lab.languages.initialisers import BLANK, METHODS, letters, script_of
 from xmod_lab.languages.proof import digest, tensor_digests
 from xmod_lab.text.unigram import SPECIALS, save_tokenizer, train_sentencepiece
 
-DERIVING = ("overlap_fuzzy", "subword_mean", "focus", "script_mean")
+DERIVING = ("overlap_fuzzy", "subword_mean", "focus", "script_mean", "omp")
 
 
 def handmade(*pieces: str) -> PreTrainedTokenizerFast:

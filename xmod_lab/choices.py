@@ -23,6 +23,7 @@ EMBEDDING_INITS = [  # a list, so that a new method can add its name
     "subword_mean",
     "focus",
     "script_mean",
+    "omp",
 ]
 SLOT_ARCHITECTURES = ["bottleneck", "lora", "gated"]  # see xmod_lab.model.slots
 # what trains where an X-MOD is trained further, or a dense encoder has become one

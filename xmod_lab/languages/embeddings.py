@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError, nearest
-from xmod_lab.languages.initialisers import BLANK, METHODS, InitInputs, ordinary_tokens
+from xmod_lab.languages.initialisers import BLANK, METHODS, InitInputs
 from xmod_lab.model import XmodLanguageModel, seeded_generator
+from xmod_lab.text.spelling import ordinary_tokens
 
 _SPECIALS = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
 

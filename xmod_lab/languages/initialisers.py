@@ -11,11 +11,13 @@ N(mean, sd) of the base's rows, per dimension. The methods, by name:
     overlap_fuzzy  also tokens that differ in case, accents or the word-start mark only
     subword_mean   else: the mean of the old tokens that spell the new one
     focus          else: a mixture of the rows that were kept (FOCUS, Dobler & de Melo 2023).
-                   It needs gensim. It alone reads the training text: three times, before the
-                   first step
+                   It needs gensim, and reads the training text three times, before the first step
     script_mean    else: drawn from N(mean, covariance) of the base's tokens in the same script
+    omp            else: a sparse sum of the rows that were kept, by orthogonal matching pursuit
+                   (Goddard & Fernandes Neto 2025). It reads the training text once
 
-All methods from ``overlap`` on first keep the rows of the tokens that are spelt alike.
+All methods from ``overlap`` on first keep the rows of the tokens that are spelt alike. Tokens of
+all kinds of vocabularies are compared in one spelling, see :mod:`xmod_lab.text.spelling`.
 """
 
 import unicodedata
@@ -31,8 +33,9 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.choices import EMBEDDING_INITS, check_names
 from xmod_lab.languages.focus import auxiliary_vectors, mixtures
+from xmod_lab.languages.pursuit import cooccurrence_vectors, pursue
+from xmod_lab.text.spelling import WORD_START, ordinary_tokens, parts_of
 
-WORD_START = "▁"
 _NO_SCRIPT = ("Zyyy", "Zinh", "Zzzz")  # common to all scripts, inherited, unknown
 
 # V tokens of the new vocabulary, O of the old one, D model
@@ -120,11 +123,10 @@ def subword_mean(m: InitInputs) -> Rows:
 
     A new token with letters that the old tokenizer does not know gets no row.
     """
-    model, unknown = m.old.backend_tokenizer.model, m.old.unk_token_id
+    parts, unknown = parts_of(m.old), m.old.unk_token_id
     spelt = {}
     for new_id, token in m.new_tokens().items():
-        # the tokenizer's model alone: the whole tokenizer would put "▁" in front
-        ids = [part.id for part in model.tokenize(token)]
+        ids = parts(token)
         if ids and unknown not in ids:
             spelt[new_id] = ids
     if not spelt:
@@ -188,14 +190,20 @@ def _normal(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
     return (rows.mean(0) + noise @ root).float()
 
 
-def ordinary_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Spelling -> id of the tokens that are not special, in the order of their ids."""
-    special = set(tokenizer.all_special_ids)
-    return {
-        token: i
-        for token, i in sorted(tokenizer.get_vocab().items(), key=lambda p: p[1])
-        if i not in special
-    }
+def omp(m: InitInputs) -> Rows:
+    """Sparse sums of the shared tokens' rows, found by orthogonal matching pursuit.
+
+    The sums are found between vectors of the new text, see :mod:`xmod_lab.languages.pursuit`. A
+    token that is too rare to have a vector gets no row.
+    """
+    tokens = ordinary_tokens(m.new)
+    vectors, known = cooccurrence_vectors(m.rows(), len(m.new), ordinary=list(tokens.values()))
+    anchors = [i for i in m.shared if known[i]]
+    wanted = [i for i in m.new_tokens() if known[i]]
+    if not anchors or not wanted:
+        return no_rows(m)
+    donors = m.base[[m.shared[i] for i in anchors]]
+    return wanted, pursue(vectors[wanted], vectors[anchors], donors)
 
 
 METHODS: dict[str, Callable[[InitInputs], Rows]] = {
@@ -206,6 +214,7 @@ METHODS: dict[str, Callable[[InitInputs], Rows]] = {
     "subword_mean": subword_mean,
     "focus": focus,
     "script_mean": script_mean,
+    "omp": omp,
 }
 BLANK = ("random", "mean")  # copy the rows of special tokens only
 check_names(METHODS, EMBEDDING_INITS, "EMBEDDING_INITS")

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.languages.initialisers import WORD_START
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.scoring.held_out import Scorer, on_device
+from xmod_lab.text.spelling import WORD_START, spellings
 
 SAMPLES = "samples.json"
 _PASSAGES, _LIKELIEST = 3, 5  # of a language; tokens that are shown
@@ -79,7 +79,7 @@ def _place(ids: np.ndarray, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """
     if np.isin(ids, tokenizer.all_special_ids).any():
         return None
-    tokens = tokenizer.convert_ids_to_tokens(ids.tolist())
+    tokens = spellings(tokenizer, ids.tolist())
     starts = [token.startswith(WORD_START) for token in tokens] + [True]
     words = [token.removeprefix(WORD_START) for token in tokens]
     whole = [

@@ -24,7 +24,6 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.choices import EMBEDDING_INITS, focus_fault
 from xmod_lab.config.schema import LangConfig, PretrainConfig
-from xmod_lab.languages.initialisers import WORD_START, ordinary_tokens
 from xmod_lab.metrics import number
 from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
 from xmod_lab.scoring.held_out import FixedTargets, Scorer, on_device, scorers_of
@@ -32,6 +31,7 @@ from xmod_lab.stages.extension import seed_of, trainable_names
 from xmod_lab.stages.initialise import allocate_language, fill_vocabulary, sampled_targets
 from xmod_lab.tables import Table, csv_text
 from xmod_lab.text.corpus import Prepared
+from xmod_lab.text.spelling import WORD_START, ordinary_tokens
 from xmod_lab.training.data import batches, mixture_of
 from xmod_lab.training.fit import make_trainer
 from xmod_lab.training.step import LanguageModeling
