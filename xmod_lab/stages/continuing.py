@@ -163,6 +163,7 @@ def go_on(cfg: PretrainConfig, run: RunDir) -> None:
             prepared,
             mixture,
             seed=cfg.seed,
+            tokenizers={"": prepared.tokenizer},
             trainable=None if cfg.train == "all" else trained,
         )
         metrics |= {
