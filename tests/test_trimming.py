@@ -8,10 +8,11 @@ import torch
 
 from tests.dense import TOKENIZERS, make_dense, text
 from tests.helpers import passages, tiny_model
+from xmod_lab.errors import UserError
 from xmod_lab.model.growing import check_dense, difference, grow, grown_config, with_vocabulary
 from xmod_lab.text.encoding import encode
 from xmod_lab.text.tokenizer import load_tokenizer, special_ids
-from xmod_lab.text.trimming import merges_of, renumbered, saved, tokens_to_keep
+from xmod_lab.text.trimming import merges_of, renumbered, saved, tokens_to_keep, with_padding
 
 KINDS = ("roberta", "xlm-roberta", "bert")
 
@@ -89,6 +90,20 @@ def test_an_x_mod_keeps_rows_positions_and_logits_also_where_the_padding_moves(t
     wanted = model(torch.tensor(kept)[ids], lang_ids=["de_DE", "fr_XX"]).logits[..., kept]
     found = small(ids, lang_ids=["de_DE", "fr_XX"]).logits
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_given_tokenizer_gets_the_padding_of_the_base(tokenizers, kind, tmp_path):
+    tokenizer = tokenizers[kind][0]
+    for pad_id in (tokenizer.pad_token_id, 7, len(tokenizer) - 1):
+        moved = load_tokenizer(saved(with_padding(tokenizer, pad_id), tmp_path))
+        assert moved.pad_token_id == pad_id and len(moved) == len(tokenizer)
+        for line in passages("de", 5):
+            ids = tokenizer(line)["input_ids"]
+            swap = {pad_id: tokenizer.pad_token_id, tokenizer.pad_token_id: pad_id}
+            assert moved(line)["input_ids"] == [swap.get(i, i) for i in ids]
+    with pytest.raises(UserError, match="more than 5000 tokens"):
+        with_padding(tokenizer, 5000)
 
 
 def test_numbers_of_special_tokens_follow_in_every_post_processor(tokenizers):

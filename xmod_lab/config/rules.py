@@ -54,9 +54,11 @@ def validate(cfg: PretrainConfig) -> None:
         *_check_languages(cfg),
         *_check_base(cfg),
     ]
-    if cfg.data.tokenizer and not Path(cfg.data.tokenizer).exists():
-        fault = hub_fault(cfg.data.tokenizer, "a folder that save_pretrained wrote, or a hub id")
-        faults += [f"data.tokenizer: {fault}"] if fault else []
+    given = {f"lang.{name}.tokenizer": lang.tokenizer for name, lang in cfg.lang.items()}
+    for key, place in {"data.tokenizer": cfg.data.tokenizer, **given}.items():
+        if place and not Path(place).exists():
+            fault = hub_fault(place, "a folder that save_pretrained wrote, or a hub id")
+            faults += [f"{key}: {fault}"] if fault else []
     if cfg.command == "rank":
         if not cfg.lang:
             faults.append(
@@ -294,6 +296,11 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
         codes[lang.code] = name
         if lang.vocabulary == "own" and lang.embedding_init == "focus" and (fault := focus_fault()):
             faults.append(f"lang.{name}.embedding_init: {fault}")
+        if lang.tokenizer and lang.vocabulary != "own":
+            faults.append(
+                f"leave lang.{name}.tokenizer out, or set lang.{name}.vocabulary=own: with "
+                f"vocabulary={lang.vocabulary} the base's tokenizer is used"
+            )
         if lang.vocabulary == "keep" and not lang.train_slot:
             faults.append(
                 f"lang.{name}: vocabulary=keep with train_slot=false leaves nothing to train; "

@@ -155,6 +155,7 @@ class LangConfig(TextConfig):
     Args:
         vocabulary: ``own`` trains a tokenizer on the language's text and adds its embeddings.
             ``keep`` uses the vocabulary of the base.
+        tokenizer: a folder or hub id of a tokenizer to use instead of training one.
         embedding_init: see :mod:`xmod_lab.languages.initialisers`.
         slot_init: see :mod:`xmod_lab.model.slots`.
         train_slot: false: only the vocabulary is trained (MonoTrans, Artetxe et al. 2020).
@@ -163,6 +164,7 @@ class LangConfig(TextConfig):
     code: str = MISSING
     vocabulary: str = choice("own", VOCABULARIES)
     vocabulary_size: int = number(4096, least=6, most=10_000_000, hint="five tokens are special")
+    tokenizer: str | None = None
     embedding_init: str = choice("overlap", EMBEDDING_INITS)
     slot_init: str = "mean"
     train_slot: bool = True
@@ -384,11 +386,17 @@ class PretrainConfig(RunConfig):
         return self.trainer.rows_per_step * self.data.row_length
 
     def digests(self) -> list[str]:
-        """Digests of the content of all texts, and of a tokenizer in a folder.
+        """Digests of the content of all texts, and of tokenizers in folders.
 
         Raises:
             UserError, OSError: one cannot be read.
         """
+        found = [
+            self.source(text).digest()
+            for text in (*self.langset.languages.values(), *self.lang.values())
+        ]
+        given = (self.data.tokenizer, *(lang.tokenizer for lang in self.lang.values()))
+        return found + [content_digest(t, None) for t in given if t and Path(t).is_dir()]
         with self.remembering():
             found = [
                 self.source(text).digest()

@@ -309,9 +309,11 @@ def _record(
 ) -> dict:
     """Settings, data and proof for the pack's manifest: only what two equal runs share."""
     corpus = prepared.corpora[lang.code]
+    settings = {f.name: getattr(lang, f.name) for f in fields(lang) if f.name not in _IN_DATA}
+    if (given := settings.pop("tokenizer")) is not None:
+        settings["own_tokenizer"] = Path(given).name
     return {
-        "training": training_settings(cfg)
-        | {f.name: getattr(lang, f.name) for f in fields(lang) if f.name not in _IN_DATA},
+        "training": training_settings(cfg) | settings,
         "data": {
             **_origin(lang),
             "source": corpus.manifest["settings"]["source"],

@@ -131,6 +131,25 @@ def renumbered(tokenizer: PreTrainedTokenizerBase, order: list[int]) -> PreTrain
     return as_fast(Tokenizer.from_str(json.dumps(state)), like=tokenizer)
 
 
+def with_padding(tokenizer: PreTrainedTokenizerBase, pad_id: int) -> PreTrainedTokenizerBase:
+    """The tokenizer with the padding ``pad_id``, as positions of a base need it.
+
+    The padding and the token with that id change places.
+
+    Raises:
+        UserError: it has fewer tokens.
+    """
+    if tokenizer.pad_token_id == pad_id:
+        return tokenizer
+    order = list(range(len(tokenizer)))
+    if pad_id >= len(order):
+        raise UserError(
+            f"give a tokenizer of more than {pad_id} tokens: the base pads with the id {pad_id}"
+        )
+    order[tokenizer.pad_token_id], order[pad_id] = pad_id, tokenizer.pad_token_id
+    return renumbered(tokenizer, order)
+
+
 def _renumber_specials(processor: dict | None, new: dict[int, int]) -> None:
     """Number the special tokens anew that a post-processor puts around a text."""
     if processor is None:

@@ -26,6 +26,7 @@ from xmod_lab.text.normalisation import SPACES
 from xmod_lab.text.parts import titled
 from xmod_lab.text.preparing import prepare_corpora
 from xmod_lab.text.tokenizer import load_tokenizer, own_tokenizer
+from xmod_lab.text.trimming import saved, with_padding
 from xmod_lab.text.unigram import PAD
 from xmod_lab.training.interruption import leave_signals_to_the_run
 
@@ -87,10 +88,13 @@ def prepare_language(
     """Prepare one language to add.
 
     Args:
-        tokenizer: a folder; ``None``: one is trained on its text.
+        tokenizer: a folder; ``None``: the one that ``lang`` names, else one is trained on its text.
         pad_id: of the padding token of that one, as in the base.
     """
     sources = {lang.code: cfg.source(lang)}
+    if tokenizer is None and lang.tokenizer:
+        given = with_padding(load_tokenizer(lang.tokenizer), pad_id)
+        tokenizer = str(saved(given, Path(cfg.data.folder)))
     folder = tokenizer or _train_tokenizer(cfg, sources, lang.vocabulary_size, pad_id)
     prepared = _prepare(cfg, sources, folder)
     _check_rows(prepared, cfg, f"the text of {lang.code} ({titled(lang.text)})")
