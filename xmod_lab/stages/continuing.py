@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from xmod_lab.codes import clashing
 from xmod_lab.config.schema import SHARED_SLOT, ModelConfig, PretrainConfig
@@ -53,7 +53,7 @@ from xmod_lab.stages.pretraining import OUTPUTS, TRAINING_FIGURES, base_record, 
 from xmod_lab.tables import Table
 from xmod_lab.text.corpus import Corpus, Prepared
 from xmod_lab.text.encoding import encode
-from xmod_lab.text.tokenizer import special_ids
+from xmod_lab.text.tokenizer import load_tokenizer, special_ids
 from xmod_lab.text.trimming import renumbered, saved, tokens_to_keep
 from xmod_lab.training.data import (
     consumption,
@@ -217,9 +217,11 @@ def begin(cfg: PretrainConfig, run: RunDir) -> tuple[PretrainConfig, Start]:
         dense = check_dense(folder)
         cfg = replace(cfg, base=base.name, model=_sizes(cfg, dense))
         _check_length(cfg, dense.longest)
+        # before any text is prepared
+        tokenizer = load_tokenizer(base.tokenizer)
+        _check_tokenizer(tokenizer, dense.config.vocab_size, base)
+        _dense_config(cfg, dense, tokenizer)  # raises if the slots' flags do not fit
         prepared = prepare_base(cfg, tokenizer=base.tokenizer)
-        _check_tokenizer(prepared, dense.config.vocab_size, base)
-        _dense_config(cfg, dense, prepared)  # raises if the slots' flags do not fit
         prepared, kept = _trimmed(cfg, prepared, dense.config)
         return cfg, Start(base, dense, dense.load(), prepared, [], kept)
     own = cfg.langset if any(is_under(key, ("langset",)) for key in cfg.given) else None
@@ -231,13 +233,7 @@ def begin(cfg: PretrainConfig, run: RunDir) -> tuple[PretrainConfig, Start]:
     cfg = replace(cfg, langset=own or base.cfg.langset, data=data)
     agree(base, model, cfg)
     _check_languages(cfg, base, model.config)
-    prepared = prepare_base(cfg, tokenizer=base.tokenizer)
-    _check_tokenizer(prepared, model.config.vocab_size, base)
-    if prepared.tokenizer.pad_token_id != model.config.pad_token_id:
-        raise UserError(
-            f"the tokenizer {prepared.folder} pads with id {prepared.tokenizer.pad_token_id}, base "
-            f"{base.name} with {model.config.pad_token_id}; leave data.tokenizer out"
-        )
+    prepared = prepare_base(cfg, tokenizer=base.tokenizer)  # open_base has compared the tokenizer
     prepared, kept = _trimmed(cfg, prepared, model.config)
     texts = [old, *older]
     if kept is not None:  # the base's text is scored in the trimmed vocabulary too
@@ -329,12 +325,11 @@ def _check_length(cfg: PretrainConfig, longest: int) -> None:
         )
 
 
-def _check_tokenizer(prepared: Prepared, rows: int, base: Base) -> None:
-    if len(prepared.tokenizer) > rows:
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, base: Base) -> None:
+    if len(tokenizer) > rows:
         raise UserError(
-            f"set data.tokenizer to the one that the base was trained with: the tokenizer "
-            f"{prepared.folder} has {len(prepared.tokenizer)} tokens, base {base.name} has {rows} "
-            "embeddings"
+            "set data.tokenizer to the one that the base was trained with: the tokenizer "
+            f"{base.tokenizer} has {len(tokenizer)} tokens, base {base.name} has {rows} embeddings"
         )
 
 
@@ -360,15 +355,20 @@ def _check_languages(cfg: PretrainConfig, base: Base, config: XmodConfig) -> Non
 
 
 def _dense_config(
-    cfg: PretrainConfig, dense: Dense, prepared: Prepared, *, trimmed: bool = False
+    cfg: PretrainConfig,
+    dense: Dense,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    trimmed: bool = False,
 ) -> XmodConfig:
+    """The configuration of the grown model. ``trimmed``: with the tokens of ``tokenizer`` alone."""
     flags = cfg.model.flags()
     slots, aliases = cfg.langset.slots(shared=cfg.model.shared_slot)
     return grown_config(
         dense,
         slots,
-        vocab_size=len(prepared.tokenizer) if trimmed else dense.config.vocab_size,
-        special_ids=special_ids(prepared.tokenizer),
+        vocab_size=len(tokenizer) if trimmed else dense.config.vocab_size,
+        special_ids=special_ids(tokenizer),
         aliases=aliases,
         **{name: flags[name] for name in flags if name != "max_position_embeddings"},
     )
@@ -378,7 +378,7 @@ def make_model(cfg: PretrainConfig, start: Start) -> XmodLanguageModel:
     """The model before the first step: grown, or the given one with slots of new languages."""
     if start.dense is not None:
         trimmed = start.kept is not None
-        config = _dense_config(cfg, start.dense, start.prepared, trimmed=trimmed)
+        config = _dense_config(cfg, start.dense, start.prepared.tokenizer, trimmed=trimmed)
         return grow(start.dense, start.loaded, config, seed=cfg.seed, kept=start.kept)
     model = start.base.load()
     if start.kept is not None:
