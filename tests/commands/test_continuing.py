@@ -189,13 +189,8 @@ def test_every_command_works_on_a_grown_model(workplace, grown, tmp_path):
     assert transformers.XmodForMaskedLM.from_pretrained(tmp_path / "alone").config.languages == [
         "el_GR"
     ]
-    status, out, err = call(
-        workplace,
-        f"base={run}",
-        "evaluate.parallel=[]",
-        run=tmp_path / "scores",
-        command="evaluate",
-    )
+    scoring = [f"base={run}", "evaluate.parallel=[]", "logger=csv", f"hydra.run.dir={tmp_path}/s"]
+    status, out, err = forked.call("evaluate", scoring, workplace.folder)
     assert status == 0 and "el_GR" in out, err
     status, out, err = call(
         workplace,
