@@ -391,19 +391,13 @@ class PretrainConfig(RunConfig):
         Raises:
             UserError, OSError: one cannot be read.
         """
-        found = [
-            self.source(text).digest()
-            for text in (*self.langset.languages.values(), *self.lang.values())
-        ]
-        given = (self.data.tokenizer, *(lang.tokenizer for lang in self.lang.values()))
-        return found + [content_digest(t, None) for t in given if t and Path(t).is_dir()]
         with self.remembering():
             found = [
                 self.source(text).digest()
                 for text in (*self.langset.languages.values(), *self.lang.values())
             ]
-            if self.data.tokenizer and Path(self.data.tokenizer).is_dir():
-                found.append(content_digest(self.data.tokenizer, None))
+            given = (self.data.tokenizer, *(lang.tokenizer for lang in self.lang.values()))
+            found += [content_digest(t, None) for t in given if t and Path(t).is_dir()]
         return found
 
     def remembering(self) -> AbstractContextManager[None]:
