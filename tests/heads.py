@@ -7,6 +7,7 @@ import transformers
 
 import xmod_lab.model
 from tests.helpers import tiny_config
+from xmod_lab.model.fast.varlen import mask_of
 from xmod_lab.text.batches import Layout
 
 B, S, C, PIECES = 4, 9, 3, 50
@@ -83,6 +84,8 @@ def batch(head: str, languages: torch.Tensor, rows_are: str) -> tuple[dict, dict
         ids[..., 4] = 2
         layout = Layout("document", pad_id=1, eos_id=2, causal=head == "ForCausalLM")
         fields = layout.fields(ids.flatten(0, -2).numpy(), ids.flatten(0, -2).numpy())
+        documents = fields.pop("documents")  # transformers takes a mask
+        fields["attention_mask"] = mask_of(documents, causal=layout.causal)
         inputs |= {name: field.unflatten(0, rows) for name, field in fields.items()}
     chosen = torch.rand(B, S, generator=generator) < 0.4
     pieces = torch.where(chosen & (ids != 1), ids, -100) if "LM" in head else None

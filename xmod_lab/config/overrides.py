@@ -89,7 +89,10 @@ def _within(kind: object, name: str) -> object:
     """The type of the entry ``name`` of a schema or mapping; ``None`` if it cannot exist."""
     if is_dataclass(kind):
         known = (f for each in variants(kind) for f in setting_fields(each))
-        inner = next((f.type for f in known if f.name == name), None)
+        found = next((f for f in known if f.name == name), None)
+        # a number, or phases of it
+        phased = found is not None and getattr(found.metadata.get("bounds"), "phased", False)
+        inner = float if phased else found and found.type
     else:
         inner = get_args(kind)[1] if get_origin(kind) is dict else None
     return (
