@@ -206,11 +206,12 @@ def _check_tensors(folder: Path, config: PreTrainedConfig) -> bool:
         needed -= {n for n in head if tied and ".decoder." in n}
         needed |= {n for n in head if n.endswith((".dense.bias", "orm.bias"))}
     layers = {int(layer[1]) for layer in map(_LAYER.search, found) if layer}
-    faults = [
-        f"num_hidden_layers is {config.num_hidden_layers} in config.json, and "
-        f"{max(layers) + 1} by the weights"
-        for _ in range(bool(layers) and max(layers) + 1 > config.num_hidden_layers)
-    ]
+    faults = []
+    if layers and max(layers) + 1 > config.num_hidden_layers:
+        faults.append(
+            f"num_hidden_layers is {config.num_hidden_layers} in config.json, and "
+            f"{max(layers) + 1} by the weights"
+        )
     for name in sorted(found.keys() & wanted.keys()):
         if found[name] != wanted[name]:
             what = "its masked-LM head does not fit: " if name in head else ""
