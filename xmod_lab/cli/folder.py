@@ -60,19 +60,12 @@ class OutputFolder:
         """
         if self.path not in self.made:
             return
-        files = [path for path in self.path.rglob("*") if not path.is_dir()]
-        if not all(self._of_every_start(file) for file in files if not _is_plan(file, planned)):
-            return
+        names = (*_OF_EVERY_START, "plan.json") if planned else _OF_EVERY_START
+        for path in self.path.rglob("*"):
+            hydras = path.parent.name == ".hydra" or path.suffix == ".log"
+            if not (path.is_dir() or hydras or path.name in names):
+                return
         shutil.rmtree(self.path, ignore_errors=True)
         for path in reversed(self.made[:-1]):
             with contextlib.suppress(OSError):  # it is in use
                 path.rmdir()
-
-    @staticmethod
-    def _of_every_start(file: Path) -> bool:
-        hydras = file.parent.name == ".hydra" or file.suffix == ".log"
-        return hydras or file.name in _OF_EVERY_START
-
-
-def _is_plan(file: Path, planned: bool) -> bool:
-    return planned and file.name == "plan.json"

@@ -33,16 +33,13 @@ def _marked(schema: type, mark: str, prefix: str = "") -> Iterator[tuple[str, st
         if mark in field.metadata:
             yield key, field.metadata[mark]
             continue
-        for inner in _alternatives(field.type):
+        union = get_origin(field.type) is UnionType
+        for inner in get_args(field.type) if union else [field.type]:
             if get_origin(inner) is dict and is_dataclass(get_args(inner)[1]):
                 yield from _marked(get_args(inner)[1], mark, f"{key}.*.")
             elif is_dataclass(inner):
                 for each in variants(inner):
                     yield from _marked(each, mark, f"{key}.")
-
-
-def _alternatives(kind: Any) -> tuple:
-    return get_args(kind) if get_origin(kind) is UnionType else (kind,)
 
 
 UNCOUNTED = marked("uncounted")

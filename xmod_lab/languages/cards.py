@@ -140,6 +140,10 @@ def base_card(config: "XmodConfig", record: dict, fingerprint: str) -> str:
         record: its ``data``, ``training`` and ``scores``, as in a manifest.
         fingerprint: of the base.
     """
+    data = record.get("data", {})  # code -> its text, and how much of it was read
+    names = list(next(iter(data.values()), {}))
+    rows = [(code, *(_cell(counts[name]) for name in names)) for code, counts in data.items()]
+    texts = f"## Data\n\n{Table('', ('language', *names), rows).markdown()}" if rows else ""
     body = f"""# X-MOD of {len(config.known_codes())} languages
 
 A modular multilingual language model (Pfeiffer et al., NAACL 2022). Each language has a slot: an
@@ -148,7 +152,7 @@ Every input needs its language, by `lang_ids` or `set_default_language()`.
 Languages: {", ".join(config.known_codes())}. Fingerprint of the base: `{fingerprint}`.
 
 {_scores_table(record["scores"], config.known_codes(), _likelihood(config))}
-{_texts_table(record.get("data", {}))}
+{texts}
 {_tables({k: v for k, v in record.items() if k != "data"}, level="##")}"""
     return _card(
         config.known_codes(), body, record["scores"], **_use(config), likelihood=_likelihood(config)
@@ -364,13 +368,6 @@ def _scores_table(scores: dict[str, float], codes: list[str], likelihood: Likeli
     ]
     header = (f"{unit}, {title}" for title in columns.values() for unit in units.values())
     return Table("", (likelihood.table_title, *header), rows).markdown() if rows else ""
-
-
-def _texts_table(data: dict[str, dict]) -> str:
-    """A row for each language of a base: its text, and how much of it was read."""
-    names = list(next(iter(data.values()), {}))
-    rows = [(code, *(_cell(counts[name]) for name in names)) for code, counts in data.items()]
-    return f"## Data\n\n{Table('', ('language', *names), rows).markdown()}" if rows else ""
 
 
 def _tables(record: dict, *, level: str) -> str:

@@ -178,7 +178,11 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
             raise UserError(
                 f"'{code}' is the only language of this model, which cannot be without one"
             )
-        if self._is_default(code):
+        try:  # config.json may have been written by hand
+            default = self.config.resolve(self.config.default_language or "")
+        except UnknownLanguageError:
+            default = None
+        if code == default:
             others = ", ".join(known for known in self.languages if known != code)
             raise UserError(
                 f"'{code}' is the default language; call set_default_language() with another one "
@@ -194,12 +198,6 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
                 k: v for k, v in self.config.vocabularies.items() if k != code
             } or None
         self.language_folders.pop(code, None)
-
-    def _is_default(self, code: str) -> bool:
-        try:  # config.json may have been written by hand
-            return self.config.resolve(self.config.default_language or "") == code
-        except UnknownLanguageError:
-            return False
 
     def language_parameters(self, code: str) -> dict[str, nn.Parameter]:
         """Every parameter that belongs to ``code`` alone, by its name in the state dict."""

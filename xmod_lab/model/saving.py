@@ -31,6 +31,7 @@ from xmod_lab.model_folders import VOCABULARY_FILE
 log = logging.getLogger(__name__)
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "subfolder")
 _WEIGHTS = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx", ".index.json")
+_TOKENS = ("tokenizer.json", "vocab.json", "vocab.txt")  # files of a tokenizer, besides *.model
 _CHECKPOINT = re.compile(r"checkpoint-\d+")  # a folder that transformers' Trainer may resume from
 
 
@@ -91,7 +92,8 @@ class SavingMixin:
             UserError: it is damaged, or asks to run code.
         """
         folder = Path(self.name_or_path)
-        beside = self.name_or_path and folder.is_dir() and any(map(_of_tokenizer, folder.iterdir()))
+        files = folder.iterdir() if self.name_or_path and folder.is_dir() else []
+        beside = any(file.name in _TOKENS or file.suffix == ".model" for file in files)
         if not beside and not is_hub_id(self.name_or_path):
             return None
         return _opened(self.name_or_path, "", "the base")
@@ -228,19 +230,15 @@ class SavingMixin:
         for code in dict.fromkeys(
             [*(model.config.added or []), *(model.config.vocabularies or {})]
         ):
-            place = (
-                folder / "languages" / code
-                if folder.is_dir()
-                else _fetched(str(source), code, where)
-            )
+            place = folder / "languages" / code
+            if not folder.is_dir():  # on the hub
+                part = "/".join(filter(None, (where.get("subfolder"), f"languages/{code}")))
+                options = {name: value for name, value in where.items() if name != "subfolder"}
+                files = [f"{part}/*"]
+                place = Path(snapshot_download(str(source), allow_patterns=files, **options), part)
             if place.is_dir():
                 model.language_folders[code] = place.absolute()
         return loaded
-
-
-def _of_tokenizer(file: Path) -> bool:
-    """Whether a file of a model folder holds tokens of a tokenizer."""
-    return file.name in ("tokenizer.json", "vocab.json", "vocab.txt") or file.suffix == ".model"
 
 
 def _opened(
@@ -280,10 +278,3 @@ def copy_files(source: Path, target: Path, *, root: Path, but: tuple[str, ...] =
             and not file.is_dir()
         ):
             shutil.copyfile(inside(file, root), target / file.name)
-
-
-def _fetched(source: str, code: str, options: dict) -> Path:
-    """Download the files of an added language from the hub, and return their folder."""
-    part = "/".join(filter(None, (options.get("subfolder"), f"languages/{code}")))
-    where = {name: value for name, value in options.items() if name != "subfolder"}
-    return Path(snapshot_download(source, allow_patterns=[f"{part}/*"], **where), part)

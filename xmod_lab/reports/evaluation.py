@@ -63,9 +63,12 @@ def retrieval_map(figures: Figures, name: str, title: str = "") -> Figure:
     """Top-1 of every pair of languages at the layer that was fixed in advance."""
     state = fixed_state(figures, name)
     cells = _cells(figures, f"retrieval/{name}/top1/", f"/{state}")
+    ngrams, chance = f"retrieval/{name}/ngrams/top1", f"retrieval/{name}/chance/top1"
+    said = f"n-grams {told(figures, ngrams)}, " if ngrams in figures else ""
+    # chance is exact and small, so it has one digit that counts
     title = (
         f"{title}{name}: top-1 of translation retrieval, {state}, each through its own slot; "
-        f"{_levels_text(figures, name)}"
+        f"{said}chance {figures[chance]:.1g}"
     )
     return heat_map(cells, title=title, x="candidates", y="queries", best=max)
 
@@ -96,13 +99,6 @@ def _levels(figures: Figures, name: str) -> dict[str, float]:
     """What is found without a model. Evaluations of earlier versions have no n-grams."""
     found = {"chance": f"retrieval/{name}/chance/top1", "n-grams": f"retrieval/{name}/ngrams/top1"}
     return {level: figures[key] for level, key in found.items() if key in figures}
-
-
-def _levels_text(figures: Figures, name: str) -> str:
-    """Chance is exact and small, so it has one digit that counts."""
-    ngrams, key = f"retrieval/{name}/ngrams/top1", f"retrieval/{name}/chance/top1"
-    said = f"n-grams {told(figures, ngrams)}, " if ngrams in figures else ""
-    return f"{said}chance {figures[key]:.1g}"
 
 
 def retrieval_sets(figures: Figures) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -87,10 +88,8 @@ class Run:
 
     @cached_property
     def seeds(self) -> tuple[int, ...]:
-        """Its own seed, that of its base, and so on."""
-        return tuple(
-            v for k, v in self.settings.items() if k.rpartition(".")[2] == "seed" and _of_a_run(k)
-        )
+        """Its own seed (``seed``), that of its base (``base.seed``), and so on."""
+        return tuple(v for k, v in self.settings.items() if re.fullmatch(r"(base\.)*seed", k))
 
     def pack_bytes(self, code: str) -> int | None:
         """Size of the pack of an added language."""
@@ -330,9 +329,3 @@ def _settings(config: dict, depth: int) -> dict[str, object]:
         del found["base"]
         found |= {f"base.{key}": value for key, value in base.items()}
     return found
-
-
-def _of_a_run(key: str) -> bool:
-    """Whether ``key`` is at the top of a configuration: ``seed``, ``base.seed``,
-    ``base.base.seed``."""
-    return set(key.split(".")[:-1]) <= {"base"}

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from xmod_lab.markup import Html, element
+from xmod_lab.markup import element
 from xmod_lab.metrics import LEVEL, digits_of, interval_text, number, told, with_error
 from xmod_lab.reports.groups import AT_LEAST, Group, Part, Sample, kind_on_axis, kinds_of
 from xmod_lab.reports.pairs import differences_of
@@ -304,25 +304,15 @@ def learning_curves(groups: list[Group]) -> list[Part]:
             )
         else:
             note += " A line for each group of runs; thin lines are seeds, thick lines their means."
-            parts.append(
-                panels(
-                    [
-                        _compared(groups, found, prefix, y, code, alone=len(codes) == 1)
-                        for code in codes
-                    ]
-                )
-            )
+            plots, width = [], WIDE if len(codes) == 1 else HALF
+            for code in codes:
+                lines = {name: series[code] for name, series in found.items() if code in series}
+                levels, title = _unigram(groups, prefix, code), "" if code == _ALL else code
+                plot = curves(lines, x="step", y=y, levels=levels, title=title, width=width)
+                plots.append(svg(plot, f"{y} by step, {code}"))
+            parts.append(panels(plots))
         parts.append(element("p", note, kind="note"))
     return [element("h2", "Learning curves"), *parts] if parts else []
-
-
-def _compared(
-    groups: list[Group], found: dict[str, Lines], prefix: str, y: str, code: str, *, alone: bool
-) -> Html:
-    lines = {name: series[code] for name, series in found.items() if code in series}
-    levels, title = _unigram(groups, prefix, code), "" if code == _ALL else code
-    plot = curves(lines, x="step", y=y, levels=levels, title=title, width=WIDE if alone else HALF)
-    return svg(plot, f"{y} by step, {code}")
 
 
 def _unigram(groups: list[Group], prefix: str, code: str) -> dict[str, float]:

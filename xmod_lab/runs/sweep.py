@@ -139,8 +139,11 @@ def _report(folder: Path, jobs: list[Job]) -> None:
         own = [override for override in job.overrides if override not in shared]
         run = None if job.folder is None else RunDir(job.folder)
         figures = main_figures(run) if run else {}
-        likelihood = _likelihood(run) if figures else ""
-        known = {**read_metrics(run / "metrics.json"), **figures} if figures else {}
+        known, likelihood = {}, ""
+        if figures:
+            metrics = read_metrics(run / "metrics.json")
+            known = {**metrics, **figures}
+            likelihood = likelihood_word(likelihood_of(run.stored(), metrics))
         shown = [
             f"{name} {told(known, name)}{likelihood and f' ({likelihood})'}" for name in figures
         ]
@@ -192,11 +195,6 @@ def main_figures(run: RunDir) -> dict[str, float]:
     if added:
         return {name: metrics[name] for name in added if name in metrics}
     return _mean(metrics, "val/bpb", [f"val/bpb/{code}" for code in _codes(metrics, "val/bpb", "")])
-
-
-def _likelihood(run: RunDir) -> str:
-    """Exact or pseudo, of a finished run; nothing of a task."""
-    return likelihood_word(likelihood_of(run.stored(), read_metrics(run / "metrics.json")))
 
 
 def _codes(metrics: dict[str, float], before: str, after: str) -> list[str]:

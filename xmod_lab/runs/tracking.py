@@ -128,6 +128,7 @@ def _summarise(run: Any, metrics: dict[str, float], packs: Sequence[Path]) -> No
 def _start_wandb(cfg: RunConfig, run: RunDir) -> Any:
     """Start or continue the W&B run. Its id is saved before it starts: a resumed run finds it."""
     run_id = run.remember_once("wandb_id", lambda: uuid.uuid4().hex[:8])
+    patience = {} if "WANDB_INIT_TIMEOUT" in os.environ else {"init_timeout": 30}  # seconds
     for attempt in dict.fromkeys([_wandb_mode(cfg), "offline"]):
         try:
             started = wandb.init(
@@ -141,7 +142,9 @@ def _start_wandb(cfg: RunConfig, run: RunDir) -> Any:
                 config=asdict(cfg),
                 mode=attempt,
                 resume="allow" if attempt == "online" else None,
-                settings=_settings(),
+                settings=wandb.Settings(
+                    console="off", silent=True, reinit="finish_previous", **patience
+                ),
             )
             started.define_metric("*", step_metric="step")
             return started
@@ -151,12 +154,6 @@ def _start_wandb(cfg: RunConfig, run: RunDir) -> Any:
                 wandb.teardown()  # else the next attempt finds the run's id in use
     log.warning("going on without W&B; metrics.csv has every figure")
     return None
-
-
-def _settings() -> wandb.Settings:
-    """Quiet, and 30 seconds to start, unless WANDB_INIT_TIMEOUT says otherwise."""
-    patience = {} if "WANDB_INIT_TIMEOUT" in os.environ else {"init_timeout": 30}
-    return wandb.Settings(console="off", silent=True, reinit="finish_previous", **patience)
 
 
 def _wandb_mode(cfg: RunConfig) -> str:

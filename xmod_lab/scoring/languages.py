@@ -31,11 +31,10 @@ class ScoredLanguage:
 
     def sentences(self) -> list[str]:
         """The first held-out passages. Long ones are cut at a space."""
-        return [_short(passage) for passage in self.scorer.corpus.held_out()[:_SENTENCES]]
-
-
-def _short(passage: str) -> str:
-    return passage if len(passage) <= _CHARACTERS else passage[:_CHARACTERS].rsplit(" ", 1)[0]
+        return [
+            passage if len(passage) <= _CHARACTERS else passage[:_CHARACTERS].rsplit(" ", 1)[0]
+            for passage in self.scorer.corpus.held_out()[:_SENTENCES]
+        ]
 
 
 def scored_languages(

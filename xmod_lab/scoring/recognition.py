@@ -103,9 +103,12 @@ def sentence_costs(
     bits: dict[str, np.ndarray] = {}
     fits = np.ones(len(everything), dtype=bool)
     for reader in tqdm(languages, "sentences read by", leave=False, disable=None):
-        cost, fit = _bits(model, reader, everything, longest)
+        goal = reader.scorer.objective
+        read = Passages(reader.code, everything, reader.tokenizer, goal, length=longest)
+        windows = np.bincount([window.passage for window in read.windows], minlength=len(fits))
+        fits &= windows == 1
+        cost = read.bits(model)  # (N of all languages,)
         bits[reader.slot] = np.minimum(bits[reader.slot], cost) if reader.slot in bits else cost
-        fits &= fit
     if not fits.all():
         log.warning(
             "%d of %d sentences are longer than the model's %d positions "
@@ -122,15 +125,6 @@ def sentence_costs(
             sentences[code] = [text for text, fit in zip(part, fits[kept], strict=True) if fit]
         start += len(part)
     return costs, sentences
-
-
-def _bits(
-    model: XmodLanguageModel, reader: ScoredLanguage, texts: list[str], longest: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """(N,) bits of ``texts`` as ``reader`` reads them, and (N,) whether each fits the positions."""
-    read = Passages(reader.code, texts, reader.tokenizer, reader.scorer.objective, length=longest)
-    parts = np.bincount([window.passage for window in read.windows], minlength=len(texts))
-    return read.bits(model), parts == 1
 
 
 def padded(sentences: list[list[int]], tokenizer) -> np.ndarray:

@@ -3,6 +3,7 @@ seeds, and the arms against each other."""
 
 import logging
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -248,11 +249,11 @@ class Transfer:
             language.against[self.metric].get(arm) for language in self.languages for arm in against
         ]
         corrected = holm([gap and gap.p for gap in found])
-        cells = iter(
-            cell
-            for gap, p in zip(found, corrected, strict=True)
-            for cell in (_difference(gap), p_text(p))
-        )
+        gaps = [
+            f"{_score(gap, sign='+')} {interval_text(gap.low, gap.high, sign='+')}" if gap else NONE
+            for gap in found
+        ]
+        cells = chain.from_iterable(zip(gaps, map(p_text, corrected), strict=True))
         rows = [
             (language.code, *(next(cells) for _ in range(2 * len(against))))
             for language in self.languages
@@ -370,9 +371,3 @@ def _score(found: Estimate | None, *, sign: str = "") -> str:
         return NONE
     half = None if found.low is None else (found.high - found.low) / 2
     return number(found.mean, digits_of(half), sign=sign)
-
-
-def _difference(found: Estimate | None) -> str:
-    if found is None:
-        return NONE
-    return f"{_score(found, sign='+')} {interval_text(found.low, found.high, sign='+')}"

@@ -197,7 +197,11 @@ def _plan_language(
     trainable = trainable_names(model, lang)
     training_table(model, trainable, f"adding {code}").print()
     cost = measure(cfg, model, prepared, mixture, seed=seed_of(cfg, code), trainable=trainable)
-    pack = _pack_bytes(model, code, Path(prepared.folder) if lang.vocabulary == "own" else None)
+    own = Path(prepared.folder) if lang.vocabulary == "own" else None
+    # the pack lacks what its manifest and its card will say about the training
+    with tempfile.TemporaryDirectory() as folder:
+        write_pack(model, code, Path(folder) / code, tokenizer_folder=own, details={})
+        pack = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     files = [(f"pack/{code}/", pack), ("model/ with it", cost.model_bytes)]
     _cost_table(cfg, cost, prepared, files)
     return {**asdict(cost), **read, **text, "pack_bytes": pack}
@@ -359,13 +363,6 @@ def _about_passes(cfg: PretrainConfig, code: str, read: dict[str, float]) -> lis
         f"{code}: its text is read {passes:.0f} times (more than {limit}); give more text or "
         f"train for fewer steps{remedy}"
     ]
-
-
-def _pack_bytes(model: XmodLanguageModel, code: str, tokenizer_folder: Path | None) -> int:
-    """Bytes of the pack, without what its manifest and its card will say about the training."""
-    with tempfile.TemporaryDirectory() as folder:
-        write_pack(model, code, Path(folder) / code, tokenizer_folder=tokenizer_folder, details={})
-        return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
 
 
 def _cost_table(
