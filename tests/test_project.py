@@ -272,7 +272,7 @@ def test_the_core_imports_no_instrument():
 
 
 def test_the_model_needs_torch_transformers_and_what_they_bring():
-    """And langcodes, 20 ms of pure Python, for what a language code means."""
+    """And langcodes, 20 ms of pure Python, for what a language code means; flash-attn if there."""
     allowed = {
         *sys.stdlib_module_names,
         "torch",
@@ -280,6 +280,7 @@ def test_the_model_needs_torch_transformers_and_what_they_bring():
         "safetensors",
         "huggingface_hub",
         "langcodes",
+        "flash_attn",
         "xmod_lab",
     }
     ours = tuple(
