@@ -38,12 +38,12 @@ def encodings(
 def encoded_ahead(
     batches: Iterable[list[str]], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[list[str], list[Encoding]]]:
-    """Batches of passages with their tokens. While one is used, the next is tokenised in a
-    thread."""
+    """Batches of passages with their tokens, without positions. While one is used, the next is
+    tokenised in a thread."""
     backend, ahead = tokenizer.backend_tokenizer, None
     with _all_is_text(tokenizer), ThreadPoolExecutor(1) as thread:
         for batch in batches:
-            task = thread.submit(backend.encode_batch, batch, add_special_tokens=False)
+            task = thread.submit(backend.encode_batch_fast, batch, add_special_tokens=False)
             if ahead:
                 yield ahead[0], ahead[1].result()
             ahead = batch, task

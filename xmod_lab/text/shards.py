@@ -223,7 +223,7 @@ class _Writer:
         self._write("keys", _keys(raw))
         self._write("letters", letter_keys)
         self.counts.count(texts)
-        self._count_rare(texts, raw, encodings, ids, ends)
+        self._count_rare(texts, raw, ids, ends)
         rows = zip(texts, documents, letters, letter_keys.tolist(), lengths.tolist(), strict=True)
         for number, (text, document, own, key, tokens) in enumerate(rows, self.passages):
             if document != self.document.number:
@@ -234,7 +234,7 @@ class _Writer:
         self.tokens += int(lengths.sum())
 
     def _count_rare(
-        self, texts: list[str], raw: list[bytes], encodings: list, ids: np.ndarray, ends: np.ndarray
+        self, texts: list[str], raw: list[bytes], ids: np.ndarray, ends: np.ndarray
     ) -> None:
         """Note the passages with unknown tokens or odd characters."""
         places = np.flatnonzero(ids == self.tokenizer.unk_token_id)
@@ -244,20 +244,26 @@ class _Writer:
         if not len(places) and "".join(texts).isprintable() and "\ufffd" not in "".join(texts):
             self.tally.add_plain(texts, raw)
             return
+        hidden = self._hidden_bytes({i: texts[i] for i, count in enumerate(unknown) if count})
         for number, (text, whole) in enumerate(zip(texts, raw, strict=True)):
             before = self.tally.odd
             self.tally.add(text, len(whole))
             odd = self.tally.odd - before
             if odd or unknown[number]:
-                hidden = (
-                    unknown_bytes(text, encodings[number], self.tokenizer.unk_token_id)
-                    if unknown[number]
-                    else 0
-                )
-                self._write("rare", [self.passages + number, unknown[number], hidden, odd])
+                counts = [unknown[number], hidden.get(number, 0), odd]
+                self._write("rare", [self.passages + number, *counts])
         if self.tally.passages >= self.checked + _CHECK_EVERY:
             self.tally.refuse_noise([part.name for part in self.shard.parts])
             self.checked = self.tally.passages
+
+    def _hidden_bytes(self, texts: dict[int, str]) -> dict[int, int]:
+        """The bytes behind the unknown tokens of each text, which need their positions."""
+        backend, unk_id = self.tokenizer.backend_tokenizer, self.tokenizer.unk_token_id
+        encodings = backend.encode_batch(list(texts.values()), add_special_tokens=False)
+        return {
+            number: unknown_bytes(text, encoding, unk_id)
+            for (number, text), encoding in zip(texts.items(), encodings, strict=True)
+        }
 
     def _close_document(self) -> None:
         if self.document.passages:
