@@ -7,7 +7,7 @@ The text is that of the package, in five languages and two scripts, again and ag
 in each passage, so that no two passages are alike and none is dropped. It lies in files of about a
 quarter of it each.
 
-    tokenizer   ``encode_batch_fast`` of all passages in batches of 1,024, from memory, with two threads
+    tokenizer   ``encode_batch_fast`` of all passages in batches of 1,024, with two threads
     prepare     ``prepare_corpora`` from the files to rows: reading, duplicates, held-out text,
                 counts, tokens, streams, plan; with one process and with two
     recipe      what ``run_mlm`` of transformers does without ``--line_by_line``:
