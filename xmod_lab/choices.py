@@ -14,7 +14,7 @@ MASK_UNITS = ("piece", "word", "word_end")
 ATTENTION = ("row", "document")
 NORMALIZATIONS = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 SCHEDULES = ("linear", "cosine", "constant", "wsd")
-VOCABULARIES = ("own", "keep")
+VOCABULARIES = ("own", "keep", "extend")
 EMBEDDING_INITS = [  # a list, so that a new method can add its name
     "random",
     "mean",

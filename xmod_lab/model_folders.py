@@ -190,7 +190,12 @@ def weight_faults(folder: Path, settings: Mapping, shapes: Mapping) -> list[str]
             raise no_vocabulary(folder, code)
         own = {name: shape for name, (shape, _) in shapes_in(inside(file, folder)).items()}
         width = found.get("hidden_size", settings.get("hidden_size"))
-        if own != {"word_embeddings.weight": (tokens, width), "bias": (tokens,)}:
+        first = (settings.get("extended") or {}).get(code)
+        wanted = {"word_embeddings.weight": (tokens, width), "bias": (tokens,)}
+        if isinstance(first, int) and isinstance(tokens, int):
+            new = tokens - first
+            wanted = {"new_embeddings.weight": (new, width), "bias": (new,)}
+        if own != wanted:
             faults.append(
                 f"the vocabulary of {code} has {shown(tokens)} tokens in config.json, and the "
                 f"tensors {shown(own)}"

@@ -74,11 +74,7 @@ def _rank(cfg: PretrainConfig, folder: Path) -> None:
                     {} if c.after is None else {f"rank/after/{name}": c.after}
                 )
             best = ranking.combinations[0]
-            chosen = (
-                f"lang.{key}.embedding_init={best.embedding_init} "
-                if lang.vocabulary == "own"
-                else ""
-            )
+            chosen = f"lang.{key}.embedding_init={best.embedding_init} " if lang.has_tokens else ""
             log.info(
                 "%s: lowest after %d steps: %slang.%s.slot_init=%s",
                 lang.code,

@@ -294,7 +294,7 @@ def _check_languages(cfg: PretrainConfig) -> list[str]:
                 f"('{other}'); change one"
             )
         codes[lang.code] = name
-        if lang.vocabulary == "own" and lang.embedding_init == "focus" and (fault := focus_fault()):
+        if lang.has_tokens and lang.embedding_init == "focus" and (fault := focus_fault()):
             faults.append(f"lang.{name}.embedding_init: {fault}")
         if lang.tokenizer and lang.vocabulary != "own":
             faults.append(

@@ -154,7 +154,8 @@ class LangConfig(TextConfig):
 
     Args:
         vocabulary: ``own`` trains a tokenizer on the language's text and adds its embeddings.
-            ``keep`` uses the vocabulary of the base.
+            ``keep`` uses the vocabulary of the base. ``extend`` adds ``vocabulary_size`` tokens to
+            it, learnt on the language's text, with rows of their own; the base's rows stay frozen.
         tokenizer: a folder or hub id of a tokenizer to use instead of training one.
         embedding_init: see :mod:`xmod_lab.languages.initialisers`.
         slot_init: see :mod:`xmod_lab.model.slots`.
@@ -168,6 +169,11 @@ class LangConfig(TextConfig):
     embedding_init: str = choice("overlap", EMBEDDING_INITS)
     slot_init: str = "mean"
     train_slot: bool = True
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the language has tokens of its own, and so a tokenizer."""
+        return self.vocabulary != "keep"
 
 
 @dataclass

@@ -99,9 +99,17 @@ def initialise_vocabulary(
     table[list(copied)] = base[list(copied.values())]
     table[pad] = 0
     vocabulary = model.base_model.embeddings.vocabularies[code]
+    biases, first = log_frequency(token_counts), (model.config.extended or {}).get(code)
     with torch.no_grad():
-        vocabulary.word_embeddings.weight.copy_(table)
-        vocabulary.bias.copy_(log_frequency(token_counts))
+        if first is None:
+            vocabulary.word_embeddings.weight.copy_(table)
+            vocabulary.bias.copy_(biases)
+        else:  # the base's tokens keep their rows, and the new biases have the level of theirs
+            theirs = model.lm_head.decoder.bias.detach().float().cpu()[:first]
+            share = torch.from_numpy(token_counts[:first]).double() + 1e-9
+            level = ((theirs - biases[:first]) * share).sum() / share.sum()
+            vocabulary.new_embeddings.weight.copy_(table[first:])
+            vocabulary.bias.copy_(biases[first:] + level)
     overlap, more = (
         float(token_counts[ids].sum() / max(1, token_counts.sum()))
         for ids in (list(copied), derived)

@@ -127,7 +127,7 @@ def _single(model: XmodLanguageModel, code: str) -> XmodLanguageModel:
     )
     config.vocab_size = (config.vocabularies or {}).get(code, config.vocab_size)
     config.languages, config.default_language = [code], code
-    config.vocabularies = config.aliases = config.added = None
+    config.vocabularies = config.aliases = config.added = config.extended = None
     single = language_model(config).to(model.dtype).eval()
     state = {
         name.replace(f".adapter_modules.{slot}.", f".adapter_modules.{code}."): tensor
@@ -139,7 +139,7 @@ def _single(model: XmodLanguageModel, code: str) -> XmodLanguageModel:
         for name in ("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"):
             state[name] = own.word_embeddings.weight
         for name in ("lm_head.bias", "lm_head.decoder.bias"):
-            state[name] = own.bias
+            state[name] = own.output_bias(model.lm_head.decoder.bias)
     single.load_state_dict(state)
     return single
 

@@ -55,6 +55,7 @@ def write_pack(
             unpacked[file.name] = digest_of_files([file])
             (folder / f"{file.name}.xz").write_bytes(lzma.compress(file.read_bytes(), preset=9))
     tokenizer = base_tokenizer or model.base_tokenizer()
+    first = (model.config.extended or {}).get(code)
     manifest = {
         "format": FORMAT,
         "code": code,
@@ -64,6 +65,7 @@ def write_pack(
         "pieces": (model.config.vocabularies or {}).get(code),
         "tensors": {name: digest(tensor) for name, tensor in tensors.items()},
         "unpacked": unpacked,
+        **({} if first is None else {"extends": first}),
         **details,
     }
     base = hub_id(model.name_or_path)

@@ -13,7 +13,7 @@ from xmod_lab.choices import NEAREST, SLOT_INITS
 from xmod_lab.codes import clashing, code_fault
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.model.configuration import XmodConfig, as_ours
-from xmod_lab.model.embeddings import Vocabulary
+from xmod_lab.model.embeddings import ExtendedVocabulary, Vocabulary
 from xmod_lab.model.encoder import XmodLayer
 from xmod_lab.model.random_weights import random_value
 from xmod_lab.model.saving import SavingMixin
@@ -67,7 +67,7 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, Vocabulary):
+        if isinstance(module, Vocabulary | ExtendedVocabulary):
             init.zeros_(module.bias)
 
     @property
@@ -93,7 +93,13 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
                 layer.output.adapter_layer_norm.requires_grad_(False)
 
     def add_language(
-        self, code: str, init: str = "mean", *, vocab_size: int | None = None, seed: int = 0
+        self,
+        code: str,
+        init: str = "mean",
+        *,
+        vocab_size: int | None = None,
+        beside: int | None = None,
+        seed: int = 0,
     ) -> int:
         """Add a slot for ``code`` to every layer and, with ``vocab_size``, a vocabulary.
 
@@ -104,6 +110,7 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
             init: see :meth:`initialise_slot`.
             vocab_size: number of tokens in the language's own vocabulary; ``None``: the language
                 uses the base vocabulary.
+            beside: of these tokens the first so many are those of the base vocabulary.
         Returns:
             The new slot's number for ``lang_ids``.
         Raises:
@@ -130,11 +137,14 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
         self.config.languages = [*self.config.languages, code]
         self.initialise_slot(code, init, seed=seed)
         if vocab_size is not None:
-            table = Vocabulary(vocab_size, self.config)
+            table = self.base_model.embeddings.new_vocabulary(vocab_size, beside)
             with torch.no_grad():
-                weight = table.word_embeddings.weight
-                weight.copy_(random_value(weight, self.config, seed, code, "embeddings"))
-                weight[self.config.pad_token_id] = 0
+                rows = table.word_embeddings if beside is None else table.new_embeddings
+                rows.weight.copy_(random_value(rows.weight, self.config, seed, code, "embeddings"))
+                if beside is None:
+                    rows.weight[self.config.pad_token_id] = 0
+                else:
+                    self.config.extended = {**(self.config.extended or {}), code: beside}
             reference = self.get_input_embeddings().weight
             self.base_model.embeddings.vocabularies[code] = table.to(
                 device=reference.device, dtype=reference.dtype
@@ -197,6 +207,9 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
             self.config.vocabularies = {
                 k: v for k, v in self.config.vocabularies.items() if k != code
             } or None
+            self.config.extended = {
+                k: first for k, first in (self.config.extended or {}).items() if k != code
+            } or None
         self.language_folders.pop(code, None)
 
     def language_parameters(self, code: str) -> dict[str, nn.Parameter]:
@@ -235,6 +248,13 @@ def _faults(config: XmodConfig) -> list[str]:
         f"{name} has {size} tokens; allowed are numbers above pad_token_id, {config.pad_token_id}"
         for name, size in sizes.items()
         if size <= config.pad_token_id
+    ]
+    faults += [
+        f"extended has {first} of the base's tokens for {code}; allowed are numbers up to "
+        f"{config.vocab_size} and below the size of its vocabulary"
+        for code, first in (config.extended or {}).items()
+        if not config.pad_token_id < first <= config.vocab_size
+        or first >= (config.vocabularies or {}).get(code, 0)
     ]
     strangers = sorted(
         {*(config.vocabularies or {})} - {*codes} | {*(config.aliases or {}).values()} - {*codes}

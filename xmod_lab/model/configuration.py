@@ -10,7 +10,7 @@ from xmod_lab.errors import UnknownLanguageError, UserError, reason, shown
 from xmod_lab.foreign import refuse_code
 from xmod_lab.model_folders import OF_LANGUAGES, OWN_TYPE, cannot_be_used, setting_faults
 
-OURS = (*OF_LANGUAGES, "slot_architecture", "head_act")
+OURS = (*OF_LANGUAGES, "slot_architecture", "head_act", "extended")
 # the only architecture of a slot, and the only activation of a head, that transformers has
 _IN_TRANSFORMERS = "bottleneck"
 _HEAD_IN_TRANSFORMERS = "gelu"
@@ -21,7 +21,7 @@ class XmodConfig(ReferenceConfig):
     """Configuration of every class in :mod:`xmod_lab.model`, in the format of transformers.
 
     It has all arguments of ``transformers.XmodConfig`` (X-MOD section 3; flags of the base and
-    large releases) and five of our own. Other programs ignore our own arguments. ``config.json``
+    large releases) and six of our own. Other programs ignore our own arguments. ``config.json``
     has them only if they differ from their default.
 
     Args:
@@ -32,6 +32,8 @@ class XmodConfig(ReferenceConfig):
         added: languages that were added after pre-training, in order. They come after the others,
             so a number never changes. The mean of all slots leaves them out: the initial values of
             one added language do not depend on others.
+        extended: language code -> number of tokens, for each language whose vocabulary begins with
+            so many tokens of the base's.
         slot_architecture: a name in :data:`xmod_lab.model.slots.SLOTS`. For others than
             ``bottleneck``, ``config.json`` has the model type ``xmod_lab``. So transformers refuses
             the folder and does not load it without its slots. (Its Auto classes load it after
@@ -44,6 +46,7 @@ class XmodConfig(ReferenceConfig):
     vocabularies: dict[str, int] | None = None
     aliases: dict[str, str] | None = None
     added: list[str] | None = None
+    extended: dict[str, int] | None = None
     slot_architecture: str = _IN_TRANSFORMERS
     head_act: str = _HEAD_IN_TRANSFORMERS
 

@@ -65,6 +65,8 @@ def base_settings(config: XmodConfig) -> dict[str, object]:
     }
     added = said.pop("added", [])
     own = {code: size for code, size in said.pop("vocabularies", {}).items() if code not in added}
+    beside = {c: first for c, first in said.pop("extended", {}).items() if c not in added}
+    said |= {"extended": beside} if beside else {}
     said["languages"] = [code for code in said["languages"] if code not in added]
     return {**said, "vocabularies": own} if own else said
 

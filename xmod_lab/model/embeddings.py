@@ -25,6 +25,55 @@ class Vocabulary(nn.Module):
         )
         self.bias = nn.Parameter(torch.zeros(vocab_size))
 
+    def output_bias(self, of_base: Tensor) -> Tensor:
+        """(V,) the bias of the output matrix."""
+        return self.bias
+
+
+class ExtendedVocabulary(nn.Module):
+    """New tokens of an added language, beside those of the base.
+
+    The tokens with ids below ``first`` are the base's: their rows and biases are read, and never
+    copied. Only the rows and biases of the others belong to the language.
+    """
+
+    def __init__(self, tokens: int, first: int, config: XmodConfig, base: "XmodEmbeddings"):
+        super().__init__()
+        self.first = first
+        self.new_embeddings = nn.Embedding(tokens - first, config.hidden_size)
+        self.bias = nn.Parameter(torch.zeros(tokens - first))
+        # not a child: it has no parameters of its own, and leads back to the base's
+        self.__dict__["word_embeddings"] = _Joined(self, base)
+
+    def output_bias(self, of_base: Tensor) -> Tensor:
+        """(V,) the bias of the output matrix."""
+        return torch.cat([of_base[: self.first], self.bias])
+
+
+class _Joined(nn.Module):
+    """The table of an :class:`ExtendedVocabulary`: rows of the base, then those of the language."""
+
+    def __init__(self, own: ExtendedVocabulary, base: "XmodEmbeddings"):
+        super().__init__()
+        self.__dict__["own"], self.__dict__["base"] = own, base
+
+    @property
+    def weight(self) -> Tensor:
+        """(V, D)."""
+        rows = self.base.word_embeddings.weight[: self.own.first]
+        return torch.cat([rows, self.own.new_embeddings.weight])
+
+    @property
+    def num_embeddings(self) -> int:
+        return self.own.first + self.own.new_embeddings.num_embeddings
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(..., ) int64 -> (..., D)."""
+        first = self.own.first
+        of_base = self.base.word_embeddings(ids.clamp(max=first - 1))
+        of_language = self.own.new_embeddings((ids - first).clamp(min=0))
+        return torch.where((ids < first)[..., None], of_base, of_language)
+
 
 class XmodEmbeddings(nn.Module):
     """The sum of token, position and segment embeddings, then LayerNorm.
@@ -47,10 +96,16 @@ class XmodEmbeddings(nn.Module):
         self.dropout = Dropout(config.hidden_dropout_prob)
         self.vocabularies = nn.ModuleDict(
             {
-                code: Vocabulary(vocab_size, config)
+                code: self.new_vocabulary(vocab_size, (config.extended or {}).get(code))
                 for code, vocab_size in (config.vocabularies or {}).items()
             }
         )
+
+    def new_vocabulary(self, tokens: int, first: int | None) -> Vocabulary | ExtendedVocabulary:
+        """A vocabulary of ``tokens`` tokens. ``first``: so many of them are the base's."""
+        if first is None:
+            return Vocabulary(tokens, self.config)
+        return ExtendedVocabulary(tokens, first, self.config, self)
 
     def forward(
         self,

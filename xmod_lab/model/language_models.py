@@ -99,7 +99,7 @@ class XmodLanguageModel(XmodPreTrainedModel):
                 "remove it first"
             )
         shapes = {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
-        expected = expected_tensors(self, code, vocab_size)
+        expected = expected_tensors(self, code, vocab_size, manifest.get("extends"))
         if shapes != expected:
             name = min(
                 n for n in shapes.keys() | expected.keys() if shapes.get(n) != expected.get(n)
@@ -109,7 +109,7 @@ class XmodLanguageModel(XmodPreTrainedModel):
                 f"{shapes.get(name, 'missing')}, and should be {expected.get(name, 'absent')}; use "
                 "the base it was made on"
             )
-        self.add_language(code, "random", vocab_size=vocab_size)
+        self.add_language(code, "random", vocab_size=vocab_size, beside=manifest.get("extends"))
         with torch.no_grad():
             for name, parameter in self.language_parameters(code).items():
                 parameter.copy_(tensors[name])
@@ -131,7 +131,7 @@ class XmodLanguageModel(XmodPreTrainedModel):
         """The output matrix (V, D), tied to ``table``, and its bias (V,)."""
         for vocabulary in self.roberta.embeddings.vocabularies.values():
             if vocabulary.word_embeddings is table:
-                return table.weight, vocabulary.bias
+                return table.weight, vocabulary.output_bias(self.lm_head.decoder.bias)
         return self.lm_head.decoder.weight, self.lm_head.decoder.bias
 
     def logits(self, out: EncoderOutput, positions: slice | Tensor = slice(None)) -> Tensor:

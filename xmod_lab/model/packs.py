@@ -105,7 +105,7 @@ def base_fault(manifest: dict, model: PreTrainedModel) -> str | None:
 
 
 def expected_tensors(
-    model: PreTrainedModel, code: str, vocab_size: int | None
+    model: PreTrainedModel, code: str, vocab_size: int | None, first: int | None = None
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and type of every tensor of a language of ``model``. All slots have the same shapes."""
     like = f".adapter_modules.{model.config.languages[0]}."
@@ -114,7 +114,12 @@ def expected_tensors(
         for name, p in model.named_parameters()
         if like in name
     }
-    if vocab_size is not None:
+    if first is not None and vocab_size is not None:
+        table = model.get_input_embeddings().weight
+        place, new = f"roberta.embeddings.vocabularies.{code}", vocab_size - first
+        expected[f"{place}.new_embeddings.weight"] = (new, table.shape[1]), table.dtype
+        expected[f"{place}.bias"] = (new,), table.dtype
+    elif vocab_size is not None:
         table = model.get_input_embeddings().weight
         place = f"roberta.embeddings.vocabularies.{code}"
         expected[f"{place}.word_embeddings.weight"] = (vocab_size, table.shape[1]), table.dtype

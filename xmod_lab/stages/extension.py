@@ -193,7 +193,7 @@ def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
         for code in own
     ]
     for cfg, lang in added_before(base.cfg):
-        folder = f"{base.model}/languages/{lang.code}" if lang.vocabulary == "own" else old.folder
+        folder = f"{base.model}/languages/{lang.code}" if lang.has_tokens else old.folder
         older.append(prepare_language(cfg, lang, folder))
     return model, old, older
 
@@ -244,7 +244,7 @@ def _add_one(
         trainable = trainable_names(model, lang)
         training_table(model, trainable, f"adding {code}").print()
         tokenizers = {"": old.tokenizer}
-        if lang.vocabulary == "own":
+        if lang.has_tokens:
             tokenizers[f"languages/{code}"] = prepared.tokenizer
         fitted = fit(
             cfg,
@@ -273,7 +273,7 @@ def _add_one(
             **unigram_all(scorers_of(prepared, cfg)),
         }
         run.write_passages(fitted.passages)
-        own = Path(prepared.folder) if lang.vocabulary == "own" else None
+        own = Path(prepared.folder) if lang.has_tokens else None
         if rank() == 0:
             build_folder(
                 pack,

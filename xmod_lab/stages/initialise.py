@@ -42,9 +42,9 @@ def initialise_language(
     Returns:
         What the pack's manifest says about the initialisation.
     """
-    allocate_language(cfg, model, lang, prepared)
+    allocate_language(cfg, model, lang, old, prepared)
     vocabulary: dict = {"kind": lang.vocabulary}
-    if lang.vocabulary == "own":
+    if lang.has_tokens:
         report = fill_vocabulary(cfg, model, lang.code, old, prepared, lang.embedding_init)
         log.info(
             "%s: of %s rows of the new table, %s are copied from the base (%.1f %% of its text), "
@@ -75,11 +75,16 @@ def initialise_language(
 
 
 def allocate_language(
-    cfg: PretrainConfig, model: XmodLanguageModel, lang: LangConfig, prepared: Prepared
+    cfg: PretrainConfig,
+    model: XmodLanguageModel,
+    lang: LangConfig,
+    old: Prepared,
+    prepared: Prepared,
 ) -> None:
     """Add a slot and, if the language has its own, a vocabulary. Both are random."""
-    vocab_size = len(prepared.tokenizer) if lang.vocabulary == "own" else None
-    model.add_language(lang.code, "random", vocab_size=vocab_size, seed=cfg.seed)
+    vocab_size = len(prepared.tokenizer) if lang.has_tokens else None
+    beside = len(old.tokenizer) if lang.vocabulary == "extend" else None
+    model.add_language(lang.code, "random", vocab_size=vocab_size, beside=beside, seed=cfg.seed)
 
 
 def fill_vocabulary(

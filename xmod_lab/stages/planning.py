@@ -193,11 +193,11 @@ def _plan_language(
     read = consumption(mixture, prepared, cfg.steps)
     text = _plan_text(cfg, base, old, lang, prepared, read, warnings)
     model = base.load(old.tokenizer)
-    allocate_language(cfg, model, lang, prepared)
+    allocate_language(cfg, model, lang, old, prepared)
     trainable = trainable_names(model, lang)
     training_table(model, trainable, f"adding {code}").print()
     cost = measure(cfg, model, prepared, mixture, seed=seed_of(cfg, code), trainable=trainable)
-    own = Path(prepared.folder) if lang.vocabulary == "own" else None
+    own = Path(prepared.folder) if lang.has_tokens else None
     # the pack lacks what its manifest and its card will say about the training
     with tempfile.TemporaryDirectory() as folder:
         write_pack(model, code, Path(folder) / code, tokenizer_folder=own, details={})
@@ -224,7 +224,7 @@ def _plan_text(
         old: the base's text and tokenizer.
         read: what the run would read.
     """
-    code, own = lang.code, lang.vocabulary == "own"
+    code, own = lang.code, lang.has_tokens
     found, spelt = _survey(cfg, code, lang, prepared)
     looks, by_base = looks_like(found), spelling(found, old.tokenizer)
     strange = unknown_letters(found, old.tokenizer)

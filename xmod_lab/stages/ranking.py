@@ -99,7 +99,7 @@ def rank_initialisers(
     ``keep``.
     """
     code = lang.code
-    allocate_language(cfg, model, lang, prepared)
+    allocate_language(cfg, model, lang, old, prepared)
     targets, scorer = sampled_targets(cfg, prepared, code), scorers_of(prepared, cfg)[code]
     start = _try_all(cfg, model, lang, old, prepared, targets, scorer)
     found = dict(start.found)
@@ -162,7 +162,7 @@ def _try_all(
 
     The held-out text scores the best slot of each table and the configured combination.
     """
-    code, own = lang.code, lang.vocabulary == "own"
+    code, own = lang.code, lang.has_tokens
     donors = donors_of(NEAREST, model.config)
     methods, slots = _methods() if own else ["keep"], _slots(donors, lang)
     counts = prepared.corpora[code].token_counts

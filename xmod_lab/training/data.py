@@ -21,6 +21,7 @@ from xmod_lab.runs.folder import MAY_CHANGE
 from xmod_lab.scoring.held_out import held_out
 from xmod_lab.text.batches import BatchStream
 from xmod_lab.text.corpus import Corpus, Prepared
+from xmod_lab.text.extending import extended
 from xmod_lab.text.mixture import Mixture, at_cap, proportions
 from xmod_lab.text.normalisation import SPACES
 from xmod_lab.text.parts import titled
@@ -79,6 +80,10 @@ def _check_positions(cfg: PretrainConfig, pad_id: int, folder: str) -> None:
 def prepare_beside(cfg: PretrainConfig, lang: LangConfig, base: Prepared) -> Prepared:
     """Prepare one language to add to ``base``, with the vocabulary that ``lang`` names."""
     tokenizer = None if lang.vocabulary == "own" else base.folder
+    if lang.vocabulary == "extend":
+        passages = cfg.source(lang).passages("train")
+        more = extended(base.tokenizer, passages, tokens=lang.vocabulary_size)
+        tokenizer = str(saved(more, Path(cfg.data.folder)))
     return prepare_language(cfg, lang, tokenizer, pad_id=base.tokenizer.pad_token_id)
 
 

@@ -60,9 +60,9 @@ def passes_gradients(table: nn.Embedding) -> bool:
     It may on a CPU, if the table has a gradient and nothing has wrapped or hooked the call. (On a
     GPU the addition in place would not be deterministic.)
     """
-    plain = as_made(table, nn.Embedding) and not (
-        table.max_norm or table.sparse or table.scale_grad_by_freq
-    )
+    if not as_made(table, nn.Embedding):  # the table of an extended vocabulary is made by copying
+        return False
+    plain = not (table.max_norm or table.sparse or table.scale_grad_by_freq)
     moves = (
         torch.is_grad_enabled() and table.weight.requires_grad and table.weight.device.type == "cpu"
     )
