@@ -48,6 +48,19 @@ def test_old_ids_stay_and_the_text_gets_shorter(tmp_path, kind):
         )
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_letters_that_the_base_lacks_become_tokens(tmp_path, kind):
+    TOKENIZERS[kind](tmp_path / "old")
+    old = load_tokenizer(tmp_path / "old")
+    text = passages("el", 300)
+    new = load_tokenizer(saved(extended(old, iter(text), tokens=300), tmp_path))
+    unknown = [
+        sum(ids.count(t.unk_token_id) for ids, *_ in encode(iter(text), t)) for t in (old, new)
+    ]
+    assert unknown[1] <= 0.02 * unknown[0] if kind != "roberta" else unknown == [0, 0]
+    assert {t: new.get_vocab()[t] for t in old.get_vocab()} == old.get_vocab()
+
+
 def extended_model() -> XmodForMaskedLM:
     model = tiny_model()
     model.add_language("sw_KE", "random", vocab_size=60, beside=50)

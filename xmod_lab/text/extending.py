@@ -3,6 +3,7 @@
 The new tokens are learnt as BPE learns them, but from what the tokenizer makes of a word, not from
 its characters: the two neighbours that stand together most often become a token, again and again.
 So every new token is made of tokens that are there, and text that has none is split as before.
+Characters that the tokenizer does not know become tokens first.
 
     BPE        the merges come after those that are there
     Unigram    a new token has a score above that of the split that it stands for
@@ -44,32 +45,57 @@ def extended(
         )
     inside = model.get("continuing_subword_prefix") or ""
     counts = _words(tokenizer, passages)
-    parts = {word: _split(tokenizer, word) for word in counts}
+    letters = _letters(tokenizer, counts, inside)[:tokens]
+    _add(model, letters, scores=dict.fromkeys(letters, _lowest(model)))
+    spelling = as_fast(Tokenizer.from_str(json.dumps(state)), like=tokenizer)
+    parts = {word: _split(spelling, word) for word in counts}
     merges = learn(
         [(split, counts[word]) for word, split in parts.items() if split],
-        known,
-        tokens=tokens,
+        [*known, *letters],
+        tokens=tokens - len(letters),
         inside=inside,
     )
-    new = list(dict.fromkeys(t for m in merges if (t := joined(*m, inside)) not in known))
-    if not new:
+    there = {*known, *letters}
+    new = list(dict.fromkeys(t for m in merges if (t := joined(*m, inside)) not in there))
+    if not new and not letters:
         raise UserError(
             "set vocabulary=keep: the text has no tokens that the base lacks and that occur often"
         )
+    scores = {}
     if model["type"] == "Unigram":
-        scores = dict(map(tuple, model["vocab"]))
-        lowest = min(scores.values())
+        scores, lowest = dict(map(tuple, model["vocab"])), _lowest(model)
         for first, second in merges:
-            token = joined(first, second, inside)
-            if token not in scores:
-                score = scores[first] + scores[second] + _MARGIN
-                scores[token] = max(score, lowest)
-        model["vocab"] += [[token, scores[token]] for token in new]
-    else:
-        model["vocab"] |= {token: len(known) + number for number, token in enumerate(new)}
-        if model["type"] == "BPE":
-            model["merges"] += [list(merge) for merge in merges]
+            score = scores[first] + scores[second] + _MARGIN
+            scores.setdefault(joined(first, second, inside), max(score, lowest))
+    _add(model, new, scores=scores)
+    if model["type"] == "BPE":
+        model["merges"] += [list(merge) for merge in merges]
     return as_fast(Tokenizer.from_str(json.dumps(state)), like=tokenizer)
+
+
+def _lowest(model: dict) -> float:
+    """The lowest score of a Unigram model; zero for others, which have no scores."""
+    return min(score for _, score in model["vocab"]) if model["type"] == "Unigram" else 0.0
+
+
+def _add(model: dict, tokens: list[str], *, scores: dict[str, float]) -> None:
+    """Give ``tokens`` the next ids. ``scores``: those of Unigram."""
+    if model["type"] == "Unigram":
+        model["vocab"] += [[token, scores[token]] for token in tokens]
+    else:
+        first = len(model["vocab"])
+        model["vocab"] |= {token: first + number for number, token in enumerate(tokens)}
+
+
+def _letters(tokenizer: PreTrainedTokenizerBase, counts: Counter[str], inside: str) -> list[str]:
+    """Characters of the text that are no tokens yet, the most frequent first."""
+    known, found = tokenizer.get_vocab(), Counter()
+    for word, count in counts.items():
+        if not _split(tokenizer, word):
+            for number, character in enumerate(word):
+                found[character if number == 0 or not inside else inside + character] += count
+    lacking = [(-n, token) for token, n in found.items() if n >= _LEAST and token not in known]
+    return [token for _, token in sorted(lacking)]
 
 
 def joined(first: str, second: str, inside: str) -> str:
