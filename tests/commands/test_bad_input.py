@@ -233,7 +233,8 @@ def test_text_that_changed_since_the_run_began(refused, workplace, tmp_path):
     run = _kept(workplace, "changed")
     state = (run / "state.json").read_text()
     (run / "state.json").write_text(state.replace('"data": "', '"data": "0'))
-    assert "has changed since" in refused("trainer.max_steps=6", run=run)
+    message = refused("trainer.max_steps=6", run=run)
+    assert "put the old text, tokenizer or base back" in message and "began with data 0" in message
 
 
 def test_a_training_that_diverges_ends_with_its_step_and_is_no_finished_run(refused, tmp_path):

@@ -271,7 +271,7 @@ def test_bad_input_is_refused_before_anything_is_written(workplace, foreign, eva
         ([f"base={workplace.base}", "data.row_length=16"], "data.row_length"),
         (
             [f"base={workplace.base}", "langset.vocabulary_size=77"],
-            "langset.vocabulary_size differs.*base=.*model",
+            "leave langset.vocabulary_size out, or give the model folder, base=.*model",
         ),
         (["base=auto", f"runs={tmp_path / 'none'}"], "no finished run"),
         (
