@@ -56,7 +56,7 @@ def test_values_that_mean_one_thing_are_read(role, value, read):
 @pytest.mark.parametrize(
     ("role", "value", "message"),
     [
-        ("text", None, "here: it is null, where text is expected"),
+        ("text", None, "here: .*it is null, where text is expected"),
         ("text", ["bane", "tilo"], "it is a list .*, where text"),
         ("text", 3, "it is a whole number .3., where text"),
         ("text", {"a": 1}, "it is a mapping"),
@@ -68,22 +68,22 @@ def test_values_that_mean_one_thing_are_read(role, value, read):
         ("language", 3, "it is a whole number .3."),
         ("split", True, "it is true or false"),
         ("words", "a b", "it is text .*, where a list"),
-        ("words", ["a", None], "here, number 2: it is null"),
-        ("words", [["a"]], "here, number 1: it is a list"),
-        ("tags", [0.5], "number 1: it is a number"),
-        ("choices", ["a", 2], "number 2: it is a whole number"),
+        ("words", ["a", None], "here, number 2: .*it is null"),
+        ("words", [["a"]], "here, number 1: .*it is a list"),
+        ("tags", [0.5], "number 1: .*it is a number"),
+        ("choices", ["a", 2], "number 2: .*it is a whole number"),
         ("answers", None, "it is null"),
         ("answers", "Ada", "it is text .*, where answers such as"),
         ("answers", {"text": "Ada", "answer_start": 0}, "it is a mapping"),
         ("answers", {"text": ["a", "b"], "answer_start": [0]}, "2 texts and 1 starts"),
-        ("answers", [{"text": "a"}], "answer_start, number 1: it is null"),
-        ("answers", [{"text": "a", "answer_start": "0"}], "answer_start, number 1: it is text"),
+        ("answers", [{"text": "a"}], "answer_start, number 1: .*it is null"),
+        ("answers", [{"text": "a", "answer_start": "0"}], "answer_start, number 1: .*it is text"),
         (
             "answers",
             [{"text": "a", "answer_start": -1}],
-            "answer_start, number 1: it is a whole number .-1., where a whole number from 0 on",
+            "answer_start, number 1: .*it is a whole number .-1., where a whole number from 0 on",
         ),
-        ("answers", [{"text": 5, "answer_start": 1}], "text, number 1: it is a whole number"),
+        ("answers", [{"text": 5, "answer_start": 1}], "text, number 1: .*it is a whole number"),
     ],
 )
 def test_values_of_other_types_are_refused_by_their_type(role, value, message):
@@ -123,7 +123,7 @@ def test_a_group_is_a_column_or_a_role_and_one_that_is_not_there_or_tells_nothin
             "leave it out with '~task.data.*line 1: no column 'tpoic', which "
             "task.data.columns.group names; it has text, label, topic",
         ),
-        ("empty", "column 'empty': it is null"),
+        ("empty", "column 'empty': .*it is null"),
     ):
         source.columns = {"group": column}
         with pytest.raises(UserError, match=message):
@@ -153,9 +153,9 @@ def _read(source: LabelledSource, roles=Classification.roles) -> list[dict]:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "b", "label": None}, "x.train.jsonl, line 2, column 'label': it is null"),
+        ({"text": "b", "label": None}, "x.train.jsonl, line 2, column 'label': .*it is null"),
         ({"label": "b"}, "line 2: no column 'text'; it has label"),
-        ({"text": 5, "label": "b"}, "line 2, column 'text': it is a whole number"),
+        ({"text": 5, "label": "b"}, "line 2, column 'text': .*it is a whole number"),
     ],
 )
 def test_a_row_that_cannot_be_read_is_named_with_its_column(tmp_path, row, message):
@@ -165,7 +165,7 @@ def test_a_row_that_cannot_be_read_is_named_with_its_column(tmp_path, row, messa
 
 def test_a_language_column_of_numbers_is_refused(tmp_path):
     _write(tmp_path / "x.jsonl", {"text": "a", "label": 0, "split": "train", "language": 3})
-    with pytest.raises(UserError, match="x.jsonl, line 1, column 'language': it is a whole number"):
+    with pytest.raises(UserError, match="x.jsonl, line 1, column 'language': .*it is a whole number"):
         read_examples([LabelledSource(str(tmp_path / "x.jsonl"))], Classification.roles, KNOWN)
 
 
@@ -175,7 +175,7 @@ def test_the_key_that_a_message_names_is_that_of_the_source(tmp_path):
     tests = LabelledSource(f"{tmp_path}/y.@split.jsonl", language="en")
     with pytest.raises(UserError, match=r"name it with \+\+task.tests.columns.text=<column>"):
         read_examples([train, tests], Classification.roles, KNOWN)
-    with pytest.raises(UserError, match="task.tests.path: no file is named like"):
+    with pytest.raises(UserError, match="task.tests.path: give the path .* no file is named like"):
         read_examples(
             [train, LabelledSource(f"{tmp_path}/z.@split.jsonl")], Classification.roles, KNOWN
         )
@@ -191,7 +191,7 @@ def test_files_without_rows_are_an_error_and_splits_that_nobody_asked_for_are_na
         assert _read(source) == [{"text": "a", "label": "b"}]
     assert "the splits valid are left out" in caplog.text
     (tmp_path / "x.test.csv").write_text("text,label\n")
-    with pytest.raises(UserError, match="x.test.csv: it has no rows"):
+    with pytest.raises(UserError, match="x.test.csv: add rows, or remove the file; it has no rows"):
         _read(source)
 
 
@@ -306,7 +306,7 @@ def test_labels_that_only_look_alike_and_empty_ones_are_errors_with_their_places
             message.startswith("x, line 4: ") and "x, line 2" in message and repr(second) in message
         )
     for empty in ("", "  ", "\u200b"):
-        with pytest.raises(UserError, match="x, line 9: the label is empty"):
+        with pytest.raises(UserError, match="x, line 9: give it a name, .* the label is empty"):
             classes([("a", "x, line 2"), (empty, "x, line 9")])
 
 
@@ -369,7 +369,7 @@ def test_an_answer_that_stands_elsewhere_is_said_where_and_one_that_no_window_ho
         "q1",
     )
     with pytest.raises(
-        UserError, match=r"q1: the answer 'open' .* at character 3, where ' pag' is \(it is at 13\)"
+        UserError, match=r"q1: .* the answer 'open' .* at character 3, where ' pag' is \(it is at 13\)"
     ):
         Answering([row])
     long = "the file " * 60

@@ -77,7 +77,7 @@ def test_conll_and_conllu(tmp_path):
         (["Yes"], ["INTJ"]),
     ]
     (tmp_path / "x.conll").write_text("Ada B-PER\nsleeps\n")
-    with pytest.raises(UserError, match="x.conll, line 2: 1 columns"):
+    with pytest.raises(UserError, match="x.conll, line 2: .* has 1 columns"):
         _rows(tmp_path / "x.conll")
 
 
@@ -138,10 +138,10 @@ def test_other_spaces_are_part_of_a_word(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("Ada NNP B-PER\nsleeps VB O\nwell UH\n", "line 3: 2 columns, where 3"),
-        ("Ada\tN\tB-PER\n\n\nsleeps\tV\t\n", "line 4: 2 columns, where 3"),
-        ("Ada O\nsleeps O\n# a b\n", "line 3: 3 columns, where 2"),
-        ("1\tAda\tO\n2\tsleeps\tO\n\n1\tYes\tO\n", "line 1: the first column counts the words"),
+        ("Ada NNP B-PER\nsleeps VB O\nwell UH\n", "line 3: .* has 2 columns, where 3"),
+        ("Ada\tN\tB-PER\n\n\nsleeps\tV\t\n", "line 4: .* has 2 columns, where 3"),
+        ("Ada O\nsleeps O\n# a b\n", "line 3: .* has 3 columns, where 2"),
+        ("1\tAda\tO\n2\tsleeps\tO\n\n1\tYes\tO\n", "line 1: remove the first column .* it counts the words"),
     ],
 )
 def test_words_that_are_not_in_the_columns_where_they_are_read_are_an_error(
@@ -182,12 +182,12 @@ def test_arrays_and_lines_of_objects_in_a_json_file_are_rows(tmp_path):
         (tmp_path / "x.json").write_text(content)
         assert _rows(tmp_path / "x.json") == rows
     for content, message in (
-        ('[{"text": "a"}, "b"]', 'x.json, entry 2: "b" is not an object'),
+        ('[{"text": "a"}, "b"]', 'x.json, entry 2: write .* "b" is not an object'),
         ('[{"text": "a"}', "x.json: not JSON"),
         ("[" * 100_000, "x.json: its JSON is nested too deep"),
         ('[{"text": "\\ud83d"}]', r"x.json: .ud83d is half of a character"),
         ('{"text": "a"}\n{"text"', "x.json, line 2: not JSON"),
-        ("3", "not in SQuAD's layout .*or an array of objects"),
+        ("3", "or an array of objects.*not in SQuAD's layout"),
     ):
         (tmp_path / "x.json").write_text(content)
         with pytest.raises(UserError, match=message):
@@ -235,7 +235,7 @@ def test_xnli_as_the_hub_has_it(tmp_path, monkeypatch):
         "label": "contradiction",
     }
     assert list(unknown) == ["th"] and len(source.digest()) == 64
-    with pytest.raises(UserError, match="no configuration of .* is named like 'xnli.@language'"):
+    with pytest.raises(UserError, match="none is named like 'xnli.@language'"):
         read_examples([LabelledSource(path, config="xnli.@language")], Classification.roles, KNOWN)
 
 
@@ -311,7 +311,7 @@ def test_the_first_piece_of_a_word_carries_its_tag_and_words_that_are_cut_off_ar
     [
         (
             ("a b", "O"),
-            "row 0: words and tags must be lists of equal length, here they are 2 and 1",
+            "row 0: repair that row; words and tags must be lists of equal length, here they are 2 and 1",
         ),
         (("a", "B-PRE"), "row 0: label 'B-PRE' is not in .* Did you mean 'B-PER'"),
     ],
@@ -544,7 +544,7 @@ def test_answers_are_scored_as_in_squad():
 def test_an_answer_outside_of_its_context_is_an_error(tokenizer_folder):
     with pytest.raises(
         UserError,
-        match="question q1: the answer 'open' is not in its context at character 3, "
+        match="question q1: .* the answer 'open' is not in its context at character 3, "
         "where ' pag' is",
     ):
         Answering([_question("The page was open.", "open", 3)])

@@ -324,8 +324,8 @@ def test_a_card_that_lists_configurations_chooses_files(tmp_path):
     assert tally.left_out == ["split test"]
     assert _read(text, dataset_config="oc", split="test") == ["oc/test/0"]
     assert _read(text, files="data/*/train/0.parquet") == ["eu/train/0", "oc/train/0"]
-    assert "'cat' is none. It has oc, eu." in _faults(text, dataset_config="cat")
-    assert "'default' is none. It has oc, eu" in _faults(text)
+    assert "'cat' is not one. It has oc, eu." in _faults(text, dataset_config="cat")
+    assert "'default' is not one. It has oc, eu" in _faults(text)
     assert "no split tset; it has train, test. Set split=" in _faults(
         text, dataset_config="oc", split="tset"
     )

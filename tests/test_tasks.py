@@ -88,8 +88,8 @@ def test_languages_and_splits_may_stand_in_the_path(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("embedded:topics", "allowed are intents"),
-        ("x.xml", "nor a file of a known type"),
+        ("embedded:topics", "choose intents"),
+        ("x.xml", "is neither"),
         ("@language.jsonl", "no file is named like"),
     ],
 )

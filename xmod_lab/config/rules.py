@@ -180,7 +180,7 @@ def machine_faults(t: TrainerConfig, workers: int = 0) -> list[str]:
     tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
     if tasks.isdecimal() and int(tasks) > 1 and "LOCAL_RANK" not in os.environ:
         faults.append(
-            f"srun starts this command {tasks} times, each of which would be the whole run; write "
+            f"srun starts this command {tasks} times, and each would be the whole run; write "
             f"srun --ntasks=1 --cpus-per-task={tasks}, and for several devices set "
             "trainer.devices, or start torchrun by it"
         )

@@ -114,7 +114,7 @@ def seconds_of(
 
 
 def parts_of_step(cfg: PretrainConfig) -> int:
-    """The number of equal parts of a step's rows, one of which is measured.
+    """The number of equal parts of a step's rows; one part is measured.
 
     It is a micro-batch of one process; on a CPU, where a large one takes minutes, a part of it.
     """

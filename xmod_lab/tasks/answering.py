@@ -78,8 +78,8 @@ class Answering(Task):
                     place = context.find(text) if text else -1
                     elsewhere = f" (it is at {place})" if place >= 0 else ""
                     raise UserError(
-                        f"{row.where}: the answer '{text}' is not in its context at character "
-                        f"{start}, where '{there}' is{elsewhere}; correct it, or leave it out"
+                        f"{row.where}: correct the answer, or leave it out; the answer '{text}' is "
+                        f"not in its context at character {start}, where '{there}' is{elsewhere}"
                     )
             found.append(list(texts))
         return found

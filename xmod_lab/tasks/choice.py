@@ -51,7 +51,7 @@ class Choice(Task):
         """The numbers of the right choices.
 
         Raises:
-            UserError: a row has another number of choices, or a label that is none of them.
+            UserError: a row has another number of choices, or a label outside of them.
         """
         for row in rows:
             choices = row.values["choices"]

@@ -32,8 +32,8 @@ class Classification(Task):
         self.labels = classes((row.values["label"], row.where) for row in train)
         if len(self.labels) < 2:
             raise UserError(
-                f"{train[0].where} and the rows after it have one label, '{self.labels[0]}'; a "
-                "task needs two or more"
+                f"give rows with two labels or more; {train[0].where} and the rows after it have "
+                f"one label, '{self.labels[0]}'"
             )
 
     def configuration(self) -> dict[str, Any]:

@@ -102,8 +102,8 @@ def conll_rows(path: Path) -> Rows:
         [w[0] for w in s] == [str(i + 1) for i in range(len(s))] for _, s in sentences
     ):
         raise UserError(
-            f"{sentences[0][0]}: the first column counts the words of each sentence, where words "
-            "are expected; remove that column (between tabs: grep -v '^#' OLD | cut -f2- > NEW)"
+            f"{sentences[0][0]}: remove the first column (between tabs: grep -v '^#' OLD | cut "
+            "-f2- > NEW); it counts the words of each sentence, where words are expected"
         )
     for where, sentence in sentences:
         yield (
@@ -145,9 +145,9 @@ def _sentences(
             continue
         if len(fields) != width:
             raise UserError(
-                f"{path}, line {number}: {len(fields)} columns, where {width} are expected, as in "
-                "the lines before it: the first is a word, the last its tag; repair that line, "
-                "with _ in a column that is empty"
+                f"{path}, line {number}: repair that line, with _ in a column that is empty; it "
+                f"has {len(fields)} columns, where {width} are expected, as in the lines before "
+                "it: the first is a word, the last its tag"
             )
         start = start if sentence else number
         sentence.append(fields)
@@ -168,8 +168,8 @@ def document_rows(path: Path) -> Rows:
     for number, row in enumerate(found, start=1):
         if not isinstance(row, dict):
             raise UserError(
-                f"{path}, entry {number}: {json.dumps(row)[:40]} is not an object; each row must "
-                'be one, such as {"text": "a passage", "label": "a"}'
+                f"{path}, entry {number}: write each row as an object, such as "
+                f'{{"text": "a passage", "label": "a"}}; {json.dumps(row)[:40]} is not an object'
             )
         yield f"{path}, entry {number}", row
 
@@ -197,8 +197,8 @@ def _squad_rows(path: Path, found: object) -> Rows:
                     )
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{path}: not in SQuAD's layout ({type(error).__name__}: {error}); expected data, "
-            "paragraphs, qas, answers, or an array of objects, one for each row"
+            f"{path}: give data, paragraphs, qas, answers, or an array of objects, one for each "
+            f"row; it is not in SQuAD's layout ({type(error).__name__}: {error})"
         ) from error
     twice = [name for name, count in ids.items() if count > 1]
     if twice:
@@ -220,8 +220,8 @@ def parquet_rows(path: Path) -> Rows:
         table = datasets.Dataset(pyarrow.parquet.ParquetFile(path).read())
     except Exception as error:  # pyarrow and datasets raise whatever their readers raise
         raise UserError(
-            f"{path} cannot be read as parquet ({str(error).splitlines()[0]}); replace it, it may "
-            "be damaged"
+            f"{path}: replace it, it may be damaged; it cannot be read as parquet "
+            f"({str(error).splitlines()[0]})"
         ) from error
     yield from named_rows(table, str(path))
 

@@ -106,8 +106,8 @@ class LabelledSource:
         found = [(path, said) for path, said in found if said is not None]
         if not found:
             raise UserError(
-                f"{key}.path: no file is named like '{self.path}'; give the path of an existing "
-                "file, with @language and @split where the names of languages and splits stand"
+                f"{key}.path: give the path of an existing file, with @language and @split where "
+                f"the names of languages and splits stand; no file is named like '{self.path}'"
             )
         return found
 
@@ -118,8 +118,8 @@ class LabelledSource:
         name = self.path.removeprefix("embedded:")
         if name not in EMBEDDED_TASKS:
             raise UserError(
-                f"task.data.path: no embedded task '{name}'; allowed are "
-                f"{', '.join(EMBEDDED_TASKS)}, or a path"
+                f"task.data.path: choose {', '.join(EMBEDDED_TASKS)}, or give a path; there is no "
+                f"embedded task '{name}'"
             )
         return str(EMBEDDED / f"{name}.jsonl.gz")
 
@@ -132,8 +132,8 @@ class LabelledSource:
         )
         if not path.is_dir() and (path.is_file() or not hub_id):
             raise UserError(
-                f"{key}.path '{self.path}' is neither a folder nor a file of a known type "
-                f"({', '.join(READERS)}) nor a hub id; give one of these"
+                f"{key}.path: give a folder, a file of a known type ({', '.join(READERS)}) or a "
+                f"hub id; '{self.path}' is neither"
             )
         files = f"the path of a folder or file ({', '.join(READERS)})"
         give = f"{files}, or the id of a dataset on the hub"
@@ -166,7 +166,8 @@ class LabelledSource:
             ) from error
         if not found:
             raise UserError(
-                f"{key}.config: no configuration of '{self.path}' is named like '{self.config}'"
+                f"{key}.config: give the name of a configuration of '{self.path}'; none is named "
+                f"like '{self.config}'"
             )
 
     def _configurations(self) -> Iterator[tuple[str | None, dict[str, str]]]:
@@ -242,7 +243,7 @@ def _some(rows: Rows, path: Path) -> Rows:
     for row in rows:
         yield row
     if row is None:
-        raise UserError(f"{path}: it has no rows; add some, or remove the file")
+        raise UserError(f"{path}: add rows, or remove the file; it has no rows")
 
 
 def _suffix(name: str) -> str | None:

@@ -44,8 +44,8 @@ class Tagging(Task):
         self.labels = sorted(set(named) | inside)
         if len(counts) < 2:
             raise UserError(
-                f"{train[0].where} and the rows after it have one tag, {list(counts)}; a task "
-                "needs two or more"
+                f"give rows with two tags or more; {train[0].where} and the rows after it have one "
+                f"tag, {list(counts)}"
             )
         usual = "O" if "O" in counts else counts.most_common(1)[0][0]
         self.usual = self.labels.index(usual)
@@ -68,8 +68,8 @@ class Tagging(Task):
                 str(len(v)) if isinstance(v, list) else f"'{v}'" for v in (words, tags)
             )
             raise UserError(
-                f"{row.where}: words and tags must be lists of equal length, here they are "
-                f"{sizes}; repair that row"
+                f"{row.where}: repair that row; words and tags must be lists of equal length, here "
+                f"they are {sizes}"
             )
         return tags
 

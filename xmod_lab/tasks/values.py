@@ -38,8 +38,8 @@ def read_text(value: object, where: str, expected: str = "text") -> str:
             return value.decode()
         except UnicodeDecodeError as error:
             raise UserError(
-                f"{where}: it is binary, and not UTF-8 ({error.reason} at byte {error.start}); "
-                "write it as text"
+                f"{where}: write it as text; it is binary, and not UTF-8 ({error.reason} at byte "
+                f"{error.start})"
             ) from error
     if not isinstance(value, str):
         raise wrong_value(value, where, expected)
@@ -94,7 +94,8 @@ def read_answers(value: object, where: str) -> dict[str, list]:
         raise wrong_value(value, where, 'answers such as {"text": ["Ada"], "answer_start": [0]}')
     if len(texts) != len(starts):
         raise UserError(
-            f"{where}: {len(texts)} texts and {len(starts)} starts; give every answer both"
+            f"{where}: give every answer both; there are {len(texts)} texts and {len(starts)} "
+            "starts"
         )
     for i, start in enumerate(starts, start=1):
         if type(start) is not int or start < 0:
@@ -111,12 +112,12 @@ def wrong_value(value: object, where: str, expected: str) -> UserError:
     """The error of a value of another type than ``expected``."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return UserError(
-            f"{where}: it is null, where {expected} is expected; fill it, or leave that row out"
+            f"{where}: fill it, or leave that row out; it is null, where {expected} is expected"
         )
     found = _TYPES.get(type(value).__name__, type(value).__name__)
     return UserError(
-        f"{where}: it is {found} ({reprlib.repr(value)}), where {expected} is expected; name "
-        "another column, or change the value"
+        f"{where}: name another column, or change the value; it is {found} "
+        f"({reprlib.repr(value)}), where {expected} is expected"
     )
 
 
@@ -138,13 +139,13 @@ def classes(labels: Iterable[tuple[str, str]]) -> list[str]:
         seen = _as_seen(label)
         if not seen:
             raise UserError(
-                f"{where}: the label is empty ({label!r}); give it a name, or leave that row out"
+                f"{where}: give it a name, or leave that row out; the label is empty ({label!r})"
             )
         other = alike.setdefault(seen, label)
         if other != label:
             raise UserError(
-                f"{where}: label {label!r} would be another class than {other!r} ({first[other]}), "
-                "but they mean the same; write them alike"
+                f"{where}: write them alike; label {label!r} would be another class than {other!r} "
+                f"({first[other]}), but they mean the same"
             )
     return sorted(first)
 

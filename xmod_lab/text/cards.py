@@ -59,7 +59,7 @@ def chosen(
         more = f" and {len(known) - _MOST} more" if len(known) > _MOST else ""
         few = ", ".join(list(known)[:_MOST]) + more
         raise UserError(
-            f"set dataset_config to a configuration of '{folder}': '{config}' is none. It has "
+            f"set dataset_config to a configuration of '{folder}': '{config}' is not one. It has "
             f"{few}.{nearest(config, known)}"
         )
     return known[config]

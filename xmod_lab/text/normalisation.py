@@ -45,7 +45,7 @@ class Normalisation:
         self.joined = self.passages = 0
 
     def count(self, passages: list[str]) -> None:
-        """Count the characters of ``passages``, none of which is empty."""
+        """Count the characters of ``passages``; each has some."""
         characters = np.frombuffer("".join(passages).encode("utf-32-le"), dtype="<u4")
         counts = np.bincount(characters)
         known = self._counts[: len(counts)]

@@ -79,7 +79,7 @@ class Shard:
 
     @property
     def bytes(self) -> int:
-        """The size of its files, of which those in the package and on the hub are not known."""
+        """The size of its files; those in the package and on the hub count as 0."""
         return sum(os.path.getsize(part.name) for part in self.parts if part.kind == "file")
 
     @cached_property

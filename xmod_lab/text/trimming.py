@@ -103,7 +103,7 @@ def renumbered(tokenizer: PreTrainedTokenizerBase, order: list[int]) -> PreTrain
     """The tokenizer with the tokens ``order``, by their old ids; their new ids are 0, 1, ...
 
     Raises:
-        UserError: its model is none of Unigram, BPE and WordPiece.
+        UserError: its model is not Unigram, BPE or WordPiece.
     """
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     model, new = state["model"], {old: i for i, old in enumerate(order)}
