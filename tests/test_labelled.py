@@ -165,7 +165,9 @@ def test_a_row_that_cannot_be_read_is_named_with_its_column(tmp_path, row, messa
 
 def test_a_language_column_of_numbers_is_refused(tmp_path):
     _write(tmp_path / "x.jsonl", {"text": "a", "label": 0, "split": "train", "language": 3})
-    with pytest.raises(UserError, match="x.jsonl, line 1, column 'language': .*it is a whole number"):
+    with pytest.raises(
+        UserError, match="x.jsonl, line 1, column 'language': .*it is a whole number"
+    ):
         read_examples([LabelledSource(str(tmp_path / "x.jsonl"))], Classification.roles, KNOWN)
 
 
@@ -369,7 +371,8 @@ def test_an_answer_that_stands_elsewhere_is_said_where_and_one_that_no_window_ho
         "q1",
     )
     with pytest.raises(
-        UserError, match=r"q1: .* the answer 'open' .* at character 3, where ' pag' is \(it is at 13\)"
+        UserError,
+        match=r"q1: .* the answer 'open' .* at character 3, where ' pag' is \(it is at 13\)",
     ):
         Answering([row])
     long = "the file " * 60

@@ -141,7 +141,10 @@ def test_other_spaces_are_part_of_a_word(tmp_path):
         ("Ada NNP B-PER\nsleeps VB O\nwell UH\n", "line 3: .* has 2 columns, where 3"),
         ("Ada\tN\tB-PER\n\n\nsleeps\tV\t\n", "line 4: .* has 2 columns, where 3"),
         ("Ada O\nsleeps O\n# a b\n", "line 3: .* has 3 columns, where 2"),
-        ("1\tAda\tO\n2\tsleeps\tO\n\n1\tYes\tO\n", "line 1: remove the first column .* it counts the words"),
+        (
+            "1\tAda\tO\n2\tsleeps\tO\n\n1\tYes\tO\n",
+            "line 1: remove the first column .* it counts the words",
+        ),
     ],
 )
 def test_words_that_are_not_in_the_columns_where_they_are_read_are_an_error(
@@ -311,7 +314,8 @@ def test_the_first_piece_of_a_word_carries_its_tag_and_words_that_are_cut_off_ar
     [
         (
             ("a b", "O"),
-            "row 0: repair that row; words and tags must be lists of equal length, here they are 2 and 1",
+            "row 0: repair that row; words and tags must be lists of equal length, here they are "
+            "2 and 1",
         ),
         (("a", "B-PRE"), "row 0: label 'B-PRE' is not in .* Did you mean 'B-PER'"),
     ],

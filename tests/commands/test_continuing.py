@@ -16,7 +16,8 @@ from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.runs.bases import load_config
 from xmod_lab.runs.folder import RunDir
-from xmod_lab.stages.continuing import begin, make_model, trained_names
+from xmod_lab.stages.continuing import trained_names
+from xmod_lab.stages.starting import begin, make_model
 from xmod_lab.training.data import batches, mixture_of
 from xmod_lab.training.step import LanguageModeling
 

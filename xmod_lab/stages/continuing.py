@@ -8,109 +8,57 @@ fit it any more.
 Before the first step a grown model is compared with the dense one on held-out text.
 """
 
-import hashlib
-import json
 import logging
-from dataclasses import asdict, dataclass, fields, replace
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from xmod_lab.codes import clashing
-from xmod_lab.config.schema import SHARED_SLOT, ModelConfig, PretrainConfig
-from xmod_lab.errors import ProofError, UserError
+from xmod_lab.config.schema import PretrainConfig
+from xmod_lab.errors import ProofError
 from xmod_lab.files import build_folder
 from xmod_lab.foreign import hub_id, is_hub_id
 from xmod_lab.languages.cards import base_card
-from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.languages.folders import manifests_in
 from xmod_lab.languages.proof import Snapshot, compare, probe_tokens, require, snapshot
-from xmod_lab.model import XmodConfig, XmodLanguageModel
-from xmod_lab.model.digests import fingerprint, tensor_digests
-from xmod_lab.model.growing import (
-    COPIED,
-    HEADS,
-    Dense,
-    check_dense,
-    difference,
-    grow,
-    grown_config,
-    is_dense,
-    with_vocabulary,
-)
+from xmod_lab.model import XmodLanguageModel
+from xmod_lab.model.digests import fingerprint
+from xmod_lab.model.growing import difference
 from xmod_lab.model.packs import CARD, MANIFEST
-from xmod_lab.processes import rank
-from xmod_lab.runs.bases import Base, agree, find_base, inherit
+from xmod_lab.process_rank import rank
 from xmod_lab.runs.folder import RunDir, read_json
 from xmod_lab.runs.lifecycle import open_run
-from xmod_lab.scoring.held_out import Scorer, scorers_of, unigram_all
+from xmod_lab.scoring.held_out import Scorer, scorers_of
 from xmod_lab.scoring.samples import SAMPLES, filled
-from xmod_lab.settings import is_under
-from xmod_lab.stages.extension import open_base, scores_of
-from xmod_lab.stages.pretraining import OUTPUTS, TRAINING_FIGURES, base_record, curve_columns
+from xmod_lab.stages.extension import scores_of
+from xmod_lab.stages.pretraining import (
+    OUTPUTS,
+    TRAINING_FIGURES,
+    base_record,
+    begin_with_frequencies,
+    curve_columns,
+    figures_of,
+    say_budget,
+)
+from xmod_lab.stages.starting import Start, begin, make_model
 from xmod_lab.tables import Table
 from xmod_lab.text.corpus import Corpus, Prepared
 from xmod_lab.text.encoding import encode
-from xmod_lab.text.tokenizer import load_tokenizer, special_ids
-from xmod_lab.text.trimming import renumbered, saved, tokens_to_keep
-from xmod_lab.training.data import (
-    consumption,
-    mixed_target_counts,
-    mixture_of,
-    prepare_base,
-)
+from xmod_lab.training.data import mixture_of
 from xmod_lab.training.fit import fit
 from xmod_lab.training.run_tables import score_table, show_corpora, training_table
 
 log = logging.getLogger(__name__)
 PROOF = "proof.json"
+_SHARED = {  # what of the shared parameters trains, by the plan
+    "all": "",
+    "slots": r"(?!)",
+    "slots+head": r"^lm_head\.",
+    "slots+embeddings": r"\.word_embeddings\.|^lm_head\.(decoder\.|bias)",
+}
 _EQUAL = 1e-6  # of the largest hidden state, or of 1 if that is larger
-_ROWS = 4096  # of a corpus that are compared at once
 _COMPARED = 8  # held-out passages of each language that both models read
-# settings of model that a dense encoder does not decide
-_OF_SLOTS = (
-    "adapter_reduction_factor",
-    "slot",
-    "shared_slot",
-    "adapter_layer_norm",
-    "adapter_reuse_layer_norm",
-    "ln_before_adapter",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-)
-
-
-@dataclass(frozen=True)
-class Start:
-    """A given model, and the text that it is trained on.
-
-    Args:
-        base: where it lies, and how it was trained.
-        dense: what was checked of a dense encoder; ``None``: it is an X-MOD.
-        loaded: the dense encoder, or the X-MOD.
-        prepared: the text of the run, in the vocabulary of the base.
-        older: held-out text of the base that the run does not train on, for X-MODs of a run.
-        kept: the tokens that a trimmed vocabulary keeps, by their old ids; ``None``: all.
-    """
-
-    base: Base
-    dense: Dense | None
-    loaded: PreTrainedModel
-    prepared: Prepared
-    older: list[Prepared]
-    kept: list[int] | None = None
-
-    @property
-    def digest(self) -> str:
-        """Of all tensors of the given model, with their names."""
-        found = {
-            name: digest
-            for name, digest in tensor_digests(self.loaded).items()
-            if self.dense is None or self.dense.has_head or not name.startswith(HEADS)
-        }
-        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def go_on(cfg: PretrainConfig, run: RunDir) -> None:
@@ -137,9 +85,7 @@ def go_on(cfg: PretrainConfig, run: RunDir) -> None:
         model = make_model(cfg, start)
         equality = run.remember_once("equality", lambda: _equality(cfg, start, model))
         if start.dense is not None and not start.dense.has_head:
-            with torch.no_grad():
-                counts = mixed_target_counts(cfg, mixture, prepared)
-                model.lm_head.bias.copy_(log_frequency(counts))
+            begin_with_frequencies(cfg, model, mixture, prepared)
         trained = trained_names(model, codes, cfg.train)
         training_table(model, trained, f"train={cfg.train}").print()
         probes = _probes(cfg, start, model, codes)
@@ -147,14 +93,7 @@ def go_on(cfg: PretrainConfig, run: RunDir) -> None:
         numbers = {code: start.loaded.lang_id(code) for code in _languages(start)}
         before = replace(before, numbers=numbers)
         metrics = scores_of(model, old, "before/old")[0] if old else {}
-        log.info(
-            "%d steps of %d rows of %d tokens: %s tokens in %s",
-            cfg.steps,
-            cfg.trainer.rows_per_step,
-            cfg.data.row_length,
-            f"{cfg.steps * cfg.tokens_per_step:,}",
-            cfg.trainer.precision,
-        )
+        say_budget(cfg)
         fitted = fit(
             cfg,
             run,
@@ -166,17 +105,7 @@ def go_on(cfg: PretrainConfig, run: RunDir) -> None:
             tokenizers={"": prepared.tokenizer},
             trainable=None if cfg.train == "all" else trained,
         )
-        metrics |= {
-            **{f"before/{name}": value for name, value in fitted.before.items()},
-            **fitted.after,
-            **unigram_all(scorers),
-            **consumption(mixture, prepared, cfg.steps),
-            "train/tokens": cfg.steps * cfg.tokens_per_step,
-            "train/steps": cfg.steps,
-            "train/seconds": fitted.seconds,
-        }
-        if fitted.per_second is not None:
-            metrics["train/tokens_per_second"] = fitted.per_second
+        metrics |= figures_of(cfg, fitted, scorers, mixture, prepared)
         if rank() == 0:
             metrics |= _forgetting(model.eval(), old, metrics)
             lineage = _lineage(cfg, start)
@@ -203,199 +132,6 @@ def go_on(cfg: PretrainConfig, run: RunDir) -> None:
     log.info("model in %s", run / "model")
 
 
-def begin(cfg: PretrainConfig, run: RunDir) -> tuple[PretrainConfig, Start]:
-    """Open the given model and prepare the text. Nothing of the run is written.
-
-    Returns:
-        ``cfg`` with what it takes over from the model, and the start.
-    Raises:
-        UserError: the model, its tokenizer, the text or the settings do not fit together.
-    """
-    base = find_base(cfg, run)
-    folder = Path(base.model)
-    if is_dense(folder):
-        dense = check_dense(folder)
-        cfg = replace(cfg, base=base.name, model=_sizes(cfg, dense))
-        _check_length(cfg, dense.longest)
-        # before any text is prepared
-        tokenizer = load_tokenizer(base.tokenizer)
-        _check_tokenizer(tokenizer, dense.config.vocab_size, base)
-        _dense_config(cfg, dense, tokenizer)  # raises if the slots' flags do not fit
-        prepared = prepare_base(cfg, tokenizer=base.tokenizer)
-        prepared, kept = _trimmed(cfg, prepared, dense.config)
-        return cfg, Start(base, dense, dense.load(), prepared, [], kept)
-    own = cfg.langset if any(is_under(key, ("langset",)) for key in cfg.given) else None
-    passes = cfg.data.max_passes if cfg.is_given("data.max_passes") else base.cfg.data.max_passes
-    model, old, older = open_base(base)
-    trim = cfg.data.trim_vocabulary
-    cfg = inherit(cfg, base)
-    data = replace(cfg.data, max_passes=passes, trim_vocabulary=trim)
-    cfg = replace(cfg, langset=own or base.cfg.langset, data=data)
-    agree(base, model, cfg)
-    _check_languages(cfg, base, model.config)
-    prepared = prepare_base(cfg, tokenizer=base.tokenizer)  # open_base has compared the tokenizer
-    prepared, kept = _trimmed(cfg, prepared, model.config)
-    texts = [old, *older]
-    if kept is not None:  # the base's text is scored in the trimmed vocabulary too
-        again = prepare_base(base.cfg, tokenizer=prepared.folder, codes=list(old.corpora))
-        texts = [again, *(text for text in older if text.folder != old.folder)]
-    return cfg, Start(base, None, model, prepared, texts, kept)
-
-
-def _trimmed(
-    cfg: PretrainConfig, prepared: Prepared, config: PreTrainedConfig
-) -> tuple[Prepared, list[int] | None]:
-    """The text in a vocabulary that is trimmed to it, and the old ids of its tokens.
-
-    Raises:
-        UserError: a special token of the model's configuration would be lost.
-        ProofError: a row is split in another way than before.
-    """
-    if cfg.data.trim_vocabulary is None:
-        return prepared, None
-    old, rows = prepared.tokenizer, config.vocab_size
-    counts = sum(corpus.token_counts for corpus in prepared.corpora.values())
-    kept = tokens_to_keep(old, counts, reserve=cfg.data.trim_vocabulary)
-    for role in ("pad", "bos", "eos", "sep", "cls", "mask"):
-        number = getattr(config, f"{role}_token_id", None)
-        if isinstance(number, int) and number not in kept:
-            raise UserError(
-                f"leave data.trim_vocabulary out, or repair config.json: {role}_token_id is "
-                f"{number} there, which is no special token of the tokenizer and would be dropped"
-            )
-    folder = saved(renumbered(old, kept), Path(cfg.data.folder))
-    trimmed = prepare_base(cfg, tokenizer=str(folder))
-    numbers = np.array(kept)
-    for code, corpus in prepared.corpora.items():
-        now, size = trimmed.corpora[code], len(corpus.train)
-        same = len(now.train) == size and all(
-            np.array_equal(corpus.rows("train", part), numbers[now.rows("train", part)])
-            for part in np.array_split(np.arange(size), size // _ROWS + 1)
-        )
-        if not same:
-            raise ProofError(
-                f"the trimmed vocabulary splits training text of {code} in another way; set a "
-                "larger data.trim_vocabulary, or leave it out"
-            )
-    log.info(
-        "vocabulary: %s of %s tokens stay (%s in reserve), and split every training row as before. "
-        "Its table takes %.1f MiB instead of %.1f, and four times that while it trains; the output "
-        "layer computes %.1f %% of the products",
-        f"{len(kept):,}",
-        f"{rows:,}",
-        f"{cfg.data.trim_vocabulary:,}",
-        4 * len(kept) * config.hidden_size / 2**20,
-        4 * rows * config.hidden_size / 2**20,
-        100 * len(kept) / rows,
-    )
-    return trimmed, kept
-
-
-def _sizes(cfg: PretrainConfig, dense: Dense) -> ModelConfig:
-    """``model`` of a run that grows ``dense``: its sizes, with slots as they are asked for.
-
-    Raises UserError if another size is asked for.
-    """
-    given = [f.name for f in fields(ModelConfig) if cfg.is_given(f"model.{f.name}")]
-    taken = {name: getattr(cfg.model, name) for name in given if name in _OF_SLOTS}
-    sizes = {f.name for f in fields(ModelConfig)} & {*COPIED} - {*_OF_SLOTS}
-    for name in sorted(sizes & {*given}):
-        have, asked = getattr(dense.config, name), getattr(cfg.model, name)
-        if have != asked:
-            raise UserError(
-                f"leave model.{name} and model=NAME out: the grown model has the sizes of "
-                f"{dense.folder}, where {name} is {have}; {asked} was asked for"
-            )
-    found = {name: getattr(dense.config, name) for name in sizes}
-    found |= {
-        "hidden_dropout_prob": dense.config.hidden_dropout_prob,
-        "attention_probs_dropout_prob": dense.config.attention_probs_dropout_prob,
-        "max_position_embeddings": dense.config.max_position_embeddings,
-        "pre_norm": cfg.model.pre_norm,
-        "ln_before_adapter": False,
-    }
-    return ModelConfig(**{**found, **taken})
-
-
-def _check_length(cfg: PretrainConfig, longest: int) -> None:
-    if cfg.data.row_length > longest:
-        raise UserError(
-            f"set data.row_length={longest} or less: it is {cfg.data.row_length}, and the base "
-            f"has {longest} positions"
-        )
-
-
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, base: Base) -> None:
-    if len(tokenizer) > rows:
-        raise UserError(
-            "set data.tokenizer to the one that the base was trained with: the tokenizer "
-            f"{base.tokenizer} has {len(tokenizer)} tokens, base {base.name} has {rows} embeddings"
-        )
-
-
-def _check_languages(cfg: PretrainConfig, base: Base, config: XmodConfig) -> None:
-    """Raises UserError for languages that the base spells, routes or reads in another way."""
-    slots, aliases = cfg.langset.slots(shared=SHARED_SLOT in config.languages)
-    known, routed = config.known_codes(), config.aliases or {}
-    for code in cfg.langset.languages:
-        if code in (config.vocabularies or {}):
-            raise UserError(
-                f"leave {code} out of the language set: it has a vocabulary of its own in base "
-                f"{base.name}, and training goes on in the base's vocabulary"
-            )
-        if code in known and routed.get(code, code) != aliases.get(code, code):
-            raise UserError(
-                f"langset.languages.{code}.slot is '{aliases.get(code, code)}', but in base "
-                f"{base.name} it goes through the slot '{routed.get(code, code)}'; set that"
-            )
-        if code not in known and (there := clashing(code, [*known, *config.languages])):
-            raise UserError(
-                f"write '{there[0]}' for '{code}' in langset.languages, as base {base.name} does"
-            )
-
-
-def _dense_config(
-    cfg: PretrainConfig,
-    dense: Dense,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    trimmed: bool = False,
-) -> XmodConfig:
-    """The configuration of the grown model. ``trimmed``: with the tokens of ``tokenizer`` alone."""
-    flags = cfg.model.flags()
-    slots, aliases = cfg.langset.slots(shared=cfg.model.shared_slot)
-    return grown_config(
-        dense,
-        slots,
-        vocab_size=len(tokenizer) if trimmed else dense.config.vocab_size,
-        special_ids=special_ids(tokenizer),
-        aliases=aliases,
-        **{name: flags[name] for name in flags if name != "max_position_embeddings"},
-    )
-
-
-def make_model(cfg: PretrainConfig, start: Start) -> XmodLanguageModel:
-    """The model before the first step: grown, or the given one with slots of new languages."""
-    if start.dense is not None:
-        trimmed = start.kept is not None
-        config = _dense_config(cfg, start.dense, start.prepared.tokenizer, trimmed=trimmed)
-        return grow(start.dense, start.loaded, config, seed=cfg.seed, kept=start.kept)
-    model = start.base.load()
-    if start.kept is not None:
-        special = special_ids(start.prepared.tokenizer)
-        model = with_vocabulary(model, start.kept, special)
-    slots, aliases = cfg.langset.slots(shared=SHARED_SLOT in model.config.languages)
-    for slot in slots:
-        if slot not in model.config.languages:
-            model.add_language(slot, "mean", seed=cfg.seed)
-    known = model.config.known_codes()
-    routed = {code: slot for code, slot in aliases.items() if code not in known}
-    model.config.aliases = {**(model.config.aliases or {}), **routed} or None
-    # what was added to the base is part of this one
-    model.config.added = None
-    return model
-
-
 def _languages(start: Start) -> list[str]:
     """The languages that the given model has."""
     return [] if start.dense is not None else start.loaded.languages
@@ -407,24 +143,16 @@ def trained_names(model: XmodLanguageModel, codes: list[str], train: str) -> set
     Slots and vocabularies of other languages never train.
     """
     used = {model.config.languages[model.config.slot(code)] for code in codes}
-    found = set()
-    for name, _ in model.named_parameters():
-        parts = name.split(".")
-        of_slot = "adapter_modules" in parts
-        by_plan = {
-            "all": True,
-            "slots": False,
-            "slots+head": name.startswith("lm_head."),
-            "slots+embeddings": "word_embeddings" in parts
-            or name.startswith(("lm_head.decoder.", "lm_head.bias")),
-        }
-        if of_slot:
-            trains = parts[parts.index("adapter_modules") + 1] in used
-        else:
-            trains = "vocabularies" not in parts and by_plan[train]
-        if trains:
-            found.add(name)
-    return found
+    shared = re.compile(_SHARED[train])
+    return {
+        name
+        for name, _ in model.named_parameters()
+        if (
+            shared.search(name)
+            if (owner := model.owner_of(name)) is None
+            else ".adapter_modules." in name and owner in used
+        )
+    }
 
 
 def _equality(cfg: PretrainConfig, start: Start, model: XmodLanguageModel) -> dict:

@@ -32,10 +32,11 @@ from xmod_lab.runs.bases import (
     new_model,
 )
 from xmod_lab.runs.folder import RunDir
-from xmod_lab.stages.continuing import begin, make_model, trained_names
+from xmod_lab.stages.continuing import trained_names
 from xmod_lab.stages.cost import Cost, duration, measure
 from xmod_lab.stages.extension import open_base, read_new_text, seed_of, trainable_names
 from xmod_lab.stages.initialise import allocate_language
+from xmod_lab.stages.starting import begin, make_model
 from xmod_lab.tables import Table
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.parts import titled

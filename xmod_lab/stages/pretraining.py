@@ -10,15 +10,17 @@ from xmod_lab.files import build_folder
 from xmod_lab.languages.cards import base_card
 from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.manifests import CARD
+from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.digests import fingerprint
 from xmod_lab.processes import launched, rank
 from xmod_lab.runs.bases import new_model
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.lifecycle import open_run
-from xmod_lab.scoring.held_out import scorers_of, unigram_all
+from xmod_lab.scoring.held_out import Scorer, scorers_of, unigram_all
 from xmod_lab.scoring.samples import SAMPLES, filled
 from xmod_lab.stages.cost import duration, seconds_of
 from xmod_lab.text.corpus import Prepared
+from xmod_lab.text.mixture import Mixture
 from xmod_lab.training.data import (
     consumption,
     mixed_target_counts,
@@ -26,7 +28,7 @@ from xmod_lab.training.data import (
     prepare_base,
     training_settings,
 )
-from xmod_lab.training.fit import fit
+from xmod_lab.training.fit import Fitted, fit
 from xmod_lab.training.run_tables import match_table, score_table, show_corpora, training_table
 
 log = logging.getLogger(__name__)
@@ -53,21 +55,11 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
             return
         show_corpora(prepared, "text of the language set")
         model = new_model(cfg, prepared.tokenizer)
-        # what an untrained output layer would learn first: it spares the body that detour
-        with torch.no_grad():
-            counts = mixed_target_counts(cfg, mixture, prepared)
-            model.lm_head.bias.copy_(log_frequency(counts))
+        begin_with_frequencies(cfg, model, mixture, prepared)
         if cfg.model.shared_slot:
             match_table(cfg, prepared.tokenizer).print()
         training_table(model, {name for name, _ in model.named_parameters()}, "base").print()
-        log.info(
-            "%d steps of %d rows of %d tokens: %s tokens in %s",
-            cfg.steps,
-            cfg.trainer.rows_per_step,
-            cfg.data.row_length,
-            f"{cfg.steps * cfg.tokens_per_step:,}",
-            cfg.trainer.precision,
-        )
+        say_budget(cfg)
         if on_the_way and not launched():
             copy = new_model(cfg, prepared.tokenizer)
             seconds = seconds_of(cfg, copy, prepared, mixture, seed=cfg.seed)
@@ -82,17 +74,7 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
             seed=cfg.seed,
             tokenizers={"": prepared.tokenizer},
         )
-        metrics = {
-            **{f"before/{name}": value for name, value in fitted.before.items()},
-            **fitted.after,
-            **unigram_all(scorers),
-            **consumption(mixture, prepared, cfg.steps),
-            "train/tokens": cfg.steps * cfg.tokens_per_step,
-            "train/steps": cfg.steps,
-            "train/seconds": fitted.seconds,
-        }
-        if fitted.per_second is not None:
-            metrics["train/tokens_per_second"] = fitted.per_second
+        metrics = figures_of(cfg, fitted, scorers, mixture, prepared)
         if rank() == 0:
             card = base_card(model.config, base_record(cfg, prepared, metrics), fingerprint(model))
 
@@ -114,6 +96,52 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
     if fitted.per_second is not None:
         log.info("trained at %s tokens/s", f"{fitted.per_second:,.0f}")
     log.info("model in %s", run / "model")
+
+
+def begin_with_frequencies(
+    cfg: PretrainConfig, model: XmodLanguageModel, mixture: Mixture, prepared: Prepared
+) -> None:
+    """Set the output bias to the log frequency of each token in the mixture, in place.
+
+    An untrained output layer would learn this first. It spares the body that detour.
+    """
+    with torch.no_grad():
+        counts = mixed_target_counts(cfg, mixture, prepared)
+        model.lm_head.bias.copy_(log_frequency(counts))
+
+
+def say_budget(cfg: PretrainConfig) -> None:
+    """Log the steps of a run, and what they read."""
+    log.info(
+        "%d steps of %d rows of %d tokens: %s tokens in %s",
+        cfg.steps,
+        cfg.trainer.rows_per_step,
+        cfg.data.row_length,
+        f"{cfg.steps * cfg.tokens_per_step:,}",
+        cfg.trainer.precision,
+    )
+
+
+def figures_of(
+    cfg: PretrainConfig,
+    fitted: Fitted,
+    scorers: dict[str, Scorer],
+    mixture: Mixture,
+    prepared: Prepared,
+) -> dict[str, float]:
+    """The figures of a run on a language set, for metrics.json."""
+    figures = {
+        **{f"before/{name}": value for name, value in fitted.before.items()},
+        **fitted.after,
+        **unigram_all(scorers),
+        **consumption(mixture, prepared, cfg.steps),
+        "train/tokens": cfg.steps * cfg.tokens_per_step,
+        "train/steps": cfg.steps,
+        "train/seconds": fitted.seconds,
+    }
+    if fitted.per_second is not None:
+        figures["train/tokens_per_second"] = fitted.per_second
+    return figures
 
 
 def curve_columns(cfg: PretrainConfig, codes: list[str]) -> list[str]:
