@@ -105,17 +105,8 @@ def flash_attention(
     """The kernel of the package flash-attn."""
     from flash_attn import flash_attn_varlen_func  # an optional package for GPUs
 
-    out = flash_attn_varlen_func(
-        *_one_after_the_other(q, k, v),
-        lengths["cu_seq_lens_q"],
-        lengths["cu_seq_lens_k"],
-        lengths["max_length_q"],
-        lengths["max_length_k"],
-        dropout_p=dropout,
-        softmax_scale=scaling,
-        causal=module.is_causal,
-    )
-    return out.unflatten(0, (len(q), -1)), None
+    options = {"dropout_p": dropout, "softmax_scale": scaling, "causal": module.is_causal}
+    return _by_lengths(flash_attn_varlen_func, (q, k, v), lengths, options)
 
 
 def torch_attention(
@@ -132,18 +123,23 @@ def torch_attention(
     """The kernel of torch 2.13, without dropout."""
     from torch.nn.attention.varlen import varlen_attn  # not in older versions
 
-    out = varlen_attn(
-        *_one_after_the_other(q, k, v),
+    options = {"scale": scaling, "window_size": (-1, 0 if module.is_causal else -1)}
+    return _by_lengths(varlen_attn, (q, k, v), lengths, options)
+
+
+def _by_lengths(
+    kernel: Callable[..., Tensor],
+    states: tuple[Tensor, Tensor, Tensor],
+    lengths: dict[str, Tensor | int],
+    options: dict[str, object],
+) -> tuple[Tensor, None]:
+    """Call ``kernel`` on queries, keys and values, each (B, H, S, K) -> (B * S, H, K)."""
+    out = kernel(
+        *(x.transpose(1, 2).flatten(0, 1) for x in states),
         lengths["cu_seq_lens_q"],
         lengths["cu_seq_lens_k"],
         lengths["max_length_q"],
         lengths["max_length_k"],
-        scale=scaling,
-        window_size=(-1, 0 if module.is_causal else -1),
+        **options,
     )
-    return out.unflatten(0, (len(q), -1)), None
-
-
-def _one_after_the_other(*states: Tensor) -> list[Tensor]:
-    """(B, H, S, K) -> (B * S, H, K)."""
-    return [x.transpose(1, 2).flatten(0, 1) for x in states]
+    return out.unflatten(0, (len(states[0]), -1)), None
