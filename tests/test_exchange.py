@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from tests.commands.forked import FORKS
 from tests.helpers import composed, tiny_config
 from xmod_lab.model import XmodForMaskedLM, begin_by_name
-from xmod_lab.processes import join, rank
+from xmod_lab.process_rank import rank
+from xmod_lab.processes import join
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.training import exchange
 from xmod_lab.training.callbacks import WholeFiles

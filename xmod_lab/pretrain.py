@@ -20,6 +20,7 @@ from xmod_lab.cli import hide_bars, run_command
 from xmod_lab.cli.exit_status import exit_status_of
 from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
+from xmod_lab.process_rank import launched, process_count
 
 
 def main() -> None:
@@ -28,12 +29,6 @@ def main() -> None:
 
 
 def _start(cfg: PretrainConfig, folder: Path) -> int:
-    from xmod_lab.processes import (  # imported here: refusals must not wait for torch
-        launch,
-        launched,
-        process_count,
-    )
-
     devices, nodes = cfg.trainer.devices, cfg.trainer.nodes
     if launched() and cfg.plan:
         raise UserError(
@@ -53,6 +48,8 @@ def _start(cfg: PretrainConfig, folder: Path) -> int:
             "start several machines with torchrun, and set the run dir with hydra.run.dir=PATH: "
             f"trainer.nodes is {nodes}"
         )
+    from xmod_lab.processes import launch  # imported here: refusals must not wait for torch
+
     return launch(_in_process, (cfg, folder), devices)
 
 

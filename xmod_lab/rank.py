@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from xmod_lab.cli import run_command
 from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
+from xmod_lab.process_rank import launched
 
 if TYPE_CHECKING:
     from xmod_lab.runs.folder import RunDir
@@ -36,8 +37,6 @@ def main() -> None:
 
 
 def _rank(cfg: PretrainConfig, folder: Path) -> None:
-    from xmod_lab.processes import launched  # imported here: refusals must not wait for torch
-
     if launched() or cfg.trainer.devices * cfg.trainer.nodes > 1:
         raise UserError(
             "set trainer.devices=1 trainer.nodes=1, and start rank without torchrun: it works in "

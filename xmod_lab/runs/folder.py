@@ -42,7 +42,8 @@ from xmod_lab.machine import (
     slow_precision,
     torch_threads,
 )
-from xmod_lab.processes import barrier, of_first, rank
+from xmod_lab.process_rank import rank
+from xmod_lab.processes import barrier, of_first
 from xmod_lab.runs.environment import ENVIRONMENT, environment
 from xmod_lab.settings import command_of, read_settings
 

@@ -29,7 +29,7 @@ from xmod_lab.config.overrides import in_quotes
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden, write_whole
 from xmod_lab.metrics import read_metrics, told
-from xmod_lab.processes import rank
+from xmod_lab.process_rank import rank
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.jobs import JOB, Job, read_job
 from xmod_lab.settings import command_of

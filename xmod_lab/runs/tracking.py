@@ -15,7 +15,7 @@ import wandb
 
 from xmod_lab.config.schema import RunConfig
 from xmod_lab.files import sync, write_whole
-from xmod_lab.processes import rank
+from xmod_lab.process_rank import rank
 from xmod_lab.runs.folder import RunDir
 
 log = logging.getLogger(__name__)

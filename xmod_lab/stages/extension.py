@@ -33,7 +33,8 @@ from xmod_lab.manifests import MANIFEST, manifests_in
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.packs import read_pack
 from xmod_lab.model_folders import model_folder
-from xmod_lab.processes import barrier, rank
+from xmod_lab.process_rank import rank
+from xmod_lab.processes import barrier
 from xmod_lab.runs.bases import Base, added_before, agree, find_base, inherit
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.lifecycle import open_run

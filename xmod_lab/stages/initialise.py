@@ -14,7 +14,8 @@ from tqdm import tqdm
 from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.languages.embeddings import InitReport, initialise_vocabulary
 from xmod_lab.model import NEAREST, XmodLanguageModel, donors_of
-from xmod_lab.processes import gather, process_count, rank
+from xmod_lab.process_rank import process_count, rank
+from xmod_lab.processes import gather
 from xmod_lab.scoring.held_out import FixedTargets, on_device
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.training.run_tables import donor_table

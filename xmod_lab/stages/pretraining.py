@@ -12,7 +12,7 @@ from xmod_lab.languages.embeddings import log_frequency
 from xmod_lab.manifests import CARD
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.digests import fingerprint
-from xmod_lab.processes import launched, rank
+from xmod_lab.process_rank import launched, rank
 from xmod_lab.runs.bases import new_model
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.lifecycle import open_run

@@ -23,7 +23,8 @@ from xmod_lab.errors import UserError
 from xmod_lab.files import build_folder, write_whole
 from xmod_lab.machine import OtherPrograms, cores, free_cores
 from xmod_lab.model import XmodPreTrainedModel
-from xmod_lab.processes import Agreement, gather, process_count, rank
+from xmod_lab.process_rank import process_count, rank
+from xmod_lab.processes import Agreement, gather
 from xmod_lab.runs.folder import checkpoints_in, step_of
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.settings import flatten

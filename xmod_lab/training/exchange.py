@@ -22,7 +22,8 @@ from torch.utils.hooks import RemovableHandle
 
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodLanguageModel
-from xmod_lab.processes import gather, rank
+from xmod_lab.process_rank import rank
+from xmod_lab.processes import gather
 
 BUCKET_BYTES = 25 * 2**20  # of one message; fewer are slower to start, more overlap less
 

@@ -23,7 +23,8 @@ from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodLanguageModel, XmodPreTrainedModel
-from xmod_lab.processes import gather, process_count, rank
+from xmod_lab.process_rank import process_count, rank
+from xmod_lab.processes import gather
 from xmod_lab.runs.folder import RunDir, step_of
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import Scorer, on_device, score_losses, score_passages, scorers_of

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.metrics import number, told
 from xmod_lab.model import XmodConfig, XmodLanguageModel, language_model
-from xmod_lab.processes import rank
+from xmod_lab.process_rank import rank
 from xmod_lab.tables import Table
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.normalisation import KINDS, named, read_as

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from xmod_lab.model import XmodLanguageModel
-from xmod_lab.processes import process_count, rank
+from xmod_lab.process_rank import process_count, rank
 from xmod_lab.training.exchange import Exchange, Replicas, check_same
 
 
