@@ -11,8 +11,8 @@ from xmod_lab.languages.folders import _single
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.proof import compare, probe_tokens, snapshot
 from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.text.added_tokens import extended, joined, learn
 from xmod_lab.text.encoding import encode
-from xmod_lab.text.extending import extended, joined, learn
 from xmod_lab.text.tokenizer import load_tokenizer
 from xmod_lab.text.trimming import saved
 

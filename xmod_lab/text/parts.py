@@ -13,7 +13,7 @@ from typing import NamedTuple
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.hub import answers, hub_fault, unanswered_fault
 from xmod_lab.remembered import digest_of_files
-from xmod_lab.text.cards import chosen, configurations, matching, splits_of
+from xmod_lab.text.dataset_cards import chosen, configurations, matching, splits_of
 from xmod_lab.text.text_files import COMPRESSIONS, as_jsonl, file_fault
 
 EMBEDDED = Path(__file__).parent / "embedded"  # the corpora inside the package

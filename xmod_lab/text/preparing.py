@@ -75,13 +75,13 @@ def prepare_corpora(
     Raises:
         UserError: a text cannot be used, or a folder does not match its digest.
     """
-    wanted = {}
+    wanted, read_by = {}, tokenizer_digest(tokenizer)
     for code, source in sources.items():
         settings = {
             "format": FORMAT,
             "code": code,
             "source": source.digest(),
-            "tokenizer": tokenizer_digest(tokenizer),
+            "tokenizer": read_by,
             "validation_tokens": budget,
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
@@ -92,14 +92,7 @@ def prepare_corpora(
     for code in missing:
         source = sources[code]
         shards[code] = {
-            split: shards_of(
-                code,
-                source,
-                split,
-                tokenizer_digest(tokenizer),
-                budget=budget,
-                folder=folder / "shards",
-            )
+            split: shards_of(code, source, split, read_by, budget=budget, folder=folder / "shards")
             for split in (SPLITS if source.has_validation else SPLITS[:1])
         }
     _make(

@@ -19,9 +19,9 @@ from xmod_lab.process_rank import leads_machine
 from xmod_lab.processes import first_alone
 from xmod_lab.runs.folder import MAY_CHANGE
 from xmod_lab.scoring.held_out import held_out
+from xmod_lab.text.added_tokens import extended
 from xmod_lab.text.batches import BatchStream
 from xmod_lab.text.corpus import Corpus, Prepared
-from xmod_lab.text.extending import extended
 from xmod_lab.text.mixture import Mixture, at_cap, proportions
 from xmod_lab.text.normalisation import SPACES
 from xmod_lab.text.parts import titled
