@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.helpers import passages
 from xmod_lab.model.growing import DENSE
-from xmod_lab.text.unigram import save_tokenizer, train_sentencepiece
+from xmod_lab.text.unigram import BY_ROLE, SPECIALS, save_tokenizer, train_sentencepiece
 
 SIZES = {
     "hidden_size": 16,
@@ -45,25 +45,15 @@ def byte_level(folder: Path, *, pieces: int = 500) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    specials = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
     trainer = trainers.BpeTrainer(
         vocab_size=pieces,
-        special_tokens=specials,
+        special_tokens=[*SPECIALS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(text(), trainer)
     tokenizer.post_processor = processors.RobertaProcessing(sep=("</s>", 2), cls_token=("<s>", 0))
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        cls_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **BY_ROLE).save_pretrained(folder)
 
 
 def word_pieces(folder: Path, *, pieces: int = 500) -> None:

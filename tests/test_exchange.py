@@ -1,8 +1,6 @@
 """Two gloo processes exchange what a step moves, and nothing else; together they train as one."""
 
 import copy
-import os
-import socket
 import warnings
 from pathlib import Path
 
@@ -13,11 +11,10 @@ import torch.distributed as dist
 from torch.testing import assert_close
 from torch.utils.data import DataLoader, Dataset
 
-from tests.commands.forked import FORKS
+from tests.commands.forked import in_two_processes
 from tests.helpers import composed, tiny_config
 from xmod_lab.model import XmodForMaskedLM, begin_by_name
 from xmod_lab.process_rank import rank
-from xmod_lab.processes import join
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.training import exchange
 from xmod_lab.training.callbacks import WholeFiles
@@ -146,36 +143,17 @@ CASES = {
 }
 
 
-def _train(number: int, port: int, folder: Path) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "RANK": str(number),
-        "LOCAL_RANK": str(number),
-    }
+def _train(number: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    join("cpu")
-    torch.save(
-        {name: trained(processes=2, **case) for name, case in CASES.items()},
-        folder / f"{number}.pt",
-    )
-    dist.destroy_process_group()
+    found = {name: trained(processes=2, **case) for name, case in CASES.items()}
+    torch.save(found, folder / f"{number}.pt")
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory) -> dict[str, list[tuple[dict, dict[str, torch.Tensor]]]]:
     """What each of two processes gives, in every case."""
     folder = tmp_path_factory.mktemp("exchange")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [FORKS.Process(target=_train, args=(n, port, folder)) for n in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(240)
-        assert process.exitcode == 0
+    in_two_processes(_train, folder, timeout=240)
     found = [torch.load(folder / f"{n}.pt") for n in (0, 1)]
     return {name: [each[name] for each in found] for name in CASES}
 

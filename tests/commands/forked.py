@@ -7,9 +7,15 @@ A test waits for the command, and not for ten seconds of imports. What needs its
 import importlib
 import multiprocessing
 import os
+import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
+
+from xmod_lab.processes import join
 
 # The commands, and what they import when they begin to work
 _NAMES = (
@@ -21,6 +27,32 @@ _NAMES = (
 PRELOADED = [f"xmod_lab.{name}" for name in _NAMES.split()]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(PRELOADED)
+
+
+def in_two_processes(work: Callable[[int, Path], None], folder: Path, *, timeout: float) -> None:
+    """Call ``work(number, folder)`` in each of two connected gloo processes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [FORKS.Process(target=_connected, args=(work, n, port, folder)) for n in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout)
+        assert process.exitcode == 0
+
+
+def _connected(work: Callable[[int, Path], None], number: int, port: int, folder: Path) -> None:
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": "2",
+        "RANK": str(number),
+        "LOCAL_RANK": str(number),
+    }
+    join("cpu")
+    work(number, folder)
+    torch.distributed.destroy_process_group()
 
 
 def call(

@@ -4,17 +4,14 @@ Processes agree on what the machine is asked.
 """
 
 import json
-import os
-import socket
 from pathlib import Path
 
-import torch.distributed as dist
 from omegaconf import OmegaConf
 
-from tests.commands.forked import FORKS
+from tests.commands.forked import in_two_processes
 from tests.commands.helpers import EXTENSION
 from xmod_lab.machine import bf16_speed
-from xmod_lab.processes import join, of_first
+from xmod_lab.processes import of_first
 
 IN_BF16 = [
     "trainer.precision=bf16-mixed",
@@ -54,29 +51,13 @@ def test_auto_becomes_what_the_machine_does_fast_and_a_run_that_goes_on_keeps_it
     assert status == 0 and "precision: " not in out + err and "threads: " not in out + err, err
 
 
-def _ask(rank: int, port: int, folder: Path) -> None:
-    os.environ |= {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": "2",
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-    }
-    join("cpu")
+def _ask(rank: int, folder: Path) -> None:
     asked: list[int] = []
     answer = of_first(lambda: asked.append(rank) or ("32-true", 10 + rank))
     (folder / str(rank)).write_text(json.dumps([answer, asked]))
-    dist.destroy_process_group()
 
 
 def test_processes_take_what_the_first_one_finds_and_do_not_look_themselves(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = [FORKS.Process(target=_ask, args=(rank, port, tmp_path)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
+    in_two_processes(_ask, tmp_path, timeout=60)
     found = [json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1)]
     assert found == [[["32-true", 10], [0]], [["32-true", 10], []]]

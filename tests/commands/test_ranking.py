@@ -25,19 +25,17 @@ from xmod_lab.training.data import prepare_language
 NEAREST = ["lang.greek.slot_init=nearest", "lang.greek.embedding_init=focus"]
 
 
+def add_greek_and_swahili(workplace, run) -> None:
+    overrides = ["+lang=[greek,swahili]", f"base={workplace.base}", *EXTENSION, *NEAREST]
+    status, _, err = workplace.call(*overrides, "trainer.max_steps=2", run=run)
+    assert status == 0, err
+
+
 @pytest.fixture(scope="module")
 def nearest(workplace, tmp_path_factory):
     """Greek, from the donor that suits it, with Swahili beside it."""
     run = tmp_path_factory.mktemp("nearest") / "run"
-    status, _, err = workplace.call(
-        "+lang=[greek,swahili]",
-        f"base={workplace.base}",
-        *EXTENSION,
-        *NEAREST,
-        "trainer.max_steps=2",
-        run=run,
-    )
-    assert status == 0, err
+    add_greek_and_swahili(workplace, run)
     return run
 
 
@@ -129,15 +127,7 @@ def test_a_run_that_goes_on_with_its_donor_writes_the_same_pack(workplace, neare
     (run / "metrics.json").unlink()
     shutil.rmtree(run / "pack" / "el_GR")
     (run / "checkpoints" / "el_GR" / "step000002.ckpt").unlink()
-    status, _, err = workplace.call(
-        "+lang=[greek,swahili]",
-        f"base={workplace.base}",
-        *EXTENSION,
-        *NEAREST,
-        "trainer.max_steps=2",
-        run=run,
-    )
-    assert status == 0, err
+    add_greek_and_swahili(workplace, run)
     for file in (nearest / "pack" / "el_GR").iterdir():
         assert (run / "pack" / "el_GR" / file.name).read_bytes() == file.read_bytes(), file.name
 

@@ -28,6 +28,15 @@ from xmod_lab.stops import in_thread
 
 BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+BY_ROLE = {
+    "bos_token": "<s>",
+    "cls_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "pad_token": "<pad>",
+    "unk_token": "<unk>",
+    "mask_token": "<mask>",
+}
 RESERVED = (
     "\u2585"  # ▅, SentencePiece's own mark of unknown characters: it skips lines that have it
 )
@@ -170,16 +179,7 @@ def to_hugging_face(model: bytes) -> PreTrainedTokenizerFast:
         pair="<s> $A </s> </s> $B </s>",
         special_tokens=[(name, ids[name]) for name in ("<s>", "</s>")],
     )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        cls_token="<s>",
-        eos_token="</s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **BY_ROLE)
 
 
 def _normalisation(spec: NormalizerSpec) -> list[normalizers.Normalizer]:
