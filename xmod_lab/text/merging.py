@@ -234,6 +234,63 @@ def merge(
     given = "validation" in shards
     text = Side(shards["train"], scratch / ".uses")
     other = Side(shards["validation"], scratch / ".uses_given") if given else text
+    chosen = _choose(source, text, other, scratch, budget)
+    normal = {split: Normalisation(tokenizer) for split in ("train", "held out", "validation")}
+    _write_held_out(held_out_file, other, chosen, normal)
+    for shard in text.shards:
+        normal["train"].add(shard.manifest["normalisation"])
+    if not given:
+        normal["train"].add(normal["held out"].record(), times=-1)
+
+    statistics, left_out = {}, {}
+    counts = np.zeros(len(tokenizer), dtype=np.int64)
+    for split, side, use in (("train", text, _TRAIN), ("validation", other, _HELD_OUT)):
+        read = side.tally(split) if split == "train" or given else Tally()
+        read.refuse_noise(source.text_of(split))
+        written = side.write(
+            use, scratch, split, counts if split == "train" else np.zeros_like(counts)
+        )
+        if not written["passages"]:
+            raise UserError(source.why_empty(split))
+        statistics[split] = {
+            "passages": written.pop("passages"),
+            "duplicates_dropped": chosen.copies[split],
+            **{name: getattr(read, name) for name in Tally.OF_TEXT},
+            "capped": read.capped,
+            **written,
+            **normal[split].summary(),
+        }
+        left_out[split] = read.left_out
+    statistics["validation"] |= {
+        "held_out_by": chosen.by,
+        "in_training": chosen.known,
+        "beyond_budget": chosen.bound < source.bound("validation"),
+    }
+    for side in {id(text): text, id(other): other}.values():
+        side.file.unlink()
+    return statistics, left_out, counts
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """How held-out text was chosen.
+
+    Args:
+        by: ``given``, ``document`` or ``passage``.
+        bound: the keys below it are held out.
+        copies: split -> how many duplicates were dropped.
+        known: how many passages held out have the letters of a training passage.
+    """
+
+    by: str
+    bound: int
+    copies: dict[str, int]
+    known: int
+
+
+def _choose(source: Source, text: Side, other: Side, scratch: Path, budget: int) -> _Chosen:
+    """Set the use of every passage of ``text``, and of the held-out text, if that is another."""
+    given = other is not text
     by = source.held_out_of(
         *(sum(shard.manifest[name] for shard in text.shards) for name in ("blocks", "lines"))
     )
@@ -254,47 +311,22 @@ def merge(
     known = other.known_in(text, _TRAIN) if by != "passage" else np.empty(0, dtype=np.int64)
     if not given:
         other.uses[known] = _DROPPED
+    return _Chosen(by, bound, copies, len(known))
 
-    normal = {split: Normalisation(tokenizer) for split in ("train", "held out", "validation")}
-    with held_out_file.open("w", encoding="utf-8") as stream:
-        for texts, kept in _batches(other.held_out(bound, by_document=by_document)):
+
+def _write_held_out(
+    file: Path, other: Side, chosen: _Chosen, normal: dict[str, Normalisation]
+) -> None:
+    """Write the held-out passages, and count what normalisation changes: in these (validation),
+    and in all with a key below the bound (held out)."""
+    with file.open("w", encoding="utf-8") as stream:
+        passages = other.held_out(chosen.bound, by_document=chosen.by == "document")
+        for texts, kept in _batches(passages):
             normal["held out"].count(texts)
             texts = [text for text, keep in zip(texts, kept, strict=True) if keep]
             if texts:
                 normal["validation"].count(texts)
                 stream.writelines(f"{json.dumps(text)}\n" for text in texts)
-    for shard in text.shards:
-        normal["train"].add(shard.manifest["normalisation"])
-    if not given:
-        normal["train"].add(normal["held out"].record(), times=-1)
-
-    statistics, left_out = {}, {}
-    counts = np.zeros(len(tokenizer), dtype=np.int64)
-    for split, side, use in (("train", text, _TRAIN), ("validation", other, _HELD_OUT)):
-        read = side.tally(split) if split == "train" or given else Tally()
-        read.refuse_noise(source.text_of(split))
-        written = side.write(
-            use, scratch, split, counts if split == "train" else np.zeros_like(counts)
-        )
-        if not written["passages"]:
-            raise UserError(source.why_empty(split))
-        statistics[split] = {
-            "passages": written.pop("passages"),
-            "duplicates_dropped": copies[split],
-            **{name: getattr(read, name) for name in Tally.OF_TEXT},
-            "capped": read.capped,
-            **written,
-            **normal[split].summary(),
-        }
-        left_out[split] = read.left_out
-    statistics["validation"] |= {
-        "held_out_by": by,
-        "in_training": len(known),
-        "beyond_budget": bound < source.bound("validation"),
-    }
-    for side in {id(text): text, id(other): other}.values():
-        side.file.unlink()
-    return statistics, left_out, counts
 
 
 def _batches(passages: Iterator[tuple[str, bool]]) -> Iterator[tuple[list[str], list[bool]]]:
