@@ -629,6 +629,11 @@ def test_values_that_do_not_go_together_are_faults(settings, message):
     assert message in faults(*settings)
 
 
+def test_the_width_of_a_given_base_decides_how_far_slots_are_reduced(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    validate(composed(f"base={tmp_path}", "model.adapter_reduction_factor=129"))
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -233,7 +233,7 @@ def _size_faults(cfg: PretrainConfig) -> list[str]:
             f"model.hidden_size {m.hidden_size} is not a multiple of model.num_attention_heads "
             f"{m.num_attention_heads}; choose a divisor of it"
         )
-    if m.adapter_reduction_factor > m.hidden_size:
+    if _makes_model(cfg) and m.adapter_reduction_factor > m.hidden_size:
         faults.append(
             f"model.adapter_reduction_factor is {m.adapter_reduction_factor}; allowed is 1 to "
             f"model.hidden_size, {m.hidden_size}"
