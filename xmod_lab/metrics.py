@@ -85,9 +85,9 @@ def with_error(value: float | None, half: float | None, *, sign: str = "") -> st
     return number(value, digits, sign=sign) + (f" ± {half:.{digits}f}" if known else "")
 
 
-def told(metrics: dict[str, float], name: str) -> str:
+def told(metrics: dict[str, float], name: str, *, sign: str = "") -> str:
     """A metric with its error, as :func:`with_error` writes it; a dash if it is missing."""
-    return with_error(metrics.get(name), half_width(metrics, name))
+    return with_error(metrics.get(name), half_width(metrics, name), sign=sign)
 
 
 def interval_text(low: float | None, high: float | None, *, sign: str = "") -> str:

@@ -54,6 +54,7 @@ def grown(workplace, dense) -> Path:
     )
     assert status == 0, err
     assert "largest difference between xlm-roberta and grown model" in out
+    assert " 0 of 0 " not in out
     return run
 
 
@@ -63,6 +64,9 @@ def test_the_dense_model_is_in_the_grown_one_and_equality_is_in_the_proof(dense,
     for apart in proof["equality"]["languages"].values():
         assert apart["hidden"] <= 1e-6 and apart["logits"] <= 1e-6 and apart["passages"] == 8
     was, now = (load_file(f / "model.safetensors") for f in (dense, grown / "model"))
+    metrics = json.loads((grown / "metrics.json").read_text())
+    for code, apart in proof["equality"]["languages"].items():
+        assert metrics[f"equality/logits/{code}"] == apart["logits"]
     same = [name for name in was if torch.equal(was[name], now[name])]
     assert len(same) == len(was) - 1  # the positions lost the row before the padding's
     moved = {name for name in now if "adapter_modules" in name}
@@ -157,7 +161,13 @@ def test_going_on_with_a_new_language_forgets_by_what_trains(
     metrics, proof = workplace.metrics(tmp_path), proof_of(tmp_path)
     lost = {code: metrics[f"forgetting/bpb/{code}"] for code in ("en_XX", "de_DE")}
     assert all((value == 0) == (train == "slots") for value in lost.values())
-    assert "forgetting on the base's text" in out
+    assert "forgetting: change of bits per byte on the text of the base" in out
+    assert "Unchanged: " in out and " 0 of 0 " not in out
+    assert ("none" in out) == (train == "slots")
+    for code, value in lost.items():
+        assert value == metrics[f"old/bpb/{code}"] - metrics[f"before/old/bpb/{code}"]
+        low, high = (metrics[f"forgetting/bpb/{code}/{end}"] for end in ("low", "high"))
+        assert low - 1e-6 <= value <= high + 1e-6
     was, now = (load_file(f / "model/model.safetensors") for f in (grown, tmp_path))
     old = {name for name in was if "adapter_modules" in name}
     assert all(torch.equal(was[name], now[name]) for name in old)  # absent languages do not move

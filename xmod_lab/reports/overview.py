@@ -29,6 +29,10 @@ def _what(run: Run) -> str:
         return f"fine-tuning on {run.config['task']['name']}"
     if run.kind == "evaluate":
         return f"evaluation of {Path(str(run.config['base'])).name}"
+    if run.kind == "continue":
+        base = Path(str(run.config["base"])).name
+        grown = run.proof.get("equality")
+        return f"{base} grown into an X-MOD" if grown else f"training {base} further"
     return f"adding {', '.join(run.added)}" if run.added else "pre-training"
 
 
@@ -167,9 +171,10 @@ def settings(group: Group) -> list[Part]:
         size += f", {model['num_attention_heads']} heads"
         rows["model"] = size
     if run.kind != "evaluate":
-        recipe = (
-            config["task"].get("recipe") or config["task"]["extend" if run.added else "pretrain"]
-        )
+        if run.kind == "continue":
+            rows["what trains"] = config["train"]
+        frozen = run.added or config.get("train", "all") != "all"
+        recipe = config["task"].get("recipe") or config["task"]["extend" if frozen else "pretrain"]
         length = f" of {config['data']['row_length']} tokens" if "data" in config else ""
         rows["steps"] = f"{run.steps:,} of {trainer['rows_per_step']} rows{length}"
         rows["peak learning rate"] = f"{recipe['peak_lr']:g}"

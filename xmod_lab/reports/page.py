@@ -10,6 +10,7 @@ from pathlib import Path
 from xmod_lab.errors import UserError
 from xmod_lab.files import remove, write_whole
 from xmod_lab.markup import Html, element, together, visible
+from xmod_lab.reports.continuing import equality, forgetting, lineage, stayed
 from xmod_lab.reports.costs import mixture, price
 from xmod_lab.reports.evaluation import evaluation_sections
 from xmod_lab.reports.groups import Group, Part, groups_of
@@ -64,6 +65,16 @@ _LIST = ".written.json"  # in the folder of the tables
 _LONGEST = 60  # characters of a table's file name; some letters take four bytes
 _SECTIONS = {
     "pretrain": (results, samples, learning_curves, mixture),
+    "continue": (
+        lineage,
+        equality,
+        stayed,
+        results,
+        forgetting,
+        samples,
+        learning_curves,
+        mixture,
+    ),
     "extension": (proof, results, samples, old_languages, learning_curves, price, mixture, packs),
     "finetune": (frozen, transfer_sections),
     "evaluate": (evaluation_sections, samples),

@@ -6,7 +6,7 @@ from xmod_lab.markup import element
 from xmod_lab.metrics import number
 from xmod_lab.reports.groups import Group, Part
 from xmod_lab.reports.results import Run
-from xmod_lab.tables import Record, Table
+from xmod_lab.tables import NONE, Record, Table
 
 _PARTS = {  # of the proof of an extension
     "logits": "languages with equal logits",
@@ -22,15 +22,15 @@ def proof(groups: list[Group]) -> list[Part]:
     note = (
         "Compared: the base's tensors by their sha256 in the saved model; for every language of "
         "the base its logits on probe sentences, its number in lang_ids, and its tokenizer by "
-        "what it does to text; and all of config.json except the added languages. 0 of 0: an "
-        "earlier version did not compare it."
+        "what it does to text; and all of config.json except the added languages. "
+        f"{NONE}: an earlier version did not compare it."
     )
     moved = []
     for run in _proved(groups):
         names = [*run.proof["tensors_changed"], *run.proof["tensors_missing"], *_other(run.proof)]
         moved += [element("li", f"{run.name}: {name}") for name in names[:_MOST]]
     listed = [element("p", "Changed or missing:"), element("ul", *moved)] if moved else []
-    return [*_section(groups, "Proof of non-interference", _extension, note), *listed]
+    return [*section(groups, "Proof of non-interference", _extension, note), *listed]
 
 
 def _extension(p: dict) -> dict[str, tuple[int, int] | int]:
@@ -63,7 +63,7 @@ def frozen(groups: list[Group]) -> list[Part]:
         "Frozen: all embeddings and slots, compared by their sha256 after every training and in "
         "the saved model as read back from the disk. The count is the lowest of these."
     )
-    return _section(groups, "Proof that what was frozen did not move", _finetuning, note)
+    return section(groups, "Proof that what was frozen did not move", _finetuning, note)
 
 
 def _finetuning(p: dict) -> dict[str, tuple[int, int] | int]:
@@ -76,7 +76,7 @@ def _finetuning(p: dict) -> dict[str, tuple[int, int] | int]:
     }
 
 
-def _section(
+def section(
     groups: list[Group], title: str, count: Callable[[dict], dict], note: str
 ) -> list[Part]:
     """A row for each group: in how many of its runs the proof holds, and the counts."""
@@ -118,14 +118,19 @@ def _proved(groups: list[Group]) -> list[Run]:
 
 
 def _counts(column: list[tuple[int, int] | int]) -> str:
-    """The counts of a group's runs: ``7 of 7 each`` if they are equal, else one after the other."""
+    """The counts of a group's runs: ``7 of 7 each`` if they are equal, else one after the other.
+
+    A dash if nothing was compared.
+    """
     each = [
-        " of ".join(f"{n:,}" for n in (count if isinstance(count, tuple) else (count,)))
+        NONE
+        if count == (0, 0)
+        else " of ".join(f"{n:,}" for n in (count if isinstance(count, tuple) else (count,)))
         for count in column
     ]
     if len(set(each)) > 1:
         return "; ".join(each)
-    return each[0] if len(each) == 1 else f"{each[0]} each"
+    return each[0] if len(each) == 1 or each[0] == NONE else f"{each[0]} each"
 
 
 def _flat(counts: dict[str, tuple[int, int] | int]) -> Record:

@@ -18,6 +18,7 @@ from xmod_lab.text.objectives import Likelihood, likelihood_of
 
 KINDS = {
     "pretrain": "pre-training",
+    "continue": "training given models further",
     "extension": "adding languages",
     "finetune": "fine-tuning",
     "evaluate": "evaluation",
@@ -207,6 +208,8 @@ def _read(path: Path) -> Run:
         raise UserError(_RANKING.format(path))
     if kind == "pretrain" and config["lang"]:
         kind = "extension"
+    elif kind == "pretrain" and config.get("train") and config["base"] not in ("auto", "random"):
+        kind = "continue"
     metrics, proof = _clean(read_metrics(path / "metrics.json")), _json(path / "proof.json")
     packs = {
         file.parent.name: _json(file)

@@ -258,8 +258,8 @@ def samples(groups: list[Group]) -> list[Part]:
     side = "from the text before it" if run.likelihood is EXACT else "from the text on both sides"
     note = (
         f"Held-out passages in which one token is hidden ({_GAP}), and the tokens that the model "
-        f"finds likeliest there {side}, with their probabilities. ▁ marks the start of a word. "
-        "Rank: of the hidden token among all."
+        f"finds likeliest there {side}, with their probabilities. ▁ or Ġ marks the start of a "
+        "word, ## its inside. Rank: of the hidden token among all."
     )
     header = ["language", "passage", "hidden token", "likeliest tokens", "its rank"]
     table = Table("", header, rows, note, name="samples", records=records)

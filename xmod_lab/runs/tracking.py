@@ -137,7 +137,7 @@ def _start_wandb(cfg: RunConfig, run: RunDir) -> Any:
                 id=run_id,
                 group=cfg.logger.group,
                 tags=list(cfg.logger.tags),
-                job_type="extend" if getattr(cfg, "lang", None) else cfg.command,
+                job_type=_job_type(cfg),
                 dir=str(run.path),
                 config=asdict(cfg),
                 mode=attempt,
@@ -154,6 +154,13 @@ def _start_wandb(cfg: RunConfig, run: RunDir) -> Any:
                 wandb.teardown()  # else the next attempt finds the run's id in use
     log.warning("going on without W&B; metrics.csv has every figure")
     return None
+
+
+def _job_type(cfg: RunConfig) -> str:
+    """``extend`` where languages are added, ``continue`` where a given model is trained further."""
+    if getattr(cfg, "lang", None):
+        return "extend"
+    return "continue" if getattr(cfg, "goes_on", False) else cfg.command
 
 
 def _wandb_mode(cfg: RunConfig) -> str:

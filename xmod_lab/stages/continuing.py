@@ -13,6 +13,7 @@ import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from xmod_lab.config.schema import PretrainConfig
@@ -22,6 +23,7 @@ from xmod_lab.foreign import hub_id, is_hub_id
 from xmod_lab.languages.cards import base_card
 from xmod_lab.languages.folders import manifests_in
 from xmod_lab.languages.proof import Snapshot, compare, probe_tokens, require, snapshot
+from xmod_lab.metrics import codes_of, told
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.digests import fingerprint
 from xmod_lab.model.growing import difference
@@ -29,7 +31,7 @@ from xmod_lab.model.packs import CARD, MANIFEST
 from xmod_lab.process_rank import rank
 from xmod_lab.runs.folder import RunDir, read_json
 from xmod_lab.runs.lifecycle import open_run
-from xmod_lab.scoring.held_out import Scorer, scorers_of
+from xmod_lab.scoring.held_out import Scorer, named_with_interval, scorers_of
 from xmod_lab.scoring.samples import SAMPLES, filled
 from xmod_lab.stages.extension import scores_of
 from xmod_lab.stages.pretraining import (
@@ -92,7 +94,7 @@ def go_on(cfg: PretrainConfig, run: RunDir) -> None:
         before = _snapshot(model, probes, trained)
         numbers = {code: start.loaded.lang_id(code) for code in _languages(start)}
         before = replace(before, numbers=numbers)
-        metrics = scores_of(model, old, "before/old")[0] if old else {}
+        metrics, older = scores_of(model, old, "before/old")
         say_budget(cfg)
         fitted = fit(
             cfg,
@@ -106,8 +108,9 @@ def go_on(cfg: PretrainConfig, run: RunDir) -> None:
             trainable=None if cfg.train == "all" else trained,
         )
         metrics |= figures_of(cfg, fitted, scorers, mixture, prepared)
+        metrics |= _apart(equality)
         if rank() == 0:
-            metrics |= _forgetting(model.eval(), old, metrics)
+            metrics |= _forgetting(model.eval(), start, old, older, metrics)
             lineage = _lineage(cfg, start)
             _save(cfg, run, start, model, metrics, lineage)
             saved = type(model).from_pretrained(run / "model").eval()
@@ -230,17 +233,46 @@ def _snapshot(
     return replace(whole, tensors=kept, tokenizers={}, settings={})
 
 
-def _forgetting(
-    model: XmodLanguageModel, old: dict[str, Scorer], before: dict[str, float]
-) -> dict[str, float]:
-    """Scores of the base's own text after training, and by how much its bits per byte rose."""
-    if not old:
-        return {}
-    after = scores_of(model, old, "old")[0]
-    return after | {
-        f"forgetting/bpb/{code}": after[f"old/bpb/{code}"] - before[f"before/old/bpb/{code}"]
-        for code in old
+def _apart(equality: dict) -> dict[str, float]:
+    """``equality/<what>/<code>``: by how much a grown and the dense model differed."""
+    return {
+        f"equality/{what}/{code}": apart[what]
+        for code, apart in equality.get("languages", {}).items()
+        for what in ("hidden", "logits")
+        if apart[what] is not None
     }
+
+
+def _forgetting(
+    model: XmodLanguageModel,
+    start: Start,
+    old: dict[str, Scorer],
+    before: dict[str, dict],
+    metrics: dict[str, float],
+) -> dict[str, float]:
+    """How much worse languages of the base became, and the scores of the base's own text.
+
+    ``forgetting/bpb/<code>`` is by how many bits per byte the base's own text became longer. A
+    language that reads the same text again is scored on it by ``val/bpb/<code>``.
+
+    Args:
+        old: scorers of the base's text that the run does not train on.
+        before: the bits of its passages before training, by code.
+        metrics: of the run, with the scores before training.
+    """
+    of_run = (Path(start.base.name) / "config.yaml").is_file()  # else its text is not known
+    theirs = {code for text in start.older for code in text.corpora} if of_run else set()
+    read_again = [c for c in start.prepared.corpora if c in theirs and c not in old]
+    figures, after = scores_of(model, old, "old")
+    found = dict(figures)
+    for code, scorer in old.items():
+        more = np.subtract(after[code]["bits"], before[code]["bits"])
+        found |= named_with_interval(f"forgetting/bpb/{code}", more, scorer.passages.sizes)
+    for code in [*old, *read_again]:
+        text = "old" if code in old else "val"
+        worse = (found | metrics)[f"{text}/bpb/{code}"] - metrics[f"before/{text}/bpb/{code}"]
+        found[f"forgetting/bpb/{code}"] = worse
+    return found
 
 
 def _lineage(cfg: PretrainConfig, start: Start) -> list[dict]:
@@ -306,17 +338,26 @@ def _show(
     if old:
         prefixes = {"before/old": "before", "old": "after"}
         score_table(metrics, old, prefixes, f"text of the base: {how}").print()
-        worst = max(old, key=lambda code: metrics[f"forgetting/bpb/{code}"])
-        log.info(
-            "forgetting on the base's text: %s bits per byte at most (%s)",
-            f"{metrics[f'forgetting/bpb/{worst}']:+.4f}",
-            worst,
-        )
-    log.info(
-        "proof: %s. Of what does not train %d of %d tensors are unchanged, and the logits of %d "
-        "other languages to the last bit",
-        "holds" if proof["holds"] else "DOES NOT HOLD",
-        proof["tensors_compared"] - len(proof["tensors_changed"]) - len(proof["tensors_missing"]),
-        proof["tensors_compared"],
-        len(proof["logits"]),
-    )
+    if rows := [
+        (code, told(metrics, name, sign="+") if metrics[name] else "none")
+        for code in codes_of(metrics, "forgetting/bpb/")
+        if (name := f"forgetting/bpb/{code}") in metrics
+    ]:
+        title = "forgetting: change of bits per byte on the text of the base, by training"
+        Table(title, ("language", "bits/byte"), rows).print()
+    log.info("proof: %s. %s", "holds" if proof["holds"] else "DOES NOT HOLD", _compared(proof))
+
+
+def _compared(proof: dict) -> str:
+    """What a proof compared, in words. Parts that it did not compare are not named."""
+    moved = len(proof["tensors_changed"] + proof["tensors_missing"])
+    parts = {
+        "tensors that did not train": (proof["tensors_compared"] - moved, proof["tensors_compared"])
+    }
+    for part, words in (
+        ("logits", "languages that were not read, by their logits"),
+        ("numbers", "languages, by their number in lang_ids"),
+    ):
+        parts[words] = sum(entry["equal"] for entry in proof[part].values()), len(proof[part])
+    said = [f"{same:,} of {count:,} {words}" for words, (same, count) in parts.items() if count]
+    return f"Unchanged: {'; '.join(said)}" if said else "Everything trained"
