@@ -634,6 +634,21 @@ def test_the_width_of_a_given_base_decides_how_far_slots_are_reduced(tmp_path):
     validate(composed(f"base={tmp_path}", "model.adapter_reduction_factor=129"))
 
 
+def test_the_recipe_that_a_given_base_does_not_use_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    cfg = composed(f"base={tmp_path}", "train=slots", "task.pretrain.peak_lr=1e-3")
+    with pytest.raises(UserError, match="write task.extend.peak_lr: task.pretrain.peak_lr says"):
+        validate(replace(cfg, given=("base", "train", "task.pretrain.peak_lr")))
+    validate(replace(cfg, train="all", given=("task.pretrain.peak_lr",)))
+
+
+def test_a_language_set_needs_the_size_of_a_vocabulary_only_where_one_is_trained(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    assert "set langset.vocabulary_size, e.g. 8192" in faults("langset.vocabulary_size=null")
+    validate(composed("langset.vocabulary_size=null", f"data.tokenizer={tmp_path}"))
+    validate(composed("langset.vocabulary_size=null", f"base={tmp_path}"))
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -221,7 +221,12 @@ def machine_faults(t: TrainerConfig, workers: int = 0) -> list[str]:
 
 def _size_faults(cfg: PretrainConfig) -> list[str]:
     """Sizes of the model and of its rows that do not fit together, or do not fit into memory."""
-    faults, m, vocabularies = [], cfg.model, {"langset": cfg.langset.vocabulary_size}
+    faults, m, size = [], cfg.model, cfg.langset.vocabulary_size
+    if _makes_model(cfg) and size is None and cfg.data.tokenizer is None:
+        faults.append(
+            "set langset.vocabulary_size, e.g. 8192, or data.tokenizer to use a given one: the "
+            "language set does not say how large a vocabulary to train"
+        )
     if _makes_model(cfg) and cfg.data.row_length > m.max_position_embeddings - 2:
         faults.append(
             f"data.row_length {cfg.data.row_length} exceeds the model's "
@@ -243,7 +248,8 @@ def _size_faults(cfg: PretrainConfig) -> list[str]:
             f"trainer.max_tokens {cfg.trainer.max_tokens} are {cfg.steps:,} steps; allowed: up to "
             f"{MOST_STEPS:,}"
         )
-    vocabularies |= {f"lang.{name}": lang.vocabulary_size for name, lang in cfg.lang.items()}
+    vocabularies = {f"lang.{name}": lang.vocabulary_size for name, lang in cfg.lang.items()}
+    vocabularies |= {} if size is None else {"langset": size}
     faults += [
         f"{where}.vocabulary_size is {size}; with data.byte_fallback=true it must be more than "
         f"{_BYTES}: every byte is a subword"
@@ -352,7 +358,7 @@ def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> 
 
 
 def _check_base(cfg: PretrainConfig) -> list[str]:
-    faults = []
+    faults = _unused_recipe(cfg)
     if cfg.train != "all" and not cfg.goes_on:
         faults.append(
             f"leave train={cfg.train} out, or give a base and no +lang: it says what trains if a "
@@ -371,6 +377,18 @@ def _check_base(cfg: PretrainConfig) -> list[str]:
             "to it, e.g. +lang=new_lang"
         )
     return faults
+
+
+def _unused_recipe(cfg: PretrainConfig) -> list[str]:
+    """Faults of settings of the recipe that a given base is not trained further by."""
+    used = "task.pretrain" if cfg.train == "all" else "task.extend"
+    other = "task.extend" if cfg.train == "all" else "task.pretrain"
+    return [
+        f"write {used}{key.removeprefix(other)}: {key} says nothing here, since train={cfg.train} "
+        f"takes {used}"
+        for key in sorted(set(cfg.given))
+        if cfg.goes_on and key.startswith(f"{other}.")
+    ]
 
 
 def base_faults(base: str) -> list[str]:

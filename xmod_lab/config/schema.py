@@ -128,10 +128,16 @@ class LangsetText(TextConfig):
 
 @dataclass
 class LangsetConfig:
-    """The languages of pre-training, by code, and the size of the vocabulary they share."""
+    """The languages of pre-training, by code, and the size of the vocabulary they share.
+
+    Args:
+        vocabulary_size: of the vocabulary that is trained; ``null`` if none is.
+    """
 
     languages: dict[str, LangsetText] = field(default_factory=dict)
-    vocabulary_size: int = number(MISSING, least=6, most=10_000_000, hint="five tokens are special")
+    vocabulary_size: int | None = number(
+        None, least=6, most=10_000_000, hint="five tokens are special"
+    )
 
     def slots(self, *, shared: bool = False) -> tuple[list[str], dict[str, str]]:
         """The slots in order, and the aliases.

@@ -81,13 +81,14 @@ def _trained(cfg: PretrainConfig) -> int:
     count = _parameters(cfg)
     if not _is_divided(cfg):
         return count
-    shared = parameter_count(cfg.model, vocab_size=cfg.langset.vocabulary_size, slots=0)
+    shared = parameter_count(cfg.model, vocab_size=cfg.langset.vocabulary_size or 0, slots=0)
     return count - shared + shared // (cfg.trainer.devices * cfg.trainer.nodes)
 
 
 def _parameters(cfg: PretrainConfig) -> int:
     slots, _ = cfg.langset.slots(shared=cfg.model.shared_slot)
-    return parameter_count(cfg.model, vocab_size=cfg.langset.vocabulary_size, slots=len(slots))
+    vocab_size = cfg.langset.vocabulary_size or 0  # that of a given tokenizer is not known yet
+    return parameter_count(cfg.model, vocab_size=vocab_size, slots=len(slots))
 
 
 def memory_faults(cfg: PretrainConfig, *, trains: bool = True) -> list[str]:
