@@ -6,8 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice
 
+import numpy as np
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.text.words import Words
 
 _AT_ONCE = 1024  # passages
 
@@ -35,20 +38,22 @@ def encodings(
                 yield text, encoding, unknown_bytes(text, encoding, tokenizer.unk_token_id)
 
 
-def encoded_ahead(
-    batches: Iterable[list[str]], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[list[str], list[Encoding]]]:
-    """Batches of passages with their tokens, without positions. While one is used, the next is
-    tokenised in a thread."""
-    backend, ahead = tokenizer.backend_tokenizer, None
+def ids_ahead(
+    batches: Iterable[list[str]], tokenizer: PreTrainedTokenizerBase, words: Words
+) -> Iterator[tuple[list[str], np.ndarray, np.ndarray]]:
+    """Batches of P passages with (N,) the ids of all, and (P,) the number of tokens of each. While
+    one is used, the next is tokenised in a thread. ``words``: those of ``tokenizer``."""
+    ahead = None
     with _all_is_text(tokenizer), ThreadPoolExecutor(1) as thread:
-        for batch in batches:
-            task = thread.submit(backend.encode_batch_fast, batch, add_special_tokens=False)
+        for number, batch in enumerate(batches):
+            if number == 0:
+                words.check(batch)
+            task = thread.submit(words.ids, batch)
             if ahead:
-                yield ahead[0], ahead[1].result()
+                yield ahead[0], *ahead[1].result()
             ahead = batch, task
         if ahead:
-            yield ahead[0], ahead[1].result()
+            yield ahead[0], *ahead[1].result()
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from xmod_lab.text.merging import merge
 from xmod_lab.text.shards import Shard, shards_of
 from xmod_lab.text.source import Source
 from xmod_lab.text.stream import Plan, Specials, plan_name, save_array, token_type
+from xmod_lab.text.words import Words
 
 FORMAT = 9  # raise when the same settings would give another stream
 ROWS_FORMAT = 1  # raise when the same stream would give other rows
@@ -208,8 +209,9 @@ def _make(
     done = tqdm(total=len(shards), desc="tokenising", unit=" shards", leave=False, disable=None)
     with done, _parallel(alone and processes > 1):
         if alone:
+            words = Words(tokenizer) if shards else None
             for shard in shards:
-                shard.make(tokenizer, rebuild=rebuild)
+                shard.make(tokenizer, words, rebuild=rebuild)
                 done.update()
             return
         # the largest first, so that none is left for the end
@@ -239,8 +241,8 @@ def _pool(processes: int, tokenizer: PreTrainedTokenizerBase) -> Iterator[Proces
 
 def _begin(tokenizer: PreTrainedTokenizerBase, parent: int) -> None:
     """Begin a process of the pool, which ends with its parent."""
-    global _tokenizer
-    _tokenizer = tokenizer
+    global _tokenizer, _words
+    _tokenizer, _words = tokenizer, Words(tokenizer)
     os.environ[_PARALLEL] = "false"
     for number in STOPS:  # the command obeys them, and ends this process
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
@@ -254,7 +256,7 @@ def _follow(parent: int) -> None:
 
 
 def _make_here(shard: Shard, rebuild: bool) -> None:
-    shard.make(_tokenizer, rebuild=rebuild)
+    shard.make(_tokenizer, _words, rebuild=rebuild)
 
 
 @contextlib.contextmanager

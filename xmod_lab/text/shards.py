@@ -26,19 +26,19 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.files import build_folder
-from xmod_lab.text.encoding import encoded_ahead, unknown_bytes
+from xmod_lab.text.encoding import ids_ahead, unknown_bytes
 from xmod_lab.text.holdout import DECIDE, Candidates, exact_key, letters_of
 from xmod_lab.text.normalisation import Normalisation
 from xmod_lab.text.parts import Part
 from xmod_lab.text.source import Source, Tally
 from xmod_lab.text.stream import FILES, mapped, save_array, token_type
+from xmod_lab.text.words import Words
 
 FORMAT = 1  # raise when the same text would give another shard
 TYPES = {**FILES, "keys": "<u8", "letters": "<u8", "document_letters": "<u8", "rare": "<i8"}
@@ -67,14 +67,19 @@ class Shard:
     budget: int
     digest: str
 
-    def make(self, tokenizer: PreTrainedTokenizerBase, *, rebuild: bool = False) -> bool:
+    def make(
+        self, tokenizer: PreTrainedTokenizerBase, words: Words, *, rebuild: bool = False
+    ) -> bool:
         """Read and tokenise the parts, if that was not done. Returns whether this call did it.
+        ``words``: those of ``tokenizer``, which a process keeps from one shard to the next.
 
         Raises:
             UserError: the text cannot be used.
         """
         return build_folder(
-            self.folder, lambda scratch: _Writer(self, tokenizer, scratch).write(), rebuild=rebuild
+            self.folder,
+            lambda scratch: _Writer(self, tokenizer, words, scratch).write(),
+            rebuild=rebuild,
         )
 
     @property
@@ -151,6 +156,7 @@ class _Writer:
 
     shard: Shard
     tokenizer: PreTrainedTokenizerBase
+    words: Words
     scratch: Path
     tally: Tally = field(default_factory=Tally)
     passages: int = 0
@@ -172,8 +178,8 @@ class _Writer:
                 for name in ("tokens", *TYPES)
             }
             with candidates.stream:
-                for texts, encodings in encoded_ahead(self._batches(), self.tokenizer):
-                    self._add(texts, encodings, self.documents.pop(0))
+                for texts, ids, lengths in ids_ahead(self._batches(), self.tokenizer, self.words):
+                    self._add(texts, ids, lengths, self.documents.pop(0))
                 self._close_document()
         for name, array in candidates.finish().items():
             save_array(self.scratch / f"{name}.npy", array)
@@ -208,9 +214,9 @@ class _Writer:
             self.documents.append(documents)
             yield texts
 
-    def _add(self, texts: list[str], encodings: list, documents: list[int]) -> None:
-        lengths = np.array([len(encoding) for encoding in encodings])
-        ids = np.fromiter(chain.from_iterable(e.ids for e in encodings), self.dtype, lengths.sum())
+    def _add(
+        self, texts: list[str], ids: np.ndarray, lengths: np.ndarray, documents: list[int]
+    ) -> None:
         ends = np.cumsum(lengths)
         raw = [text.encode() for text in texts]
         letters = [letters_of(text) for text in texts]

@@ -22,7 +22,7 @@ from xmod_lab.text.holdout import Keys, exact_key
 from xmod_lab.text.source import Source, Tally
 from xmod_lab.text.unigram import PAD, RESERVED, save_tokenizer, train_sentencepiece
 
-FORMAT = 6  # raise when the same settings would give another tokenizer
+FORMAT = 7  # raise when the same settings would give another tokenizer
 ROLES = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
 _MAX_BYTES = 200_000_000  # SentencePiece holds its training text in memory, several times over
 # normalisations that give composed and decomposed text the same form

@@ -42,11 +42,31 @@ RESERVED = (
 )
 _LONGEST = 1 << 16  # bytes of a line: SentencePiece skips longer ones
 SPM_FILE = "spm.model"
-# text is cut there: the name of a special token inside a text is never read as that token
-_NAMES = Regex("<(?=(?:/?s|pad|unk|mask|0x[0-9A-F]{2})>)")
 # what the rules nmt_* drop, and what they turn into spaces, beside what NFKC does
-_DROPPED = Regex("[\x01-\x08\x0b\x0e-\x1f\x7f\u008f\u009f]")
-_BLANK = Regex("[\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029▁\ufeff\ufffd]")
+DROPPED = "[\x01-\x08\x0b\x0e-\x1f\x7f\u008f\u009f]"
+BLANK = "[\t\n\f\r\u061c\u1680\u200b\u200c\u200e\u200f\u2028\u2029▁\ufeff\ufffd]"
+# the last steps of the normaliser. Not Strip, which takes all white space while SentencePiece's
+# space is U+0020 alone; not Metaspace, which may find a "▁" in the text
+SPACING = normalizers.Sequence(
+    [
+        normalizers.Replace(Regex(r"\A +"), ""),
+        normalizers.Replace(Regex(" {2,}"), " "),
+        normalizers.Prepend("▁"),
+        normalizers.Replace(" ", "▁"),
+        normalizers.Replace(Regex(r"▁+\z"), ""),
+    ]
+)
+# where text is cut before the model splits it: between words, because no token goes beyond one and
+# a word is then split alike everywhere; and inside the names of special tokens, so that no text is
+# read as one
+CUTS = pre_tokenizers.Sequence(
+    [
+        pre_tokenizers.Split("▁", "merged_with_next"),
+        pre_tokenizers.Split(
+            Regex("<(?=(?:/?s|pad|unk|mask|0x[0-9A-F]{2})>)"), "merged_with_previous"
+        ),
+    ]
+)
 _NO_CHARACTER = "\U0010ffff"  # occurs in no text
 _THREADS = 4  # fixed, since the learned scores depend on it and must not depend on the machine
 
@@ -159,17 +179,8 @@ def to_hugging_face(model: bytes) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(
         models.Unigram(vocabulary, unk_id=ids["<unk>"], byte_fallback=byte_fallback)
     )
-    # not Strip, which takes all white space while SentencePiece's space is U+0020 alone; not
-    # Metaspace, which may find a "▁" in the text
-    steps = [
-        normalizers.Replace(Regex(r"\A +"), ""),
-        normalizers.Replace(Regex(" {2,}"), " "),
-        normalizers.Prepend("▁"),
-        normalizers.Replace(" ", "▁"),
-        normalizers.Replace(Regex(r"▁+\z"), ""),
-    ]
-    tokenizer.normalizer = normalizers.Sequence([*_normalisation(proto.normalizer_spec), *steps])
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(_NAMES, "merged_with_previous")
+    tokenizer.normalizer = normalizers.Sequence([*_normalisation(proto.normalizer_spec), *SPACING])
+    tokenizer.pre_tokenizer = CUTS
     space = [decoders.Replace("▁", " ")]
     if byte_fallback:
         space += [decoders.ByteFallback(), decoders.Fuse()]
@@ -194,8 +205,8 @@ def _normalisation(spec: NormalizerSpec) -> list[normalizers.Normalizer]:
     steps = [normalizers.NFKC() if "nfkc" in spec.name else normalizers.NFC()]
     if spec.name.startswith("nmt_"):
         steps = [
-            normalizers.Replace(_DROPPED, ""),
-            normalizers.Replace(_BLANK, " "),
+            normalizers.Replace(Regex(DROPPED), ""),
+            normalizers.Replace(Regex(BLANK), " "),
             *_sparing("～", *steps),
         ]
     if spec.name.endswith("_cf"):
