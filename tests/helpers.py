@@ -2,6 +2,7 @@
 
 import gzip
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,7 +12,9 @@ from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.config.schema import CONF_DIR, EvaluateConfig, from_hydra, register_schemas
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.model import XmodConfig, XmodForMaskedLM
+from xmod_lab.text.holdout import letters_key
 from xmod_lab.text.parts import EMBEDDED
+from xmod_lab.text.source import Source, Tally
 from xmod_lab.text.tokenizer import load_tokenizer
 from xmod_lab.text.unigram import save_tokenizer, train_sentencepiece
 
@@ -82,3 +85,36 @@ def make_pack(
     model.add_language("sw_KE", "random", vocab_size=len(load_tokenizer(place / "own")))
     details = {"scores": {"val/bpb/sw_KE": 0.75}, **details}
     write_pack(model, "sw_KE", place / "sw_KE", tokenizer_folder=place / "own", details=details)
+
+
+@dataclass
+class PlainSplit:
+    """A split by a plain reading that holds everything in memory. ``known``: how many passages were
+    held out and are training text too."""
+
+    passages: list[str]
+    counts: Tally
+    duplicates: int = 0
+    known: int = 0
+
+
+def plain_splits(source: Source) -> dict[str, PlainSplit]:
+    """What a prepared corpus of ``source`` must have, if its budget is not reached."""
+    found, letters = {}, set()
+    by_passage, given = source.held_out_by == "passage", source.has_validation
+    for split in ("train", "validation"):
+        part, seen = PlainSplit([], Tally()), set()
+        found[split] = part
+        for passage in source.passages(split):
+            if source.drop_duplicates and passage in seen:
+                part.duplicates += 1
+                continue
+            seen.add(passage)
+            if split == "validation" and not by_passage and letters_key(passage) in letters:
+                part.known += 1
+                if not given:
+                    continue
+            part.passages.append(passage)
+            part.counts.add(passage, len(passage.encode()))
+        letters = set(map(letters_key, part.passages))
+    return found

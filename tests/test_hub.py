@@ -32,7 +32,9 @@ from xmod_lab.manifests import pack_folders
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.model.packs import read_pack
 from xmod_lab.text.parts import commit_of
+from xmod_lab.text.preparing import prepare_corpora
 from xmod_lab.text.source import Source, Tally, check_source
+from xmod_lab.text.tokenizer import load_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -399,6 +401,36 @@ def test_a_corpus_of_the_hub_is_read_once_in_a_stream_at_one_commit(corpus):
     ):
         with pytest.raises(UserError, match=says):
             list(_web(**settings).passages("train"))
+
+
+def test_each_file_of_a_corpus_of_the_hub_is_a_shard_at_one_commit(
+    corpus, tmp_path, tokenizer_folder
+):
+    words = [" ".join(passages("en", 9)[n : n + 3]) for n in range(6)]
+    for number in range(2):
+        name = f"data/swh_Latn/train/000_0000{number}.parquet"
+        corpus.repositories["me/web"][name] = _table(*words[number * 3 : number * 3 + 3])
+    tokenizer = load_tokenizer(tokenizer_folder)
+    (tmp_path / "x.txt").write_text("\n".join(words))
+
+    def prepare(name: str, **settings):
+        source = _web(validation=f"{tmp_path}/x.txt", dataset_config="swh_Latn", **settings)
+        del corpus.read[:]
+        made = prepare_corpora(
+            {"sw_KE": source}, tokenizer, length=16, folder=tmp_path / name, processes=2
+        )
+        return source, made["sw_KE"].manifest["statistics"]["train"]
+
+    source, counts = prepare("whole")
+    ranges = source.ranges("train")
+    assert [part.within[:2] for part in ranges] == [(0, 1), (1, 2)]
+    assert {part.selection.revision for part in ranges} == {COMMIT}
+    assert [t for t, _ in source.read(ranges, "train", Tally())] == words
+    assert (counts["passages"], counts["capped"]) == (6, False)
+    assert len([*(tmp_path / "whole/shards").iterdir()]) == 3  # one is of held-out text
+    _, counts = prepare("part", max_bytes=len("".join(words[:2]).encode()))
+    assert (counts["passages"], counts["capped"]) == (2, True)
+    assert not [name for name in corpus.read if "00001" in name]
 
 
 def test_the_digest_of_a_corpus_of_the_hub_is_its_commit_also_without_a_network(

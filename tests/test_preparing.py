@@ -3,16 +3,16 @@
 import json
 import multiprocessing
 import os
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.helpers import passages
+from tests.helpers import passages, plain_splits
 from xmod_lab.errors import UserError
 from xmod_lab.processes import first_alone, join, launch
-from xmod_lab.text import holdout, merging, preparing, shards, source
+from xmod_lab.text import holdout, merging, preparing, shards, source, spool
 from xmod_lab.text import tokenizer as tokenizing
 from xmod_lab.text.holdout import letters_key
 from xmod_lab.text.preparing import prepare_corpora, prepare_corpus
@@ -68,22 +68,21 @@ def test_a_stream_has_the_passages_of_a_plain_reading(
     corpus = prepare_corpus("en", text, tokenizer, length=24, folder=tmp_path / "prepared")
     assert text.held_out_by == ("document" if blocks else "passage")
     assert len(list((tmp_path / "prepared/shards").iterdir())) == (3 if together == 1 else 1)
-    known = None
-    for split in ("train", "validation"):
-        tally = source.Tally()
-        read = list(text.passages(split, tally, known))
-        known = tally.letters
+    plain, empty = plain_splits(text), source.Tally()
+    deque(text.passages("train", empty), maxlen=0)
+    for split, part in plain.items():
+        read = part.passages
         assert _passages(corpus, split) == tokenizer(read, add_special_tokens=False)["input_ids"]
         counts = corpus.manifest["statistics"][split]
         assert [counts[name] for name in ("passages", "bytes", "odd", "duplicates_dropped")] == [
-            tally.passages,
-            tally.bytes,
-            tally.odd,
-            tally.duplicates,
+            part.counts.passages,
+            part.counts.bytes,
+            part.counts.odd,
+            part.duplicates,
         ]
-        assert counts["empty"] == tally.empty
+        assert counts["empty"] == (empty.empty if split == "train" else 0)
         if split == "validation":
-            assert corpus.held_out() == read and counts["in_training"] == tally.known
+            assert corpus.held_out() == read and counts["in_training"] == part.known
         else:
             ids = Counter(i for each in _passages(corpus, split) for i in each)
             assert dict(enumerate(corpus.token_counts)) == {
@@ -118,9 +117,9 @@ def test_what_is_finished_stays_and_only_what_is_new_is_read(tmp_path, tokenizer
     folder, read = Path(_files(tmp_path / "text", False)), []
     plain = Source.read
 
-    def watched(self, parts, split, tally):
+    def watched(self, parts, split, tally, **limits):
         read.extend(Path(part.name).name for part in parts)
-        return plain(self, parts, split, tally)
+        return plain(self, parts, split, tally, **limits)
 
     monkeypatch.setattr(Source, "read", watched)
 
@@ -191,7 +190,7 @@ def test_candidates_beyond_the_budget_are_dropped_as_they_are_read(monkeypatch):
 def test_a_process_that_is_killed_is_named_with_the_remedy(tmp_path, tokenizer, monkeypatch):
     monkeypatch.setattr(shards, "_TOGETHER", 1)
     monkeypatch.setattr(preparing, "_SMALL", 0)
-    monkeypatch.setattr(Source, "read", lambda *_: os._exit(9))
+    monkeypatch.setattr(Source, "read", lambda *_, **__: os._exit(9))
     with pytest.raises(UserError, match="smaller data.processes.*killed"):
         prepare_corpora(
             {"en": Source(_files(tmp_path / "text", False))},
@@ -219,10 +218,10 @@ def _prepare_beside_another(folder: str, tokenizer_folder: str) -> int:
     join("cpu")
     plain = Source.read
 
-    def watched(self, parts, split, tally):
+    def watched(self, parts, split, tally, **limits):
         with (Path(folder) / "read").open("a") as stream:
             stream.write("".join(f"{Path(part.name).name}\n" for part in parts))
-        return plain(self, parts, split, tally)
+        return plain(self, parts, split, tally, **limits)
 
     Source.read = watched
     with first_alone(Path(folder) / "prepared"):
@@ -254,9 +253,9 @@ def test_a_vocabulary_reads_a_text_once_and_keeps_a_part_of_a_large_one(
     lines = list(dict.fromkeys(passages("en", 300)))
     file = tmp_path / "x.txt"
     file.write_text("\n".join([*lines, *lines[:100]]), encoding="utf-8")
-    monkeypatch.setattr(tokenizing, "_MAX_BYTES", most)
+    monkeypatch.setattr(spool, "MAX_BYTES", most)
     source, counts = Source(str(file)), Counter()
-    whole, reads, read = list(source.passages("train")), [], Source.read
+    whole, reads, read = plain_splits(source)["train"].passages, [], Source.read
     monkeypatch.setattr(Source, "read", lambda *a, **k: reads.append(1) or read(*a, **k))
     found = list(tokenizing._sample({"en": source}, 0.7, counts, tmp_path))
     assert len(reads) == 1

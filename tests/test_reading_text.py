@@ -17,16 +17,17 @@ from backports import zstd
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
-from tests.helpers import composed, passages
+from tests.helpers import composed, passages, plain_splits
 from xmod_lab.config.rules import validate
 from xmod_lab.config.schema import LangConfig, PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.hub import hub_fault
 from xmod_lab.tasks.sources import LabelledSource
-from xmod_lab.text.holdout import Keys, exact_key, letters_of
+from xmod_lab.text.holdout import exact_key, letters_of
 from xmod_lab.text.parallel import read_parallel
 from xmod_lab.text.preparing import prepare_corpus
 from xmod_lab.text.source import Source, Tally, check_source
+from xmod_lab.text.spool import Keys
 from xmod_lab.text.text_files import decoded_lines, json_rows
 
 KINDS = (
@@ -621,7 +622,7 @@ def test_documents_are_held_out_whole(tmp_path, tokenizer_folder, kind):
             "\n\n\n".join("\n".join(lines) for lines in documents), encoding="utf-8"
         )
     source, tokenizer = Source(str(text)), AutoTokenizer.from_pretrained(tokenizer_folder)
-    train, held_out = (list(source.passages(split)) for split in ("train", "validation"))
+    train, held_out = (part.passages for part in plain_splits(source).values())
     sides = {
         "".join(text for text in train if text != "Contents"): "train",
         "".join(held_out): "held out",
@@ -653,7 +654,7 @@ def test_a_few_blank_lines_make_no_documents(tmp_path):
 
 
 def test_a_million_keys_take_eight_megabytes(monkeypatch):
-    monkeypatch.setattr("xmod_lab.text.holdout._NEW", 1000)
+    monkeypatch.setattr("xmod_lab.text.spool._NEW", 1000)
     keys, numbers = Keys(), [exact_key(str(i)) for i in range(20_500)]
     for number in numbers:
         keys.add(number)

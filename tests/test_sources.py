@@ -16,7 +16,7 @@ from backports import zstd
 from pyarrow import parquet
 from transformers import AutoTokenizer
 
-from tests.helpers import composed, passages
+from tests.helpers import composed, passages, plain_splits
 from xmod_lab.codes import code_fault, tag_fault
 from xmod_lab.config.rules import validate
 from xmod_lab.config.schema import CONF_DIR, LangConfig
@@ -91,7 +91,7 @@ def test_all_passages_of_a_row_are_held_out_with_it(tmp_path):
     lines = list(dict.fromkeys(passages("en", 800)))
     rows = [{"text": "\n".join(["Contents", *lines[4 * i : 4 * i + 4]])} for i in range(190)]
     source = Source(_write(tmp_path / "x.jsonl", rows), passage="line", validation_share=0.2)
-    train, held_out = (set(source.passages(side)) for side in ("train", "validation"))
+    train, held_out = (set(part.passages) for part in plain_splits(source).values())
     sides = [{line in held_out for line in row["text"].split("\n")[1:]} for row in rows]
     assert source.held_out_by == "document" and all(len(side) == 1 for side in sides)
     assert 10 < sum(True in side for side in sides) < 80
@@ -396,7 +396,7 @@ def test_the_settings_of_a_source_are_settings_of_a_language(tmp_path):
     validate(cfg)
     source = cfg.source(cfg.lang["new_lang"])
     assert {key: getattr(source, key) for key in given} == given
-    assert [passage for passage, _ in source._read("train", Tally())] == [
+    assert list(source.passages("train", blocks=False)) == [
         "row 2",
         "row 3",
         "row 4",

@@ -4,6 +4,7 @@ import pytest
 
 from tests.helpers import passages
 from xmod_lab.stages.planning import _about_text
+from xmod_lab.text import ranges
 from xmod_lab.text import survey as module
 from xmod_lab.text.source import Source
 from xmod_lab.text.survey import looks_like, spelling, survey, unknown_letters
@@ -13,7 +14,7 @@ from xmod_lab.text.tokenizer import load_tokenizer
 def _survey(folder, code: str, lines: list[str]):
     file = folder / f"{code}.txt"
     file.write_text("\n".join(lines), encoding="utf-8")
-    return survey(code, Source(str(file), validation=str(file)), len(lines))
+    return survey(code, Source(str(file), validation=str(file)), len(lines), file.stat().st_size)
 
 
 def test_near_copies_differ_in_case_digits_spaces_and_punctuation_alone(tmp_path):
@@ -36,6 +37,16 @@ def test_the_sample_is_from_all_over_the_text(tmp_path, monkeypatch):
     assert found.sample == [
         f"line number {'abcdefghij'[i // 10]}{'abcdefghij'[i % 10]}" for i in range(0, 95, 10)
     ]
+
+
+def test_of_a_large_text_the_beginnings_of_its_ranges_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_READ", 2000)
+    monkeypatch.setattr(ranges, "SIZE", 1000)
+    lines = [f"line number {'abcdefghij'[i // 100]} {i}" for i in range(1000)]
+    found = _survey(tmp_path, "en_XX", lines)
+    assert 1800 < sum(len(line) for line in found.sample) < 2400
+    assert found.passages == len(found.sample) and 0.8 < found.near_copy_share < 0.95
+    assert {line.split()[2] for line in found.sample} == set("abcdefghij")
 
 
 def test_pieces_per_word_and_what_a_vocabulary_cannot_spell(tmp_path, tokenizer_folder):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.helpers import passages, tiny_model
+from tests.helpers import passages, plain_splits, tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.labels import IGNORE
 from xmod_lab.model.fast.varlen import mask_of
@@ -100,16 +100,6 @@ def test_a_damaged_file_is_named_while_it_is_read(tmp_path, kind, words):
             read(Source(path, validation=path).passages("train"))
 
 
-def test_duplicates_are_dropped_when_asked(tmp_path):
-    (tmp_path / "twice.txt").write_text("\n".join(TEXT + TEXT), encoding="utf-8")
-    kept = [
-        p
-        for split in ("train", "validation")
-        for p in Source(str(tmp_path / "twice.txt")).passages(split)
-    ]
-    assert sorted(kept) == sorted(set(TEXT))
-
-
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, tokenizer_folder):
     folder = tmp_path_factory.mktemp("prepared")
@@ -130,7 +120,7 @@ def test_every_passage_is_whole_in_a_row_as_later_readers_give_it(prepared):
         corpus = corpora["en"]
         part, statistics = getattr(corpus, split), corpus.manifest["statistics"][split]
         rows = corpus.rows(split, np.arange(len(part)))
-        texts = list(Source(str(folder / "en.txt")).passages(split))
+        texts = plain_splits(Source(str(folder / "en.txt")))[split].passages
         whole = [tokenizer(text)["input_ids"] for text in texts]
         expected, cut = [], 0
         for ids in whole:

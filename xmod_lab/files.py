@@ -238,6 +238,15 @@ def _scratch(target: Path, *, wait: bool = True) -> Iterator[tuple[Path, Lock]]:
                 place.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def scratch_folder(target: Path) -> Iterator[Path]:
+    """A folder beside ``target`` that is there meanwhile. One process at a time has it."""
+    make_folder(target.parent)
+    with _scratch(target) as (scratch, _):
+        scratch.mkdir()
+        yield scratch
+
+
 def clear_scratch(folder: Path) -> None:
     """Delete what killed processes left in ``folder`` and its subfolders."""
     for place, _, files in os.walk(folder):
@@ -289,10 +298,17 @@ def digest_of(content: bytes) -> str:
     return hashlib.sha256(hashlib.sha256(content).digest()).hexdigest()
 
 
-def digest_of_file(file: Path) -> str:
-    """sha256 of the content of a file."""
+def digest_of_file(file: Path, start: int = 0, end: int | None = None) -> str:
+    """sha256 of the content of a file, or of its bytes from ``start`` up to ``end``."""
     with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        if end is None:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        stream.seek(start)
+        found = hashlib.sha256()
+        while start < end and (block := stream.read(min(end - start, 1 << 20))):
+            found.update(block)
+            start += len(block)
+        return found.hexdigest()
 
 
 def digest_of_files(files: list[Path]) -> str:

@@ -22,24 +22,35 @@ _MANY = 100_000  # entries that are written
 _known: dict[str, tuple[int, int, int, str]] = {}
 
 
+def digest_of_range(file: Path, start: int, end: int) -> str:
+    """sha256 of the bytes from ``start`` up to ``end``, as :func:`digest_of_files` remembers it."""
+    return _remembered(f"{os.path.abspath(file)}:{start}-{end}", file, start, end)
+
+
 def digest_of_files(files: list[Path]) -> str:
     """As :func:`xmod_lab.files.digest_of_files`; files that have not changed are not read."""
     return hashlib.sha256(b"".join(bytes.fromhex(_digest(file)) for file in files)).hexdigest()
 
 
 def _digest(file: Path) -> str:
-    place, before = os.path.abspath(file), _stamp(file)
+    return _remembered(os.path.abspath(file), file)
+
+
+def _remembered(place: str, file: Path, *limits: int) -> str:
+    """The digest of a file or of a range of it, which is known by the name ``place``."""
+    before = stamp(file)
     known = _known.get(place)
     if known is not None and known[:3] == before:
         return known[3]
-    found = digest_of_file(file)
-    if before == _stamp(file) and time.time_ns() - before[1] > _RECENT:
+    found = digest_of_file(file, *limits)
+    if before == stamp(file) and time.time_ns() - before[1] > _RECENT:
         _known[place] = (*before, found)
     return found
 
 
-def _stamp(file: Path) -> tuple[int, int, int]:
-    found = file.stat()
+def stamp(file: str | Path) -> tuple[int, int, int]:
+    """Size, time of change and inode: another one if the file was changed."""
+    found = os.stat(file)
     return found.st_size, found.st_mtime_ns, found.st_ino
 
 

@@ -4,8 +4,6 @@ It reads the same training text and uses no neural model. A slot that recognises
 better has shown nothing that counting letters does not.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.naive_bayes import MultinomialNB
@@ -33,9 +31,7 @@ def ngram_costs(
         language of ``sentences`` -> (N, slots).
     """
     counter = CountVectorizer(analyzer=lambda text: ngrams(text, longest))
-    seen = counter.fit_transform(
-        _first(language.source.passages("train")) for language in languages
-    )
+    seen = counter.fit_transform(_first(language) for language in languages)
     model = MultinomialNB(fit_prior=False).fit(seen, np.arange(len(languages)))
     costs = {}
     for code, texts in sentences.items():
@@ -45,11 +41,14 @@ def ngram_costs(
     return costs
 
 
-def _first(passages: Iterable[str]) -> str:
-    """The first passages, a line each, until they have _CHARACTERS."""
-    found, size = [], 0
-    for passage in passages:
-        found.append(passage)
+def _first(language: ScoredLanguage) -> str:
+    """The first training passages without duplicates, a line each, of _CHARACTERS together."""
+    found, size = {}, 0
+    blocks = language.scorer.corpus.held_out_by == "document"
+    for passage in language.source.passages("train", blocks=blocks):
+        if passage in found:
+            continue
+        found[passage] = None
         size += len(passage)
         if size >= _CHARACTERS:
             break

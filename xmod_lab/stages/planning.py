@@ -294,9 +294,9 @@ def _plan_text(
 def _survey(
     cfg: PretrainConfig, code: str, text: TextConfig, prepared: Prepared
 ) -> tuple[Survey, Spelling]:
-    found = survey(
-        code, cfg.source(text), prepared.corpora[code].manifest["statistics"]["train"]["passages"]
-    )
+    corpus = prepared.corpora[code]
+    counts, blocks = corpus.manifest["statistics"]["train"], corpus.held_out_by == "document"
+    found = survey(code, cfg.source(text), counts["passages"], counts["bytes"], blocks=blocks)
     return found, spelling(found, prepared.tokenizer)
 
 

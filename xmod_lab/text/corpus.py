@@ -65,6 +65,11 @@ class Corpus:
     manifest: dict
     folder: Path | None = None
 
+    @property
+    def held_out_by(self) -> str:
+        """How held-out text was chosen, see :mod:`xmod_lab.text.holdout`."""
+        return self.manifest["statistics"]["validation"]["held_out_by"]
+
     def rows(self, split: str, indices: np.ndarray) -> np.ndarray:
         """(len(indices), T) int64 token ids."""
         return getattr(self, split).ids(indices)

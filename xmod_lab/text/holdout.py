@@ -30,7 +30,6 @@ import numpy as np
 VALIDATION_TOKENS = 1_000_000  # of held-out text, at most
 _FEWEST = 8  # documents
 DECIDE = 1_000  # the first lines of a document decide on its side
-_NEW = 2**20  # keys that are not sorted yet
 _MANY = 2**20  # keys of candidates before those beyond the budget are dropped
 
 
@@ -50,37 +49,20 @@ def letters_of(passage: str) -> str:
     return passage.casefold().translate(_LETTERS)
 
 
+def key_bytes(content: bytes) -> bytes:
+    """The eight bytes, the lowest first, of the :func:`exact_key` of a passage in UTF-8."""
+    return hashlib.blake2b(content, digest_size=8).digest()
+
+
 def exact_key(passage: str) -> int:
     """A 64-bit key of a passage."""
-    return int.from_bytes(hashlib.blake2b(passage.encode(), digest_size=8).digest(), "little")
+    return int.from_bytes(key_bytes(passage.encode()), "little")
 
 
 def letters_key(passage: str) -> int:
     """A 64-bit key of the letters of a passage: passages that differ only in numbers, case, spaces
     and punctuation share it. Without letters: :func:`exact_key`."""
     return exact_key(letters_of(passage) or passage)
-
-
-class Keys:
-    """A set of 64-bit keys with 8 bytes each, and 16 while new keys are sorted in. A Python set
-    takes ten times as much: 10 GB for a hundred million passages."""
-
-    def __init__(self) -> None:
-        self._new: set[int] = set()
-        self._sorted = np.empty(0, dtype=np.uint64)
-
-    def add(self, key: int) -> None:
-        self._new.add(key)
-        if len(self._new) == _NEW:
-            new = np.fromiter(self._new, dtype=np.uint64, count=_NEW)
-            self._sorted = np.union1d(self._sorted, new)
-            self._new.clear()
-
-    def __contains__(self, key: int) -> bool:
-        if key in self._new:
-            return True
-        place = int(self._sorted.searchsorted(np.uint64(key)))
-        return place < len(self._sorted) and int(self._sorted[place]) == key
 
 
 def are_documents(documents: int, lines: int, share: float) -> bool:

@@ -296,10 +296,12 @@ def _choose(source: Source, text: Side, other: Side, scratch: Path, budget: int)
     )
     by_document = by == "document"
     kind = "held_documents" if by_document else "held_passages"
-    found = np.concatenate([shard.array(kind) for shard in other.shards])
-    bounds = [shard.manifest["bounds"][by_document] for shard in other.shards]
-    bound = bound_within(found[:, 0], found[:, 1], budget)
-    bound = min(bounds) if bound is None else min(bound, *bounds)
+    bound, found = 1 << 64, np.empty((0, 2), dtype="<u8")
+    for shard in other.shards:  # one by one, since of each there may be as many as are held out
+        found = np.concatenate([found, shard.array(kind)])
+        lower = bound_within(found[:, 0], found[:, 1], budget)
+        bound = min(bound, shard.manifest["bounds"][by_document], lower or bound)
+        found = found[found[:, 0] <= np.uint64(bound - 1)]
     if given:
         text.choose(0, by_document=False)
     other.choose(bound, by_document=by_document)

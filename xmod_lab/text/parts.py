@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.hub import answers, hub_fault, unanswered_fault
-from xmod_lab.remembered import digest_of_files
+from xmod_lab.remembered import digest_of_files, digest_of_range
 from xmod_lab.text.dataset_cards import chosen, configurations, matching, splits_of
 from xmod_lab.text.text_files import COMPRESSIONS, as_jsonl, file_fault
 
@@ -21,6 +21,7 @@ _ENDINGS = ("", *COMPRESSIONS)
 LINES = tuple(f".txt{ending}" for ending in _ENDINGS)
 TABLES = tuple(f"{kind}{ending}" for kind in (".csv", ".tsv") for ending in _ENDINGS)
 FILE_TYPES = (*LINES, *(f".jsonl{ending}" for ending in _ENDINGS), *TABLES, ".parquet")
+RANGES_OF_LINES = (".txt", ".jsonl")  # files of which a range of bytes can be read
 TYPES = f".txt, .jsonl, .csv, .tsv (each also {', '.join(COMPRESSIONS)}), .parquet"
 GIVE = "the path of an existing file or folder with text, or the id of a dataset on the hub"
 _NO_TEXT = (
@@ -52,16 +53,38 @@ class Selection(NamedTuple):
 ALL = Selection()
 
 
+class Range(NamedTuple):
+    """Where a range of a part begins and ends, see :mod:`xmod_lab.text.ranges`.
+
+    Args:
+        inside: whether it begins inside a block of lines of a .txt file.
+    """
+
+    start: int
+    end: int
+    inside: bool = False
+
+
 class Part(NamedTuple):
-    """One file or dataset. ``kind``: a ``file``, a folder that ``save_to_disk`` has ``saved``, what
-    ``load_dataset`` has ``loaded`` with a selection, or an ``embedded`` corpus."""
+    """One file or dataset, or a range of it. ``kind``: a ``file``, a folder that ``save_to_disk``
+    has ``saved``, what ``load_dataset`` has ``loaded`` with a selection, or an ``embedded``
+    corpus."""
 
     kind: str
     name: str
     selection: Selection = ALL
+    within: Range | None = None
+
+    @property
+    def start(self) -> int:
+        """Where its range begins."""
+        return self.within.start if self.within else 0
 
     def digest(self) -> str:
-        """Digest of its bytes; of a hub id, its configuration and commit."""
+        """Digest of its bytes; of a hub id, its configuration and commit. A range of lines has one
+        of its own, other ranges have that of the whole."""
+        if self.within and self.name.lower().endswith(RANGES_OF_LINES):
+            return digest_of_range(Path(self.name), self.within.start, self.within.end)
         config = self.selection.config
         found = content_digest(self.name, config, self.selection.revision)
         return f"{found}/{config}" if self.kind == "loaded" and Path(self.name).is_dir() else found

@@ -28,7 +28,7 @@ from xmod_lab.stops import STOPS
 from xmod_lab.text.corpus import HELD_OUT, SPLITS, Corpus, open_corpus
 from xmod_lab.text.holdout import VALIDATION_TOKENS
 from xmod_lab.text.merging import merge
-from xmod_lab.text.shards import Shard, shards_of
+from xmod_lab.text.shards import Reading, Shard
 from xmod_lab.text.source import Source
 from xmod_lab.text.stream import Plan, Specials, plan_name, save_array, token_type
 from xmod_lab.text.words import Words
@@ -89,19 +89,19 @@ def prepare_corpora(
         wanted[code] = settings, digest, folder / f"{code}-{digest[:16]}"
 
     missing = [code for code, (*_, target) in wanted.items() if rebuild or not target.exists()]
-    shards: dict[str, dict[str, list[Shard]]] = {}
-    for code in missing:
-        source = sources[code]
-        shards[code] = {
-            split: shards_of(code, source, split, read_by, budget=budget, folder=folder / "shards")
-            for split in (SPLITS if source.has_validation else SPLITS[:1])
-        }
-    _make(
-        [shard for sides in shards.values() for side in sides.values() for shard in side],
-        tokenizer,
-        processes,
-        rebuild=rebuild,
-    )
+    readings = [
+        Reading(code, sources[code], split, read_by, budget, folder / "shards")
+        for code in missing
+        for split in (SPLITS if sources[code].has_validation else SPLITS[:1])
+    ]
+    while waves := [(each, wave) for each in readings if (wave := each.wave())]:
+        made = [shard for _, wave in waves for shard in wave]
+        _make(made, tokenizer, processes, rebuild=rebuild)
+        for reading, wave in waves:
+            reading.made(wave)
+    shards: dict[str, dict[str, list[Shard]]] = {code: {} for code in missing}
+    for reading in readings:
+        shards[reading.code][reading.split] = reading.shards
     corpora = {}
     for code, (settings, digest, target) in wanted.items():
 

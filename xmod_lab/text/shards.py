@@ -1,6 +1,7 @@
 """Shards: the files of a source, read once and tokenised, each shard by itself.
 
-A shard is one file of a source, or some small ones together. It has every passage that is read,
+A shard is one file of a source, a range of a large one (:mod:`xmod_lab.text.ranges`), or some small
+files together. It has every passage that is read,
 with what decides on its use: duplicates, held-out text and rows are chosen later, for all shards
 together (:mod:`xmod_lab.text.preparing`). So shards are made in any order and by any process, a
 finished one stays when a later one fails, and a file that is added to a source adds a shard.
@@ -33,10 +34,11 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.files import build_folder
 from xmod_lab.text.encoding import ids_ahead, unknown_bytes
-from xmod_lab.text.holdout import DECIDE, Candidates, exact_key, letters_of
+from xmod_lab.text.holdout import DECIDE, Candidates, exact_key, key_bytes, letters_of
 from xmod_lab.text.normalisation import Normalisation
-from xmod_lab.text.parts import Part
-from xmod_lab.text.source import Source, Tally
+from xmod_lab.text.parts import RANGES_OF_LINES, Part
+from xmod_lab.text.ranges import most_text
+from xmod_lab.text.source import Source, Tally, bytes_in
 from xmod_lab.text.stream import FILES, mapped, save_array, token_type
 from xmod_lab.text.words import Words
 
@@ -56,6 +58,7 @@ class Shard:
     Args:
         split: which side of the source the parts are.
         budget: tokens of held-out text, at most.
+        limit: bytes of text after which reading stops.
         digest: of the content of the parts, the tokenizer and the settings.
     """
 
@@ -65,6 +68,7 @@ class Shard:
     split: str
     parts: tuple[Part, ...]
     budget: int
+    limit: int | None
     digest: str
 
     def make(
@@ -85,7 +89,7 @@ class Shard:
     @property
     def bytes(self) -> int:
         """The size of its files; those in the package and on the hub count as 0."""
-        return sum(os.path.getsize(part.name) for part in self.parts if part.kind == "file")
+        return sum(_size(part) for part in self.parts if part.kind == "file")
 
     @cached_property
     def manifest(self) -> dict:
@@ -107,43 +111,105 @@ class Shard:
             yield from map(json.loads, lines)
 
 
-def shards_of(
-    code: str, source: Source, split: str, tokenizer_digest: str, *, budget: int, folder: Path
-) -> list[Shard]:
-    """The shards of one side of a source, in order, under ``folder``."""
-    found = []
-    for parts in _together(source, split):
+@dataclass
+class Reading:
+    """The shards of one side of a source, in order, under ``folder``.
+
+    They are made in waves. Without ``max_bytes`` the first wave has all of them. With it, a wave
+    has the shards that are needed whatever they hold, as far as that is known before they are read.
+    If the next one may pass the limit, it is made alone and ends there. So little is read beyond
+    the limit, and what is kept does not depend on how many processes read.
+
+    Args:
+        shards: those that were made, up to the limit.
+    """
+
+    code: str
+    source: Source
+    split: str
+    tokenizer_digest: str
+    budget: int
+    folder: Path
+    shards: list[Shard] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        given = self.split == "validation" and self.source.has_validation
+        self._left = None if given else bytes_in(self.source.max_bytes)  # bytes
+        self._groups = list(_together(self.source.ranges(self.split)))
+        self._known: dict[int, int] = {}  # number of a group -> bytes of its text
+        self._ended = False
+
+    def wave(self) -> list[Shard]:
+        """The shards to make next; nothing if all are made."""
+        groups = list(enumerate(self._groups))[len(self.shards) :]
+        if self._ended or not groups:
+            return []
+        if self._left is None:
+            return [self._shard(parts) for _, parts in groups]
+        found, size = [], 0.0
+        for number, parts in groups:
+            size += self._known.get(number) or sum(
+                most_text(part, self.source.column) for part in parts
+            )
+            if size >= self._left:
+                break
+            found.append(self._shard(parts))
+        return found or [self._shard(groups[0][1], self._left)]
+
+    def made(self, wave: list[Shard]) -> None:
+        """Keep what :meth:`wave` gave, up to the limit."""
+        for shard in wave:
+            if self._left is not None:
+                size = int(shard.numbers("sizes").sum(dtype=np.int64))
+                if shard.limit is None and size >= self._left:  # it held more than was known
+                    self._known[len(self.shards)] = size
+                    return
+                self._left -= size
+                self._ended = shard.manifest["capped"]
+            self.shards.append(shard)
+
+    def _shard(self, parts: list[Part], limit: int | None = None) -> Shard:
         settings = [
             FORMAT,
-            source.settings(),
+            [*self.source.settings(), limit],
             [part.digest() for part in parts],
             [_kind(part) for part in parts],
-            split if parts[0].kind == "embedded" or source.has_validation else None,
-            source.bound(split),
-            budget,
-            tokenizer_digest,
+            self.split if parts[0].kind == "embedded" or self.source.has_validation else None,
+            self.source.bound(self.split),
+            self.budget,
+            self.tokenizer_digest,
         ]
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-        place = folder / f"{code}-{digest[:16]}"
-        found.append(Shard(place, code, source, split, tuple(parts), budget, digest))
-    return found
+        place = self.folder / f"{self.code}-{digest[:16]}"
+        return Shard(
+            place, self.code, self.source, self.split, tuple(parts), self.budget, limit, digest
+        )
 
 
 def _kind(part: Part) -> list:
     """What decides how a part is read, beside its content."""
     if part.kind == "file":
-        return ["".join(Path(part.name).suffixes[-2:]).lower()]
-    return [part.kind, part.selection.split, part.selection.files]
+        found = ["".join(Path(part.name).suffixes[-2:]).lower()]
+    else:
+        found = [part.kind, part.selection.split, part.selection.files]
+    if not part.within:
+        return found
+    lines = part.name.lower().endswith(RANGES_OF_LINES)
+    # a range of lines has its own digest; only the first one may begin with a byte order mark
+    return [*found, *([part.start == 0, part.within.inside] if lines else part.within[:2])]
 
 
-def _together(source: Source, split: str) -> Iterator[list[Part]]:
-    """The parts of each shard: large files alone, small ones with their neighbours. ``max_bytes``
-    is counted from the first to the last, so that all are one shard."""
+def _size(part: Part) -> int:
+    return part.within.end - part.start if part.within else os.path.getsize(part.name)
+
+
+def _together(ranges: list[Part]) -> Iterator[list[Part]]:
+    """The parts of each shard: large ones alone, small ones with their neighbours."""
     group, size = [], 0
-    for part in source.parts(split):
+    for part in ranges:
         group.append(part)
-        size += os.path.getsize(part.name) if part.kind == "file" else _TOGETHER
-        if size >= _TOGETHER and source.max_bytes is None:
+        size += _size(part) if part.kind == "file" else _TOGETHER
+        if size >= _TOGETHER:
             yield group
             group, size = [], 0
     if group:
@@ -202,7 +268,8 @@ class _Writer:
     def _batches(self) -> Iterator[list[str]]:
         texts, documents, size = [], [], 0
         source, split = self.shard.source, self.shard.split
-        for text, document in source.read(self.shard.parts, split, self.tally):
+        limit = self.shard.limit
+        for text, document in source.read(self.shard.parts, split, self.tally, limit=limit):
             texts.append(text)
             documents.append(document)
             size += len(text)
@@ -282,8 +349,7 @@ class _Writer:
 
 def _keys(contents: list[bytes]) -> np.ndarray:
     """The :func:`exact_key` of each, (N,) uint64."""
-    digests = (hashlib.blake2b(each, digest_size=8).digest() for each in contents)
-    return np.frombuffer(b"".join(digests), dtype="<u8")
+    return np.frombuffer(b"".join(map(key_bytes, contents)), dtype="<u8")
 
 
 @dataclass

@@ -9,7 +9,6 @@ import json
 import os
 import re
 import unicodedata
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass, field
 from functools import cached_property
@@ -19,14 +18,7 @@ from pathlib import Path
 
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.text.bounds import bounds_in
-from xmod_lab.text.holdout import (
-    Keys,
-    are_documents,
-    bound_of,
-    exact_key,
-    letters_key,
-    one_side,
-)
+from xmod_lab.text.holdout import are_documents, bound_of, letters_key, one_side
 from xmod_lab.text.parts import (
     ALL,
     Part,
@@ -38,12 +30,14 @@ from xmod_lab.text.parts import (
     parts_of,
     titled,
 )
+from xmod_lab.text.ranges import ranges_of, ranges_of_lines
 from xmod_lab.text.text_files import decoded_lines, passages_in
 from xmod_lab.text.values import FILTERED, LONGEST, Column, too_long, values_of
 
 ODD_SHARE = 0.005  # of the characters; text that was decoded correctly has fewer odd ones
 _ODD = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
 _CHECK_EVERY = 10_000  # passages
+_SPREAD = 16  # ranges of a text from which a sample is
 UNITS = ("line", "paragraph", "document")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d+)?)\s*([kKmMgGtT]i?[bB]|[bB])?")
 _UNITS = {"": 1, "b": 1} | {
@@ -118,7 +112,8 @@ class Source:
             found = []
             for name in names_in(text):
                 parts, left_out = parts_of(name, self.selection(held_out=held_out))
-                found.append([[part.digest() for part in parts], left_out])
+                ranges = [r for part in parts for r in ranges_of_lines(part, self.unit(part))]
+                found.append([[part.digest() for part in ranges], left_out])
             content.append(found)
         share = None if self.has_validation else self.validation_share
         settings = [self.column, share, self.drop_duplicates]
@@ -173,42 +168,25 @@ class Source:
         return "document" if are_documents(blocks, lines, self.validation_share) else "passage"
 
     def passages(
-        self, split: str, tally: "Tally | None" = None, known: Keys | None = None
+        self, split: str, tally: "Tally | None" = None, *, blocks: bool | None = None
     ) -> Iterator[str]:
-        """Passages of ``split`` (train or validation), each one line and not empty; each only once
-        if ``drop_duplicates``.
+        """Passages of ``split`` (train or validation), each one line and not empty, duplicates
+        included, in constant memory. What is prepared may have fewer: without duplicates, with
+        held-out text up to a budget, and without held-out text that is training text as well.
 
         Args:
             tally: counts what is read and what is left out.
-            known: ``letters`` of the tally of the training text, if that was read. Held-out
-                passages in it are counted, and left out if text is held out by document.
+            blocks: whether text is held out by document, if that is known; else .txt files are read
+                to find it out, see :attr:`held_out_by`.
         Raises:
             UserError: the source is missing, empty, not UTF-8, lacks the column or has no text;
                 it names file and line.
         """
         tally = tally or Tally()
-        given, compared = self.has_validation, self.held_out_by != "passage"
-        if split == "validation" and known is None and compared and not given:
-            training = Tally()
-            deque(self.passages("train", training), maxlen=0)
-            known = training.letters
-        text = self.text_of(split)
         # a share is held out of the same rows, so both splits read them: count them once
-        counts = tally if split == "train" or given else Tally()
-        for passage in self.side(split, counts):
-            if self.drop_duplicates:
-                key = exact_key(passage)
-                if key in tally.seen:
-                    tally.duplicates += 1
-                    continue
-                tally.seen.add(key)
-            if compared:
-                key = letters_key(passage)
-                if known is not None and key in known:
-                    tally.known += 1
-                    if not given:
-                        continue
-                tally.letters.add(key)
+        counts = tally if split == "train" or self.has_validation else Tally()
+        text = self.text_of(split)
+        for passage in self._side(self.parts(split, counts), split, counts, blocks):
             tally.add(passage, len(passage.encode()))
             if tally.passages % _CHECK_EVERY == 0:
                 tally.refuse_noise(text)
@@ -217,9 +195,35 @@ class Source:
         if tally.passages == 0:
             raise UserError(self.why_empty(split))
 
-    def side(self, split: str, tally: "Tally") -> Iterator[str]:
-        """Passages of one split, duplicates included, in constant memory."""
-        read = self._read(split, tally)
+    def sample(self, most: int, size: int, *, blocks: bool) -> Iterator[str]:
+        """Training passages of about ``most`` bytes, duplicates included: all of them if the text
+        has no more, else the first ones of up to ``_SPREAD`` of its ranges.
+
+        Args:
+            size: bytes of the text.
+            blocks: whether text is held out by document.
+        """
+        ranges, limit = self.parts("train"), bytes_in(self.max_bytes)
+        if size > most:
+            ranges = self.ranges("train") if limit is None else ranges
+            ranges = ranges[:: -(-len(ranges) // _SPREAD)]
+            limit = most // len(ranges) if limit is None else min(limit, most)
+        groups = [ranges] if self.max_bytes is not None or size <= most else [[r] for r in ranges]
+        for parts in groups:
+            yield from self._side(parts, "train", Tally(), blocks, limit)
+
+    def _side(
+        self,
+        parts: list[Part],
+        split: str,
+        tally: "Tally",
+        blocks: bool | None,
+        limit: int | None = None,
+    ) -> Iterator[str]:
+        """Passages of one split in ``parts``, of which ``limit`` bytes are read at most."""
+        blocks = self.held_out_by == "document" if blocks is None else blocks
+        limit = self._limit(split) if limit is None else limit
+        read = self.read(parts, split, tally, blocks=blocks, limit=limit)
         if self.has_validation:
             return (passage for passage, _ in read)
         documents = (
@@ -243,24 +247,28 @@ class Source:
                 tally.left_out += left_out
         return parts
 
-    def _read(self, split: str, tally: "Tally") -> Iterator[tuple[str, int]]:
-        """Passages of all parts of ``split``, each with the number of its document."""
-        parts = self.parts(split, tally)
-        return self.read(parts, split, tally, blocks=self.held_out_by == "document")
+    def ranges(self, split: str) -> list[Part]:
+        """What is read of ``split``, in order, with large parts in ranges."""
+        return [r for part in self.parts(split) for r in ranges_of(part, self.unit(part))]
 
     def read(
-        self, parts: list[Part], split: str, tally: "Tally", *, blocks: bool = True
+        self,
+        parts: list[Part],
+        split: str,
+        tally: "Tally",
+        *,
+        blocks: bool = True,
+        limit: int | None = None,
     ) -> Iterator[tuple[str, int]]:
         """All passages of ``parts``, each with the number of its document.
 
         Args:
             blocks: a block of lines between blank lines of a .txt file is a document, and not each
                 line by itself.
+            limit: bytes after which reading stops.
         """
         found = self._read_all(parts, split, tally, blocks)
-        given = split == "validation" and self.has_validation
-        most = None if given else bytes_in(self.max_bytes)
-        return found if most is None else _up_to(most, found, tally)
+        return found if limit is None else _up_to(limit, found, tally)
 
     def _read_all(
         self, parts: list[Part], split: str, tally: "Tally", blocks: bool
@@ -273,6 +281,8 @@ class Source:
             block = blocks and lines_of_text
             within = "document" if is_lines(part) else unit  # a .txt file comes in passages
             document += 1
+            if part.within and part.within.inside:
+                known = document  # its first lines are of a block that was counted
             for value, where in values_of(part, split, column, unit, tally.left_out):
                 if value is FILTERED:
                     tally.filtered += 1
@@ -302,10 +312,14 @@ class Source:
                     tally.composed += passage != line
                     yield passage, document
 
+    def _limit(self, split: str) -> int | None:
+        """Bytes after which reading stops: held-out text that is given has no limit."""
+        given = split == "validation" and self.has_validation
+        return None if given else bytes_in(self.max_bytes)
+
     def settings(self) -> list:
-        """What decides how a part is read."""
-        bounds = [astuple(bound) for bound in bounds_in(self.where)]
-        return [self.column, self.passage, bounds, bytes_in(self.max_bytes)]
+        """What decides how a part is read, apart from ``max_bytes``."""
+        return [self.column, self.passage, [astuple(bound) for bound in bounds_in(self.where)]]
 
     def bound(self, split: str) -> int:
         """Passages of ``split`` whose keys are below it may be held out."""
@@ -316,7 +330,8 @@ class Source:
     def why_empty(self, split: str) -> str:
         """The message when ``split`` has no passage."""
         tally, text = Tally(), self.text_of(split)
-        read = [passage for passage, _ in self._read(split, tally)]
+        limit = self._limit(split)
+        read = [p for p, _ in self.read(self.parts(split), split, tally, limit=limit)]
         if not read:
             rows = ""
             if tally.empty or tally.null or tally.filtered:
@@ -370,18 +385,13 @@ class Tally:
         capped: whether text was left out after ``max_bytes``.
         lines, blocks: passages that are lines of .txt files, and how many blocks they are in.
         odd: control characters, and U+FFFD, the mark of undecodable bytes.
-        known: held-out passages with the letters of a training passage. If text is held out by
-            document, they are left out and in no other count.
         left_out: names of files that lie beside those that are read, and why they are left out.
-        seen, letters: keys of the passages: exact, and by their letters alone; the latter are
-            filled unless text is held out by passage.
     """
 
     # counted before passages are chosen
     OF_TEXT = ("null", "empty", "line_breaks", "composed", "filtered")
 
     passages: int = 0
-    duplicates: int = 0
     bytes: int = 0
     null: int = 0
     empty: int = 0
@@ -393,10 +403,7 @@ class Tally:
     blocks: int = 0
     characters: int = 0
     odd: int = 0
-    known: int = 0
     left_out: list[str] = field(default_factory=list)
-    seen: Keys = field(default_factory=Keys, repr=False)
-    letters: Keys = field(default_factory=Keys, repr=False)
 
     def add(self, passage: str, size: int) -> None:
         """Count a passage of ``size`` bytes."""

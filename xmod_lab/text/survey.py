@@ -1,18 +1,18 @@
 """What a text is like before training: its near-copies, letters and tokens, and the language it
 looks like. For ``plan=true``."""
 
+import math
 import unicodedata
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.codes import meaning
 from xmod_lab.errors import UserError
 from xmod_lab.text.encoding import encode
-from xmod_lab.text.holdout import Keys, exact_key, letters_of
+from xmod_lab.text.holdout import exact_key, letters_of
 from xmod_lab.text.source import Source
 from xmod_lab.text.unigram import to_hugging_face, train_sentencepiece
 
@@ -21,6 +21,7 @@ try:  # the extra "langid"; its model is inside the package
 except ImportError:
     LanguageIdentifier = None
 
+_READ = 1 << 26  # bytes of text that are read of a large one
 _SAMPLE = 2000  # most passages that are tokenised and identified: shares are within 3 points
 NO_LANGUAGE = "no language"
 _WITHOUT_SPACES = (
@@ -37,9 +38,10 @@ _WITHOUT_SPACES = (
 
 @dataclass(frozen=True)
 class Survey:
-    """The training text of a language.
+    """The training text of a language; of more than 64 MiB, a part that is read.
 
     Args:
+        passages: how many were read.
         near_copies: passages that differ from an earlier one only in case, digits, spaces and
             punctuation.
         letters: how often each occurs.
@@ -78,19 +80,25 @@ class Spelling:
     unknown_bytes: float  # share of the bytes that <unk> stands for
 
 
-def survey(code: str, source: Source, passages: int) -> Survey:
-    """Read the training text of ``code``, which has so many ``passages``, once."""
-    step = max(1, -(-passages // _SAMPLE))
+def survey(code: str, source: Source, passages: int, size: int, *, blocks: bool = False) -> Survey:
+    """Read the training text of ``code``, or the beginnings of some ranges of a large one.
+
+    Args:
+        passages, size: how many passages and bytes it has, without duplicates.
+        blocks: whether text is held out by document.
+    """
+    expected = passages * min(1.0, _READ / size)
+    step = max(1, math.ceil(expected / _SAMPLE))
     letters = Counter()
-    seen = Keys()
+    seen: set[int] = set()
     count, near, sample = 0, 0, []
-    for passage in tqdm(
-        source.passages("train"), f"surveying {code}", passages, leave=False, disable=None
-    ):
-        plain = letters_of(passage)
+    for passage in source.sample(_READ, size, blocks=blocks):
+        exact, plain = exact_key(passage), letters_of(passage)
+        if exact in seen:
+            continue
         key = exact_key(plain)
         near += bool(plain) and key in seen
-        seen.add(key)
+        seen |= {exact, key}
         letters.update(plain)
         if count % step == 0:
             sample.append(passage)

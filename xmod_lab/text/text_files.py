@@ -16,7 +16,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from itertools import groupby
+from itertools import groupby, takewhile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -85,7 +85,7 @@ _ENCODINGS = (
     "euc-kr",
 )
 LONGEST_LINE = 2**30  # bytes
-_HEAD = 4096  # bytes that show what a file is
+HEAD = 4096  # bytes that show what a file is
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r"))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -109,10 +109,40 @@ def file_fault(path: str | Path) -> str | None:
     return f"file '{path}' does not exist; give the path of an existing text file"
 
 
-def decoded_lines(path: Path) -> Iterator[str]:
+class Line(NamedTuple):
+    """Where a line stands, for messages. What is before ``start`` is only read for a message.
+
+    Args:
+        number: from 1.
+        start: the byte from which on lines are counted.
+    """
+
+    path: Path
+    number: int
+    start: int = 0
+
+    @property
+    def in_file(self) -> int:
+        """Its number in the whole file."""
+        return self.number + (_lines_before(self.path, self.start) if self.start else 0)
+
+    def __str__(self) -> str:
+        return f"{self.path}, line {self.in_file}"
+
+
+def _lines_before(path: Path, end: int) -> int:
+    """How many lines the first ``end`` bytes have, which end with a line feed."""
+    with path.open("rb") as stream:
+        lines = takewhile(lambda _: stream.tell() <= end, iter(stream.readline, b""))
+        return sum(1 + line.rstrip(b"\r\n").count(b"\r") for line in lines)
+
+
+def decoded_lines(path: Path, start: int = 0, end: int | None = None) -> Iterator[str]:
     """Lines of a text file, plain or in one of COMPRESSIONS, each with ``\\n`` at its end, without
     a byte order mark. Only a line feed, a carriage return or both end a line.
 
+    Args:
+        start, end: a range of the bytes of a plain file, which begins and ends with a line.
     Raises:
         UserError: it is not a file, is truncated, is not UTF-8 or has a line of more than
             LONGEST_LINE bytes; the error says what it is, if that is known.
@@ -122,19 +152,22 @@ def decoded_lines(path: Path) -> Iterator[str]:
     number, beyond_ascii = 0, False
     try:
         with _opened(path) as stream:
-            if kind := _kind(stream.peek(_HEAD)[:_HEAD], path):
+            if start:
+                stream.seek(start)
+            elif kind := kind_of(stream.peek(HEAD)[:HEAD], path):
                 raise UserError(f"{path}: it is {kind}")
-            small = path.suffix.lower() not in COMPRESSIONS and path.stat().st_size <= LONGEST_LINE
+            size = (path.stat().st_size if end is None else end) - start
+            small = path.suffix.lower() not in COMPRESSIONS and size <= LONGEST_LINE
             # a line of a small file needs no limit, which takes time
             lines = stream if small else iter(partial(stream.readline, LONGEST_LINE + 1), b"")
-            for line in lines:
+            for line in lines if end is None else _up_to(size, lines):
                 number += 1
                 if len(line) > LONGEST_LINE:
                     raise UserError(
-                        f"{path}, line {number}: write it in shorter lines: it has more than "
+                        f"{Line(path, number, start)}: write it in shorter lines: it has more than "
                         f"{LONGEST_LINE:,} bytes"
                     )
-                text = line.decode() if number > 1 else line.decode("utf-8-sig")
+                text = line.decode() if number > 1 or start else line.decode("utf-8-sig")
                 beyond_ascii = beyond_ascii or not text.isascii()
                 if "\r" not in text and text.endswith("\n"):
                     yield text
@@ -143,12 +176,22 @@ def decoded_lines(path: Path) -> Iterator[str]:
                 number += len(parts) - 1
                 yield from (f"{part}\n" for part in parts)
     except UnicodeDecodeError as error:
-        raise UserError(_not_utf8(path, number, error, beyond_ascii)) from error
+        raise UserError(_not_utf8(Line(path, number, start), error, beyond_ascii)) from error
     except _DAMAGED as error:
+        number = Line(path, number, start).in_file
         raise UserError(
             f"{path}, after line {number}: copy it again from its original: the rest cannot be "
             f"read ({error}), it may be truncated or damaged"
         ) from error
+
+
+def _up_to(size: int, lines: Iterable[bytes]) -> Iterator[bytes]:
+    """The lines of the first ``size`` bytes."""
+    for line in lines:
+        yield line
+        size -= len(line)
+        if size <= 0:
+            return
 
 
 def _opened(path: Path) -> io.BufferedIOBase:
@@ -156,10 +199,10 @@ def _opened(path: Path) -> io.BufferedIOBase:
     if compression is None:
         return path.open("rb")
     with path.open("rb") as stream:
-        head = stream.read(_HEAD)
+        head = stream.read(HEAD)
     if head and not re.match(compression.begins, head):
         kind = (
-            _kind(head, path)
+            kind_of(head, path)
             or f"not a {compression.name} file, although its name ends in {path.suffix}; call it "
             f"{path.with_suffix('').name}"
         )
@@ -167,7 +210,7 @@ def _opened(path: Path) -> io.BufferedIOBase:
     return compression.open(path, "rb")
 
 
-def _kind(head: bytes, path: Path) -> str | None:
+def kind_of(head: bytes, path: Path) -> str | None:
     """What a file that begins with ``head`` is, and what to do; ``None``: it may be UTF-8 text."""
     if not re.search(rb"[\0-\x08\x80-\xff]", head):
         return None
@@ -192,12 +235,12 @@ def _reading(start: bytes, encoding: str) -> str | None:
         return None
 
 
-def _not_utf8(path: Path, number: int, error: UnicodeDecodeError, beyond_ascii: bool) -> str:
+def _not_utf8(place: Line, error: UnicodeDecodeError, beyond_ascii: bool) -> str:
     """The message for a line that cannot be decoded. ``beyond_ascii``: lines before it were
     decoded, and were not only ASCII."""
     line, start = error.object, error.start
     byte = f"0x{line[start]:02x}, at byte {start + 1}"
-    wrong = f"{path}, line {number}: not UTF-8 ({error.reason}, {byte})"
+    wrong = f"{place}: not UTF-8 ({error.reason}, {byte})"
     if beyond_ascii:
         return (
             f"{wrong}, while lines before it are; it may be damaged, or put together from files in "
@@ -209,7 +252,8 @@ def _not_utf8(path: Path, number: int, error: UnicodeDecodeError, beyond_ascii: 
         if text.replace("\t", " ").isprintable():
             readings.setdefault(text, []).append(encoding)
     convert = (
-        f"{wrong}; convert it by iconv -f ENCODING -t UTF-8 {shlex.quote(str(path))} > NEW.txt"
+        f"{wrong}; convert it by iconv -f ENCODING -t UTF-8 {shlex.quote(str(place.path))} > "
+        "NEW.txt"
     )
     shown = [f"  {', '.join(encodings)}: {text}" for text, encodings in readings.items()]
     return (
@@ -219,7 +263,7 @@ def _not_utf8(path: Path, number: int, error: UnicodeDecodeError, beyond_ascii: 
     )
 
 
-def json_value(text: str, where: str) -> object:
+def json_value(text: str, where: str | Line) -> object:
     """The value of a JSON text; ``where`` it stands is for messages.
 
     Raises:
@@ -257,13 +301,16 @@ def _object(pairs: list[tuple[str, object]]) -> dict:
     return found
 
 
-def json_rows(path: Path) -> Iterator[tuple[str, dict]]:
-    """The object on each line of a jsonl file, after where it stands; blank lines are left out."""
-    for number, line in enumerate(decoded_lines(path), start=1):
-        where = f"{path}, line {number}"
+def json_rows(
+    path: Path, start: int = 0, end: int | None = None
+) -> Iterator[tuple[str | Line, dict]]:
+    """The object on each line of a jsonl file, after where it stands; blank lines are left out.
+    ``start``, ``end``: as those of :func:`decoded_lines`."""
+    for number, line in enumerate(decoded_lines(path, start, end), start=1):
+        where = Line(path, number, start) if start else f"{path}, line {number}"
         if not line.strip():
             continue
-        if number == 1 and line.lstrip().startswith("["):
+        if number == 1 and not start and line.lstrip().startswith("["):
             raise UserError(
                 f"{where}: it is one array in JSON, where an object a line is expected; convert "
                 f"it: "

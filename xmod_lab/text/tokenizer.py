@@ -1,15 +1,12 @@
 """The tokenizer of a run: one that is given, or one trained on the run's own text and kept under
 its digest (how it is trained is in :mod:`xmod_lab.text.unigram`)."""
 
-import contextlib
 import hashlib
 import json
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 
 from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -18,13 +15,12 @@ from xmod_lab import remembered
 from xmod_lab.errors import UserError, reason
 from xmod_lab.files import build_folder, digest_of_files
 from xmod_lab.foreign import open_tokenizer
-from xmod_lab.text.holdout import Keys, exact_key
-from xmod_lab.text.source import Source, Tally
+from xmod_lab.text import spool
+from xmod_lab.text.source import Source
 from xmod_lab.text.unigram import PAD, RESERVED, save_tokenizer, train_sentencepiece
 
 FORMAT = 7  # raise when the same settings would give another tokenizer
 ROLES = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
-_MAX_BYTES = 200_000_000  # SentencePiece holds its training text in memory, several times over
 # normalisations that give composed and decomposed text the same form
 _CANONICAL = (normalizers.NFC, normalizers.NFD, normalizers.NFKC, normalizers.NFKD)
 
@@ -226,64 +222,6 @@ def about_training(folder: str) -> str | None:
     return said
 
 
-@dataclass
-class _Spool:
-    """The training text of a language in a file. Of a large text, the passages with the lowest
-    keys: they are from all over it, and copies of a passage share its key.
-
-    Args:
-        bytes, passages: what the file has.
-        halvings: how often half of the text was dropped, so that the file stays small.
-    """
-
-    source: Source
-    file: Path
-    bytes: int = 0
-    passages: int = 0
-    halvings: int = 0
-
-    def fill(self) -> None:
-        """Read the text once. Raises UserError if it cannot be used, or has no training text."""
-        tally, seen = Tally(), Keys()
-        stream = self.file.open("w", encoding="utf-8")
-        with contextlib.ExitStack() as stack:
-            stack.callback(lambda: stream.close())
-            for passage in self.source.side("train", tally):
-                tally.add(passage, len(passage.encode()))
-                key = exact_key(passage)
-                if key >> (64 - self.halvings) or self.source.drop_duplicates and key in seen:
-                    continue
-                seen.add(key)
-                self._add(stream, passage)
-                if self.bytes > 2 * _MAX_BYTES:
-                    stream.close()
-                    stream, seen = self._halve()
-        tally.refuse_noise(self.source.text_of("train"))
-        if not self.passages:
-            raise UserError(self.source.why_empty("train"))
-
-    def _add(self, stream: TextIO, passage: str) -> None:
-        stream.write(f"{passage}\n")
-        self.bytes += len(passage.encode())
-        self.passages += 1
-
-    def _halve(self) -> tuple[TextIO, Keys]:
-        """Drop the upper half of the keys; returns the file to go on with, and the keys in it."""
-        larger, seen = self.file.rename(self.file.with_suffix(".larger")), Keys()
-        self.halvings += 1
-        self.bytes = self.passages = 0
-        stream = self.file.open("w", encoding="utf-8")
-        with larger.open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                passage = line.removesuffix("\n")
-                key = exact_key(passage)
-                if not key >> (64 - self.halvings):
-                    seen.add(key)
-                    self._add(stream, passage)
-        larger.unlink()
-        return stream, seen
-
-
 def _sample(
     sources: dict[str, Source], alpha: float, counts: Counter, folder: Path
 ) -> Iterator[str]:
@@ -293,22 +231,21 @@ def _sample(
     ``counts`` takes how many ``passages`` there are (of a large text, about so many), and how many
     are ``used``.
     """
-    spools = {code: _Spool(source, folder / code) for code, source in sources.items()}
-    for spool in spools.values():
-        spool.fill()
-    sizes = {code: spool.bytes << spool.halvings for code, spool in spools.items()}
+    spools = {code: spool.Spool(source, folder / code) for code, source in sources.items()}
+    for each in spools.values():
+        each.fill()
+    sizes = {code: each.bytes << each.halvings for code, each in spools.items()}
     wanted = {code: size**alpha for code, size in sizes.items()}
     scale = min(size / wanted[code] for code, size in sizes.items())
     total = sum(wanted.values()) * scale
-    scale *= min(1.0, _MAX_BYTES / total)
-    for code, spool in spools.items():
-        share = wanted[code] * scale / spool.bytes
+    scale *= min(1.0, spool.MAX_BYTES / total)
+    for code, each in spools.items():
+        share = wanted[code] * scale / each.bytes
         owed = 0.0
-        counts["passages"] += spool.passages << spool.halvings
-        with spool.file.open(encoding="utf-8", newline="\n") as lines:
-            for line in lines:
-                owed += share
-                if owed >= 1 - 1e-9:  # if all passages are wanted, the last one is too
-                    owed -= 1
-                    counts["used"] += 1
-                    yield line.removesuffix("\n")
+        counts["passages"] += each.passages << each.halvings
+        for passage in each.read():
+            owed += share
+            if owed >= 1 - 1e-9:  # if all passages are wanted, the last one is too
+                owed -= 1
+                counts["used"] += 1
+                yield passage

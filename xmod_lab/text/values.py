@@ -22,9 +22,10 @@ from xmod_lab.text.parts import (
     without_network,
 )
 from xmod_lab.text.table_files import table_cells
-from xmod_lab.text.text_files import blocks_of, decoded_lines, file_fault, json_rows
+from xmod_lab.text.text_files import Line, blocks_of, decoded_lines, file_fault, json_rows
 
 if TYPE_CHECKING:
+    import datasets
     import pyarrow
 
 _AS_BYTES = {"string": "binary", "large_string": "large_binary", "string_view": "binary_view"}
@@ -41,10 +42,9 @@ _KINDS = {
 FILTERED = object()  # in place of the text of a row that a bound leaves out
 LONGEST = 2**24  # bytes of a passage: tokenising it takes a hundred times as many
 
-Value = tuple[object, str]  # what a line or row has as text, and where it stands, for messages
-Fields = tuple[
-    str, Sequence[object]
-]  # where a row stands, and its text with the values of the bounds
+Place = str | Line  # where a line or row stands, for messages
+Value = tuple[object, Place]  # what a line or row has as text
+Fields = tuple[Place, Sequence[object]]  # a row's text, with the values of the bounds
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Column:
         """The column with the text, and that of each bound."""
         return [self.name, *(bound.column for bound in self.bounds)]
 
-    def decoded(self, value: object, where: str) -> str:
+    def decoded(self, value: object, where: Place) -> str:
         """The text of bytes. Raises UserError if they are not UTF-8, or not bytes."""
         other = f"set {self.key}.column to the column with the text"
         if isinstance(value, bytes):
@@ -78,7 +78,7 @@ class Column:
             f"expected; write it as text (null for none), or {other}"
         )
 
-    def place_in(self, where: str, columns: list[str]) -> list[int]:
+    def place_in(self, where: Place, columns: list[str]) -> list[int]:
         """The places of ``names`` among ``columns``. Raises UserError if one is not there."""
         for name, setting in zip(
             self.names, ("column", *["where"] * len(self.bounds)), strict=True
@@ -136,18 +136,23 @@ def values_of(
         file = EMBEDDED / f"{name.removeprefix('embedded:')}.{end}.txt.gz"
         yield from ((line, name) for line in decoded_lines(file))
     elif is_lines(part):
-        yield from _text_of(Path(name), unit)
+        yield from _text_of(part, unit)
     else:
         yield from column.values(_rows(part, column, left_out))
 
 
-def _text_of(path: Path, unit: str) -> Iterator[Value]:
+def _text_of(part: Part, unit: str) -> Iterator[Value]:
+    name, lines = part.name, decoded_lines(Path(part.name), *_limits(part))
     if unit == "line":
-        yield from ((line, str(path)) for line in decoded_lines(path))
+        yield from ((line, name) for line in lines)
     elif unit == "document":
-        yield _whole(decoded_lines(path), str(path)), str(path)
+        yield _whole(lines, name), name
     else:
-        yield from (("".join(lines), str(path)) for lines in blocks_of(decoded_lines(path)))
+        yield from (("".join(block), name) for block in blocks_of(lines))
+
+
+def _limits(part: Part) -> tuple[int, ...]:
+    return part.within[:2] if part.within else ()
 
 
 def _whole(lines: Iterator[str], where: str) -> str:
@@ -160,7 +165,7 @@ def _whole(lines: Iterator[str], where: str) -> str:
     return text.getvalue()
 
 
-def too_long(where: str) -> UserError:
+def too_long(where: Place) -> UserError:
     """The error if a passage has more than LONGEST bytes."""
     return UserError(
         f"{where}: set passage=paragraph or passage=line, or divide it: it is a passage of more "
@@ -171,12 +176,13 @@ def too_long(where: str) -> UserError:
 def _rows(part: Part, column: Column, left_out: list[str]) -> Iterator[Fields]:
     name = part.name
     if part.kind == "saved":
-        table = _saved(name)
+        table = saved_table(name)
         column.check(table.schema, name)
-        yield from _arrow_rows(table.to_batches(_BATCH), column, name)
+        if part.within:
+            table = table.slice(part.start, part.within.end - part.start)
+        yield from _arrow_rows(table.to_batches(_BATCH), column, name, part.start)
     elif part.kind == "loaded":
-        rows = ((f"{name}, row {n}", row) for n, row in enumerate(_loaded(part, left_out), 1))
-        yield from _fields(rows, column)
+        yield from _fields(_loaded(part, left_out), column)
     elif name.lower().endswith(TABLES):
         cells = table_cells(Path(name))
         places = column.place_in(name, next(cells, (0, []))[1])
@@ -184,12 +190,12 @@ def _rows(part: Part, column: Column, left_out: list[str]) -> Iterator[Fields]:
             (f"{name}, line {number}", [row[place] for place in places]) for number, row in cells
         )
     elif name.lower().endswith(".parquet"):
-        yield from _parquet(name, column)
+        yield from _parquet(part, column)
     else:
-        yield from _fields(json_rows(Path(name)), column)
+        yield from _fields(json_rows(Path(name), *_limits(part)), column)
 
 
-def _fields(rows: Iterator[tuple[str, dict]], column: Column) -> Iterator[Fields]:
+def _fields(rows: Iterator[tuple[Place, dict]], column: Column) -> Iterator[Fields]:
     names = column.names
     for where, row in rows:
         try:
@@ -199,17 +205,23 @@ def _fields(rows: Iterator[tuple[str, dict]], column: Column) -> Iterator[Fields
             raise
 
 
-def _parquet(name: str, column: Column) -> Iterator[Fields]:
+def _parquet(part: Part, column: Column) -> Iterator[Fields]:
     import pyarrow  # here, and datasets below: a configuration is checked without them
     from pyarrow import parquet
 
+    name = part.name
     if fault := file_fault(name):
         raise UserError(fault)
     try:
         with parquet.ParquetFile(name, page_checksum_verification=True) as file:
             column.check(file.schema_arrow, name)
-            batches = file.iter_batches(_BATCH, columns=list(dict.fromkeys(column.names)))
-            yield from _arrow_rows(batches, column, name)
+            batches = file.iter_batches(
+                _BATCH,
+                row_groups=range(*part.within[:2]) if part.within else None,
+                columns=list(dict.fromkeys(column.names)),
+            )
+            before = sum(file.metadata.row_group(n).num_rows for n in range(part.start))
+            yield from _arrow_rows(batches, column, name, before)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"'{name}' cannot be read as parquet ({str(error).splitlines()[0]}); it may be "
@@ -218,10 +230,11 @@ def _parquet(name: str, column: Column) -> Iterator[Fields]:
 
 
 def _arrow_rows(
-    batches: Iterable["pyarrow.RecordBatch"], column: Column, name: str
+    batches: Iterable["pyarrow.RecordBatch"], column: Column, name: str, before: int
 ) -> Iterator[Fields]:
-    """The values of each row. Strings come as bytes: in a damaged file they may not be UTF-8."""
-    number = 0
+    """The values of each row. Strings come as bytes: in a damaged file they may not be UTF-8.
+    ``before``: how many rows come before the first."""
+    number = before
     for batch in batches:
         try:
             columns = [_checked(batch.column(one)).to_pylist() for one in column.names]
@@ -246,7 +259,7 @@ def _checked(chunk: "pyarrow.Array") -> "pyarrow.Array":
     return chunk
 
 
-def _saved(name: str) -> "pyarrow.Table":
+def saved_table(name: str) -> "pyarrow.Table":
     """The table of a folder of ``save_to_disk``."""
     import datasets
 
@@ -256,8 +269,27 @@ def _saved(name: str) -> "pyarrow.Table":
         raise _unreadable(name, error) from error
 
 
-def _loaded(part: Part, left_out: list[str]) -> Iterator[dict]:
-    """Rows of a split of a hub id, streamed, or of a folder that only ``datasets`` can read.
+def _loaded(part: Part, left_out: list[str]) -> Iterator[tuple[str, dict]]:
+    """Rows of a split of a hub id, streamed, or of a folder that only ``datasets`` can read."""
+    name = part.name
+    try:
+        stream = loaded_stream(part, left_out)
+        if part.within is None:
+            yield from ((f"{name}, row {n}", row) for n, row in enumerate(stream, 1))
+            return
+        count = stream.num_shards
+        for number in range(*part.within[:2]):
+            where = f"{name}, file {number + 1} of {count}"
+            rows = enumerate(stream.shard(count, number), 1)
+            yield from ((f"{where}, row {n}", row) for n, row in rows)
+    except UserError:
+        raise
+    except Exception as error:  # datasets raises whatever its readers and the network raise
+        raise _unreadable(name, error) from error
+
+
+def loaded_stream(part: Part, left_out: list[str]) -> "datasets.IterableDataset":
+    """A split of a hub id or of a folder that only ``datasets`` can read, as a stream.
 
     Hub ids need the network; they were tried on a local stand-in of the hub only.
     """
@@ -278,7 +310,7 @@ def _loaded(part: Part, left_out: list[str]) -> Iterator[dict]:
         if chosen.split not in splits:
             raise UserError(no_split(name, chosen.split, list(splits)))
         left_out += [f"split {split}" for split in splits if split != chosen.split]
-        yield from splits[chosen.split]
+        return splits[chosen.split]
     except UserError:
         raise
     except Exception as error:  # datasets raises whatever its readers and the network raise

@@ -26,6 +26,7 @@ from xmod_lab.text.mixture import Mixture, at_cap, proportions
 from xmod_lab.text.normalisation import SPACES
 from xmod_lab.text.parts import titled
 from xmod_lab.text.preparing import prepare_corpora
+from xmod_lab.text.spool import spooled
 from xmod_lab.text.tokenizer import load_tokenizer, own_tokenizer
 from xmod_lab.text.trimming import saved, with_padding
 from xmod_lab.text.unigram import PAD
@@ -81,8 +82,8 @@ def prepare_beside(cfg: PretrainConfig, lang: LangConfig, base: Prepared) -> Pre
     """Prepare one language to add to ``base``, with the vocabulary that ``lang`` names."""
     tokenizer = None if lang.vocabulary == "own" else base.folder
     if lang.vocabulary == "extend":
-        passages = cfg.source(lang).passages("train")
-        more = extended(base.tokenizer, passages, tokens=lang.vocabulary_size)
+        with spooled(cfg.source(lang), Path(cfg.data.folder)) as passages:
+            more = extended(base.tokenizer, passages, tokens=lang.vocabulary_size)
         tokenizer = str(saved(more, Path(cfg.data.folder)))
     return prepare_language(cfg, lang, tokenizer, pad_id=base.tokenizer.pad_token_id)
 
