@@ -400,6 +400,8 @@ def test_what_the_card_of_a_fine_tuned_model_says_to_do_works(tokenizer_folder, 
     record = {
         "task": "mine",
         "source": "en_XX",
+        "default": "en_XX",
+        "vectors": None,
         "metric": kind.metrics[0],
         "class": kind.head,
         "inputs": kind.inputs,

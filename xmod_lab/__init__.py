@@ -9,7 +9,7 @@ import importlib
 __version__ = "0.1.0"
 
 
-_API = ("open_base", "add_language", "score", "save_pack", "install_pack")
+_API = ("open_base", "add_language", "score", "encode_sentences", "save_pack", "install_pack")
 
 
 def __getattr__(name: str) -> object:

@@ -3,6 +3,7 @@
     open_base       a run, a model folder or a hub id
     add_language    add a language and train it; proves that nothing else changed
     score           score a model on held-out text
+    encode_sentences    vectors of texts in any languages of a sentence encoder
     save_pack       copy the pack of an added language
     install_pack    write a model with packs installed
 
@@ -20,6 +21,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
@@ -39,9 +41,10 @@ from xmod_lab.config.schema import (
 )
 from xmod_lab.errors import UserError
 from xmod_lab.languages.folders import install, new_folder
+from xmod_lab.languages.sentence_encoding import encode_texts, open_encoder
 from xmod_lab.machine import device_kind
 from xmod_lab.manifests import pack_folders
-from xmod_lab.model import XmodLanguageModel, load_language_model
+from xmod_lab.model import XmodForSentenceVectors, XmodLanguageModel, load_language_model
 from xmod_lab.processes import join
 from xmod_lab.runs.bases import Base, find_base
 from xmod_lab.runs.folder import RunDir, read_json
@@ -179,6 +182,38 @@ def score(source: Base | Added | str | Path, *settings: str) -> dict[str, float]
         with on_device(opened.model, cfg.trainer.accelerator):
             pll, layer = cfg.evaluate.pll, cfg.evaluate.layer
             return evaluate(opened, parallels, pll=pll, layer=layer).figures
+
+
+def encode_sentences(
+    source: str | Path | XmodForSentenceVectors,
+    texts: Sequence[str],
+    lang_ids: str | Sequence[str],
+    *,
+    pair: bool = False,
+) -> np.ndarray:
+    """The vectors of texts, each through the slot of its language and with its tokenizer.
+
+    Args:
+        source: a run of ``finetune task=sentences``, a model folder, a hub id; or the model, from
+            :func:`xmod_lab.languages.sentence_encoding.open_encoder`, to load it once.
+        lang_ids: the code of all texts, or of each.
+        pair: the texts are the second ones of pairs (passages), and get ``pair_prefix``.
+    Returns:
+        (N, D) float32, of length 1 if the encoder normalises. Texts that are longer than the
+        model's positions are cut.
+    Raises:
+        UserError: ``source`` is no sentence encoder, a text is empty, or there are more or fewer
+            codes than texts.
+        UnknownLanguageError: the model does not have a language.
+    """
+    with _as_a_command():
+        if isinstance(texts, str):
+            raise UserError(f"give a list of texts: [{texts!r}]")
+        codes = [lang_ids] * len(texts) if isinstance(lang_ids, str) else list(lang_ids)
+        if len(codes) != len(texts):
+            raise UserError(f"give a code for each text: {len(texts)} texts, {len(codes)} codes")
+        model = source if isinstance(source, XmodForSentenceVectors) else open_encoder(source)
+        return encode_texts(model, texts, codes, pair=pair).numpy()
 
 
 def save_pack(added: Added, out: str | Path) -> Path:

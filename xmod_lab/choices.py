@@ -36,6 +36,8 @@ STRATEGIES = ("auto", "ddp", "fsdp")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 RESUME = ("auto", "never")
 VERIFY = ("quick", "full")
+POOLINGS = ("mean", "cls", "max", "last")  # see xmod_lab.model.sentence_vectors
+FROZEN = ("slots+embeddings", "slots")  # what does not train while sentence vectors are learnt
 
 
 def read_slot_init(init: str) -> tuple[str, list[str]]:

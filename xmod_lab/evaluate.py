@@ -3,7 +3,8 @@
     python -m xmod_lab.evaluate [base=RUN|MODEL_FOLDER|HUB_ID] [evaluate.pll=true]
         [evaluate.parallel=[my.tsv]] [KEY=VALUE ...]
 
-A run is scored on its own held-out text. Other models are scored on that of the language set.
+A run is scored on its own held-out text. Other models are scored on that of the language set. A
+sentence encoder has no likelihoods: only its retrieval is scored.
 Writes metrics.json, CSV files and plots into the run dir.
 """
 
@@ -22,6 +23,7 @@ from xmod_lab.config.schema import EvaluateConfig
 
 if TYPE_CHECKING:
     from xmod_lab.runs.folder import RunDir
+    from xmod_lab.stages.evaluating import Evaluation
 
 log = logging.getLogger(__name__)
 _OUTPUTS = ("slots.csv", "slots.png") + tuple(
@@ -35,19 +37,28 @@ def main() -> None:
 
 
 def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
+    from xmod_lab.languages.sentence_encoding import is_encoder
     from xmod_lab.runs.folder import RunDir
     from xmod_lab.runs.lifecycle import open_run
     from xmod_lab.scoring.held_out import on_device
     from xmod_lab.scoring.samples import SAMPLES, filled
-    from xmod_lab.stages.evaluating import (
-        evaluate,
-    )  # imported here: refusals must not wait for torch
+
+    # imported here: refusals must not wait for torch
+    from xmod_lab.stages.evaluating import evaluate, evaluate_encoder, open_encoders
     from xmod_lab.stages.opening import open_model
     from xmod_lab.text.parallel import read_parallel
 
     parallels = [read_parallel(source) for source in cfg.evaluate.parallel]
     run = RunDir(folder)
     cfg = run.fit_to_machine(cfg, trains=False)
+    if is_encoder(cfg.base):
+        model, control = open_encoders(cfg)
+        with open_run(cfg, run, outputs=_OUTPUTS, facts={}) as result:
+            if result is not None:
+                found = evaluate_encoder(cfg, model, parallels, control)
+                _write(run, found)
+                result.finish(found.figures)
+        return
     opened = open_model(cfg, run)
     control = None
     if cfg.evaluate.control is not None and parallels:
@@ -72,17 +83,16 @@ def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
                     language.tokenizer,
                     accelerator=cfg.trainer.accelerator,
                 )
-        for name, text in found.csv_files().items():
-            run.write_text(name, text)
-        _plots(run, found.figures)
+        _write(run, found)
         run.write_json(SAMPLES, samples)
         run.write_passages(found.passages)
         result.finish(found.figures)
     log.info("metrics, tables and plots in %s", run.path)
 
 
-def _plots(run: "RunDir", metrics: dict[str, float]) -> None:
-    """Write slots.png, recognition_<of>.png, retrieval_<set>.png and retrieval_<set>_layers.png."""
+def _write(run: "RunDir", found: "Evaluation") -> None:
+    """Write the CSV files, and slots.png, recognition_<of>.png, retrieval_<set>.png and
+    retrieval_<set>_layers.png."""
     from xmod_lab.reports.evaluation import (
         RECOGNISED,
         recognition_map,
@@ -93,6 +103,9 @@ def _plots(run: "RunDir", metrics: dict[str, float]) -> None:
     )
     from xmod_lab.reports.plots import png
 
+    for name, text in found.csv_files().items():
+        run.write_text(name, text)
+    metrics = found.figures
     drawn = {f"recognition_{what}": recognition_map(metrics, what) for what in RECOGNISED}
     drawn["slots"] = slot_map(metrics)
     for name in retrieval_sets(metrics):

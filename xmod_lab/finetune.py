@@ -1,10 +1,12 @@
-"""Fine-tune the shared layers on a labelled task in one language, and test in all languages.
+"""Fine-tune the shared layers on a task, mostly in one language, and test in all languages.
 
 For each test language, its own slot and vocabulary replace those of the training language.
+task=sentences learns sentence vectors from pairs of texts, and tests them by retrieval.
 
 python -m xmod_lab.finetune [task=intents] [base=RUN] [KEY=VALUE ...]
 python -m xmod_lab.finetune task=classification task.source=en
     task.data.path='my/@language.@split.jsonl'
+python -m xmod_lab.finetune task=sentences [task.sentences.pooling=mean|cls|max|last]
 python -m xmod_lab.finetune -m task.recipe.peak_lr=1e-4,3e-4,5e-4
 """
 
@@ -44,8 +46,9 @@ def _start(cfg: FinetuneConfig, folder: Path) -> None:
 def _draw(transfer: "Transfer", path: Path) -> None:
     from xmod_lab.reports.plots import png
     from xmod_lab.reports.transfer import transfer_bars
+    from xmod_lab.tasks.statistics import trained_on
 
-    title = f"{transfer.task}, fine-tuned on {transfer.source} alone"
+    title = f"{transfer.task}, fine-tuned on {trained_on(transfer.source)}"
     codes = [language.code for language in transfer.languages]
     png(transfer_bars(transfer.metrics(), transfer.metric, title, codes), path)
     log.info("plot in %s", path)

@@ -150,7 +150,7 @@ def test_a_kind_of_labelled_task_and_a_file_format(extended, tmp_path, monkeypat
 
 
 def test_a_kind_of_labelled_task_that_lacks_something_is_refused_where_it_is_defined():
-    with pytest.raises(TypeError, match="^define roles, metrics, .*, gold, .*, metric in Empty;"):
+    with pytest.raises(TypeError, match="^define roles, metrics, .*, metric, gold, .* in Empty;"):
         type("Empty", (Task,), {})
     with pytest.raises(TypeError, match="^define batch in Partial;"):
         type("Partial", (Rating,), {"batch": Task.batch})

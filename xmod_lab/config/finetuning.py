@@ -1,12 +1,13 @@
 """The settings of ``python -m xmod_lab.finetune``, and what can be checked in them before any work.
 
 They are not in :mod:`xmod_lab.config.schema` and :mod:`xmod_lab.config.rules`, since these belong
-to the core, which does not know labelled tasks.
+to the core, which does not know tasks.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from xmod_lab.choices import FROZEN, POOLINGS
 from xmod_lab.config.rules import (
     base_faults,
     machine_faults,
@@ -17,13 +18,42 @@ from xmod_lab.config.rules import (
 from xmod_lab.config.schema import COMMAND, RecipeConfig, RunConfig
 from xmod_lab.errors import nearest
 from xmod_lab.settings import choice, number, value_faults
-from xmod_lab.tasks.kinds import KINDS
-from xmod_lab.tasks.sources import GROUP, PLACES, SPLITS, LabelledSource
+from xmod_lab.tasks.kinds import KINDS, SENTENCES
+from xmod_lab.tasks.sources import ALL, GROUP, PLACES, SPLITS, LabelledSource
+
+
+@dataclass
+class SentenceConfig:
+    """How sentence vectors are made and learnt.
+
+    Args:
+        pooling: the mean or the maximum of the states of all tokens, or that of the first (``cls``)
+            or last token; special tokens count.
+        normalize: whether vectors have the length 1. Training and retrieval use cosines anyhow.
+        prefix: stands before every text, e.g. ``"query: "`` for E5.
+        pair_prefix: stands before the second text of a pair and before hard negatives; ``null``: as
+            ``prefix``. Translations use both in turn.
+        temperature: by which cosines are divided in the loss.
+        frozen: what does not train. With ``slots`` the embeddings of the base train too, except the
+            vocabularies of added languages.
+    """
+
+    pooling: str = choice("mean", POOLINGS)
+    normalize: bool = True
+    prefix: str = ""
+    pair_prefix: str | None = None
+    temperature: float = number(0.05, above=0, most=100)
+    frozen: str = choice("slots+embeddings", FROZEN)
+
+    @property
+    def prefixes(self) -> tuple[str, str]:
+        """Of the first and of the second text of a pair."""
+        return self.prefix, self.prefix if self.pair_prefix is None else self.pair_prefix
 
 
 @dataclass
 class LabelledTask:
-    """A labelled task.
+    """A task: a labelled one, or sentence vectors.
 
     Args:
         name: of the task, for tables and the model card.
@@ -31,9 +61,12 @@ class LabelledTask:
         data: the examples.
         tests: more examples, for tasks that test other files than they train on (SQuAD and XQuAD).
         source: the language to fine-tune on. All others with data and a slot are tested zero-shot.
+            For sentence vectors also several (``en+de``), or ``all``: both texts of a pair are in
+            these.
         metric: the score of the source's development split that chooses the weights.
         seeds: how many models are trained, with ``seed``, ``seed + 1`` and so on.
         upper: also fine-tune on each target language itself. Each needs as many trainings again.
+        sentences: of sentence vectors alone.
     """
 
     name: str = "intents"
@@ -45,6 +78,15 @@ class LabelledTask:
     seeds: int = number(3, least=1, most=1_000)
     upper: bool = False
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
+    sentences: SentenceConfig | None = None
+
+    @property
+    def languages(self) -> list[str]:
+        """The languages to fine-tune on; empty: all of the data."""
+        if self.kind != SENTENCES:
+            return [self.source]
+        names = [] if self.source == ALL else self.source.split("+")
+        return [name.strip() for name in names if name.strip()]
 
 
 @dataclass
@@ -96,7 +138,7 @@ def validate_finetune(cfg: FinetuneConfig) -> None:
                 f"seed is {cfg.seed}, and the last of task.seeds={task.seeds} models has "
                 f"{cfg.seeds[-1]}; allowed is 0 to {2**32 - 1}"
             )
-    faults += [*machine_faults(cfg.trainer), *_wrong_names(cfg)]
+    faults += [*machine_faults(cfg.trainer), *_wrong_names(cfg), *_sentence_faults(cfg)]
     if cfg.trainer.max_tokens is not None:
         faults.append(
             "trainer.max_tokens is set, but fine-tuning counts examples; set trainer.max_steps"
@@ -129,3 +171,21 @@ def _wrong_names(cfg: FinetuneConfig) -> Iterator[str]:
                         f"{key}.{name}.{role} names nothing; allowed are {', '.join(allowed)}."
                         f"{nearest(role, allowed)}"
                     )
+
+
+def _sentence_faults(cfg: FinetuneConfig) -> Iterator[str]:
+    """Faults of settings that sentence vectors have and labelled tasks do not."""
+    task, rows = cfg.task, cfg.trainer.rows_per_step
+    if task.kind != SENTENCES:
+        if task.sentences is not None:
+            yield f"leave task.sentences out: task.kind is '{task.kind}', not '{SENTENCES}'"
+        return
+    if rows < 2:
+        yield (
+            f"set trainer.rows_per_step to 2 or more: it is {rows}, and the other pairs of a batch "
+            "are the negatives"
+        )
+    if task.upper:
+        yield "leave task.upper=true out: it is for labelled tasks"
+    if task.source != ALL and not task.languages:
+        yield f"task.source is '{task.source}'; allowed are codes such as en+de, and {ALL}"

@@ -20,6 +20,7 @@ from xmod_lab.text.objectives import PSEUDO, Likelihood, objective_of
 
 if TYPE_CHECKING:
     from xmod_lab.model import XmodConfig
+    from xmod_lab.model.sentence_vectors import VectorSettings
 
 # the section between these marks is written by us
 _ADDED, _END = "<!-- added languages -->", "<!-- end of added languages -->"
@@ -203,6 +204,28 @@ is `{code}`.
     )
 
 
+def encoder_card(code: str, settings: "VectorSettings", whole: str | None) -> str:
+    """The card of one language of a sentence encoder that is exported for sentence-transformers.
+
+    Args:
+        whole: the card of the model that it comes from.
+    """
+    parsed = None if whole is None else parsed_card(whole)
+    text = parsed.text.strip() if parsed is not None else ""
+    said = f"\n# The model that it comes from\n\n{text}\n" if text else ""
+    body = f"""# Sentence vectors for {code}
+
+One language of a modular multilingual sentence encoder. Texts in other languages need a folder of
+their own; the vectors of all of them are in one space. Pooling: {settings.pooling}. Prefix of a
+text: {settings.prefix!r}; of the second text of a pair: {settings.pair_prefix!r}.
+
+    from sentence_transformers import SentenceTransformer
+
+    SentenceTransformer("FOLDER").encode(["a text"])
+{said}"""
+    return _card([code], body, {}, task="sentence-similarity", library="sentence-transformers")
+
+
 def task_card(
     config: "XmodConfig",
     record: dict,
@@ -213,9 +236,10 @@ def task_card(
     """The card of a model that was fine-tuned on a task.
 
     Args:
-        record: ``task``, ``source``, ``metric``, ``class`` (of the model), ``inputs`` and ``piped``
-            (of the kind of task, see :class:`xmod_lab.tasks.task.Task`), ``labels``, ``data`` and
-            ``training``.
+        record: ``task``, ``source``, ``trained`` and ``default`` (codes), ``metric``, ``class`` (of
+            the model), ``inputs`` and ``piped`` (of the kind of task, see
+            :class:`xmod_lab.tasks.task.Kind`), ``labels``, ``data``, ``training``, and ``vectors``
+            (the settings of sentence vectors, ``None`` for a labelled task).
         scores: language -> score through its own slot, score of the n-gram baseline, score of
             giving one answer to all.
         pipeline: the name of the task in ``transformers``.
@@ -227,15 +251,22 @@ def task_card(
         "one answer to all",
     )
     rows = [(code, *map(number, found)) for code, found in scores.items()]
-    body = f"""# X-MOD, fine-tuned on {record["task"]} in {record["source"]}
+    vectors = record["vectors"]
+    source = record["source"] if vectors is None else ", ".join(record["trained"])
+    learnt, frozen, same = "the head", "Embeddings and slots", "a linear classifier"
+    same += " that was trained only on the same examples. A score that is\nnot better"
+    if vectors is not None:
+        learnt, same = "nothing else", "cosines of tf-idf. A score that is not better"
+        if vectors["frozen"] == "slots":
+            learnt, frozen = "the base's embeddings", "Slots, and vocabularies of added languages,"
+    body = f"""# X-MOD, fine-tuned on {record["task"]} in {source}
 
-The shared layers and the head learnt the task from {record["source"]} alone. Embeddings and slots
+The shared layers and {learnt} learnt the task from {source} alone. {frozen}
 are bit-identical to the base's. A text in another language needs the tokenizer and the `lang_ids`
 of that language.
 
 {Table("", header, rows).markdown()}
-Character n-grams: a linear classifier that was trained only on the same examples. A score that is
-not better than this shows no transfer.
+Character n-grams: {same} than this shows no transfer.
 
 {_task_use(record, list(scores), pipeline)}
 {_tables(record, level="##")}"""
@@ -244,7 +275,17 @@ not better than this shows no transfer.
 
 def _task_use(record: dict, codes: list[str], pipeline: str) -> str:
     """Code that calls a fine-tuned model in another language of ``codes``, and the labels."""
-    other = next((code for code in codes if code != record["source"]), record["source"])
+    other = next((code for code in codes if code != record["default"]), record["default"])
+    if record["vectors"] is not None:
+        return f"""## Use
+
+    import xmod_lab
+
+    xmod_lab.encode_sentences("FOLDER", ["a text", "another"], "{other}")
+
+For sentence-transformers, write a folder for each language:
+`python -m xmod_lab.packs export FOLDER {other} --out OUT`.
+"""
     use = f"""## Use
 
     import transformers, xmod_lab
@@ -253,7 +294,7 @@ def _task_use(record: dict, codes: list[str], pipeline: str) -> str:
     tokenizer = model.tokenizer_for("{other}")
     model(**{record["inputs"]}, lang_ids="{other}")
 
-Inputs without `lang_ids` are in {record["source"]}, the default language.
+Inputs without `lang_ids` are in {record["default"]}, the default language.
 """
     if record["piped"] is not None:
         use += f"""

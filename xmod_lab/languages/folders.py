@@ -12,14 +12,22 @@ in ``languages`` and ``added`` of config.json.
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 import transformers
 
 from xmod_lab.errors import UserError
 from xmod_lab.files import Busy, build_folder
 from xmod_lab.foreign import read_json
-from xmod_lab.languages.cards import export_card, read_card, with_added
+from xmod_lab.languages.cards import encoder_card, export_card, read_card, with_added
+from xmod_lab.languages.sentence_encoding import open_encoder, positions
+from xmod_lab.languages.sentence_export import write_encoder_files
 from xmod_lab.manifests import CARD, MANIFEST, manifests_in
-from xmod_lab.model import XmodLanguageModel, language_model, load_language_model
+from xmod_lab.model import (
+    XmodForSentenceVectors,
+    XmodLanguageModel,
+    load_language_model,
+    read_config,
+)
 from xmod_lab.model.configuration import OURS
 from xmod_lab.model.saving import copy_files
 from xmod_lab.model_folders import model_folder
@@ -81,14 +89,18 @@ def export(source: str | Path, code: str, out: Path) -> None:
     """Write one language of ``source`` to ``out`` as an ordinary Hugging Face X-MOD folder.
 
     ``transformers`` loads it as it is. The language's vocabulary is the base vocabulary there, its
-    slot is the only one and the default, and its tokenizer is in the folder.
+    slot is the only one and the default, and its tokenizer is in the folder. A sentence encoder is
+    a folder of ``sentence-transformers`` too, see :mod:`xmod_lab.languages.sentence_export`.
 
     Raises:
         UnknownLanguageError: the model does not have the language.
         UserError: the language has no tokenizer, or ``transformers`` does not have such slots.
     """
     folder = model_folder(source)
-    model = load_language_model(str(folder), f"model '{source}'")
+    encodes = read_config(folder).sentence_vectors is not None
+    model = (
+        open_encoder(folder) if encodes else load_language_model(str(folder), f"model '{source}'")
+    )
     code = model.config.resolve(code)
     if not model.config.in_transformers:
         raise UserError(
@@ -103,20 +115,35 @@ def export(source: str | Path, code: str, out: Path) -> None:
     )
 
     def write(scratch: Path) -> None:
-        single.save_pretrained(scratch)
+        if encodes:
+            # transformers' class for sentence vectors has a pooler, which nothing reads
+            size = single.config.hidden_size
+            pooler = {"weight": torch.zeros(size, size), "bias": torch.zeros(size)}
+            state = {f"pooler.dense.{name}": tensor for name, tensor in pooler.items()}
+            state |= single.base_model.state_dict()
+            single.base_model.save_pretrained(scratch, state_dict=state)
+        else:
+            single.save_pretrained(scratch)
         settings = {k: v for k, v in read_json(scratch / "config.json").items() if k not in OURS}
         transformers.XmodConfig.from_dict(settings).save_pretrained(scratch)
         place = folder / "languages" / code if own else folder
         copy_files(place, scratch, root=folder, but=(*_WRITTEN_ANEW, MANIFEST))
-        card = export_card(
-            code, single.config, manifests_in(folder, [code]).get(code), read_card(folder)
-        )
+        whole = read_card(folder)
+        if encodes:
+            size, most = single.config.hidden_size, positions(single)
+            write_encoder_files(scratch, single.settings, tokenizer, size=size, positions=most)
+            card = encoder_card(code, single.settings, whole)
+        else:
+            manifest = manifests_in(folder, [code]).get(code)
+            card = export_card(code, single.config, manifest, whole)
         (scratch / CARD).write_bytes(card.encode(errors="surrogateescape"))
 
     new_folder(out, write)
 
 
-def _single(model: XmodLanguageModel, code: str) -> XmodLanguageModel:
+def _single(
+    model: XmodLanguageModel | XmodForSentenceVectors, code: str
+) -> XmodLanguageModel | XmodForSentenceVectors:
     """A new model that has the language ``code`` only, with the weights of ``model``."""
     config = type(model.config).from_dict(model.config.to_dict())
     slot = config.languages[config.slot(code)]
@@ -128,7 +155,7 @@ def _single(model: XmodLanguageModel, code: str) -> XmodLanguageModel:
     config.vocab_size = (config.vocabularies or {}).get(code, config.vocab_size)
     config.languages, config.default_language = [code], code
     config.vocabularies = config.aliases = config.added = config.extended = None
-    single = language_model(config).to(model.dtype).eval()
+    single = type(model)(config).to(model.dtype).eval()
     state = {
         name.replace(f".adapter_modules.{slot}.", f".adapter_modules.{code}."): tensor
         for name, tensor in model.state_dict().items()
@@ -137,9 +164,11 @@ def _single(model: XmodLanguageModel, code: str) -> XmodLanguageModel:
     }
     if own is not None:
         for name in ("roberta.embeddings.word_embeddings.weight", "lm_head.decoder.weight"):
-            state[name] = own.word_embeddings.weight
+            if name in state:
+                state[name] = own.word_embeddings.weight
         for name in ("lm_head.bias", "lm_head.decoder.bias"):
-            state[name] = own.output_bias(model.lm_head.decoder.bias)
+            if name in state:
+                state[name] = own.output_bias(model.lm_head.decoder.bias)
     single.load_state_dict(state)
     return single
 

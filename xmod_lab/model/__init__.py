@@ -23,6 +23,7 @@ from xmod_lab.model.language_models import (
 )
 from xmod_lab.model.opening import read_config
 from xmod_lab.model.random_weights import begin_by_name, seeded_generator
+from xmod_lab.model.sentence_vectors import XmodForSentenceVectors
 from xmod_lab.model.slots import SLOTS, XmodSlot, donors_of
 from xmod_lab.model.task_heads import (
     XmodForMultipleChoice,
@@ -57,6 +58,7 @@ __all__ = [
     "XmodForMaskedLM",
     "XmodForMultipleChoice",
     "XmodForQuestionAnswering",
+    "XmodForSentenceVectors",
     "XmodForSequenceClassification",
     "XmodForTokenClassification",
     "XmodLanguageModel",

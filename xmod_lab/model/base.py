@@ -86,6 +86,14 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
     def freeze_embeddings_and_language_adapters(self) -> None:
         """Freeze embeddings, slots and the slots' LayerNorm, for fine-tuning (X-MOD section 5)."""
         self.base_model.embeddings.requires_grad_(False)
+        self.freeze_language_adapters()
+
+    def freeze_language_adapters(self) -> None:
+        """Freeze what belongs to languages alone, and the slots' LayerNorm.
+
+        These are the slots, and the vocabularies of added languages. The other embeddings train.
+        """
+        self.base_model.embeddings.vocabularies.requires_grad_(False)
         for layer in self.base_model.encoder.layer:
             layer: XmodLayer
             layer.output.adapter_modules.requires_grad_(False)

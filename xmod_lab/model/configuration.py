@@ -10,7 +10,7 @@ from xmod_lab.errors import UnknownLanguageError, UserError, reason, shown
 from xmod_lab.foreign import refuse_code
 from xmod_lab.model_folders import OF_LANGUAGES, OWN_TYPE, cannot_be_used, setting_faults
 
-OURS = (*OF_LANGUAGES, "slot_architecture", "head_act", "extended")
+OURS = (*OF_LANGUAGES, "slot_architecture", "head_act", "extended", "sentence_vectors")
 # the only architecture of a slot, and the only activation of a head, that transformers has
 _IN_TRANSFORMERS = "bottleneck"
 _HEAD_IN_TRANSFORMERS = "gelu"
@@ -21,7 +21,7 @@ class XmodConfig(ReferenceConfig):
     """Configuration of every class in :mod:`xmod_lab.model`, in the format of transformers.
 
     It has all arguments of ``transformers.XmodConfig`` (X-MOD section 3; flags of the base and
-    large releases) and six of our own. Other programs ignore our own arguments. ``config.json``
+    large releases) and seven of our own. Other programs ignore our own arguments. ``config.json``
     has them only if they differ from their default.
 
     Args:
@@ -40,6 +40,9 @@ class XmodConfig(ReferenceConfig):
             ``xmod_lab.model`` is imported.)
         head_act: the activation of the masked-LM head; in a model that was grown from BERT, that of
             BERT's layers. For others than ``gelu`` the model type is ``xmod_lab`` too.
+        sentence_vectors: of a model that makes sentence vectors, the settings ``pooling``,
+            ``normalize``, ``prefix`` and ``pair_prefix``, see
+            :class:`xmod_lab.model.sentence_vectors.VectorSettings`.
     """
 
     adapter_reduction_factor: int | float = 2  # transformers documents both, but accepts only int
@@ -49,6 +52,7 @@ class XmodConfig(ReferenceConfig):
     extended: dict[str, int] | None = None
     slot_architecture: str = _IN_TRANSFORMERS
     head_act: str = _HEAD_IN_TRANSFORMERS
+    sentence_vectors: dict | None = None
 
     @property
     def in_transformers(self) -> bool:

@@ -11,7 +11,7 @@ from xmod_lab.reports.plots import HALF, WIDE, curves, dots, interval_bars, pane
 from xmod_lab.reports.results import Run
 from xmod_lab.reports.scores import series_of
 from xmod_lab.tables import NONE, Record, Table
-from xmod_lab.tasks.statistics import AGAINST, ARMS, holm, p_text, tested_text
+from xmod_lab.tasks.statistics import AGAINST, ARMS, holm, p_text, tested_text, trained_on
 
 _CHANCE = "majority"
 
@@ -97,7 +97,7 @@ def _bars(runs: dict[str, Run]) -> list[Html]:
         plots.append(panels(panel))
     for name, run in runs.items():
         task = run.config["task"]
-        title = f"{task['name']}, fine-tuned on {task['source']} alone"
+        title = f"{task['name']}, fine-tuned on {trained_on(task['source'])}"
         title = f"{name}: {title}" if len(runs) > 1 else title
         plot = transfer_bars(run.metrics, task["metric"], title, tested(run))
         plots.append(svg(plot, f"test {task['metric']} by language and arm"))
@@ -164,8 +164,14 @@ def _paired(groups: list[Group]) -> Table:
     runs = [
         (group, run, code) for group in groups for run in group.finished for code in tested(run)
     ]
+    against = [
+        arm
+        for arm in AGAINST
+        if arm != "untrained"
+        or any(name.endswith("-untrained") for _, r, _ in runs for name in r.metrics)
+    ]
     names = [
-        [f"difference/{_metric(run)}/{code}/target-{arm}" for arm in AGAINST]
+        [f"difference/{_metric(run)}/{code}/target-{arm}" for arm in against]
         for _, run, code in runs
     ]
     raw = [
@@ -187,7 +193,7 @@ def _paired(groups: list[Group]) -> Table:
         for run in group.finished
         for record in _records(group, run, "difference")
     ]
-    columns = [cell for arm in AGAINST for cell in (f"minus {arm}, interval", "p")]
+    columns = [cell for arm in against for cell in (f"minus {arm}, interval", "p")]
     note = (
         "The score through the target slot minus that of another arm. Paired tests over clusters "
         f"of examples and seeds, given the base.{_corrected(raw)} The CSV file has p as it was."

@@ -183,7 +183,7 @@ def _knows_source(cfg: FinetuneConfig) -> Fits:
         except UserError as error:
             _pass_over(str(error))
             return False
-        return not config.is_decoder and _knows(config, cfg.task.source)
+        return not config.is_decoder and all(_knows(config, c) for c in cfg.task.languages)
 
     return fits
 

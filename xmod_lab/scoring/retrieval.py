@@ -1,6 +1,7 @@
 """Translation retrieval: find the translation of each sentence in another language, by cosine.
 
-A sentence is the mean of its states over its tokens, without <s>, </s> and padding. The states of
+A sentence is the mean of its states over its tokens, without <s>, </s> and padding. Of a sentence
+encoder it is what its settings say: pooling, special tokens included, and prefix. The states of
 every layer are scored: ``layer0`` is the embeddings, ``layer<k>_before`` the input of the slot of
 layer k, ``layer<k>`` the output of layer k. There are three arms:
 
@@ -32,7 +33,8 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodLanguageModel
+from xmod_lab.model import XmodForSentenceVectors, XmodLanguageModel
+from xmod_lab.model.sentence_vectors import pooled
 from xmod_lab.scoring.recognition import padded
 from xmod_lab.tasks.ngrams import ngrams
 from xmod_lab.tasks.statistics import Estimate, difference, estimate, share_of
@@ -126,17 +128,19 @@ def _slot_inputs(model: XmodLanguageModel) -> Iterator[list[Tensor]]:
 
 @torch.inference_mode()
 def pooled_states(
-    model: XmodLanguageModel,
+    model: XmodLanguageModel | XmodForSentenceVectors,
     code: str,
     sentences: list[list[int]],
     tokenizer: PreTrainedTokenizerBase,
     slot: str | None = None,
 ) -> Tensor:
-    """(K, N, D) float32 on the CPU: the mean states of ``sentences``, lists of token ids.
+    """(K, N, D) float32 on the CPU: the pooled states of ``sentences``, lists of token ids.
 
     ``slot``: the slot that they go through, by default that of ``code``.
     """
     order = sorted(range(len(sentences)), key=lambda i: len(sentences[i]))
+    encodes = isinstance(model, XmodForSentenceVectors)
+    pooling = model.settings.pooling if encodes else "mean"
     states = torch.empty(
         2 * model.config.num_hidden_layers + 1, len(sentences), model.config.hidden_size
     )
@@ -146,31 +150,31 @@ def pooled_states(
             ids = torch.from_numpy(padded([sentences[i] for i in some], tokenizer)).to(model.device)
             lengths = torch.tensor([len(sentences[i]) for i in some], device=model.device)
             places = torch.arange(ids.shape[1], device=model.device)
-            # (N, S): 1 at tokens, 0 at <s>, </s> and padding
-            real = ((places >= 1) & (places <= lengths[:, None])).to(model.dtype)
+            mask = (places < lengths[:, None] + 2).long()  # (N, S): 1 at tokens, 0 at padding
+            # 0 also at <s> and </s>
+            inner = ((places >= 1) & (places <= lengths[:, None])).long()
             seen.clear()
             out = model.base_model(
                 ids,
                 lang_ids=torch.full((len(ids),), model.lang_id(code)),
-                attention_mask=(places < lengths[:, None] + 2).long(),
+                attention_mask=mask,
                 use_cache=False,
                 output_hidden_states=True,
                 slot=slot,
             ).hidden_states
             both = [out[0], *(state for pair in zip(seen, out[1:], strict=True) for state in pair)]
             for k, state in enumerate(both):
-                states[k, some] = (
-                    ((state * real[:, :, None]).sum(1) / lengths[:, None]).float().cpu()
-                )
+                states[k, some] = pooled(state, mask if encodes else inner, pooling).float().cpu()
     return states
 
 
-def fixed_state(model: XmodLanguageModel, layer: int | None = None) -> str:
+def fixed_state(model: XmodLanguageModel | XmodForSentenceVectors, layer: int | None = None) -> str:
     """The state at which models are compared: the output of ``layer``.
 
     By default it is two thirds of the way up (8 of 12), as in related work on multilingual
-    encoders. It is fixed before any score is seen. (The best of all layers would be chosen on the
-    scored pairs themselves.)
+    encoders. Of a sentence encoder it is the last layer, of which its vectors are made. It is fixed
+    before any score is seen. (The best of all layers would be chosen on the scored pairs
+    themselves.)
 
     Raises:
         UserError: the model does not have this layer.
@@ -181,11 +185,12 @@ def fixed_state(model: XmodLanguageModel, layer: int | None = None) -> str:
             f"evaluate.layer is {layer}, but the model has {layers} layers; "
             f"allowed is 0 (the embeddings) to {layers}"
         )
-    return f"layer{round(2 / 3 * layers) if layer is None else layer}"
+    usual = layers if isinstance(model, XmodForSentenceVectors) else round(2 / 3 * layers)
+    return f"layer{usual if layer is None else layer}"
 
 
 def retrieve(
-    model: XmodLanguageModel,
+    model: XmodLanguageModel | XmodForSentenceVectors,
     parallel: Parallel,
     languages: dict[str, tuple[str, PreTrainedTokenizerBase]],
     *,
@@ -198,8 +203,10 @@ def retrieve(
     # with room for <s> and </s>
     longest = model.config.max_position_embeddings - model.config.pad_token_id - 3
     ids, cut = {}, 0
+    prefix = model.settings.prefix if isinstance(model, XmodForSentenceVectors) else ""
     for column, (_, tokenizer) in languages.items():
-        found = [token_ids for token_ids, *_ in encode(iter(parallel.sentences[column]), tokenizer)]
+        texts = (prefix + text if text else "" for text in parallel.sentences[column])
+        found = [token_ids for token_ids, *_ in encode(texts, tokenizer)]
         cut += sum(len(token_ids) > longest for token_ids in found)
         ids[column] = [token_ids[:longest] for token_ids in found]
     if cut:

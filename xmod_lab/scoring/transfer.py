@@ -10,11 +10,13 @@ that it goes through (X-MOD, Pfeiffer et al. 2022, section 5), or in what answer
     ngrams    a classifier of character n-grams without pre-training, :mod:`xmod_lab.tasks.ngrams`
     majority  the same answer to all, the one that is right most often in this test: best chance
     upper     a model that was fine-tuned on the language itself, through its own slot
+    untrained the base before it was fine-tuned, of sentence vectors
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -24,7 +26,7 @@ from xmod_lab.codes import NO_SLOT
 from xmod_lab.model import XmodConfig, XmodPreTrainedModel
 from xmod_lab.tasks.examples import EncodedExamples
 from xmod_lab.tasks.sources import Labelled
-from xmod_lab.tasks.task import Task
+from xmod_lab.tasks.task import Kind, Task
 from xmod_lab.tasks.task_metrics import Metric
 
 WRONG_SLOTS = 8
@@ -33,32 +35,50 @@ _ROWS = 64  # of a batch
 # K slots, S seeds, N examples, E entries (examples or windows), D counts of an example
 
 
+class Test(Sized, Protocol):
+    """What a language is tested by: the gold answers of N examples."""
+
+    gold: list
+
+
 @dataclass(frozen=True)
-class TaskSetup:
-    """What all trainings of a run share.
+class Tested:
+    """What the trainings of a run share: how they are tested.
 
     Args:
         folder: of the base.
-        source: code of the language that is fine-tuned on.
+        source: code of the language that is fine-tuned on; of several, their codes with ``+``
+            between them, or ``all``.
+        trained: the codes of these languages.
         added: codes of the languages that were added to the base after pre-training.
-        kind: the task, with the classes of the source's training split.
-        examples: code -> split -> the encoded examples.
+        kind: the task.
+        tests: code -> the test examples.
         clusters: code -> the cluster of each test example (N,), for tests with groups of rows.
-        rows: code -> split -> the rows that ``examples`` were made of.
     """
 
     folder: Path
     source: str
+    trained: list[str]
     added: list[str]
-    kind: Task
-    examples: dict[str, dict[str, EncodedExamples]]
+    kind: Kind
+    tests: Mapping[str, Test]
     clusters: dict[str, np.ndarray]
-    rows: Labelled
 
-    @property
-    def tests(self) -> dict[str, EncodedExamples]:
-        """Code -> the encoded test examples."""
-        return {code: splits["test"] for code, splits in self.examples.items() if "test" in splits}
+
+@dataclass(frozen=True)
+class TaskSetup(Tested):
+    """What all trainings on a labelled task share.
+
+    Args:
+        kind: with the classes of the source's training split.
+        examples: code -> split -> the encoded examples.
+        rows: code -> split -> the rows that ``examples`` were made of.
+    """
+
+    kind: Task
+    tests: dict[str, EncodedExamples]
+    examples: dict[str, dict[str, EncodedExamples]]
+    rows: Labelled
 
 
 def slots_of(config: XmodConfig, code: str, source: str) -> dict[str, list[str]]:

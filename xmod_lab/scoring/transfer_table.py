@@ -9,9 +9,8 @@ import numpy as np
 
 from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.metrics import AT_LEAST, LEVEL, digits_of, interval_text, number
-from xmod_lab.scoring.transfer import TaskSetup, counted
+from xmod_lab.scoring.transfer import Tested, counted
 from xmod_lab.tables import NONE, Table, csv_text
-from xmod_lab.tasks.ngrams import NgramAnswers
 from xmod_lab.tasks.statistics import (
     AGAINST,
     ARMS,
@@ -21,6 +20,7 @@ from xmod_lab.tasks.statistics import (
     holm,
     p_text,
     tested_text,
+    trained_on,
 )
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ class Transfer:
             language
             for language in self.languages
             if language.comparable and language.role != "source"
-        ]
+        ] or [language for language in self.languages if language.comparable]
         if others:
             scores = [language.arms[self.metric] for language in others]
             means = {
@@ -222,8 +222,8 @@ class Transfer:
             rows.append((f"mean of {len(others)}", "", "", cells[0], "", *cells[1:]))
         note = (
             f"Intervals ({LEVEL:.0%}) are over clusters of examples and {self._seeds()}, given "
-            "this base. The mean is over the other languages with at least half of the "
-            "labels in their test."
+            "this base. The mean is over the languages that were not trained on, if there are "
+            "any, with at least half of the labels in their test."
         )
         if above := self._above():
             note += f" *: the whole interval is above {above}."
@@ -234,7 +234,7 @@ class Transfer:
                 " One answer to all (majority) is O, which names no span: it scores 0 by "
                 "definition, and does not measure chance."
             )
-        title = f"{self.task}: test {self.metric}, fine-tuned on {self.source} alone"
+        title = f"{self.task}: test {self.metric}, fine-tuned on {trained_on(self.source)}"
         header = ("language", "labels", "examples", "target", "interval", *arms[1:])
         return Table(title, header, rows, note)
 
@@ -281,15 +281,16 @@ class Transfer:
 
 def score_transfer(
     cfg: FinetuneConfig,
-    setup: TaskSetup,
+    setup: Tested,
     results: dict[tuple[str, int], Result],
-    ngrams: list[NgramAnswers],
+    baselines: dict[str, dict[str, list[list[list]]]],
 ) -> Transfer:
     """Estimates of all arms from the predictions of all trainings.
 
     Args:
         results: (language, seed) -> the result of its training.
-        ngrams: the answers of the n-gram baseline, one for each seed; empty without a baseline.
+        baselines: arm -> language -> for each seed and slot the predictions (N,). Those of one seed
+            stand for all.
     """
     source, seeds, kind = setup.source, cfg.seeds, setup.kind
     mine = [results[source, seed] for seed in seeds]
@@ -300,10 +301,7 @@ def score_transfer(
             arm: [result.predictions[code][arm] for result in mine]
             for arm in mine[0].predictions[code]
         }
-        if ngrams:
-            said["ngrams"] = [[one.predictions[code]] for one in ngrams]
-        if (same := kind.majority(test.gold)) is not None:
-            said["majority"] = [[same]]
+        said |= {arm: by_code[code] for arm, by_code in baselines.items()}
         own = [results[code, seed] for seed in seeds if (code, seed) in results]
         if own and code != source:
             said["upper"] = [result.predictions[code]["target"] for result in own]
@@ -321,7 +319,9 @@ def score_transfer(
                 for arm in AGAINST
                 if arm in counts
             }
-        role = "source" if code == source else "added" if code in setup.added else "pre-trained"
+        role = (
+            "source" if code in setup.trained else "added" if code in setup.added else "pre-trained"
+        )
         languages.append(
             Language(
                 code,
@@ -336,10 +336,6 @@ def score_transfer(
         )
     languages.sort(key=lambda language: ("source", "pre-trained", "added").index(language.role))
     validation = _validation(cfg, results)
-    if ngrams:
-        validation[f"val/{cfg.task.metric}/{source}/ngrams"] = float(
-            np.mean([one.dev for one in ngrams])
-        )
     return Transfer(cfg.task.name, cfg.task.metric, source, seeds, languages, validation)
 
 

@@ -2,14 +2,18 @@
 
 import logging
 import math
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.errors import UserError
+from xmod_lab.config.schema import EvaluateConfig
+from xmod_lab.errors import UnknownLanguageError, UserError
+from xmod_lab.languages.sentence_encoding import is_encoder, open_encoder
 from xmod_lab.metrics import read_metrics
-from xmod_lab.model import XmodLanguageModel
+from xmod_lab.model import XmodForSentenceVectors, XmodLanguageModel
+from xmod_lab.model_folders import model_folder
 from xmod_lab.scoring.evaluation_tables import (
     before_table,
     language_table,
@@ -17,7 +21,7 @@ from xmod_lab.scoring.evaluation_tables import (
     retrieval_tables,
     slot_table,
 )
-from xmod_lab.scoring.held_out import named_with_interval
+from xmod_lab.scoring.held_out import named_with_interval, on_device
 from xmod_lab.scoring.languages import ScoredLanguage, readers, slots_of
 from xmod_lab.scoring.likelihood import pseudo_likelihood
 from xmod_lab.scoring.naive_bayes import ngram_costs
@@ -40,9 +44,12 @@ from xmod_lab.scoring.retrieval import (
 )
 from xmod_lab.scoring.wrong_slots import Matrix, slot_figures, slot_matrix
 from xmod_lab.stages.opening import Opened
+from xmod_lab.stages.task_data import task_model
 from xmod_lab.tables import csv_text
+from xmod_lab.tasks.sentences import Sentences
 from xmod_lab.text.objectives import EXACT, PSEUDO, objective_of
 from xmod_lab.text.parallel import Parallel
+from xmod_lab.text.tokenizer import composing
 
 log = logging.getLogger(__name__)
 _MOST = 690.0  # nats; JSON can hold the exponential
@@ -68,6 +75,8 @@ class Evaluation:
 
     def csv_files(self) -> dict[str, str]:
         """slots.csv, recognition.csv and retrieval.csv: a value a row."""
+        if "val/exact" not in self.figures:  # of a sentence encoder
+            return self._retrieval_file()
         kind = (EXACT if self.figures["val/exact"] else PSEUDO).word
         losses = [
             {"text": text, "slot": slot, "loss": loss, "likelihood": kind}
@@ -80,16 +89,19 @@ class Evaluation:
             for text, row in table.items()
             for slot, count in row.items()
         ]
+        files = {
+            "slots.csv": csv_text(losses, ("text", "slot", "loss", "likelihood")),
+            "recognition.csv": csv_text(counts, ("of", "text", "slot", "count")),
+        }
+        return files | self._retrieval_file()
+
+    def _retrieval_file(self) -> dict[str, str]:
         pairs = [
             {"set": name, **result.record()}
             for name, results in self.retrieved.items()
             for result in results
         ]
-        files = {
-            "slots.csv": csv_text(losses, ("text", "slot", "loss", "likelihood")),
-            "recognition.csv": csv_text(counts, ("of", "text", "slot", "count")),
-        }
-        return files | ({"retrieval.csv": csv_text(pairs)} if pairs else {})
+        return {"retrieval.csv": csv_text(pairs)} if pairs else {}
 
 
 def evaluate(
@@ -110,7 +122,7 @@ def evaluate(
         UserError: a loss is not finite; the model lacks the layer; the control lacks a language of
             a file that the model has.
     """
-    fixed = fixed_state(opened.model, layer)
+    fixed_state(opened.model, layer)
     read = {parallel.name: _readers(opened, parallel) for parallel in parallels}
     controls = {}
     if control is not None:
@@ -163,7 +175,100 @@ def evaluate(
             slots[0],
         )
 
-    retrieved = {}
+    other = None if control is None else control.model
+    retrieved, found = _retrieval(model, parallels, read, layer, other, controls)
+    figures |= found
+    return Evaluation(figures, matrix, recognised, retrieved, passages, state_names(model))
+
+
+def open_encoders(
+    cfg: EvaluateConfig,
+) -> tuple[XmodForSentenceVectors, XmodForSentenceVectors | None]:
+    """The sentence encoder ``cfg.base``, and ``evaluate.control`` if it is set.
+
+    A control that is no sentence encoder, such as the base, is read as the encoder is.
+    """
+    model, name = open_encoder(cfg.base), cfg.evaluate.control
+    if name is None or not cfg.evaluate.parallel:
+        return model.float(), None
+    if is_encoder(name):
+        return model.float(), open_encoder(name).float()
+    control = task_model(model_folder(name), Sentences(asdict(model.settings)), seed=0)
+    return model.float(), control.float()
+
+
+def evaluate_encoder(
+    cfg: EvaluateConfig,
+    model: XmodForSentenceVectors,
+    parallels: list[Parallel],
+    control: XmodForSentenceVectors | None,
+) -> Evaluation:
+    """The retrieval of a sentence encoder, with its pooling and its prefix.
+
+    It has no likelihoods, so nothing else is scored.
+
+    Raises:
+        UserError: the model lacks the layer; the control lacks a language of a file that the model
+            has; no file has sentences in two languages of the model.
+    """
+    layer = cfg.evaluate.layer
+    fixed_state(model, layer)
+    read = {parallel.name: _columns(model, parallel) for parallel in parallels}
+    controls = {}
+    if control is not None:
+        fixed_state(control, layer)
+        controls = {parallel.name: _columns(control, parallel) for parallel in parallels}
+        for name, columns in read.items():
+            if lost := [column for column in columns if column not in controls[name]]:
+                raise UserError(
+                    f"take another evaluate.control: it does not read {', '.join(lost)} of {name}, "
+                    "which the model reads"
+                )
+    with on_device(model, cfg.trainer.accelerator):
+        retrieved, figures = _retrieval(model, parallels, read, layer, control, controls)
+    if not figures:
+        raise UserError(
+            "give files of translations with two languages of the model or more, "
+            f"evaluate.parallel=[my.tsv]: it has {', '.join(model.languages)}"
+        )
+    return Evaluation(figures, {}, {}, retrieved, {}, state_names(model))
+
+
+def _columns(
+    model: XmodForSentenceVectors, parallel: Parallel
+) -> dict[str, tuple[str, PreTrainedTokenizerBase]]:
+    """The columns of ``parallel`` that the encoder reads, each with code and tokenizer."""
+    found: dict[str, tuple[str, PreTrainedTokenizerBase]] = {}
+    for column in parallel.sentences:
+        try:
+            code = model.config.resolve(column)
+        except UnknownLanguageError as error:
+            why = str(error).partition(";")[0]
+            log.info("%s: column '%s' is skipped: %s", parallel.name, column, why)
+            continue
+        if code in (taken for taken, _ in found.values()):
+            log.info("%s: column '%s' is skipped: %s is there already", parallel.name, column, code)
+        else:
+            found[column] = code, composing(model.tokenizer_for(code))
+    return found
+
+
+def _retrieval(
+    model: XmodLanguageModel | XmodForSentenceVectors,
+    parallels: list[Parallel],
+    read: dict[str, dict],
+    layer: int | None,
+    control: XmodLanguageModel | XmodForSentenceVectors | None,
+    controls: dict[str, dict],
+) -> tuple[dict[str, list[Retrieval]], dict[str, float]]:
+    """Print the tables of every file, and return the results by file and all figures.
+
+    Args:
+        read, controls: by file, its columns as the model and as the control read them.
+    """
+    fixed = fixed_state(model, layer)
+    retrieved: dict[str, list[Retrieval]] = {}
+    figures: dict[str, float] = {}
     for parallel in parallels:
         name, columns = parallel.name, read[parallel.name]
         results = retrieve(model, parallel, columns)
@@ -179,10 +284,10 @@ def evaluate(
         figures |= _baselines(parallel, columns, compared)
         figures[f"retrieval/{name}/layer"] = int(fixed.removeprefix("layer"))
         if control is not None:
-            at = fixed_state(control.model, layer)
+            at = fixed_state(control, layer)
             figures |= _control(control, parallel, columns, controls[name], compared, at)
         retrieval_tables(name, figures, [code for code, _ in columns.values()], state_names(model))
-    return Evaluation(figures, matrix, recognised, retrieved, passages, state_names(model))
+    return retrieved, figures
 
 
 def _recognition(
@@ -222,7 +327,7 @@ def _baselines(parallel: Parallel, columns: dict, compared: list[Retrieval]) -> 
 
 
 def _control(
-    control: Opened,
+    control: XmodLanguageModel | XmodForSentenceVectors,
     parallel: Parallel,
     columns: dict,
     theirs: dict,
@@ -236,7 +341,7 @@ def _control(
         at: the state of the control that is compared.
     """
     name = parallel.name
-    found = retrieve(control.model, parallel, theirs, arms=_COMPARED)
+    found = retrieve(control, parallel, theirs, arms=_COMPARED)
     # the control may spell codes otherwise
     same = {theirs[column][0]: code for column, (code, _) in columns.items()}
     found = [replace(r, query=same[r.query], candidates=same[r.candidates]) for r in found]

@@ -14,14 +14,14 @@ import transformers
 from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.errors import UserError, reason
 from xmod_lab.manifests import manifests_in
-from xmod_lab.model import XmodPreTrainedModel, read_config
+from xmod_lab.model import XmodConfig, XmodPreTrainedModel, read_config
 from xmod_lab.model.random_weights import random_value
 from xmod_lab.scoring.transfer import TaskSetup
 from xmod_lab.tables import Table
 from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.tasks.sources import GROUP, SPLITS, Labelled, Row, read_examples
 from xmod_lab.tasks.statistics import clusters_of
-from xmod_lab.tasks.task import Task
+from xmod_lab.tasks.task import Kind, Task
 from xmod_lab.tasks.values import DOUBTFUL
 from xmod_lab.text.tokenizer import composing
 
@@ -35,13 +35,7 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> TaskSetup:
         UserError: the base is causal or lacks the source language; the source language has no
             examples in a split; a test has a label that the training split does not have.
     """
-    config = read_config(folder)
-    if config.is_decoder:
-        raise UserError(
-            f"choose another base: {cfg.base} is a causal language model, and tasks are fine-tuned "
-            "on masked ones"
-        )
-    manifests_in(folder, config.added or [])  # saving the model needs all of them
+    config = base_config(cfg, folder)
     source, kind_class = config.resolve(cfg.task.source), KINDS[cfg.task.kind]
     rows, unknown = read_examples(cfg.sources, kind_class.roles, config.known_codes())
     rows, unlabelled = _labelled(rows, kind_class)
@@ -92,15 +86,29 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> TaskSetup:
     setup = TaskSetup(
         folder,
         source,
+        [source],
         config.added or [],
         kind,
-        examples,
+        {code: splits["test"] for code, splits in examples.items() if "test" in splits},
         clusters,
+        examples,
         {c: {s: rows[c][s] for s in splits} for c, splits in examples.items()},
     )
     sizes = {code: {s: len(r) for s, r in splits.items()} for code, splits in rows.items()}
     _data_table(cfg, setup, sizes, unlabelled, positions)
     return setup
+
+
+def base_config(cfg: FinetuneConfig, folder: Path) -> XmodConfig:
+    """The configuration of the base. Raises UserError for a causal one, or one without manifests"""
+    config = read_config(folder)
+    if config.is_decoder:
+        raise UserError(
+            f"choose another base: {cfg.base} is a causal language model, and tasks are fine-tuned "
+            "on masked ones"
+        )
+    manifests_in(folder, config.added or [])  # saving the model needs all of them
+    return config
 
 
 def _clusters(cfg: FinetuneConfig, tests: dict[str, list[Row]]) -> dict[str, np.ndarray]:
@@ -189,7 +197,7 @@ def _data_table(
     Table(title, header, rows).print()
 
 
-def task_model(folder: Path, kind: Task, seed: int) -> XmodPreTrainedModel:
+def task_model(folder: Path, kind: Kind, seed: int) -> XmodPreTrainedModel:
     """The base with a new head for the task, in evaluation mode.
 
     The values of the head are a function of ``seed`` and of each parameter's name.

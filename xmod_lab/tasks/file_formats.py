@@ -266,6 +266,7 @@ READERS: dict[str, Callable[[Path], Rows]] = {  # by the end of a file's name
     ".jsonl.gz": json_rows,
     ".csv": table_rows,
     ".tsv": table_rows,
+    ".tsv.gz": table_rows,
     ".parquet": parquet_rows,
     ".conll": conll_rows,
     ".conllu": conllu_rows,

@@ -21,8 +21,13 @@ from xmod_lab.text.parts import EMBEDDED, content_digest
 log = logging.getLogger(__name__)
 SPLITS = ("train", "dev", "test")
 PLACES = ("language", "split")  # columns that the data of every kind of task may have
+MARKS = (*PLACES, "pair_language")  # what a path may say: @language, @split, @pair_language
+ALL = "all"  # as task.source: every language of the data
 GROUP = "group"  # what examples share that were not drawn independently: a template, a document
-EMBEDDED_TASKS = ("intents", "utterance_slots")
+EMBEDDED_TASKS = {  # name -> file
+    **{name: f"{name}.jsonl.gz" for name in ("intents", "utterance_slots")},
+    **{name: f"{name}.tsv.gz" for name in ("parallel", "udhr")},  # translations
+}
 
 
 @dataclass(frozen=True)
@@ -49,12 +54,14 @@ class LabelledSource:
     the language or the split, the columns ``language`` and ``split`` of the rows do.
 
     Args:
-        path: one of: ``embedded:intents`` or ``embedded:utterance_slots``; files, such as
+        path: one of: ``embedded:intents`` or ``embedded:utterance_slots``, and for sentence vectors
+            ``embedded:parallel`` or ``embedded:udhr``; files, such as
             ``nli/@language/@split.tsv`` (all languages and splits that exist), of a type in
             :data:`xmod_lab.tasks.file_formats.READERS`; a ``datasets`` folder; a hub id, which
             needs the network. Folders in the layouts of xnli, wikiann, xquad and mlqa were tried.
         config: the configurations of a dataset that are read (``xquad.@language``).
         language: the language of all rows, if nothing else says it.
+        pair_language: the language of the second text of all pairs, if nothing else says it.
         columns: role -> column, where the names differ (``{text: utterance}``). A column with the
             role's own name is read too. ``group`` is a column or a role that has the same value in
             examples that were not drawn independently (of one template, document, or source
@@ -67,6 +74,7 @@ class LabelledSource:
     path: str = "embedded:intents"
     config: str | None = None
     language: str | None = None
+    pair_language: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
     held_out: float | None = number(None, above=0, below=1, hint="a share, e.g. 0.05")
@@ -89,15 +97,13 @@ class LabelledSource:
         """The files that match, each with what its path says. Raises UserError for no match."""
         pattern = str(Path(self._pattern).absolute())
         first = min(
-            (pattern.find(mark) for mark in ("@language", "@split") if mark in pattern),
+            (pattern.find(f"@{mark}") for mark in MARKS if f"@{mark}" in pattern),
             default=len(pattern),
         )
         anchor = Path(pattern[:first]).parent if first < len(pattern) else Path(pattern).parent
-        wildcard = (
-            glob.escape(str(Path(pattern).relative_to(anchor)))
-            .replace("@language", "*")
-            .replace("@split", "*")
-        )
+        wildcard = glob.escape(str(Path(pattern).relative_to(anchor)))
+        for mark in MARKS:
+            wildcard = wildcard.replace(f"@{mark}", "*")
         found = [
             (path, _said(pattern, str(path)))
             for path in sorted(anchor.glob(wildcard))
@@ -121,7 +127,7 @@ class LabelledSource:
                 f"task.data.path: choose {', '.join(EMBEDDED_TASKS)}, or give a path; there is no "
                 f"embedded task '{name}'"
             )
-        return str(EMBEDDED / f"{name}.jsonl.gz")
+        return str(EMBEDDED / EMBEDDED_TASKS[name])
 
     def _dataset_parts(self, key: str) -> Iterator[Part]:
         import datasets  # here: a configuration is judged without it
@@ -226,6 +232,19 @@ class LabelledSource:
             f"which {key}.columns.group names; it has {', '.join(map(str, values))}"
         )
 
+    def part_of(self, part: str, row: dict, where: str, key: str = "task.data") -> str:
+        """The split that a row of ``part`` is in: a training row may be held out.
+
+        Raises:
+            UserError: training rows are held out, but ``row`` is of a development split.
+        """
+        if part == "dev" and self.held_out is not None:
+            raise UserError(
+                f"set {key}.held_out=null to use the development split that is there: {where} is "
+                f"of it, and {key}.held_out={self.held_out} takes it from the training split"
+            )
+        return "dev" if part == "train" and self.holds_out(row) else part
+
     def holds_out(self, row: dict) -> bool:
         """Whether a training row with these values moves to the development split."""
         if self.held_out is None:
@@ -252,12 +271,12 @@ def _suffix(name: str) -> str | None:
 
 
 def _said(pattern: str, name: str) -> dict[str, str] | None:
-    """What ``name`` has for @language and @split of ``pattern``; ``None`` if it does not match.
+    """What ``name`` has for the MARKS of ``pattern``; ``None`` if it does not match.
 
     A mark that stands twice must have the same text in both places.
     """
     expression = re.escape(pattern)
-    for place in PLACES:
+    for place in MARKS:
         mark = f"@{place}"
         expression = expression.replace(mark, f"(?P<{place}>[^/]+?)", 1).replace(
             mark, f"(?P={place})"
@@ -328,13 +347,8 @@ def _read_source(
                 f"choose one with ++{key}.splits.{part}={split}, and the other is left out: "
                 f"{where}: splits '{named[part]}' and '{split}' would both be the {part} split"
             )
-        if part == "dev" and source.held_out is not None:
-            raise UserError(
-                f"set {key}.held_out=null to use the development split that is there: {where} is "
-                f"of it, and {key}.held_out={source.held_out} takes it from the training split"
-            )
-        if part == "train" and source.holds_out(row):
-            part, held_out = "dev", held_out + 1
+        whole, part = part, source.part_of(part, row, where, key)
+        held_out += part != whole
         found.setdefault(code, {}).setdefault(part, []).append(Row(row, where))
     if held_out:
         log.info(

@@ -19,6 +19,7 @@ import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
 from xmod_lab.metrics import AT_LEAST, LEVEL
+from xmod_lab.tasks.sources import ALL
 from xmod_lab.tasks.task_metrics import Metric
 
 # K slots, S seeds, N examples, C clusters, D counts of an example
@@ -28,12 +29,24 @@ ARMS = {  # of a test in a language
     "source": "through the slot of the language that was trained on",
     "none": "through no slot",
     "wrong": "through the slots of other languages, mean",
+    "untrained": "the base before it was fine-tuned, through its own slot",
     "ngrams": "a linear classifier on character n-grams, trained on the same examples and on "
-    "nothing else",
+    "nothing else (of sentence vectors: cosines of character n-grams)",
     "majority": "one answer to all",
     "upper": "fine-tuned on the language itself",
 }
-AGAINST = ("ngrams", "source", "none", "wrong")  # what the target slot is compared with
+AGAINST = (
+    "untrained",
+    "ngrams",
+    "source",
+    "none",
+    "wrong",
+)  # what the target slot is compared with
+
+
+def trained_on(source: str) -> str:
+    """What a task was learnt from, for titles. ``source``: as ``task.source``."""
+    return "all languages of the data" if source == ALL else f"{source} alone"
 
 
 def tested_text(examples: int, clusters: int) -> str:

@@ -1,8 +1,8 @@
-"""The contract of a kind of labelled task.
+"""The contract of a kind of task.
 
-To add a kind, write a subclass of :class:`Task` in a file beside this one, name it in
-:data:`xmod_lab.tasks.kinds.KINDS`, and describe a task of that kind in ``conf/task``. Its file
-imports no torch: a kind gives and takes lists and numpy arrays, so that a command can refuse a
+To add a kind of labelled task, write a subclass of :class:`Task` in a file beside this one, name
+it in :data:`xmod_lab.tasks.kinds.KINDS`, and describe a task of that kind in ``conf/task``. Its
+file imports no torch: a kind gives and takes lists and numpy arrays, so that a command can refuse a
 wrong setting before anything slow is imported.
 """
 
@@ -28,15 +28,11 @@ if TYPE_CHECKING:
 # B examples or windows of a batch, S sequence, N examples, U units of an example, C classes
 
 
-class Task:
-    """A kind of labelled task, made from the training rows of the source language.
+class Kind:
+    """What every kind of task says of itself, with labels or without.
 
     A subclass must have every attribute and method that is marked as required. If one is missing,
     Python raises TypeError where the subclass is defined. Everything else has a default.
-
-    A *gold* answer is what an example's label means to the kind: a class number, a list of them, a
-    list of accepted answers. A *prediction* has the form that :meth:`metric` compares with it. Both
-    are written to JSON.
 
     Attributes:
         roles: required. The columns that every row has, each with the function that checks and
@@ -48,8 +44,6 @@ class Task:
         inputs: required. Python code that makes one model input with ``tokenizer``, for the card.
         piped: Python code of the argument of a pipeline, for the card; None: the card shows none.
         labels: the names of the classes, by class number; empty where answers are not classes.
-        ngram_classes: number of classes of the n-gram baseline (:mod:`xmod_lab.tasks.ngrams`);
-            None: the kind has no such baseline. Otherwise :meth:`ngram_texts` is required too.
     """
 
     roles: ClassVar[Mapping[str, Reader]]
@@ -59,26 +53,24 @@ class Task:
     inputs: ClassVar[str]
     piped: ClassVar[str | None] = None
     labels: Sequence[str] = ()
-    ngram_classes: int | None = None
 
     def __init_subclass__(cls) -> None:
-        required = [name for name in Task.__annotations__ if name not in vars(Task)]
-        required += [n for n, v in vars(Task).items() if getattr(v, "__isabstractmethod__", False)]
-        if cls.ngram_classes is not None:
-            required.append("ngram_texts")
-        missing = [n for n in required if getattr(cls, n, None) is getattr(Task, n, None)]
+        if cls.__module__ == __name__:  # a part of the contract itself
+            return
+        parts = [base for base in (Kind, Task) if issubclass(cls, base)]
+        missing = [
+            name
+            for base in parts
+            for name in _required(base)
+            if getattr(cls, name, None) is getattr(base, name, None)
+        ]
+        if getattr(cls, "ngram_classes", None) is not None and cls.ngram_texts is Task.ngram_texts:
+            missing.append("ngram_texts")
         if missing:
             raise TypeError(
                 f"define {', '.join(missing)} in {cls.__name__}; xmod_lab/tasks/task.py says what "
                 f"each of them is"
             )
-
-    def __init__(self, train: Sequence[Row]):
-        """Learn from the training rows of the source language what the kind needs (its labels).
-
-        Raises:
-            UserError: the rows do not make a task.
-        """
 
     @classmethod
     def model_class(cls) -> "type[XmodPreTrainedModel]":
@@ -91,6 +83,48 @@ class Task:
         """What the task sets in the model's configuration. Default: the names of the classes."""
         names = dict(enumerate(self.labels))
         return {"id2label": names, "label2id": {label: i for i, label in names.items()}}
+
+    @abstractmethod
+    def metric(self, name: str, code: str = "") -> Metric:
+        """Required. The metric of that name, for answers in the language ``code``.
+
+        Its score is between 0 and 1, and a higher one is better.
+        """
+
+    def described(self, gold: Sequence) -> str:
+        """How many of the classes a test has, for the table: ``9 of 13``."""
+        if not self.labels:
+            return "–"
+        return f"{len(set(_class_numbers(gold)))} of {len(self.labels)}"
+
+    def comparable(self, gold: Sequence) -> bool:
+        """Whether the score of a test may enter the mean over languages.
+
+        Default: the test has at least half of the classes, or answers are not classes.
+        """
+        return not self.labels or 2 * len(set(_class_numbers(gold))) >= len(self.labels)
+
+
+class Task(Kind):
+    """A kind of labelled task, made from the training rows of the source language.
+
+    A *gold* answer is what an example's label means to the kind: a class number, a list of them, a
+    list of accepted answers. A *prediction* has the form that :meth:`metric` compares with it. Both
+    are written to JSON.
+
+    Attributes:
+        ngram_classes: number of classes of the n-gram baseline (:mod:`xmod_lab.tasks.ngrams`);
+            None: the kind has no such baseline. Otherwise :meth:`ngram_texts` is required too.
+    """
+
+    ngram_classes: int | None = None
+
+    def __init__(self, train: Sequence[Row]):
+        """Learn from the training rows of the source language what the kind needs (its labels).
+
+        Raises:
+            UserError: the rows do not make a task.
+        """
 
     @classmethod
     def is_labelled(cls, row: Row) -> bool:
@@ -134,13 +168,6 @@ class Task:
         """
         return predictions
 
-    @abstractmethod
-    def metric(self, name: str, code: str = "") -> Metric:
-        """Required. The metric of that name, for answers in the language ``code``.
-
-        Its score is between 0 and 1, and a higher one is better.
-        """
-
     def number_of(self, label: str, where: str) -> int:
         """The class number of a label. ``where``: file and line, for the message.
 
@@ -169,19 +196,6 @@ class Task:
         top = int(np.bincount(_class_numbers(gold)).argmax())
         return [[top] * len(one) if isinstance(one, list) else top for one in gold]
 
-    def described(self, gold: Sequence) -> str:
-        """How many of the classes a test has, for the table: ``9 of 13``."""
-        if not self.labels:
-            return "–"
-        return f"{len(set(_class_numbers(gold)))} of {len(self.labels)}"
-
-    def comparable(self, gold: Sequence) -> bool:
-        """Whether the score of a test may enter the mean over languages.
-
-        Default: the test has at least half of the classes, or answers are not classes.
-        """
-        return not self.labels or 2 * len(set(_class_numbers(gold))) >= len(self.labels)
-
     def ngram_texts(self, row: Row) -> list[tuple[str, ...]]:
         """For each unit (U,) that the n-gram baseline classifies, the texts that it reads."""
         raise NotImplementedError
@@ -193,6 +207,12 @@ class Task:
     def ngram_prediction(self, probabilities: np.ndarray) -> Any:
         """The prediction of an example from the probabilities of its units, (U, C)."""
         return int(probabilities[0].argmax())
+
+
+def _required(base: type[Kind]) -> list[str]:
+    """The attributes and methods that ``base`` requires of every kind."""
+    names = [name for name in base.__annotations__ if name not in vars(base)]
+    return names + [n for n, v in vars(base).items() if getattr(v, "__isabstractmethod__", False)]
 
 
 def _class_numbers(gold: Sequence) -> list[int]:

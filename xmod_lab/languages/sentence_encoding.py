@@ -1,0 +1,120 @@
+"""From texts to sentence vectors, each text in its own language."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from xmod_lab.errors import UserError
+from xmod_lab.model import XmodForSentenceVectors, read_config
+from xmod_lab.model.opening import check_folder
+from xmod_lab.model_folders import model_folder
+from xmod_lab.text.tokenizer import composing
+
+_ROWS = 64  # texts that are encoded at once
+
+# N texts, D model
+
+
+def open_encoder(source: str | Path) -> XmodForSentenceVectors:
+    """The sentence encoder of a run, a model folder or a hub id, in evaluation mode.
+
+    Raises:
+        UserError: it cannot be read, or is no sentence encoder.
+    """
+    folder = model_folder(source)
+    if read_config(folder).sentence_vectors is None:
+        raise UserError(
+            f"make one with: python -m xmod_lab.finetune task=sentences base={source}; "
+            f"'{source}' is no sentence encoder: its config.json has no sentence_vectors"
+        )
+    check_folder(folder)
+    return XmodForSentenceVectors.from_pretrained(folder).eval()
+
+
+def is_encoder(source: str) -> bool:
+    """Whether a run or a model folder on this machine is a sentence encoder."""
+    places = [Path(source) / part for part in ("model", "")]
+    folder = next((place for place in places if (place / "config.json").is_file()), None)
+    return folder is not None and read_config(folder).sentence_vectors is not None
+
+
+def encoded(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, positions: int
+) -> list[list[int]]:
+    """The token ids of each text (N,), with special tokens, at most ``positions`` of them."""
+    if not texts:
+        return []
+    return composing(tokenizer)(
+        list(texts), truncation=True, max_length=positions, split_special_tokens=True
+    )["input_ids"]
+
+
+@torch.inference_mode()
+def vectors_of(
+    model: XmodForSentenceVectors,
+    ids: Sequence[list[int]],
+    codes: str | Sequence[str],
+    slot: str | None = None,
+) -> Tensor:
+    """The vectors (N, D) of token ids, in float32 on the CPU.
+
+    Args:
+        codes: the language of all texts, or of each.
+        slot: the slot that all go through; by default each goes through that of its language.
+    """
+    was_training = model.training
+    model.eval()
+    codes = [codes] * len(ids) if isinstance(codes, str) else list(codes)
+    order = sorted(range(len(ids)), key=lambda i: len(ids[i]))  # little padding
+    found = torch.empty(len(ids), model.config.hidden_size)
+    with torch.autocast(model.device.type, enabled=False):
+        for start in range(0, len(order), _ROWS):
+            some = order[start : start + _ROWS]
+            length = max(len(ids[i]) for i in some)
+            pad = model.config.pad_token_id
+            rows = torch.tensor([ids[i] + [pad] * (length - len(ids[i])) for i in some])
+            mask = torch.tensor([[1] * len(ids[i]) + [0] * (length - len(ids[i])) for i in some])
+            lang_ids = torch.tensor([model.lang_id(codes[i]) for i in some])
+            rows, mask = rows.to(model.device), mask.to(model.device)
+            out = model(rows, lang_ids=lang_ids, attention_mask=mask, slot=slot)
+            found[some] = out.vectors.float().cpu()
+    model.train(was_training)
+    return found
+
+
+def encode_texts(
+    model: XmodForSentenceVectors,
+    texts: Sequence[str],
+    codes: Sequence[str],
+    *,
+    pair: bool = False,
+) -> Tensor:
+    """The vectors (N, D) of texts, each with the prefix, the tokenizer and the slot it needs.
+
+    Args:
+        codes: the language of each text.
+        pair: the texts are the second ones of pairs, and get ``pair_prefix``.
+    Raises:
+        UserError: a text is empty. UnknownLanguageError: the model does not have a language.
+    """
+    codes = [model.config.resolve(code) for code in codes]
+    for number, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"leave text number {number} out, or fill it; it is {text!r}")
+    prefix = model.settings.pair_prefix if pair else model.settings.prefix
+    ids: list[list[int]] = [[]] * len(texts)
+    for code in dict.fromkeys(codes):
+        places = [i for i, other in enumerate(codes) if other == code]
+        tokenizer = model.tokenizer_for(code)
+        tokens = encoded([prefix + texts[i] for i in places], tokenizer, positions(model))
+        for i, row in zip(places, tokens, strict=True):
+            ids[i] = row
+    return vectors_of(model, ids, codes)
+
+
+def positions(model: XmodForSentenceVectors) -> int:
+    """How many tokens a text may have, with special tokens; what is longer is cut."""
+    return model.config.max_position_embeddings - model.config.pad_token_id - 1
