@@ -158,12 +158,11 @@ def evaluation_sections(groups: list[Group]) -> list[Part]:
     codes = list(
         dict.fromkeys(code for group in groups for code in codes_of(group.figures, "val/loss/"))
     )
-    parts: list[Part] = [
-        element("h2", "Held-out text"),
-        *about_units(groups, codes),
-        _likelihoods(groups, codes),
-    ]
-    parts += differences_of(groups, codes) if several else []
+    parts: list[Part] = []
+    if codes:  # sentence encoders have no likelihoods
+        about = about_units(groups, codes)
+        parts += [element("h2", "Held-out text"), *about, _likelihoods(groups, codes)]
+        parts += differences_of(groups, codes) if several else []
     for name, (heading, rows_of, draw, header, spread_of, note) in _SLOTS.items():
         rows = {row: names for group in groups for row, names in rows_of(group.figures).items()}
         if rows:
