@@ -358,3 +358,14 @@ def test_default_settings_are_those_of_a_folder_without_settings():
     assert model.settings == VectorSettings()
     ids = [[0, 6, 7, 2], [0, 8, 2]]
     torch.testing.assert_close(vectors_of(model, ids, "en_XX").norm(dim=1), torch.ones(2))
+
+
+def test_the_baseline_of_n_grams_does_not_read_prefixes(tmp_path):
+    lines = [("id", "en", "de"), ("1", "abc", "abd"), ("2", "xyz", "xyw"), ("3", "mno", "qrs")]
+    source = _source(tmp_path, "t.tsv", lines)
+    found = []
+    for prefixes in (("", ""), ("xyz: ", "xyz: ")):
+        pairs = read_pairs([source], prefixes, KNOWN)["train"]
+        test = PairTest(pairs, [[]] * len(pairs.cells))
+        found.append(test.baselines(set(prefixes))["ngrams"]["en_XX"])
+    assert found[0] == found[1]

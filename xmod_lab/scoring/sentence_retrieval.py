@@ -97,9 +97,14 @@ class PairTest:
                     found[code].setdefault(arm, []).append(scores)
         return found
 
-    def baselines(self) -> dict[str, dict[str, list[Score]]]:
-        """Arm -> language -> the score of each item: of n-grams, and of one answer to all."""
+    def baselines(self, prefixes: Sequence[str] = ()) -> dict[str, dict[str, list[Score]]]:
+        """Arm -> language -> the score of each item: of n-grams, and of one answer to all.
+
+        ``prefixes``: of the sentences; n-grams do not read them.
+        """
         texts = [text for _, text in self.pairs.cells]
+        for prefix in sorted(prefixes, key=len):
+            texts = [text.removeprefix(prefix) for text in texts]
         vectors = TfidfVectorizer(analyzer=ngrams, sublinear_tf=True).fit_transform(texts)
 
         def spelt(rows: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -129,7 +129,7 @@ class SentenceTraining:
         """
         arms = {
             arm: {code: [[scores]] for code, scores in by_code.items()}
-            for arm, by_code in self.test.baselines().items()
+            for arm, by_code in self.test.baselines(set(self.settings.prefixes)).items()
         }
         model = self.model(self.cfg.seed)
         found = self.test.answers(model, arms=("target",))
