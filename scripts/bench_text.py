@@ -1,10 +1,11 @@
 """How fast text becomes rows: ours beside the tokenizer alone and beside the usual recipe.
 
-    python scripts/bench_text.py [--megabytes 10 100] [--rounds 3] [--only prepare loader]
-        [--json FILE]
+    python scripts/bench_text.py [--megabytes 10 100] [--alone 1000] [--rounds 3]
+        [--only prepare loader] [--json FILE]
 
-The text is that of the package, in five languages and two scripts, again and again with other words
-in each passage, so that no two passages are alike and none is dropped. It lies in files of about a
+The text is that of the package, in five languages and two scripts: each passage is half of one and
+half of another, so that hardly any is dropped as a copy. Every second one has a word more, another
+word with its letters shuffled: at any size, one word in 25 is new. It lies in files of about a
 quarter of it each.
 
     tokenizer   ``encode_batch_fast`` of all passages in batches of 1,024, with two threads
@@ -14,11 +15,12 @@ quarter of it each.
                 ``load_dataset("text")``, ``map`` of the tokenizer with ``num_proc=2``, then ``map``
                 of the grouping into rows with ``num_proc=2``
 
-Each runs in a process of its own, in turn, and the table has medians. Seconds are those of the
+Each runs in a process of its own, in turn, and the table has medians. Sizes after ``--alone`` are
+for memory: they run ``prepare`` with two processes, once. Seconds are those of the
 work, without imports; core seconds are what its processes compute, which tells more on a machine
-that is shared. Memory is the peak of the anonymous memory of all its processes together
-(Pss_Anon; mapped files can be dropped by the system), imports included. It is sampled, so that a
-peak of a few milliseconds is missed.
+that is shared. Memory is the peak of the anonymous memory of all its processes together, and of the
+largest one (Pss_Anon; mapped files can be dropped by the system), imports included. It is sampled,
+so that a peak of a few milliseconds is missed.
 
 The loader: rows of 128 tokens that one worker reads and masks in a second, from a stream of random
 passages, with vocabularies of 8,000 and 250,002 tokens in turn.
@@ -45,25 +47,26 @@ SAMPLE = 0.1  # seconds between two looks at the memory
 
 
 def write_text(folder: Path, megabytes: float, seed: int = 1) -> list[Path]:
-    """Files of text of the package with other words in each passage."""
+    """Files of passages that are made from those of the package."""
     from xmod_lab.text.parts import EMBEDDED
 
-    draw, lines = random.Random(seed), []
+    draw, heads, tails, words = random.Random(seed), [], [], []
     for language in LANGUAGES:
         with gzip.open(EMBEDDED / f"{language}.train.txt.gz", "rt", encoding="utf-8") as stream:
-            lines += [line.split() for line in stream]
-    draw.shuffle(lines)
-    words = [word for line in lines for word in line]
+            for line in map(str.split, stream):
+                heads.append(" ".join(line[: len(line) // 2 + 1]))
+                tails.append(" ".join(line[len(line) // 2 + 1 :]))
+                words += line
     files = []
     for number in range(FILES):
         files.append(folder / f"{number}.txt")
         size = 0
         with files[-1].open("w", encoding="utf-8") as stream:
             while size < megabytes * 1e6 / FILES:
-                line = list(draw.choice(lines))
-                for place in draw.sample(range(len(line)), max(1, len(line) // 8)):
-                    line[place] = draw.choice(words)
-                text = f"{' '.join(line)} {draw.choice(words)} {draw.choice(words)}\n"
+                head, tail, word = draw.choice(heads), draw.choice(tails), draw.choice(words)
+                if draw.random() < 0.5:
+                    head += f" {''.join(draw.sample(word, len(word)))}"
+                text = f"{head} {tail} {word}\n"
                 stream.write(text)
                 size += len(text.encode())
     return files
@@ -151,14 +154,20 @@ def measured(name: str, files: list[Path], tokens: Path, processes: int) -> dict
         command = [sys.executable, __file__, "--one", name, "--processes", str(processes)]
         command += ["--tokens", str(tokens), "--scratch", scratch, "--files", *map(str, files)]
         started = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        peak = 0
+        together = largest = 0
         while started.poll() is None:
-            peak = max(peak, sum(map(_anonymous, _family(started.pid))))
+            held = [_anonymous(process) for process in _family(started.pid)]
+            together, largest = max(together, sum(held)), max(largest, *held)
             time.sleep(SAMPLE)
         if started.returncode:
             raise SystemExit(f"{name} failed")
         seconds, of_cores = map(float, started.stdout.read().splitlines()[-1].split())
-        return {"seconds": seconds, "core seconds": of_cores, "peak MB": peak / 1e3}
+        return {
+            "seconds": seconds,
+            "core seconds": of_cores,
+            "peak MB": together / 1e3,
+            "peak MB of a process": largest / 1e3,
+        }
 
 
 def _core_seconds() -> float:
@@ -244,23 +253,28 @@ def loader_rows(folder: Path, vocabulary: int, rows: int = 6_000) -> dict[str, f
 # --- the tables -----------------------------------------------------------------------------------
 
 
-def bench_prepare(folder: Path, megabytes: float, rounds: int) -> dict[str, dict[str, float]]:
-    """Medians by name."""
+WAYS = (("tokenizer", 2), ("prepare", 1), ("prepare", 2), ("recipe", 2))
+
+
+def bench_prepare(
+    folder: Path, megabytes: float, rounds: int, ways: tuple[tuple[str, int], ...] = WAYS
+) -> dict[str, dict[str, float]]:
+    """Medians by name. ``ways``: what is timed, and with how many processes."""
     place = folder / f"{megabytes:g}"
     place.mkdir()
     files = write_text(place, megabytes)
     tokens, size = tokenizer_folder(place, files), sum(file.stat().st_size for file in files)
-    ways = [("tokenizer", 2), ("prepare", 1), ("prepare", 2), ("recipe", 2)]
     found: dict[str, list[dict]] = {f"{name}, {n}": [] for name, n in ways}
     for _ in range(rounds):
         for name, processes in ways:
-            found[f"{name}, {processes}"].append(measured(name, files, tokens, processes))
-            print(f"{megabytes:g} MB: {name}, {processes}: {found[f'{name}, {processes}'][-1]}")
-    alone, results = found["tokenizer, 2"], {}
+            run = measured(name, files, tokens, processes)
+            found[f"{name}, {processes}"].append(run)
+            print(f"{megabytes:g} MB: {name}, {processes}: {run}", flush=True)
+    alone, results = found.get("tokenizer, 2"), {}
     for name, runs in found.items():
         results[name] = {kind: median(run[kind] for run in runs) for kind in runs[0]}
         results[name]["MB a core second"] = size / 1e6 / results[name]["core seconds"]
-        for kind in ("seconds", "core seconds"):
+        for kind in ("seconds", "core seconds") if alone else ():
             ratios = (run[kind] / one[kind] for run, one in zip(runs, alone, strict=True))
             results[name][f"{kind}, times the tokenizer"] = median(ratios)
     return results
@@ -283,7 +297,8 @@ def bench_loader(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
 def main(arguments: list[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--megabytes", nargs="+", type=float, default=[10, 100])
+    parser.add_argument("--megabytes", nargs="*", type=float, default=[10, 100])
+    parser.add_argument("--alone", nargs="+", type=float, default=[])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=["prepare", "loader"])
     parser.add_argument("--json", type=Path, help="the file to write")
@@ -302,8 +317,12 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if "loader" in (args.only or ["loader"]):
             results["loader"] = bench_loader(Path(folder), args.rounds)
-        for megabytes in args.megabytes if "prepare" in (args.only or ["prepare"]) else ():
-            results[f"{megabytes:g} MB"] = bench_prepare(Path(folder), megabytes, args.rounds)
+        if "prepare" in (args.only or ["prepare"]):
+            for megabytes in args.megabytes:
+                results[f"{megabytes:g} MB"] = bench_prepare(Path(folder), megabytes, args.rounds)
+            for megabytes in args.alone:
+                found = bench_prepare(Path(folder), megabytes, 1, ways=(("prepare", 2),))
+                results[f"{megabytes:g} MB alone"] = found
     for title, rows in results.items():
         for name, figures in rows.items():
             told = "; ".join(f"{of} {value:,.2f}" for of, value in figures.items())
