@@ -16,7 +16,7 @@ from xmod_lab.choices import POOLINGS
 from xmod_lab.config.finetuning import validate_finetune
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.folders import export
-from xmod_lab.languages.sentence_encoding import encode_texts, open_encoder, positions, vectors_of
+from xmod_lab.languages.sentence_encoding import encode_texts, open_encoder, vectors_of
 from xmod_lab.model import XmodForSentenceVectors
 from xmod_lab.model.loss import contrastive_loss
 from xmod_lab.model.sentence_vectors import VectorSettings, pooled
@@ -255,7 +255,9 @@ def test_vectors_do_not_depend_on_the_batch_and_go_through_their_own_slot_and_vo
     for text, code, vector in zip(TEXTS, codes, found, strict=True):
         alone = xmod_lab.encode_sentences(model, [text], code)[0]
         np.testing.assert_allclose(alone, vector, atol=1e-5)
-        ids = model.tokenizer_for(code)(f"q: {text}", truncation=True, max_length=positions(model))
+        ids = model.tokenizer_for(code)(
+            f"q: {text}", truncation=True, max_length=model.config.positions
+        )
         if "<mask>" not in text and "\u0308" not in text:
             inputs = torch.tensor([ids["input_ids"]])
             states = model.roberta(inputs, lang_ids=code).last_hidden_state[0]

@@ -50,7 +50,7 @@ class XmodCollator:
         mask_rate: float | None = None,
     ):
         config = model.config
-        positions = config.max_position_embeddings - config.pad_token_id - 1
+        positions = config.positions
         if length is not None and not 2 < length <= positions:
             raise UserError(
                 f"length is {length}; allowed are 3 to {positions}, the positions of this model"

@@ -19,7 +19,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.files import Busy, build_folder
 from xmod_lab.foreign import read_json
 from xmod_lab.languages.cards import encoder_card, export_card, read_card, with_added
-from xmod_lab.languages.sentence_encoding import open_encoder, positions
+from xmod_lab.languages.sentence_encoding import open_encoder
 from xmod_lab.languages.sentence_export import write_encoder_files
 from xmod_lab.manifests import CARD, MANIFEST, manifests_in
 from xmod_lab.model import (
@@ -130,7 +130,7 @@ def export(source: str | Path, code: str, out: Path) -> None:
         copy_files(place, scratch, root=folder, but=(*_WRITTEN_ANEW, MANIFEST))
         whole = read_card(folder)
         if encodes:
-            size, most = single.config.hidden_size, positions(single)
+            size, most = single.config.hidden_size, single.config.positions
             write_encoder_files(scratch, single.settings, tokenizer, size=size, positions=most)
             card = encoder_card(code, single.settings, whole)
         else:

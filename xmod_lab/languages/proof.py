@@ -57,9 +57,7 @@ def probe_tokens(
         code: (model.config.vocabularies or {}).get(code, model.config.vocab_size)
         for code in model.languages
     }
-    length = min(
-        _PROBE_TOKENS, model.config.max_position_embeddings - model.config.pad_token_id - 1
-    )
+    length = min(_PROBE_TOKENS, model.config.positions)
     any_tokens = torch.arange(5, 5 + length)[None]
     return {
         code: (rows or {}).get(code, any_tokens % sizes[code])[:, :length]

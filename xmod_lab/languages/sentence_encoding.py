@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodForSentenceVectors, read_config
@@ -41,15 +40,30 @@ def is_encoder(source: str) -> bool:
     return folder is not None and read_config(folder).sentence_vectors is not None
 
 
-def encoded(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, positions: int
+def token_ids(
+    model: XmodForSentenceVectors, texts: Sequence[str], codes: Sequence[str]
 ) -> list[list[int]]:
-    """The token ids of each text (N,), with special tokens, at most ``positions`` of them."""
-    if not texts:
-        return []
-    return composing(tokenizer)(
-        list(texts), truncation=True, max_length=positions, split_special_tokens=True
-    )["input_ids"]
+    """The ids of each text (N,) by the tokenizer of its language, with special tokens.
+
+    A text that is longer than the model's positions is cut.
+
+    Args:
+        codes: the language of each text, as the configuration spells it.
+    """
+    ids: list[list[int]] = [[]] * len(texts)
+    by_code: dict[str, list[int]] = {}
+    for place, code in enumerate(codes):
+        by_code.setdefault(code, []).append(place)
+    for code, places in by_code.items():
+        tokens = composing(model.tokenizer_for(code))(
+            [texts[i] for i in places],
+            truncation=True,
+            max_length=model.config.positions,
+            split_special_tokens=True,
+        )
+        for i, row in zip(places, tokens["input_ids"], strict=True):
+            ids[i] = row
+    return ids
 
 
 @torch.inference_mode()
@@ -105,16 +119,5 @@ def encode_texts(
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"leave text number {number} out, or fill it; it is {text!r}")
     prefix = model.settings.pair_prefix if pair else model.settings.prefix
-    ids: list[list[int]] = [[]] * len(texts)
-    for code in dict.fromkeys(codes):
-        places = [i for i, other in enumerate(codes) if other == code]
-        tokenizer = model.tokenizer_for(code)
-        tokens = encoded([prefix + texts[i] for i in places], tokenizer, positions(model))
-        for i, row in zip(places, tokens, strict=True):
-            ids[i] = row
+    ids = token_ids(model, [prefix + text for text in texts], codes)
     return vectors_of(model, ids, codes)
-
-
-def positions(model: XmodForSentenceVectors) -> int:
-    """How many tokens a text may have, with special tokens; what is longer is cut."""
-    return model.config.max_position_embeddings - model.config.pad_token_id - 1

@@ -55,6 +55,11 @@ class XmodConfig(ReferenceConfig):
     sentence_vectors: dict | None = None
 
     @property
+    def positions(self) -> int:
+        """How many tokens a text may have, with special tokens. They count from the padding."""
+        return self.max_position_embeddings - self.pad_token_id - 1
+
+    @property
     def in_transformers(self) -> bool:
         """Whether the classes of transformers have all parts of the model."""
         return not self.own_parts

@@ -63,8 +63,8 @@ def export_onnx(model: XmodPreTrainedModel, path: Path) -> None:
     choices = type(model).__name__ == "XmodForMultipleChoice"
     shape = (3, 2, 7) if choices else (3, 7)
     ids = torch.full(shape, model.config.pad_token_id + 4)
-    longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=longest)
+    batch = torch.export.Dim("batch")
+    length = torch.export.Dim("length", max=model.config.positions)
     free = (
         {0: batch, 1: torch.export.Dim("choices"), 2: length} if choices else {0: batch, 1: length}
     )

@@ -338,8 +338,7 @@ def with_vocabulary(
             "leave data.trim_vocabulary out: the padding would get another number, and "
             f"{', '.join(old.vocabularies)} have vocabularies with the old one"
         )
-    longest = old.max_position_embeddings - old.pad_token_id - 1
-    changes = {"vocab_size": len(kept), "max_position_embeddings": longest + pad_id + 1}
+    changes = {"vocab_size": len(kept), "max_position_embeddings": old.positions + pad_id + 1}
     config = XmodConfig.from_dict({**old.to_dict(), **changes, **special_ids})
     config.name_or_path = old.name_or_path
     trimmed = language_model(config)

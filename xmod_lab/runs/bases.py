@@ -246,7 +246,7 @@ def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig) -> None:
             donors_of(lang.slot_init, model.config)
         except UserError as error:
             raise UserError(f"lang.{name}.slot_init: {error}") from error
-    positions = model.config.max_position_embeddings - model.config.pad_token_id - 1
+    positions = model.config.positions
     if cfg.data.row_length > positions:
         raise UserError(
             f"set data.row_length={positions} or less: data.row_length {cfg.data.row_length} "

@@ -98,7 +98,7 @@ def sentence_costs(
         (N, slots) bits for each language, and its N sentences.
     """
     texts = {language.code: language.sentences() for language in languages}
-    longest = model.config.max_position_embeddings - model.config.pad_token_id - 1
+    longest = model.config.positions
     everything = [text for part in texts.values() for text in part]
     bits: dict[str, np.ndarray] = {}
     fits = np.ones(len(everything), dtype=bool)

@@ -200,8 +200,7 @@ def retrieve(
 
     Sentences that are longer than the model's positions are cut, with a warning.
     """
-    # with room for <s> and </s>
-    longest = model.config.max_position_embeddings - model.config.pad_token_id - 3
+    longest = model.config.positions - 2  # with room for <s> and </s>
     ids, cut = {}, 0
     prefix = model.settings.prefix if isinstance(model, XmodForSentenceVectors) else ""
     for column, (_, tokenizer) in languages.items():

@@ -16,7 +16,7 @@ import numpy as np
 
 from xmod_lab.config.finetuning import FinetuneConfig, SentenceConfig
 from xmod_lab.errors import UserError
-from xmod_lab.languages.sentence_encoding import encoded, open_encoder, positions
+from xmod_lab.languages.sentence_encoding import open_encoder, token_ids
 from xmod_lab.model import XmodForSentenceVectors
 from xmod_lab.model.sentence_vectors import VectorSettings
 from xmod_lab.runs.folder import RunDir
@@ -57,7 +57,10 @@ class SentenceTraining:
         _check(cfg, splits)
         model = task_model(folder, kind, seed=0)
         self.train = splits["train"]
-        self.ids = {split: _encoded(model, pairs) for split, pairs in splits.items()}
+        self.ids = {
+            split: token_ids(model, [text for _, text in pairs.cells], [c for c, _ in pairs.cells])
+            for split, pairs in splits.items()
+        }
         self.dev, self.test = (PairTest(splits[s], self.ids[s]) for s in ("dev", "test"))
         for split, test in (("dev", self.dev), ("test", self.test)):
             if not test.tables:
@@ -81,7 +84,7 @@ class SentenceTraining:
             clusters,
         )
         self._before: dict[tuple[str, str], tuple[int, Score]] = {}
-        _data_table(cfg, self.setup, splits, self.ids, positions(model))
+        _data_table(cfg, self.setup, splits, self.ids, config.positions)
 
     def model(self, seed: int) -> XmodForSentenceVectors:
         """The base as a sentence encoder. It has no head, so every seed begins with the same."""
@@ -191,20 +194,6 @@ def _check(cfg: FinetuneConfig, splits: dict[str, PairSet]) -> None:
             cfg.trainer.rows_per_step,
             meanings,
         )
-
-
-def _encoded(model: XmodForSentenceVectors, pairs: PairSet) -> list[list[int]]:
-    """The token ids of each sentence of a split (M,)."""
-    ids: list[list[int]] = [[]] * len(pairs.cells)
-    by_code: dict[str, list[int]] = {}
-    for place, (code, _) in enumerate(pairs.cells):
-        by_code.setdefault(code, []).append(place)
-    for code, places in by_code.items():
-        texts = [pairs.cells[i][1] for i in places]
-        tokens = encoded(texts, model.tokenizer_for(code), positions(model))
-        for i, row in zip(places, tokens, strict=True):
-            ids[i] = row
-    return ids
 
 
 def _data_table(

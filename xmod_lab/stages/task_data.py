@@ -64,7 +64,7 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> TaskSetup:
             f"the labels of the data ({', '.join(kind.labels[:5])}, …) do not allow it"
         )
     model = task_model(folder, kind, seed=0)
-    positions = config.max_position_embeddings - config.pad_token_id - 1
+    positions = config.positions
     wanted = {
         code: [s for s in ("train", "dev", "test") if s in splits] for code, splits in rows.items()
     }
