@@ -1,6 +1,7 @@
 """The languages that are scored: those of a model with held-out text, each with its tokenizer."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
@@ -8,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.codes import resolve
 from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UnknownLanguageError
-from xmod_lab.model import XmodLanguageModel
+from xmod_lab.model import XmodConfig, XmodLanguageModel
 from xmod_lab.scoring.held_out import Scorer, scorers_of
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.source import Source
@@ -95,16 +96,10 @@ def readers(
     their own beside the model.
     """
     own = {language.code: language.tokenizer for language in languages}
-    found, skipped = {}, {}
-    for column in columns:
-        try:
-            code = _meant(model, list(own), column)
-        except UnknownLanguageError as error:
-            skipped[column] = str(error).partition(";")[0]
-            continue
-        if code in (taken for taken, _ in found.values()):
-            skipped[column] = f"it means {code}, which another column is already"
-        elif code in own:
+    codes, skipped = codes_of_columns(model.config, columns, list(own))
+    found = {}
+    for column, code in codes.items():
+        if code in own:
             found[column] = code, own[code]
         elif code in (model.config.vocabularies or {}):
             found[column] = code, load_tokenizer(f"{model.name_or_path}/languages/{code}")
@@ -113,8 +108,31 @@ def readers(
     return found, skipped
 
 
-def _meant(model: XmodLanguageModel, with_text: list[str], column: str) -> str:
+def codes_of_columns(
+    config: XmodConfig, columns: Iterable[str], with_text: list[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Column -> the code that it means, and column -> why it is skipped.
+
+    Args:
+        with_text: codes that are meant first, see :func:`readers`.
+    """
+    found: dict[str, str] = {}
+    skipped: dict[str, str] = {}
+    for column in columns:
+        try:
+            code = _meant(config, with_text, column)
+        except UnknownLanguageError as error:
+            skipped[column] = str(error).partition(";")[0]
+            continue
+        if code in found.values():
+            skipped[column] = f"it means {code}, which another column is already"
+        else:
+            found[column] = code
+    return found, skipped
+
+
+def _meant(config: XmodConfig, with_text: list[str], column: str) -> str:
     try:
         return resolve(column, with_text)
     except UnknownLanguageError:
-        return model.config.resolve(column)
+        return config.resolve(column)

@@ -9,7 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.config.schema import EvaluateConfig
-from xmod_lab.errors import UnknownLanguageError, UserError
+from xmod_lab.errors import UserError
 from xmod_lab.languages.sentence_encoding import is_encoder, open_encoder
 from xmod_lab.metrics import read_metrics
 from xmod_lab.model import XmodForSentenceVectors, XmodLanguageModel
@@ -22,7 +22,7 @@ from xmod_lab.scoring.evaluation_tables import (
     slot_table,
 )
 from xmod_lab.scoring.held_out import named_with_interval, on_device
-from xmod_lab.scoring.languages import ScoredLanguage, readers, slots_of
+from xmod_lab.scoring.languages import ScoredLanguage, codes_of_columns, readers, slots_of
 from xmod_lab.scoring.likelihood import pseudo_likelihood
 from xmod_lab.scoring.naive_bayes import ngram_costs
 from xmod_lab.scoring.recognition import (
@@ -238,19 +238,14 @@ def _columns(
     model: XmodForSentenceVectors, parallel: Parallel
 ) -> dict[str, tuple[str, PreTrainedTokenizerBase]]:
     """The columns of ``parallel`` that the encoder reads, each with code and tokenizer."""
-    found: dict[str, tuple[str, PreTrainedTokenizerBase]] = {}
-    for column in parallel.sentences:
-        try:
-            code = model.config.resolve(column)
-        except UnknownLanguageError as error:
-            why = str(error).partition(";")[0]
-            log.info("%s: column '%s' is skipped: %s", parallel.name, column, why)
-            continue
-        if code in (taken for taken, _ in found.values()):
-            log.info("%s: column '%s' is skipped: %s is there already", parallel.name, column, code)
-        else:
-            found[column] = code, composing(model.tokenizer_for(code))
-    return found
+    codes, skipped = codes_of_columns(model.config, parallel.sentences, [])
+    _tell_skipped(parallel, skipped)
+    return {column: (code, composing(model.tokenizer_for(code))) for column, code in codes.items()}
+
+
+def _tell_skipped(parallel: Parallel, skipped: dict[str, str]) -> None:
+    for column, why in skipped.items():
+        log.info("%s: column '%s' is skipped: %s", parallel.name, column, why)
 
 
 def _retrieval(
@@ -355,8 +350,7 @@ def _readers(opened: Opened, parallel: Parallel) -> dict:
     columns, skipped = readers(
         opened.model, opened.languages, list(parallel.sentences), opened.tokenizer
     )
-    for column, why in skipped.items():
-        log.info("%s: column '%s' is skipped: %s", parallel.name, column, why)
+    _tell_skipped(parallel, skipped)
     return columns
 
 
