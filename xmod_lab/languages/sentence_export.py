@@ -13,8 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.model.sentence_vectors import VectorSettings
 from xmod_lab.text.tokenizer import composing
 
-_MODES = ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
-_MODE_OF = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
+_MODES = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "last": "lasttoken"}
 
 
 def write_encoder_files(
@@ -50,7 +49,7 @@ def write_encoder_files(
         },
         "1_Pooling/config.json": {
             "word_embedding_dimension": size,
-            **{f"pooling_mode_{mode}": mode == _MODE_OF[settings.pooling] for mode in _MODES},
+            **{f"pooling_mode_{mode}": name == settings.pooling for name, mode in _MODES.items()},
             "include_prompt": True,
         },
     }

@@ -35,13 +35,8 @@ ARMS = {  # of a test in a language
     "majority": "one answer to all",
     "upper": "fine-tuned on the language itself",
 }
-AGAINST = (
-    "untrained",
-    "ngrams",
-    "source",
-    "none",
-    "wrong",
-)  # what the target slot is compared with
+# what the target slot is compared with
+AGAINST = ("untrained", "ngrams", "source", "none", "wrong")
 
 
 def trained_on(source: str) -> str:

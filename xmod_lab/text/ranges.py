@@ -18,12 +18,15 @@ import functools
 import math
 import re
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from xmod_lab.remembered import stamp
 from xmod_lab.text.parts import RANGES_OF_LINES, Part, Range, commit_of, is_lines
 from xmod_lab.text.text_files import COMPRESSIONS, HEAD, kind_of
 from xmod_lab.text.values import loaded_stream, saved_table
+
+if TYPE_CHECKING:
+    from pyarrow import parquet
 
 SIZE = 1 << 26  # bytes of a range, about: some minutes of tokenising
 _LOOK = 1 << 20  # bytes in which a blank line is looked for
@@ -38,7 +41,8 @@ def ranges_of(part: Part, unit: str) -> list[Part]:
         unit: what a passage is: line, paragraph or document.
     """
     if part.kind == "saved":
-        return _equal(part, saved_table(part.name).num_rows, saved_table(part.name).nbytes)
+        table = saved_table(part.name)
+        return _equal(part, table.num_rows, table.nbytes)
     if part.kind == "loaded":
         return _ranges_of_stream(part)
     if part.kind == "file" and part.name.lower().endswith(".parquet"):
@@ -86,14 +90,7 @@ def _ranges_of_stream(part: Part) -> list[Part]:
 def _groups(name: str, changed: tuple[int, int, int]) -> list[int]:
     """The numbers of the row groups with which ranges of a parquet file begin, and of all; nothing
     if it is small, or damaged, which is told when it is read. ``changed``: its stamp."""
-    import pyarrow
-    from pyarrow import parquet
-
-    if changed[0] <= SIZE:
-        return []
-    try:
-        about = parquet.read_metadata(name)
-    except (pyarrow.ArrowException, OSError):
+    if changed[0] <= SIZE or (about := _about(name)) is None:
         return []
     starts, size = [0], 0
     for number in range(about.num_row_groups):
@@ -102,6 +99,17 @@ def _groups(name: str, changed: tuple[int, int, int]) -> list[int]:
             size = 0
         size += about.row_group(number).total_byte_size
     return [*starts, about.num_row_groups]
+
+
+def _about(name: str) -> "parquet.FileMetaData | None":
+    """What a parquet file says of its row groups; ``None`` if it is damaged."""
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.read_metadata(name)
+    except (pyarrow.ArrowException, OSError):
+        return None
 
 
 @functools.lru_cache(maxsize=1024)
@@ -149,12 +157,7 @@ def most_text(part: Part, column: str) -> float:
 
 def _bytes_of_column(part: Part, column: str) -> float:
     """The bytes of a column of parquet, not compressed."""
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        about = parquet.read_metadata(part.name)
-    except (pyarrow.ArrowException, OSError):
+    if (about := _about(part.name)) is None:
         return math.inf
     numbers = range(*part.within[:2]) if part.within else range(about.num_row_groups)
     chunks = (
