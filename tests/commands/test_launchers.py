@@ -87,6 +87,54 @@ def test_jobs_run_in_processes_of_their_own_and_finished_ones_do_not_run_again(t
     assert not {each[0] for each in by} & set(leaders)
 
 
+# As the training loop does it, between two steps
+_STOPPED = """
+import os
+import signal
+from xmod_lab import stops
+from xmod_lab.cli import run_command
+from xmod_lab.errors import Stopped
+
+
+def work(cfg, folder):
+    with (folder / "starts").open("a") as stream:
+        stream.write("one\\n")
+    if len((folder / "starts").read_text().split()) == 1:
+        asked = []
+        previous = stops.handle(lambda number, frame: asked.append(number))
+        os.kill(os.getpid(), signal.SIGUSR2 if cfg.seed == 1 else signal.SIGTERM)
+        stops.requeue(*asked, previous)
+        raise Stopped(signal.SIGTERM)
+    (folder / "metrics.json").write_text("{}")
+
+
+if __name__ == "__main__":
+    run_command("pretrain", work)
+"""
+
+
+@needs_launchers
+@pytest.mark.slow
+def test_a_job_of_submitit_is_started_again_by_its_scheduler_or_by_the_same_command(tmp_path):
+    """By the scheduler after SIGUSR2 (seed 1), by the command after SIGTERM (seed 2)."""
+    (tmp_path / "command.py").write_text(_STOPPED)
+    sweep = tmp_path / "sweep"
+    command = [sys.executable, "command.py", "-m", *LAUNCHERS["submitit"], "seed=1,2"]
+    for status in (143, 0):
+        done = subprocess.run(
+            [*command, f"hydra.sweep.dir={sweep}"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+            timeout=900,
+        )
+        assert done.returncode == status and "Traceback" not in done.stderr, done.stderr
+    jobs = json.loads((sweep / "sweep.json").read_text())
+    starts = [(Path(job["folder"]) / "starts").read_text().split() for job in jobs]
+    assert starts == [["one", "one"], ["one", "one"]]
+
+
 def launcher(name: str) -> dict:
     register_schemas()
     with initialize_config_dir(CONF_DIR, version_base="1.3"):

@@ -38,7 +38,7 @@ from xmod_lab.config.overrides import (
 from xmod_lab.config.own_files import SCHEME, chosen_files, hidden_files
 from xmod_lab.config.rules import raise_faults, validate
 from xmod_lab.config.schema import CONF_DIR, PretrainConfig, from_hydra, register_schemas
-from xmod_lab.errors import STOPPED, UserError
+from xmod_lab.errors import INTERRUPTED, STOPPED, UserError
 from xmod_lab.settings import flatten
 from xmod_lab.stops import Obeying, leave
 
@@ -123,6 +123,12 @@ class _Command:
         except UserError:
             raise
         except Exception as error:
+            if self.sweeps and type(error).__name__ == "UncompletedJobError":  # of submitit
+                log.warning(
+                    "give the same command again once all jobs have ended: a job was stopped or "
+                    "killed, and the others are not waited for"
+                )
+                return
             # earlier errors come from reading a file or the command line
             if self.composed and not isinstance(error, (HydraException, OmegaConfBaseException)):
                 raise
@@ -157,6 +163,9 @@ class _Command:
 
         try:
             status = exit_status_of(work, reasons.append)
+        except SystemExit:  # the scheduler starts this job again
+            job.end(INTERRUPTED, "")
+            raise
         except Exception as error:
             log.exception("this job ends by a bug; the others go on")
             status, reasons = 1, [f"{type(error).__name__}: {error}"]

@@ -28,7 +28,8 @@ def exit_status_of(
 ) -> int:
     """Call ``job`` and return the exit status: the status that it returns, 0 for ``None``.
 
-    A message for the user goes to stderr and to ``heard``. Exceptions that are bugs are raised.
+    A message for the user goes to stderr and to ``heard``. Exceptions that are bugs are raised, and
+    so is a SystemExit with another status than those above.
     """
 
     def told(message: str, status: int) -> int:
@@ -58,8 +59,11 @@ def exit_status_of(
         except KeyboardInterrupt as error:
             return _status_when_stopped(error)
         except SystemExit as stop:  # Lightning ends with 1 after Ctrl-C, argparse with 0 or 2
-            known = stop.code in (0, 2, *STOPPED)
-            return stop.code if known else _status_when_stopped(stop.__context__)
+            if stop.code == 1:
+                return _status_when_stopped(stop.__context__)
+            if stop.code in (0, 2, *STOPPED):
+                return stop.code
+            raise  # a scheduler's own, which tells it to start the job again
         except Exception as error:
             if stop := _stop_behind(error):
                 return _status_when_stopped(stop)
