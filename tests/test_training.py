@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -13,17 +14,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 from tests.helpers import composed, tiny_batch, tiny_config, tiny_model
+from xmod_lab.cli.exit_status import exit_status_of
 from xmod_lab.config.rules import validate
 from xmod_lab.config.schema import RecipeConfig
 from xmod_lab.config.sizes import bytes_held, bytes_to_train, parameter_count
 from xmod_lab.errors import Stopped, UserError
-from xmod_lab.model import XmodForTokenClassification
+from xmod_lab.model import XmodForMaskedLM, XmodForTokenClassification
 from xmod_lab.processes import STOPS, launch
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.training import callbacks, interruption
 from xmod_lab.training.callbacks import Checkpoints, KeptModels, LearningCurve, WholeFiles
+from xmod_lab.training.fit import make_trainer
 from xmod_lab.training.interruption import Interruption
 from xmod_lab.training.step import LanguageModeling, clip_gradients
 
@@ -288,6 +292,30 @@ def test_a_disk_that_fills_while_a_checkpoint_is_written_is_an_error_of_the_disk
     assert torch.equal(found["state"], torch.arange(5))
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux")
+def test_a_checkpoint_is_written_without_a_second_copy_in_memory(tmp_path):
+    """Weights and moments of 100 MB, through Lightning's own way of saving."""
+    model = XmodForMaskedLM(tiny_config(vocab_size=2**19))
+    module = LanguageModeling(model, RecipeConfig(steps=1, peak_lr=1e-3), steps=1, seed=1)
+    batch = {**tiny_batch(rows=1), "lang_ids": torch.tensor([0])}
+    cfg = composed("trainer.max_steps=1", "trainer.accelerator=cpu", "trainer.precision=32-true")
+    trainer = make_trainer(cfg, [], WholeFiles())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        trainer.fit(module, DataLoader([batch], batch_size=None))
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = _resident("VmRSS")
+    trainer.save_checkpoint(tmp_path / "step000001.ckpt")
+    assert (tmp_path / "step000001.ckpt").stat().st_size > 90 * 2**20
+    assert _resident("VmHWM") - before < 16 * 2**20
+
+
+def _resident(name: str) -> int:
+    """Bytes of this process in memory: now (``VmRSS``), or at most (``VmHWM``)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
 @pytest.mark.parametrize("extends", [False, True])
 def test_gradient_checkpointing_changes_no_loss_and_no_gradient(extends):
     """With the same dropout; also where an extension keeps the frozen body in evaluation mode."""
@@ -453,6 +481,18 @@ def test_a_scheduler_s_own_handler_gets_its_signal_once_the_checkpoint_is_saved(
         assert done == ["saved", "requeued"] and signal.getsignal(signal.SIGUSR2) is requeue
     finally:
         signal.signal(signal.SIGUSR2, usual)
+
+
+def test_the_status_by_which_a_scheduler_starts_a_job_again_is_passed_on():
+    """submitit's local executor looks for 144; Lightning's own 1 after Ctrl-C is a stop."""
+    with pytest.raises(SystemExit) as end:
+        exit_status_of(lambda: sys.exit(144))
+    assert end.value.code == 144
+    assert [exit_status_of(lambda code=code: sys.exit(code)) for code in (1, 2, 143)] == [
+        130,
+        2,
+        143,
+    ]
 
 
 def test_what_is_ignored_stays_ignored():
