@@ -39,6 +39,7 @@ from xmod_lab.training.data import prepare_base
 
 log = logging.getLogger(__name__)
 _ROWS = 4096  # of a corpus that are compared at once
+_SPARE = 256  # rows of a table without a token, as tables are padded to a round size
 # settings of model that a dense encoder does not decide
 _OF_SLOTS = (
     "adapter_reduction_factor",
@@ -99,7 +100,7 @@ def begin(cfg: PretrainConfig, run: RunDir) -> tuple[PretrainConfig, Start]:
         _check_length(cfg, dense.longest)
         # before any text is prepared
         tokenizer = load_tokenizer(base.tokenizer)
-        _check_tokenizer(tokenizer, dense.config.vocab_size, base)
+        _check_tokenizer(tokenizer, dense, base)
         _dense_config(cfg, dense, tokenizer)  # raises if the slots' flags do not fit
         prepared = prepare_base(cfg, tokenizer=base.tokenizer)
         prepared, kept = _trimmed(cfg, prepared, dense.config)
@@ -205,11 +206,28 @@ def _check_length(cfg: PretrainConfig, longest: int) -> None:
         )
 
 
-def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, rows: int, base: Base) -> None:
-    if len(tokenizer) > rows:
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, dense: Dense, base: Base) -> None:
+    """Raises UserError for a tokenizer that ``dense`` cannot have been trained with."""
+    tokens, rows = len(tokenizer), dense.config.vocab_size
+    pad_id, own = tokenizer.pad_token_id, dense.config.pad_token_id
+    remedy = "set data.tokenizer to the one that the base was trained with: the tokenizer "
+    if tokens > rows:
         raise UserError(
-            "set data.tokenizer to the one that the base was trained with: the tokenizer "
-            f"{base.tokenizer} has {len(tokenizer)} tokens, base {base.name} has {rows} embeddings"
+            f"{remedy}{base.tokenizer} has {tokens} tokens, base {base.name} has {rows} embeddings"
+        )
+    if dense.first_position and pad_id != own:  # positions are counted by the padding
+        raise UserError(
+            f"{remedy}{base.tokenizer} pads with the id {pad_id}, the base with {own} "
+            "(pad_token_id in its config.json)"
+        )
+    if rows - tokens > _SPARE:
+        log.warning(
+            "warning: tokenizer %s has %s tokens, base %s has %s embeddings: see that it is the "
+            "one that the base was trained with",
+            base.tokenizer,
+            f"{tokens:,}",
+            base.name,
+            f"{rows:,}",
         )
 
 

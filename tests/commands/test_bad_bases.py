@@ -1,0 +1,169 @@
+"""Models that cannot be trained further: one message with status 2, before anything is written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from tests.commands.helpers import Workplace, make_workplace
+from tests.dense import SIZES, make_dense
+from xmod_lab import pretrain
+from xmod_lab.text.tokenizer import load_tokenizer
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Workplace:
+    """Texts of 100 lines, without a run."""
+    return make_workplace(tmp_path_factory.mktemp("place"), lines_each=100)
+
+
+@pytest.fixture
+def refused(place, monkeypatch, capfd, tmp_path) -> Callable[..., str]:
+    """Call the command and return its message. It must end with status 2 and write nothing."""
+
+    def call(*overrides: str) -> str:
+        run, data = tmp_path / "run", tmp_path / "data"
+        arguments = place.arguments(*overrides, f"data.folder={data}", run=run)
+        arguments = [a for a in arguments if not a.startswith("model.") or a in overrides]
+        monkeypatch.chdir(place.folder)
+        monkeypatch.setattr("sys.argv", ["pretrain", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            pretrain.main()
+        message = capfd.readouterr().err
+        assert stop.value.code == 2, message
+        assert message.count("error: ") == 1 and "Traceback" not in message
+        assert not run.exists() and not data.exists()
+        return message
+
+    return call
+
+
+def change_config(folder: Path, **settings: object) -> None:
+    file = folder / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+def gpt2(folder: Path) -> None:
+    config = transformers.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=500)
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+def t5(folder: Path) -> None:
+    config = transformers.T5Config(
+        d_model=16, d_kv=8, d_ff=24, num_layers=2, num_heads=2, vocab_size=500
+    )
+    transformers.T5ForConditionalGeneration(config).save_pretrained(folder)
+
+
+def bart(folder: Path) -> None:
+    sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in
+             (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))}  # fmt: skip
+    config = transformers.BartConfig(d_model=16, vocab_size=500, **sizes)
+    transformers.BartForConditionalGeneration(config).save_pretrained(folder)
+
+
+def decoding(folder: Path) -> None:
+    config = transformers.RobertaConfig(**SIZES, vocab_size=500, is_decoder=True)
+    transformers.RobertaForCausalLM(config).save_pretrained(folder)
+
+
+def pickled(folder: Path) -> None:
+    model = make_dense(folder, "roberta")
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+
+
+def other_head(folder: Path) -> None:
+    make_dense(folder, "roberta")
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.dense.weight"] = torch.zeros(8, 16)
+    save_file(weights, folder / "model.safetensors")
+
+
+def other_padding(folder: Path) -> None:
+    make_dense(folder, "xlm-roberta", pad_token_id=0)
+
+
+def many_tokens(folder: Path) -> None:
+    make_dense(folder, "xlm-roberta", vocab_size=400)
+
+
+def no_tokenizer(folder: Path) -> None:
+    make_dense(folder, "xlm-roberta", tokenizer=False)
+
+
+def relative(folder: Path) -> None:
+    make_dense(folder, "bert")
+    change_config(folder, position_embedding_type="relative_key_query")
+
+
+def heads(folder: Path) -> None:
+    make_dense(folder, "bert")
+    change_config(folder, num_attention_heads=3)
+
+
+def modern(folder: Path) -> None:
+    config = transformers.ModernBertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
+        vocab_size=500, pad_token_id=1, bos_token_id=0, eos_token_id=2, cls_token_id=0,
+        sep_token_id=2,
+    )  # fmt: skip
+    transformers.ModernBertForMaskedLM(config).save_pretrained(folder)
+
+
+def dense(folder: Path) -> None:
+    make_dense(folder, "xlm-roberta")
+
+
+BAD = [  # what is made, more overrides, what the message says
+    (gpt2, [], "of type 'gpt2'"),
+    (t5, [], "of type 't5', an encoder-decoder"),
+    (bart, [], "of type 'bart', an encoder-decoder"),
+    (decoding, [], "of type 'roberta', a decoder"),
+    (modern, [], "of type 'modernbert'"),
+    (pickled, [], "pickle"),
+    (other_head, [], "its masked-LM head does not fit: lm_head.dense.weight"),
+    (many_tokens, [], "has 500 tokens"),
+    (no_tokenizer, [], "tokenizer"),
+    (relative, [], "table of absolute positions"),
+    (heads, [], "hidden_size 16 is not a multiple of num_attention_heads 3"),
+    (dense, ["model.ln_before_adapter=true"], "set model.ln_before_adapter=false"),
+    (dense, ["model.hidden_size=64"], "hidden_size is 16; 64 was asked for"),
+    (dense, ["data.row_length=128"], "set data.row_length=64 or less"),
+    (dense, ["+langset.languages={en:{text:en.txt}}"], "means the same language as"),
+    (other_padding, [], "pads with the id 1, the base with 0"),
+    (dense, ["train=heads"], "slots+head"),
+]
+
+
+@pytest.mark.parametrize(
+    ("make", "overrides", "said"), BAD, ids=[f"{make.__name__} {more}" for make, more, _ in BAD]
+)
+def test_a_model_or_setting_that_does_not_fit_is_refused(refused, tmp_path, make, overrides, said):
+    make(tmp_path / "base")
+    assert said in refused(f"base={tmp_path / 'base'}", *overrides)
+
+
+def test_a_trimmed_vocabulary_without_a_special_token_of_the_model_is_refused(
+    place, monkeypatch, capfd, tmp_path
+):
+    """The text is prepared first: what it uses decides what stays."""
+    make_dense(tmp_path / "base", "xlm-roberta")
+    tokenizer = load_tokenizer(tmp_path / "base")
+    text = "".join((place.folder / f"{code}.txt").read_text() for code in ("en", "de"))
+    used = {*tokenizer(text)["input_ids"]}
+    unused = [i for token, i in tokenizer.get_vocab().items() if len(token) > 4 and i not in used]
+    change_config(tmp_path / "base", eos_token_id=unused[0])
+    overrides = [f"base={tmp_path / 'base'}", "data.trim_vocabulary=0", "trainer.max_steps=1"]
+    arguments = place.arguments(*overrides, f"data.folder={tmp_path}", run=tmp_path / "run")
+    monkeypatch.chdir(place.folder)
+    monkeypatch.setattr("sys.argv", ["pretrain", *(a for a in arguments if "model." not in a)])
+    with pytest.raises(SystemExit) as stop:
+        pretrain.main()
+    message = capfd.readouterr().err
+    assert stop.value.code == 2 and f"eos_token_id is {unused[0]}" in message
+    assert message.count("error: ") == 1 and not (tmp_path / "run").exists()
