@@ -60,8 +60,11 @@ def t5(folder: Path) -> None:
 
 
 def bart(folder: Path) -> None:
-    sizes = {f"{side}_{what}": n for side in ("encoder", "decoder") for what, n in
-             (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))}
+    sizes = {
+        f"{side}_{what}": n
+        for side in ("encoder", "decoder")
+        for what, n in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))
+    }
     config = transformers.BartConfig(d_model=16, vocab_size=500, **sizes)
     transformers.BartForConditionalGeneration(config).save_pretrained(folder)
 
@@ -108,8 +111,15 @@ def heads(folder: Path) -> None:
 
 def modern(folder: Path) -> None:
     config = transformers.ModernBertConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=24,
-        vocab_size=500, pad_token_id=1, bos_token_id=0, eos_token_id=2, cls_token_id=0,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=24,
+        vocab_size=500,
+        pad_token_id=1,
+        bos_token_id=0,
+        eos_token_id=2,
+        cls_token_id=0,
         sep_token_id=2,
     )
     transformers.ModernBertForMaskedLM(config).save_pretrained(folder)
