@@ -7,9 +7,10 @@ from xmod_lab.tasks import ngrams as module
 from xmod_lab.tasks.answering import Answering
 from xmod_lab.tasks.choice import Choice
 from xmod_lab.tasks.classification import Classification, Inference
-from xmod_lab.tasks.ngrams import ngram_answers, ngrams
+from xmod_lab.tasks.ngrams import ngram_answers
 from xmod_lab.tasks.sources import LabelledSource, Row, read_examples
 from xmod_lab.tasks.tagging import Tagging
+from xmod_lab.text.recognition import ngrams
 
 WORDS = ["lamp", "heat", "door", "rain", "milk", "fish", "tree", "song", "coin", "wind"]
 

@@ -9,7 +9,16 @@ import importlib
 __version__ = "0.1.0"
 
 
-_API = ("open_base", "add_language", "score", "encode_sentences", "save_pack", "install_pack")
+_API = (
+    "open_base",
+    "add_language",
+    "score",
+    "encode_sentences",
+    "save_pack",
+    "install_pack",
+    "recognise",
+    "learn_recognition",
+)
 
 
 def __getattr__(name: str) -> object:

@@ -6,6 +6,8 @@
     encode_sentences    vectors of texts in any languages of a sentence encoder
     save_pack       copy the pack of an added language
     install_pack    write a model with packs installed
+    recognise       the language of texts, among those of a model
+    learn_recognition   make a model able to do that, if an earlier version made it
 
 All are also names of the package: ``import xmod_lab; xmod_lab.open_base(...)``. ``settings`` are
 written as on the command line, ``"trainer.max_steps=100"``. What a user can mend is a
@@ -16,7 +18,7 @@ import contextlib
 import logging
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,20 +42,40 @@ from xmod_lab.config.schema import (
     register_schemas,
 )
 from xmod_lab.errors import UserError
+from xmod_lab.foreign import hub_id
 from xmod_lab.languages.folders import install, new_folder
+from xmod_lab.languages.recognition import (
+    chosen,
+    profile_of,
+    profile_of_text,
+    profiles_in,
+    recogniser_in,
+    recogniser_of,
+    write_profiles,
+)
 from xmod_lab.languages.sentence_encoding import encode_texts, open_encoder
 from xmod_lab.machine import device_kind
 from xmod_lab.manifests import pack_folders
-from xmod_lab.model import XmodForSentenceVectors, XmodLanguageModel, load_language_model
+from xmod_lab.model import (
+    XmodForSentenceVectors,
+    XmodLanguageModel,
+    XmodPreTrainedModel,
+    load_language_model,
+    read_config,
+)
+from xmod_lab.model_folders import RECOGNITION, model_folder
 from xmod_lab.processes import join
 from xmod_lab.runs.bases import Base, find_base
 from xmod_lab.runs.folder import RunDir, read_json
 from xmod_lab.scoring.held_out import on_device
-from xmod_lab.stages.evaluating import evaluate
+from xmod_lab.scoring.recognition import recognise_by_loss
+from xmod_lab.stages.evaluating import evaluate, slot_choice
 from xmod_lab.stages.extension import add_languages
 from xmod_lab.stages.opening import open_model
 from xmod_lab.stages.pretraining import pretrain_base
 from xmod_lab.text.parallel import read_parallel
+from xmod_lab.text.recognition import Recognised
+from xmod_lab.text.source import Source, check_source
 from xmod_lab.training.memory import keep_memory
 
 
@@ -181,7 +203,81 @@ def score(source: Base | Added | str | Path, *settings: str) -> dict[str, float]
         opened = open_model(cfg, RunDir(cfg.runs))
         with on_device(opened.model, cfg.trainer.accelerator):
             pll, layer = cfg.evaluate.pll, cfg.evaluate.layer
-            return evaluate(opened, parallels, pll=pll, layer=layer).figures
+            choice = slot_choice(opened, cfg.evaluate)
+            return evaluate(opened, parallels, pll=pll, layer=layer, choice=choice).figures
+
+
+def recognise(
+    model: XmodPreTrainedModel | Base | Added | str | Path,
+    texts: Sequence[str],
+    *,
+    default: str | None = None,
+    by: str = "spelling",
+) -> list[Recognised]:
+    """The language of each text among those of ``model``; ``code`` of each goes into ``lang_ids``.
+
+    Args:
+        model: a model, or a run, a model folder or a hub id.
+        default: the language of texts that are in none of these.
+        by: ``spelling``: character n-grams, see :mod:`xmod_lab.text.recognition`. ``loss``: the
+            language whose vocabulary and slot need the fewest bits. This needs a language model,
+            and finds a text unknown only if it has no letters or if two languages are as likely.
+    Raises:
+        UserError: the language of a text is not recognised and there is no ``default``; nothing is
+            kept to recognise by; the model cannot be read.
+    """
+    if by not in ("spelling", "loss"):
+        raise UserError(f"by is {by!r}; allowed are 'spelling' and 'loss'")
+    texts = _listed(texts) if not isinstance(texts, str) else [texts]
+    if isinstance(model, XmodPreTrainedModel):
+        config, opened = model.config, model
+    else:
+        opened = model_folder(_source(model))
+        config = read_config(opened)
+    default = None if default is None else config.resolve(default)
+    if by == "spelling":
+        of_model = isinstance(opened, XmodPreTrainedModel)
+        recogniser = recogniser_of(opened) if of_model else recogniser_in(opened)
+        found = recogniser.recognise(texts)
+    else:
+        if not isinstance(opened, XmodPreTrainedModel):
+            opened = load_language_model(str(opened), f"model '{model}'")
+        found = recognise_by_loss(opened, texts)
+    return chosen(found, texts, default)
+
+
+def learn_recognition(
+    source: Base | Added | str | Path, texts: Mapping[str, str | Sequence[str]] | None = None
+) -> Path:
+    """Learn to recognise the languages of a model, and write recognition.json into its folder.
+
+    Runs do this by themselves; this is for models of earlier versions and of others. Languages that
+    are in the file already and not in ``texts`` stay.
+
+    Args:
+        source: a run, whose own text is read; or, with ``texts``, a model folder.
+        texts: code -> files, ``embedded:el`` or a datasets id.
+    Raises:
+        UserError: the model or a text cannot be read, or the model lacks a language.
+    """
+    with _as_a_command():
+        folder = model_folder(_source(source))
+        if hub_id(folder) is not None:
+            raise UserError(f"copy the model into a folder of yours first: {folder} is a cache")
+        config, known = read_config(folder), profiles_in(folder)
+        if texts is None:
+            cfg = replace(_composed("evaluate", EvaluateConfig, ()), base=_source(source))
+            languages = open_model(cfg, RunDir(cfg.runs)).languages
+            found = {one.code: profile_of(one.scorer.corpus, one.tokenizer) for one in languages}
+        else:
+            sources = {config.resolve(code): Source(_listed(text)) for code, text in texts.items()}
+            raise_faults([f for c, one in sources.items() for f in check_source(one, c)])
+            found = {code: profile_of_text(one) for code, one in sources.items()}
+        known |= found
+        write_profiles(
+            folder, {code: known[code] for code in config.known_codes() if code in known}
+        )
+    return folder / RECOGNITION
 
 
 def encode_sentences(
@@ -196,7 +292,7 @@ def encode_sentences(
     Args:
         source: a run of ``finetune task=sentences``, a model folder, a hub id; or the model, from
             :func:`xmod_lab.languages.sentence_encoding.open_encoder`, to load it once.
-        lang_ids: the code of all texts, or of each.
+        lang_ids: the code of all texts, or of each; ``auto``: see :func:`recognise`.
         pair: the texts are the second ones of pairs (passages), and get ``pair_prefix``.
     Returns:
         (N, D) float32, of length 1 if the encoder normalises. Texts that are longer than the
@@ -209,10 +305,13 @@ def encode_sentences(
     with _as_a_command():
         if isinstance(texts, str):
             raise UserError(f"give a list of texts: [{texts!r}]")
-        codes = [lang_ids] * len(texts) if isinstance(lang_ids, str) else list(lang_ids)
+        model = source if isinstance(source, XmodForSentenceVectors) else open_encoder(source)
+        if lang_ids == "auto":
+            codes = [one.code for one in recognise(model, texts)]
+        else:
+            codes = [lang_ids] * len(texts) if isinstance(lang_ids, str) else list(lang_ids)
         if len(codes) != len(texts):
             raise UserError(f"give a code for each text: {len(texts)} texts, {len(codes)} codes")
-        model = source if isinstance(source, XmodForSentenceVectors) else open_encoder(source)
         return encode_texts(model, texts, codes, pair=pair).numpy()
 
 

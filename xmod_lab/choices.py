@@ -34,6 +34,8 @@ PRECISIONS = ("auto", "32-true", "bf16-mixed", "16-mixed")
 ACCELERATORS = ("auto", "cpu", "gpu")
 STRATEGIES = ("auto", "ddp", "fsdp")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
+# how the language of a text is chosen: as given; by spelling; by the lowest loss of the model
+LANG_IDS = ("given", "auto", "auto-loss")
 RESUME = ("auto", "never")
 VERIFY = ("quick", "full")
 POOLINGS = ("mean", "cls", "max", "last")  # see xmod_lab.model.sentence_vectors

@@ -44,7 +44,7 @@ def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
     from xmod_lab.scoring.samples import SAMPLES, filled
 
     # imported here: refusals must not wait for torch
-    from xmod_lab.stages.evaluating import evaluate, evaluate_encoder, open_encoders
+    from xmod_lab.stages.evaluating import evaluate, evaluate_encoder, open_encoders, slot_choice
     from xmod_lab.stages.opening import open_model
     from xmod_lab.text.parallel import read_parallel
 
@@ -63,6 +63,8 @@ def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
     control = None
     if cfg.evaluate.control is not None and parallels:
         control = open_model(replace(cfg, base=cfg.evaluate.control, given=()), run)
+    own, device = cfg.evaluate, cfg.trainer.accelerator
+    choice = slot_choice(opened, own)
     cfg = replace(cfg, base=opened.name)
     facts = {
         f"tokenizer/{one.code}": one.scorer.corpus.manifest["settings"]["tokenizer"]
@@ -71,18 +73,14 @@ def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
     with open_run(cfg, run, outputs=_OUTPUTS, facts=facts) as result:
         if result is None:
             return
-        with on_device(opened.model, cfg.trainer.accelerator):
+        with on_device(opened.model, device):
             found = evaluate(
-                opened, parallels, pll=cfg.evaluate.pll, layer=cfg.evaluate.layer, control=control
+                opened, parallels, pll=own.pll, layer=own.layer, control=control, choice=choice
             )
             samples = {}
-            for language in opened.languages:
-                samples |= filled(
-                    opened.model,
-                    {language.code: language.scorer},
-                    language.tokenizer,
-                    accelerator=cfg.trainer.accelerator,
-                )
+            for one in opened.languages:
+                scorers = {one.code: one.scorer}
+                samples |= filled(opened.model, scorers, one.tokenizer, accelerator=device)
         _write(run, found)
         run.write_json(SAMPLES, samples)
         run.write_passages(found.passages)

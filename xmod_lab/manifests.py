@@ -18,7 +18,8 @@ TENSORS = "pack.safetensors"
 MANIFEST = "manifest.json"
 CARD = "README.md"
 TOKENIZER_SUFFIXES = (".json", ".model", ".txt")
-TAKEN = (MANIFEST, "config.json")  # names in languages/<code>/ that a tokenizer file may not have
+# names in languages/<code>/ that a tokenizer file may not have
+TAKEN = (MANIFEST, "config.json")
 _MANIFEST_TYPES = {
     "code": str,
     "base_fingerprint": str,

@@ -18,6 +18,9 @@ OWN_TYPE = "xmod_lab"
 OF_LANGUAGES = ("vocabularies", "aliases", "added")
 # in languages/<code>/ of a saved model, beside its tokenizer
 VOCABULARY_FILE = "vocabulary.safetensors"
+# how the languages are spelt: those of the base in the model folder, an added one's in
+# languages/<code>/ and in its pack; see xmod_lab.text.recognition
+RECOGNITION = "recognition.json"
 _LANGUAGES = ["en_XX"]  # transformers' default for config.json
 _MAX_NUMBER, _MAX_LABELS = 1 << 31, 100_000  # sizes above these do not fit into any machine
 # setting -> the tensor with this size, and its dimension

@@ -358,3 +358,37 @@ def test_added_languages_of_a_model_folder_are_scored_where_their_text_is_known(
     assert "sw_KE, which was added, is skipped: its text (gone.txt) is not here" in " ".join(
         (out + err).split()
     )
+
+
+@pytest.mark.parametrize("lang_ids", ["auto", "auto-loss"])
+def test_slots_that_nobody_names_are_chosen_and_their_cost_is_told(
+    workplace, extended, evaluate, tmp_path, lang_ids
+):
+    settings = [f"base={extended}", "evaluate.parallel=[]", f"evaluate.lang_ids={lang_ids}"]
+    status, out, err = evaluate(*settings, run=tmp_path / "run")
+    assert status == 0 and f"evaluate.lang_ids={lang_ids}" in out, err
+    metrics = workplace.metrics(tmp_path / "run")
+    for code in CODES:
+        counts = {
+            slot: metrics[f"recognition/auto/count/{code}/{slot}"] for slot in [*CODES, "unknown"]
+        }
+        right = metrics[f"recognition/auto/accuracy/{code}"]
+        assert right == counts[code] / sum(counts.values())
+        gap = metrics[f"auto/bpb/{code}"] - metrics[f"auto/given/bpb/{code}"]
+        assert metrics[f"auto/against/given/{code}"] == pytest.approx(gap, abs=1e-9)
+        assert right > 0.9 or lang_ids == "auto-loss" and gap <= 1e-9
+    assert metrics["recognition/auto/chance"] == 1 / len(CODES)
+
+
+def test_auto_needs_what_languages_are_recognised_by(workplace, evaluate, tmp_path):
+    shutil.copytree(workplace.base, tmp_path / "base")
+    (tmp_path / "base" / "model" / "recognition.json").unlink()
+    asked = [f"base={tmp_path / 'base'}", "evaluate.parallel=[]", "evaluate.lang_ids=auto"]
+    status, _, err = evaluate(*asked, run=tmp_path / "run")
+    assert status == 2 and "learn it once: xmod_lab.learn_recognition(RUN)" in err
+    asked = [f"base={workplace.base}", "evaluate.default_language=en"]
+    status, _, err = evaluate(*asked, run=tmp_path / "run")
+    assert status == 2 and "leave evaluate.default_language out, or set evaluate.lang_ids" in err
+    asked = [f"base={workplace.base}", "evaluate.lang_ids=auto", "evaluate.default_language=ta"]
+    status, _, err = evaluate(*asked, run=tmp_path / "run")
+    assert status == 2 and "unknown language 'ta'" in err

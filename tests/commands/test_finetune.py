@@ -417,3 +417,19 @@ def test_all_faults_of_a_configuration_are_listed_at_once():
         assert words in str(caught.value)
     with pytest.raises(UserError, match="task.metric is 'bleu'; allowed are accuracy, macro_f1"):
         validate_finetune(composed("task.metric=bleu", command="finetune"))
+
+
+def test_languages_of_the_test_that_are_not_given_are_recognised(workplace, extended, tmp_path):
+    settings = ["task.lang_ids=auto", "task.seeds=1", "trainer.max_steps=2"]
+    run = workplace.folder / "tuned" / "auto"
+    found = finetune(_config(workplace, extended, *settings), RunDir(run))
+    metrics = workplace.metrics(run)
+    for code in ("en_XX", "de_DE", "el_GR", "sw_KE"):
+        right, unknown = metrics[f"auto/right/{code}"], metrics[f"auto/unknown/{code}"]
+        assert right > 0.5 and unknown < 0.5
+        gap = metrics[f"test/accuracy/{code}/target"] - metrics[f"test/accuracy/{code}/auto"]
+        assert metrics[f"difference/accuracy/{code}/target-auto"] == pytest.approx(gap)
+        assert abs(gap) <= 1 - right
+    assert "auto" in found.scores().header and (run / "model" / "recognition.json").is_file()
+    with pytest.raises(UserError, match="leave task.default_language out"):
+        validate_finetune(_config(workplace, extended, "task.default_language=en"))

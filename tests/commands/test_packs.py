@@ -14,11 +14,14 @@ import torch
 from tests.commands.helpers import EXTENSION, Workplace, lines
 from xmod_lab import packs, pretrain
 from xmod_lab.cli.exit_status import exit_status_of
+from xmod_lab.languages.recognition import profiles_in
 from xmod_lab.metrics import told
 from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.model_folders import RECOGNITION
 from xmod_lab.runs.bases import load_config
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.scoring.held_out import score_losses, score_passages, scorers_of
+from xmod_lab.text.recognition import Recogniser
 from xmod_lab.training.data import prepare_language
 
 
@@ -306,3 +309,14 @@ def test_three_languages_are_the_same_packs_in_any_order_and_keep_their_numbers(
     loaded = XmodForMaskedLM.from_pretrained(together / "model")
     mixed = torch.arange(5, 5 + 5 * 7).view(5, 7)
     assert torch.isfinite(loaded(mixed, labels=mixed, lang_ids=loaded.languages).loss)
+
+
+def test_a_run_keeps_what_its_languages_are_recognised_by(workplace, extended):
+    kept = profiles_in(extended / "model")
+    assert list(kept) == ["en_XX", "de_DE", "el_GR", "sw_KE"]
+    assert (extended / "model" / RECOGNITION).read_bytes() == (
+        workplace.base / "model" / RECOGNITION
+    ).read_bytes()
+    assert (extended / "pack" / "el_GR" / f"{RECOGNITION}.xz").stat().st_size < 40_000
+    found = Recogniser(kept).recognise(["Πρόσθεσε μια νέα γλώσσα", "Neue Sprache hinzufügen"])
+    assert [one.code for one in found] == ["el_GR", "de_DE"]

@@ -7,7 +7,7 @@ to the core, which does not know tasks.
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from xmod_lab.choices import FROZEN, POOLINGS
+from xmod_lab.choices import FROZEN, LANG_IDS, POOLINGS
 from xmod_lab.config.rules import (
     base_faults,
     machine_faults,
@@ -67,6 +67,9 @@ class LabelledTask:
         seeds: how many models are trained, with ``seed``, ``seed + 1`` and so on.
         upper: also fine-tune on each target language itself. Each needs as many trainings again.
         sentences: of sentence vectors alone.
+        lang_ids: ``auto``: also test as if the language of a text were not given: vocabulary and
+            slot are chosen by its spelling; ``auto-loss``: by the lowest loss of the base.
+        default_language: the language of texts that are unknown then; null: the source.
     """
 
     name: str = "intents"
@@ -77,6 +80,8 @@ class LabelledTask:
     metric: str = "accuracy"
     seeds: int = number(3, least=1, most=1_000)
     upper: bool = False
+    lang_ids: str = choice("given", LANG_IDS)
+    default_language: str | None = None
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     sentences: SentenceConfig | None = None
 
@@ -138,6 +143,15 @@ def validate_finetune(cfg: FinetuneConfig) -> None:
                 f"seed is {cfg.seed}, and the last of task.seeds={task.seeds} models has "
                 f"{cfg.seeds[-1]}; allowed is 0 to {2**32 - 1}"
             )
+    if task.default_language is not None and task.lang_ids == "given":
+        faults.append(
+            "leave task.default_language out, or set task.lang_ids=auto: all languages are given"
+        )
+    if task.lang_ids != "given" and task.kind == SENTENCES:
+        faults.append(
+            "leave task.lang_ids out: sentences are tested in given languages; "
+            "xmod_lab.encode_sentences(…, lang_ids='auto') recognises those of texts"
+        )
     faults += [*machine_faults(cfg.trainer), *_wrong_names(cfg), *_sentence_faults(cfg)]
     if cfg.trainer.max_tokens is not None:
         faults.append(

@@ -77,6 +77,11 @@ def validate(cfg: PretrainConfig) -> None:
             )
         elif cfg.evaluate.control not in (None, "random"):
             faults += [f"evaluate.control: {fault}" for fault in base_faults(cfg.evaluate.control)]
+        if cfg.evaluate.default_language is not None and cfg.evaluate.lang_ids == "given":
+            faults.append(
+                "leave evaluate.default_language out, or set evaluate.lang_ids=auto: all languages "
+                "are given"
+            )
         if cfg.lang:
             faults.append(
                 f"+lang={','.join(cfg.lang)} adds a language, and evaluate adds none; give the run "

@@ -16,6 +16,7 @@ from xmod_lab.choices import (
     ACCELERATORS,
     ATTENTION,
     EMBEDDING_INITS,
+    LANG_IDS,
     NORMALIZATIONS,
     PRECISIONS,
     RESUME,
@@ -460,12 +461,18 @@ class EvaluationConfig:
         parallel: files of translations for retrieval, see :mod:`xmod_lab.text.parallel`.
         layer: the layer of the states for retrieval; default: two thirds of the way up.
         control: a run or model folder to compare retrieval with (its languages share a slot).
+        lang_ids: ``auto``: also read held-out sentences through the slot that is chosen by their
+            spelling; ``auto-loss``: by the lowest loss.
+        default_language: the language of sentences that are unknown then; null: they count as
+            wrong.
     """
 
     pll: bool = False
     parallel: list[str] = field(default_factory=lambda: ["embedded:parallel", "embedded:udhr"])
     layer: int | None = number(None, least=0, most=1_000)
     control: str | None = None
+    lang_ids: str = choice("given", LANG_IDS)
+    default_language: str | None = None
 
 
 @dataclass

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
 from xmod_lab.labels import IGNORE
+from xmod_lab.languages.recognition import chosen, recogniser_of
 from xmod_lab.model import XmodPreTrainedModel
 from xmod_lab.text.masking import Masker
 
@@ -16,7 +17,9 @@ from xmod_lab.text.masking import Masker
 class XmodCollator:
     """Makes a batch of rows such as ``{"text": "…", "language": "el_GR"}``.
 
-    Each row is tokenised by the tokenizer of its language. ``text`` may be a pair of texts. The
+    Each row is tokenised by the tokenizer of its language. With ``lang_ids="auto"`` the language is
+    recognised by the spelling of the text, so rows need no ``language``, and one that they have is
+    not read (:mod:`xmod_lab.text.recognition`). ``text`` may be a pair of texts. The
     number in a row's ``label`` or ``labels`` goes into ``labels``. All classes of
     :mod:`xmod_lab.model` take the batch as it is. The Trainer needs
     ``remove_unused_columns=False``, because it does not know ``text``. With B rows and S tokens in
@@ -36,9 +39,13 @@ class XmodCollator:
         mask_rate: share of each row's ordinary tokens to hide: 80 % by the mask token, 10 % by
             another token, 10 % stay as they are. Torch's random numbers choose them, as in
             transformers' collators. ``None``: hide no token.
+        lang_ids: ``given`` or ``auto``.
+        default: with ``auto``, the language of texts that are in no language of the model.
 
     Raises:
-        UserError: a row lacks text or language, or ``length`` or ``mask_rate`` is out of range.
+        UserError: a row lacks text or language; ``length`` or ``mask_rate`` is out of range; the
+            language of a text is not recognised and has no ``default``; nothing is kept beside the
+            model to recognise languages by.
         UnknownLanguageError: the model does not have the language.
     """
 
@@ -48,6 +55,8 @@ class XmodCollator:
         *,
         length: int | None = None,
         mask_rate: float | None = None,
+        lang_ids: str = "given",
+        default: str | None = None,
     ):
         config = model.config
         positions = config.positions
@@ -59,11 +68,20 @@ class XmodCollator:
             raise UserError(
                 f"mask_rate is {mask_rate}; allowed are numbers between 0 and 1, and None"
             )
+        if lang_ids not in ("given", "auto"):
+            raise UserError(
+                f"lang_ids is {lang_ids!r}; allowed are 'given' and 'auto'. xmod_lab.recognise("
+                "model, texts, by='loss') chooses by the lowest loss"
+            )
+        if default is not None and lang_ids == "given":
+            raise UserError("leave default out, or set lang_ids='auto': all languages are given")
+        self.default = None if default is None else config.resolve(default)
+        self.recogniser = recogniser_of(model) if lang_ids == "auto" else None
         self.model, self.length, self.mask_rate = model, length or positions, mask_rate
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}
 
     def __call__(self, rows: Sequence[Mapping]) -> dict[str, Tensor]:
-        codes = [self._code(row, number) for number, row in enumerate(rows)]
+        codes = self._codes(rows)
         encoded = [self._encode(row["text"], code) for row, code in zip(rows, codes, strict=True)]
         width = max(map(len, encoded))
         ids = np.full((len(rows), width), self.model.config.pad_token_id)
@@ -88,15 +106,23 @@ class XmodCollator:
             )
         return {"input_ids": torch.from_numpy(ids), **batch}
 
-    def _code(self, row: Mapping, number: int) -> str:
-        for key in ("text", "language"):
-            if key not in row:
-                raise UserError(
-                    "set remove_unused_columns=False if this is the Trainer: "
-                    f"row {number} of the batch has no '{key}'; it has "
-                    f"{', '.join(row) or 'nothing'}"
-                )
-        return self.model.config.resolve(row["language"])
+    def _codes(self, rows: Sequence[Mapping]) -> list[str]:
+        """The language of each row, given or recognised."""
+        wanted = ("text", "language") if self.recogniser is None else ("text",)
+        for number, row in enumerate(rows):
+            for key in wanted:
+                if key not in row:
+                    raise UserError(
+                        "set remove_unused_columns=False if this is the Trainer: "
+                        f"row {number} of the batch has no '{key}'; it has "
+                        f"{', '.join(row) or 'nothing'}"
+                    )
+        if self.recogniser is None:
+            return [self.model.config.resolve(row["language"]) for row in rows]
+        texts = [row["text"] for row in rows]
+        texts = [text if isinstance(text, str) else " ".join(text) for text in texts]
+        found = chosen(self.recogniser.recognise(texts), texts, self.default)
+        return [one.code for one in found]
 
     def _encode(self, text: str | Sequence[str], code: str) -> np.ndarray:
         """(S,) token ids of a text, or of a pair of texts, with special tokens."""

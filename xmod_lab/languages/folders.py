@@ -30,9 +30,9 @@ from xmod_lab.model import (
 )
 from xmod_lab.model.configuration import OURS
 from xmod_lab.model.saving import copy_files
-from xmod_lab.model_folders import model_folder
+from xmod_lab.model_folders import RECOGNITION, model_folder
 
-_WRITTEN_ANEW = ("config.json", "generation_config.json", CARD)
+_WRITTEN_ANEW = ("config.json", "generation_config.json", RECOGNITION, CARD)
 
 
 def install(source: str | Path, packs: list[Path], out: Path) -> list[str]:
@@ -127,6 +127,7 @@ def export(source: str | Path, code: str, out: Path) -> None:
         settings = {k: v for k, v in read_json(scratch / "config.json").items() if k not in OURS}
         transformers.XmodConfig.from_dict(settings).save_pretrained(scratch)
         place = folder / "languages" / code if own else folder
+        # one language alone: nothing is left to recognise
         copy_files(place, scratch, root=folder, but=(*_WRITTEN_ANEW, MANIFEST))
         whole = read_card(folder)
         if encodes:

@@ -12,14 +12,17 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError, reason
-from xmod_lab.files import digest_of_files
+from xmod_lab.files import digest_of, digest_of_files
 from xmod_lab.foreign import hub_id, inside, name_fault, share, tokenizer_digest
 from xmod_lab.languages.cards import pack_card, with_metadata
+from xmod_lab.languages.recognition import write_profiles
 from xmod_lab.manifests import CARD, FORMAT, MANIFEST, TAKEN, TENSORS, TOKENIZER_SUFFIXES
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.digests import base_settings, digest, fingerprint
 from xmod_lab.model.packs import read_pack
+from xmod_lab.model_folders import RECOGNITION
 from xmod_lab.text.objectives import objective_of
+from xmod_lab.text.recognition import Profile
 
 
 def write_pack(
@@ -29,6 +32,7 @@ def write_pack(
     *,
     tokenizer_folder: Path | None,
     details: dict,
+    profile: Profile | None = None,
     base_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> dict:
     """Write the pack of ``code`` and return its manifest.
@@ -38,6 +42,7 @@ def write_pack(
     Args:
         tokenizer_folder: the tokenizer of ``code``. ``None``: it uses the base's.
         details: settings, data and scores, for the manifest.
+        profile: by which texts in ``code`` are recognised.
         base_tokenizer: the base's tokenizer, if the base's folder does not have it.
     Raises:
         UserError: a tokenizer file has a name that is not allowed in a pack.
@@ -47,13 +52,18 @@ def write_pack(
         name: p.detach().cpu().contiguous()
         for name, p in sorted(model.language_parameters(code).items())
     }
-    unpacked = {}
+    files: dict[str, bytes] = {}
     for file in sorted(tokenizer_folder.iterdir()) if tokenizer_folder is not None else ():
         if file.suffix in TOKENIZER_SUFFIXES and file.name not in TAKEN:
             if fault := name_fault(file.name):
                 raise UserError(f"rename or remove a file of {tokenizer_folder}: {fault}")
-            unpacked[file.name] = digest_of_files([file])
-            (folder / f"{file.name}.xz").write_bytes(lzma.compress(file.read_bytes(), preset=9))
+            files[file.name] = file.read_bytes()
+    if profile is not None:
+        write_profiles(folder, {code: profile})
+        files[RECOGNITION] = (folder / RECOGNITION).read_bytes()
+        (folder / RECOGNITION).unlink()
+    for name, content in files.items():
+        (folder / f"{name}.xz").write_bytes(lzma.compress(content, preset=9))
     tokenizer = base_tokenizer or model.base_tokenizer()
     first = (model.config.extended or {}).get(code)
     manifest = {
@@ -64,7 +74,7 @@ def write_pack(
         "base": base_settings(model.config),
         "pieces": (model.config.vocabularies or {}).get(code),
         "tensors": {name: digest(tensor) for name, tensor in tensors.items()},
-        "unpacked": unpacked,
+        "unpacked": {name: digest_of(content) for name, content in files.items()},
         **({} if first is None else {"extends": first}),
         **details,
     }

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from xmod_lab.choices import LANG_IDS
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.labels import IGNORE
 from xmod_lab.model.configuration import XmodConfig
@@ -73,7 +74,7 @@ def to_ids(lang_ids: Languages, config: XmodConfig, rows: int) -> Tensor:
     Args:
         lang_ids: numbers (a tensor or lists), or codes (one for all rows, or one for each row).
     Raises:
-        UserError: ``lang_ids`` has neither numbers nor codes.
+        UserError: ``lang_ids`` has neither numbers nor codes, or asks to recognise the language.
         UnknownLanguageError: the model does not have a code.
     """
     if isinstance(lang_ids, Tensor):
@@ -83,6 +84,13 @@ def to_ids(lang_ids: Languages, config: XmodConfig, rows: int) -> Tensor:
                 "torch.tensor([model.lang_id('en_XX')])"
             )
         return lang_ids
+    if isinstance(lang_ids, str) and lang_ids in LANG_IDS:
+        raise UserError(
+            "recognise the language before the text becomes token ids: XmodCollator(model, "
+            "lang_ids='auto'), or xmod_lab.recognise(model, texts). "
+            f"lang_ids is '{lang_ids}', but a model sees token ids alone, and each language may "
+            "have a tokenizer of its own"
+        )
     if (numbers := _as_numbers(lang_ids)) is not None:
         return numbers
     codes = [lang_ids] * rows if isinstance(lang_ids, str) else lang_ids

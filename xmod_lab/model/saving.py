@@ -7,8 +7,12 @@ not a whole number, or if transformers does not have the architecture of the slo
 The vocabularies of added languages are in ``languages/<code>/``, which transformers does not read.
 In a folder with the name of a checkpoint of transformers' Trainer, ``checkpoint-<step>``, they are
 also in ``model.safetensors``: the Trainer reads no other file when it resumes.
+
+``recognition.json`` says how the languages of the base are spelt, so that the language of a text
+can be recognised. It goes where the model goes.
 """
 
+import json
 import logging
 import re
 import shutil
@@ -19,14 +23,15 @@ from huggingface_hub import CommitInfo, HfApi, snapshot_download
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.hub import cached_file
 
 from xmod_lab.errors import UserError, reason
-from xmod_lab.foreign import inside, is_hub_id, open_tokenizer, share
+from xmod_lab.foreign import inside, is_hub_id, open_tokenizer, read_json, share
 from xmod_lab.manifests import TENSORS
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.opening import check_folder, vocabulary_file
 from xmod_lab.model.packs import unpack
-from xmod_lab.model_folders import VOCABULARY_FILE
+from xmod_lab.model_folders import RECOGNITION, VOCABULARY_FILE
 
 log = logging.getLogger(__name__)
 _HUB_OPTIONS = ("revision", "cache_dir", "token", "force_download", "local_files_only", "subfolder")
@@ -98,6 +103,31 @@ class SavingMixin:
             return None
         return _opened(self.name_or_path, "", "the base")
 
+    def recognition_of_base(self) -> dict | None:
+        """The content of recognition.json in the folder or hub id that this model was loaded from.
+
+        Languages that the model no longer has are left out; ``None`` if the file is missing.
+        :func:`xmod_lab.text.recognition.from_json` checks and reads the content.
+
+        Raises:
+            UserError: it is no JSON object, or a link that leads out of the folder.
+        """
+        file: Path | str | None = Path(self.name_or_path, RECOGNITION)
+        if is_hub_id(self.name_or_path):
+            file = cached_file(
+                self.name_or_path,
+                RECOGNITION,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+        if not self.name_or_path or file is None or not Path(file).is_file():
+            return None
+        content = read_json(inside(Path(file), Path(file).parent))
+        if isinstance(found := content.get("languages"), dict):
+            kept = {code: found[code] for code in self.config.known_codes() if code in found}
+            content = {**content, "languages": kept}
+        return content
+
     def save_pretrained(
         self, save_directory: str | Path, state_dict: dict[str, Tensor] | None = None, **kwargs
     ) -> None:
@@ -127,6 +157,8 @@ class SavingMixin:
                 self.config.own_parts,
             )
         target = Path(save_directory)
+        if recognition := self.recognition_of_base():
+            write_recognition(target, recognition)
         for code in self.language_folders:
             self._write_language(code, target / "languages" / code)
         for code in self.config.vocabularies or {}:
@@ -259,6 +291,12 @@ def _opened(
             f"({reason(error)}); copy its files there from the model or pack that the language "
             "came with"
         ) from error
+
+
+def write_recognition(folder: Path, content: dict) -> None:
+    """Write recognition.json. The same content gives the same bytes."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    (folder / RECOGNITION).write_text(text, encoding="utf-8")
 
 
 def copy_files(source: Path, target: Path, *, root: Path, but: tuple[str, ...] = ()) -> None:

@@ -167,8 +167,8 @@ def _paired(groups: list[Group]) -> Table:
     against = [
         arm
         for arm in AGAINST
-        if arm != "untrained"
-        or any(name.endswith("-untrained") for _, r, _ in runs for name in r.metrics)
+        if arm not in ("untrained", "auto")
+        or any(name.endswith(f"-{arm}") for _, r, _ in runs for name in r.metrics)
     ]
     names = [
         [f"difference/{_metric(run)}/{code}/target-{arm}" for arm in against]

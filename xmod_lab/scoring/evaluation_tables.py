@@ -13,7 +13,7 @@ from xmod_lab.metrics import (
     with_error,
 )
 from xmod_lab.scoring.languages import ScoredLanguage
-from xmod_lab.scoring.recognition import Confusion
+from xmod_lab.scoring.recognition import UNKNOWN, Confusion
 from xmod_lab.scoring.retrieval import ARMS
 from xmod_lab.scoring.wrong_slots import Matrix
 from xmod_lab.tables import NONE, Table
@@ -127,6 +127,35 @@ def recognition_table(found: dict[str, Confusion], figures: Figures, own: dict[s
             if low is not None and low > 0
             else ". This does not show that a slot knows its language",
         )
+
+
+def auto_table(found: Confusion, figures: Figures, lang_ids: str, default: str | None) -> None:
+    """What it costs to choose the slot of each sentence, beside the given one."""
+    rows = []
+    for code, counts in found.items():
+        number_of = sum(counts.values())
+        cells = [f"{number_of:,}", _percent(figures, f"recognition/auto/accuracy/{code}")]
+        cells.append(f"{100 * counts[UNKNOWN] / number_of:.1f} %")
+        if f"auto/bpb/{code}" in figures:
+            cells += [told(figures, f"auto/{part}bpb/{code}") for part in ("given/", "")]
+            cells.append(_gap(figures, f"auto/against/given/{code}"))
+        rows.append((code, *cells, *[NONE] * (6 - len(cells))))
+    header = (
+        "text of",
+        "sentences",
+        "right slot",
+        "unknown",
+        "bits/byte, given",
+        "bits/byte, chosen",
+        "chosen minus given",
+    )
+    how = "by spelling" if lang_ids == "auto" else "by the fewest bits"
+    note = (
+        f"Unknown sentences are read as {default}."
+        if default is not None
+        else "Unknown sentences count as wrong, and their bits do not count."
+    )
+    Table(f"slot chosen {how} (evaluate.lang_ids={lang_ids})", header, rows, note).print()
 
 
 def retrieval_tables(name: str, figures: Figures, codes: list[str], states: list[str]) -> None:

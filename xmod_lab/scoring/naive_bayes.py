@@ -1,26 +1,21 @@
 """A baseline of language recognition from spelling alone: naive Bayes on character n-grams.
 
 It reads the same training text and uses no neural model. A slot that recognises its language no
-better has shown nothing that counting letters does not.
+better has shown nothing that counting letters does not. ``lang_ids=auto`` recognises by the same
+n-grams, see :mod:`xmod_lab.text.recognition`.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.naive_bayes import MultinomialNB
 
+from xmod_lab.languages.recognition import first_characters
 from xmod_lab.scoring.languages import ScoredLanguage
-from xmod_lab.tasks.ngrams import ngrams
-
-LONGEST = 3  # characters of an n-gram
-# of each language's training text; more changes nothing, and large corpora take no longer
-_CHARACTERS = 300_000
+from xmod_lab.text.recognition import Profile, Recogniser
 
 
 def ngram_costs(
-    languages: list[ScoredLanguage],
-    sentences: dict[str, list[str]],
-    slots: list[str],
-    longest: int = LONGEST,
+    languages: list[ScoredLanguage], sentences: dict[str, list[str]], slots: list[str]
 ) -> dict[str, np.ndarray]:
     """Nats of each sentence by the n-grams of the training text of each slot's languages.
 
@@ -30,26 +25,17 @@ def ngram_costs(
     Returns:
         language of ``sentences`` -> (N, slots).
     """
-    counter = CountVectorizer(analyzer=lambda text: ngrams(text, longest))
-    seen = counter.fit_transform(_first(language) for language in languages)
-    model = MultinomialNB(fit_prior=False).fit(seen, np.arange(len(languages)))
+    profiles = {one.code: Profile.learn(_first(one)) for one in languages}
+    recogniser = Recogniser(profiles)
     costs = {}
     for code, texts in sentences.items():
-        nats = -model.predict_joint_log_proba(counter.transform(texts))  # (N, languages)
+        nats = recogniser.nats(texts)  # (N, languages)
         own = [np.flatnonzero([language.slot == slot for language in languages]) for slot in slots]
         costs[code] = np.stack([nats[:, places].min(1) for places in own], axis=1)
     return costs
 
 
-def _first(language: ScoredLanguage) -> str:
-    """The first training passages without duplicates, a line each, of _CHARACTERS together."""
-    found, size = {}, 0
+def _first(language: ScoredLanguage) -> Iterator[str]:
+    """The first training passages without duplicates, until they have CHARACTERS."""
     blocks = language.scorer.corpus.held_out_by == "document"
-    for passage in language.source.passages("train", blocks=blocks):
-        if passage in found:
-            continue
-        found[passage] = None
-        size += len(passage)
-        if size >= _CHARACTERS:
-            break
-    return "\n".join(found)
+    return first_characters(language.source.passages("train", blocks=blocks))

@@ -36,11 +36,11 @@ from xmod_lab.errors import UserError
 from xmod_lab.model import XmodForSentenceVectors, XmodLanguageModel
 from xmod_lab.model.sentence_vectors import pooled
 from xmod_lab.scoring.recognition import padded
-from xmod_lab.tasks.ngrams import ngrams
 from xmod_lab.tasks.statistics import Estimate, difference, estimate, share_of
 from xmod_lab.tasks.task_metrics import Metric, by_column, mean_of_columns
 from xmod_lab.text.encoding import encode
 from xmod_lab.text.parallel import Parallel
+from xmod_lab.text.recognition import ngrams
 
 log = logging.getLogger(__name__)
 _ROWS = 64

@@ -4,6 +4,8 @@ The text of a language is encoded with its own tokenizer and vocabulary. The arm
 that it goes through (X-MOD, Pfeiffer et al. 2022, section 5), or in what answers:
 
     target    its own slot
+    auto      the language of each text is not given: its vocabulary and slot are chosen by its
+              spelling, or by the lowest loss
     source    the slot of the language that was fine-tuned on
     none      no slot: the layers go on as if each slot had added nothing
     wrong     mean over the slots of other languages, at most WRONG_SLOTS, evenly chosen
@@ -14,7 +16,7 @@ that it goes through (X-MOD, Pfeiffer et al. 2022, section 5), or in what answer
 """
 
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +41,22 @@ class Test(Sized, Protocol):
     """What a language is tested by: the gold answers of N examples."""
 
     gold: list
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The test examples of a language, if the language of each is chosen and not given.
+
+    Args:
+        right: share that is taken for the right language.
+        unknown: share in no language; these get the default language.
+        others: language -> the examples that are taken for it, by their numbers and encoded with
+            its vocabulary. The others are taken for their own.
+    """
+
+    right: float
+    unknown: float
+    others: dict[str, tuple[list[int], EncodedExamples]]
 
 
 @dataclass(frozen=True)
@@ -73,12 +91,14 @@ class TaskSetup(Tested):
         kind: with the classes of the source's training split.
         examples: code -> split -> the encoded examples.
         rows: code -> split -> the rows that ``examples`` were made of.
+        chosen: code -> the test examples, if their languages are not given.
     """
 
     kind: Task
     tests: dict[str, EncodedExamples]
     examples: dict[str, dict[str, EncodedExamples]]
     rows: Labelled
+    chosen: dict[str, Chosen] = field(default_factory=dict)
 
 
 def slots_of(config: XmodConfig, code: str, source: str) -> dict[str, list[str]]:
@@ -140,12 +160,14 @@ def transfer_answers(
     tests: dict[str, EncodedExamples],
     source: str,
     title: str,
+    chosen: Mapping[str, Chosen] | None = None,
 ) -> dict[str, dict[str, list[list]]]:
     """Language -> arm -> for each slot of the arm (K,) the predictions (N,).
 
     Args:
         source: the language that the model was fine-tuned on.
         title: of the progress bar.
+        chosen: see :class:`TaskSetup`; with it there is the arm ``auto``.
     """
     ways = {code: slots_of(model.config, code, source) for code in tests}
     found: dict[str, dict[str, list[list]]] = {code: {} for code in tests}
@@ -159,6 +181,13 @@ def transfer_answers(
                 for slot in slots:
                     found[code][arm].append(answers(model, kind, tests[code], code, slot)[0])
                     bar.update()
+            if chosen and code in chosen:
+                predictions = list(found[code]["target"][0])
+                for other, (numbers, encoded) in chosen[code].others.items():
+                    said = answers(model, kind, encoded, other)[0]
+                    for number, prediction in zip(numbers, said, strict=True):
+                        predictions[number] = prediction
+                found[code]["auto"] = [predictions]
     return found
 
 

@@ -23,11 +23,13 @@ from xmod_lab.foreign import hub_id, is_hub_id
 from xmod_lab.languages.cards import base_card
 from xmod_lab.languages.folders import manifests_in
 from xmod_lab.languages.proof import Snapshot, compare, probe_tokens, require, snapshot
+from xmod_lab.languages.recognition import kept_profiles, profiles_of, write_profiles
 from xmod_lab.metrics import codes_of, told
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.digests import fingerprint
 from xmod_lab.model.growing import difference
 from xmod_lab.model.packs import CARD, MANIFEST
+from xmod_lab.model_folders import RECOGNITION
 from xmod_lab.process_rank import rank
 from xmod_lab.runs.folder import RunDir, read_json
 from xmod_lab.runs.lifecycle import open_run
@@ -312,6 +314,8 @@ def _save(
         for number, one in enumerate(lineage)
     }
     card = base_card(model.config, record, fingerprint(model))
+    profiles = {} if start.dense is not None else kept_profiles(start.loaded)
+    profiles |= profiles_of(start.prepared)
 
     def write(out: Path) -> None:
         model.save_pretrained(out)
@@ -319,6 +323,9 @@ def _save(
         for code in manifests_in(out, model.languages):
             for name in (MANIFEST, CARD):
                 (out / "languages" / code / name).unlink(missing_ok=True)
+        for code in model.language_folders:
+            (out / "languages" / code / RECOGNITION).unlink(missing_ok=True)
+        write_profiles(out, {code: profiles[code] for code in model.languages if code in profiles})
         start.prepared.tokenizer.save_pretrained(out)
         (out / CARD).write_text(card, encoding="utf-8")
 

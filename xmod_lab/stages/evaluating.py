@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.config.schema import EvaluateConfig
+from xmod_lab.codes import resolve
+from xmod_lab.config.schema import EvaluateConfig, EvaluationConfig
 from xmod_lab.errors import UserError
+from xmod_lab.languages.recognition import recogniser_of
 from xmod_lab.languages.sentence_encoding import is_encoder, open_encoder
 from xmod_lab.metrics import read_metrics
 from xmod_lab.model import XmodForSentenceVectors, XmodLanguageModel
 from xmod_lab.model_folders import model_folder
 from xmod_lab.scoring.evaluation_tables import (
+    auto_table,
     before_table,
     language_table,
     recognition_table,
@@ -27,7 +30,10 @@ from xmod_lab.scoring.likelihood import pseudo_likelihood
 from xmod_lab.scoring.naive_bayes import ngram_costs
 from xmod_lab.scoring.recognition import (
     Confusion,
+    SlotChoice,
     against_ngrams,
+    auto_figures,
+    choose_slots,
     confusion,
     recognition_figures,
     sentence_costs,
@@ -49,6 +55,7 @@ from xmod_lab.tables import csv_text
 from xmod_lab.tasks.sentences import Sentences
 from xmod_lab.text.objectives import EXACT, PSEUDO, objective_of
 from xmod_lab.text.parallel import Parallel
+from xmod_lab.text.recognition import Recogniser
 from xmod_lab.text.tokenizer import composing
 
 log = logging.getLogger(__name__)
@@ -111,10 +118,12 @@ def evaluate(
     pll: bool,
     layer: int | None = None,
     control: Opened | None = None,
+    choice: SlotChoice | None = None,
 ) -> Evaluation:
     """Compute everything and print the tables. The model is left as it was.
 
     Args:
+        choice: also read each sentence through the slot that this chooses.
         layer: at which retrieval is compared; default: see
             :func:`xmod_lab.scoring.retrieval.fixed_state`.
         control: a model to compare retrieval with, on the same sentences.
@@ -165,9 +174,11 @@ def evaluate(
     if len(slots) > 1:
         figures |= slot_figures(matrix, languages, rows)
         slot_table(matrix, languages, figures)
-        recognised, found = _recognition(model, languages, slots, rows)
+        recognised, found = _recognition(model, languages, slots, rows, choice)
         figures |= found
         recognition_table(recognised, figures, own)
+        if choice is not None:
+            auto_table(recognised.get("auto", {}), figures, choice.lang_ids, choice.default)
     else:
         log.info(
             "the languages with text share one slot (%s): there are no wrong slots, and none to "
@@ -188,6 +199,11 @@ def open_encoders(
 
     A control that is no sentence encoder, such as the base, is read as the encoder is.
     """
+    if cfg.evaluate.lang_ids != "given":
+        raise UserError(
+            f"leave evaluate.lang_ids out, or give a language model: {cfg.base} is a sentence "
+            "encoder, and slots are chosen for held-out text, of which it has no likelihood"
+        )
     model, name = open_encoder(cfg.base), cfg.evaluate.control
     if name is None or not cfg.evaluate.parallel:
         return model.float(), None
@@ -290,11 +306,13 @@ def _recognition(
     languages: list[ScoredLanguage],
     slots: list[str],
     rows: dict[str, np.ndarray],
+    choice: SlotChoice | None,
 ) -> tuple[dict[str, Confusion], dict[str, float]]:
     """Which slot each row and sentence is taken for, beside n-grams, and the figures of that.
 
     Args:
         rows: by language (R, slots), nats of each row through each slot.
+        choice: see :func:`evaluate`.
     """
     own = {language.code: language.slot for language in languages}
     bits, sentences = sentence_costs(model, languages)
@@ -308,7 +326,29 @@ def _recognition(
         figures |= recognition_figures(what, recognised[what], own)
     if sentences:
         figures |= against_ngrams(bits, spelt, slots, own)
+    if sentences and choice is not None:
+        chosen = choose_slots(choice, bits, sentences, slots, own)
+        recognised["auto"], found = auto_figures(bits, sentences, chosen, slots, own)
+        figures |= found
     return recognised, figures
+
+
+def slot_choice(opened: Opened, cfg: EvaluationConfig) -> SlotChoice | None:
+    """How slots are chosen, among those of the languages with text; ``None``: they are given.
+
+    Raises:
+        UserError: nothing is kept beside the model to recognise languages by.
+        UnknownLanguageError: the default language has no text, or the model lacks it.
+    """
+    if cfg.lang_ids == "given":
+        return None
+    codes = [language.code for language in opened.languages]
+    default = None if cfg.default_language is None else resolve(cfg.default_language, codes)
+    recogniser = None
+    if cfg.lang_ids == "auto":
+        kept = recogniser_of(opened.model).profiles
+        recogniser = Recogniser({code: kept[code] for code in codes if code in kept})
+    return SlotChoice(cfg.lang_ids, recogniser, default)
 
 
 def _baselines(parallel: Parallel, columns: dict, compared: list[Retrieval]) -> dict[str, float]:

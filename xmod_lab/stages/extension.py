@@ -29,6 +29,7 @@ from xmod_lab.languages.proof import (
     whole_digest,
 )
 from xmod_lab.languages.proof import moved as moved_in
+from xmod_lab.languages.recognition import profile_of
 from xmod_lab.manifests import MANIFEST, manifests_in
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.packs import read_pack
@@ -284,6 +285,7 @@ def _add_one(
                     scratch,
                     tokenizer_folder=own,
                     details=details,
+                    profile=profile_of(prepared.corpora[code], prepared.tokenizer),
                     base_tokenizer=_beside(base, old),
                 ),
             )

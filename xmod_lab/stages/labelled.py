@@ -83,7 +83,7 @@ class LabelledTraining:
         """
         tests = self.setup.tests
         tests = tests if code == self.setup.source else {code: tests[code]}
-        return transfer_answers(model, self.setup.kind, tests, code, title)
+        return transfer_answers(model, self.setup.kind, tests, code, title, self.setup.chosen)
 
     def baselines(self, run: RunDir) -> tuple[dict[str, dict[str, list]], dict[str, float]]:
         """The arms without a model, and figures of them; writes predictions/<source>/ngrams.json.
@@ -96,6 +96,8 @@ class LabelledTraining:
         same = {code: kind.majority(test.gold) for code, test in setup.tests.items()}
         said = {code: [[one]] for code, one in same.items() if one is not None}
         arms = {"majority": said} if said else {}
+        figures = {f"auto/right/{code}": one.right for code, one in setup.chosen.items()}
+        figures |= {f"auto/unknown/{code}": one.unknown for code, one in setup.chosen.items()}
         gold = {split: setup.examples[source][split].gold for split in ("train", "dev")}
         tests = {code: setup.rows[code]["test"] for code in setup.tests}
         score = kind.metric(cfg.task.metric).score
@@ -106,7 +108,7 @@ class LabelledTraining:
                 "other arms",
                 cfg.task.kind,
             )
-            return arms, {}
+            return arms, figures
         dev = float(np.mean([one.dev for one in found]))
         log.info(
             "n-grams: %s %.3f on the development split of %s, before any model is trained (%.1f s)",
@@ -118,7 +120,7 @@ class LabelledTraining:
         kept = json.dumps([vars(one) for one in found])
         run.write_text(f"predictions/{source}/ngrams.json", kept)
         arms["ngrams"] = {c: [[one.predictions[c]] for one in found] for c in setup.tests}
-        return arms, {f"val/{cfg.task.metric}/{source}/ngrams": dev}
+        return arms, figures | {f"val/{cfg.task.metric}/{source}/ngrams": dev}
 
     def sizes(self) -> dict[str, int]:
         """How many examples the splits of the source have, for the model card."""

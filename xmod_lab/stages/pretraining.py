@@ -9,6 +9,7 @@ from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.files import build_folder
 from xmod_lab.languages.cards import base_card
 from xmod_lab.languages.embeddings import log_frequency
+from xmod_lab.languages.recognition import profiles_of, write_profiles
 from xmod_lab.manifests import CARD
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.digests import fingerprint
@@ -77,10 +78,12 @@ def pretrain_base(cfg: PretrainConfig, run: RunDir, *, on_the_way: bool = False)
         metrics = figures_of(cfg, fitted, scorers, mixture, prepared)
         if rank() == 0:
             card = base_card(model.config, base_record(cfg, prepared, metrics), fingerprint(model))
+            profiles = profiles_of(prepared)
 
             def write(out: Path) -> None:
                 model.save_pretrained(out)
                 prepared.tokenizer.save_pretrained(out)
+                write_profiles(out, profiles)
                 (out / CARD).write_text(card, encoding="utf-8")
 
             build_folder(run / "model", write, rebuild=True)

@@ -13,11 +13,14 @@ import transformers
 
 from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.errors import UserError, reason
+from xmod_lab.languages.recognition import recogniser_of
 from xmod_lab.manifests import manifests_in
-from xmod_lab.model import XmodConfig, XmodPreTrainedModel, read_config
+from xmod_lab.model import XmodConfig, XmodPreTrainedModel, load_language_model, read_config
 from xmod_lab.model.random_weights import random_value
-from xmod_lab.scoring.transfer import TaskSetup
-from xmod_lab.tables import Table
+from xmod_lab.scoring.held_out import on_device
+from xmod_lab.scoring.recognition import recognise_by_loss
+from xmod_lab.scoring.transfer import Chosen, TaskSetup
+from xmod_lab.tables import NONE, Table
 from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.tasks.sources import GROUP, SPLITS, Labelled, Row, read_examples
 from xmod_lab.tasks.statistics import clusters_of
@@ -83,6 +86,10 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> TaskSetup:
     clusters = _clusters(
         cfg, {code: rows[code]["test"] for code, splits in examples.items() if "test" in splits}
     )
+    chosen = {}
+    if cfg.task.lang_ids != "given":
+        tests = {code: rows[code]["test"] for code, splits in examples.items() if "test" in splits}
+        chosen = _chosen(cfg, model, kind, tests, positions)
     setup = TaskSetup(
         folder,
         source,
@@ -93,6 +100,7 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> TaskSetup:
         clusters,
         examples,
         {c: {s: rows[c][s] for s in splits} for c, splits in examples.items()},
+        chosen,
     )
     sizes = {code: {s: len(r) for s, r in splits.items()} for code, splits in rows.items()}
     _data_table(cfg, setup, sizes, unlabelled, positions)
@@ -109,6 +117,51 @@ def base_config(cfg: FinetuneConfig, folder: Path) -> XmodConfig:
         )
     manifests_in(folder, config.added or [])  # saving the model needs all of them
     return config
+
+
+def _chosen(
+    cfg: FinetuneConfig,
+    model: XmodPreTrainedModel,
+    kind: Task,
+    tests: dict[str, list[Row]],
+    positions: int,
+) -> dict[str, Chosen]:
+    """Code -> the test rows, each read in the language that it is taken for; prints a table.
+
+    Raises:
+        UserError: nothing is kept beside the base to recognise languages by, or it lacks the
+            default language.
+    """
+    default = model.config.resolve(cfg.task.default_language or cfg.task.source)
+    everything = [kind.text(row) for rows in tests.values() for row in rows]
+    if cfg.task.lang_ids == "auto":
+        recognised = recogniser_of(model).recognise(everything)
+    else:
+        base = load_language_model(model.name_or_path, f"base '{cfg.base}'")
+        with on_device(base, cfg.trainer.accelerator):
+            recognised = recognise_by_loss(base, everything)
+    found, lines, answers = {}, [], iter(recognised)
+    for code, rows in tests.items():
+        said = [next(answers) for _ in rows]
+        unknown = sum(one.unknown is not None for one in said)
+        taken: dict[str, list[int]] = {}
+        for number, one in enumerate(said):
+            taken.setdefault(one.code if one.unknown is None else default, []).append(number)
+        right = len(taken.pop(code, ()))
+        others = {}
+        for other, numbers in taken.items():
+            tokenizer = composing(model.tokenizer_for(other))
+            encoded = kind.encode([rows[n] for n in numbers], tokenizer, positions)
+            others[other] = numbers, encoded
+        found[code] = Chosen(right / len(rows), unknown / len(rows), others)
+        most = max(taken, key=lambda other: len(taken[other]), default=None)
+        mistake = NONE if most is None else f"{most} {len(taken[most]):,}"
+        shares = (f"{100 * n / len(rows):.1f} %" for n in (right, unknown))
+        lines.append((code, f"{len(rows):,}", *shares, mistake))
+    header = ("language", "test examples", "right", "unknown", "most often taken for")
+    title = f"languages of the test, not given (task.lang_ids={cfg.task.lang_ids})"
+    Table(title, header, lines, f"Unknown examples are read as {default}.").print()
+    return found
 
 
 def _clusters(cfg: FinetuneConfig, tests: dict[str, list[Row]]) -> dict[str, np.ndarray]:

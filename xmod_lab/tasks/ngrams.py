@@ -6,7 +6,6 @@ names and numbers. n-grams are hashed and read in blocks, so memory does not gro
 a pass over 390,000 pairs (XNLI) takes some minutes, an embedded task a second or two.
 """
 
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from tqdm import tqdm
 
 from xmod_lab.tasks.sources import Row
 from xmod_lab.tasks.task import Task
+from xmod_lab.text.recognition import ngrams
 
-LONGEST = 4  # characters of an n-gram
 _STRENGTHS = (1e-4, 1e-5)  # of the L2 penalty; the development split chooses
 _PASSES = 10  # at most
 _READ = 30_000  # examples; after so many, there is no further pass
@@ -47,12 +46,6 @@ class NgramAnswers:
     strength: float
     passes: int
     predictions: dict[str, list]
-
-
-def ngrams(text: str, longest: int = LONGEST) -> list[str]:
-    """Every run of 1 to ``longest`` characters of ``text`` (composed, NFC), with repetitions."""
-    text = unicodedata.normalize("NFC", text)
-    return [text[i : i + n] for n in range(1, longest + 1) for i in range(len(text) - n + 1)]
 
 
 def ngram_answers(

@@ -26,6 +26,7 @@ from xmod_lab.tasks.task_metrics import Metric
 
 ARMS = {  # of a test in a language
     "target": "through its own slot",
+    "auto": "through the slot of the language that its spelling or the lowest loss tells",
     "source": "through the slot of the language that was trained on",
     "none": "through no slot",
     "wrong": "through the slots of other languages, mean",
@@ -36,7 +37,7 @@ ARMS = {  # of a test in a language
     "upper": "fine-tuned on the language itself",
 }
 # what the target slot is compared with
-AGAINST = ("untrained", "ngrams", "source", "none", "wrong")
+AGAINST = ("untrained", "ngrams", "auto", "source", "none", "wrong")
 
 
 def trained_on(source: str) -> str:

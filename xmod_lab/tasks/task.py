@@ -17,7 +17,7 @@ from xmod_lab.errors import UserError, nearest
 from xmod_lab.tasks.examples import EncodedExamples
 from xmod_lab.tasks.sources import Row
 from xmod_lab.tasks.task_metrics import Metric
-from xmod_lab.tasks.values import Reader
+from xmod_lab.tasks.values import Reader, read_text, read_texts
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -130,6 +130,12 @@ class Task(Kind):
     def is_labelled(cls, row: Row) -> bool:
         """Whether a row has a label. Rows without one are left out. Default: all have one."""
         return True
+
+    @classmethod
+    def text(cls, row: Row) -> str:
+        """All text of a row, by which its language is recognised."""
+        values = [row.values[r] for r, read in cls.roles.items() if read in (read_text, read_texts)]
+        return " ".join(value if isinstance(value, str) else " ".join(value) for value in values)
 
     @abstractmethod
     def gold(self, rows: Sequence[Row]) -> list:
