@@ -314,6 +314,12 @@ def hub_id(source: str | Path) -> str | None:
     return str(source) if is_hub_id(source) else None
 
 
+def hub_commit(folder: str | Path) -> str | None:
+    """The commit of ``folder``, if it is in the hub's cache. Otherwise ``None``."""
+    parts = Path(folder).parts
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts[1:-1] else None
+
+
 def from_hub(source: str, give: str = "a folder or a hub id") -> Path:
     """Download the files that we read of the hub's repository ``source``; returns the folder.
 

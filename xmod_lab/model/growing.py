@@ -327,17 +327,11 @@ def with_vocabulary(
 
     Args:
         kept: see :func:`grow`.
-        special_ids: of the new tokenizer.
-    Raises:
-        UserError: the padding gets another number, and a language has a vocabulary of its own.
+        special_ids: of the new tokenizer. Vocabularies of languages have the padding of the base,
+            so it must keep its number where there are any.
     """
     old = model.config
     pad_id = special_ids["pad_token_id"]
-    if old.vocabularies and pad_id != old.pad_token_id:
-        raise UserError(
-            "leave data.trim_vocabulary out: the padding would get another number, and "
-            f"{', '.join(old.vocabularies)} have vocabularies with the old one"
-        )
     changes = {"vocab_size": len(kept), "max_position_embeddings": old.positions + pad_id + 1}
     config = XmodConfig.from_dict({**old.to_dict(), **changes, **special_ids})
     config.name_or_path = old.name_or_path

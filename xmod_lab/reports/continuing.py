@@ -25,12 +25,16 @@ def lineage(groups: list[Group]) -> list[Part]:
     records: list[Record] = []
     for group in groups:
         for run in group.runs:
-            for back, one in enumerate(run.proof.get("lineage", [])):
+            found = run.proof.get("lineage", [])
+            if len(found) == 1 and "added" in found[0]:  # to a base from scratch
+                continue
+            for back, one in enumerate(found):
                 tokens = one.get("tokens")
                 rows[
                     group.label,
                     "this run" if back == 0 else f"{back} before",
                     one["base"],
+                    one.get("revision", NONE)[:12],
                     one["kind"],
                     one["digest"][:12],
                     number(tokens, 0),
@@ -41,11 +45,11 @@ def lineage(groups: list[Group]) -> list[Part]:
                 records.append(
                     {"group": group.name, "run": str(run.path), "back": back}
                     | {key: one[key] for key in kept}
-                    | {"tokens_kept": tokens}
+                    | {"tokens_kept": tokens, "revision": one.get("revision")}
                 )
     if not rows:
         return []
-    header = ["group", "training", "model before it", "kind", "its digest", "tokens kept"]
+    header = ["group", "training", "model before it", "commit", "kind", "its digest", "tokens kept"]
     header += ["what trained", "steps"]
     note = "Digest: of all tensors of the model before it, with their names."
     table = Table("", header, list(rows), note, name="lineage", records=records, labels=2)

@@ -75,7 +75,17 @@ _SECTIONS = {
         learning_curves,
         mixture,
     ),
-    "extension": (proof, results, samples, old_languages, learning_curves, price, mixture, packs),
+    "extension": (
+        lineage,
+        proof,
+        results,
+        samples,
+        old_languages,
+        learning_curves,
+        price,
+        mixture,
+        packs,
+    ),
     "finetune": (frozen, transfer_sections),
     "evaluate": (evaluation_sections, samples),
 }

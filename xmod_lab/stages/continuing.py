@@ -19,7 +19,6 @@ import torch
 from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import ProofError
 from xmod_lab.files import build_folder
-from xmod_lab.foreign import hub_id, is_hub_id
 from xmod_lab.languages.cards import base_card
 from xmod_lab.languages.folders import manifests_in
 from xmod_lab.languages.proof import Snapshot, compare, probe_tokens, require, snapshot
@@ -31,8 +30,10 @@ from xmod_lab.model.growing import difference
 from xmod_lab.model.packs import CARD, MANIFEST
 from xmod_lab.model_folders import RECOGNITION
 from xmod_lab.process_rank import rank
-from xmod_lab.runs.folder import RunDir, read_json
+from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.lifecycle import open_run
+from xmod_lab.runs.lineage import PROOF, lineage_of
+from xmod_lab.runs.lineage import told as told_lineage
 from xmod_lab.scoring.held_out import Scorer, named_with_interval, scorers_of
 from xmod_lab.scoring.samples import SAMPLES, filled
 from xmod_lab.stages.extension import scores_of
@@ -54,7 +55,6 @@ from xmod_lab.training.fit import fit
 from xmod_lab.training.run_tables import score_table, show_corpora, training_table
 
 log = logging.getLogger(__name__)
-PROOF = "proof.json"
 _SHARED = {  # what of the shared parameters trains, by the plan
     "all": "",
     "slots": r"(?!)",
@@ -278,23 +278,12 @@ def _forgetting(
 
 
 def _lineage(cfg: PretrainConfig, start: Start) -> list[dict]:
-    """From which model this one comes, and from which that one, the newest first."""
-    base, source = start.base, Path(start.base.model).parent / PROOF
-    older = read_json(source, dict).get("lineage", []) if source.is_file() else []
-    kind = "X-MOD" if start.dense is None else start.dense.kind
-    name = base.name if is_hub_id(base.name) else hub_id(base.model) or Path(base.name).name
-    trimmed = {} if start.kept is None else {"tokens": len(start.kept)}
-    own = {
-        **trimmed,
-        "base": name,
-        "kind": kind,
-        "digest": start.digest,
-        "train": cfg.train,
-        "steps": cfg.steps,
-    }
-    if start.dense is None:
-        own["fingerprint"] = fingerprint(start.loaded)
-    return [own, *older]
+    entry = {"digest": start.digest, "train": cfg.train, "steps": cfg.steps}
+    if start.kept is not None:
+        entry["tokens"] = len(start.kept)
+    if start.dense is not None:
+        return lineage_of(start.base, start.dense.kind, **entry)
+    return lineage_of(start.base, "X-MOD", **entry, fingerprint=fingerprint(start.loaded))
 
 
 def _save(
@@ -306,13 +295,7 @@ def _save(
     lineage: list[dict],
 ) -> None:
     record = base_record(cfg, start.prepared, metrics)
-    record["lineage"] = {
-        ("from" if number == 0 else f"from, {number} before"): (
-            f"{one['kind']} {one['base']}, digest {one['digest'][:12]}; train={one['train']}, "
-            f"{one['steps']:,} steps"
-        )
-        for number, one in enumerate(lineage)
-    }
+    record["lineage"] = told_lineage(lineage)
     card = base_card(model.config, record, fingerprint(model))
     profiles = {} if start.dense is not None else kept_profiles(start.loaded)
     profiles |= profiles_of(start.prepared)

@@ -32,6 +32,7 @@ from xmod_lab.languages.proof import moved as moved_in
 from xmod_lab.languages.recognition import profile_of
 from xmod_lab.manifests import MANIFEST, manifests_in
 from xmod_lab.model import XmodLanguageModel
+from xmod_lab.model.digests import fingerprint
 from xmod_lab.model.packs import read_pack
 from xmod_lab.model_folders import model_folder
 from xmod_lab.process_rank import rank
@@ -39,6 +40,7 @@ from xmod_lab.processes import barrier
 from xmod_lab.runs.bases import Base, added_before, agree, find_base, inherit
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.lifecycle import open_run
+from xmod_lab.runs.lineage import PROOF, lineage_of
 from xmod_lab.runs.tracking import Tracking
 from xmod_lab.scoring.held_out import Scorer, score_losses, score_passages, scorers_of, unigram_all
 from xmod_lab.scoring.samples import SAMPLES, filled
@@ -46,6 +48,7 @@ from xmod_lab.stages.initialise import initialise_language
 from xmod_lab.stages.pretraining import OUTPUTS, TRAINING_FIGURES, curve_columns, pretrain_base
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.parts import titled
+from xmod_lab.text.tokenizer import load_tokenizer
 from xmod_lab.training.data import (
     about_kept,
     consumption,
@@ -135,10 +138,19 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
         packs = [run.path / "pack" / code for code in languages]
         if rank() == 0:
             proof, whole = _assemble(run, base, old, packs, before, probes)
+            proof["lineage"] = lineage_of(
+                base,
+                "X-MOD" if base.model else "random weights",
+                digest=facts["base"],
+                train=f"added {', '.join(languages)}",
+                added=list(languages),
+                steps=cfg.steps,
+                fingerprint=fingerprint(model),
+            )
             figures, passages = scores_of(whole, scorers, "val")
             metrics |= figures
             run.write_passages(passages)
-            run.write_json("proof.json", proof)
+            run.write_json(PROOF, proof)
             _show(cfg, proof, metrics, list(languages), list(scorers))
             require(proof)
             samples = {}
@@ -166,6 +178,19 @@ def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
         old = prepare_base(base.cfg)
         return base.load(old.tokenizer), old, []
     model = base.load()
+    tokenizer = load_tokenizer(base.tokenizer)  # before any text is prepared
+    if len(tokenizer) > model.config.vocab_size:
+        raise UserError(
+            "set data.tokenizer to the one that the base was trained with: the tokenizer "
+            f"{base.tokenizer} has {len(tokenizer)} tokens, base {base.name} has "
+            f"{model.config.vocab_size} embeddings"
+        )
+    if tokenizer.pad_token_id != model.config.pad_token_id:
+        raise UserError(
+            "set data.tokenizer to the one that the base was trained with: the tokenizer "
+            f"{base.tokenizer} pads with id {tokenizer.pad_token_id}, base {base.name} with "
+            f"{model.config.pad_token_id}"
+        )
     own = [code for code in base.cfg.langset.languages if code in (model.config.vocabularies or {})]
     codes = [
         code for code in base.cfg.langset.languages if code in model.languages and code not in own
@@ -178,18 +203,6 @@ def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
             f"langset that can be read: {error}\nthis is the text of base {base.name}, by which "
             "its languages are scored before and after"
         ) from error
-    if len(old.tokenizer) > model.config.vocab_size:
-        raise UserError(
-            "set data.tokenizer to the one that the base was trained with: the tokenizer "
-            f"{old.folder} has {len(old.tokenizer)} tokens, base {base.name} has "
-            f"{model.config.vocab_size} embeddings"
-        )
-    if old.tokenizer.pad_token_id != model.config.pad_token_id:
-        raise UserError(
-            "set data.tokenizer to the one that the base was trained with: the tokenizer "
-            f"{old.folder} pads with id {old.tokenizer.pad_token_id}, base {base.name} with "
-            f"{model.config.pad_token_id}"
-        )
     older = [
         prepare_base(base.cfg, tokenizer=f"{base.model}/languages/{code}", codes=[code])
         for code in own
@@ -266,7 +279,7 @@ def _add_one(
             before, snapshot(model.eval(), probes, tokenizer=_beside(base, old)), [code]
         )
         if not proof["holds"] and rank() == 0:
-            run.write_json("proof.json", proof)
+            run.write_json(PROOF, proof)
         require(proof)
         details |= _record(cfg, lang, prepared, mixture, proof)
         details["scores"] = {

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from xmod_lab.codes import clashing
 from xmod_lab.config.schema import SHARED_SLOT, ModelConfig, PretrainConfig
 from xmod_lab.errors import ProofError, UserError
-from xmod_lab.model import XmodConfig, XmodLanguageModel
+from xmod_lab.model import XmodConfig, XmodLanguageModel, read_config
 from xmod_lab.model.digests import tensor_digests
 from xmod_lab.model.growing import (
     COPIED,
@@ -97,23 +97,27 @@ def begin(cfg: PretrainConfig, run: RunDir) -> tuple[PretrainConfig, Start]:
     if is_dense(folder):
         dense = check_dense(folder)
         cfg = replace(cfg, base=base.name, model=_sizes(cfg, dense))
+        # all checks before any text is prepared
         _check_length(cfg, dense.longest)
-        # before any text is prepared
         tokenizer = load_tokenizer(base.tokenizer)
         _check_tokenizer(tokenizer, dense, base)
+        _check_trimming(cfg, tokenizer, dense.config)
         _dense_config(cfg, dense, tokenizer)  # raises if the slots' flags do not fit
         prepared = prepare_base(cfg, tokenizer=base.tokenizer)
         prepared, kept = _trimmed(cfg, prepared, dense.config)
         return cfg, Start(base, dense, dense.load(), prepared, [], kept)
     own = cfg.langset if any(is_under(key, ("langset",)) for key in cfg.given) else None
     passes = cfg.data.max_passes if cfg.is_given("data.max_passes") else base.cfg.data.max_passes
+    config = read_config(base.model)
+    _check_languages(replace(cfg, langset=own or base.cfg.langset), base, config)
+    if cfg.data.trim_vocabulary is not None:
+        _check_trimming(cfg, load_tokenizer(base.tokenizer), config)
     model, old, older = open_base(base)
     trim = cfg.data.trim_vocabulary
     cfg = inherit(cfg, base)
     data = replace(cfg.data, max_passes=passes, trim_vocabulary=trim)
     cfg = replace(cfg, langset=own or base.cfg.langset, data=data)
     agree(base, model, cfg)
-    _check_languages(cfg, base, model.config)
     prepared = prepare_base(cfg, tokenizer=base.tokenizer)  # open_base has compared the tokenizer
     prepared, kept = _trimmed(cfg, prepared, model.config)
     texts = [old, *older]
@@ -129,7 +133,7 @@ def _trimmed(
     """The text in a vocabulary that is trimmed to it, and the old ids of its tokens.
 
     Raises:
-        UserError: a special token of the model's configuration would be lost.
+        UserError: the padding gets another number, and a language has a vocabulary of its own.
         ProofError: a row is split in another way than before.
     """
     if cfg.data.trim_vocabulary is None:
@@ -137,12 +141,12 @@ def _trimmed(
     old, rows = prepared.tokenizer, config.vocab_size
     counts = sum(corpus.token_counts for corpus in prepared.corpora.values())
     kept = tokens_to_keep(old, counts, reserve=cfg.data.trim_vocabulary)
-    for role in ("pad", "bos", "eos", "sep", "cls", "mask"):
-        number = getattr(config, f"{role}_token_id", None)
-        if isinstance(number, int) and number not in kept:
+    if own := getattr(config, "vocabularies", None):
+        pad_id = config.pad_token_id
+        if kept.index(pad_id) != pad_id:
             raise UserError(
-                f"leave data.trim_vocabulary out, or repair config.json: {role}_token_id is "
-                f"{number} there, which is no special token of the tokenizer and would be dropped"
+                "leave data.trim_vocabulary out: the padding would get another number, and "
+                f"{', '.join(own)} have vocabularies with the old one"
             )
     folder = saved(renumbered(old, kept), Path(cfg.data.folder))
     trimmed = prepare_base(cfg, tokenizer=str(folder))
@@ -229,6 +233,22 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, dense: Dense, base: Bas
             base.name,
             f"{rows:,}",
         )
+
+
+def _check_trimming(
+    cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase, config: PreTrainedConfig
+) -> None:
+    """Raises UserError if a trimmed vocabulary may lose a special token of ``config``."""
+    if cfg.data.trim_vocabulary is None:
+        return
+    stay = tokens_to_keep(tokenizer, np.zeros(len(tokenizer), dtype=int), reserve=0)
+    for role in ("pad", "bos", "eos", "sep", "cls", "mask"):
+        number = getattr(config, f"{role}_token_id", None)
+        if isinstance(number, int) and number not in stay:
+            raise UserError(
+                f"leave data.trim_vocabulary out, or repair config.json: {role}_token_id is "
+                f"{number} there, which is no special token of the tokenizer and may be dropped"
+            )
 
 
 def _check_languages(cfg: PretrainConfig, base: Base, config: XmodConfig) -> None:
