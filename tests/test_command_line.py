@@ -642,6 +642,15 @@ def test_the_recipe_that_a_given_base_does_not_use_is_refused(tmp_path):
     validate(replace(cfg, train="all", given=("task.pretrain.peak_lr",)))
 
 
+@pytest.mark.parametrize("train", ["all", "slots"])
+def test_experiments_go_with_a_given_base_and_their_schedule_is_in_force(tmp_path, train):
+    (tmp_path / "config.json").write_text("{}")
+    experiment = ["+experiment=[xmod13,phases]", "trainer.save_models_at=[]"]
+    cfg = composed(*experiment, f"base={tmp_path}", f"train={train}")
+    validate(replace(cfg, given=("base", "train", "trainer.save_models_at")))
+    assert (cfg.recipe.schedule, cfg.recipe.decay_share) == ("wsd", 0.05)
+
+
 def test_a_language_set_needs_the_size_of_a_vocabulary_only_where_one_is_trained(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     assert "set langset.vocabulary_size, e.g. 8192" in faults("langset.vocabulary_size=null")

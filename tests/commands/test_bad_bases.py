@@ -153,6 +153,8 @@ BAD = [  # what is made, more overrides, what the message says
     (dense, ["+langset.languages={en:{text:en.txt}}"], "means the same language as"),
     (other_padding, [], "pads with the id 1, the base with 0"),
     (dense, ["train=heads"], "slots+head"),
+    (dense, ["train=slots", "task.pretrain.peak_lr=1e-3"], "write task.extend.peak_lr"),
+    (dense, ["task.extend.peak_lr=1e-3"], "write task.pretrain.peak_lr"),
     (other_end, ["data.trim_vocabulary=0"], "eos_token_id is 400"),
 ]
 

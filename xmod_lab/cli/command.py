@@ -203,7 +203,8 @@ class _Command:
             )
         faults += unknown_keys(flatten(OmegaConf.to_container(composed)), self.schema)
         raise_faults(list(dict.fromkeys(faults)))
-        cfg = replace(from_hydra(composed), command=self.name)
+        typed_keys = tuple(keys_of(hydra_cfg.overrides.task))
+        cfg = replace(from_hydra(composed), command=self.name, given=typed_keys)
         self.check(cfg)
         return cfg
 

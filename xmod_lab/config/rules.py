@@ -385,7 +385,10 @@ def _check_base(cfg: PretrainConfig) -> list[str]:
 
 
 def _unused_recipe(cfg: PretrainConfig) -> list[str]:
-    """Faults of settings of the recipe that a given base is not trained further by."""
+    """Faults of typed settings of the recipe that a given base is not trained further by.
+
+    An experiment's file may have both recipes.
+    """
     used = "task.pretrain" if cfg.train == "all" else "task.extend"
     other = "task.extend" if cfg.train == "all" else "task.pretrain"
     return [
