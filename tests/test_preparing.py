@@ -12,7 +12,7 @@ import pytest
 from tests.helpers import passages, plain_splits
 from xmod_lab.errors import UserError
 from xmod_lab.processes import first_alone, join, launch
-from xmod_lab.text import holdout, merging, preparing, shards, source, spool
+from xmod_lab.text import holdout, merging, preparing, shards, source, spool, text_files
 from xmod_lab.text import tokenizer as tokenizing
 from xmod_lab.text.holdout import letters_key
 from xmod_lab.text.preparing import prepare_corpora, prepare_corpus
@@ -246,24 +246,46 @@ def test_of_two_processes_one_reads_the_text_and_the_other_opens_it(tmp_path, to
     assert len(digests) == 2 and len(set(digests)) == 1
 
 
-@pytest.mark.parametrize("most", [200_000_000, 3_000])
+@pytest.mark.parametrize("kind", ["lines", "blocks", "rows"])
+@pytest.mark.parametrize("most", [200_000_000, 6_000])
 def test_a_vocabulary_reads_a_text_once_and_keeps_a_part_of_a_large_one(
-    tmp_path, monkeypatch, most
+    tmp_path, monkeypatch, most, kind
 ):
     lines = list(dict.fromkeys(passages("en", 300)))
-    file = tmp_path / "x.txt"
-    file.write_text("\n".join([*lines, *lines[:100]]), encoding="utf-8")
+    lines = [*lines, *lines[:100]]
+    if kind == "rows":
+        rows = [json.dumps({"text": "\n".join(lines[i : i + 2])}) for i in range(0, len(lines), 2)]
+        (tmp_path / "x.jsonl").write_text("\n".join(rows), encoding="utf-8")
+        source = Source(str(tmp_path / "x.jsonl"), passage="line", validation_share=0.3)
+    else:
+        source = Source(_files(tmp_path / "x", kind == "blocks"), validation_share=0.3)
     monkeypatch.setattr(spool, "MAX_BYTES", most)
-    source, counts = Source(str(file)), Counter()
     whole, reads, read = plain_splits(source)["train"].passages, [], Source.read
+    assert source.held_out_by == ("passage" if kind == "lines" else "document")
     monkeypatch.setattr(Source, "read", lambda *a, **k: reads.append(1) or read(*a, **k))
+    counts = Counter()
     found = list(tokenizing._sample({"en": source}, 0.7, counts, tmp_path))
     assert len(reads) == 1
     if most > 10_000:
         assert found == whole and counts == {"passages": len(whole), "used": len(whole)}
     else:
         size = sum(len(passage.encode()) for passage in found)
-        assert 0.7 * most < size <= 1.02 * most and len(set(found)) == len(found)
+        assert 0.7 * most < size <= 1.1 * most and len(set(found)) == len(found)
         assert set(found) < set(whole) and abs(counts["passages"] / len(whole) - 1) < 0.35
         places = [whole.index(passage) for passage in found]
-        assert places == sorted(places) and places[-1] > 200  # from all over it
+        assert places == sorted(places) and places[-1] > 0.7 * len(whole)  # from all over it
+
+
+def test_a_given_vocabulary_needs_one_reading_and_an_own_one_two(
+    tmp_path, tokenizer, monkeypatch
+):
+    file = tmp_path / "x.txt"
+    file.write_text("\n".join(dict.fromkeys(passages("en", 300))), encoding="utf-8")
+    opened, plain, sources = [], text_files._opened, {"en": Source(str(file))}
+    monkeypatch.setattr(text_files, "_opened", lambda path: opened.append(path) or plain(path))
+    prepare_corpora(sources, tokenizer, length=24, folder=tmp_path / "given")
+    assert opened == [file]
+    settings = {"alpha": 0.7, "byte_fallback": False, "normalization": "nmt_nfkc"}
+    own = tokenizing.own_tokenizer(sources, vocab_size=100, folder=tmp_path / "own", **settings)
+    prepare_corpora(sources, load_tokenizer(own), length=24, folder=tmp_path / "own")
+    assert opened == [file] * 3

@@ -22,7 +22,7 @@ import json
 import math
 import unicodedata
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -143,14 +143,11 @@ class Candidates:
         return found
 
 
-def one_side(documents: Iterable[Iterable[str]], share: float, *, held_out: bool) -> Iterator[str]:
-    """Passages of one side: of the held-out ``share`` of ``documents``, or of the others."""
+def sides(documents: Iterable[Iterable[str]], bound: int) -> Iterator[tuple[str, bool, bool]]:
+    """Each passage; whether its document has a key below ``bound``; whether it is all of that."""
     for document in documents:
         passages = iter(document)
         head = list(islice(passages, DECIDE))
-        if (letters_key("\n".join(head)) < bound_of(share)) == held_out:
-            yield from head
-            yield from passages
-        else:
-            for _ in passages:
-                pass
+        below = letters_key("\n".join(head)) < bound if bound else False
+        for passage in chain(head, passages):
+            yield passage, below, len(head) == 1

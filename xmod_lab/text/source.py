@@ -18,7 +18,7 @@ from pathlib import Path
 
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.text.bounds import bounds_in
-from xmod_lab.text.holdout import are_documents, bound_of, letters_key, one_side
+from xmod_lab.text.holdout import are_documents, bound_of, letters_key, sides
 from xmod_lab.text.parts import (
     ALL,
     Part,
@@ -187,9 +187,7 @@ class Source:
         counts = tally if split == "train" or self.has_validation else Tally()
         text = self.text_of(split)
         for passage in self._side(self.parts(split, counts), split, counts, blocks):
-            tally.add(passage, len(passage.encode()))
-            if tally.passages % _CHECK_EVERY == 0:
-                tally.refuse_noise(text)
+            tally.add_checked(passage, text)
             yield passage
         tally.refuse_noise(text)
         if tally.passages == 0:
@@ -226,10 +224,22 @@ class Source:
         read = self.read(parts, split, tally, blocks=blocks, limit=limit)
         if self.has_validation:
             return (passage for passage, _ in read)
-        documents = (
-            (passage for passage, _ in group) for _, group in groupby(read, key=itemgetter(1))
-        )
-        return one_side(documents, self.validation_share, held_out=split == "validation")
+        held_out = split == "validation"
+        return (p for p, held, _ in sides(_documents(read), self.bound(split)) if held == held_out)
+
+    def either_way(self, tally: "Tally") -> Iterator[tuple[str, bool, bool]]:
+        """All passages of ``text`` in one reading, in constant memory. With each, whether it is
+        training text if text is held out by document, and whether it is so if by passage. Which of
+        both is true shows at the end, see :meth:`held_out_of`. Raises as :meth:`passages`."""
+        bound = self.bound("train")
+        read = self.read(self.parts("train"), "train", tally, limit=self._limit("train"))
+        for passage, held_out, alone in sides(_documents(read), bound):
+            tally.add_checked(passage, self.text)
+            if not alone and bound:
+                yield passage, not held_out, letters_key(passage) >= bound
+            else:
+                yield passage, not held_out, not held_out
+        tally.refuse_noise(self.text)
 
     def text_of(self, split: str) -> str | list[str]:
         """The names of what is read of ``split``."""
@@ -358,6 +368,11 @@ class Source:
         )
 
 
+def _documents(read: Iterator[tuple[str, int]]) -> Iterator[Iterator[str]]:
+    """The passages of each document."""
+    return ((passage for passage, _ in group) for _, group in groupby(read, key=itemgetter(1)))
+
+
 def _up_to(
     most: int, passages: Iterator[tuple[str, int]], tally: "Tally"
 ) -> Iterator[tuple[str, int]]:
@@ -412,6 +427,12 @@ class Tally:
         self.characters += len(passage)
         if not passage.isprintable() or "\ufffd" in passage:
             self.odd += len(_ODD.findall(passage))
+
+    def add_checked(self, passage: str, text: str | list[str]) -> None:
+        """Count a passage, and raise UserError if much of ``text`` is noise so far."""
+        self.add(passage, len(passage.encode()))
+        if self.passages % _CHECK_EVERY == 0:
+            self.refuse_noise(text)
 
     def add_plain(self, passages: list[str], encoded: list[bytes]) -> None:
         """Count passages without odd characters."""
