@@ -276,9 +276,7 @@ def test_a_vocabulary_reads_a_text_once_and_keeps_a_part_of_a_large_one(
         assert places == sorted(places) and places[-1] > 0.7 * len(whole)  # from all over it
 
 
-def test_a_given_vocabulary_needs_one_reading_and_an_own_one_two(
-    tmp_path, tokenizer, monkeypatch
-):
+def test_a_given_vocabulary_needs_one_reading_and_an_own_one_two(tmp_path, tokenizer, monkeypatch):
     file = tmp_path / "x.txt"
     file.write_text("\n".join(dict.fromkeys(passages("en", 300))), encoding="utf-8")
     opened, plain, sources = [], text_files._opened, {"en": Source(str(file))}

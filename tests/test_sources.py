@@ -128,12 +128,54 @@ def test_a_passage_that_would_fill_the_memory_is_refused_with_a_remedy(tmp_path,
     assert next(read) == line.strip()
 
 
-def test_a_line_without_an_end_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("xmod_lab.text.text_files.LONGEST_LINE", 1000)
-    (tmp_path / "x.txt").write_text("fine\n" + "x" * 1001)
-    assert "x.txt, line 2: write it in shorter lines" in _refusal(str(tmp_path / "x.txt"))
-    (tmp_path / "x.txt").write_text("fine\n" + "x" * 999 + "\n")
-    assert len(_read(str(tmp_path / "x.txt"))) == 2
+def test_a_paragraph_that_would_fill_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("xmod_lab.text.values.LONGEST", 2**18)
+    with (tmp_path / "x.txt").open("w") as stream:
+        stream.writelines(f"{'one line ' * 100}\n" for _ in range(20_000))
+    tracemalloc.start()
+    message = _refusal(str(tmp_path / "x.txt"), passage="paragraph")
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
+    assert "x.txt: set passage=line, or divide it: it has a passage of more than 262,144" in message
+
+
+@pytest.mark.parametrize("name", ["x.txt", "x.jsonl", "x.jsonl.gz", "x.csv", "x.parquet", "saved"])
+def test_a_row_that_would_fill_the_memory_is_refused_before_it_is_parsed(
+    tmp_path, monkeypatch, name
+):
+    """Small limits stand for the real ones."""
+    for limit in ("text_files.LONGEST_LINE", "table_files.LONGEST_LINE", "values.LONGEST_LINE"):
+        monkeypatch.setattr(f"xmod_lab.text.{limit}", 2**16)
+    monkeypatch.setattr("xmod_lab.text.values.LONGEST", 2**16)
+    monkeypatch.setattr("xmod_lab.text.text_files._AT_ONCE", 2**18)
+    path = tmp_path / name
+
+    def write(long: str) -> None:
+        texts = [f"row {n}" for n in range(300)]
+        texts[99] = long
+        if name == "saved":
+            datasets.Dataset.from_dict({"text": texts}).save_to_disk(str(path))
+        elif name == "x.parquet":
+            parquet.write_table(pyarrow.table({"text": texts}), path)
+        else:
+            quoted = {".t": str, ".j": lambda t: json.dumps({"text": t}), ".c": lambda t: f'"{t}"'}
+            lines = ["text"] * (name == "x.csv") + list(map(quoted[name[1:3]], texts))
+            content = "\n".join(lines).encode()
+            path.write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+
+    write(("words\n" if name == "x.csv" else "words ") * 2**19)  # 3 MiB; in csv of short lines
+    tracemalloc.start()
+    message = _refusal(str(path), passage="line")
+    assert tracemalloc.get_traced_memory()[1] < 2**21
+    tracemalloc.stop()
+    if name == "x.csv":
+        assert "a cell of the row of line 101 has more than 65,536 characters" in message
+    else:
+        where = "row" if name in ("saved", "x.parquet") else "line"
+        says = "divide it, or leave it out: it has more than 65,536 bytes"
+        assert f"{name}, {where} 100: {says}" in message
+    write("words " * 9_000)
+    assert len(_read(str(path))) == 300
 
 
 # --- compression ----------------------------------------------------------------------------------

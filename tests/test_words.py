@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from tests.dense import byte_level, word_pieces
 from tests.helpers import passages
 from xmod_lab.text import words as module
+from xmod_lab.text.encoding import encodings
 from xmod_lab.text.tokenizer import composing, load_tokenizer
 from xmod_lab.text.unigram import BY_ROLE, to_hugging_face, train_sentencepiece
 from xmod_lab.text.words import Apart, Words, apart
@@ -222,6 +223,17 @@ def test_what_is_kept_has_a_bound(model, monkeypatch):
             assert [ids.tolist()] == whole(tokenizer, [text])
             assert max(len(found._table), len(found._table.older)) <= 50 + longest
             assert all(len(word) <= 32 for word in found._table)
+
+
+def test_long_passages_are_tokenised_in_parts(model, monkeypatch):
+    monkeypatch.setattr(module, "_LONG", 24)
+    tokenizer = to_hugging_face(model)
+    assert_equal(tokenizer, count=200)
+    texts, found = nasty(random.Random(2), 200), Words(tokenizer)
+    parts = [found.parts(text) for text in texts]
+    unknown = [sum(n for *_, n in encodings(iter(each), tokenizer)) for each in parts]
+    assert unknown == [n for *_, n in encodings(iter(texts), tokenizer)] and any(unknown)
+    assert max(map(len, parts)) > 5
 
 
 def test_a_tokenizer_that_reads_words_in_another_way_than_its_steps_say(model, caplog):

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 Rows = Iterator[tuple[str, dict]]  # of each row the place where it stands, and column -> value
 _CONLLU = ("id", "form", "lemma", "upos", "xpos", "feats", "head", "deprel", "deps", "misc")
+_LARGEST_JSON = 2**30  # bytes of a line of a .json file, which may be all of it
 _UNLABELLED = (-1, -100)  # class numbers that mean "no label": of datasets, of torch's losses
 
 
@@ -156,7 +157,7 @@ def _sentences(
 def document_rows(path: Path) -> Rows:
     """Rows of a .json file: SQuAD's layout, an array of objects, or one object a line."""
     try:
-        found = json_value("".join(decoded_lines(path)), str(path))
+        found = json_value("".join(decoded_lines(path, longest=_LARGEST_JSON)), str(path))
     except UserError as error:
         if getattr(error.__cause__, "msg", "") != "Extra data":
             raise

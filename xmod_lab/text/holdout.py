@@ -29,7 +29,8 @@ import numpy as np
 
 VALIDATION_TOKENS = 1_000_000  # of held-out text, at most
 _FEWEST = 8  # documents
-DECIDE = 1_000  # the first lines of a document decide on its side
+# the first passages of a document decide on its side, up to one that ends beyond so many characters
+DECIDE, DECIDE_CHARACTERS = 1_000, 2**25
 _MANY = 2**20  # keys of candidates before those beyond the budget are dropped
 
 
@@ -147,7 +148,11 @@ def sides(documents: Iterable[Iterable[str]], bound: int) -> Iterator[tuple[str,
     """Each passage; whether its document has a key below ``bound``; whether it is all of that."""
     for document in documents:
         passages = iter(document)
-        head = list(islice(passages, DECIDE))
+        head, size = [], 0
+        for passage in islice(passages, DECIDE):
+            head.append(passage)
+            if (size := size + len(passage)) > DECIDE_CHARACTERS:
+                break
         below = letters_key("\n".join(head)) < bound if bound else False
         for passage in chain(head, passages):
             yield passage, below, len(head) == 1

@@ -33,8 +33,15 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.files import build_folder
-from xmod_lab.text.encoding import ids_ahead, unknown_bytes
-from xmod_lab.text.holdout import DECIDE, Candidates, exact_key, key_bytes, letters_of
+from xmod_lab.text.encoding import encodings, ids_ahead
+from xmod_lab.text.holdout import (
+    DECIDE,
+    DECIDE_CHARACTERS,
+    Candidates,
+    exact_key,
+    key_bytes,
+    letters_of,
+)
 from xmod_lab.text.normalisation import Normalisation
 from xmod_lab.text.parts import RANGES_OF_LINES, Part
 from xmod_lab.text.ranges import most_text
@@ -331,12 +338,12 @@ class _Writer:
 
     def _hidden_bytes(self, texts: dict[int, str]) -> dict[int, int]:
         """The bytes behind the unknown tokens of each text, which need their positions."""
-        backend, unk_id = self.tokenizer.backend_tokenizer, self.tokenizer.unk_token_id
-        encodings = backend.encode_batch(list(texts.values()), add_special_tokens=False)
-        return {
-            number: unknown_bytes(text, encoding, unk_id)
-            for (number, text), encoding in zip(texts.items(), encodings, strict=True)
-        }
+        parts = [(number, p) for number, text in texts.items() for p in self.words.parts(text)]
+        found = dict.fromkeys(texts, 0)
+        read = encodings((part for _, part in parts), self.tokenizer)
+        for (number, _), (_, _, unknown) in zip(parts, read, strict=True):
+            found[number] += unknown
+        return found
 
     def _close_document(self) -> None:
         if self.document.passages:
@@ -359,6 +366,7 @@ class _Document:
     candidates: Candidates
     number: int = -1
     passages: int = 0
+    characters: int = 0
     end: int = 0
     tokens: int = 0
     head: list[tuple[str, str, int]] = field(default_factory=list)  # text, letters, key
@@ -369,12 +377,13 @@ class _Document:
         """Add the passage ``number`` with the key of its letters."""
         self.candidates.passages.add(key, tokens)
         self.passages += 1
+        self.characters += len(text)
         self.tokens += tokens
         self.end = number + 1
         if self.key is None:
             self.head.append((text, letters, key))
             self.waiting.append((number, text, key))
-            if self.passages == DECIDE:
+            if self.passages == DECIDE or self.characters > DECIDE_CHARACTERS:
                 self._decide()
         else:
             self.candidates.add_text(number, text, key, self.key)
@@ -385,7 +394,7 @@ class _Document:
             self._decide()
         key = self.key
         self.candidates.documents.add(key, self.tokens)
-        self.passages = self.tokens = 0
+        self.passages = self.characters = self.tokens = 0
         self.key = None
         return key
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from xmod_lab.errors import UserError, nearest
 from xmod_lab.text.bounds import bounds_in
-from xmod_lab.text.holdout import are_documents, bound_of, letters_key, sides
+from xmod_lab.text.holdout import are_documents, bound_of, exact_key, letters_key, sides
 from xmod_lab.text.parts import (
     ALL,
     Part,
@@ -37,6 +37,7 @@ from xmod_lab.text.values import FILTERED, LONGEST, Column, too_long, values_of
 ODD_SHARE = 0.005  # of the characters; text that was decoded correctly has fewer odd ones
 _ODD = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f\ufffd\ufffe\uffff]")
 _CHECK_EVERY = 10_000  # passages
+_LOOKED_AT = 100_000  # passages of a text of which nothing is left
 _SPREAD = 16  # ranges of a text from which a sample is
 UNITS = ("line", "paragraph", "document")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?(?:e\+?\d+)?)\s*([kKmMgGtT]i?[bB]|[bB])?")
@@ -302,7 +303,7 @@ class Source:
                     continue
                 content = value if isinstance(value, str) else column.decoded(value, where)
                 if within == "document" and len(content) > LONGEST:
-                    raise too_long(where)
+                    raise too_long(where, unit)
                 found = passages_in(content, within)
                 if not found:
                     tally.empty += 1
@@ -317,7 +318,7 @@ class Source:
                     tally.line_breaks += len(lines) > 1
                     line = " ".join(lines)
                     if len(line) > LONGEST // 4 and len(line.encode()) > LONGEST:
-                        raise too_long(where)
+                        raise too_long(where, unit)
                     passage = unicodedata.normalize("NFC", line)
                     tally.composed += passage != line
                     yield passage, document
@@ -341,7 +342,13 @@ class Source:
         """The message when ``split`` has no passage."""
         tally, text = Tally(), self.text_of(split)
         limit = self._limit(split)
-        read = [p for p, _ in self.read(self.parts(split), split, tally, limit=limit)]
+        read, keys, letters = 0, set(), set()
+        for passage, _ in self.read(self.parts(split), split, tally, limit=limit):
+            read += 1
+            keys.add(exact_key(passage))
+            letters.add(letters_key(passage))
+            if read == _LOOKED_AT:
+                break
         if not read:
             rows = ""
             if tally.empty or tally.null or tally.filtered:
@@ -353,16 +360,16 @@ class Source:
                 f"{titled(text)}: no text for {split}{rows}; expected passages, one a line or row. "
                 "Give a file with text"
             )
-        different, letters = len(set(read)), len(set(map(letters_key, read)))
         copies, alike = "", ""
-        if equal := len(read) - different:
+        if equal := read - len(keys):
             copies = f", {equal:,} of them duplicates of others (left out: data.drop_duplicates)"
-        if letters < different:
-            alike = f" ({letters:,} differ in more than numbers, case and punctuation)"
+        if len(letters) < len(keys):
+            alike = f" ({len(letters):,} differ in more than numbers, case and punctuation)"
+        first = "at least " if read == _LOOKED_AT else ""
         side = "is held out" if split == "validation" else "is left to train on"
         return (
-            f"{titled(text)}: no text for {split}: it has {len(read):,} passages{copies}; "
-            f"{different:,} are different{alike}, and none {side} with "
+            f"{titled(text)}: no text for {split}: it has {first}{read:,} passages{copies}; "
+            f"{len(keys):,} are different{alike}, and none {side} with "
             f"data.validation_share={self.validation_share}. Give more text, or held-out text as "
             f"{self.key}.validation"
         )

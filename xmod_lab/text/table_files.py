@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from xmod_lab.errors import UserError
-from xmod_lab.text.text_files import decoded_lines
+from xmod_lab.text.text_files import LONGEST_LINE, decoded_lines
 
-_LARGEST = 2**31 - 1  # characters of a cell: the limit of csv on every platform
 _NAME, _NAMES = 60, 1_000  # most characters of the name of a class, and most classes
+_DOUBTFUL = 10_000  # values that are compared with names of classes, at most
 
 Cells = tuple[int, list[str]]  # the line where a row begins, and its cells
 
@@ -54,10 +54,11 @@ def _plain(path: Path) -> Iterator[Cells]:
 
 
 def _quoted(path: Path) -> Iterator[Cells]:
-    csv.field_size_limit(_LARGEST)  # the default refuses long texts, and does not find open quotes
+    csv.field_size_limit(LONGEST_LINE)  # characters; the default refuses long texts
     reader = csv.reader(decoded_lines(path), strict=True)
     known: list[set[str]] = []  # the values of each column, if they may be names of classes
-    doubtful: list[tuple[int, str, int, int, str]] = []
+    # a column and what may be a name in it -> where a line inside a quoted cell has that
+    doubtful: dict[tuple[int, str], tuple[int, str, int]] = {}
     begin = 1
     try:
         for cells in reader:
@@ -68,26 +69,27 @@ def _quoted(path: Path) -> Iterator[Cells]:
                     if 0 < len(cell) <= _NAME and len(values) <= _NAMES:
                         values.add(cell)
             else:
-                doubtful += _rows_inside(begin, cells)
+                for column, value, *where in _rows_inside(begin, cells):
+                    names = len(known[column]) if column < len(known) else 0
+                    if 0 < len(value) <= _NAME and names <= _NAMES and len(doubtful) < _DOUBTFUL:
+                        doubtful.setdefault((column, value), (begin, *where))
             begin = reader.line_num + 1
     except csv.Error as error:
         raise UserError(
             f"{path}, line {reader.line_num}: {_explained(str(error), begin)}"
         ) from error
-    for begin, line, number, column, value in doubtful:
+    for (column, value), (begin, line, number) in doubtful.items():
         if column < len(known) and len(known[column]) <= _NAMES and value in known[column]:
             raise UserError(
                 f"{path}, line {begin}: a quote opens a cell of several lines, but line {number} "
-                f"looks "
-                f"like a row ({line.strip()[:40]!r}). Close the quote, or remove it; if it really "
-                f"is one "
+                f"looks like a row ({line!r}). Close the quote, or remove it; if it really is one "
                 "cell, save the data as .jsonl"
             )
 
 
-def _rows_inside(begin: int, cells: list[str]) -> Iterator[tuple[int, str, int, int, str]]:
-    """Lines inside quoted cells that look like rows of their own: the line where the row begins;
-    the line and its number; the column and the value of each of its cells."""
+def _rows_inside(begin: int, cells: list[str]) -> Iterator[tuple[int, str, str, int]]:
+    """Lines inside quoted cells that look like rows of their own: the column and the value of
+    each of their cells; the line and its number. ``begin``: the line where the row begins."""
     width = len(cells)
     for i, cell in enumerate(cells):
         lines = cell.split("\n")
@@ -99,7 +101,7 @@ def _rows_inside(begin: int, cells: list[str]) -> Iterator[tuple[int, str, int, 
                 # the line has only a part of the cell itself
                 edge = i if n in (0, len(lines) - 1) else None
                 yield from (
-                    (begin, line, begin + n, c, piece)
+                    (c, piece, line.strip()[:40], begin + n)
                     for c, piece in enumerate(pieces, start)
                     if c != edge
                 )
@@ -117,5 +119,10 @@ def _explained(error: str, begin: int) -> str:
             f"text follows the quote that ends a cell, in the row of line {begin}. Write a quote "
             f"inside "
             "of a quoted cell twice, and close a quote where its cell ends"
+        )
+    if "field larger" in error:
+        return (
+            f"a cell of the row of line {begin} has more than {LONGEST_LINE:,} characters. If a "
+            "quote that opens it was never closed, close it; else divide the text"
         )
     return f"{error}; repair that line"

@@ -84,7 +84,8 @@ _ENCODINGS = (
     "big5",
     "euc-kr",
 )
-LONGEST_LINE = 2**30  # bytes
+LONGEST_LINE = 2**25  # bytes: parsing it takes a dozen times as many
+_AT_ONCE = 2**27  # bytes of a file whose lines are read without a limit, which takes less time
 HEAD = 4096  # bytes that show what a file is
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r"))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -133,22 +134,29 @@ class Line(NamedTuple):
 def _lines_before(path: Path, end: int) -> int:
     """How many lines the first ``end`` bytes have, which end with a line feed."""
     with path.open("rb") as stream:
-        lines = takewhile(lambda _: stream.tell() <= end, iter(stream.readline, b""))
-        return sum(1 + line.rstrip(b"\r\n").count(b"\r") for line in lines)
+        # a long line comes in parts
+        parts = takewhile(
+            lambda _: stream.tell() <= end, iter(partial(stream.readline, 2**20), b"")
+        )
+        return sum(p.endswith(b"\n") + p.rstrip(b"\r\n").count(b"\r") for p in parts)
 
 
-def decoded_lines(path: Path, start: int = 0, end: int | None = None) -> Iterator[str]:
+def decoded_lines(
+    path: Path, start: int = 0, end: int | None = None, *, longest: int | None = None
+) -> Iterator[str]:
     """Lines of a text file, plain or in one of COMPRESSIONS, each with ``\\n`` at its end, without
     a byte order mark. Only a line feed, a carriage return or both end a line.
 
     Args:
         start, end: a range of the bytes of a plain file, which begins and ends with a line.
+        longest: bytes of a line, at most; default: LONGEST_LINE.
     Raises:
-        UserError: it is not a file, is truncated, is not UTF-8 or has a line of more than
-            LONGEST_LINE bytes; the error says what it is, if that is known.
+        UserError: it is not a file, is truncated, is not UTF-8 or has a longer line, which is not
+            read whole; the error says what it is, if that is known.
     """
     if fault := file_fault(path):
         raise UserError(fault)
+    longest = LONGEST_LINE if longest is None else longest
     number, beyond_ascii = 0, False
     try:
         with _opened(path) as stream:
@@ -157,16 +165,12 @@ def decoded_lines(path: Path, start: int = 0, end: int | None = None) -> Iterato
             elif kind := kind_of(stream.peek(HEAD)[:HEAD], path):
                 raise UserError(f"{path}: it is {kind}")
             size = (path.stat().st_size if end is None else end) - start
-            small = path.suffix.lower() not in COMPRESSIONS and size <= LONGEST_LINE
-            # a line of a small file needs no limit, which takes time
-            lines = stream if small else iter(partial(stream.readline, LONGEST_LINE + 1), b"")
+            small = path.suffix.lower() not in COMPRESSIONS and size <= _AT_ONCE
+            lines = stream if small else iter(partial(stream.readline, longest + 1), b"")
             for line in lines if end is None else _up_to(size, lines):
                 number += 1
-                if len(line) > LONGEST_LINE:
-                    raise UserError(
-                        f"{Line(path, number, start)}: write it in shorter lines: it has more than "
-                        f"{LONGEST_LINE:,} bytes"
-                    )
+                if len(line) > longest:
+                    raise UserError(too_large(Line(path, number, start), longest))
                 text = line.decode() if number > 1 or start else line.decode("utf-8-sig")
                 beyond_ascii = beyond_ascii or not text.isascii()
                 if "\r" not in text and text.endswith("\n"):
@@ -183,6 +187,11 @@ def decoded_lines(path: Path, start: int = 0, end: int | None = None) -> Iterato
             f"{path}, after line {number}: copy it again from its original: the rest cannot be "
             f"read ({error}), it may be truncated or damaged"
         ) from error
+
+
+def too_large(where: str | Line, most: int) -> str:
+    """The message if a line or row has too many bytes."""
+    return f"{where}: divide it, or leave it out: it has more than {most:,} bytes"
 
 
 def _up_to(size: int, lines: Iterable[bytes]) -> Iterator[bytes]:
@@ -345,10 +354,11 @@ def lines_in(text: str) -> list[str]:
 
 def blocks_of(lines: Iterable[str]) -> Iterator[list[str]]:
     """The blocks between blank lines, each as its lines."""
-    return (list(block) for text, block in groupby(lines, key=_has_text) if text)
+    return (list(block) for text, block in groupby(lines, key=has_text) if text)
 
 
-def _has_text(line: str) -> bool:
+def has_text(line: str) -> bool:
+    """Whether a line is not blank."""
     return bool(line.strip())
 
 

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
+from itertools import groupby, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +22,15 @@ from xmod_lab.text.parts import (
     without_network,
 )
 from xmod_lab.text.table_files import table_cells
-from xmod_lab.text.text_files import Line, blocks_of, decoded_lines, file_fault, json_rows
+from xmod_lab.text.text_files import (
+    LONGEST_LINE,
+    Line,
+    decoded_lines,
+    file_fault,
+    has_text,
+    json_rows,
+    too_large,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -30,7 +38,8 @@ if TYPE_CHECKING:
 
 _AS_BYTES = {"string": "binary", "large_string": "large_binary", "string_view": "binary_view"}
 _TEXT_TYPES = (*_AS_BYTES, *_AS_BYTES.values(), "null")
-_BATCH = 1024  # rows of a table that are in memory at a time
+_BATCH, _BATCH_BYTES = 1024, 2**23  # of the rows of a table that are in memory, at most
+_BUFFER = 2**20  # bytes of a parquet file that are read at once
 _KINDS = {
     list: "a list",
     dict: "an object",
@@ -142,33 +151,36 @@ def values_of(
 
 
 def _text_of(part: Part, unit: str) -> Iterator[Value]:
-    name, lines = part.name, decoded_lines(Path(part.name), *_limits(part))
+    name = part.name
+    lines = decoded_lines(Path(name), *_limits(part), longest=LONGEST)
     if unit == "line":
         yield from ((line, name) for line in lines)
     elif unit == "document":
-        yield _whole(lines, name), name
+        yield _whole(lines, name, unit), name
     else:
-        yield from (("".join(block), name) for block in blocks_of(lines))
+        blocks = (block for text, block in groupby(lines, key=has_text) if text)
+        yield from ((_whole(block, name, unit), name) for block in blocks)
 
 
 def _limits(part: Part) -> tuple[int, ...]:
     return part.within[:2] if part.within else ()
 
 
-def _whole(lines: Iterator[str], where: str) -> str:
-    """The text of a file. Raises UserError before it fills the memory."""
+def _whole(lines: Iterator[str], where: str, unit: str) -> str:
+    """``lines`` as one passage. Raises UserError before they fill the memory."""
     text = io.StringIO()
     for line in lines:
         if text.tell() > LONGEST:  # characters, each of a byte or more
-            raise too_long(where)
+            raise too_long(where, unit)
         text.write(line)
     return text.getvalue()
 
 
-def too_long(where: Place) -> UserError:
-    """The error if a passage has more than LONGEST bytes."""
+def too_long(where: Place, unit: str) -> UserError:
+    """The error if a passage, which is a ``unit``, has more than LONGEST bytes."""
+    smaller = {"document": "set passage=paragraph or passage=line, or ", "line": ""}
     return UserError(
-        f"{where}: set passage=paragraph or passage=line, or divide it: it is a passage of more "
+        f"{where}: {smaller.get(unit, 'set passage=line, or ')}divide it: it has a passage of more "
         f"than {LONGEST:,} bytes"
     )
 
@@ -180,7 +192,8 @@ def _rows(part: Part, column: Column, left_out: list[str]) -> Iterator[Fields]:
         column.check(table.schema, name)
         if part.within:
             table = table.slice(part.start, part.within.end - part.start)
-        yield from _arrow_rows(table.to_batches(_BATCH), column, name, part.start)
+        rows = _batch_of(table.num_rows, table.nbytes)
+        yield from _arrow_rows(table.to_batches(rows), column, name, part.start)
     elif part.kind == "loaded":
         yield from _fields(_loaded(part, left_out), column)
     elif name.lower().endswith(TABLES):
@@ -213,11 +226,16 @@ def _parquet(part: Part, column: Column) -> Iterator[Fields]:
     if fault := file_fault(name):
         raise UserError(fault)
     try:
-        with parquet.ParquetFile(name, page_checksum_verification=True) as file:
+        # with a buffer, it does not hold the whole column of a row group
+        with parquet.ParquetFile(
+            name, page_checksum_verification=True, buffer_size=_BUFFER
+        ) as file:
             column.check(file.schema_arrow, name)
+            numbers = range(*part.within[:2]) if part.within else range(file.num_row_groups)
+            groups = [file.metadata.row_group(number) for number in numbers]
             batches = file.iter_batches(
-                _BATCH,
-                row_groups=range(*part.within[:2]) if part.within else None,
+                min((_batch_of(g.num_rows, g.total_byte_size) for g in groups), default=_BATCH),
+                row_groups=numbers,
                 columns=list(dict.fromkeys(column.names)),
             )
             before = sum(file.metadata.row_group(n).num_rows for n in range(part.start))
@@ -229,6 +247,11 @@ def _parquet(part: Part, column: Column) -> Iterator[Fields]:
         ) from error
 
 
+def _batch_of(rows: int, size: float) -> int:
+    """How many of ``rows`` of ``size`` bytes are in memory at a time."""
+    return max(1, min(_BATCH, int(rows * _BATCH_BYTES / max(size, 1))))
+
+
 def _arrow_rows(
     batches: Iterable["pyarrow.RecordBatch"], column: Column, name: str, before: int
 ) -> Iterator[Fields]:
@@ -237,7 +260,9 @@ def _arrow_rows(
     number = before
     for batch in batches:
         try:
-            columns = [_checked(batch.column(one)).to_pylist() for one in column.names]
+            columns = [_checked(batch.column(one)) for one in column.names]
+            _refuse_long(columns[0], name, number)
+            columns = [one.to_pylist() for one in columns]
         except ValueError as error:
             raise UserError(
                 f"{name}, in row {number + 1} or after it: damaged ({error}); copy the file again "
@@ -246,6 +271,20 @@ def _arrow_rows(
         for values in zip(*columns, strict=True):
             number += 1
             yield f"{name}, row {number}", values
+
+
+def _refuse_long(texts: "pyarrow.Array", name: str, before: int) -> None:
+    """Raises UserError for a row of more bytes than a line of jsonl may have, which is then not
+    copied. ``before``: how many rows come before the first."""
+    from pyarrow import compute
+
+    if str(texts.type) in ("null", "binary_view"):  # of which Arrow has no lengths
+        return
+    sizes = compute.binary_length(texts)
+    most = compute.max(sizes).as_py()
+    if most is not None and most > LONGEST_LINE:
+        row = before + 1 + compute.index(sizes, most).as_py()
+        raise UserError(too_large(f"{name}, row {row}", LONGEST_LINE))
 
 
 def _checked(chunk: "pyarrow.Array") -> "pyarrow.Array":

@@ -12,7 +12,7 @@ together, as do the words of a text without spaces, and are tokenised each time.
 import json
 import logging
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import NamedTuple
 
@@ -29,6 +29,7 @@ _KEPT = 1 << 17  # words, in each of two tables; with 32 characters 40 MB, usual
 _LONGEST = 32  # characters of a word that is kept
 _SENTENCE = 16  # characters; a passage with longer words on average has no spaces between words
 _TOGETHER = 64  # new words that are tokenised as one text
+_LONG = 1 << 20  # characters of a passage that is always cut, and of texts tokenised at once
 _CHECKED = 64  # passages of a text that are tokenised both ways
 # steps that change each character, or a character with its marks, by itself
 _LOCAL = {
@@ -202,11 +203,25 @@ class Words:
     def _whole(self, texts: list[str]) -> list[bytes]:
         return [self._bytes(each) for each in self._encodings(texts)]
 
-    def _encodings(self, texts: list[str]) -> list[Encoding]:
-        return self._backend.encode_batch_fast(texts, add_special_tokens=False)
+    def _encodings(self, texts: list[str]) -> Iterator[Encoding]:
+        """One takes a hundred times the memory of its text, so few are there at a time."""
+        first = size = 0
+        for number, text in enumerate(texts, 1):
+            size += len(text)
+            if size >= _LONG or number == len(texts):
+                some = texts[first:number]
+                yield from self._backend.encode_batch_fast(some, add_special_tokens=False)
+                first, size = number, 0
 
     def _bytes(self, encoding: Encoding) -> bytes:
         return np.array(encoding.ids, dtype=self._dtype).tobytes()
+
+    def parts(self, text: str) -> list[str]:
+        """A long text in parts that are tokenised each by itself; any other is one part. Together
+        they have the unknown characters of the text; a space between two parts is in none."""
+        if self._apart is None or self._apart.spaced or len(text) < _LONG:
+            return [text]
+        return self._parts(text)
 
     def _by_words(self, passages: list[str]) -> list[bytes]:
         if len(self._table) > _KEPT:
@@ -217,7 +232,7 @@ class Words:
         sentences, known = [], self._table.__getitem__
         for number, text in enumerate(passages):
             words = text.split(" ")
-            if len(text) > _SENTENCE * len(words):
+            if _SENTENCE * len(words) < len(text) < _LONG:
                 sentences.append(number)
                 continue
             words[0] = self._first(words[0])
