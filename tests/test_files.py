@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all. Real processes, and a real disk that is full."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -106,6 +107,20 @@ def test_of_two_that_make_one_folder_one_makes_it_and_the_other_waits_or_says_so
     assert (tmp_path / "name" / "sub" / "file").read_text() == "whole" and names(tmp_path) == {
         "name"
     }
+
+
+def test_without_locks_the_folder_that_is_there_first_stays(tmp_path, monkeypatch):
+    def no_locks(*_) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def meanwhile(scratch) -> None:
+        build_folder(tmp_path / "name", fill)
+        (scratch / "other").write_text("later")
+
+    monkeypatch.setattr("fcntl.lockf", no_locks)
+    assert not build_folder(tmp_path / "name", meanwhile)
+    assert [p.name for p in (tmp_path / "name").iterdir()] == ["sub"]
+    assert [p for p in tmp_path.iterdir() if p.suffix != ".lock"] == [tmp_path / "name"]
 
 
 def test_a_lock_ends_with_its_process(tmp_path, other_process):

@@ -116,7 +116,12 @@ def build_folder(
         old = _beside(target)
         if rebuild and target.exists():
             os.rename(target, old)
-        os.rename(scratch, target)
+        try:
+            os.rename(scratch, target)
+        except OSError as error:  # without locks, another process may have made it meanwhile
+            if lock.sure or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            return False
         sync(target.parent)
         _delete(old)
     return True
