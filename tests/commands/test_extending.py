@@ -17,7 +17,7 @@ from xmod_lab.languages.initialisers import METHODS, InitInputs, Rows
 from xmod_lab.model.slots import SLOTS, XmodSlot
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.settings import number
-from xmod_lab.tasks.examples import encode_texts, pad
+from xmod_lab.tasks.examples import encode_texts
 from xmod_lab.tasks.file_formats import READERS
 from xmod_lab.tasks.kinds import KINDS
 from xmod_lab.tasks.task import Task
@@ -25,6 +25,7 @@ from xmod_lab.tasks.task_metrics import Metric, share
 from xmod_lab.tasks.values import read_text, wrong_value
 from xmod_lab.text.masking import Masker
 from xmod_lab.text.objectives import OBJECTIVES, MaskedLM
+from xmod_lab.text.padding import pad
 from xmod_lab.text.text_files import decoded_lines
 
 

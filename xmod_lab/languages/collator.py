@@ -12,6 +12,7 @@ from xmod_lab.labels import IGNORE
 from xmod_lab.languages.recognition import chosen, recogniser_of
 from xmod_lab.model import XmodPreTrainedModel
 from xmod_lab.text.masking import Masker
+from xmod_lab.text.padding import pad
 
 
 class XmodCollator:
@@ -83,13 +84,10 @@ class XmodCollator:
     def __call__(self, rows: Sequence[Mapping]) -> dict[str, Tensor]:
         codes = self._codes(rows)
         encoded = [self._encode(row["text"], code) for row, code in zip(rows, codes, strict=True)]
-        width = max(map(len, encoded))
-        ids = np.full((len(rows), width), self.model.config.pad_token_id)
-        mask = np.zeros((len(rows), width), dtype=np.int64)
-        for number, tokens in enumerate(encoded):
-            ids[number, : len(tokens)], mask[number, : len(tokens)] = tokens, 1
+        padded = pad(encoded, self.model.config.pad_token_id)
+        ids = padded["input_ids"]
         batch = {
-            "attention_mask": torch.from_numpy(mask),
+            "attention_mask": torch.from_numpy(padded["attention_mask"]),
             "lang_ids": torch.tensor([self.model.lang_id(c) for c in codes]),
         }
         if self.mask_rate is not None:

@@ -10,6 +10,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.model import XmodForSentenceVectors, read_config
 from xmod_lab.model.opening import check_folder
 from xmod_lab.model_folders import model_folder
+from xmod_lab.text.padding import pad
 from xmod_lab.text.tokenizer import composing
 
 _ROWS = 64  # texts that are encoded at once
@@ -87,13 +88,10 @@ def vectors_of(
     with torch.autocast(model.device.type, enabled=False):
         for start in range(0, len(order), _ROWS):
             some = order[start : start + _ROWS]
-            length = max(len(ids[i]) for i in some)
-            pad = model.config.pad_token_id
-            rows = torch.tensor([ids[i] + [pad] * (length - len(ids[i])) for i in some])
-            mask = torch.tensor([[1] * len(ids[i]) + [0] * (length - len(ids[i])) for i in some])
+            padded = pad([ids[i] for i in some], model.config.pad_token_id)
+            batch = {name: torch.from_numpy(x).to(model.device) for name, x in padded.items()}
             lang_ids = torch.tensor([model.lang_id(codes[i]) for i in some])
-            rows, mask = rows.to(model.device), mask.to(model.device)
-            out = model(rows, lang_ids=lang_ids, attention_mask=mask, slot=slot)
+            out = model(**batch, lang_ids=lang_ids, slot=slot)
             found[some] = out.vectors.float().cpu()
     model.train(was_training)
     return found

@@ -282,13 +282,3 @@ def auto_figures(
             if (ends := interval(sums, sizes)) is not None:
                 figures |= {f"{name}/low": ends[0], f"{name}/high": ends[1]}
     return found, figures
-
-
-def padded(sentences: list[list[int]], tokenizer) -> np.ndarray:
-    """(N, T) ids: ``<s>``, the tokens of a sentence, ``</s>``, then padding."""
-    rows = np.full(
-        (len(sentences), max(map(len, sentences)) + 2), tokenizer.pad_token_id, dtype=np.int64
-    )
-    for row, ids in zip(rows, sentences, strict=True):
-        row[: len(ids) + 2] = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
-    return rows

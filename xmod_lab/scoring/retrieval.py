@@ -35,10 +35,10 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodForSentenceVectors, XmodLanguageModel
 from xmod_lab.model.sentence_vectors import pooled
-from xmod_lab.scoring.recognition import padded
 from xmod_lab.tasks.statistics import Estimate, difference, estimate, share_of
 from xmod_lab.tasks.task_metrics import Metric, by_column, mean_of_columns
 from xmod_lab.text.encoding import encode
+from xmod_lab.text.padding import pad
 from xmod_lab.text.parallel import Parallel
 from xmod_lab.text.recognition import ngrams
 
@@ -147,17 +147,16 @@ def pooled_states(
     with _slot_inputs(model) as seen, torch.autocast(model.device.type, enabled=False):
         for start in range(0, len(order), _ROWS):
             some = order[start : start + _ROWS]
-            ids = torch.from_numpy(padded([sentences[i] for i in some], tokenizer)).to(model.device)
-            lengths = torch.tensor([len(sentences[i]) for i in some], device=model.device)
-            places = torch.arange(ids.shape[1], device=model.device)
-            mask = (places < lengths[:, None] + 2).long()  # (N, S): 1 at tokens, 0 at padding
-            # 0 also at <s> and </s>
-            inner = ((places >= 1) & (places <= lengths[:, None])).long()
+            rows = [[tokenizer.bos_token_id, *sentences[i], tokenizer.eos_token_id] for i in some]
+            padded = pad(rows, tokenizer.pad_token_id)
+            batch = {name: torch.from_numpy(x).to(model.device) for name, x in padded.items()}
+            mask = batch["attention_mask"]  # (N, S)
+            inner = torch.zeros_like(mask)  # as mask, but 0 also at <s> and </s>
+            inner[:, 1:-1] = mask[:, 2:]
             seen.clear()
             out = model.base_model(
-                ids,
-                lang_ids=torch.full((len(ids),), model.lang_id(code)),
-                attention_mask=mask,
+                **batch,
+                lang_ids=torch.full((len(rows),), model.lang_id(code)),
                 use_cache=False,
                 output_hidden_states=True,
                 slot=slot,

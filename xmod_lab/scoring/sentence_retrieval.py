@@ -21,8 +21,8 @@ from xmod_lab.model import XmodForSentenceVectors
 from xmod_lab.model.loss import contrastive_loss
 from xmod_lab.scoring.retrieval import cosines_of, top1_and_mrr
 from xmod_lab.scoring.transfer import slots_of
-from xmod_lab.tasks.ngrams import ngrams
 from xmod_lab.tasks.sentences import PairSet
+from xmod_lab.text.recognition import ngrams
 
 Score = tuple[float, float]  # top-1 and reciprocal rank
 Cosines = Callable[[np.ndarray, np.ndarray], np.ndarray]  # numbers (N,), (N,) -> (N, N)

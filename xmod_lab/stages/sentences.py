@@ -24,10 +24,10 @@ from xmod_lab.scoring.sentence_retrieval import PairTest, Score
 from xmod_lab.scoring.transfer import Tested
 from xmod_lab.stages.task_data import base_config, task_model
 from xmod_lab.tables import Table, csv_text
-from xmod_lab.tasks.examples import pad
 from xmod_lab.tasks.sentences import PairSet, PairStream, Sentences, read_pairs
 from xmod_lab.tasks.sources import ALL, SPLITS
 from xmod_lab.tasks.statistics import clusters_of
+from xmod_lab.text.padding import pad
 
 log = logging.getLogger(__name__)
 

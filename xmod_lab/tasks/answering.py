@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xmod_lab.errors import UserError
-from xmod_lab.tasks.examples import EncodedExamples, pad, unknown_share
+from xmod_lab.tasks.examples import EncodedExamples, unknown_share
 from xmod_lab.tasks.sources import Row
 from xmod_lab.tasks.task import Task
 from xmod_lab.tasks.task_metrics import Metric, answer_metric
 from xmod_lab.tasks.values import read_answers, read_text
+from xmod_lab.text.padding import pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from xmod_lab.errors import UserError
-from xmod_lab.tasks.examples import EncodedExamples, encode_texts, pad
+from xmod_lab.tasks.examples import EncodedExamples, encode_texts
 from xmod_lab.tasks.sources import Row
 from xmod_lab.tasks.task import Task
 from xmod_lab.tasks.task_metrics import Metric, accuracy, macro_f1
 from xmod_lab.tasks.values import NO_LABEL, classes, read_label, read_text
+from xmod_lab.text.padding import pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

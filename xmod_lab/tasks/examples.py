@@ -68,15 +68,6 @@ def unknown_share(ids: Sequence[list[int]], tokenizer: "PreTrainedTokenizerBase"
     return unknown / sum(map(len, ids))
 
 
-def pad(rows: Sequence[list[int]], pad_id: int) -> dict[str, np.ndarray]:
-    """``input_ids`` and ``attention_mask``, int64 (B, S), of these token ids; S is the longest."""
-    lengths = np.array([len(row) for row in rows])
-    mask = np.arange(lengths.max())[None] < lengths[:, None]
-    ids = np.full(mask.shape, pad_id)
-    ids[mask] = np.concatenate(rows)
-    return {"input_ids": ids, "attention_mask": mask.astype(np.int64)}
-
-
 class ExampleStream:
     """The micro-batches of a training, for torch's DataLoader.
 

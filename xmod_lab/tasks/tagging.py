@@ -8,11 +8,12 @@ import numpy as np
 
 from xmod_lab.errors import UserError
 from xmod_lab.labels import IGNORE
-from xmod_lab.tasks.examples import EncodedExamples, pad, unknown_share
+from xmod_lab.tasks.examples import EncodedExamples, unknown_share
 from xmod_lab.tasks.sources import Row
 from xmod_lab.tasks.task import Task
 from xmod_lab.tasks.task_metrics import Metric, share, span_f1, span_fault
 from xmod_lab.tasks.values import NO_LABEL, classes, read_labels, read_texts
+from xmod_lab.text.padding import pad
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
