@@ -11,11 +11,12 @@ import torch
 from transformers import AutoModel
 
 import xmod_lab
-from tests.helpers import composed, tiny_config, tiny_model
+from tests.helpers import composed, passages, tiny_config, tiny_model
 from xmod_lab.choices import POOLINGS
 from xmod_lab.config.finetuning import validate_finetune
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.folders import export
+from xmod_lab.languages.recognition import write_profiles
 from xmod_lab.languages.sentence_encoding import encode_texts, open_encoder, vectors_of
 from xmod_lab.model import XmodForSentenceVectors
 from xmod_lab.model.loss import contrastive_loss
@@ -23,6 +24,7 @@ from xmod_lab.model.sentence_vectors import VectorSettings, pooled
 from xmod_lab.scoring.sentence_retrieval import PairTest
 from xmod_lab.tasks.sentences import PairStream, read_pairs
 from xmod_lab.tasks.sources import LabelledSource
+from xmod_lab.text.recognition import Profile
 
 KNOWN = ["en_XX", "de_DE", "fr_XX"]
 TEXTS = ["the file", "a language of the page", "Größe and <mask> of it", "u\u0308ber", "open " * 60]
@@ -268,6 +270,30 @@ def test_vectors_do_not_depend_on_the_batch_and_go_through_their_own_slot_and_vo
     assert np.abs(pair - found[:1]).max() > 1e-3
     composed_text = xmod_lab.encode_sentences(model, ["über"], "el_GR")
     np.testing.assert_allclose(composed_text[0], found[3], atol=1e-6)
+
+
+def test_the_language_of_a_text_is_recognised_by_its_spelling(encoder):
+    folder = encoder()
+    texts = ["Die Einstellungen werden gespeichert", "Άνοιγμα του αρχείου", "Open the file now"]
+    with pytest.raises(UserError, match="learn it once.*has no recognition.json"):
+        xmod_lab.encode_sentences(folder, texts, "auto")
+    learnt = {code: Profile.learn(passages(code[:2], 300)) for code in KNOWN[:2]}
+    write_profiles(folder, learnt)
+    write_profiles(folder / "languages" / "el_GR", {"el_GR": Profile.learn(passages("el", 300))})
+    model = open_encoder(folder)
+    given = xmod_lab.encode_sentences(model, texts, ["de_DE", "el_GR", "en_XX"])
+    np.testing.assert_array_equal(xmod_lab.encode_sentences(model, texts, "auto"), given)
+    usual = xmod_lab.encode_sentences(model, [*texts, "12"], "auto", default="de")
+    np.testing.assert_array_equal(usual[3:], xmod_lab.encode_sentences(model, ["12"], "de_DE"))
+    for texts, lang_ids, default, message in (
+        (["12"], "auto", None, "give a default language: that of text 0.*'12'; it has no letters"),
+        ([""], "auto", "de", "leave text number 0 out, or fill it"),
+        (["12"], "auto-loss", None, "set lang_ids='auto', or name the languages"),
+        (["12"], "de", "de", "leave default out, or set lang_ids='auto'"),
+        (["12"], "auto", "sw", "unknown language 'sw'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            xmod_lab.encode_sentences(model, texts, lang_ids, default=default)
 
 
 def test_what_cannot_be_encoded_is_refused(encoder, tmp_path):

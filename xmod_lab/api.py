@@ -228,7 +228,10 @@ def recognise(
     """
     if by not in ("spelling", "loss"):
         raise UserError(f"by is {by!r}; allowed are 'spelling' and 'loss'")
-    texts = _listed(texts) if not isinstance(texts, str) else [texts]
+    texts = [texts] if isinstance(texts, str) else list(texts)
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"leave text number {number} out, or write it: it is {text!r}")
     if isinstance(model, XmodPreTrainedModel):
         config, opened = model.config, model
     else:
@@ -286,33 +289,29 @@ def encode_sentences(
     lang_ids: str | Sequence[str],
     *,
     pair: bool = False,
+    default: str | None = None,
 ) -> np.ndarray:
     """The vectors of texts, each through the slot of its language and with its tokenizer.
 
     Args:
         source: a run of ``finetune task=sentences``, a model folder, a hub id; or the model, from
             :func:`xmod_lab.languages.sentence_encoding.open_encoder`, to load it once.
-        lang_ids: the code of all texts, or of each; ``auto``: see :func:`recognise`.
+        lang_ids: the code of all texts, or of each; ``auto``: by spelling, see :func:`recognise`.
         pair: the texts are the second ones of pairs (passages), and get ``pair_prefix``.
+        default: with ``auto``, the language of texts that are in no language of the model.
     Returns:
         (N, D) float32, of length 1 if the encoder normalises. Texts that are longer than the
         model's positions are cut.
     Raises:
         UserError: ``source`` is no sentence encoder, a text is empty, or there are more or fewer
-            codes than texts.
+            codes than texts; with ``auto`` also as :func:`recognise`.
         UnknownLanguageError: the model does not have a language.
     """
     with _as_a_command():
         if isinstance(texts, str):
             raise UserError(f"give a list of texts: [{texts!r}]")
         model = source if isinstance(source, XmodForSentenceVectors) else open_encoder(source)
-        if lang_ids == "auto":
-            codes = [one.code for one in recognise(model, texts)]
-        else:
-            codes = [lang_ids] * len(texts) if isinstance(lang_ids, str) else list(lang_ids)
-        if len(codes) != len(texts):
-            raise UserError(f"give a code for each text: {len(texts)} texts, {len(codes)} codes")
-        return encode_texts(model, texts, codes, pair=pair).numpy()
+        return encode_texts(model, texts, lang_ids, pair=pair, default=default).numpy()
 
 
 def save_pack(added: Added, out: str | Path) -> Path:

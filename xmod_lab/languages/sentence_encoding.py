@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from xmod_lab.errors import UserError
+from xmod_lab.languages.recognition import chosen, recogniser_of
 from xmod_lab.model import XmodForSentenceVectors, read_config
 from xmod_lab.model.opening import check_folder
 from xmod_lab.model_folders import model_folder
@@ -100,22 +101,50 @@ def vectors_of(
 def encode_texts(
     model: XmodForSentenceVectors,
     texts: Sequence[str],
-    codes: Sequence[str],
+    lang_ids: str | Sequence[str],
     *,
     pair: bool = False,
+    default: str | None = None,
 ) -> Tensor:
     """The vectors (N, D) of texts, each with the prefix, the tokenizer and the slot it needs.
 
     Args:
-        codes: the language of each text.
+        lang_ids: the language of all texts, or of each; ``auto``: by spelling.
         pair: the texts are the second ones of pairs, and get ``pair_prefix``.
+        default: with ``auto``, the language of texts that are not recognised.
     Raises:
-        UserError: a text is empty. UnknownLanguageError: the model does not have a language.
+        UserError: a text is empty, or not recognised; the model has nothing to recognise by; there
+            are more or fewer codes than texts.
+        UnknownLanguageError: the model does not have a language.
     """
-    codes = [model.config.resolve(code) for code in codes]
     for number, text in enumerate(texts):
         if not isinstance(text, str) or not text.strip():
             raise UserError(f"leave text number {number} out, or fill it; it is {text!r}")
+    codes = _codes(model, texts, lang_ids, default)
     prefix = model.settings.pair_prefix if pair else model.settings.prefix
     ids = token_ids(model, [prefix + text for text in texts], codes)
     return vectors_of(model, ids, codes)
+
+
+def _codes(
+    model: XmodForSentenceVectors,
+    texts: Sequence[str],
+    lang_ids: str | Sequence[str],
+    default: str | None,
+) -> list[str]:
+    """The language of each text (N,), as the configuration spells it."""
+    if lang_ids == "auto-loss":
+        raise UserError(
+            "set lang_ids='auto', or name the languages: a sentence encoder predicts no text, so "
+            "it has no loss to recognise them by"
+        )
+    default = None if default is None else model.config.resolve(default)
+    if lang_ids == "auto":
+        found = chosen(recogniser_of(model).recognise(texts), texts, default)
+        return [one.code for one in found]
+    if default is not None:
+        raise UserError("leave default out, or set lang_ids='auto': all languages are given")
+    codes = [lang_ids] * len(texts) if isinstance(lang_ids, str) else list(lang_ids)
+    if len(codes) != len(texts):
+        raise UserError(f"give a code for each text: {len(texts)} texts, {len(codes)} codes")
+    return [model.config.resolve(code) for code in codes]

@@ -76,6 +76,10 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> TaskSetup:
             code: splits if code == source else [s for s in splits if s == "test"]
             for code, splits in wanted.items()
         }
+    chosen = {}
+    if cfg.task.lang_ids != "given":
+        tests = {code: rows[code]["test"] for code, splits in wanted.items() if "test" in splits}
+        chosen = _chosen(cfg, model, kind, tests, positions)
     examples = {}
     for code, splits in wanted.items():
         tokenizer = composing(model.tokenizer_for(code))  # normalised as the base's text was
@@ -86,10 +90,6 @@ def open_task(cfg: FinetuneConfig, folder: Path) -> TaskSetup:
     clusters = _clusters(
         cfg, {code: rows[code]["test"] for code, splits in examples.items() if "test" in splits}
     )
-    chosen = {}
-    if cfg.task.lang_ids != "given":
-        tests = {code: rows[code]["test"] for code, splits in examples.items() if "test" in splits}
-        chosen = _chosen(cfg, model, kind, tests, positions)
     setup = TaskSetup(
         folder,
         source,
