@@ -5,20 +5,24 @@ import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import xmod_lab
-from tests.helpers import make_pack, passages, tiny_model
+from tests.helpers import composed, make_pack, passages, tiny_model
 from xmod_lab import XmodCollator
 from xmod_lab.choices import LANG_IDS
+from xmod_lab.config.rules import validate
+from xmod_lab.config.schema import EvaluationConfig
 from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.folders import install, remove
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.recognition import kept_profiles, profiles_in, write_profiles
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.model_folders import RECOGNITION
+from xmod_lab.stages.evaluating import slot_choice
 from xmod_lab.text.recognition import (
     LENGTHS,
     REFUSED,
@@ -217,3 +221,24 @@ def test_the_lowest_loss_chooses_too(folder):
     assert {one.code for one in found} <= {*model.languages}
     with pytest.raises(UserError, match="by is 'x'; allowed"):
         xmod_lab.recognise(model, texts, by="x")
+    with pytest.raises(UserError, match="leave text number 1 out, or write it: it is None"):
+        xmod_lab.recognise(model, ["a", None])
+
+
+def test_evaluation_needs_what_languages_are_recognised_by(folder, tmp_path):
+    model = XmodForMaskedLM.from_pretrained(folder / "model")
+    opened = SimpleNamespace(model=model, languages=[SimpleNamespace(code="de_DE")])
+    auto = EvaluationConfig(lang_ids="auto", default_language="de")
+    choice = slot_choice(opened, auto)
+    assert choice.recogniser.codes == ["de_DE"] and choice.default == "de_DE"
+    with pytest.raises(UnknownLanguageError, match="unknown language 'fr'"):  # it has no text
+        slot_choice(opened, replace(auto, default_language="fr"))
+    model.save_pretrained(tmp_path)
+    (tmp_path / RECOGNITION).unlink()
+    shutil.rmtree(tmp_path / "languages")
+    bare = SimpleNamespace(model=XmodForMaskedLM.from_pretrained(folder / "base"))
+    bare.model.name_or_path, bare.languages = str(tmp_path), opened.languages
+    with pytest.raises(UserError, match=r"learn it once: xmod_lab.learn_recognition\(RUN\)"):
+        slot_choice(bare, auto)
+    with pytest.raises(UserError, match="leave evaluate.default_language out, or set evaluate"):
+        validate(composed("base=x", "evaluate.default_language=en", command="evaluate"))

@@ -44,6 +44,22 @@ def translations(tmp_path_factory):
     return path
 
 
+def auto_accuracy(metrics: dict[str, float]) -> list[float]:
+    """How often the slot was right that was chosen for the sentences of each of CODES.
+
+    Checks that the figures agree with each other.
+    """
+    found = []
+    for code in CODES:
+        counts = {s: metrics[f"recognition/auto/count/{code}/{s}"] for s in [*CODES, "unknown"]}
+        found.append(metrics[f"recognition/auto/accuracy/{code}"])
+        assert found[-1] == counts[code] / sum(counts.values())
+        gap = metrics[f"auto/bpb/{code}"] - metrics[f"auto/given/bpb/{code}"]
+        assert metrics[f"auto/against/given/{code}"] == pytest.approx(gap, abs=1e-9)
+    assert metrics["recognition/auto/chance"] == 1 / len(CODES)
+    return found
+
+
 @pytest.fixture
 def evaluate(workplace, monkeypatch, capfd):
     """Call the command and return its exit status and both outputs."""
@@ -78,6 +94,7 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
     status, out, err = evaluate(
         f"base={extended}",
         "evaluate.pll=true",
+        "evaluate.lang_ids=auto",
         f"evaluate.parallel=[{translations}]",
         f"evaluate.control={extended / 'model'}",
         run=run,
@@ -121,6 +138,7 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
         and "before and now: equal to the last bit" in err + out
     )
     assert "'fr' is skipped: unknown language" in err + out and "pseudo-likelihoods" in out
+    assert min(auto_accuracy(metrics)) > 0.9 and "evaluate.lang_ids=auto" in out
 
     with (run / "retrieval.csv").open(newline="") as stream:
         pairs = list(csv.DictReader(stream))
@@ -174,7 +192,8 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
         "evaluate_languages.tex",
         "evaluate_slots.tex",
         "evaluate_recognition.csv",
-    } <= files.keys()
+        "evaluate_auto.csv",
+    } <= files.keys() and ">Languages not given<" in page
     assert (
         page.count('aria-label="loss of every text') == 1
         and "* the layer that was fixed in advance; by chance top-1" in page
@@ -183,6 +202,7 @@ def test_an_extension_is_scored_as_its_run_scored_it_and_its_old_languages_are_a
     status, out, err = evaluate(
         f"base={extended}",
         "evaluate.pll=true",
+        "evaluate.lang_ids=auto",
         f"evaluate.parallel=[{translations}]",
         f"evaluate.control={extended / 'model'}",
         run=run,
@@ -309,11 +329,12 @@ def test_a_model_folder_reads_added_languages_with_their_own_vocabularies(
     texts = ",".join(
         f"{code}:{{text:{workplace.folder / code[:2]}.txt}}" for code in ("el_GR", "sw_KE")
     )
-    status, _, err = evaluate(
+    status, out, err = evaluate(
         f"base={extended / 'model'}",
         "evaluate.parallel=[]",
         f"+langset.languages={{{texts}}}",
         "data.score_passages=12",
+        "evaluate.lang_ids=auto-loss",
         run=tmp_path / "run",
     )
     assert status == 0, err
@@ -323,6 +344,10 @@ def test_a_model_folder_reads_added_languages_with_their_own_vocabularies(
         for code in CODES
         for unit in ("loss", "bpb")
     )
+    auto_accuracy(metrics)
+    assert "evaluate.lang_ids=auto-loss" in out
+    # the slot with the fewest bits never costs more than the given one
+    assert all(metrics[f"auto/against/given/{code}"] <= 1e-9 for code in CODES)
 
 
 def test_added_languages_of_a_model_folder_are_scored_where_their_text_is_known(
@@ -358,37 +383,3 @@ def test_added_languages_of_a_model_folder_are_scored_where_their_text_is_known(
     assert "sw_KE, which was added, is skipped: its text (gone.txt) is not here" in " ".join(
         (out + err).split()
     )
-
-
-@pytest.mark.parametrize("lang_ids", ["auto", "auto-loss"])
-def test_slots_that_nobody_names_are_chosen_and_their_cost_is_told(
-    workplace, extended, evaluate, tmp_path, lang_ids
-):
-    settings = [f"base={extended}", "evaluate.parallel=[]", f"evaluate.lang_ids={lang_ids}"]
-    status, out, err = evaluate(*settings, run=tmp_path / "run")
-    assert status == 0 and f"evaluate.lang_ids={lang_ids}" in out, err
-    metrics = workplace.metrics(tmp_path / "run")
-    for code in CODES:
-        counts = {
-            slot: metrics[f"recognition/auto/count/{code}/{slot}"] for slot in [*CODES, "unknown"]
-        }
-        right = metrics[f"recognition/auto/accuracy/{code}"]
-        assert right == counts[code] / sum(counts.values())
-        gap = metrics[f"auto/bpb/{code}"] - metrics[f"auto/given/bpb/{code}"]
-        assert metrics[f"auto/against/given/{code}"] == pytest.approx(gap, abs=1e-9)
-        assert right > 0.9 or lang_ids == "auto-loss" and gap <= 1e-9
-    assert metrics["recognition/auto/chance"] == 1 / len(CODES)
-
-
-def test_auto_needs_what_languages_are_recognised_by(workplace, evaluate, tmp_path):
-    shutil.copytree(workplace.base, tmp_path / "base")
-    (tmp_path / "base" / "model" / "recognition.json").unlink()
-    asked = [f"base={tmp_path / 'base'}", "evaluate.parallel=[]", "evaluate.lang_ids=auto"]
-    status, _, err = evaluate(*asked, run=tmp_path / "run")
-    assert status == 2 and "learn it once: xmod_lab.learn_recognition(RUN)" in err
-    asked = [f"base={workplace.base}", "evaluate.default_language=en"]
-    status, _, err = evaluate(*asked, run=tmp_path / "run")
-    assert status == 2 and "leave evaluate.default_language out, or set evaluate.lang_ids" in err
-    asked = [f"base={workplace.base}", "evaluate.lang_ids=auto", "evaluate.default_language=ta"]
-    status, _, err = evaluate(*asked, run=tmp_path / "run")
-    assert status == 2 and "unknown language 'ta'" in err

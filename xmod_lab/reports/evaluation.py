@@ -237,6 +237,14 @@ def _recognition(figures: Figures) -> dict[str, list[str]]:
     )
 
 
+def _auto(figures: Figures) -> dict[str, list[str]]:
+    """Text -> how often the chosen slot is right, and bits per byte through it."""
+    names = ("recognition/auto/accuracy", "auto/given/bpb", "auto/bpb", "auto/against/given")
+    texts = codes_of(figures, f"{names[0]}/")
+    ends = ("low", "high")  # of the mean over the languages
+    return {text: [f"{name}/{text}" for name in names] for text in texts if text not in ends}
+
+
 def _table(
     name: str,
     groups: list[Group],
@@ -326,6 +334,16 @@ _SLOTS = {
         "The language is told by the slot with the lowest loss; in the last column by naive Bayes "
         "on character n-grams of the training text, with no model. A slot that is no better has "
         "not shown that it knows its language. " + _SAMPLE.format("sentences, or rows"),
+    ),
+    "auto": (
+        "Languages not given",
+        _auto,
+        lambda group, several: [],
+        ["the chosen slot is right", "bits/byte, given", "bits/byte, chosen", "chosen minus given"],
+        3,
+        "The slot of each held-out sentence is chosen by evaluate.lang_ids and not given. Unknown "
+        "sentences count as wrong, or are read as evaluate.default_language; without one, their "
+        f"bits do not count. {_SAMPLE.format('sentences')}",
     ),
 }
 _RETRIEVED = {  # end of a figure's name -> column
