@@ -20,7 +20,7 @@ from xmod_lab.errors import UnknownLanguageError, UserError
 from xmod_lab.languages.folders import install, remove
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.recognition import kept_profiles, profiles_in, write_profiles
-from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.model import XmodForMaskedLM, XmodForSequenceClassification
 from xmod_lab.model_folders import RECOGNITION
 from xmod_lab.stages.evaluating import slot_choice
 from xmod_lab.text.recognition import (
@@ -179,6 +179,8 @@ def test_a_batch_of_texts_in_unnamed_languages(folder):
         XmodCollator(model, lang_ids="auto")([*rows[:1], {"text": "12"}])
     usual = XmodCollator(model, lang_ids="auto", default="fr")([{"text": "12"}])
     assert usual["lang_ids"].tolist() == [model.lang_id("fr_XX")]
+    with pytest.raises(UserError, match="leave row 1 of the batch out, or write its text.*None"):
+        XmodCollator(model, lang_ids="auto")([*rows[:1], {"text": None}])
     with pytest.raises(UnknownLanguageError, match="unknown language 'ta'"):
         XmodCollator(model, lang_ids="auto", default="ta")
     with pytest.raises(UserError, match="leave default out"):
@@ -208,6 +210,14 @@ def test_where_nothing_is_kept_it_can_be_learnt(folder, tmp_path, caplog):
     assert "texts in fr_XX are taken for another language" in caplog.text
     with pytest.raises(UnknownLanguageError):
         xmod_lab.learn_recognition(place, {"ta": "embedded:sw"})
+    tuned = XmodForSequenceClassification.from_pretrained(place)
+    tuned.save_pretrained(tmp_path / "tuned")
+    with pytest.raises(UserError, match="give texts, as in learn_recognition.*ForSequenceClass"):
+        xmod_lab.learn_recognition(tmp_path / "tuned")
+    for model in (tuned, tmp_path / "tuned"):
+        assert xmod_lab.recognise(model, [SWAHILI])[0].code == "de_DE"
+        with pytest.raises(UserError, match="leave by='loss' out, or give the base"):
+            xmod_lab.recognise(model, [SWAHILI], by="loss")
     (place / RECOGNITION).write_text('{"format": 1, "longest": 3, "languages": {"de_DE": 1}}')
     with pytest.raises(UserError, match=f"delete {place / RECOGNITION}, or copy it again"):
         xmod_lab.recognise(place, [GERMAN])

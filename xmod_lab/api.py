@@ -243,7 +243,10 @@ def recognise(
         recogniser = recogniser_of(opened) if of_model else recogniser_in(opened)
         found = recogniser.recognise(texts)
     else:
-        if not isinstance(opened, XmodPreTrainedModel):
+        read = isinstance(opened, XmodPreTrainedModel)
+        if kind := _other_head([type(opened).__name__] if read else config.architectures):
+            raise UserError(f"leave by='loss' out, or give the base: a {kind} predicts no text")
+        if not read:
             opened = load_language_model(str(opened), f"model '{model}'")
         found = recognise_by_loss(opened, texts)
     return chosen(found, texts, default)
@@ -269,6 +272,11 @@ def learn_recognition(
             raise UserError(f"copy the model into a folder of yours first: {folder} is a cache")
         config, known = read_config(folder), profiles_in(folder)
         if texts is None:
+            if kind := _other_head(config.architectures):
+                raise UserError(
+                    f"give texts, as in learn_recognition(RUN, {{CODE: FILE, …}}): {folder} has a "
+                    f"{kind}, and only the run of its base knows the text of its languages"
+                )
             cfg = replace(_composed("evaluate", EvaluateConfig, ()), base=_source(source))
             languages = open_model(cfg, RunDir(cfg.runs)).languages
             found = {one.code: profile_of(one.scorer.corpus, one.tokenizer) for one in languages}
@@ -281,6 +289,16 @@ def learn_recognition(
             folder, {code: known[code] for code in config.known_codes() if code in known}
         )
     return folder / RECOGNITION
+
+
+def _other_head(classes: Sequence[str] | None) -> str | None:
+    """The class of a model that is no language model; ``None`` if it is, or if no class is known.
+
+    Args:
+        classes: ``architectures`` of config.json.
+    """
+    kind = (classes or ["LM"])[0]
+    return None if kind.endswith("LM") else kind
 
 
 def encode_sentences(

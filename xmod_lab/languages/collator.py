@@ -115,6 +115,10 @@ class XmodCollator:
                         f"row {number} of the batch has no '{key}'; it has "
                         f"{', '.join(row) or 'nothing'}"
                     )
+            if not isinstance(row["text"], str | list | tuple):
+                raise UserError(
+                    f"leave row {number} of the batch out, or write its text: it is {row['text']!r}"
+                )
         if self.recogniser is None:
             return [self.model.config.resolve(row["language"]) for row in rows]
         texts = [row["text"] for row in rows]
