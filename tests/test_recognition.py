@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,6 +23,7 @@ from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.recognition import kept_profiles, profiles_in, write_profiles
 from xmod_lab.model import XmodForMaskedLM, XmodForSequenceClassification
 from xmod_lab.model_folders import RECOGNITION
+from xmod_lab.scoring.recognition import choose_slots
 from xmod_lab.stages.evaluating import slot_choice
 from xmod_lab.text.recognition import (
     LENGTHS,
@@ -179,6 +181,11 @@ def test_a_batch_of_texts_in_unnamed_languages(folder):
         XmodCollator(model, lang_ids="auto")([*rows[:1], {"text": "12"}])
     usual = XmodCollator(model, lang_ids="auto", default="fr")([{"text": "12"}])
     assert usual["lang_ids"].tolist() == [model.lang_id("fr_XX")]
+    short = XmodForMaskedLM.from_pretrained(folder / "base")
+    (found,) = xmod_lab.recognise(short, [SWAHILI], default="nearest")
+    assert found.unknown is not None and found.code in CODES
+    nearest = XmodCollator(short, lang_ids="auto", default="nearest")([{"text": SWAHILI}])
+    assert nearest["lang_ids"].tolist() == [short.lang_id(found.code)]
     with pytest.raises(UserError, match="leave row 1 of the batch out, or write its text.*None"):
         XmodCollator(model, lang_ids="auto")([*rows[:1], {"text": None}])
     with pytest.raises(UnknownLanguageError, match="unknown language 'ta'"):
@@ -241,6 +248,15 @@ def test_evaluation_needs_what_languages_are_recognised_by(folder, tmp_path):
     auto = EvaluationConfig(lang_ids="auto", default_language="de")
     choice = slot_choice(opened, auto)
     assert choice.recogniser.codes == ["de_DE"] and choice.default == "de_DE"
+    nearest = slot_choice(opened, replace(auto, default_language="nearest"))
+    slots, bits = ["en_XX", "de_DE"], {"de_DE": np.zeros((1, 2))}
+    own = {slot: slot for slot in slots}
+    for choice, place in (
+        (nearest, 1),
+        (slot_choice(opened, EvaluationConfig(lang_ids="auto")), -1),
+    ):
+        places = choose_slots(choice, bits, {"de_DE": [SWAHILI]}, slots, own)
+        assert places["de_DE"].tolist() == [place]
     with pytest.raises(UnknownLanguageError, match="unknown language 'fr'"):  # it has no text
         slot_choice(opened, replace(auto, default_language="fr"))
     model.save_pretrained(tmp_path)

@@ -46,6 +46,7 @@ from xmod_lab.foreign import hub_id
 from xmod_lab.languages.folders import install, new_folder
 from xmod_lab.languages.recognition import (
     chosen,
+    default_of,
     profile_of,
     profile_of_text,
     profiles_in,
@@ -218,7 +219,8 @@ def recognise(
 
     Args:
         model: a model, or a run, a model folder or a hub id.
-        default: the language of texts that are in none of these.
+        default: the language of texts that are in none of these; ``nearest``: the most likely one,
+            for texts that are surely in one of these.
         by: ``spelling``: character n-grams, see :mod:`xmod_lab.text.recognition`. ``loss``: the
             language whose vocabulary and slot need the fewest bits. This needs a language model,
             and finds a text unknown only if it has no letters or if two languages are as likely.
@@ -237,7 +239,7 @@ def recognise(
     else:
         opened = model_folder(_source(model))
         config = read_config(opened)
-    default = None if default is None else config.resolve(default)
+    default = default_of(default, config)
     if by == "spelling":
         of_model = isinstance(opened, XmodPreTrainedModel)
         recogniser = recogniser_of(opened) if of_model else recogniser_in(opened)
@@ -316,7 +318,7 @@ def encode_sentences(
             :func:`xmod_lab.languages.sentence_encoding.open_encoder`, to load it once.
         lang_ids: the code of all texts, or of each; ``auto``: by spelling, see :func:`recognise`.
         pair: the texts are the second ones of pairs (passages), and get ``pair_prefix``.
-        default: with ``auto``, the language of texts that are in no language of the model.
+        default: with ``auto``, the language of unknown texts, see :func:`recognise`.
     Returns:
         (N, D) float32, of length 1 if the encoder normalises. Texts that are longer than the
         model's positions are cut.

@@ -69,7 +69,8 @@ class LabelledTask:
         sentences: of sentence vectors alone.
         lang_ids: ``auto``: also test as if the language of a text were not given: vocabulary and
             slot are chosen by its spelling; ``auto-loss``: by the lowest loss of the base.
-        default_language: the language of texts that are unknown then; null: the source.
+        default_language: the language of texts that are unknown then: a code, or ``nearest``;
+            null: the source.
     """
 
     name: str = "intents"

@@ -463,8 +463,8 @@ class EvaluationConfig:
         control: a run or model folder to compare retrieval with (its languages share a slot).
         lang_ids: ``auto``: also read held-out sentences through the slot that is chosen by their
             spelling; ``auto-loss``: by the lowest loss.
-        default_language: the language of sentences that are unknown then; null: they count as
-            wrong.
+        default_language: the language of sentences that are unknown then: a code, or ``nearest``;
+            null: they count as wrong.
     """
 
     pll: bool = False

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
 from xmod_lab.labels import IGNORE
-from xmod_lab.languages.recognition import chosen, recogniser_of
+from xmod_lab.languages.recognition import chosen, default_of, recogniser_of
 from xmod_lab.model import XmodPreTrainedModel
 from xmod_lab.text.masking import Masker
 from xmod_lab.text.padding import pad
@@ -41,7 +41,8 @@ class XmodCollator:
             another token, 10 % stay as they are. Torch's random numbers choose them, as in
             transformers' collators. ``None``: hide no token.
         lang_ids: ``given`` or ``auto``.
-        default: with ``auto``, the language of texts that are in no language of the model.
+        default: with ``auto``, the language of texts that are in no language of the model;
+            ``nearest``: the one that is spelt most alike.
 
     Raises:
         UserError: a row lacks text or language; ``length`` or ``mask_rate`` is out of range; the
@@ -76,7 +77,7 @@ class XmodCollator:
             )
         if default is not None and lang_ids == "given":
             raise UserError("leave default out, or set lang_ids='auto': all languages are given")
-        self.default = None if default is None else config.resolve(default)
+        self.default = default_of(default, config)
         self.recogniser = recogniser_of(model) if lang_ids == "auto" else None
         self.model, self.length, self.mask_rate = model, length or positions, mask_rate
         self._tokenizers: dict[str, PreTrainedTokenizerBase] = {}

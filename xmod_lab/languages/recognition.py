@@ -15,12 +15,19 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.errors import UserError, shown
 from xmod_lab.foreign import inside, read_json
 from xmod_lab.manifests import TENSORS
-from xmod_lab.model import XmodPreTrainedModel, read_config
+from xmod_lab.model import XmodConfig, XmodPreTrainedModel, read_config
 from xmod_lab.model.packs import unpack
 from xmod_lab.model.saving import write_recognition
 from xmod_lab.model_folders import RECOGNITION
 from xmod_lab.text.corpus import Corpus, Prepared
-from xmod_lab.text.recognition import Profile, Recognised, Recogniser, from_json, to_json
+from xmod_lab.text.recognition import (
+    NEAREST,
+    Profile,
+    Recognised,
+    Recogniser,
+    from_json,
+    to_json,
+)
 from xmod_lab.text.source import Source
 
 log = logging.getLogger(__name__)
@@ -162,11 +169,18 @@ def _recogniser(profiles: dict[str, Profile], codes: list[str], whose: object) -
     return Recogniser(profiles)
 
 
+def default_of(default: str | None, config: XmodConfig) -> str | None:
+    """``default`` as :func:`chosen` takes it. Raises UnknownLanguageError for an unknown code."""
+    return default if default in (None, NEAREST) else config.resolve(default)
+
+
 def chosen(
     found: Sequence[Recognised], texts: Sequence[str], default: str | None
 ) -> list[Recognised]:
     """``found`` with ``default`` as the language of unknown texts.
 
+    Args:
+        default: a code of the model; NEAREST: leave the cheapest language.
     Raises:
         UserError: ``default`` is ``None``, and a text is unknown. It names the first.
     """
@@ -178,7 +192,4 @@ def chosen(
             "name its language, or give a default language: that of text "
             f"{first} is not recognised{more}: {shown(texts[first])}; {found[first].unknown}"
         )
-    return [
-        one if one.unknown is None else Recognised(str(default), one.probability, one.unknown)
-        for one in found
-    ]
+    return [one.read_as(default) for one in found]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from xmod_lab.errors import UserError
-from xmod_lab.languages.recognition import chosen, recogniser_of
+from xmod_lab.languages.recognition import chosen, default_of, recogniser_of
 from xmod_lab.model import XmodForSentenceVectors, read_config
 from xmod_lab.model.opening import check_folder
 from xmod_lab.model_folders import model_folder
@@ -111,7 +111,8 @@ def encode_texts(
     Args:
         lang_ids: the language of all texts, or of each; ``auto``: by spelling.
         pair: the texts are the second ones of pairs, and get ``pair_prefix``.
-        default: with ``auto``, the language of texts that are not recognised.
+        default: with ``auto``, the language of texts that are not recognised; ``nearest``: the one
+            that is spelt most alike.
     Raises:
         UserError: a text is empty, or not recognised; the model has nothing to recognise by; there
             are more or fewer codes than texts.
@@ -138,7 +139,7 @@ def _codes(
             "set lang_ids='auto', or name the languages: a sentence encoder predicts no text, so "
             "it has no loss to recognise them by"
         )
-    default = None if default is None else model.config.resolve(default)
+    default = default_of(default, model.config)
     if lang_ids == "auto":
         found = chosen(recogniser_of(model).recognise(texts), texts, default)
         return [one.code for one in found]

@@ -130,7 +130,11 @@ def recognition_table(found: dict[str, Confusion], figures: Figures, own: dict[s
 
 
 def auto_table(found: Confusion, figures: Figures, lang_ids: str, default: str | None) -> None:
-    """What it costs to choose the slot of each sentence, beside the given one."""
+    """What it costs to choose the slot of each sentence, beside the given one.
+
+    Args:
+        default: what unknown sentences are read as.
+    """
     rows = []
     for code, counts in found.items():
         number_of = sum(counts.values())

@@ -30,6 +30,7 @@ from xmod_lab.tasks.statistics import difference, mean_share, share_of
 from xmod_lab.tasks.task_metrics import Metric, by_column, mean_of_columns
 from xmod_lab.text.objectives import Objective, objective_of
 from xmod_lab.text.recognition import (
+    NEAREST,
     NO_LETTERS,
     Recognised,
     Recogniser,
@@ -201,7 +202,7 @@ class SlotChoice:
 
     Args:
         lang_ids: ``auto`` by ``recogniser``, ``auto-loss`` by the fewest bits.
-        default: the language of unknown sentences.
+        default: the language of unknown sentences, or NEAREST.
     """
 
     lang_ids: str
@@ -230,8 +231,9 @@ def choose_slots(
         else:
             answers = decided_by_bits(slots, bits[code], texts)
             names = [one.code for one in answers]
-        known = [one.unknown is None for one in answers]
-        usual = -1 if choice.default is None else slots.index(own[choice.default])
+        nearest = choice.default == NEAREST
+        known = [one.unknown is None or nearest for one in answers]
+        usual = -1 if nearest or choice.default is None else slots.index(own[choice.default])
         found[code] = np.array(
             [slots.index(n) if k else usual for n, k in zip(names, known, strict=True)]
         )

@@ -55,7 +55,7 @@ from xmod_lab.tables import csv_text
 from xmod_lab.tasks.sentences import Sentences
 from xmod_lab.text.objectives import EXACT, PSEUDO, objective_of
 from xmod_lab.text.parallel import Parallel
-from xmod_lab.text.recognition import Recogniser
+from xmod_lab.text.recognition import NEAREST, Recogniser
 from xmod_lab.text.tokenizer import composing
 
 log = logging.getLogger(__name__)
@@ -343,7 +343,8 @@ def slot_choice(opened: Opened, cfg: EvaluationConfig) -> SlotChoice | None:
     if cfg.lang_ids == "given":
         return None
     codes = [language.code for language in opened.languages]
-    default = None if cfg.default_language is None else resolve(cfg.default_language, codes)
+    default = cfg.default_language
+    default = default if default in (None, NEAREST) else resolve(default, codes)
     recogniser = None
     if cfg.lang_ids == "auto":
         kept = recogniser_of(opened.model).profiles

@@ -13,7 +13,7 @@ import transformers
 
 from xmod_lab.config.finetuning import FinetuneConfig
 from xmod_lab.errors import UserError, reason
-from xmod_lab.languages.recognition import recogniser_of
+from xmod_lab.languages.recognition import default_of, recogniser_of
 from xmod_lab.manifests import manifests_in
 from xmod_lab.model import XmodConfig, XmodPreTrainedModel, load_language_model, read_config
 from xmod_lab.model.random_weights import random_value
@@ -132,7 +132,7 @@ def _chosen(
         UserError: nothing is kept beside the base to recognise languages by, or it lacks the
             default language.
     """
-    default = model.config.resolve(cfg.task.default_language or cfg.task.source)
+    default = default_of(cfg.task.default_language or cfg.task.source, model.config)
     everything = [kind.text(row) for rows in tests.values() for row in rows]
     if cfg.task.lang_ids == "auto":
         recognised = recogniser_of(model).recognise(everything)
@@ -146,7 +146,7 @@ def _chosen(
         unknown = sum(one.unknown is not None for one in said)
         taken: dict[str, list[int]] = {}
         for number, one in enumerate(said):
-            taken.setdefault(one.code if one.unknown is None else default, []).append(number)
+            taken.setdefault(one.read_as(default).code, []).append(number)
         right = len(taken.pop(code, ()))
         others = {}
         for other, numbers in taken.items():

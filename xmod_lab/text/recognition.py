@@ -23,7 +23,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 import numpy as np
@@ -39,6 +39,7 @@ REFUSED = 0.02  # share of the held-out pieces of a language that limits without
 SURE = 0.5  # the least probability of an answer
 FORMAT = 1
 NO_LETTERS = "it has no letters"
+NEAREST = "nearest"  # in place of a default language: unknown texts get the cheapest one
 _NGRAMS = 8_000  # kept of each language: the most frequent
 _PASSAGES = 1_000  # of held-out text that limits are measured on
 _PIECES = 20  # held-out pieces of a length, at least, to measure a limit
@@ -144,6 +145,12 @@ class Recognised:
     code: str
     probability: float
     unknown: str | None = None
+
+    def read_as(self, default: str | None) -> "Recognised":
+        """The answer with the language ``default``, if the text is unknown."""
+        if self.unknown is None or default in (None, NEAREST):
+            return self
+        return replace(self, code=default)
 
 
 def decided(codes: Sequence[str], chances: np.ndarray) -> Recognised:
