@@ -6,6 +6,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -147,6 +148,20 @@ def finetune(cfg, run: RunDir):
             "ignore", module="pytorch_lightning|lightning_fabric|torch|typing_extensions"
         )
         return finetuning.finetune(cfg, run)
+
+
+def kill_after(
+    process: subprocess.Popen, folder: Path, pattern: str, *, delay: float = 0.0
+) -> None:
+    """SIGKILL ``delay`` seconds after a file of this pattern is in ``folder``."""
+    deadline = time.monotonic() + 300
+    while not list(folder.glob(pattern)):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    time.sleep(delay)
+    process.kill()
+    process.communicate()
 
 
 def folders(sweep: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from tests.commands.helpers import Workplace, make_workplace
 from tests.dense import SIZES, make_dense
+from tests.helpers import composed
 from xmod_lab import pretrain
+from xmod_lab.config.schema import PretrainConfig
+from xmod_lab.errors import UserError
+from xmod_lab.runs.folder import RunDir
+from xmod_lab.stages.starting import begin
 from xmod_lab.text.tokenizer import load_tokenizer
 
 
@@ -40,6 +46,12 @@ def refused(place, monkeypatch, capfd, tmp_path) -> Callable[..., str]:
         return message
 
     return call
+
+
+@pytest.fixture(scope="module")
+def settings() -> PretrainConfig:
+    """Of the command, without a base."""
+    return composed("data.row_length=32")
 
 
 def change_config(folder: Path, **settings: object) -> None:
@@ -135,23 +147,25 @@ def other_end(folder: Path) -> None:
     change_config(folder, eos_token_id=400)
 
 
-BAD = [  # what is made, more overrides, what the message says
+BAD_MODELS = {  # what is made -> what the message says
+    t5: "of type 't5', an encoder-decoder",
+    bart: "of type 'bart', an encoder-decoder",
+    decoding: "of type 'roberta', a decoder",
+    modern: "of type 'modernbert'",
+    pickled: "pickle",
+    other_head: "its masked-LM head does not fit: lm_head.dense.weight",
+    many_tokens: "has 500 tokens",
+    no_tokenizer: "tokenizer",
+    relative: "table of absolute positions",
+    heads: "hidden_size 16 is not a multiple of num_attention_heads 3",
+    other_padding: "pads with the id 1, the base with 0",
+}
+REFUSED = [  # what is made, more overrides, what the message says
     (gpt2, [], "of type 'gpt2'"),
-    (t5, [], "of type 't5', an encoder-decoder"),
-    (bart, [], "of type 'bart', an encoder-decoder"),
-    (decoding, [], "of type 'roberta', a decoder"),
-    (modern, [], "of type 'modernbert'"),
-    (pickled, [], "pickle"),
-    (other_head, [], "its masked-LM head does not fit: lm_head.dense.weight"),
-    (many_tokens, [], "has 500 tokens"),
-    (no_tokenizer, [], "tokenizer"),
-    (relative, [], "table of absolute positions"),
-    (heads, [], "hidden_size 16 is not a multiple of num_attention_heads 3"),
     (dense, ["model.ln_before_adapter=true"], "set model.ln_before_adapter=false"),
     (dense, ["model.hidden_size=64"], "hidden_size is 16; 64 was asked for"),
     (dense, ["data.row_length=128"], "set data.row_length=64 or less"),
     (dense, ["+langset.languages={en:{text:en.txt}}"], "means the same language as"),
-    (other_padding, [], "pads with the id 1, the base with 0"),
     (dense, ["train=heads"], "slots+head"),
     (dense, ["train=slots", "task.pretrain.peak_lr=1e-3"], "write task.extend.peak_lr"),
     (dense, ["task.extend.peak_lr=1e-3"], "write task.pretrain.peak_lr"),
@@ -159,9 +173,21 @@ BAD = [  # what is made, more overrides, what the message says
 ]
 
 
+@pytest.mark.parametrize("make", BAD_MODELS, ids=lambda make: make.__name__)
+def test_a_model_that_does_not_fit_is_refused_before_text_is_read(settings, tmp_path, make):
+    make(tmp_path / "base")
+    data = replace(settings.data, folder=str(tmp_path / "data"))
+    with pytest.raises(UserError) as fault:
+        begin(replace(settings, base=str(tmp_path / "base"), data=data), RunDir(tmp_path / "run"))
+    assert BAD_MODELS[make] in str(fault.value)
+    assert {file.name for file in tmp_path.iterdir()} == {"base"}
+
+
 @pytest.mark.parametrize(
-    ("make", "overrides", "said"), BAD, ids=[f"{make.__name__} {more}" for make, more, _ in BAD]
+    ("make", "overrides", "said"),
+    REFUSED,
+    ids=[f"{make.__name__} {more}" for make, more, _ in REFUSED],
 )
-def test_a_model_or_setting_that_does_not_fit_is_refused(refused, tmp_path, make, overrides, said):
+def test_the_command_refuses_before_anything_is_written(refused, tmp_path, make, overrides, said):
     make(tmp_path / "base")
     assert said in refused(f"base={tmp_path / 'base'}", *overrides)

@@ -13,23 +13,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, XmodForMaskedLM
 
+from tests.commands.helpers import kill_after
 from xmod_lab import pretrain
 from xmod_lab.runs.folder import RunDir
 
 STEPS = 12
 LONG = [f"trainer.max_steps={STEPS}", "trainer.checkpoint_every=2", "model.hidden_dropout_prob=0.1"]
-
-
-def _kill_during(process, checkpoints: Path, at_least: int, delay: float) -> None:
-    """SIGKILL at a random moment after checkpoint number ``at_least`` was written."""
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob(f"step{at_least:06d}.ckpt")):
-        assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    time.sleep(delay)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
 
 
 def _curve(run: Path) -> list[dict]:
@@ -49,9 +38,8 @@ def test_a_killed_run_resumes_to_the_same_bits(workplace, tmp_path, kind):
     process = workplace.start(
         *overrides, "trainer.keep_checkpoints=99", "trainer.checkpoint_minutes=0.0001", run=killed
     )
-    _kill_during(
-        process, killed / "checkpoints" / part, 2 * random.randint(1, 2), random.random() * 0.05
-    )
+    checkpoint = f"step{2 * random.randint(1, 2):06d}.ckpt"
+    kill_after(process, killed / "checkpoints" / part, checkpoint, delay=random.random() * 0.05)
     assert not (killed / "metrics.json").exists()
     status, out, err = workplace.call(*overrides, run=killed)
     assert status == 0, err
