@@ -1,5 +1,7 @@
 """Tiny dense encoders of all four types, with tokenizers of their kinds, for tests of growing."""
 
+import json
+import tempfile
 from pathlib import Path
 
 import torch
@@ -12,7 +14,7 @@ from tokenizers import (
     processors,
     trainers,
 )
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import CamembertTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.helpers import passages
 from xmod_lab.model.growing import DENSE
@@ -85,10 +87,22 @@ def sentence_pieces(folder: Path, *, pieces: int = 500) -> None:
     save_tokenizer(train_sentencepiece(text(), vocab_size=pieces), folder)
 
 
+def camembert_pieces(folder: Path, *, pieces: int = 500) -> None:
+    """A tokenizer as CamemBERT's: SentencePiece, the padding 1, <s> 5, </s> 6, <mask> the last."""
+    with tempfile.TemporaryDirectory() as place:
+        sentence_pieces(Path(place), pieces=pieces - 3)
+        model = json.loads(Path(place, "tokenizer.json").read_text())["model"]
+    first = ["<s>NOTUSED", "<pad>", "</s>NOTUSED", "<unk>", "<unk>NOTUSED", "<s>", "</s>"]
+    special = {name: (name, 0.0) for name in [*first, "<mask>"]}
+    ordinary = [(token, score) for token, score in model["vocab"] if token not in special]
+    vocabulary = [*(special[name] for name in first), *ordinary, special["<mask>"]]
+    CamembertTokenizer(vocab=vocabulary).save_pretrained(folder)
+
+
 TOKENIZERS = {
     "roberta": byte_level,
     "xlm-roberta": sentence_pieces,
-    "camembert": sentence_pieces,
+    "camembert": camembert_pieces,
     "bert": word_pieces,
 }
 

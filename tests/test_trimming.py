@@ -14,7 +14,7 @@ from xmod_lab.text.encoding import encode
 from xmod_lab.text.tokenizer import load_tokenizer, special_ids
 from xmod_lab.text.trimming import merges_of, renumbered, saved, tokens_to_keep, with_padding
 
-KINDS = ("roberta", "xlm-roberta", "bert")
+KINDS = ("roberta", "xlm-roberta", "camembert", "bert")
 
 
 @pytest.fixture(scope="module")
