@@ -8,10 +8,12 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from tests.dense import make_dense
+from tests.helpers import tiny_model
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodForMaskedLM
 from xmod_lab.model.digests import base_settings
 from xmod_lab.model.growing import DENSE, check_dense, difference, grow, grown_config
+from xmod_lab.stages.continuing import trained_names
 
 SPECIAL = {"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
 
@@ -157,6 +159,27 @@ def test_pickled_weights_and_heads_that_do_not_fit_are_refused(tmp_path):
     file.rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(UserError, match="pickle"):
         check_dense(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("train", "shared"),
+    [
+        ("slots", set()),
+        ("slots+head", {"lm_head.dense.weight", "lm_head.layer_norm.bias", "lm_head.bias"}),
+        ("slots+embeddings", {"roberta.embeddings.word_embeddings.weight", "lm_head.bias"}),
+    ],
+)
+def test_a_plan_trains_the_slots_of_the_text_and_what_it_names(train, shared):
+    model = tiny_model(tie_word_embeddings=True)
+    names = trained_names(model, ["de_DE"], train)
+    slots = {name for name in names if ".adapter_modules." in name}
+    assert len(slots) == 2 * 4 and all(".de_DE." in name for name in slots)
+    assert shared <= names - slots
+    parts = {"slots+head": "lm_head.", "slots+embeddings": ("roberta.embeddings.word", "lm_head.")}
+    assert all(name.startswith(parts[train]) for name in names - slots)
+    everything = {name for name, _ in model.named_parameters()}
+    others = {n for n in everything if ".adapter_modules." in n} - slots
+    assert trained_names(model, ["de_DE"], "all") == everything - others
 
 
 def test_layer_norms_with_their_names_of_2018_are_read(tmp_path):

@@ -145,7 +145,9 @@ def languages(workplace) -> list[str]:
     return ["langset=greek"]
 
 
-@pytest.mark.parametrize("train", ["slots", "slots+embeddings", "all"])
+@pytest.mark.parametrize(
+    "train", ["slots", pytest.param("slots+embeddings", marks=pytest.mark.slow), "all"]
+)
 def test_going_on_with_a_new_language_forgets_by_what_trains(
     workplace, grown, languages, tmp_path, train
 ):
