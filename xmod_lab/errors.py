@@ -17,6 +17,10 @@ class UserError(ValueError):
         super().__init__(printable(message))
 
 
+class NotFetchedError(UserError):
+    """Something on the hub that is not here and cannot be fetched."""
+
+
 class UnknownLanguageError(UserError):
     """A language code or a slot number that the model does not have."""
 

@@ -3,16 +3,28 @@
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 
 from tests.commands.helpers import EXTENSION, SMALL
 from tests.helpers import composed
 from xmod_lab import pretrain
-from xmod_lab.config.schema import LangsetText
+from xmod_lab.config.schema import LangsetText, ModelConfig
+from xmod_lab.config.sizes import parameter_count
+from xmod_lab.errors import NotFetchedError
 from xmod_lab.labels import IGNORE
 from xmod_lab.runs.bases import new_model
 from xmod_lab.stages.cost import measure
+from xmod_lab.stages.stand_in import vocabulary_size
 from xmod_lab.training.data import batches, mixture_of, prepare_base
+
+SIZES = {  # of SMALL
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 130,
+}
 
 
 @pytest.fixture
@@ -89,6 +101,39 @@ def test_without_a_base_the_plan_has_the_base_that_would_be_made_and_makes_none(
     slot = 2 * (32 * 16 + 16 + 16 * 32 + 32)
     assert planned["sw_KE"]["trainable"] == slot and planned["sw_KE"]["frozen"] == base["trainable"]
     assert "of the letters" not in said
+
+
+def test_without_the_corpora_the_plan_has_what_does_not_depend_on_them(
+    plan, workplace, tmp_path, monkeypatch
+):
+    """As for a preset of hub ids where there is no network."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    planned, said = plan(
+        "langset=xmod13",
+        "langset.vocabulary_size=1000",
+        "trainer.rows_per_step=2048",
+        "trainer.accumulate=64",
+        "trainer.save_models_at=[0,1]",
+        run=tmp_path / "run",
+    )
+    cost = planned["base"]
+    assert cost["trainable"] == parameter_count(ModelConfig(**SIZES), vocab_size=1000, slots=13)
+    assert cost["flops_per_step"] % 64 == 0 and cost["loader_rows_per_second"] > 0
+    assert cost["checkpoint_bytes"] > 12 * cost["trainable"] and cost["seconds"] > 0
+    assert not [key for key in cost if key.startswith("train/")]
+    (warning,) = planned["warnings"]
+    assert "'wikimedia/wikipedia'" in warning and "Not known without the text" in warning
+    assert "2 for each token of the text" in said and "bytes of 2 models on the way" in said
+    assert not list(workplace.folder.glob("runs/prepared/ar_AR*"))
+
+
+def test_the_size_of_a_vocabulary_that_cannot_be_fetched_is_that_of_the_set(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    cfg = composed("langset=xmod13", "data.tokenizer=nobody/tokenizer")
+    assert vocabulary_size(cfg) == 250_000
+    cfg.langset.vocabulary_size = None
+    with pytest.raises(NotFetchedError, match="no tokenizer can be loaded from 'nobody/tokenizer'"):
+        vocabulary_size(cfg)
 
 
 def test_a_text_that_is_not_what_its_code_says_and_repeats_is_warned_of(workplace, plan, tmp_path):

@@ -141,7 +141,7 @@ def duration(seconds: float) -> str:
         if minutes < 2
         else f"{minutes:.0f} min"
         if hours < 2
-        else f"{hours:.1f} h"
+        else f"{hours:,.1f} h"
     )
 
 

@@ -1,7 +1,8 @@
 """``plan=true``: what a run would read, train and write, and how long. Nothing is trained.
 
 Text is prepared as the run would prepare it, and kept for the run. A few real steps are taken on a
-model that is then thrown away, so that FLOPs, seconds and bytes are measured and not estimated.
+model that is then thrown away, so that FLOPs, seconds and bytes are measured and not estimated. If
+the text of a pre-training cannot be fetched from the hub, random words take its place.
 """
 
 import json
@@ -10,12 +11,14 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.codes import meaning
 from xmod_lab.config.rules import raise_faults
 from xmod_lab.config.schema import LangConfig, PretrainConfig, TextConfig
 from xmod_lab.config.sizes import memory_faults
+from xmod_lab.errors import NotFetchedError
 from xmod_lab.files import write_whole
 from xmod_lab.languages.embeddings import shared_tokens, special_pairs
 from xmod_lab.languages.packs import write_pack
@@ -36,10 +39,13 @@ from xmod_lab.stages.continuing import trained_names
 from xmod_lab.stages.cost import Cost, duration, measure
 from xmod_lab.stages.extension import open_base, read_new_text, seed_of, trainable_names
 from xmod_lab.stages.initialise import allocate_language
+from xmod_lab.stages.stand_in import random_text
 from xmod_lab.stages.starting import begin, make_model
 from xmod_lab.tables import Table
 from xmod_lab.text.corpus import Prepared
+from xmod_lab.text.mixture import Mixture, proportions
 from xmod_lab.text.parts import titled
+from xmod_lab.text.stream import token_type
 from xmod_lab.text.survey import (
     NO_LANGUAGE,
     Spelling,
@@ -82,7 +88,10 @@ def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
         trained = trained_names(model, list(start.prepared.corpora), cfg.train)
         plan["base"] = _plan_base(cfg, warnings, start.prepared, model, trained)
     elif not cfg.lang:
-        plan["base"] = _plan_base(cfg, warnings)
+        try:
+            plan["base"] = _plan_base(cfg, warnings)
+        except NotFetchedError as error:
+            plan["base"] = _plan_without_text(cfg, warnings, error)
     else:
         if name_of_base(cfg, run) is None:
             read_new_text(cfg)
@@ -180,8 +189,31 @@ def _plan_base(
     training_table(model, everything if trained is None else trained, "base").print()
     trainable = None if cfg.train == "all" else trained
     cost = measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=trainable)
-    _cost_table(cfg, cost, prepared, [("model/", cost.model_bytes)])
+    _cost_table(cfg, cost, _bytes_of(prepared), [("model/", cost.model_bytes)])
     return {**asdict(cost), **read}
+
+
+def _plan_without_text(cfg: PretrainConfig, warnings: list[str], why: NotFetchedError) -> dict:
+    """The cost of pre-training on text that cannot be fetched: measured on random words."""
+    log.info("the text cannot be fetched: the cost is measured on random words in its place")
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = random_text(cfg, Path(folder))
+        sizes = {code: len(corpus.train) for code, corpus in prepared.corpora.items()}
+        mixture = Mixture(
+            sizes, proportions(sizes, 1), rows_per_step=cfg.trainer.rows_per_step, seed=cfg.seed
+        )
+        model = new_model(cfg, prepared.tokenizer)
+        training_table(model, {name for name, _ in model.named_parameters()}, "base").print()
+        cost = measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=None)
+        ids = np.dtype(token_type(len(prepared.tokenizer))).itemsize
+    _cost_table(cfg, cost, f"{ids} for each token of the text", [("model/", cost.model_bytes)])
+    warnings.append(
+        f"{why}. The cost is that of random words, {len(prepared.tokenizer):,} of them in the "
+        "vocabulary, and of as many rows of each language. Not known without the text: its rows, "
+        "the passes over it, the shares of the languages, how the vocabulary suits them, its bytes "
+        "on disk and the time to prepare it"
+    )
+    return asdict(cost)
 
 
 def _plan_language(
@@ -204,7 +236,7 @@ def _plan_language(
         write_pack(model, code, Path(folder) / code, tokenizer_folder=own, details={})
         pack = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     files = [(f"pack/{code}/", pack), ("model/ with it", cost.model_bytes)]
-    _cost_table(cfg, cost, prepared, files)
+    _cost_table(cfg, cost, _bytes_of(prepared), files)
     return {**asdict(cost), **read, **text, "pack_bytes": pack}
 
 
@@ -366,15 +398,14 @@ def _about_passes(cfg: PretrainConfig, code: str, read: dict[str, float]) -> lis
     ]
 
 
-def _cost_table(
-    cfg: PretrainConfig, cost: Cost, prepared: Prepared, files: list[tuple[str, int]]
-) -> None:
-    text = sum(
-        file.stat().st_size
-        for corpus in prepared.corpora.values()
-        for file in corpus.folder.rglob("*")
-        if file.is_file()
-    )
+def _bytes_of(prepared: Prepared) -> str:
+    folders = [corpus.folder for corpus in prepared.corpora.values()]
+    files = (file for folder in folders for file in folder.rglob("*") if file.is_file())
+    return f"{sum(file.stat().st_size for file in files):,}"
+
+
+def _cost_table(cfg: PretrainConfig, cost: Cost, text: str, files: list[tuple[str, int]]) -> None:
+    """Print the cost; ``text``: the bytes of the prepared text."""
     speed = cfg.tokens_per_step / cost.seconds_per_step
     rows_read = (
         cfg.trainer.rows_per_step
@@ -385,7 +416,12 @@ def _cost_table(
         ("trainable parameters", f"{cost.trainable:,}"),
         ("frozen parameters", f"{cost.frozen:,}"),
         *((f"bytes of {name}", f"{size:,}") for name, size in files),
-        ("bytes of the prepared text on disk, without its shards", f"{text:,}"),
+        *(
+            [(f"bytes of {len(kept)} models on the way", f"{len(kept) * cost.model_bytes:,}")]
+            if (kept := cfg.trainer.save_models_at)
+            else []
+        ),
+        ("bytes of the prepared text on disk, without its shards", text),
         (
             f"bytes of a checkpoint ({cfg.trainer.keep_checkpoints} are kept)",
             f"{cost.checkpoint_bytes:,}",
@@ -396,6 +432,7 @@ def _cost_table(
         (f"FLOPs of {cfg.steps:,} steps", f"{cost.flops_per_step * cfg.steps:.3g}"),
         ("a step on this machine", f"{1000 * cost.seconds_per_step:.0f} ms, {speed:,.0f} tokens/s"),
         (f"{cfg.steps:,} steps", duration(cost.seconds)),
+        ("… on a device at 100 TFLOP/s", duration(cost.flops_per_step * cfg.steps / 1e14)),
         (
             "the loader alone",
             f"{cost.loader_rows_per_second:,.0f} rows/s, "

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from xmod_lab.errors import UserError, nearest
+from xmod_lab.errors import NotFetchedError, UserError, nearest
 from xmod_lab.hub import answers, hub_fault, unanswered_fault
 from xmod_lab.remembered import digest_of_files, digest_of_range
 from xmod_lab.text.dataset_cards import chosen, configurations, matching, splits_of
@@ -342,7 +342,7 @@ def commit_of(name: str, revision: str | None) -> str:
             return huggingface_hub.HfApi().dataset_info(name, revision=revision).sha
     except Exception as error:  # offline, missing or private: the user does the same about each
         at = f" at revision '{revision}'" if revision else ""
-        raise UserError(
+        raise NotFetchedError(
             f"check the name, the revision or the network: dataset '{name}'{at} is neither a local "
             f"file or folder nor a hub id that can be reached ({error}). {without_network(name)}"
         ) from error

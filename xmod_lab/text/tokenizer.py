@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, normalizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from xmod_lab import remembered
-from xmod_lab.errors import UserError, reason
+from xmod_lab.errors import NotFetchedError, UserError, reason
 from xmod_lab.files import build_folder, digest_of_files
-from xmod_lab.foreign import open_tokenizer
+from xmod_lab.foreign import is_hub_id, open_tokenizer
 from xmod_lab.text import spool
 from xmod_lab.text.source import Source
 from xmod_lab.text.unigram import PAD, RESERVED, save_tokenizer, train_sentencepiece
@@ -41,7 +41,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     except UserError:
         raise
     except Exception as error:  # transformers raises whatever its readers and the network raise
-        raise UserError(
+        kind = NotFetchedError if is_hub_id(name) else UserError
+        raise kind(
             f"no tokenizer can be loaded from '{name}' ({reason(error)}); give a folder that "
             "save_pretrained wrote, or a hub id"
         ) from error

@@ -7,7 +7,7 @@ from itertools import groupby, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from xmod_lab.errors import UserError
+from xmod_lab.errors import NotFetchedError, UserError
 from xmod_lab.hub import unanswered_fault
 from xmod_lab.text.bounds import Bound
 from xmod_lab.text.parts import (
@@ -337,7 +337,7 @@ def loaded_stream(part: Part, left_out: list[str]) -> "datasets.IterableDataset"
     name, chosen = part.name, part.selection
     here = Path(name).exists()
     if not here and (fault := unanswered_fault(name, GIVE)):
-        raise UserError(f"{fault}. {without_network(name)}")
+        raise NotFetchedError(f"{fault}. {without_network(name)}")
     try:
         splits = datasets.load_dataset(
             name,
