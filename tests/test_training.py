@@ -243,6 +243,9 @@ def test_models_of_chosen_steps_are_kept_once(tmp_path):
             callback.on_train_batch_end(trainer, module, None, None, batch)
     assert written == ["the whole model"] * 2
     assert sorted(f.name for f in (tmp_path / "models").iterdir()) == ["step-0", "step-2"]
+    trainer.global_step = 2  # where a run goes on with other steps to keep
+    KeptModels(tmp_path / "later", [2], write).on_train_start(trainer, module)
+    assert [f.name for f in (tmp_path / "later").iterdir()] == ["step-2"]
 
 
 def test_checkpoints_are_saved_by_the_clock_too(tmp_path):

@@ -400,8 +400,7 @@ class KeptModels(pl.Callback):
         self.folder, self.steps, self.write = folder, steps, write
 
     def on_train_start(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        if trainer.global_step == 0:
-            self._keep(module, 0)
+        self._keep(module, trainer.global_step)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, module, outputs, batch, batch_idx: int
