@@ -1,8 +1,11 @@
 """Two gloo processes exchange what a step moves, and nothing else; together they train as one."""
 
 import copy
+import os
+import signal
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
@@ -13,12 +16,14 @@ from torch.utils.data import DataLoader, Dataset
 
 from tests.commands.forked import in_two_processes
 from tests.helpers import composed, tiny_config
+from xmod_lab.errors import Stopped
 from xmod_lab.model import XmodForMaskedLM, begin_by_name
 from xmod_lab.process_rank import rank
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.training import exchange
 from xmod_lab.training.callbacks import WholeFiles
 from xmod_lab.training.fit import make_trainer
+from xmod_lab.training.interruption import Interruption
 from xmod_lab.training.sharding import Shards, left_whole
 from xmod_lab.training.step import LanguageModeling
 
@@ -143,9 +148,26 @@ CASES = {
 }
 
 
+def _stopped(asked_at: int | None) -> tuple[int, int, int]:
+    """Steps, checkpoints and the signal of a training that gets SIGTERM in step ``asked_at``."""
+    saved, trainer = [], SimpleNamespace(accumulate_grad_batches=1)
+    callback = Interruption(SimpleNamespace(save=saved.append))
+    callback.on_train_start(trainer, None)
+    try:
+        for step in range(4):
+            if step == asked_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            callback.on_train_batch_end(trainer, None, None, None, step)
+    except Stopped as stop:
+        return step, len(saved), stop.number
+    finally:
+        callback.on_exception(trainer, None, None)
+
+
 def _train(number: int, folder: Path) -> None:
     torch.set_num_threads(1)
     found = {name: trained(processes=2, **case) for name, case in CASES.items()}
+    found["stopped"] = _stopped(asked_at=1 if number == 0 else None)
     torch.save(found, folder / f"{number}.pt")
 
 
@@ -155,13 +177,17 @@ def both(tmp_path_factory) -> dict[str, list[tuple[dict, dict[str, torch.Tensor]
     folder = tmp_path_factory.mktemp("exchange")
     in_two_processes(_train, folder, timeout=240)
     found = [torch.load(folder / f"{n}.pt") for n in (0, 1)]
-    return {name: [each[name] for each in found] for name in CASES}
+    return {name: [each[name] for each in found] for name in (*CASES, "stopped")}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_both_processes_have_the_same_weights(both, case):
     (_, first), (_, second) = both[case]
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_signal_to_one_process_ends_both_after_the_same_step(both):
+    assert both["stopped"] == [(1, 1, signal.SIGTERM)] * 2
 
 
 def test_the_bytes_on_the_wire_do_not_grow_with_the_stored_slots(both):

@@ -68,6 +68,7 @@ def test_a_run_that_is_asked_to_stop_saves_a_checkpoint_and_goes_on_to_the_same_
     ).read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_stop_after_the_same_step(workplace, tmp_path):
     """The first of them, which started the others, is told alone."""
     run = tmp_path / "run"
