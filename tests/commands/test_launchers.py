@@ -38,7 +38,7 @@ def outcomes(sweep: Path) -> list[str]:
         return [row["outcome"] for row in csv.DictReader(stream)]
 
 
-# A command whose work takes no time: what counts is where it is done, and how often
+# A command with work that takes no time: where and how often it is done is what counts
 _COMMAND = """
 import os
 import sys
@@ -48,6 +48,8 @@ from xmod_lab.cli import run_command
 def work(cfg, folder):
     with (folder / "done_by").open("a") as stream:
         stream.write(f"{os.getpid()}\\n")
+    if cfg.seed == 13:
+        raise ZeroDivisionError("division by zero")
     (folder / "metrics.json").write_text("{}")
 
 
@@ -61,14 +63,15 @@ if __name__ == "__main__":
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_jobs_run_in_processes_of_their_own_and_finished_ones_do_not_run_again(tmp_path, name):
-    """The second start has one value more."""
+    """A job that fails does not end the others. The second start has another value."""
     (tmp_path / "command.py").write_text(_COMMAND)
     sweep, leaders = tmp_path / "sweep", []
     command = [sys.executable, "command.py", "-m", *LAUNCHERS[name], f"hydra.sweep.dir={sweep}"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    for seeds, wanted in (
-        ("1,2", ["ran", "ran"]),
-        ("1,2,3", ["skipped: finished", "skipped: finished", "ran"]),
+    failed = "failed: ZeroDivisionError: division by zero"
+    for seeds, status, wanted in (
+        ("13,1,2", 1, [failed, "ran", "ran"]),
+        ("1,2,3", 0, ["skipped: finished", "skipped: finished", "ran"]),
     ):
         done = subprocess.run(
             [*command, f"seed={seeds}"],
@@ -78,7 +81,7 @@ def test_jobs_run_in_processes_of_their_own_and_finished_ones_do_not_run_again(t
             text=True,
             timeout=500,
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == status, done.stderr
         leaders.append(re.search(r"led by (\d+)", done.stdout)[1])
         assert outcomes(sweep) == wanted
     jobs = json.loads((sweep / "sweep.json").read_text())
