@@ -22,6 +22,7 @@ from xmod_lab.errors import NotFetchedError
 from xmod_lab.files import write_whole
 from xmod_lab.languages.embeddings import shared_tokens, special_pairs
 from xmod_lab.languages.packs import write_pack
+from xmod_lab.languages.recognition import profile_of
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.phases import told
 from xmod_lab.runs.bases import (
@@ -233,7 +234,10 @@ def _plan_language(
     own = Path(prepared.folder) if lang.has_tokens else None
     # the pack lacks what its manifest and its card will say about the training
     with tempfile.TemporaryDirectory() as folder:
-        write_pack(model, code, Path(folder) / code, tokenizer_folder=own, details={})
+        profile = profile_of(prepared.corpora[code], prepared.tokenizer)
+        write_pack(
+            model, code, Path(folder) / code, tokenizer_folder=own, details={}, profile=profile
+        )
         pack = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
     files = [(f"pack/{code}/", pack), ("model/ with it", cost.model_bytes)]
     _cost_table(cfg, cost, _bytes_of(prepared), files)
