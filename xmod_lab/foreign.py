@@ -186,7 +186,13 @@ def open_tokenizer(source: str | Path, part: str = "") -> "PreTrainedTokenizerBa
         if file.suffix in (".json", ".model", ".txt") and (fault := pointer_fault(file)):
             raise UserError(f"{file} {fault}")
     try:
-        return AutoTokenizer.from_pretrained(str(source), subfolder=part, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(
+            str(source),
+            subfolder=part,
+            trust_remote_code=False,
+            # without a network transformers would try for minutes
+            local_files_only=is_hub_id(source) and not answers(),
+        )
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # raised by Rust, not a subclass of Exception
             raise

@@ -8,7 +8,7 @@ import pytest
 
 from tests.commands.helpers import EXTENSION, SMALL
 from tests.helpers import composed
-from xmod_lab import pretrain
+from xmod_lab import foreign, pretrain
 from xmod_lab.config.schema import LangsetText, ModelConfig
 from xmod_lab.config.sizes import parameter_count
 from xmod_lab.errors import NotFetchedError
@@ -128,7 +128,7 @@ def test_without_the_corpora_the_plan_has_what_does_not_depend_on_them(
 
 
 def test_the_size_of_a_vocabulary_that_cannot_be_fetched_is_that_of_the_set(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(foreign, "answers", lambda: False)
     cfg = composed("langset=xmod13", "data.tokenizer=nobody/tokenizer")
     assert vocabulary_size(cfg) == 250_000
     cfg.langset.vocabulary_size = None

@@ -178,12 +178,7 @@ def _plan_base(
     )
     title = f"plan: {cfg.steps:,} steps, {cfg.steps * cfg.tokens_per_step:,} tokens"
     Table(title, header, table).print()
-    for name, setting in (
-        ("task.mask_rate", getattr(cfg.task, "mask_rate", None)),
-        ("data.alpha", cfg.data.alpha),
-    ):
-        if isinstance(setting, list):
-            log.info("%s: %s", name, told(setting, cfg.steps))
+    _tell_phases(cfg)
     show_normalisation(prepared)
     model = model or new_model(cfg, prepared.tokenizer)
     everything = {name for name, _ in model.named_parameters()}
@@ -196,7 +191,13 @@ def _plan_base(
 
 def _plan_without_text(cfg: PretrainConfig, warnings: list[str], why: NotFetchedError) -> dict:
     """The cost of pre-training on text that cannot be fetched: measured on random words."""
-    log.info("the text cannot be fetched: the cost is measured on random words in its place")
+    log.info(
+        "plan: %s steps, %s tokens; the text cannot be fetched: the cost is measured on random "
+        "words in its place",
+        f"{cfg.steps:,}",
+        f"{cfg.steps * cfg.tokens_per_step:,}",
+    )
+    _tell_phases(cfg)
     with tempfile.TemporaryDirectory() as folder:
         prepared = random_text(cfg, Path(folder))
         sizes = {code: len(corpus.train) for code, corpus in prepared.corpora.items()}
@@ -215,6 +216,16 @@ def _plan_without_text(cfg: PretrainConfig, warnings: list[str], why: NotFetched
         "on disk and the time to prepare it"
     )
     return asdict(cost)
+
+
+def _tell_phases(cfg: PretrainConfig) -> None:
+    """Say at which steps masks and mixture change."""
+    for name, setting in (
+        ("task.mask_rate", getattr(cfg.task, "mask_rate", None)),
+        ("data.alpha", cfg.data.alpha),
+    ):
+        if isinstance(setting, list):
+            log.info("%s: %s", name, told(setting, cfg.steps))
 
 
 def _plan_language(
