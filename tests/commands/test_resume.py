@@ -4,8 +4,6 @@ import csv
 import random
 import resource
 import shutil
-import signal
-import time
 from pathlib import Path
 
 import pytest
