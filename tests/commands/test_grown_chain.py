@@ -118,8 +118,8 @@ def test_every_command_works_on_what_a_dense_encoder_becomes(tmp_path, kind):
     two = chain.run("two", *growing, "trainer.devices=2")
     one = chain.run("one", *growing)
     trained = [load_file(run / "model/model.safetensors") for run in (one, two)]
-    for name, tensor in trained[0].items():  # dropout is drawn by process
-        assert torch.allclose(tensor, trained[1][name], atol=1e-2), name
+    for name, tensor in trained[0].items():  # sums are rounded differently
+        assert torch.allclose(tensor, trained[1][name], atol=1e-4), name
     chain.call("report", grown, both, onward, tmp_path / "tuned", "--out", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "added sw_KE" in page and "Where the model comes from" in page
