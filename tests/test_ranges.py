@@ -1,6 +1,7 @@
 """Large parts in ranges: the same text, whatever their size and the number of processes."""
 
 import json
+import os
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,7 +13,9 @@ import pytest
 from pyarrow import parquet
 
 from tests.helpers import passages
+from xmod_lab import remembered
 from xmod_lab.errors import UserError
+from xmod_lab.remembered import remembering
 from xmod_lab.text import preparing, ranges, shards
 from xmod_lab.text.preparing import prepare_corpora
 from xmod_lab.text.source import Source, Tally
@@ -129,6 +132,31 @@ def test_text_at_the_end_leaves_the_ranges_before_it_as_they_are(tmp_path, kind)
     after = [part.digest() for part in source.ranges("train")]
     assert after[: len(before) - 1] == before[:-1] and len(after) > len(before)
     assert source.digest() != whole
+
+
+def test_a_byte_that_changed_at_the_same_size_and_time_is_found_by_verify_full(
+    tmp_path, tokenizer, monkeypatch
+):
+    monkeypatch.setattr(remembered, "_known", {})
+    source = _source(tmp_path, "txt")
+
+    def write(content: bytes) -> None:
+        Path(source.text).write_bytes(content)
+        os.utime(source.text, (1000, 1000))
+
+    def prepared(verify: str) -> tuple[str, set[str]]:
+        with remembering(tmp_path, verify=verify):
+            corpora = prepare_corpora({"de": source}, tokenizer, length=24, folder=tmp_path / "p")
+        return corpora["de"].digest, {place.name for place in (tmp_path / "p/shards").iterdir()}
+
+    content = Path(source.text).read_bytes()
+    write(content)
+    before = prepared("quick")
+    assert len(before[1]) > 3
+    write(content[:-9] + b"x" + content[-8:])
+    assert prepared("quick") == before
+    digest, shards_now = prepared("full")
+    assert digest != before[0] and len(shards_now - before[1]) == 1
 
 
 def test_messages_name_the_line_of_the_file_and_the_row(tmp_path):
