@@ -130,7 +130,7 @@ def whole(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> list[list[int
     return [encoding.ids for encoding in encodings]
 
 
-def assert_equal(tokenizer: PreTrainedTokenizerBase, *, count: int = 400, seed: int = 1) -> None:
+def assert_equal(tokenizer: PreTrainedTokenizerBase, *, count: int = 250, seed: int = 1) -> None:
     tokenizer.backend_tokenizer.encode_special_tokens = True
     texts = nasty(random.Random(seed), count)
     found = Words(tokenizer)

@@ -181,6 +181,13 @@ def start(arguments: list[str], read: Path, **environment: str) -> subprocess.Po
     )
 
 
+def ended(arguments: list[str], read: Path, **environment: str) -> tuple[int, str]:
+    """Exit status and stderr of the same, when it has ended."""
+    process = start([*arguments, "data.processes=1"], read, **environment)
+    err = process.communicate(timeout=200)[1]
+    return process.returncode, err
+
+
 @pytest.fixture
 def files(tmp_path) -> Path:
     """A folder of four files."""
@@ -194,19 +201,18 @@ def files(tmp_path) -> Path:
 @pytest.mark.slow
 def test_a_killed_prepare_goes_on_with_the_shards_that_are_not_there(tmp_path, arguments, files):
     read, prepared = tmp_path / "read", tmp_path / "prepared"
-    done = start(arguments(files, "data.processes=1"), read, KILLED="2.txt")
-    done.communicate(timeout=200)
-    assert done.returncode == -signal.SIGKILL and not list(prepared.glob("en_XX-*"))
+    assert ended(arguments(files), read, KILLED="2.txt")[0] == -signal.SIGKILL
+    assert not list(prepared.glob("en_XX-*"))
     finished = shards(prepared)
     assert len(finished) == 2 and of_half(prepared)
-    done = start(arguments(files, "data.processes=1"), read)
-    assert done.wait(timeout=200) == 0, done.stderr.read()
+    status, err = ended(arguments(files), read)
+    assert status == 0, err
     after = shards(prepared)
     assert len(after) == 4 and after.items() >= finished.items() and not of_half(prepared)
     assert read.read_text().split() == ["0.txt", "1.txt", "2.txt", "2.txt", "3.txt"]
     (files / "4.txt").write_text("\n".join(lines("en", 900).splitlines()[600:]))
-    done = start(arguments(files, "data.processes=1"), read)
-    assert done.wait(timeout=200) == 0, done.stderr.read()
+    status, err = ended(arguments(files), read)
+    assert status == 0, err
     assert shards(prepared).items() > after.items() and read.read_text().split()[5:] == ["4.txt"]
 
 
