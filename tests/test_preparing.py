@@ -137,8 +137,11 @@ def test_what_is_finished_stays_and_only_what_is_new_is_read(tmp_path, tokenizer
     first = prepare()
     assert read[2:] == ["1.txt", "2.txt"]
     (folder / "3.txt").write_text("one more line in a file of its own")
+    shard = next((tmp_path / "prepared/shards").iterdir())
+    lock = shard.with_name(f".{shard.name}.lock")  # as after a kill
+    lock.touch()
     more = prepare()
-    assert read[4:] == ["3.txt"] and more.digest != first.digest
+    assert not lock.exists() and read[4:] == ["3.txt"] and more.digest != first.digest
     # another length is another plan for the same stream
     assert prepare(32).folder == more.folder and len(read) == 5
     assert prepare(32).digest != more.digest

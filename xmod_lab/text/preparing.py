@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
-from xmod_lab.files import build_folder, digest_of_files
+from xmod_lab.files import build_folder, clear_scratch, digest_of_files
 from xmod_lab.foreign import tokenizer_digest
 from xmod_lab.stops import STOPS
 from xmod_lab.text.corpus import HELD_OUT, SPLITS, Corpus, open_corpus
@@ -94,6 +94,8 @@ def prepare_corpora(
         for code in missing
         for split in (SPLITS if sources[code].has_validation else SPLITS[:1])
     ]
+    if missing:
+        clear_scratch(folder / "shards")  # of killed processes, beside shards that stay
     while waves := [(each, wave) for each in readings if (wave := each.wave())]:
         made = [shard for _, wave in waves for shard in wave]
         _make(made, tokenizer, processes, rebuild=rebuild)
