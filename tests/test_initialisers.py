@@ -135,6 +135,7 @@ def digests(old, new, text) -> dict[str, str]:
     return {method: digest(torch.stack([t[p] for p in sorted(t)])) for method, t in tables.items()}
 
 
+@pytest.mark.slow
 def test_every_process_makes_the_same_tables(tokenizers, text, tmp_path):
     """Whatever the seed of its hashes: gensim is said to need PYTHONHASHSEED."""
     np.save(tmp_path / "text.npy", text)

@@ -271,6 +271,7 @@ def test_a_folder_of_transformers_is_measured_alike(
     assert metrics["val/loss/de_DE"] == pytest.approx(float(loss), rel=1e-5)
 
 
+@pytest.mark.parametrize("foreign", ["masked"], indirect=True)
 def test_bad_input_is_refused_before_anything_is_written(workplace, foreign, evaluate, tmp_path):
     folder, run = foreign[0], tmp_path / "run"
     (tmp_path / "bad.tsv").write_text("id\ten\tde\n1\ta\n")
@@ -350,6 +351,7 @@ def test_a_model_folder_reads_added_languages_with_their_own_vocabularies(
     assert all(metrics[f"auto/against/given/{code}"] <= 1e-9 for code in CODES)
 
 
+@pytest.mark.slow
 def test_added_languages_of_a_model_folder_are_scored_where_their_text_is_known(
     workplace, extended, evaluate, tmp_path
 ):

@@ -33,6 +33,7 @@ def plan(workplace, monkeypatch, capfd):
 
     def call(*overrides: str, run: Path) -> tuple[dict, str]:
         monkeypatch.chdir(workplace.folder)
+        monkeypatch.setenv("COLUMNS", "120")  # of tables
         monkeypatch.setattr(
             "sys.argv", ["pretrain", *workplace.arguments("plan=true", *overrides, run=run)]
         )

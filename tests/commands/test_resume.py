@@ -4,6 +4,8 @@ import csv
 import random
 import resource
 import shutil
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -158,23 +160,27 @@ SIX_STEPS = ["trainer.max_steps=6", "trainer.precision=32-true", "trainer.log_ev
 
 
 @pytest.fixture(scope="module")
-def divided(workplace, tmp_path_factory) -> dict[str, Path]:
+def divided(workplace, tmp_path_factory) -> Callable[[str], Path]:
     """The same run with its batch in one piece, over two processes, and in four micro-batches."""
     folder = tmp_path_factory.mktemp("divided")
-    for name, how in DIVIDED.items():
+
+    @cache
+    def run(name: str) -> Path:
         kept = "trainer.keep_checkpoints=9"
-        status, _, err = workplace.call(*SIX_STEPS, how, kept, run=folder / name)
+        status, _, err = workplace.call(*SIX_STEPS, DIVIDED[name], kept, run=folder / name)
         assert status == 0, err
-    return {name: folder / name for name in DIVIDED}
+        return folder / name
+
+    return run
 
 
-@pytest.mark.parametrize("name", ["processes", "parts"])
+@pytest.mark.parametrize("name", ["processes", pytest.param("parts", marks=pytest.mark.slow)])
 def test_a_divided_batch_trains_as_in_one_piece(divided, name):
     """Two gloo processes, or four micro-batches, together see the batch that one sees alone.
 
     Sums run in another order: close, not equal.
     """
-    runs = divided["whole"], divided[name]
+    runs = divided("whole"), divided(name)
     losses = [
         [float(row["train/loss"]) for row in _curve(run) if row["train/loss"]] for run in runs
     ]
@@ -189,7 +195,7 @@ def test_two_processes_resume_to_the_same_bits_between_two_lines_of_the_curve(
     workplace, divided, tmp_path
 ):
     """The line at step 6 is a mean that each process began before the checkpoint at step 4."""
-    whole, stopped = divided["processes"], tmp_path / "stopped"
+    whole, stopped = divided("processes"), tmp_path / "stopped"
     shutil.copytree(whole, stopped)
     (stopped / "metrics.json").unlink()
     (stopped / "checkpoints" / "step000006.ckpt").unlink()
@@ -204,7 +210,7 @@ def test_two_processes_resume_to_the_same_bits_between_two_lines_of_the_curve(
 @pytest.mark.slow
 def test_compiled_layers_train_as_they_are_written(workplace, divided, tmp_path):
     """By the real compiler, which wants a process that was started and not forked."""
-    whole, run = divided["whole"], tmp_path / "run"
+    whole, run = divided("whole"), tmp_path / "run"
     status, out, err = workplace.call(*SIX_STEPS, "trainer.compile=true", run=run, env={})
     assert status == 0, err
     ours, plain = (workplace.metrics(each) for each in (run, whole))
@@ -223,7 +229,7 @@ def test_the_number_of_processes_may_change_when_a_run_goes_on(
     workplace, divided, tmp_path, strategy
 ):
     """One process for two steps, two for two steps, then one again: as one all the way."""
-    whole, run = divided["whole"], tmp_path / "run"
+    whole, run = divided("whole"), tmp_path / "run"
     shutil.copytree(whole, run)
     for steps, how in (
         (2, ["trainer.devices=2", f"trainer.strategy={strategy}"]),

@@ -44,7 +44,7 @@ def stopped(workplace, run: Path, number: int, *overrides: str, everyone: bool) 
 @pytest.mark.parametrize(
     ("number", "everyone", "status"),
     [
-        (signal.SIGINT, True, 130),
+        pytest.param(signal.SIGINT, True, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGTERM, True, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR1, False, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGUSR2, False, 130, marks=pytest.mark.slow),

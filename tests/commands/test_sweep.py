@@ -93,6 +93,7 @@ def test_a_failing_job_does_not_stop_its_siblings(workplace, tmp_path):
     assert "1 of 2 runs are finished" in page and f"{failed}: see its *.log" in page
 
 
+@pytest.mark.slow
 def test_auto_uses_the_newest_base_that_matches_and_makes_one_when_there_is_none(
     workplace, tmp_path
 ):

@@ -85,6 +85,7 @@ def wait_for_checkpoint(process, sweeps: Path, after: int) -> int:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_stopped_sweep_goes_on_and_an_added_value_runs_alone(workplace, call, tmp_path):
     """SIGKILL, then Ctrl-C, then a value added in front, which shifts all numbers."""
     sweep = [f"runs={tmp_path}", f"data.folder={workplace.folder / 'runs' / 'prepared'}", *STEPS]
