@@ -114,6 +114,12 @@ def test_a_profile_comes_back_from_its_file_as_it_was(profiles):
     assert from_json(content, "x") == profiles | endless
 
 
+def test_held_out_text_that_is_partly_in_another_script_gives_a_file_that_can_be_read():
+    held_out = [*passages("en", 300, "val"), *["다국어 모델을 위한 파일을 엽니다 " * 10] * 30]
+    learnt = {"en_XX": Profile.learn(passages("en", 1000), held_out)}
+    assert from_json(json.loads(json.dumps(to_json(learnt))), "x") == learnt
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -127,7 +127,8 @@ def _limits(profile: Profile, held_out: Sequence[str]) -> tuple[float, ...]:
         usual = limits[-1] if limits else math.inf
         if len(costs) >= _PIECES:
             middle, most = np.quantile(costs, [0.5, 1 - REFUSED])
-            usual = float(most + SLACK * (most - middle))
+            # no text costs more than -_FLOOR: with that limit no text is refused
+            usual = min(float(most + SLACK * (most - middle)), -_FLOOR)
         limits.append(round(usual, 4))
     return tuple(limits)
 
