@@ -110,7 +110,8 @@ def test_a_profile_and_its_limits_do_not_depend_on_the_others_nor_on_the_order_o
 
 def test_a_profile_comes_back_from_its_file_as_it_was(profiles):
     endless = {"sw_KE": replace(profiles["en_XX"], limits=(float("inf"),) * len(LENGTHS))}
-    content = json.loads(json.dumps(to_json(profiles | endless)))
+    no_letters = {"el_GR": Profile.learn(["1 2 3"])}
+    content = json.loads(json.dumps(to_json(profiles | endless | no_letters)))
     assert from_json(content, "x") == profiles | endless
 
 

@@ -218,8 +218,8 @@ class Recogniser:
 
 
 def to_json(profiles: Mapping[str, Profile]) -> dict:
-    """The content of a file with these profiles."""
-    languages = {code: profile.record() for code, profile in profiles.items()}
+    """The content of a file with these profiles. One of text without letters is left out."""
+    languages = {code: one.record() for code, one in profiles.items() if one.ngrams}
     return {"format": FORMAT, "longest": LONGEST, "languages": languages}
 
 
