@@ -27,6 +27,7 @@ from transformers.utils.hub import cached_file
 
 from xmod_lab.errors import UserError, reason
 from xmod_lab.foreign import inside, is_hub_id, open_tokenizer, read_json, share
+from xmod_lab.hub import answers
 from xmod_lab.manifests import TENSORS
 from xmod_lab.model.configuration import XmodConfig
 from xmod_lab.model.opening import check_folder, vocabulary_file
@@ -117,6 +118,8 @@ class SavingMixin:
             file = cached_file(
                 self.name_or_path,
                 RECOGNITION,
+                # without a network transformers would try for minutes
+                local_files_only=not answers(),
                 _raise_exceptions_for_missing_entries=False,
                 _raise_exceptions_for_connection_errors=False,
             )
