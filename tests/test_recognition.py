@@ -224,6 +224,10 @@ def test_where_nothing_is_kept_it_can_be_learnt(folder, tmp_path, caplog):
     assert "texts in fr_XX are taken for another language" in caplog.text
     with pytest.raises(UnknownLanguageError):
         xmod_lab.learn_recognition(place, {"ta": "embedded:sw"})
+    shutil.copytree(folder / "model", tmp_path / "whole")  # Swahili has a profile from its pack
+    xmod_lab.learn_recognition(tmp_path / "whole", {"sw": "embedded:de"})
+    learnt, of_pack = (profiles_in(one)["sw_KE"] for one in (tmp_path / "whole", folder / "model"))
+    assert learnt != of_pack
     tuned = XmodForSequenceClassification.from_pretrained(place)
     tuned.save_pretrained(tmp_path / "tuned")
     with pytest.raises(UserError, match="give texts, as in learn_recognition.*ForSequenceClass"):

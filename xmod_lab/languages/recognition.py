@@ -117,9 +117,10 @@ def _read(
 ) -> dict[str, Profile]:
     """Profiles in the ``content`` of recognition.json in ``source``, and in ``folders``, by code.
 
-    A folder is that of a language in a model folder, or a pack.
+    A folder is that of a language in a model folder, or a pack. What ``content`` has was learnt for
+    this model, and counts before the profile of a pack.
     """
-    found = {} if content is None else from_json(content, Path(source, RECOGNITION))
+    found: dict[str, Profile] = {}
     for code, folder in folders.items():
         if (folder / TENSORS).exists():
             with tempfile.TemporaryDirectory() as scratch:
@@ -127,6 +128,8 @@ def _read(
                 found |= _own(code, Path(scratch), of=folder)
         else:
             found |= _own(code, folder, of=folder)
+    if content is not None:
+        found |= from_json(content, Path(source, RECOGNITION))
     return {code: found[code] for code in codes if code in found}
 
 
