@@ -155,7 +155,7 @@ def auto_table(found: Confusion, figures: Figures, lang_ids: str, default: str |
     )
     how = "by spelling" if lang_ids == "auto" else "by the fewest bits"
     note = (
-        f"Unknown sentences are read as {default}."
+        f"Unknown sentences are read as {default}, and do not count as unknown."
         if default is not None
         else "Unknown sentences count as wrong, and their bits do not count."
     )
