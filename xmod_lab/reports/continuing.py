@@ -26,8 +26,8 @@ def lineage(groups: list[Group]) -> list[Part]:
     for group in groups:
         for run in group.runs:
             found = run.proof.get("lineage", [])
-            if len(found) == 1 and "added" in found[0]:  # to a base from scratch
-                continue
+            if len(found) == 1 and "added" in found[0] and "revision" not in found[0]:
+                continue  # a language was added to a base from scratch
             for back, one in enumerate(found):
                 tokens = one.get("tokens")
                 rows[
