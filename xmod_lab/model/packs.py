@@ -6,6 +6,8 @@
         pack.safetensors    slot, embedding table, output bias, by their names in the state dict
         tokenizer.json.xz … the files of the tokenizer, each compressed, if the language has its own
                             vocabulary
+        recognition.json.xz by which texts in the language are recognised; packs of earlier versions
+                            do not have it
         manifest.json       format version; code; fingerprint and settings of the base; digests of
                             the base's tokenizer, of every tensor, and of each file above
                             (compressed and uncompressed); how the pack was made

@@ -36,6 +36,6 @@ def ngram_costs(
 
 
 def _first(language: ScoredLanguage) -> Iterator[str]:
-    """The first training passages without duplicates, until they have CHARACTERS."""
+    """The first training passages without duplicates, until they have 300,000 characters."""
     blocks = language.scorer.corpus.held_out_by == "document"
     return first_characters(language.source.passages("train", blocks=blocks))
