@@ -461,7 +461,7 @@ def test_verify_finds_what_was_changed(place, tmp_path):
         verify(tmp_path / "model", str(place / "base"))
     (tokenizer.parent / "added_tokens.json").unlink()
     tokenizer.write_bytes(whole)
-    assert "3 tokenizer files" in dict(verify(tmp_path / "model", None))["sw_KE"]
+    assert "3 files" in dict(verify(tmp_path / "model", None))["sw_KE"]
     with pytest.raises(UserError, match="nothing to compare it with"):
         verify(place / "base", None)
     with pytest.raises(ProofError, match="and not sw_KE of the base"):

@@ -120,7 +120,7 @@ def _installed(model: XmodLanguageModel, folder: Path) -> Findings:
                 f"{folder} is no longer the base of '{code}': its pack {fault}"
             )
         files = len(manifests[code]["unpacked"])
-        same = f"{len(mine)} tensors and {files} tokenizer files as in its manifest"
+        same = f"{len(mine)} tensors and {files} files as in its manifest"
         findings.append((code, f"{same}; base with the {_mark(manifests[code])}"))
     return findings
 
