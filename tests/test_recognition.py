@@ -177,6 +177,17 @@ def test_a_pack_loaded_into_a_model_brings_its_profile_and_saving_keeps_all(fold
     assert list(kept_profiles(model)) == list(CODES)
 
 
+def test_a_model_can_be_saved_where_its_folder_or_repository_is_gone(folder, tmp_path, monkeypatch):
+    def missing(*_, **__):
+        raise OSError("me/gone is not a local folder and is not a valid model identifier")
+
+    monkeypatch.setattr("xmod_lab.model.saving.cached_file", missing)
+    model = XmodForMaskedLM.from_pretrained(folder / "base")
+    model.name_or_path = "me/gone"
+    model.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved" / RECOGNITION).exists()
+
+
 def test_a_batch_of_texts_in_unnamed_languages(folder):
     model = XmodForMaskedLM.from_pretrained(folder / "model").eval()
     rows = [{"text": SWAHILI}, {"text": (GERMAN, "Vielen Dank"), "language": "en_XX"}]

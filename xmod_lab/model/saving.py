@@ -12,6 +12,7 @@ also in ``model.safetensors``: the Trainer reads no other file when it resumes.
 can be recognised. It goes where the model goes.
 """
 
+import contextlib
 import json
 import logging
 import re
@@ -115,14 +116,12 @@ class SavingMixin:
         """
         file: Path | str | None = Path(self.name_or_path, RECOGNITION)
         if is_hub_id(self.name_or_path):
-            file = cached_file(
-                self.name_or_path,
-                RECOGNITION,
+            file = None
+            # raised where the file, the network or the repository is missing; the name may also be
+            # that of a folder that is gone
+            with contextlib.suppress(OSError):
                 # without a network transformers would try for minutes
-                local_files_only=not answers(),
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
+                file = cached_file(self.name_or_path, RECOGNITION, local_files_only=not answers())
         if not self.name_or_path or file is None or not Path(file).is_file():
             return None
         content = read_json(inside(Path(file), Path(file).parent))
