@@ -188,6 +188,14 @@ def test_a_model_can_be_saved_where_its_folder_or_repository_is_gone(folder, tmp
     assert not (tmp_path / "saved" / RECOGNITION).exists()
 
 
+def test_a_damaged_file_does_not_keep_weights_from_being_saved(folder, tmp_path, caplog):
+    shutil.copytree(folder / "base", tmp_path / "base")
+    (tmp_path / "base" / RECOGNITION).write_text("[]")
+    XmodForMaskedLM.from_pretrained(tmp_path / "base").save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / "model.safetensors").exists()
+    assert f"{RECOGNITION} is not saved" in caplog.text
+
+
 def test_a_batch_of_texts_in_unnamed_languages(folder):
     model = XmodForMaskedLM.from_pretrained(folder / "model").eval()
     rows = [{"text": SWAHILI}, {"text": (GERMAN, "Vielen Dank"), "language": "en_XX"}]
@@ -206,6 +214,8 @@ def test_a_batch_of_texts_in_unnamed_languages(folder):
     assert nearest["lang_ids"].tolist() == [short.lang_id(found.code)]
     with pytest.raises(UserError, match="leave row 1 of the batch out, or write its text.*None"):
         XmodCollator(model, lang_ids="auto")([*rows[:1], {"text": None}])
+    with pytest.raises(UserError, match=r"leave row 0 .*\('a', None\)"):
+        XmodCollator(model, lang_ids="auto")([{"text": ("a", None)}])
     with pytest.raises(UnknownLanguageError, match="unknown language 'ta'"):
         XmodCollator(model, lang_ids="auto", default="ta")
     with pytest.raises(UserError, match="leave default out"):

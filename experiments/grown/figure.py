@@ -17,7 +17,7 @@ from xmod_lab.metrics import codes_of, read_metrics
 from xmod_lab.tables import csv_text
 
 NEW, LEFT_OUT = "el_GR", ("sw_KE", "gn_PY")  # added later, or in some models only
-E5, FULL, KEEP, OWN = "E5 as it is", "full fine-tuning", "a slot, E5's tokens", "a slot, own tokens"
+E5, FULL, KEEP, OWN = "E5", "full fine-tuning", "a slot, E5's tokens", "a slot, own tokens"
 SLOTS, NONE, SPELT = "grown E5,\nits slots", "grown E5,\nno slot", "character n-grams"
 WAYS = {  # name -> the run, the model and the arm in vectors.csv, colour
     E5: ("dense", "dense", "target", "#555555"),

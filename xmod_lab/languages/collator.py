@@ -116,9 +116,11 @@ class XmodCollator:
                         f"row {number} of the batch has no '{key}'; it has "
                         f"{', '.join(row) or 'nothing'}"
                     )
-            if not isinstance(row["text"], str | list | tuple):
+            text = row["text"]
+            parts = [text] if isinstance(text, str) else text
+            if not isinstance(parts, list | tuple) or not all(isinstance(p, str) for p in parts):
                 raise UserError(
-                    f"leave row {number} of the batch out, or write its text: it is {row['text']!r}"
+                    f"leave row {number} of the batch out, or write its text: it is {text!r}"
                 )
         if self.recogniser is None:
             return [self.model.config.resolve(row["language"]) for row in rows]

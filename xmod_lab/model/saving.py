@@ -159,8 +159,11 @@ class SavingMixin:
                 self.config.own_parts,
             )
         target = Path(save_directory)
-        if recognition := self.recognition_of_base():
-            write_recognition(target, recognition)
+        try:
+            if recognition := self.recognition_of_base():
+                write_recognition(target, recognition)
+        except UserError as fault:  # no reason to lose the weights
+            log.warning("warning: %s is not saved with the model: %s", RECOGNITION, fault)
         for code in self.language_folders:
             self._write_language(code, target / "languages" / code)
         for code in self.config.vocabularies or {}:
