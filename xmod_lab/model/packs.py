@@ -15,7 +15,7 @@
 
 Files that the manifest does not name (the card, files that the hub adds) are not read. All files of
 a pack together are 0.7 % larger than its tensors at the size of X-MOD base with 4,096 tokens
-(41.0 MB; a test allows 1 %). At the size of the demonstration (2.4 MB) they are 11 % larger, since
+(41.0 MB; a test allows 1 %). At the size of the demonstration (2.4 MB) they are 12 % larger, since
 the tokenizer is the largest part of the rest.
 
 Nothing in a pack is executed or unpickled. A pack that does not fit is refused before the model is
