@@ -1,5 +1,6 @@
 """Large parts in ranges: the same text, whatever their size and the number of processes."""
 
+import io
 import json
 import os
 from dataclasses import replace
@@ -120,6 +121,19 @@ def test_text_without_line_ends_and_files_that_are_none_are_one_range(tmp_path):
         assert len(Source(str(tmp_path / name)).ranges("train")) == 1
     with pytest.raises(UserError, match="y.txt: it is UTF-16; convert it"):
         _read(source := Source(str(tmp_path / "y.txt")), source.ranges("train"))
+
+
+def test_text_without_a_further_place_for_a_range_is_looked_through_once(tmp_path, monkeypatch):
+    looked, plain = [], ranges._start
+    monkeypatch.setattr(ranges, "_start", lambda *args: looked.append(args[1]) or plain(*args))
+    for content in (b"a" * 5000, b"a" * 4999 + b"\n"):
+        file = tmp_path / f"{len(looked)}.txt"
+        file.write_bytes(content)
+        assert len(Source(str(file)).ranges("train")) == 1
+    assert looked == [1000, 1000]
+    # a blank line over the end of a block, behind another line end
+    content = b"a" * 150 + b"\n" + b"b" * 47 + b"\n \n" + b"c" * 1000
+    assert plain(io.BytesIO(content), 1, "paragraph") == (201, False)
 
 
 @pytest.mark.parametrize("kind", ["txt", "jsonl"])

@@ -122,9 +122,11 @@ def _starts(name: str, changed: tuple[int, int, int], unit: str) -> list[tuple[i
         if size > SIZE and kind_of(stream.read(HEAD), Path(name)):
             return []  # it is refused when it is read
         for least in range(SIZE, size, SIZE):
-            if least > starts[-1][0] and (start := _start(stream, least, unit)):
-                if start[0] < size:
-                    starts.append(start)
+            if least > starts[-1][0]:
+                start = _start(stream, least, unit)
+                if start is None or start[0] >= size:
+                    break  # the rest has no place either, and is not read again
+                starts.append(start)
     return [*starts, (size, False)]
 
 
@@ -140,7 +142,8 @@ def _start(stream: BinaryIO, least: int, unit: str) -> tuple[int, bool] | None:
         end, last = window.find(b"\n"), window.rfind(b"\n")
         if unit != "paragraph" and end >= 0:
             return place + end + 1, True
-        read = len(window) if last < 0 else last  # a blank line may begin with the last line end
+        # a blank line may begin with the last line end, if only white space is behind it
+        read = last if last >= 0 and not window[last:].strip() else len(window)
         place, window = place + read, window[read:]
     return None
 
