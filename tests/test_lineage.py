@@ -42,3 +42,8 @@ def test_the_commit_of_a_model_of_the_hub_is_kept(tmp_path):
     assert (found[0]["base"], found[0]["revision"]) == ("me/dense", COMMIT)
     assert lineage_of(base_in(folder), "bert")[0]["base"] == "me/dense"
     assert told(found)["from"].startswith("bert me/dense at 0123456789ab, digest")
+    own = lineage_of(base_in(tmp_path / "snapshots" / "monday" / "model"), "X-MOD")
+    assert own == [{"base": "monday", "kind": "X-MOD"}]  # a folder of the user's
+    folder = tmp_path / "snapshots" / "models--me--dense" / "snapshots" / COMMIT / "model"
+    below = {"base": "me/dense", "kind": "X-MOD", "revision": COMMIT}
+    assert lineage_of(base_in(folder), "X-MOD") == [below]

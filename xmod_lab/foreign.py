@@ -313,17 +313,25 @@ def at_hand(source: str | Path, give: str = "a folder or a hub id") -> Path:
 
 def hub_id(source: str | Path) -> str | None:
     """The hub id of ``source``: an id, or a folder in the hub's cache. Otherwise ``None``."""
-    parts = Path(source).parts
-    if "snapshots" in parts[1:]:
-        kind, *names = parts[parts.index("snapshots") - 1].split("--")
-        return "/".join(names) if kind == "models" and len(names) == 2 else None
+    if cached := _in_cache(source):
+        return cached[0]
     return str(source) if is_hub_id(source) else None
 
 
 def hub_commit(folder: str | Path) -> str | None:
     """The commit of ``folder``, if it is in the hub's cache. Otherwise ``None``."""
+    cached = _in_cache(folder)
+    return cached[1] if cached else None
+
+
+def _in_cache(folder: str | Path) -> tuple[str, str] | None:
+    """The hub id and the commit of a folder in the hub's cache."""
     parts = Path(folder).parts
-    return parts[parts.index("snapshots") + 1] if "snapshots" in parts[1:-1] else None
+    for repository, below, commit in zip(parts, parts[1:], parts[2:], strict=False):
+        kind, *names = repository.split("--")
+        if below == "snapshots" and kind == "models" and len(names) == 2:
+            return "/".join(names), commit
+    return None
 
 
 def from_hub(source: str, give: str = "a folder or a hub id") -> Path:
