@@ -71,12 +71,14 @@ def ids_ahead(
 def _all_is_text(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     """``<mask>`` and the like inside a text are no special tokens meanwhile."""
     backend = tokenizer.backend_tokenizer
-    before = backend.encode_special_tokens
+    if backend.encode_special_tokens:  # setting it again would wait for a thread that tokenises
+        yield
+        return
     backend.encode_special_tokens = True
     try:
         yield
     finally:
-        backend.encode_special_tokens = before
+        backend.encode_special_tokens = False
 
 
 def unknown_bytes(text: str, encoding: Encoding, unk_id: int) -> int:
