@@ -23,6 +23,7 @@ from xmod_lab.config.schema import CONF_DIR, LangConfig
 from xmod_lab.errors import UserError
 from xmod_lab.hub import hub_fault
 from xmod_lab.stages.extension import _origin
+from xmod_lab.text import values
 from xmod_lab.text.bounds import bounds_in
 from xmod_lab.text.preparing import prepare_corpus
 from xmod_lab.text.source import Source, Tally, bytes_in, check_source
@@ -176,6 +177,16 @@ def test_a_row_that_would_fill_the_memory_is_refused_before_it_is_parsed(
         assert f"{name}, {where} 100: {says}" in message
     write("words " * 9_000)
     assert len(_read(str(path))) == 300
+
+
+def test_an_empty_row_group_does_not_make_batches_of_single_rows(tmp_path, monkeypatch):
+    table, sizes = pyarrow.table({"text": [f"row {n}" for n in range(300)]}), []
+    with parquet.ParquetWriter(tmp_path / "x.parquet", table.schema) as writer:
+        writer.write_table(table.slice(0, 0))
+        writer.write_table(table)
+    plain = values._checked
+    monkeypatch.setattr(values, "_checked", lambda one: sizes.append(len(one)) or plain(one))
+    assert len(_read(str(tmp_path / "x.parquet"))) == 300 and max(sizes) == 300
 
 
 # --- compression ----------------------------------------------------------------------------------

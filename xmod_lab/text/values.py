@@ -233,8 +233,9 @@ def _parquet(part: Part, column: Column) -> Iterator[Fields]:
             column.check(file.schema_arrow, name)
             numbers = range(*part.within[:2]) if part.within else range(file.num_row_groups)
             groups = [file.metadata.row_group(number) for number in numbers]
+            sizes = [_batch_of(g.num_rows, g.total_byte_size) for g in groups if g.num_rows]
             batches = file.iter_batches(
-                min((_batch_of(g.num_rows, g.total_byte_size) for g in groups), default=_BATCH),
+                min(sizes, default=_BATCH),
                 row_groups=numbers,
                 columns=list(dict.fromkeys(column.names)),
             )
