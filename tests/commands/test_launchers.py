@@ -9,14 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hydra
 import pytest
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import MissingConfigException
 from hydra.types import RunMode
 
+from xmod_lab.cli.command import _Command
 from xmod_lab.config.messages import explain
-from xmod_lab.config.schema import CONF_DIR, register_schemas
+from xmod_lab.config.schema import CONF_DIR, PretrainConfig, register_schemas
 
 needs_launchers = pytest.mark.skipif(
     not all(
@@ -153,6 +155,19 @@ def test_a_job_of_slurm_whose_time_is_up_goes_back_into_the_queue():
     assert slurm["_target_"].endswith("SlurmLauncher")
     assert slurm.max_num_timeout > 0 and slurm.signal_delay_s > 0
     assert launcher("side_by_side").n_jobs == 2
+
+
+def test_a_sweep_with_a_job_that_never_began_does_not_end_with_0(monkeypatch):
+    class UncompletedJobError(RuntimeError):
+        """As submitit has it."""
+
+    def start() -> None:
+        raise UncompletedJobError("cancelled in the queue")
+
+    monkeypatch.setattr(sys, "argv", ["pretrain"])
+    monkeypatch.setattr(hydra, "main", lambda **settings: lambda job: start)
+    sweep = _Command("pretrain", None, PretrainConfig, None, typed=["pretrain"], sweeps=True)
+    assert sweep.run() == 1
 
 
 def test_a_launcher_that_is_missing_is_named_with_the_extra_that_has_it():

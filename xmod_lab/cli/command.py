@@ -110,16 +110,20 @@ class _Command:
     folder: OutputFolder | None = None
     jobs: list[list[str]] = field(default_factory=list)
 
-    def run(self) -> None:
-        """Read the command line, and let Hydra call :meth:`job` for the run or for each job."""
+    def run(self) -> int | None:
+        """Read the command line, and let Hydra call :meth:`job` for the run or for each job.
+
+        Returns 1 if jobs of a sweep ended too early to have a status.
+        """
         try:
             flags, settings = arranged(self.typed[1:])
             raise_faults(setting_faults(settings, self.schema))
             if "--help" in flags:
                 print(help_text(self.name, settings))
-                return
+                return None
             sys.argv = [self.typed[0], *flags, *settings]
             hydra.main(version_base="1.3", config_path=CONF_DIR, config_name=self.name)(self.job)()
+            return None
         except UserError:
             raise
         except Exception as error:
@@ -128,7 +132,7 @@ class _Command:
                     "give the same command again once all jobs have ended: a job was stopped or "
                     "killed, and the others are not waited for"
                 )
-                return
+                return 1
             # earlier errors come from reading a file or the command line
             if self.composed and not isinstance(error, (HydraException, OmegaConfBaseException)):
                 raise
