@@ -12,10 +12,11 @@ from safetensors.torch import load_file, save_file
 
 from tests.commands.helpers import Workplace, make_workplace
 from tests.dense import SIZES, make_dense
-from tests.helpers import composed
+from tests.helpers import composed, tiny_model
 from xmod_lab import pretrain
 from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
+from xmod_lab.model_folders import RECOGNITION
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.stages.starting import begin
 from xmod_lab.text.tokenizer import load_tokenizer
@@ -137,6 +138,12 @@ def modern(folder: Path) -> None:
     transformers.ModernBertForMaskedLM(config).save_pretrained(folder)
 
 
+def damaged_profiles(folder: Path) -> None:
+    tiny_model().save_pretrained(folder)
+    content = {"format": 1, "longest": 3, "languages": {"en_XX": 1}}
+    (folder / RECOGNITION).write_text(json.dumps(content))
+
+
 def dense(folder: Path) -> None:
     make_dense(folder, "xlm-roberta")
 
@@ -159,6 +166,7 @@ BAD_MODELS = {  # what is made -> what the message says
     relative: "table of absolute positions",
     heads: "hidden_size 16 is not a multiple of num_attention_heads 3",
     other_padding: "pads with the id 1, the base with 0",
+    damaged_profiles: "recognition.json, or copy it again",
 }
 REFUSED = [  # what is made, more overrides, what the message says
     (gpt2, [], "of type 'gpt2'"),

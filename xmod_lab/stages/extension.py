@@ -29,7 +29,7 @@ from xmod_lab.languages.proof import (
     whole_digest,
 )
 from xmod_lab.languages.proof import moved as moved_in
-from xmod_lab.languages.recognition import profile_of
+from xmod_lab.languages.recognition import profile_of, profiles_in
 from xmod_lab.manifests import MANIFEST, manifests_in
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.digests import fingerprint
@@ -104,6 +104,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
     if base.model is not None:
         # all must be readable when the model is saved
         manifests_in(model_folder(base.model), model.config.added or [])
+        profiles_in(model_folder(base.model))
     known = {code for text in (old, *older) for code in text.corpora}
     unknown = [code for code in model.languages if code not in known]
     if unknown:

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from xmod_lab.codes import clashing
 from xmod_lab.config.schema import SHARED_SLOT, ModelConfig, PretrainConfig
 from xmod_lab.errors import ProofError, UserError
+from xmod_lab.languages.recognition import profiles_in
 from xmod_lab.model import XmodConfig, XmodLanguageModel, read_config
 from xmod_lab.model.digests import tensor_digests
 from xmod_lab.model.growing import (
@@ -109,6 +110,7 @@ def begin(cfg: PretrainConfig, run: RunDir) -> tuple[PretrainConfig, Start]:
     own = cfg.langset if any(is_under(key, ("langset",)) for key in cfg.given) else None
     passes = cfg.data.max_passes if cfg.is_given("data.max_passes") else base.cfg.data.max_passes
     config = read_config(base.model)
+    profiles_in(folder)  # raises if a file is damaged, which the end of the run would find
     _check_languages(replace(cfg, langset=own or base.cfg.langset), base, config)
     if cfg.data.trim_vocabulary is not None:
         _check_trimming(cfg, load_tokenizer(base.tokenizer), config)
