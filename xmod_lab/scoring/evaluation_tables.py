@@ -18,6 +18,7 @@ from xmod_lab.scoring.retrieval import ARMS
 from xmod_lab.scoring.wrong_slots import Matrix
 from xmod_lab.tables import NONE, Table
 from xmod_lab.tasks.statistics import holm, p_text
+from xmod_lab.text.recognition import default_named
 
 log = logging.getLogger(__name__)
 Figures = dict[str, float]
@@ -155,7 +156,7 @@ def auto_table(found: Confusion, figures: Figures, lang_ids: str, default: str |
     )
     how = "by spelling" if lang_ids == "auto" else "by the fewest bits"
     note = (
-        f"Unknown sentences are read as {default}, and do not count as unknown."
+        f"Unknown sentences are read as {default_named(default)}, and do not count as unknown."
         if default is not None
         else "Unknown sentences count as wrong, and their bits do not count."
     )

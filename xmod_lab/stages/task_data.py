@@ -26,6 +26,7 @@ from xmod_lab.tasks.sources import GROUP, SPLITS, Labelled, Row, read_examples
 from xmod_lab.tasks.statistics import clusters_of
 from xmod_lab.tasks.task import Kind, Task
 from xmod_lab.tasks.values import DOUBTFUL
+from xmod_lab.text.recognition import default_named
 from xmod_lab.text.tokenizer import composing
 
 log = logging.getLogger(__name__)
@@ -160,7 +161,7 @@ def _chosen(
         lines.append((code, f"{len(rows):,}", *shares, mistake))
     header = ("language", "test examples", "right", "unknown", "most often taken for")
     title = f"languages of the test, not given (task.lang_ids={cfg.task.lang_ids})"
-    Table(title, header, lines, f"Unknown examples are read as {default}.").print()
+    Table(title, header, lines, f"Unknown examples are read as {default_named(default)}.").print()
     return found
 
 

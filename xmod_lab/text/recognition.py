@@ -154,6 +154,11 @@ class Recognised:
         return replace(self, code=default)
 
 
+def default_named(default: str) -> str:
+    """The language of unknown texts, for messages."""
+    return "the nearest language" if default == NEAREST else default
+
+
 def decided(codes: Sequence[str], chances: np.ndarray) -> Recognised:
     """The answer by the probabilities of ``codes``; unknown if none of them is SURE."""
     best = int(chances.argmax())
