@@ -3,10 +3,12 @@
 import functools
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 from omegaconf import OmegaConf
 
 from tests.helpers import composed
+from xmod_lab.reports.continuing import lineage
 from xmod_lab.reports.page import render
 from xmod_lab.reports.results import find_runs
 
@@ -92,6 +94,18 @@ def test_lineages_are_told_back_to_the_dense_model_and_nothing_compared_is_said(
     page, _ = render(find_runs([run]))
     assert "<h1>xmod_lab: training grown further</h1>" in page and "1 before" in page
     assert "Everything trained, so nothing had to stay." in page and "holds" not in page
+
+
+def test_the_commit_of_a_model_of_the_hub_to_which_a_language_was_added_is_shown():
+    added = GROWN | {"train": "added el_GR", "added": ["el_GR"]}
+
+    def parts(one: dict) -> list:
+        run = SimpleNamespace(proof={"lineage": [one]}, path="run")
+        return lineage([SimpleNamespace(label="x", name="x", runs=[run])])
+
+    assert not parts(added)  # a base from scratch
+    (record,) = parts(added | {"revision": "0" * 40})[1].records
+    assert record["revision"] == "0" * 40
 
 
 def test_a_run_that_has_not_ended_says_so(tmp_path):
