@@ -78,7 +78,8 @@ def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
     :class:`Cost` and more), and the ``warnings``.
 
     Raises:
-        UserError: whatever the run itself would refuse before its first step.
+        UserError: whatever the run itself would refuse before its first step, apart from text of a
+            pre-training that cannot be fetched.
     """
     written, cfg = cfg, run.fit_to_machine(cfg, workers=cfg.data.workers)
     plan: dict[str, dict] = {}

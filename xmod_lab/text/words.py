@@ -162,7 +162,8 @@ class _Table(dict):
 class Words:
     """Token ids of passages. What it keeps has a bound: it forgets words that were not read lately.
 
-    Use it in one thread at a time, while special tokens are text (``encode_special_tokens``).
+    Call ``check`` and ``ids`` in one thread at a time, while special tokens are text
+    (``encode_special_tokens``).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase):
