@@ -22,7 +22,7 @@ from backports import zstd
 from pyarrow import parquet
 
 from tests.helpers import make_pack, passages, tiny_model
-from xmod_lab.errors import UserError
+from xmod_lab.errors import NotFetchedError, UserError
 from xmod_lab.foreign import from_hub, hub_id
 from xmod_lab.languages.folders import install
 from xmod_lab.languages.inspection import inventory, settings_that_differ
@@ -447,5 +447,12 @@ def test_the_digest_of_a_corpus_of_the_hub_is_its_commit_also_without_a_network(
     assert train.digest() == digest  # so what was prepared is opened
     with pytest.raises(UserError, match="Without a network: fetch it elsewhere by hf download"):
         list(train.passages("train"))
-    with pytest.raises(UserError, match="'me/other' at revision 'v2' is neither.*hf download"):
+    with pytest.raises(NotFetchedError, match="'me/other' at revision 'v2' is neither.*hf downl"):
         Source("me/other", revision="v2").digest()
+
+
+def test_a_corpus_that_the_hub_does_not_have_is_not_one_that_cannot_be_fetched(corpus):
+    """``plan=true`` takes random words for the latter alone."""
+    with pytest.raises(UserError, match="'me/other' is neither") as refused:
+        Source("me/other").digest()
+    assert not isinstance(refused.value, NotFetchedError)

@@ -342,7 +342,13 @@ def commit_of(name: str, revision: str | None) -> str:
             return huggingface_hub.HfApi().dataset_info(name, revision=revision).sha
     except Exception as error:  # offline, missing or private: the user does the same about each
         at = f" at revision '{revision}'" if revision else ""
-        raise NotFetchedError(
+        known = huggingface_hub.errors
+        # the hub answered that there is none: no plan can be made without the text
+        wrong = isinstance(error, known.RepositoryNotFoundError | known.RevisionNotFoundError)
+        kind = (
+            UserError if wrong and not isinstance(error, known.GatedRepoError) else NotFetchedError
+        )
+        raise kind(
             f"check the name, the revision or the network: dataset '{name}'{at} is neither a local "
             f"file or folder nor a hub id that can be reached ({error}). {without_network(name)}"
         ) from error
