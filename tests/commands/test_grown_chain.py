@@ -66,7 +66,7 @@ def same_tensors(one: Path, other: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["roberta", "camembert", "bert"])
+@pytest.mark.parametrize("kind", ["roberta", "xlm-roberta", "camembert", "bert"])
 def test_every_command_works_on_what_a_dense_encoder_becomes(tmp_path, kind):
     chain = Chain(make_workplace(tmp_path / "place"), tmp_path, kind)
     growing = [f"base={chain.dense}", "train=slots"]
