@@ -234,23 +234,18 @@ def recognise(
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"leave text number {number} out, or write it: it is {text!r}")
-    if isinstance(model, XmodPreTrainedModel):
-        config, opened = model.config, model
-    else:
-        opened = model_folder(_source(model))
-        config = read_config(opened)
+    folder = None if isinstance(model, XmodPreTrainedModel) else model_folder(_source(model))
+    config = model.config if folder is None else read_config(folder)
     default = default_of(default, config)
     if by == "spelling":
-        of_model = isinstance(opened, XmodPreTrainedModel)
-        recogniser = recogniser_of(opened) if of_model else recogniser_in(opened)
+        recogniser = recogniser_of(model) if folder is None else recogniser_in(folder)
         found = recogniser.recognise(texts)
     else:
-        read = isinstance(opened, XmodPreTrainedModel)
-        if kind := _other_head([type(opened).__name__] if read else config.architectures):
+        if kind := _other_head([type(model).__name__] if folder is None else config.architectures):
             raise UserError(f"leave by='loss' out, or give the base: a {kind} predicts no text")
-        if not read:
-            opened = load_language_model(str(opened), f"model '{model}'")
-        found = recognise_by_loss(opened, texts)
+        if folder is not None:
+            model = load_language_model(str(folder), f"model '{model}'")
+        found = recognise_by_loss(model, texts)
     return chosen(found, texts, default)
 
 

@@ -15,14 +15,14 @@ from xmod_lab.errors import UserError, reason
 from xmod_lab.files import digest_of, digest_of_files
 from xmod_lab.foreign import hub_id, inside, name_fault, share, tokenizer_digest
 from xmod_lab.languages.cards import pack_card, with_metadata
-from xmod_lab.languages.recognition import write_profiles
 from xmod_lab.manifests import CARD, FORMAT, MANIFEST, TAKEN, TENSORS, TOKENIZER_SUFFIXES
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.model.digests import base_settings, digest, fingerprint
 from xmod_lab.model.packs import read_pack
+from xmod_lab.model.saving import recognition_bytes
 from xmod_lab.model_folders import RECOGNITION
 from xmod_lab.text.objectives import objective_of
-from xmod_lab.text.recognition import Profile
+from xmod_lab.text.recognition import Profile, to_json
 
 
 def write_pack(
@@ -59,9 +59,7 @@ def write_pack(
                 raise UserError(f"rename or remove a file of {tokenizer_folder}: {fault}")
             files[file.name] = file.read_bytes()
     if profile is not None:
-        write_profiles(folder, {code: profile})
-        files[RECOGNITION] = (folder / RECOGNITION).read_bytes()
-        (folder / RECOGNITION).unlink()
+        files[RECOGNITION] = recognition_bytes(to_json({code: profile}))
     for name, content in files.items():
         (folder / f"{name}.xz").write_bytes(lzma.compress(content, preset=9))
     tokenizer = base_tokenizer or model.base_tokenizer()

@@ -17,7 +17,7 @@ from xmod_lab.foreign import inside, read_json
 from xmod_lab.manifests import TENSORS
 from xmod_lab.model import XmodConfig, XmodPreTrainedModel, read_config
 from xmod_lab.model.packs import unpack
-from xmod_lab.model.saving import write_recognition
+from xmod_lab.model.saving import recognition_bytes
 from xmod_lab.model_folders import RECOGNITION
 from xmod_lab.text.corpus import Corpus, Prepared
 from xmod_lab.text.recognition import (
@@ -87,7 +87,7 @@ def profiles_of(prepared: Prepared) -> dict[str, Profile]:
 
 def write_profiles(folder: Path, profiles: Mapping[str, Profile]) -> None:
     """Write recognition.json into a model folder, or into that of a language."""
-    write_recognition(folder, to_json(profiles))
+    (folder / RECOGNITION).write_bytes(recognition_bytes(to_json(profiles)))
 
 
 def kept_profiles(model: XmodPreTrainedModel) -> dict[str, Profile]:

@@ -161,7 +161,7 @@ class SavingMixin:
         target = Path(save_directory)
         try:
             if recognition := self.recognition_of_base():
-                write_recognition(target, recognition)
+                (target / RECOGNITION).write_bytes(recognition_bytes(recognition))
         except UserError as fault:  # no reason to lose the weights
             log.warning("warning: %s is not saved with the model: %s", RECOGNITION, fault)
         for code in self.language_folders:
@@ -298,10 +298,9 @@ def _opened(
         ) from error
 
 
-def write_recognition(folder: Path, content: dict) -> None:
-    """Write recognition.json. The same content gives the same bytes."""
-    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
-    (folder / RECOGNITION).write_text(text, encoding="utf-8")
+def recognition_bytes(content: dict) -> bytes:
+    """The bytes of recognition.json. The same content gives the same bytes."""
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def copy_files(source: Path, target: Path, *, root: Path, but: tuple[str, ...] = ()) -> None:

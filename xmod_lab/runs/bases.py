@@ -206,6 +206,30 @@ _AUTO: dict[str, tuple[Callable[[Any], Fits], str]] = {
 }
 
 
+def check_tokenizer(
+    tokenizer: PreTrainedTokenizerBase, base: Base, rows: int, pad_id: int | None
+) -> None:
+    """See that a base may have been trained with a tokenizer.
+
+    Args:
+        rows: of the base's embedding table.
+        pad_id: the base's padding; ``None``: any will do.
+    Raises:
+        UserError: the tokenizer has more tokens, or another padding.
+    """
+    remedy = "set data.tokenizer to the one that the base was trained with: the tokenizer "
+    tokens, own = len(tokenizer), tokenizer.pad_token_id
+    if tokens > rows:
+        raise UserError(
+            f"{remedy}{base.tokenizer} has {tokens} tokens, base {base.name} has {rows} embeddings"
+        )
+    if pad_id is not None and own != pad_id:
+        raise UserError(
+            f"{remedy}{base.tokenizer} pads with the id {own}, the base with {pad_id} "
+            "(pad_token_id in its config.json)"
+        )
+
+
 def agree(base: Base, model: XmodLanguageModel, cfg: PretrainConfig) -> None:
     """See that a base fits what is given, and that it does not have the languages to add.
 

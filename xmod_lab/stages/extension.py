@@ -37,7 +37,7 @@ from xmod_lab.model.packs import read_pack
 from xmod_lab.model_folders import model_folder
 from xmod_lab.process_rank import rank
 from xmod_lab.processes import barrier
-from xmod_lab.runs.bases import Base, added_before, agree, find_base, inherit
+from xmod_lab.runs.bases import Base, added_before, agree, check_tokenizer, find_base, inherit
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.runs.lifecycle import open_run
 from xmod_lab.runs.lineage import PROOF, lineage_of
@@ -180,18 +180,7 @@ def open_base(base: Base) -> tuple[XmodLanguageModel, Prepared, list[Prepared]]:
         return base.load(old.tokenizer), old, []
     model = base.load()
     tokenizer = load_tokenizer(base.tokenizer)  # before any text is prepared
-    if len(tokenizer) > model.config.vocab_size:
-        raise UserError(
-            "set data.tokenizer to the one that the base was trained with: the tokenizer "
-            f"{base.tokenizer} has {len(tokenizer)} tokens, base {base.name} has "
-            f"{model.config.vocab_size} embeddings"
-        )
-    if tokenizer.pad_token_id != model.config.pad_token_id:
-        raise UserError(
-            "set data.tokenizer to the one that the base was trained with: the tokenizer "
-            f"{base.tokenizer} pads with id {tokenizer.pad_token_id}, base {base.name} with "
-            f"{model.config.pad_token_id}"
-        )
+    check_tokenizer(tokenizer, base, model.config.vocab_size, model.config.pad_token_id)
     own = [code for code in base.cfg.langset.languages if code in (model.config.vocabularies or {})]
     codes = [
         code for code in base.cfg.langset.languages if code in model.languages and code not in own

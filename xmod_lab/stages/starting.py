@@ -29,7 +29,7 @@ from xmod_lab.model.growing import (
     is_dense,
     with_vocabulary,
 )
-from xmod_lab.runs.bases import Base, agree, find_base, inherit
+from xmod_lab.runs.bases import Base, agree, check_tokenizer, find_base, inherit
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.settings import is_under
 from xmod_lab.stages.extension import open_base
@@ -215,17 +215,10 @@ def _check_length(cfg: PretrainConfig, longest: int) -> None:
 def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, dense: Dense, base: Base) -> None:
     """Raises UserError for a tokenizer that ``dense`` cannot have been trained with."""
     tokens, rows = len(tokenizer), dense.config.vocab_size
-    pad_id, own = tokenizer.pad_token_id, dense.config.pad_token_id
-    remedy = "set data.tokenizer to the one that the base was trained with: the tokenizer "
-    if tokens > rows:
-        raise UserError(
-            f"{remedy}{base.tokenizer} has {tokens} tokens, base {base.name} has {rows} embeddings"
-        )
-    if dense.first_position and pad_id != own:  # positions are counted by the padding
-        raise UserError(
-            f"{remedy}{base.tokenizer} pads with the id {pad_id}, the base with {own} "
-            "(pad_token_id in its config.json)"
-        )
+    # where positions are counted by the padding
+    check_tokenizer(
+        tokenizer, base, rows, dense.config.pad_token_id if dense.first_position else None
+    )
     if rows - tokens > _SPARE:
         log.warning(
             "warning: tokenizer %s has %s tokens, base %s has %s embeddings: see that it is the "
