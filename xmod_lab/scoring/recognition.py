@@ -24,8 +24,9 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.model import XmodLanguageModel
+from xmod_lab.scoring.held_out import named_with_interval
 from xmod_lab.scoring.languages import ScoredLanguage
-from xmod_lab.scoring.passages import Passages, interval
+from xmod_lab.scoring.passages import Passages
 from xmod_lab.tasks.statistics import difference, mean_share, share_of
 from xmod_lab.tasks.task_metrics import Metric, by_column, mean_of_columns
 from xmod_lab.text.objectives import Objective, objective_of
@@ -280,7 +281,5 @@ def auto_figures(
             (f"auto/given/bpb/{code}", given),
             (f"auto/against/given/{code}", auto - given),
         ):
-            figures[name] = float(sums.sum() / sizes.sum())
-            if (ends := interval(sums, sizes)) is not None:
-                figures |= {f"{name}/low": ends[0], f"{name}/high": ends[1]}
+            figures |= named_with_interval(name, sums, sizes)
     return found, figures
