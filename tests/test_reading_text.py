@@ -6,7 +6,6 @@ import lzma
 import os
 import shlex
 import subprocess
-import time
 from pathlib import Path
 
 import datasets
@@ -471,7 +470,7 @@ def test_text_full_of_characters_that_are_none_is_refused_and_a_few_are_counted(
 @pytest.mark.parametrize("name", ["pipe.txt", "pipe.jsonl", "pipe.parquet", "pipe.tsv"])
 def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path, name):
     os.mkfifo(tmp_path / name)
-    path, start = str(tmp_path / name), time.perf_counter()
+    path = str(tmp_path / name)
     if name == "pipe.tsv":
         with pytest.raises(UserError, match="a pipe or a device"):
             read_parallel(path)
@@ -482,7 +481,6 @@ def test_pipes_and_devices_are_refused_and_not_waited_for(tmp_path, name):
             f"folder '{tmp_path}' has no text that is read: {name} (not a file, or a broken link)"
         )
         assert folder in _refusal(str(tmp_path))
-    assert time.perf_counter() - start < 5
     assert "is a folder" in str(_caught(lambda: list(decoded_lines(tmp_path))))
 
 
