@@ -458,3 +458,16 @@ def test_a_corpus_that_the_hub_does_not_have_is_not_one_that_cannot_be_fetched(c
     with pytest.raises(UserError, match="'me/other' is neither") as refused:
         Source("me/other").digest()
     assert not isinstance(refused.value, NotFetchedError)
+
+
+def test_a_tokenizer_that_the_hub_does_not_have_is_not_one_that_cannot_be_fetched(
+    hub, tokenizer_folder, monkeypatch
+):
+    hub.put("me/words", tokenizer_folder)
+    load_tokenizer("me/words")
+    with pytest.raises(UserError, match="from 'me/wrods'.*check its name, or give") as refused:
+        load_tokenizer("me/wrods")
+    assert not isinstance(refused.value, NotFetchedError)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(NotFetchedError, match="from 'me/wrods'"):
+        load_tokenizer("me/wrods")

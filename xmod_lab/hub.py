@@ -88,6 +88,18 @@ def unanswered_fault(name: str, give: str) -> str | None:
     )
 
 
+def lacks_it(error: BaseException | None) -> bool:
+    """Whether ``error``, or what caused it, is the hub's answer that it has no such repository or
+    revision. That of a gated repository is not: there is one."""
+    from huggingface_hub import errors
+
+    while error is not None:
+        if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError):
+            return not isinstance(error, errors.GatedRepoError)
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def room_fault(source: str, patterns: list[str]) -> str | None:
     """The message if the disk has no room for files of the model ``source``, else ``None``.
 

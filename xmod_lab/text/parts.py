@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xmod_lab.errors import NotFetchedError, UserError, nearest
-from xmod_lab.hub import answers, hub_fault, unanswered_fault
+from xmod_lab.hub import answers, hub_fault, lacks_it, unanswered_fault
 from xmod_lab.remembered import digest_of_files, digest_of_range
 from xmod_lab.text.dataset_cards import chosen, configurations, matching, splits_of
 from xmod_lab.text.text_files import COMPRESSIONS, as_jsonl, file_fault
@@ -342,12 +342,8 @@ def commit_of(name: str, revision: str | None) -> str:
             return huggingface_hub.HfApi().dataset_info(name, revision=revision).sha
     except Exception as error:  # offline, missing or private: the user does the same about each
         at = f" at revision '{revision}'" if revision else ""
-        known = huggingface_hub.errors
-        # the hub answered that there is none: no plan can be made without the text
-        wrong = isinstance(error, known.RepositoryNotFoundError | known.RevisionNotFoundError)
-        kind = (
-            UserError if wrong and not isinstance(error, known.GatedRepoError) else NotFetchedError
-        )
+        # if the hub answered that there is none, no plan can be made without the text
+        kind = UserError if lacks_it(error) else NotFetchedError
         raise kind(
             f"check the name, the revision or the network: dataset '{name}'{at} is neither a local "
             f"file or folder nor a hub id that can be reached ({error}). {without_network(name)}"

@@ -15,6 +15,7 @@ from xmod_lab import remembered
 from xmod_lab.errors import NotFetchedError, UserError, reason
 from xmod_lab.files import build_folder, digest_of_files
 from xmod_lab.foreign import is_hub_id, open_tokenizer
+from xmod_lab.hub import lacks_it
 from xmod_lab.text import spool
 from xmod_lab.text.source import Source
 from xmod_lab.text.unigram import PAD, RESERVED, save_tokenizer, train_sentencepiece
@@ -34,6 +35,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     needs the network; only local folders were tried.
 
     Raises:
+        NotFetchedError: the hub cannot be reached, or does not give it.
         UserError: it cannot be loaded, or does not write ``<s>`` text ``</s>`` as rows need it.
     """
     try:
@@ -41,10 +43,11 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     except UserError:
         raise
     except Exception as error:  # transformers raises whatever its readers and the network raise
-        kind = NotFetchedError if is_hub_id(name) else UserError
-        raise kind(
-            f"no tokenizer can be loaded from '{name}' ({reason(error)}); give a folder that "
-            "save_pretrained wrote, or a hub id"
+        wrong = not is_hub_id(name) or lacks_it(error)
+        remedy = "check its name, or " if is_hub_id(name) else ""
+        raise (UserError if wrong else NotFetchedError)(
+            f"no tokenizer can be loaded from '{name}' ({reason(error)}); {remedy}give a folder "
+            "that save_pretrained wrote, or a hub id"
         ) from error
     if not tokenizer.is_fast:
         raise UserError(
