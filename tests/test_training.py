@@ -9,20 +9,25 @@ import sys
 import warnings
 from contextlib import nullcontext
 from importlib import import_module
+from itertools import accumulate
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from torch.profiler import ProfilerActivity
 from torch.utils.data import DataLoader
 
 from tests.helpers import composed, tiny_batch, tiny_config, tiny_model
 from xmod_lab.cli.exit_status import exit_status_of
+from xmod_lab.config import sizes
 from xmod_lab.config.rules import validate
 from xmod_lab.config.schema import RecipeConfig
 from xmod_lab.config.sizes import bytes_held, bytes_to_train, parameter_count
 from xmod_lab.errors import Stopped, UserError
-from xmod_lab.model import XmodForMaskedLM, XmodForTokenClassification
+from xmod_lab.model import XmodForMaskedLM, XmodForTokenClassification, language_model
+from xmod_lab.model.fast import loss as fast_loss
 from xmod_lab.processes import STOPS, launch
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.training import callbacks, interruption
@@ -90,8 +95,62 @@ def test_checkpointed_layers_and_a_divided_model_need_less_memory():
     divided = composed("model=base", "trainer.devices=4", "trainer.strategy=fsdp")
     assert bytes_to_train(again) < bytes_to_train(usual)
     shared = parameter_count(usual.model, vocab_size=usual.langset.vocabulary_size, slots=0)
-    assert bytes_to_train(usual) - bytes_to_train(divided) == 16 * (shared - shared // 4)
+    matrix = usual.langset.vocabulary_size * usual.model.hidden_size  # collected for the loss
+    less = 16 * (shared - shared // 4) - 4 * matrix
+    assert bytes_to_train(usual) - bytes_to_train(divided) == less
     assert bytes_held(divided) > bytes_held(usual)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*many workers.*")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["trainer.gradient_checkpointing=true", "model.pre_norm=true"],
+        ["trainer.precision=32-true", "model.attention_probs_dropout_prob=0"],
+        ["langset.vocabulary_size=40000", "trainer.rows_per_step=8", "task.mask_rate=0.3"],
+    ],
+)
+def test_the_memory_to_train_is_what_the_tensors_of_two_steps_take(overrides):
+    cfg = composed(
+        "model.hidden_size=64",
+        "model.num_hidden_layers=3",
+        "model.intermediate_size=256",
+        "model.hidden_dropout_prob=0.1",
+        "model.attention_probs_dropout_prob=0.1",
+        "langset.vocabulary_size=4000",
+        "trainer.rows_per_step=32",
+        "trainer.precision=bf16-mixed",
+        "trainer.accelerator=cpu",
+        "trainer.max_steps=2",
+        *overrides,
+    )
+    tokens = cfg.langset.vocabulary_size
+    ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    model = language_model(cfg.model_config(tokens, ids))
+    draw = torch.Generator().manual_seed(1)
+    rows = torch.randint(3, tokens, (2, cfg.trainer.rows_per_step, 128), generator=draw)
+    masked = torch.rand(rows.shape, generator=draw) < cfg.task.mask_rate
+    batches = [
+        {
+            "input_ids": part,
+            "labels": torch.where(chosen, part, -100),
+            "lang_ids": torch.arange(len(part)) % len(model.languages),
+            "documents": torch.zeros_like(part),
+        }
+        for part, chosen in zip(rows, masked, strict=True)
+    ]
+    assert (sizes._CHUNK, sizes._BLOCK) == (fast_loss._HELD, fast_loss._CACHED)
+    module = LanguageModeling(
+        model, cfg.recipe, steps=2, seed=1, checkpointing=cfg.trainer.gradient_checkpointing
+    )
+    trainer = make_trainer(cfg, [], TorchCheckpointIO())
+    held = sum(p.numel() * p.element_size() for p in model.parameters())
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        trainer.fit(module, DataLoader(batches, batch_size=None))
+    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    taken = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    assert bytes_to_train(cfg) == pytest.approx(held + max(accumulate(taken)), rel=0.2)
 
 
 def test_a_micro_batch_weighs_as_it_says_and_one_without_targets_adds_nothing():

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 _WORTHWHILE = 1.5  # times as fast as float32; below it the casts cost more than the products save
 _ROUNDS = 16  # of products: beside busy programs most of them are interrupted, and one is enough
 _LOOK = 0.25  # seconds of one look at the other programs
-_STAT = Path("/proc/stat")
+_STAT, _MEMINFO = Path("/proc/stat"), Path("/proc/meminfo")
 _QUOTAS = (
     ("/sys/fs/cgroup/cpu.max",),
     ("/sys/fs/cgroup/cpu/cpu.cfs_quota_us", "/sys/fs/cgroup/cpu/cpu.cfs_period_us"),
@@ -180,6 +180,15 @@ def memory() -> int:
         except (OSError, ValueError):  # no such file, or "max"
             continue
     return min(limits)
+
+
+def free_memory() -> int:
+    """Bytes that this process could take now, beside other programs; seen on Linux only."""
+    try:
+        lines = dict(line.split(":") for line in _MEMINFO.read_text().splitlines())
+        return min(memory(), int(lines["MemAvailable"].split()[0]) * 1024)
+    except (OSError, ValueError, KeyError):
+        return memory()
 
 
 def device_memory(kind: str) -> int | None:

@@ -9,12 +9,14 @@ import pytest
 from tests.commands.helpers import EXTENSION, SMALL
 from tests.helpers import composed
 from xmod_lab import foreign, pretrain
+from xmod_lab.config import rules, sizes
 from xmod_lab.config.schema import LangsetText, ModelConfig
-from xmod_lab.config.sizes import parameter_count
-from xmod_lab.errors import NotFetchedError
+from xmod_lab.config.sizes import flops_of_step, parameter_count
+from xmod_lab.errors import NotFetchedError, UserError
 from xmod_lab.labels import IGNORE
 from xmod_lab.runs.bases import new_model
-from xmod_lab.stages.cost import measure
+from xmod_lab.stages import planning
+from xmod_lab.stages.cost import measure, with_vocabulary_of
 from xmod_lab.stages.stand_in import vocabulary_size
 from xmod_lab.training.data import batches, mixture_of, prepare_base
 
@@ -128,6 +130,25 @@ def test_without_the_corpora_the_plan_has_what_does_not_depend_on_them(
     assert not list(workplace.folder.glob("runs/prepared/ar_AR*"))
 
 
+def test_what_this_machine_cannot_hold_is_planned_and_not_trained(
+    plan, workplace, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sizes, "memory", lambda: 10**5)
+    monkeypatch.setattr(planning, "free_memory", lambda: 10**5)
+    planned, said = plan("+lang=greek", f"runs={tmp_path}/none", run=tmp_path / "run")
+    cost = planned["base"]
+    count = parameter_count(ModelConfig(**SIZES), vocab_size=1000, slots=2)
+    assert (cost["trainable"], cost["checkpoint_bytes"]) == (count, 12 * count)
+    assert cost["memory_to_train"] > 16 * count and cost["flops_per_step"] > 0
+    assert cost["seconds"] is None and list(planned) == ["base", "warnings"]
+    assert "the time was not measured" in said and "a device at 100 TFLOP/s" in said
+    for words in ("cannot train it: a model of", "no step was measured", "languages is not"):
+        assert any(words in warning for warning in planned["warnings"])
+    with pytest.raises(UserError, match="parameters takes .* GiB or more"):
+        rules.validate(composed("trainer.accelerator=cpu"))
+    rules.validate(composed("trainer.accelerator=cpu", "plan=true"))
+
+
 def test_the_size_of_a_vocabulary_that_cannot_be_fetched_is_that_of_the_set(monkeypatch):
     monkeypatch.setattr(foreign, "answers", lambda: False)
     cfg = composed("langset=xmod13", "data.tokenizer=nobody/tokenizer")
@@ -193,6 +214,8 @@ def test_flops_are_those_counted_by_hand(workplace, precision):
     body, slots = 2 * K * D * D + 4 * K * D * F, 4 * K * D * R
     by_hand = 3 * (layers * (attention + read) + body + slots + 2 * M * D * D + 2 * M * D * V)
     assert measure(cfg, model, prepared, mixture, seed=1, trainable=None).flops_per_step == by_hand
+    # by the share of the tokens that are masked on average
+    assert flops_of_step(with_vocabulary_of(cfg, prepared.tokenizer)) == pytest.approx(by_hand, 0.1)
     embeddings = {name for name in dict(model.named_parameters()) if "word_embeddings" in name}
     frozen_body = (
         layers * (3 * attention + 2 * read) + 2 * (body + slots + 2 * M * D * D) + 3 * 2 * M * D * V

@@ -261,11 +261,11 @@ def _size_faults(cfg: PretrainConfig) -> list[str]:
         for where, size in vocabularies.items()
         if cfg.data.byte_fallback and size <= _BYTES
     ]
-    return (
-        faults
-        if faults or not _makes_model(cfg)
-        else memory_faults(cfg, trains=not _opens_base(cfg))
-    )
+    # a plan says itself what this machine cannot hold
+    planned = cfg.plan and (cfg.base == "auto" or not _opens_base(cfg))
+    if faults or planned or not _makes_model(cfg):
+        return faults
+    return memory_faults(cfg, trains=not _opens_base(cfg))
 
 
 def _opens_base(cfg: PretrainConfig) -> bool:

@@ -15,12 +15,15 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.config.schema import PretrainConfig
+from xmod_lab.config.sizes import bytes_to_train, flops_of_step
 from xmod_lab.machine import device_kind
-from xmod_lab.model import XmodLanguageModel
+from xmod_lab.model import XmodLanguageModel, language_model
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.mixture import Mixture
+from xmod_lab.text.tokenizer import special_ids
 from xmod_lab.training.data import batches
 from xmod_lab.training.fit import make_trainer
 from xmod_lab.training.step import LanguageModeling
@@ -39,10 +42,14 @@ class Cost:
 
     Args:
         trainable, frozen: numbers of parameters.
+        memory_to_train: bytes that a process needs, see
+            :func:`xmod_lab.config.sizes.bytes_to_train`; ``None`` where not everything trains.
         flops_per_step: of the matrix products, forward and backward.
         seconds: of all steps, without scoring and saving.
         loader_rows_per_second: of the loader alone.
         peak_memory: bytes that this process had in memory at most, since it began.
+
+    The last four are ``None`` if this machine cannot hold the model, so that nothing was measured.
     """
 
     trainable: int
@@ -50,11 +57,49 @@ class Cost:
     model_bytes: int
     checkpoint_bytes: int
     optimizer_bytes: int
+    memory_to_train: int | None
     flops_per_step: int
-    seconds_per_step: float
-    seconds: float
-    loader_rows_per_second: float
-    peak_memory: int
+    seconds_per_step: float | None
+    seconds: float | None
+    loader_rows_per_second: float | None
+    peak_memory: int | None
+
+
+def of_part(cfg: PretrainConfig) -> PretrainConfig:
+    """``cfg`` with the part of a step that is measured, in one process."""
+    rows = cfg.trainer.rows_per_step // parts_of_step(cfg)
+    return _whole(cfg, devices=1, nodes=1, strategy="auto", rows_per_step=rows)
+
+
+def estimate(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Cost:
+    """What pre-training a base costs that this machine cannot hold: counted, nothing measured."""
+    cfg = with_vocabulary_of(cfg, tokenizer)
+    model = blank_model(cfg, tokenizer)
+    count = sum(p.numel() for p in model.parameters())
+    return Cost(
+        trainable=count,
+        frozen=0,
+        model_bytes=4 * count,
+        checkpoint_bytes=12 * count,
+        optimizer_bytes=8 * count,
+        memory_to_train=bytes_to_train(cfg, device_kind(cfg.trainer.accelerator)),
+        flops_per_step=flops_of_step(cfg),
+        seconds_per_step=None,
+        seconds=None,
+        loader_rows_per_second=None,
+        peak_memory=None,
+    )
+
+
+def blank_model(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> XmodLanguageModel:
+    """The model of ``cfg`` without weights, on torch's meta device."""
+    with torch.device("meta"):
+        return language_model(cfg.model_config(len(tokenizer), special_ids(tokenizer)))
+
+
+def with_vocabulary_of(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainConfig:
+    """``cfg`` with the true size of its vocabulary, which a given tokenizer decides."""
+    return replace(cfg, langset=replace(cfg.langset, vocabulary_size=len(tokenizer)))
 
 
 def measure(
@@ -67,7 +112,7 @@ def measure(
     trainable: set[str] | None,
 ) -> Cost:
     """Take a few steps of the run, in one process on a part of a batch, and measure them."""
-    processes, meter = cfg.trainer.devices * cfg.trainer.nodes, _Meter()
+    processes, meter = cfg.trainer.devices * cfg.trainer.nodes, _Meter(compiles=cfg.trainer.compile)
     parts = parts_of_step(cfg)
     loader = _loader(cfg, model, prepared, mixture, seed)
     module = _take_steps(cfg, model, loader, meter, seed, trainable)
@@ -91,6 +136,13 @@ def measure(
         model_bytes=sum(size for _, size, _ in sizes),
         checkpoint_bytes=meter.size.bytes,
         optimizer_bytes=meter.optimizer_bytes,
+        memory_to_train=(
+            None
+            if trainable is not None
+            else bytes_to_train(
+                with_vocabulary_of(cfg, prepared.tokenizer), device_kind(cfg.trainer.accelerator)
+            )
+        ),
         flops_per_step=meter.flops * parts,
         seconds_per_step=middle,
         seconds=middle * cfg.steps,
@@ -108,7 +160,7 @@ def seconds_of(
     seed: int,
 ) -> float:
     """Seconds of all steps of a pre-training, from a few steps, which spoil ``model``."""
-    meter = _Meter(all_of_it=False)
+    meter = _Meter(all_of_it=False, compiles=cfg.trainer.compile)
     _take_steps(cfg, model, _loader(cfg, model, prepared, mixture, seed), meter, seed, None)
     return meter.seconds_per_step * parts_of_step(cfg) * cfg.steps
 
@@ -229,11 +281,13 @@ class _Counter(io.RawIOBase):
 class _Meter(pl.Callback):
     """Measures the seconds of every step.
 
-    ``all_of_it``: also the FLOPs of the first step, and the size of a checkpoint after the last.
+    Args:
+        all_of_it: also the FLOPs of the first step, and the size of a checkpoint after the last.
+        compiles: the layers are compiled after the first step: FLOPs are counted of plain layers.
     """
 
-    def __init__(self, *, all_of_it: bool = True) -> None:
-        self.all_of_it, self.size = all_of_it, _Size()
+    def __init__(self, *, all_of_it: bool = True, compiles: bool = False) -> None:
+        self.all_of_it, self.compiles, self.size = all_of_it, compiles, _Size()
         self.flops, self.optimizer_bytes = 0, 0
         self.seconds: list[float] = []
         self.counter = FlopCounterMode(display=False)
@@ -264,10 +318,13 @@ class _Meter(pl.Callback):
             self.counter.__exit__(None, None, None)
             self.flops = self.counter.get_total_flops()
             module.model.config._attn_implementation = self.attention
+        if len(self.seconds) == 1 and self.compiles:
+            module.model.base_model.compile_encoder()
         self.began = time.perf_counter()
 
     def on_train_end(self, trainer: pl.Trainer, module: LanguageModeling) -> None:
         """Add the moments of languages that these steps did not train: the run will have them."""
+        module.model.base_model.leave_compiled()
         if not self.all_of_it:
             return
         state = trainer.optimizers[0].state

@@ -15,14 +15,14 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.codes import meaning
-from xmod_lab.config.rules import raise_faults
 from xmod_lab.config.schema import LangConfig, PretrainConfig, TextConfig
-from xmod_lab.config.sizes import memory_faults
+from xmod_lab.config.sizes import bytes_to_train, memory_faults
 from xmod_lab.errors import NotFetchedError
 from xmod_lab.files import write_whole
 from xmod_lab.languages.embeddings import shared_tokens, special_pairs
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.recognition import profile_of
+from xmod_lab.machine import device_kind, device_memory, free_memory
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.phases import told
 from xmod_lab.runs.bases import (
@@ -37,7 +37,15 @@ from xmod_lab.runs.bases import (
 )
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.stages.continuing import trained_names
-from xmod_lab.stages.cost import Cost, duration, measure
+from xmod_lab.stages.cost import (
+    Cost,
+    blank_model,
+    duration,
+    estimate,
+    measure,
+    of_part,
+    with_vocabulary_of,
+)
 from xmod_lab.stages.extension import open_base, read_new_text, seed_of, trainable_names
 from xmod_lab.stages.initialise import allocate_language
 from xmod_lab.stages.stand_in import random_text
@@ -69,6 +77,7 @@ OTHER_LANGUAGE = 0.5
 MORE_PIECES = 1.3  # "badly": rows hold a quarter less text
 # from here on the passes that are shown understate the repetition by a tenth or more
 NEAR_COPIES = 0.1
+_SPARE = 1.5  # times the memory that tensors take: room for a process that trains
 
 
 def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
@@ -105,25 +114,38 @@ def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
                 place.path,
                 almost_matching(cfg),
             )
-            raise_faults(memory_faults(own))
             plan["base"] = _plan_base(own, warnings)
             # random weights of the same size cost the same
             base = Base("(to be made)", None, None, own)
         else:
             base = find_base(cfg, run)
-        cfg = inherit(cfg, base)
-        model, old, _ = open_base(base)
-        agree(base, model, cfg)
-        for lang in cfg.lang.values():
-            plan[lang.code] = _plan_language(cfg, base, old, lang, warnings)
+        if base.model is None and memory_faults(base.cfg, trains=False):
+            warnings.append("adding languages is not planned: this machine cannot hold the base")
+        else:
+            _plan_languages(cfg, base, plan, warnings)
     warnings = list(dict.fromkeys(warnings))
     for warning in warnings:
         log.warning("warning: %s", warning)
-    log.info(
-        "nothing was trained; %s in all for the steps, scoring and saving apart",
-        duration(sum(part["seconds"] for part in plan.values())),
-    )
+    seconds = [part["seconds"] for part in plan.values()]
+    if None in seconds:
+        log.info("nothing was trained, and the time was not measured")
+    else:
+        log.info(
+            "nothing was trained; %s in all for the steps, scoring and saving apart",
+            duration(sum(seconds)),
+        )
     write_whole(run / PLAN, json.dumps({**plan, "warnings": warnings}, indent=1).encode())
+
+
+def _plan_languages(
+    cfg: PretrainConfig, base: Base, plan: dict[str, dict], warnings: list[str]
+) -> None:
+    """Fill ``plan`` with each language that is added to ``base``."""
+    cfg = inherit(cfg, base)
+    model, old, _ = open_base(base)
+    agree(base, model, cfg)
+    for lang in cfg.lang.values():
+        plan[lang.code] = _plan_language(cfg, base, old, lang, warnings)
 
 
 def _plan_base(
@@ -181,13 +203,37 @@ def _plan_base(
     Table(title, header, table).print()
     _tell_phases(cfg)
     show_normalisation(prepared)
-    model = model or new_model(cfg, prepared.tokenizer)
-    everything = {name for name, _ in model.named_parameters()}
-    training_table(model, everything if trained is None else trained, "base").print()
-    trainable = None if cfg.train == "all" else trained
-    cost = measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=trainable)
+    if model is None:
+        cost = _cost_of_new(cfg, prepared, mixture, warnings)
+    else:
+        training_table(model, trained, "base").print()
+        trainable = None if cfg.train == "all" else trained
+        cost = measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=trainable)
     _cost_table(cfg, cost, _bytes_of(prepared), [("model/", cost.model_bytes)])
     return {**asdict(cost), **read}
+
+
+def _cost_of_new(
+    cfg: PretrainConfig, prepared: Prepared, mixture: Mixture, warnings: list[str]
+) -> Cost:
+    """The cost of pre-training from random weights, and a warning if this machine cannot do it.
+
+    It is measured if there is room for a part of a step now, else estimated.
+    """
+    kind, sized = device_kind(cfg.trainer.accelerator), with_vocabulary_of(cfg, prepared.tokenizer)
+    warnings += [f"this machine cannot train it: {f}" for f in memory_faults(sized, kind=kind)]
+    takes, room = bytes_to_train(of_part(sized), kind), device_memory(kind) or free_memory()
+    fits = takes * _SPARE <= room
+    if not fits:
+        warnings.append(
+            f"no step was measured: a part of one takes about {takes / 2**30:,.1f} GiB, and "
+            f"{room / 2**30:,.1f} GiB are free"
+        )
+    model = (new_model if fits else blank_model)(cfg, prepared.tokenizer)
+    training_table(model, {name for name, _ in model.named_parameters()}, "base").print()
+    if not fits:
+        return estimate(cfg, prepared.tokenizer)
+    return measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=None)
 
 
 def _plan_without_text(cfg: PretrainConfig, warnings: list[str], why: NotFetchedError) -> dict:
@@ -205,9 +251,7 @@ def _plan_without_text(cfg: PretrainConfig, warnings: list[str], why: NotFetched
         mixture = Mixture(
             sizes, proportions(sizes, 1), rows_per_step=cfg.trainer.rows_per_step, seed=cfg.seed
         )
-        model = new_model(cfg, prepared.tokenizer)
-        training_table(model, {name for name, _ in model.named_parameters()}, "base").print()
-        cost = measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=None)
+        cost = _cost_of_new(cfg, prepared, mixture, warnings)
         ids = np.dtype(token_type(len(prepared.tokenizer))).itemsize
     _cost_table(cfg, cost, f"{ids} for each token of the text", [("model/", cost.model_bytes)])
     warnings.append(
@@ -422,33 +466,50 @@ def _bytes_of(prepared: Prepared) -> str:
 
 def _cost_table(cfg: PretrainConfig, cost: Cost, text: str, files: list[tuple[str, int]]) -> None:
     """Print the cost; ``text``: the bytes of the prepared text."""
-    speed = cfg.tokens_per_step / cost.seconds_per_step
-    rows_read = (
-        cfg.trainer.rows_per_step
-        / cost.seconds_per_step
-        / (cfg.trainer.devices * cfg.trainer.nodes)
-    )
+    t = cfg.trainer
     rows = [
         ("trainable parameters", f"{cost.trainable:,}"),
         ("frozen parameters", f"{cost.frozen:,}"),
         *((f"bytes of {name}", f"{size:,}") for name, size in files),
         *(
             [(f"bytes of {len(kept)} models on the way", f"{len(kept) * cost.model_bytes:,}")]
-            if (kept := cfg.trainer.save_models_at)
+            if (kept := t.save_models_at)
             else []
         ),
         ("bytes of the prepared text on disk, without its shards", text),
-        (
-            f"bytes of a checkpoint ({cfg.trainer.keep_checkpoints} are kept)",
-            f"{cost.checkpoint_bytes:,}",
-        ),
+        (f"bytes of a checkpoint ({t.keep_checkpoints} are kept)", f"{cost.checkpoint_bytes:,}"),
         ("bytes of the optimiser's state in memory", f"{cost.optimizer_bytes:,}"),
-        ("peak memory of this process, its text prepared", f"{cost.peak_memory:,}"),
+    ]
+    if cost.memory_to_train is not None:
+        layers = "computed again" if t.gradient_checkpointing else "kept"
+        title = f"memory that tensors take in training, a process; states of layers {layers}"
+        rows.append((title, f"{cost.memory_to_train:,}"))
+    if cost.peak_memory is not None:
+        title = "peak memory of this process, its text prepared, a part of a step measured"
+        rows.append((title, f"{cost.peak_memory:,}"))
+    flops = cost.flops_per_step * cfg.steps
+    rows += [
         ("FLOPs of a step (matrix products)", f"{cost.flops_per_step:,}"),
-        (f"FLOPs of {cfg.steps:,} steps", f"{cost.flops_per_step * cfg.steps:.3g}"),
-        ("a step on this machine", f"{1000 * cost.seconds_per_step:.0f} ms, {speed:,.0f} tokens/s"),
+        (f"FLOPs of {cfg.steps:,} steps", f"{flops:.3g}"),
+        *(() if cost.seconds is None else _measured(cfg, cost)),
+        (f"{cfg.steps:,} steps on a device at 100 TFLOP/s", duration(flops / 1e14)),
+    ]
+    Table("cost", ("", ""), rows).print()
+
+
+def _measured(cfg: PretrainConfig, cost: Cost) -> list[tuple[str, str]]:
+    """Rows of the table of costs: seconds, and the speed of the loader."""
+    speed = cfg.tokens_per_step / cost.seconds_per_step
+    processes = cfg.trainer.devices * cfg.trainer.nodes
+    rows_read = cfg.trainer.rows_per_step / cost.seconds_per_step / processes
+    ways = {"compiled": cfg.trainer.compile, "checkpointed": cfg.trainer.gradient_checkpointing}
+    layers = " and ".join(word for word, chosen in ways.items() if chosen)
+    return [
+        (
+            "a step on this machine" + (f", layers {layers}" if layers else ""),
+            f"{1000 * cost.seconds_per_step:.0f} ms, {speed:,.0f} tokens/s",
+        ),
         (f"{cfg.steps:,} steps", duration(cost.seconds)),
-        ("… on a device at 100 TFLOP/s", duration(cost.flops_per_step * cfg.steps / 1e14)),
         (
             "the loader alone",
             f"{cost.loader_rows_per_second:,.0f} rows/s, "
@@ -456,7 +517,6 @@ def _cost_table(cfg: PretrainConfig, cost: Cost, text: str, files: list[tuple[st
             f"{cost.loader_rows_per_second / rows_read:,.1f} × what the steps read",
         ),
     ]
-    Table("cost", ("", ""), rows).print()
 
 
 def _per_word(spelt: Spelling) -> str:
