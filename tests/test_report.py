@@ -21,7 +21,18 @@ from xmod_lab import report
 from xmod_lab.metrics import digits_of
 from xmod_lab.reports.groups import Sample, groups_of
 from xmod_lab.reports.page import render
-from xmod_lab.reports.plots import bars, curves, dots, heat_map, interval_bars, png, scatter, svg
+from xmod_lab.reports.plots import (
+    HALF,
+    WIDE,
+    bars,
+    curves,
+    dots,
+    heat_map,
+    interval_bars,
+    png,
+    scatter,
+    svg,
+)
 from xmod_lab.reports.results import find_runs
 from xmod_lab.tables import Table, tex
 
@@ -236,6 +247,15 @@ def test_names_in_figures_are_neither_formulas_nor_warnings(tmp_path):
         png(figure, tmp_path / "figure.png")
 
 
+@pytest.mark.parametrize("width", [WIDE, HALF])
+def test_the_label_of_an_axis_is_within_the_figure(width):
+    label = "held-out loss, nats per predicted token (pseudo-likelihoods)"
+    figure = curves({"a": [[(0, 1.0), (1, 2.0)]]}, x="step", y=label, width=width)
+    figure.draw_without_rendering()
+    box = figure.axes[0].yaxis.label.get_window_extent()
+    assert 0 <= box.y0 < box.y1 <= figure.bbox.height and box.x0 >= 0
+
+
 ODD = {  # what a metrics.json may hold instead
     "nan": '{"val/loss/el_GR": NaN}',
     "infinite": '{"val/loss/el_GR": 1e999}',
@@ -432,6 +452,13 @@ def test_only_settings_that_differ_are_shown_and_name_the_groups(tmp_path):
         {"lang.new_lang.embedding_init": n} for n in ("focus", "mean")
     ]
     assert [group.sample("val/bpb/el_GR").values for group in groups] == [[1, 1], [2, 2]]
+
+
+def test_the_recipe_that_is_not_in_force_is_no_difference(tmp_path):
+    for name, rate in (("a", "1e-3"), ("b", "2e-3")):
+        make_run(tmp_path / name, f"task.extend.peak_lr={rate}", f"task.pretrain.peak_lr={rate}")
+    groups, _ = groups_of(find_runs([tmp_path]).runs)
+    assert [[*group.settings] for group in groups] == [["task.extend.peak_lr"]] * 2
 
 
 def test_a_language_that_only_some_runs_add_is_one_difference(tmp_path):

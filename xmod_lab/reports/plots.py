@@ -7,6 +7,7 @@ them apart in grey.
 import io
 import math
 import re
+import textwrap
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,7 @@ _COLOURS = (
 )
 _DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1.2, 1.2)))
 _HATCHES = ("", "///", "...", "xxx", "\\\\\\", "++")
+_LETTERS = 11  # of a label along an axis, an inch of the figure
 _PIXELS = 96  # of CSS to an inch
 _PLAIN = rc_context({"text.parse_math": False})  # a name with dollars in it is a name
 
@@ -362,7 +364,8 @@ def _bottom(stack: list[float], gap: float, least: float) -> float:
 
 def _dress(axes, x: str, y: str, title: str = "") -> None:
     axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
+    letters = int(axes.figure.get_figheight() * _LETTERS)  # a longer line would be cut
+    axes.set_ylabel(textwrap.fill(y, letters), fontsize=9)
     axes.set_title(title, fontsize=9)
     axes.tick_params(labelsize=8)
     axes.grid(True, color="#e6e6e6", linewidth=0.7)
