@@ -31,6 +31,19 @@ def test_a_lineage_goes_on_behind_a_run_to_which_a_language_was_added(tmp_path):
     }
 
 
+def test_a_model_that_a_run_keeps_on_the_way_has_the_lineage_of_the_run(tmp_path):
+    entry = {"base": "dense", "kind": "bert", "digest": "d" * 64, "train": "all", "steps": 90}
+    (tmp_path / "grown/models/step-4").mkdir(parents=True)
+    (tmp_path / "grown/proof.json").write_text(json.dumps({"lineage": [entry]}))
+    first, behind = lineage_of(base_in(tmp_path / "grown/models/step-4"), "X-MOD")
+    assert first["base"] == "grown/models/step-4" and behind == {**entry, "steps": 4}
+    both = {**entry, "train": "added el_GR, sw_KE", "added": ["el_GR", "sw_KE"]}
+    (tmp_path / "grown/proof.json").write_text(json.dumps({"lineage": [both, entry]}))
+    found = lineage_of(base_in(tmp_path / "grown/models/el_GR/step-0"), "X-MOD")
+    assert found[1] == {**both, "train": "added el_GR", "added": ["el_GR"], "steps": 0}
+    assert found[2] == entry
+
+
 def test_a_model_folder_beside_a_proof_of_something_else_has_no_lineage(tmp_path):
     (tmp_path / "proof.json").write_text(json.dumps({"lineage": [{"base": "other"}]}))
     assert len(lineage_of(base_in(tmp_path / "installed"), "X-MOD")) == 1

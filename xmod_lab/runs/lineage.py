@@ -4,6 +4,7 @@ A run that trains a given model, or adds a language to it, keeps the lineage in 
 an entry for its base, and behind it the lineage of that base.
 """
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from xmod_lab.runs.bases import Base
 
 PROOF = "proof.json"
+# what trainer.save_models_at keeps in a run, also of each language that it adds
+_KEPT = re.compile(r"models/((?P<code>[^/]+)/)?step-(?P<steps>\d+)")
 
 
 def lineage_of(base: "Base", kind: str, **entry: object) -> list[dict]:
@@ -27,10 +30,29 @@ def lineage_of(base: "Base", kind: str, **entry: object) -> list[dict]:
     model = Path(base.model or "")
     name = base.name if is_hub_id(base.name) else hub_id(model) or Path(base.name).name
     pinned = {"revision": commit} if (commit := hub_commit(model)) else {}
-    proof = model.parent / PROOF
-    of_run = model.name == "model" and proof.is_file()
-    older = read_json(proof, dict).get("lineage", []) if of_run else []
+    run, within = _run_of(model)
+    if within != "model":
+        name = f"{run.name}/{within}"
+    older = read_json(run / PROOF, dict).get("lineage", []) if (run / PROOF).is_file() else []
+    if older and (kept := _KEPT.fullmatch(within)):  # its run trained it further
+        older = [{**older[0], "steps": int(kept["steps"])}, *older[1:]]
+        if code := kept["code"]:
+            older[0] |= {"train": f"added {code}", "added": [code]}
     return [{"base": name, "kind": kind, **pinned, **entry}, *older]
+
+
+def _run_of(model: Path) -> tuple[Path, str]:
+    """The run that holds a model folder, and its place there: ``model`` or ``models/step-N``.
+
+    Elsewhere the folder itself, and ``model``.
+    """
+    if model.name == "model":
+        return model.parent, "model"
+    for run in model.parents[1:3]:
+        within = model.relative_to(run).as_posix()
+        if _KEPT.fullmatch(within) and (run / PROOF).is_file():
+            return run, within
+    return model, "model"
 
 
 def told(lineage: list[dict]) -> dict[str, str]:
