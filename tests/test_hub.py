@@ -19,6 +19,7 @@ import torch
 import transformers
 from backports import zstd
 from pyarrow import parquet
+from transformers.utils.hub import cached_file
 
 import xmod_lab.hub
 from tests.helpers import make_pack, passages, tiny_model
@@ -30,8 +31,9 @@ from xmod_lab.languages.inspection import inventory, settings_that_differ
 from xmod_lab.languages.packs import push_pack, write_pack
 from xmod_lab.languages.verify import verify
 from xmod_lab.manifests import pack_folders
-from xmod_lab.model import XmodForMaskedLM
+from xmod_lab.model import XmodForMaskedLM, saving
 from xmod_lab.model.packs import read_pack
+from xmod_lab.model_folders import RECOGNITION
 from xmod_lab.text.parts import commit_of
 from xmod_lab.text.preparing import prepare_corpora
 from xmod_lab.text.source import Source, Tally, check_source
@@ -458,6 +460,24 @@ def test_a_corpus_that_the_hub_does_not_have_is_not_one_that_cannot_be_fetched(c
     with pytest.raises(UserError, match="'me/other' is neither") as refused:
         Source("me/other").digest()
     assert not isinstance(refused.value, NotFetchedError)
+
+
+def test_the_profiles_of_a_model_of_the_hub_are_those_of_its_commit(
+    hub, place, tmp_path, monkeypatch
+):
+    profiles = {"format": 1, "longest": 3, "languages": {}}
+    shutil.copytree(place / "base", tmp_path / "base")
+    (tmp_path / "base" / RECOGNITION).write_text(json.dumps(profiles))
+    hub.put("me/base", tmp_path / "base")
+    model = XmodForMaskedLM.from_pretrained("me/base", revision="v1")
+    asked = []
+
+    def fetch(name, file, *, revision, **others):
+        asked.append(revision)
+        return cached_file(name, file, revision=revision, **others)
+
+    monkeypatch.setattr(saving, "cached_file", fetch)
+    assert model.recognition_of_base() == profiles and asked == ["v1"]
 
 
 def test_a_tokenizer_that_the_hub_does_not_have_is_not_one_that_cannot_be_fetched(

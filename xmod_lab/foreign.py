@@ -165,12 +165,15 @@ def refuse_code(settings: dict, where: object) -> None:
         )
 
 
-def open_tokenizer(source: str | Path, part: str = "") -> "PreTrainedTokenizerBase":
+def open_tokenizer(
+    source: str | Path, part: str = "", revision: str | None = None
+) -> "PreTrainedTokenizerBase":
     """The tokenizer in ``source``.
 
     Args:
         source: a folder or a hub id.
         part: its subfolder with the tokenizer.
+        revision: of a hub id.
     Raises:
         UserError: it asks for code, is damaged, or has a link that leads out or a Git LFS pointer.
         Exception: whatever else transformers raises.
@@ -189,6 +192,7 @@ def open_tokenizer(source: str | Path, part: str = "") -> "PreTrainedTokenizerBa
         return AutoTokenizer.from_pretrained(
             str(source),
             subfolder=part,
+            revision=revision or "main",
             trust_remote_code=False,
             # without a network transformers would try for minutes
             local_files_only=is_hub_id(source) and not answers(),

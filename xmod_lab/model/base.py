@@ -63,6 +63,7 @@ class XmodPreTrainedModel(SavingMixin, PreTrainedModel):
             raise UserError("the configuration cannot be used:\n  " + "\n  ".join(faults))
         super().__init__(config)
         self.language_folders: dict[str, Path] = {}  # see SavingMixin
+        self.hub_revision: str | None = None
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

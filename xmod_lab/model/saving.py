@@ -48,10 +48,12 @@ class SavingMixin:
     Attributes:
         language_folders: code of an added language -> the folder of its other files: its pack, or
             its folder in a model folder.
+        hub_revision: that of the hub id it was loaded from; ``None``: the newest.
     """
 
     config: XmodConfig
     language_folders: dict[str, Path]
+    hub_revision: str | None
 
     def tokenizer_for(self, code: str) -> PreTrainedTokenizerBase:
         """The tokenizer for texts in ``code``.
@@ -74,7 +76,7 @@ class SavingMixin:
                 "it, with its tokenizers beside it, and load it with from_pretrained()"
             )
         if own is None:
-            tokenizer = _opened(source, part, f"'{code}'")
+            tokenizer = _opened(source, part, f"'{code}'", revision=self.hub_revision)
         elif not (own / TENSORS).exists():
             tokenizer = _opened(own, "", f"'{code}'")
         else:
@@ -103,11 +105,12 @@ class SavingMixin:
         beside = any(file.name in _TOKENS or file.suffix == ".model" for file in files)
         if not beside and not is_hub_id(self.name_or_path):
             return None
-        return _opened(self.name_or_path, "", "the base")
+        return _opened(self.name_or_path, "", "the base", revision=self.hub_revision)
 
     def recognition_of_base(self) -> dict | None:
         """The content of recognition.json in the folder or hub id that this model was loaded from.
 
+        Of a hub id, it is that of the revision whose weights were asked for.
         Languages that the model no longer has are left out; ``None`` if the file is missing.
         :func:`xmod_lab.text.recognition.from_json` checks and reads the content.
 
@@ -121,7 +124,12 @@ class SavingMixin:
             # that of a folder that is gone
             with contextlib.suppress(OSError):
                 # without a network transformers would try for minutes
-                file = cached_file(self.name_or_path, RECOGNITION, local_files_only=not answers())
+                file = cached_file(
+                    self.name_or_path,
+                    RECOGNITION,
+                    revision=self.hub_revision,
+                    local_files_only=not answers(),
+                )
         if not self.name_or_path or file is None or not Path(file).is_file():
             return None
         content = read_json(inside(Path(file), Path(file).parent))
@@ -259,6 +267,7 @@ class SavingMixin:
             check_folder(folder)
         loaded = super().from_pretrained(source, *args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.hub_revision = where.get("revision")
         for code, table in model.base_model.embeddings.vocabularies.items():
             path = vocabulary_file(str(source), code, where)
             reference = model.get_input_embeddings().weight
@@ -279,7 +288,12 @@ class SavingMixin:
 
 
 def _opened(
-    source: str | Path, part: str, whose: str, *, of: str | Path | None = None
+    source: str | Path,
+    part: str,
+    whose: str,
+    *,
+    of: str | Path | None = None,
+    revision: str | None = None,
 ) -> PreTrainedTokenizerBase:
     """As :func:`open_tokenizer`; errors of transformers become a UserError.
 
@@ -287,7 +301,7 @@ def _opened(
         of: the place of the files for the message, if it is not ``source``.
     """
     try:
-        return open_tokenizer(source, part)
+        return open_tokenizer(source, part, revision)
     except UserError:
         raise
     except Exception as error:  # transformers raises whatever its readers and the network raise
