@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, XmodForMaskedLM
+from transformers import AutoTokenizer, XmodForMaskedLM, XmodForSequenceClassification
 
-from tests.commands.helpers import kill_after
+from tests.commands.helpers import FINETUNE, kill_after
 from xmod_lab import pretrain
 from xmod_lab.runs.folder import RunDir
 
@@ -221,6 +221,56 @@ def test_compiled_layers_train_as_they_are_written(workplace, divided, tmp_path)
         for each in (whole, run)
     ]
     assert curves[0] == pytest.approx(curves[1], abs=2e-5)
+
+
+@pytest.mark.slow
+def test_compiled_layers_that_are_computed_again_train_in_every_command(
+    workplace, divided, tmp_path
+):
+    """A base that goes on, a language that is added to it, and a task: their files are plain."""
+    how = ["trainer.compile=true", "trainer.gradient_checkpointing=true"]
+    whole, base, both = divided("whole"), tmp_path / "base", tmp_path / "both"
+
+    def done(command: str, arguments: list[str], said: str) -> None:
+        process = workplace.run([*arguments, *how], command=command)
+        out, err = process.communicate(timeout=1500)
+        assert process.returncode == 0 and said in out + err, err
+
+    shutil.copytree(whole, base)
+    (base / "metrics.json").unlink()
+    for number in (5, 6):
+        (base / "checkpoints" / f"step{number:06d}.ckpt").unlink(missing_ok=True)
+    done("pretrain", workplace.arguments(*SIX_STEPS, run=base), "step000004.ckpt")
+    losses = [workplace.metrics(run)["val/loss/en_XX"] for run in (whole, base)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-4)
+
+    greek = ["+lang=greek", f"base={base}", "trainer.max_steps=4"]
+    done(
+        "pretrain",
+        workplace.arguments(*greek, "plan=true", run=tmp_path / "plan"),
+        "layers compiled and",
+    )
+    done("pretrain", workplace.arguments(*greek, run=both), "proof")
+    (both / "metrics.json").unlink()
+    shutil.rmtree(both / "pack")  # a language that has its pack is not trained again
+    (both / "checkpoints" / "el_GR" / "step000004.ckpt").unlink()
+    done("pretrain", workplace.arguments(*greek, run=both), "step000002.ckpt")
+
+    tuned = tmp_path / "tuned"
+    task = [f"base={both}", f"runs={tmp_path}", *FINETUNE, "trainer.max_steps=2", "task.seeds=1"]
+    done("finetune", [*task, f"hydra.run.dir={tuned}"], "proof")
+    for run, kind in (
+        (base, XmodForMaskedLM),
+        (both, XmodForMaskedLM),
+        (tuned, XmodForSequenceClassification),
+    ):
+        _, info = kind.from_pretrained(run / "model", output_loading_info=True)
+        assert not info["missing_keys"] and not info["unexpected_keys"]
+        for file in run.rglob("*.safetensors"):
+            assert not [name for name in load_file(file) if "_orig_mod" in name]
+        for file in run.rglob("*.ckpt"):
+            names = torch.load(file, weights_only=True)["state_dict"]
+            assert not [name for name in names if "_orig_mod" in name]
 
 
 @pytest.mark.slow
