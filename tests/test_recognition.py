@@ -23,8 +23,10 @@ from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.recognition import kept_profiles, profiles_in, write_profiles
 from xmod_lab.model import XmodForMaskedLM, XmodForSequenceClassification
 from xmod_lab.model_folders import RECOGNITION
-from xmod_lab.scoring.recognition import choose_slots
+from xmod_lab.runs.bases import Base
+from xmod_lab.scoring.recognition import auto_figures, choose_slots
 from xmod_lab.stages.evaluating import slot_choice
+from xmod_lab.stages.opening import check_slot_choice
 from xmod_lab.text.recognition import (
     LENGTHS,
     REFUSED,
@@ -287,8 +289,10 @@ def test_evaluation_needs_what_languages_are_recognised_by(folder, tmp_path):
         (nearest, 1),
         (slot_choice(opened, EvaluationConfig(lang_ids="auto")), -1),
     ):
-        places = choose_slots(choice, bits, {"de_DE": [SWAHILI]}, slots, own)
-        assert places["de_DE"].tolist() == [place]
+        places, unknown = choose_slots(choice, bits, {"de_DE": [SWAHILI]}, slots, own)
+        assert places["de_DE"].tolist() == [place] and unknown["de_DE"].tolist() == [True]
+        _, figures = auto_figures(bits, {"de_DE": [SWAHILI]}, places, unknown, slots, own)
+        assert figures["recognition/auto/unknown/de_DE"] == 1
     with pytest.raises(UnknownLanguageError, match="unknown language 'fr'"):  # it has no text
         slot_choice(opened, replace(auto, default_language="fr"))
     model.save_pretrained(tmp_path)
@@ -298,5 +302,9 @@ def test_evaluation_needs_what_languages_are_recognised_by(folder, tmp_path):
     bare.model.name_or_path, bare.languages = str(tmp_path), opened.languages
     with pytest.raises(UserError, match=r"learn it once: xmod_lab.learn_recognition\(RUN\)"):
         slot_choice(bare, auto)
+    base = Base("bare", str(tmp_path), None, None)
+    check_slot_choice(base, replace(auto, lang_ids="given"))
+    with pytest.raises(UserError, match="has 2 faults:(?s:.*)language 'ta'(?s:.*)bare has no"):
+        check_slot_choice(base, replace(auto, default_language="ta"))
     with pytest.raises(UserError, match="leave evaluate.default_language out, or set evaluate"):
         validate(composed("base=x", "evaluate.default_language=en", command="evaluate"))

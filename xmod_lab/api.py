@@ -72,7 +72,7 @@ from xmod_lab.scoring.held_out import on_device
 from xmod_lab.scoring.recognition import recognise_by_loss
 from xmod_lab.stages.evaluating import evaluate, slot_choice
 from xmod_lab.stages.extension import add_languages
-from xmod_lab.stages.opening import open_model
+from xmod_lab.stages.opening import open_model, open_scored
 from xmod_lab.stages.pretraining import pretrain_base
 from xmod_lab.text.parallel import read_parallel
 from xmod_lab.text.recognition import Recognised
@@ -201,7 +201,7 @@ def score(source: Base | Added | str | Path, *settings: str) -> dict[str, float]
         cfg = replace(cfg, base=_source(source))
         validate(cfg)
         parallels = [read_parallel(each) for each in cfg.evaluate.parallel]
-        opened = open_model(cfg, RunDir(cfg.runs))
+        opened = open_scored(cfg, RunDir(cfg.runs))
         with on_device(opened.model, cfg.trainer.accelerator):
             pll, layer = cfg.evaluate.pll, cfg.evaluate.layer
             choice = slot_choice(opened, cfg.evaluate)

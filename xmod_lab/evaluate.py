@@ -45,7 +45,7 @@ def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
 
     # imported here: refusals must not wait for torch
     from xmod_lab.stages.evaluating import evaluate, evaluate_encoder, open_encoders, slot_choice
-    from xmod_lab.stages.opening import open_model
+    from xmod_lab.stages.opening import open_model, open_scored
     from xmod_lab.text.parallel import read_parallel
 
     parallels = [read_parallel(source) for source in cfg.evaluate.parallel]
@@ -59,7 +59,7 @@ def _evaluate(cfg: EvaluateConfig, folder: Path) -> None:
                 _write(run, found)
                 result.finish(found.figures)
         return
-    opened = open_model(cfg, run)
+    opened = open_scored(cfg, run)
     control = None
     if cfg.evaluate.control is not None and parallels:
         control = open_model(replace(cfg, base=cfg.evaluate.control, given=()), run)

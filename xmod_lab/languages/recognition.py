@@ -151,6 +151,15 @@ def recogniser_of(model: XmodPreTrainedModel) -> Recogniser:
     return _recogniser(kept_profiles(model), model.languages, model.name_or_path or "this model")
 
 
+def nothing_kept(whose: object) -> str:
+    """The message if a model has no profiles."""
+    return (
+        "learn it once: xmod_lab.learn_recognition(RUN), or (MODEL_FOLDER, {CODE: FILE, …}); "
+        f"or name the languages: {whose} has no {RECOGNITION}, so nothing is kept to recognise "
+        "its languages by"
+    )
+
+
 def recogniser_in(folder: Path) -> Recogniser:
     """As :func:`recogniser_of`, of a model folder. No weights are read."""
     return _recogniser(profiles_in(folder), read_config(folder).known_codes(), folder)
@@ -158,11 +167,7 @@ def recogniser_in(folder: Path) -> Recogniser:
 
 def _recogniser(profiles: dict[str, Profile], codes: list[str], whose: object) -> Recogniser:
     if not profiles:
-        raise UserError(
-            "learn it once: xmod_lab.learn_recognition(RUN), or (MODEL_FOLDER, {CODE: FILE, …}); "
-            f"or name the languages: {whose} has no {RECOGNITION}, so nothing is kept to recognise "
-            "its languages by"
-        )
+        raise UserError(nothing_kept(whose))
     if without := [code for code in codes if code not in profiles]:
         log.warning(
             "warning: texts in %s are taken for another language, or for none: nothing is kept to "

@@ -13,7 +13,7 @@ from xmod_lab.metrics import (
     with_error,
 )
 from xmod_lab.scoring.languages import ScoredLanguage
-from xmod_lab.scoring.recognition import UNKNOWN, Confusion
+from xmod_lab.scoring.recognition import Confusion
 from xmod_lab.scoring.retrieval import ARMS
 from xmod_lab.scoring.wrong_slots import Matrix
 from xmod_lab.tables import NONE, Table
@@ -140,7 +140,7 @@ def auto_table(found: Confusion, figures: Figures, lang_ids: str, default: str |
     for code, counts in found.items():
         number_of = sum(counts.values())
         cells = [f"{number_of:,}", _percent(figures, f"recognition/auto/accuracy/{code}")]
-        cells.append(f"{100 * counts[UNKNOWN] / number_of:.1f} %")
+        cells.append(f"{100 * figures[f'recognition/auto/unknown/{code}']:.1f} %")
         if f"auto/bpb/{code}" in figures:
             cells += [told(figures, f"auto/{part}bpb/{code}") for part in ("given/", "")]
             cells.append(_gap(figures, f"auto/against/given/{code}"))
@@ -156,7 +156,7 @@ def auto_table(found: Confusion, figures: Figures, lang_ids: str, default: str |
     )
     how = "by spelling" if lang_ids == "auto" else "by the fewest bits"
     note = (
-        f"Unknown sentences are read as {default_named(default)}, and do not count as unknown."
+        f"Unknown sentences are read as {default_named(default)}; the other columns count them so."
         if default is not None
         else "Unknown sentences count as wrong, and their bits do not count."
     )

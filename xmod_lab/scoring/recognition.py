@@ -217,14 +217,17 @@ def choose_slots(
     sentences: dict[str, list[str]],
     slots: list[str],
     own: dict[str, str],
-) -> dict[str, np.ndarray]:
-    """The slot that is chosen for each sentence, (N,) a place in ``slots``; -1: it is unknown.
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The slot that is chosen for each sentence, and whether the sentence is unknown.
 
     Args:
         bits: (N, slots) of each language of ``sentences``.
         own: the slot of each language.
+    Returns:
+        For each language (N,) places in ``slots``, where -1 is an unknown sentence without a
+        default; and (N,) bool, also where an unknown sentence takes the default.
     """
-    found = {}
+    found, unknown = {}, {}
     for code, texts in sentences.items():
         if choice.recogniser is not None:
             answers = choice.recogniser.recognise(texts)
@@ -233,12 +236,13 @@ def choose_slots(
             answers = decided_by_bits(slots, bits[code], texts)
             names = [one.code for one in answers]
         nearest = choice.default == NEAREST
-        known = [one.unknown is None or nearest for one in answers]
+        unknown[code] = np.array([one.unknown is not None for one in answers])
+        known = ~unknown[code] | nearest
         usual = -1 if nearest or choice.default is None else slots.index(own[choice.default])
         found[code] = np.array(
             [slots.index(n) if k else usual for n, k in zip(names, known, strict=True)]
         )
-    return found
+    return found, unknown
 
 
 UNKNOWN = "unknown"  # in place of a slot
@@ -248,16 +252,19 @@ def auto_figures(
     bits: dict[str, np.ndarray],
     sentences: dict[str, list[str]],
     chosen: dict[str, np.ndarray],
+    unknown: dict[str, np.ndarray],
     slots: list[str],
     own: dict[str, str],
 ) -> tuple[Confusion, dict[str, float]]:
     """How often the chosen slot is the right one, and what it costs where it is not.
 
     Args:
-        chosen: see :func:`choose_slots`.
+        chosen, unknown: see :func:`choose_slots`.
     Returns:
         How often each slot was chosen, and figures: as :func:`recognition_figures` under
-        ``recognition/auto`` (an unknown sentence counts as wrong); ``auto/bpb/<code>`` and
+        ``recognition/auto`` (an unknown sentence without a default counts as wrong);
+        ``recognition/auto/unknown/<code>``, the share of unknown sentences, with a default too;
+        ``auto/bpb/<code>`` and
         ``auto/given/bpb/<code>``, bits per byte of the sentences that are not unknown, through the
         chosen slot and through the given one; and ``auto/against/given/<code>``, their difference,
         with its interval over sentences.
@@ -269,6 +276,7 @@ def auto_figures(
     }
     figures = recognition_figures("auto", found, own)
     figures["recognition/auto/chance"] = 1 / len(slots)
+    figures |= {f"recognition/auto/unknown/{c}": float(one.mean()) for c, one in unknown.items()}
     for code, places in chosen.items():
         rows = np.flatnonzero(places >= 0)
         if not len(rows):

@@ -327,8 +327,8 @@ def _recognition(
     if sentences:
         figures |= against_ngrams(bits, spelt, slots, own)
     if sentences and choice is not None:
-        chosen = choose_slots(choice, bits, sentences, slots, own)
-        recognised["auto"], found = auto_figures(bits, sentences, chosen, slots, own)
+        chosen, unknown = choose_slots(choice, bits, sentences, slots, own)
+        recognised["auto"], found = auto_figures(bits, sentences, chosen, unknown, slots, own)
         figures |= found
     return recognised, figures
 

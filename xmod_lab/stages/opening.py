@@ -8,8 +8,16 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.config.identity import identity
-from xmod_lab.config.schema import LangsetText, PretrainConfig, TextConfig
-from xmod_lab.errors import UserError
+from xmod_lab.config.rules import raise_faults
+from xmod_lab.config.schema import (
+    EvaluateConfig,
+    EvaluationConfig,
+    LangsetText,
+    PretrainConfig,
+    TextConfig,
+)
+from xmod_lab.errors import UnknownLanguageError, UserError
+from xmod_lab.languages.recognition import default_of, nothing_kept, profiles_in
 from xmod_lab.manifests import manifests_in
 from xmod_lab.model import XmodLanguageModel, read_config
 from xmod_lab.runs.bases import Base, added_before, agree, find_base, load_config
@@ -38,6 +46,29 @@ class Opened:
     model: XmodLanguageModel
     tokenizer: PreTrainedTokenizerBase
     languages: list[ScoredLanguage]
+
+
+def open_scored(cfg: EvaluateConfig, run: RunDir) -> Opened:
+    """As :func:`open_model`, after a check of how slots are chosen."""
+    check_slot_choice(find_base(cfg, run), cfg.evaluate)
+    return open_model(cfg, run)
+
+
+def check_slot_choice(base: Base, cfg: EvaluationConfig) -> None:
+    """Raises UserError with all faults of ``cfg`` that keep slots of ``base`` from being chosen.
+
+    No weights and no text are read. Whether the default language has text is seen later.
+    """
+    if cfg.lang_ids == "given" or base.model is None:
+        return
+    faults, folder = [], Path(base.model)
+    try:
+        default_of(cfg.default_language, read_config(folder))
+    except UnknownLanguageError as error:
+        faults.append(f"evaluate.default_language: {error}")
+    if cfg.lang_ids == "auto" and not profiles_in(folder):
+        faults.append(f"evaluate.lang_ids is 'auto': {nothing_kept(base.name)}")
+    raise_faults(faults)
 
 
 def open_model(cfg: PretrainConfig, run: RunDir) -> Opened:
