@@ -4,8 +4,10 @@ import gzip
 import json
 import lzma
 import os
+import random
 import shlex
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import datasets
@@ -112,6 +114,36 @@ def test_lines_end_as_on_any_system(tmp_path, end):
         b"\xef\xbb\xbf" + end.join(['{"text": 1}', '{"text": 2}']).encode()
     )
     assert [row["text"] for _, row in json_rows(tmp_path / "x.jsonl")] == [1, 2]
+
+
+@pytest.mark.parametrize("at_once", [0, 2**20])
+@pytest.mark.parametrize("ends", ["\r", "\r \r\r \n", "\r\n \r\r\n \r"])
+def test_files_of_carriage_returns_are_read_in_bounded_memory(tmp_path, monkeypatch, ends, at_once):
+    """Any limit on a line gives the same lines as none, with a limit on what is in memory."""
+    draw, path = random.Random(ends), tmp_path / "x.txt"
+    content = "".join(
+        "ä" * draw.randrange(9) + draw.choice(ends.split(" ")) for _ in range(3000)
+    ).encode()
+    path.write_bytes(content + b"last")
+    lines = list(decoded_lines(path))
+    monkeypatch.setattr("xmod_lab.text.text_files._AT_ONCE", at_once)
+    monkeypatch.setattr("xmod_lab.text.text_files._BLOCK", 64)
+    for longest in (30, 31, 32, 33, 1000):
+        assert list(decoded_lines(path, longest=longest)) == lines
+    half = content.rfind(b"\n", 0, 20_000) + 1
+    ranges = [(0, half), (half, len(content) + 4)] if half else []
+    found = [line for r in ranges for line in decoded_lines(path, *r, longest=40)]
+    assert found == (lines if half else [])
+
+
+def test_a_long_line_between_carriage_returns_is_refused_by_its_number(tmp_path, monkeypatch):
+    monkeypatch.setattr("xmod_lab.text.text_files._AT_ONCE", 0)
+    (tmp_path / "x.txt").write_bytes(b"one\r\rtwo\r" * 2**14 + b"long" * 2**14 + b"\rend")
+    tracemalloc.start()
+    message = _caught(lambda: sum(1 for _ in decoded_lines(tmp_path / "x.txt", longest=2**12)))
+    assert tracemalloc.get_traced_memory()[1] < 2**18
+    tracemalloc.stop()
+    assert f"x.txt, line {3 * 2**14 + 1}: divide it" in str(message)
 
 
 def test_a_mark_and_odd_line_ends_are_no_part_of_parallel_text(tmp_path):

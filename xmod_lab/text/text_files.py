@@ -86,6 +86,7 @@ _ENCODINGS = (
 )
 LONGEST_LINE = 2**25  # bytes: parsing it takes a dozen times as many
 _AT_ONCE = 2**27  # bytes of a file whose lines are read without a limit, which takes less time
+_BLOCK = 2**20  # bytes of a line that are divided at carriage returns, if it has some
 HEAD = 4096  # bytes that show what a file is
 _CONTROL = bytes(set(range(32)) - set(b"\t\n\r"))
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -149,7 +150,7 @@ def decoded_lines(
 
     Args:
         start, end: a range of the bytes of a plain file, which begins and ends with a line.
-        longest: bytes of a line, at most; default: LONGEST_LINE.
+        longest: bytes of a line with its end, at most; default: LONGEST_LINE.
     Raises:
         UserError: it is not a file, is truncated, is not UTF-8 or has a longer line, which is not
             read whole; the error says what it is, if that is known.
@@ -167,16 +168,16 @@ def decoded_lines(
             size = (path.stat().st_size if end is None else end) - start
             small = path.suffix.lower() not in COMPRESSIONS and size <= _AT_ONCE
             lines = stream if small else iter(partial(stream.readline, longest + 1), b"")
-            for line in lines if end is None else _up_to(size, lines):
+            for line, ended in _divided(lines if end is None else _up_to(size, lines), longest):
                 number += 1
                 if len(line) > longest:
                     raise UserError(too_large(Line(path, number, start), longest))
                 text = line.decode() if number > 1 or start else line.decode("utf-8-sig")
                 beyond_ascii = beyond_ascii or not text.isascii()
-                if "\r" not in text and text.endswith("\n"):
+                if ended and "\r" not in text and text.endswith("\n"):
                     yield text
                     continue
-                parts = text.rstrip("\r\n").split("\r")
+                parts = (text.rstrip("\r\n") if ended else text).split("\r")
                 number += len(parts) - 1
                 yield from (f"{part}\n" for part in parts)
     except UnicodeDecodeError as error:
@@ -201,6 +202,41 @@ def _up_to(size: int, lines: Iterable[bytes]) -> Iterator[bytes]:
         size -= len(line)
         if size <= 0:
             return
+
+
+def _divided(lines: Iterable[bytes], longest: int) -> Iterator[tuple[bytes, bool]]:
+    """``lines``, which end in a line feed. Those of more than ``_BLOCK`` bytes, which may come in
+    several parts, are divided at carriage returns, if they have some. After each, whether a line
+    feed or the file ends it: else a carriage return does, which is left out."""
+    rest, most = b"", min(longest, _BLOCK)
+    for line in lines:
+        if not rest and len(line) <= most:
+            yield line, True
+            continue
+        rest, begin = rest + line, 0
+        while len(rest) - begin > most:
+            cut = _carriage_return(rest, begin, begin + most)
+            if cut < 0:
+                cut = _carriage_return(rest, begin, begin + longest)
+            if cut < 0:
+                break
+            yield rest[begin:cut], False
+            begin = cut + 1
+        rest = rest[begin:]
+        if rest.endswith(b"\n") or len(rest) > longest:
+            yield rest, True
+            rest = b""
+    if rest:
+        yield rest, True
+
+
+def _carriage_return(text: bytes, begin: int, end: int) -> int:
+    """The place of the last one in a range of ``text`` that ends a line by itself, or -1. Several
+    before a line feed end one line."""
+    cut = text.rfind(b"\r", begin, end)
+    while cut >= 0 and text[cut + 1 : cut + 2] in (b"", b"\r", b"\n"):
+        cut = text.rfind(b"\r", begin, cut)
+    return cut
 
 
 def _opened(path: Path) -> io.BufferedIOBase:
