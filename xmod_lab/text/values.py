@@ -35,6 +35,7 @@ from xmod_lab.text.text_files import (
 if TYPE_CHECKING:
     import datasets
     import pyarrow
+    from pyarrow import parquet
 
 _AS_BYTES = {"string": "binary", "large_string": "large_binary", "string_view": "binary_view"}
 _TEXT_TYPES = (*_AS_BYTES, *_AS_BYTES.values(), "null")
@@ -195,7 +196,7 @@ def _rows(part: Part, column: Column, left_out: list[str]) -> Iterator[Fields]:
         rows = _batch_of(table.num_rows, table.nbytes)
         yield from _arrow_rows(table.to_batches(rows), column, name, part.start)
     elif part.kind == "loaded":
-        yield from _fields(_loaded(part, left_out), column)
+        yield from _bounded(_fields(_loaded(part, left_out), column))
     elif name.lower().endswith(TABLES):
         cells = table_cells(Path(name))
         places = column.place_in(name, next(cells, (0, []))[1])
@@ -218,6 +219,16 @@ def _fields(rows: Iterator[tuple[Place, dict]], column: Column) -> Iterator[Fiel
             raise
 
 
+def _bounded(rows: Iterator[Fields]) -> Iterator[Fields]:
+    """``rows``. Raises UserError for a text of more bytes than a line of jsonl may have."""
+    for where, values in rows:
+        text = values[0]
+        if isinstance(text, (str, bytes)) and len(text) > LONGEST_LINE // 4:
+            if len(text.encode() if isinstance(text, str) else text) > LONGEST_LINE:
+                raise UserError(too_large(where, LONGEST_LINE))
+        yield where, values
+
+
 def _parquet(part: Part, column: Column) -> Iterator[Fields]:
     import pyarrow  # here, and datasets below: a configuration is checked without them
     from pyarrow import parquet
@@ -232,20 +243,39 @@ def _parquet(part: Part, column: Column) -> Iterator[Fields]:
         ) as file:
             column.check(file.schema_arrow, name)
             numbers = range(*part.within[:2]) if part.within else range(file.num_row_groups)
+            before = sum(file.metadata.row_group(n).num_rows for n in range(part.start))
             groups = [file.metadata.row_group(number) for number in numbers]
+            _refuse_large(groups, column, name, before)
             sizes = [_batch_of(g.num_rows, g.total_byte_size) for g in groups if g.num_rows]
             batches = file.iter_batches(
                 min(sizes, default=_BATCH),
                 row_groups=numbers,
                 columns=list(dict.fromkeys(column.names)),
             )
-            before = sum(file.metadata.row_group(n).num_rows for n in range(part.start))
             yield from _arrow_rows(batches, column, name, before)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"'{name}' cannot be read as parquet ({str(error).splitlines()[0]}); it may be "
             f"damaged. Copy it again from its original, or give a file of another type ({TYPES})"
         ) from error
+
+
+def _refuse_large(
+    groups: "list[parquet.RowGroupMetaData]", column: Column, name: str, before: int
+) -> None:
+    """Raises UserError if the texts of a row group have more than twice the bytes that they may
+    have on average. Arrow would hold a value whole before its length is seen.
+
+    Args:
+        before: how many rows come before the first.
+    """
+    for group in groups:
+        chunks = (group.column(place) for place in range(group.num_columns))
+        size = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema == column.name)
+        first, before = before + 1, before + group.num_rows
+        if size > 2 * LONGEST_LINE * max(1, group.num_rows):
+            rows = f"row {first}" if first == before else f"one of the rows {first} to {before}"
+            raise UserError(too_large(f"{name}, {rows}", LONGEST_LINE))
 
 
 def _batch_of(rows: int, size: float) -> int:
@@ -264,6 +294,8 @@ def _arrow_rows(
             columns = [_checked(batch.column(one)) for one in column.names]
             _refuse_long(columns[0], name, number)
             columns = [one.to_pylist() for one in columns]
+        except UserError:
+            raise
         except ValueError as error:
             raise UserError(
                 f"{name}, in row {number + 1} or after it: damaged ({error}); copy the file again "
