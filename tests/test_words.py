@@ -225,15 +225,78 @@ def test_what_is_kept_has_a_bound(model, monkeypatch):
             assert all(len(word) <= 32 for word in found._table)
 
 
-def test_long_passages_are_tokenised_in_parts(model, monkeypatch):
+def test_unknown_characters_of_long_passages_are_counted_in_parts(model, monkeypatch):
     monkeypatch.setattr(module, "_LONG", 24)
+    monkeypatch.setattr(module, "_WINDOW", 12)
     tokenizer = to_hugging_face(model)
-    assert_equal(tokenizer, count=200)
     texts, found = nasty(random.Random(2), 200), Words(tokenizer)
-    parts = [found.parts(text) for text in texts]
+    parts = [list(found.parts(text)) for text in texts]
     unknown = [sum(n for *_, n in encodings(iter(each), tokenizer)) for each in parts]
-    assert unknown == [n for *_, n in encodings(iter(texts), tokenizer)] and any(unknown)
-    assert max(map(len, parts)) > 5
+    expected = [n for *_, n in encodings(iter(texts), tokenizer)]
+    at_spaces = [n for n, each in enumerate(parts) if " ".join(each) == texts[n]]
+    assert [unknown[n] for n in at_spaces] == [expected[n] for n in at_spaces]
+    assert len(at_spaces) > 100 and any(unknown[n] for n in at_spaces if len(parts[n]) > 1)
+    assert abs(sum(unknown) / sum(expected) - 1) < 0.02
+    assert max(map(len, parts)) > 5 and max(len(p) for each in parts for p in each) <= 24
+
+
+@pytest.mark.parametrize("kind", ["own", "xlmr", "words", "bytes", "whole"])
+def test_long_passages_have_the_tokens_of_the_whole_and_few_are_in_memory(
+    model, bytes_of, tmp_path, monkeypatch, kind
+):
+    monkeypatch.setattr(module, "_LONG", 1500)
+    monkeypatch.setattr(module, "_WINDOW", 1000)
+    monkeypatch.setattr(module, "_OVERLAP", 200)
+    tokenizer = to_hugging_face(model)
+    if kind == "xlmr":
+        tokenizer = composing(as_xlm_r(model, cuts=pre_tokenizers.Metaspace()))
+    elif kind == "words":
+        word_pieces(tmp_path)
+        tokenizer = load_tokenizer(tmp_path)
+    elif kind in ("bytes", "whole"):
+        tokenizer = load_tokenizer(bytes_of)
+    if kind == "whole":
+        tokenizer.backend_tokenizer.normalizer = normalizers.Replace("a b", "c")
+        assert apart(tokenizer) is None
+    tokenizer.backend_tokenizer.encode_special_tokens = True
+    lines = [text for code in SCRIPTS for text in passages(code, 60)]
+    lines += nasty(random.Random(3), 200)
+    spaced, together = " ".join(lines), "".join("".join(lines).split())
+    texts, sizes, found = [spaced, together, together[:1501], spaced[:1500]], [], Words(tokenizer)
+    expected = [ids for each in whole(tokenizer, texts) for ids in each]
+
+    class Seen:
+        def __getattr__(self, name):
+            call = getattr(tokenizer.backend_tokenizer, name)
+
+            def seen(text, **settings):
+                sizes.append(len(text) if isinstance(text, str) else sum(map(len, text)))
+                return call(text, **settings)
+
+            return seen
+
+    found._backend = Seen()
+    ids, _ = found.ids(texts)
+    assert ids.tolist() == expected and max(sizes) <= 1500
+
+
+@pytest.mark.parametrize("kind", ["words", "bytes"])
+def test_windows_that_nowhere_agree_lose_no_text(bytes_of, tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(module, "_LONG", 1500)
+    monkeypatch.setattr(module, "_WINDOW", 1000)
+    monkeypatch.setattr(module, "_OVERLAP", 200)
+    if kind == "words":
+        word_pieces(tmp_path)
+    tokenizer = load_tokenizer(tmp_path if kind == "words" else bytes_of)
+    text = f"one {'e' * 5_003} two"
+    expected = whole(tokenizer, [text])[0]
+    ids = Words(tokenizer).ids([text])[0].tolist()
+    if kind == "words":
+        assert ids == expected and tokenizer.unk_token_id in ids
+    else:
+        read = tokenizer.decode(ids)
+        assert read.startswith("one eee") and read.endswith("eee two")
+        assert 0 <= len(read) - len(text) <= 5 * 16
 
 
 def test_a_tokenizer_that_reads_words_in_another_way_than_its_steps_say(model, caplog):

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.text.words import Words
 
-_AT_ONCE, _CHARACTERS = 1024, 1 << 20  # of passages that are tokenised at once
+_AT_ONCE, _CHARACTERS = 1024, 1 << 17  # of passages that are tokenised at once
 
 
 def encode(

@@ -4,6 +4,11 @@ Most tokenizers cut a text at its spaces before their model sees it, so that the
 are those of its words, one after the other. :func:`apart` decides that from the steps of a
 tokenizer. Others get whole passages.
 
+Passages of more than ``_LONG`` characters are tokenised in windows that overlap, because tokens
+take up to 900 times the memory of their text. Where two windows have the same tokens, the first is
+left for the second. Where they nowhere have, as in a run of one letter, the second goes on behind
+the last token of the first.
+
 The text is cut at a space only between two characters that the normaliser keeps apart: no white
 space, control character, or mark that would join the space. Words around any other space stay
 together, as do the words of a text without spaces, and are tokenised each time.
@@ -29,7 +34,9 @@ _KEPT = 1 << 17  # words, in each of two tables; with 32 characters 40 MB, usual
 _LONGEST = 32  # characters of a word that is kept
 _SENTENCE = 16  # characters; a passage with longer words on average has no spaces between words
 _TOGETHER = 64  # new words that are tokenised as one text
-_LONG = 1 << 20  # characters of a passage that is always cut, and of texts tokenised at once
+_LONG = 1 << 18  # characters of texts that are tokenised at once; a longer one is in windows
+_WINDOW, _OVERLAP = 1 << 16, 1 << 10  # characters
+_ALIKE = 8  # tokens before and after the place where one window is left for the next
 _CHECKED = 64  # passages of a text that are tokenised both ways
 # steps that change each character, or a character with its marks, by itself
 _LOCAL = {
@@ -47,6 +54,9 @@ _LOCAL = {
 _RUNS = " {2,}"  # nothing between two characters that are kept apart by one space
 _AT_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 _FURTHER = {"Punctuation", "Digits"}
+
+
+Token = tuple[int, int, int]  # its id, and the first and the last but one character of its text
 
 
 class Apart(NamedTuple):
@@ -202,27 +212,62 @@ class Words:
         return np.frombuffer(b"".join(found), dtype=self._dtype), lengths
 
     def _whole(self, texts: list[str]) -> list[bytes]:
-        return [self._bytes(each) for each in self._encodings(texts)]
+        others = self._encodings([text for text in texts if len(text) <= _LONG])
+        return [
+            self._bytes(next(others).ids) if len(text) <= _LONG else self._in_windows(text)
+            for text in texts
+        ]
+
+    def _in_windows(self, text: str) -> bytes:
+        found: list[bytes] = []
+        before: list[Token] = []
+        first = 0
+        for start in range(0, len(text), _WINDOW):
+            begin = max(0, start - _OVERLAP)
+            window = text[begin : start + _WINDOW + _OVERLAP]
+            encoding = self._backend.encode(window, add_special_tokens=False)
+            spans = zip(encoding.ids, encoding.offsets, strict=True)
+            tokens = [(number, begin + a, begin + b) for number, (a, b) in spans]
+            if start:
+                end, following = _meeting(before, tokens, start)
+                found.append(self._bytes([number for number, *_ in before[first:end]]))
+                first = following
+            before = tokens
+        found.append(self._bytes([number for number, *_ in before[first:]]))
+        return b"".join(found)
 
     def _encodings(self, texts: list[str]) -> Iterator[Encoding]:
-        """One takes a hundred times the memory of its text, so few are there at a time."""
-        first = size = 0
-        for number, text in enumerate(texts, 1):
-            size += len(text)
-            if size >= _LONG or number == len(texts):
-                some = texts[first:number]
+        """Few are there at a time, because they take hundreds of times the memory of their text."""
+        some, size = [], 0
+        for text in texts:
+            if size + len(text) > _LONG:
                 yield from self._backend.encode_batch_fast(some, add_special_tokens=False)
-                first, size = number, 0
+                some, size = [], 0
+            some.append(text)
+            size += len(text)
+        yield from self._backend.encode_batch_fast(some, add_special_tokens=False)
 
-    def _bytes(self, encoding: Encoding) -> bytes:
-        return np.array(encoding.ids, dtype=self._dtype).tobytes()
+    def _bytes(self, ids: list[int]) -> bytes:
+        return np.array(ids, dtype=self._dtype).tobytes()
 
-    def parts(self, text: str) -> list[str]:
-        """A long text in parts that are tokenised each by itself; any other is one part. Together
-        they have the unknown characters of the text; a space between two parts is in none."""
-        if self._apart is None or self._apart.spaced or len(text) < _LONG:
-            return [text]
-        return self._parts(text)
+    def parts(self, text: str) -> Iterator[str]:
+        """A long text in parts of at most ``_WINDOW`` characters; any other is one part. Together
+        they have the unknown characters of the text. They are cut at spaces, which are in none of
+        them, unless there is no such space."""
+        begin = 0
+        while len(text) > _LONG and len(text) - begin > _WINDOW:
+            end = text.rfind(" ", begin + 1, begin + _WINDOW)
+            while end > 0 and not (self._closes[text[end - 1]] and self._opens[text[end + 1]]):
+                end = text.rfind(" ", begin + 1, end)
+            following = end + 1
+            if end < 0:
+                end = begin + _WINDOW
+                while end > begin + 1 and unicodedata.combining(text[end]):
+                    end -= 1
+                following = end
+            yield text[begin:end]
+            begin = following
+        yield text[begin:]
 
     def _by_words(self, passages: list[str]) -> list[bytes]:
         if len(self._table) > _KEPT:
@@ -232,8 +277,8 @@ class Words:
         waiting: dict[int, list[str]] = {}
         sentences, known = [], self._table.__getitem__
         for number, text in enumerate(passages):
-            words = text.split(" ")
-            if _SENTENCE * len(words) < len(text) < _LONG:
+            words = text.split(" ") if len(text) <= _LONG else []
+            if _SENTENCE * len(words) < len(text):
                 sentences.append(number)
                 continue
             words[0] = self._first(words[0])
@@ -318,3 +363,24 @@ class Words:
             for word in singly
             if len(word) > _LONGEST or " " in word[1:] or not self._is_safe(word)
         ]
+
+
+def _meeting(left: list[Token], right: list[Token], place: int) -> tuple[int, int]:
+    """Where the tokens of one window are left for those of the next: the first token of each that
+    is not used, or is. It is as near to the character ``place`` as it can be.
+
+    Where no ``2 * _ALIKE`` tokens are the same, the right ones begin with the first that ends
+    behind the last left one, unless that began before its window."""
+    near = [n for n, (_, start, _) in enumerate(left) if abs(start - place) <= _OVERLAP]
+    known = {token: n for n, token in enumerate(right) if token[1] <= place + _OVERLAP}
+    for n in sorted(near, key=lambda n: abs(left[n][1] - place)):
+        other = known.get(left[n], 0)
+        if min(n, other) >= _ALIKE:
+            alike = left[n - _ALIKE : n + _ALIKE]
+            if len(alike) == 2 * _ALIKE and alike == right[other - _ALIKE : other + _ALIKE]:
+                return n, other
+    end = next((n for n, (_, start, _) in enumerate(left) if start >= place), len(left))
+    last = left[end - 1][2] if end else place
+    opened = right[0][1] if right else 0
+    following = (n for n, (_, start, stop) in enumerate(right) if stop > last and start > opened)
+    return end, next(following, len(right))
