@@ -33,7 +33,7 @@ from xmod_lab.text.source import Source
 from xmod_lab.text.stream import Plan, Specials, plan_name, save_array, token_type
 from xmod_lab.text.words import Words
 
-FORMAT = 9  # raise when the same settings would give another stream
+FORMAT = 10  # raise when the same settings would give another stream
 ROWS_FORMAT = 1  # raise when the same stream would give other rows
 _SMALL = 1 << 22  # bytes of text that one process reads sooner than several start
 _PARALLEL = "TOKENIZERS_PARALLELISM"

@@ -49,7 +49,7 @@ from xmod_lab.text.source import Source, Tally, bytes_in
 from xmod_lab.text.stream import FILES, mapped, save_array, token_type
 from xmod_lab.text.words import Words
 
-FORMAT = 1  # raise when the same text would give another shard
+FORMAT = 2  # raise when the same text would give another shard
 TYPES = {**FILES, "keys": "<u8", "letters": "<u8", "document_letters": "<u8", "rare": "<i8"}
 _TOGETHER = 1 << 25  # bytes; smaller files share a shard
 _PASSAGES, _CHARACTERS = 1024, 1 << 22  # of a batch, at most
