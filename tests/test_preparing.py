@@ -250,7 +250,7 @@ def test_of_two_processes_one_reads_the_text_and_the_other_opens_it(tmp_path, to
 
 
 @pytest.mark.parametrize("kind", ["lines", "blocks", "rows"])
-@pytest.mark.parametrize("most", [200_000_000, 6_000])
+@pytest.mark.parametrize("most", [1_000_000, 6_000])
 def test_a_vocabulary_reads_a_text_once_and_keeps_a_part_of_a_large_one(
     tmp_path, monkeypatch, most, kind
 ):
@@ -262,14 +262,17 @@ def test_a_vocabulary_reads_a_text_once_and_keeps_a_part_of_a_large_one(
         source = Source(str(tmp_path / "x.jsonl"), passage="line", validation_share=0.3)
     else:
         source = Source(_files(tmp_path / "x", kind == "blocks"), validation_share=0.3)
-    monkeypatch.setattr(spool, "MAX_BYTES", most)
     whole, reads, read = plain_splits(source)["train"].passages, [], Source.read
     assert source.held_out_by == ("passage" if kind == "lines" else "document")
     monkeypatch.setattr(Source, "read", lambda *a, **k: reads.append(1) or read(*a, **k))
     counts = Counter()
-    found = list(tokenizing._sample({"en": source}, 0.7, counts, tmp_path))
+    found = list(tokenizing._sample({"en": source}, 0.7, most, counts, tmp_path))
     assert len(reads) == 1
+    with spool.spooled(source, tmp_path / "spooled", most) as drawn:
+        alone = list(drawn)
+    assert set(alone) <= set(whole) and sum(len(p.encode()) for p in alone) <= 1.1 * most
     if most > 10_000:
+        assert alone == whole
         assert found == whole and counts == {"passages": len(whole), "used": len(whole)}
     else:
         size = sum(len(passage.encode()) for passage in found)
@@ -277,6 +280,49 @@ def test_a_vocabulary_reads_a_text_once_and_keeps_a_part_of_a_large_one(
         assert set(found) < set(whole) and abs(counts["passages"] / len(whole) - 1) < 0.35
         places = [whole.index(passage) for passage in found]
         assert places == sorted(places) and places[-1] > 0.7 * len(whole)  # from all over it
+
+
+@pytest.mark.parametrize("by", ["document", "passage"])
+def test_a_spool_has_a_bound_whatever_turns_out_to_be_held_out(tmp_path, by):
+    """By document all is held out except for the last passage, by passage nothing is."""
+    lines, sizes = [f"{text} {n}" for n in range(20) for text in passages("en", 200)], []
+
+    class OfOneBlock:
+        drop_duplicates = True
+
+        def either_way(self, tally):
+            for number, line in enumerate(lines, 1):
+                yield line, number == len(lines), True
+                sizes.append((tmp_path / "text").stat().st_size)
+
+        def held_out_of(self, blocks, lines):
+            return by
+
+    found = spool.Spool(OfOneBlock(), tmp_path / "text", 40_000)
+    found.fill()
+    read, size = list(found.read()), sum(len(line.encode()) for line in lines)
+    assert size > 200_000 and max(sizes) < 2 * 40_000
+    assert sum(len(line.encode()) for line in read) == found.bytes
+    if by == "document":
+        assert read == lines[-1:] and found.halvings == 0
+    else:
+        assert 10_000 < found.bytes <= 40_000 and set(read) < set(lines)
+        assert abs((found.bytes << found.halvings) / size - 1) < 0.35
+
+
+def test_long_passages_are_sampled_in_parts(tmp_path, monkeypatch):
+    """Two documents hold all of the text: neither all of it is taken nor nothing."""
+    monkeypatch.setattr(spool, "LINE", 1_000)
+    words = [word for code in ("en", "tr") for text in passages(code, 300) for word in text.split()]
+    halves = [" ".join(words[i::2]) for i in (0, 1)]
+    (tmp_path / "x.txt").write_text("\n".join(halves), encoding="utf-8")
+    text, size = str(tmp_path / "x.txt"), sum(map(len, halves))
+    source = Source(text, validation=text)
+    for most, low, high in ((size * 2, 1, 1.01), (10_000, 0.6, 1.2), (size // 2, 0.4, 1.1)):
+        found = list(tokenizing._sample({"en": source}, 1.0, most, Counter(), tmp_path))
+        taken = sum(len(part.encode()) for part in found)
+        assert low * min(size, most) <= taken <= high * most
+        assert max(map(len, found)) <= 1_000 or (found == halves and most > size)
 
 
 def test_a_given_vocabulary_needs_one_reading_and_an_own_one_two(tmp_path, tokenizer, monkeypatch):

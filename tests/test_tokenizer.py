@@ -1,7 +1,10 @@
 """SentencePiece and the saved Hugging Face tokenizer agree on every embedded language."""
 
+import json
 import random
 import shutil
+import subprocess
+import sys
 import unicodedata
 from functools import partial
 
@@ -12,6 +15,7 @@ from transformers import AutoTokenizer
 from tests.helpers import passages
 from xmod_lab.choices import NORMALIZATIONS
 from xmod_lab.errors import UserError
+from xmod_lab.text import unigram
 from xmod_lab.text.parts import EMBEDDED
 from xmod_lab.text.preparing import prepare_corpus
 from xmod_lab.text.source import Source
@@ -174,6 +178,24 @@ def test_what_the_text_raises_is_not_taken_for_a_small_vocabulary():
 
     with pytest.raises(KeyboardInterrupt):
         train_sentencepiece(interrupted(), vocab_size=200)
+
+
+def test_a_vocabulary_is_learnt_in_a_process_that_ends_with_its_parent_or_without_memory(
+    monkeypatch,
+):
+    settings = {"vocab_size": 80, "model_type": "unigram", "hard_vocab_limit": False}
+    lines = [json.dumps(content) for content in (settings, *passages("en", 200))]
+    for end, status in (([], 1), (["null"], 0)):  # a killed parent does not end the text
+        ended = subprocess.run(
+            [sys.executable, "-c", unigram._TRAIN],
+            input="\n".join([*lines, *end, ""]).encode(),
+            capture_output=True,
+        )
+        assert ended.returncode == status and bool(ended.stdout) == (status == 0)
+    killed = f"{unigram._TRAIN.split('try:')[0]}os.kill(os.getpid(), signal.SIGKILL)"
+    monkeypatch.setattr(unigram, "_TRAIN", killed)
+    with pytest.raises(UserError, match="set a smaller data.tokenizer_bytes"):
+        train_sentencepiece(passages("en", 50), vocab_size=200)
 
 
 def test_an_unknown_normalization_is_named_with_those_allowed():

@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn
 
 from xmod_lab.errors import INTERRUPTED, TERMINATED, Stopped
 
@@ -22,7 +21,6 @@ STOPS = [
     for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
     if hasattr(signal, name)
 ]
-_threads: list[threading.Thread] = []  # running or abandoned threads of in_thread
 ONCE = 1.0  # seconds; signals within this time count as one that arrived in two ways
 
 
@@ -104,41 +102,3 @@ class Obeying:
         finally:
             sys.unraisablehook = usual
             restore(previous)
-
-
-def leave(status: int) -> NoReturn:
-    """End the process.
-
-    With an abandoned thread of :func:`in_thread` it ends at once, because Python's shutdown is not
-    safe while the thread runs.
-    """
-    if _threads:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-def in_thread(work: Callable, /, **arguments: object) -> object:
-    """The result of ``work(**arguments)``, run in a thread, so that signals are handled meanwhile.
-
-    For long calls into libraries: Python handles signals only in the main thread, and only between
-    its own instructions. The main thread waits here. After a signal the thread is abandoned.
-    """
-    found: list[object] = []
-    raised: list[BaseException] = []
-
-    def do() -> None:
-        try:
-            found.append(work(**arguments))
-        except BaseException as error:
-            raised.append(error)
-
-    thread = threading.Thread(target=do, daemon=True)
-    _threads.append(thread)
-    thread.start()
-    thread.join()
-    _threads.remove(thread)
-    if raised:
-        raise raised[0]
-    return found[0]

@@ -40,7 +40,7 @@ from xmod_lab.config.rules import raise_faults, validate
 from xmod_lab.config.schema import CONF_DIR, PretrainConfig, from_hydra, register_schemas
 from xmod_lab.errors import INTERRUPTED, STOPPED, UserError
 from xmod_lab.settings import flatten
-from xmod_lab.stops import Obeying, leave
+from xmod_lab.stops import Obeying
 
 log = logging.getLogger(__name__)
 Work = Callable[[Any, Path], int | None]
@@ -72,14 +72,14 @@ def run_command(
             _under_way.remove(command)
             command.end_sweep()
         status = command.finish()
-    leave(status)
+    sys.exit(status)
 
 
 def run_function(work: Callable[[], int | None]) -> NoReturn:
     """Run a command that has no configuration: call ``work`` and end with its exit status."""
     with Obeying().entered():
         status = exit_status_of(work)
-    leave(status)
+    sys.exit(status)
 
 
 @dataclass

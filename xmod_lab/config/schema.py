@@ -35,6 +35,7 @@ from xmod_lab.text.holdout import VALIDATION_TOKENS
 from xmod_lab.text.objectives import OBJECTIVES, Objective
 from xmod_lab.text.parts import content_digest
 from xmod_lab.text.source import Source
+from xmod_lab.text.spool import SAMPLE
 
 if TYPE_CHECKING:
     from xmod_lab.model import XmodConfig
@@ -191,6 +192,8 @@ class DataConfig:
         alpha: the exponent of the mixture, see :func:`xmod_lab.text.mixture.proportions`.
         tokenizer_alpha: the exponent for the text that a shared vocabulary is trained on. It does
             not depend on the mixture.
+        tokenizer_bytes: the most UTF-8 bytes of that text, in all languages together. Learning a
+            vocabulary takes up to 27 times as much memory. A vocabulary is extended from an eighth.
         trim_vocabulary: cut the vocabulary of a given base to what the text uses, special tokens
             and single characters, and keep so many others in reserve. ``null``: it stays whole.
         validation_share: of the documents of each language that has no ``validation``, the share
@@ -217,6 +220,9 @@ class DataConfig:
     tokenizer: str | None = None
     tokenizer_alpha: float = number(
         0.7, least=0, most=10, hint="0: every language alike; 1: in proportion to its size"
+    )
+    tokenizer_bytes: int = number(
+        SAMPLE, least=4_000_000, most=2 * 10**9, hint="it takes up to 27 bytes of memory for each"
     )
     trim_vocabulary: int | None = number(
         None, least=0, most=10_000_000, hint="tokens in reserve; null: not trimmed"

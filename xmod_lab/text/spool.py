@@ -14,9 +14,10 @@ from xmod_lab.files import scratch_folder
 from xmod_lab.text.holdout import exact_key
 from xmod_lab.text.source import Source, Tally
 
-MAX_BYTES = 200_000_000  # SentencePiece holds its training text in memory, several times over
-_NEW = 2**20  # keys that are not sorted yet
-_BY_DOCUMENT, _BY_PASSAGE = 1, 2  # cases, added up
+SAMPLE = 32_000_000  # bytes; SentencePiece takes up to 27 times as many, in a process of its own
+LINE = 1 << 16  # bytes of a line: SentencePiece skips longer ones
+_NEW = 2**18  # keys that are not sorted yet
+_CASES = _BY_DOCUMENT, _BY_PASSAGE = 1, 2  # added up
 
 
 class Keys:
@@ -50,29 +51,29 @@ class Spool:
     the file has what is training text in one of these cases.
 
     Args:
-        halvings: how often half of the text was dropped, so that the file stays small.
+        most: bytes of text in the file, at most, in each case. If there is more text, about half
+            of it is dropped, again and again; long passages are divided then.
     """
 
     source: Source
     file: Path
-    halvings: int = 0
+    most: int
 
     def fill(self) -> None:
         """Read the text once. Raises UserError if it cannot be used, or has no training text."""
         tally = Tally()
+        self._halvings = dict.fromkeys(_CASES, 0)
         self._clear()
         with contextlib.ExitStack() as stack:
             stack.callback(lambda: self._stream.close())
             for passage, by_document, by_passage in self.source.either_way(tally):
-                key = exact_key(passage)
-                if not key >> (64 - self.halvings):
-                    self._add(passage, key, _BY_DOCUMENT * by_document + _BY_PASSAGE * by_passage)
-                    if min(self._bytes.values(), default=0) > 2 * MAX_BYTES:
-                        self._halve()
-            by = self.source.held_out_of(tally.blocks, tally.lines)
-            self._case = _BY_DOCUMENT if by == "document" else _BY_PASSAGE
-            while self.bytes > 2 * MAX_BYTES:
-                self._halve()
+                self._add(passage, _BY_DOCUMENT * by_document + _BY_PASSAGE * by_passage)
+                for case in _CASES:
+                    while self._bytes[case] > self.most:
+                        self._halve(case)
+        by = self.source.held_out_of(tally.blocks, tally.lines)
+        self._case = _BY_DOCUMENT if by == "document" else _BY_PASSAGE
+        self._seen.clear()
         if not self.passages:
             raise UserError(self.source.why_empty("train"))
 
@@ -86,14 +87,27 @@ class Spool:
         """Passages of the training text in the file."""
         return self._passages[self._case]
 
+    @property
+    def halvings(self) -> int:
+        """How often half of the training text was dropped."""
+        return self._halvings[self._case]
+
     def _clear(self) -> None:
         self._stream = self.file.open("w", encoding="utf-8")
         self._bytes, self._passages = Counter(), Counter()  # by case
         self._seen: dict[int, Keys] = {}  # by the cases of the passages
 
-    def _add(self, passage: str, key: int, cases: int) -> None:
+    def _add(self, passage: str, cases: int) -> None:
         """Write a passage that is training text in some ``cases``, if the file lacks it in one."""
+        halved = [case for case, halvings in self._halvings.items() if cases & case and halvings]
+        self._put(passage, cases - sum(halved))
+        for part in in_parts(passage) if halved else ():
+            key = exact_key(part)
+            self._put(part, sum(c for c in halved if not key >> (64 - self._halvings[c])))
+
+    def _put(self, passage: str, cases: int) -> None:
         if self.source.drop_duplicates:
+            key = exact_key(passage)
             for known, keys in self._seen.items():
                 if cases & known and key in keys:
                     cases &= ~known
@@ -103,26 +117,43 @@ class Spool:
             return
         self._stream.write(f"{cases}{passage}\n")
         size = len(passage.encode())
-        for case in (_BY_DOCUMENT, _BY_PASSAGE):
+        for case in _CASES:
             if cases & case:
                 self._bytes[case] += size
                 self._passages[case] += 1
 
-    def _halve(self) -> None:
-        """Drop the upper half of the keys."""
+    def _halve(self, case: int) -> None:
+        """Drop the upper half of the keys of a case."""
         self._stream.close()
         larger = self.file.rename(self.file.with_suffix(".larger"))
-        self.halvings += 1
+        self._halvings[case] += 1
         self._clear()
         for passage, cases in _read(larger):
-            key = exact_key(passage)
-            if not key >> (64 - self.halvings):
-                self._add(passage, key, cases)
+            self._add(passage, cases)
         larger.unlink()
 
-    def read(self) -> Iterator[str]:
-        """The training text in the file, in the order of the text."""
-        return (passage for passage, cases in _read(self.file) if cases & self._case)
+    def read(self, share: float = 1.0) -> Iterator[str]:
+        """The training text in the file, in the order of the text. Of a ``share`` less than 1, so
+        many of its passages, evenly spaced; long ones are divided first."""
+        owed = 0.0
+        for passage, cases in _read(self.file):
+            if not cases & self._case:
+                continue
+            for part in [passage] if share >= 1 - 1e-9 else in_parts(passage):
+                owed += share
+                if owed >= 1 - 1e-9:  # if all passages are wanted, the last one is too
+                    owed -= 1
+                    yield part
+
+
+def in_parts(passage: str) -> Iterator[str]:
+    """``passage`` in parts of at most ``LINE`` bytes, cut at spaces where it has some."""
+    while len(passage) > LINE // 4 and len(passage.encode()) > LINE:
+        space = passage.rfind(" ", 1, LINE // 4)  # a character has at most four bytes
+        end = space if space > 0 else LINE // 4
+        yield passage[:end]
+        passage = passage[end:]
+    yield passage
 
 
 def _read(file: Path) -> Iterator[tuple[str, int]]:
@@ -133,9 +164,10 @@ def _read(file: Path) -> Iterator[tuple[str, int]]:
 
 
 @contextlib.contextmanager
-def spooled(source: Source, folder: Path) -> Iterator[Iterator[str]]:
-    """The passages of the training text of ``source``, which lie under ``folder`` meanwhile."""
+def spooled(source: Source, folder: Path, most: int) -> Iterator[Iterator[str]]:
+    """The passages of the training text of ``source``, which lie under ``folder`` meanwhile: of
+    about ``most`` bytes, if it has more."""
     with scratch_folder(folder / "text") as scratch:
-        spool = Spool(source, scratch / "text")
+        spool = Spool(source, scratch / "text", 2 * most)
         spool.fill()
-        yield spool.read()
+        yield spool.read(min(1.0, most / spool.bytes))

@@ -20,7 +20,7 @@ from xmod_lab.text import spool
 from xmod_lab.text.source import Source
 from xmod_lab.text.unigram import PAD, RESERVED, save_tokenizer, train_sentencepiece
 
-FORMAT = 7  # raise when the same settings would give another tokenizer
+FORMAT = 8  # raise when the same settings would give another tokenizer
 ROLES = ("bos_token", "pad_token", "eos_token", "unk_token", "mask_token")
 # normalisations that give composed and decomposed text the same form
 _CANONICAL = (normalizers.NFC, normalizers.NFD, normalizers.NFKC, normalizers.NFKD)
@@ -150,6 +150,7 @@ def own_tokenizer(
     byte_fallback: bool,
     normalization: str,
     folder: Path,
+    sample: int = spool.SAMPLE,
     pad_id: int = PAD,
     rebuild: bool = False,
 ) -> Path:
@@ -159,6 +160,8 @@ def own_tokenizer(
     Args:
         vocab_size: the most tokens that it may have.
         alpha: each language has a share of the text in proportion to its size to this power.
+        sample: bytes of text that the vocabulary is learnt from, at most: of a larger text,
+            passages from all over it. Memory grows with them.
         pad_id: id of the padding; that of the base if the vocabulary is for a language to add.
     Raises:
         UserError: files in the folder were changed.
@@ -168,6 +171,7 @@ def own_tokenizer(
         "text": {code: source.digest() for code, source in sources.items()},
         "pieces": vocab_size,
         "alpha": alpha,
+        "sample": sample,
         "byte_fallback": byte_fallback,
         "normalization": normalization,
         "pad_id": pad_id,
@@ -180,7 +184,7 @@ def own_tokenizer(
         text, spooled = Counter(), scratch / "text"
         spooled.mkdir()
         model = train_sentencepiece(
-            _sample(sources, alpha, text, spooled),
+            _sample(sources, alpha, sample, text, spooled),
             vocab_size=vocab_size,
             byte_fallback=byte_fallback,
             normalization=normalization,
@@ -227,29 +231,27 @@ def about_training(folder: str) -> str | None:
 
 
 def _sample(
-    sources: dict[str, Source], alpha: float, counts: Counter, folder: Path
+    sources: dict[str, Source], alpha: float, most: int, counts: Counter, folder: Path
 ) -> Iterator[str]:
-    """Passages of all languages, thinned so that each language's bytes are ∝ size^alpha and memory
-    is bounded. Each text is read once, into ``folder``.
+    """Passages of all languages, thinned so that each language's bytes are ∝ size^alpha and
+    together about ``most`` at most. Each text is read once, into ``folder``.
 
     ``counts`` takes how many ``passages`` there are (of a large text, about so many), and how many
     are ``used``.
     """
-    spools = {code: spool.Spool(source, folder / code) for code, source in sources.items()}
+    spools = {
+        code: spool.Spool(source, folder / code, 2 * most) for code, source in sources.items()
+    }
     for each in spools.values():
         each.fill()
     sizes = {code: each.bytes << each.halvings for code, each in spools.items()}
     wanted = {code: size**alpha for code, size in sizes.items()}
     scale = min(size / wanted[code] for code, size in sizes.items())
     total = sum(wanted.values()) * scale
-    scale *= min(1.0, spool.MAX_BYTES / total)
+    scale *= min(1.0, most / total)
     for code, each in spools.items():
         share = wanted[code] * scale / each.bytes
-        owed = 0.0
         counts["passages"] += each.passages << each.halvings
-        for passage in each.read():
-            owed += share
-            if owed >= 1 - 1e-9:  # if all passages are wanted, the last one is too
-                owed -= 1
-                counts["used"] += 1
-                yield passage
+        for passage in each.read(share):
+            counts["used"] += 1
+            yield passage

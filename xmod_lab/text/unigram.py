@@ -9,14 +9,18 @@ tokens in every script. The ``spm.model`` beside them does not: to encode with i
 before (``unicodedata.normalize("NFC", text)``).
 """
 
-import io
+import contextlib
+import itertools
+import json
 import re
+import subprocess
+import sys
+import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 from sentencepiece.sentencepiece_model_pb2 import NormalizerSpec
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -24,7 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 from xmod_lab.choices import NORMALIZATIONS
 from xmod_lab.errors import UserError, nearest
-from xmod_lab.stops import in_thread
+from xmod_lab.text.spool import LINE, in_parts
 
 BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -40,7 +44,6 @@ BY_ROLE = {
 RESERVED = (
     "\u2585"  # ▅, SentencePiece's own mark of unknown characters: it skips lines that have it
 )
-_LONGEST = 1 << 16  # bytes of a line: SentencePiece skips longer ones
 SPM_FILE = "spm.model"
 # what the rules nmt_* drop, and what they turn into spaces, beside what NFKC does
 DROPPED = "[\x01-\x08\x0b\x0e-\x1f\x7f\u008f\u009f]"
@@ -69,6 +72,36 @@ CUTS = pre_tokenizers.Sequence(
 )
 _NO_CHARACTER = "\U0010ffff"  # occurs in no text
 _THREADS = 4  # fixed, since the learned scores depend on it and must not depend on the machine
+# the process that trains: the settings and the text come as lines of JSON, and null ends the text.
+# It ends with its parent, also if that is killed
+_TRAIN = """
+import json, os, signal, sys, threading, time
+import sentencepiece
+
+def follow(parent):
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+def passages():
+    for line in sys.stdin.buffer:
+        if (passage := json.loads(line)) is None:
+            return
+        yield passage
+    os._exit(1)
+
+for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # the parent obeys them
+    signal.signal(getattr(signal, name), signal.SIG_IGN)
+threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
+settings = json.loads(sys.stdin.buffer.readline())
+try:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=passages(), model_writer=sys.stdout.buffer, **settings
+    )
+    sys.stdout.buffer.flush()
+except (RuntimeError, OSError) as error:
+    sys.exit(str(error))
+"""
 
 
 def train_sentencepiece(
@@ -89,8 +122,7 @@ def train_sentencepiece(
         cut: counts the passages that were cut.
     Raises:
         UserError: ``vocab_size`` is too small for the characters of the text, or
-            ``normalization`` is unknown. What ``passages`` raises comes through as it is, and not
-            as the RuntimeError that SentencePiece makes of it.
+            ``normalization`` is unknown, or memory ran out.
     """
     if normalization not in NORMALIZATIONS:
         raise UserError(
@@ -99,45 +131,67 @@ def train_sentencepiece(
         )
     others = [name for name in SPECIALS if name != "<pad>"]
     ids = {name: number + (number >= pad_id) for number, name in enumerate(others)}
-    model = io.BytesIO()
-    failures: list[BaseException] = []
-    try:
-        in_thread(
-            sentencepiece.SentencePieceTrainer.train,
-            sentence_iterator=_watched(
-                _usable(passages, Counter() if cut is None else cut), failures
-            ),
-            model_writer=model,
-            model_type="unigram",
-            vocab_size=vocab_size,
-            hard_vocab_limit=False,
-            character_coverage=0.9998,
-            byte_fallback=byte_fallback,
-            normalization_rule_name=normalization,
-            bos_id=ids["<s>"],
-            pad_id=pad_id,
-            eos_id=ids["</s>"],
-            unk_id=ids["<unk>"],
-            pad_piece="<pad>",
-            control_symbols=["<mask>"],  # gets the lowest id that is free
-            max_sentence_length=_LONGEST,
-            num_threads=_THREADS,
-            minloglevel=2,
-        )
-    except (RuntimeError, OSError) as error:
-        if failures:
-            raise failures[0] from None
-        needed = re.search(r"required_chars\. \d+ vs (\d+)", str(error))
-        remedy = (
-            f"its characters and special tokens need {needed[1]}; set "
-            f"vocabulary_size={needed[1]} or more"
-            if needed
-            else f"give more text (SentencePiece: {str(error).splitlines()[-1]})"
-        )
+    settings = {
+        "model_type": "unigram",
+        "vocab_size": vocab_size,
+        "hard_vocab_limit": False,
+        "character_coverage": 0.9998,
+        "byte_fallback": byte_fallback,
+        "normalization_rule_name": normalization,
+        "bos_id": ids["<s>"],
+        "pad_id": pad_id,
+        "eos_id": ids["</s>"],
+        "unk_id": ids["<unk>"],
+        "pad_piece": "<pad>",
+        "control_symbols": ["<mask>"],  # gets the lowest id that is free
+        "max_sentence_length": LINE,
+        "num_threads": _THREADS,
+        "minloglevel": 2,
+    }
+    model, fault = _in_process(settings, _usable(passages, Counter() if cut is None else cut))
+    if fault is None:
+        return model
+    needed = re.search(r"required_chars\. \d+ vs (\d+)", fault)
+    remedy = (
+        f"its characters and special tokens need {needed[1]}; set vocabulary_size={needed[1]} or "
+        "more"
+        if needed
+        else f"give more text (SentencePiece: {fault.splitlines()[-1]})"
+    )
+    raise UserError(f"cannot train a vocabulary of {vocab_size} tokens on this text: {remedy}")
+
+
+def _in_process(settings: dict, passages: Iterable[str]) -> tuple[bytes, str | None]:
+    """The model that SentencePiece trains in a process of its own, and what it refuses. So its
+    memory is not added to that of torch, and a signal stops it.
+
+    Raises:
+        UserError: the process was killed.
+    """
+    command = [sys.executable, "-c", _TRAIN]
+    pipe = subprocess.PIPE
+    with (
+        tempfile.TemporaryFile() as said,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=said) as child,
+    ):
+        try:
+            with contextlib.suppress(BrokenPipeError):  # it has ended: its status says why
+                for content in itertools.chain([settings], passages, [None]):
+                    child.stdin.write(f"{json.dumps(content)}\n".encode())
+                child.stdin.close()
+            model, status = child.stdout.read(), child.wait()
+        finally:
+            child.kill()
+            with contextlib.suppress(BrokenPipeError):
+                child.stdin.close()
+        said.seek(0)
+        fault = said.read().decode(errors="replace").strip()
+    if status < 0:
         raise UserError(
-            f"cannot train a vocabulary of {vocab_size} tokens on this text: {remedy}"
-        ) from error
-    return model.getvalue()
+            "set a smaller data.tokenizer_bytes: the process that learnt the vocabulary was killed "
+            f"(signal {-status}), often because memory ran out"
+        )
+    return model, None if status == 0 else fault or f"exit status {status}"
 
 
 def _usable(passages: Iterable[str], cut: Counter) -> Iterator[str]:
@@ -146,23 +200,9 @@ def _usable(passages: Iterable[str], cut: Counter) -> Iterator[str]:
     for passage in passages:
         passage = unicodedata.normalize("NFC", passage)
         cut["reserved"] += RESERVED in passage
-        cut["long"] += len(passage.encode()) > _LONGEST
+        cut["long"] += len(passage.encode()) > LINE
         for part in passage.split(RESERVED):
-            while len(part.encode()) > _LONGEST:
-                space = part.rfind(" ", 1, _LONGEST // 4)  # a character has at most four bytes
-                end = space if space > 0 else _LONGEST // 4
-                yield part[:end]
-                part = part[end:]
-            yield part
-
-
-def _watched(passages: Iterable[str], failures: list[BaseException]) -> Iterator[str]:
-    """``passages``; ``failures`` takes what they raise."""
-    try:
-        yield from passages
-    except (Exception, KeyboardInterrupt) as error:
-        failures.append(error)
-        raise
+            yield from in_parts(part)
 
 
 def to_hugging_face(model: bytes) -> PreTrainedTokenizerFast:
