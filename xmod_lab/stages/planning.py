@@ -2,7 +2,8 @@
 
 Text is prepared as the run would prepare it, and kept for the run. A few real steps are taken on a
 model that is then thrown away, so that FLOPs, seconds and bytes are measured and not estimated. If
-the text of a pre-training cannot be fetched from the hub, random words take its place.
+the text of a pre-training cannot be fetched from the hub, random words take its place. If there is
+no room for the steps, parameters, bytes and FLOPs are counted, and no time is told.
 """
 
 import json
@@ -88,7 +89,7 @@ def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
 
     Raises:
         UserError: whatever the run itself would refuse before its first step, apart from text of a
-            pre-training that cannot be fetched.
+            pre-training that cannot be fetched, and from a new base that is too large.
     """
     written, cfg = cfg, run.fit_to_machine(cfg, workers=cfg.data.workers)
     plan: dict[str, dict] = {}
@@ -237,10 +238,10 @@ def _cost_of_new(
 
 
 def _plan_without_text(cfg: PretrainConfig, warnings: list[str], why: NotFetchedError) -> dict:
-    """The cost of pre-training on text that cannot be fetched: measured on random words."""
+    """The cost of pre-training on text that cannot be fetched: that of random words."""
     log.info(
-        "plan: %s steps, %s tokens; the text cannot be fetched: the cost is measured on random "
-        "words in its place",
+        "plan: %s steps, %s tokens; the text cannot be fetched: the cost is that of random words "
+        "in its place",
         f"{cfg.steps:,}",
         f"{cfg.steps * cfg.tokens_per_step:,}",
     )
