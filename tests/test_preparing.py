@@ -325,6 +325,17 @@ def test_long_passages_are_sampled_in_parts(tmp_path, monkeypatch):
         assert max(map(len, found)) <= 1_000 or (found == halves and most > size)
 
 
+def test_a_process_killed_after_its_last_rename_leaves_nothing(tmp_path, tokenizer):
+    file = tmp_path / "x.txt"
+    file.write_text("\n".join(dict.fromkeys(passages("en", 300))), encoding="utf-8")
+    for _ in range(2):
+        corpora = prepare_corpora({"en": Source(str(file))}, tokenizer, length=24, folder=tmp_path)
+        place = corpora["en"].folder
+        lock = place.with_name(f".{place.name}.lock")
+        assert not lock.exists()
+        lock.touch()
+
+
 def test_a_given_vocabulary_needs_one_reading_and_an_own_one_two(tmp_path, tokenizer, monkeypatch):
     file = tmp_path / "x.txt"
     file.write_text("\n".join(dict.fromkeys(passages("en", 300))), encoding="utf-8")

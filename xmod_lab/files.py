@@ -95,7 +95,7 @@ def build_folder(
         UserError: the parent folder cannot be written.
     """
     if target.exists() and not rebuild:
-        _tidy(target)
+        tidy(target)
         return False
     with contextlib.ExitStack() as stack:
         try:
@@ -257,10 +257,10 @@ def clear_scratch(folder: Path) -> None:
     for place, _, files in os.walk(folder):
         for name in files:
             if re.fullmatch(r"\..+\.lock", name, re.DOTALL):
-                _tidy(Path(place, name[1:].removesuffix(".lock")))
+                tidy(Path(place, name[1:].removesuffix(".lock")))
 
 
-def _tidy(target: Path) -> None:
+def tidy(target: Path) -> None:
     """Delete what killed processes left beside ``target``, and its lock file last."""
     if target.with_name(f".{target.name}.lock").exists():
         with contextlib.suppress(Busy, OSError), _scratch(target, wait=False):

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.errors import UserError
-from xmod_lab.files import build_folder, clear_scratch, digest_of_files
+from xmod_lab.files import build_folder, clear_scratch, digest_of_files, tidy
 from xmod_lab.foreign import tokenizer_digest
 from xmod_lab.stops import STOPS
 from xmod_lab.text.corpus import HELD_OUT, SPLITS, Corpus, open_corpus
@@ -115,6 +115,8 @@ def prepare_corpora(
 
         if code in shards:
             build_folder(target, write, rebuild=rebuild)
+        else:
+            tidy(target)
         corpora[code] = _with_rows(target, digest, length)
     return corpora
 
