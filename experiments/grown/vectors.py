@@ -18,14 +18,12 @@ only the list of languages is read.
 Intervals (95 %) are over clusters of tests (templates, packages, paragraphs) and over the five
 draws. Models whose rows are in the file already are left out, so that a stopped command goes on.
 
---topics: the folder with a file LANG.jsonl.gz for each language, of columns text, label, pkg,
-split. Only the nine most frequent labels, 1,600 training texts and 240 tests of a language.
+--topics: the folder that select_topics.py wrote.
 """
 
 import argparse
 import csv
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -54,7 +52,6 @@ from xmod_lab.text.parallel import check_parallel, parallel_name, read_parallel
 SOURCE, PREFIX = "en", "query: "
 DRAWS, SHARE = 5, 0.8  # of the clusters of training texts
 STRENGTHS = (1.0, 10.0, 100.0)  # C, on vectors of length 1
-LABELS, TRAIN, TESTS = 9, 1_600, 240  # of topics
 ARMS = {"target": None, "none": NO_SLOT}
 
 Vectors = dict[str, np.ndarray]  # arm -> (N, D), sparse for n-grams
@@ -93,11 +90,17 @@ class Spelling:
         return {NGRAMS: self.hashed.transform(texts)}
 
 
-def retrieval(encoder: Encoder | Spelling, file: str) -> list[Record]:
-    """From English paragraphs to those of each language, and back."""
+def retrieval(
+    encoder: Encoder | Spelling, file: str, only: Collection[str] | None = None
+) -> list[Record]:
+    """From English paragraphs to those of each language, and back. ``only``: of these columns."""
     parallel = read_parallel(file)
     names = {code.split("_")[0]: code for code in encoder.config.known_codes()}
-    columns = {name: names[name] for name in parallel.sentences if name in names}
+    columns = {
+        name: names[name]
+        for name in parallel.sentences
+        if name in names and (only is None or name in only)
+    }
     vectors = {name: _filled(encoder, parallel.sentences[name], columns[name]) for name in columns}
     records = []
     for name in sorted(columns.keys() - {SOURCE}):
@@ -121,18 +124,11 @@ def _filled(encoder: Encoder | Spelling, texts: list[str], code: str) -> Vectors
     return found
 
 
-def probe(encoder: Encoder | Spelling, source: LabelledSource, topics: bool) -> list[Record]:
+def probe(encoder: Encoder | Spelling, source: LabelledSource) -> list[Record]:
     """A classifier on vectors of English texts, tested in all languages."""
     found, _ = read_examples([source], Classification.roles, encoder.config.known_codes())
     home = encoder.config.resolve(SOURCE)
     english = found[home]
-    if topics:
-        labels = Counter(row.values["label"] for row in english["train"]).most_common(LABELS)
-        kept = {label for label, _ in labels}
-        english = {
-            part: [row for row in rows if row.values["label"] in kept][:TRAIN]
-            for part, rows in english.items()
-        }
     kind = Classification(english["train"])
     x = {part: encoder(_texts(english[part]), home) for part in ("train", "dev")}
     y = {part: np.array(kind.gold(english[part])) for part in ("train", "dev")}
@@ -149,7 +145,6 @@ def probe(encoder: Encoder | Spelling, source: LabelledSource, topics: bool) -> 
     for code, parts in found.items():
         # a label that English does not have cannot be right
         rows = [row for row in parts.get("test", []) if row.values["label"] in kind.labels]
-        rows = rows[:TESTS] if topics else rows
         if not rows:
             continue
         gold, clusters = np.array(kind.gold(rows)), clusters_of([r.values.get(GROUP) for r in rows])
@@ -196,10 +191,10 @@ def tasks(
 ) -> dict[str, Callable[[], list[Record]]]:
     """Name of a task -> what scores it."""
     intents = LabelledSource("embedded:intents", columns={"language": "lang", GROUP: "template"})
-    found = {"intents": partial(probe, encoder, intents, topics=False)}
+    found = {"intents": partial(probe, encoder, intents)}
     if args.topics:
         topics = LabelledSource(f"{args.topics}/@language.jsonl.gz", columns={GROUP: "pkg"})
-        found["topics"] = partial(probe, encoder, topics, topics=True)
+        found["topics"] = partial(probe, encoder, topics)
     return found | {
         parallel_name(file): partial(retrieval, encoder, file) for file in args.parallel
     }
@@ -221,7 +216,7 @@ def score(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", metavar="NAME=MODEL")
-    parser.add_argument("--topics", help="folder of the topics of packages")
+    parser.add_argument("--topics", help="folder of select_topics.py")
     parser.add_argument("--parallel", nargs="+", default=["embedded:udhr"])
     parser.add_argument("--out", type=Path, default=Path("vectors.csv"))
     args = parser.parse_args()
