@@ -3,9 +3,9 @@
     python select_topics.py FOLDER OUT
 
 FOLDER has a file LANG.jsonl.gz for each language, of columns text, label, pkg and split. OUT gets
-files of the same names: the nine most frequent labels of English training texts, at most 1,600
-training texts (English alone), 200 development texts and 100 tests of a language, and of each text
-the first 240 characters, up to a space.
+files of the same names, with the nine most frequent labels of English training texts: at most 1,600
+training and 200 development texts in English, and 80 tests in each language; of each text the first
+160 characters, up to a space.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import json
 from collections import Counter
 from pathlib import Path
 
-LABELS, CHARACTERS = 9, 240
-MOST = {"train": 1_600, "dev": 200, "test": 100}
+LABELS, CHARACTERS = 9, 160
+MOST = {"train": 1_600, "dev": 200, "test": 80}
 SOURCE = "en"
 
 
