@@ -1,6 +1,6 @@
 """What the sentence vectors of grown models know, without any training of the models.
 
-    python vectors.py NAME=MODEL [NAME=MODEL ...] [--topics FOLDER] [--out vectors.csv]
+    python vectors.py NAME=MODEL [NAME=MODEL ...] [--topics FOLDER] [--tasks NAME ...]
 
 MODEL is a run or a model folder. A vector is the mean of the last states of a text behind E5's
 prefix "query: ". The texts of a language go through its own slot (arm ``target``) or through none
@@ -195,9 +195,8 @@ def tasks(
     if args.topics:
         topics = LabelledSource(f"{args.topics}/@language.jsonl.gz", columns={GROUP: "pkg"})
         found["topics"] = partial(probe, encoder, topics)
-    return found | {
-        parallel_name(file): partial(retrieval, encoder, file) for file in args.parallel
-    }
+    found |= {parallel_name(file): partial(retrieval, encoder, file) for file in args.parallel}
+    return {name: scored for name, scored in found.items() if name in (args.tasks or found)}
 
 
 def score(args: argparse.Namespace) -> None:
@@ -218,6 +217,7 @@ def main() -> None:
     parser.add_argument("models", nargs="+", metavar="NAME=MODEL")
     parser.add_argument("--topics", help="folder of select_topics.py")
     parser.add_argument("--parallel", nargs="+", default=["embedded:udhr"])
+    parser.add_argument("--tasks", nargs="+", metavar="NAME", help="of these tasks alone")
     parser.add_argument("--out", type=Path, default=Path("vectors.csv"))
     args = parser.parse_args()
     run_function(lambda: score(args))
