@@ -299,6 +299,29 @@ def test_windows_that_nowhere_agree_lose_no_text(bytes_of, tmp_path, monkeypatch
         assert 0 <= len(read) - len(text) <= 5 * 16
 
 
+@pytest.mark.parametrize("kind", ["own", "words"])
+@pytest.mark.parametrize("gap", [" ", "\t", "\0"])
+def test_the_first_word_behind_a_gap_that_is_longer_than_the_overlap_is_kept(
+    model, tmp_path, monkeypatch, kind, gap
+):
+    monkeypatch.setattr(module, "_LONG", 1500)
+    monkeypatch.setattr(module, "_WINDOW", 1000)
+    monkeypatch.setattr(module, "_OVERLAP", 200)
+    if kind == "words":
+        word_pieces(tmp_path)
+    tokenizer = load_tokenizer(tmp_path) if kind == "words" else to_hugging_face(model)
+    text = f"one {gap * 2_500} another word {gap * 700} and {'then ' * 200}"
+    assert Words(tokenizer).ids([text])[0].tolist() == whole(tokenizer, [text])[0]
+
+
+def test_parts_of_text_of_combining_characters_alone_have_the_usual_length(model, monkeypatch):
+    monkeypatch.setattr(module, "_LONG", 24)
+    monkeypatch.setattr(module, "_WINDOW", 12)
+    text = "\u0301" * 100 + "e\u0301" * 9
+    parts = list(Words(to_hugging_face(model)).parts(text))
+    assert "".join(parts) == text and len(parts) < 15
+
+
 def test_a_tokenizer_that_reads_words_in_another_way_than_its_steps_say(model, caplog):
     tokenizer = to_hugging_face(model)
     found = Words(tokenizer)

@@ -5,7 +5,7 @@ are those of its words, one after the other. :func:`apart` decides that from the
 tokenizer. Others get whole passages.
 
 Passages of more than ``_LONG`` characters are tokenised in windows that overlap, because tokens
-take up to 900 times the memory of their text. Where two windows have the same tokens, the first is
+take up to 850 times the memory of their text. Where two windows have the same tokens, the first is
 left for the second. Where they nowhere have, as in a run of one letter, the second goes on behind
 the last token of the first.
 
@@ -56,7 +56,7 @@ _AT_SPACES = {"BertPreTokenizer", "Whitespace", "WhitespaceSplit"}
 _FURTHER = {"Punctuation", "Digits"}
 
 
-Token = tuple[int, int, int]  # its id, and the first and the last but one character of its text
+Token = tuple[int, int, int]  # its id, its first character, and the first character behind it
 
 
 class Apart(NamedTuple):
@@ -261,9 +261,8 @@ class Words:
                 end = text.rfind(" ", begin + 1, end)
             following = end + 1
             if end < 0:
-                end = begin + _WINDOW
-                while end > begin + 1 and unicodedata.combining(text[end]):
-                    end -= 1
+                ends = range(begin + _WINDOW, begin, -1)
+                end = next((n for n in ends if not unicodedata.combining(text[n])), ends[0])
                 following = end
             yield text[begin:end]
             begin = following
@@ -366,11 +365,13 @@ class Words:
 
 
 def _meeting(left: list[Token], right: list[Token], place: int) -> tuple[int, int]:
-    """Where the tokens of one window are left for those of the next: the first token of each that
-    is not used, or is. It is as near to the character ``place`` as it can be.
+    """Where the tokens of one window are left for those of the next: the first token of ``left``
+    that is not used, and the first of ``right`` that is. It is as near to the character ``place``
+    as it can be.
 
     Where no ``2 * _ALIKE`` tokens are the same, the right ones begin with the first that ends
-    behind the last left one, unless that began before its window."""
+    behind the last left one. The first token of the window may have begun before the window, so it
+    counts only if it begins behind the last left one."""
     near = [n for n, (_, start, _) in enumerate(left) if abs(start - place) <= _OVERLAP]
     known = {token: n for n, token in enumerate(right) if token[1] <= place + _OVERLAP}
     for n in sorted(near, key=lambda n: abs(left[n][1] - place)):
@@ -382,5 +383,9 @@ def _meeting(left: list[Token], right: list[Token], place: int) -> tuple[int, in
     end = next((n for n, (_, start, _) in enumerate(left) if start >= place), len(left))
     last = left[end - 1][2] if end else place
     opened = right[0][1] if right else 0
-    following = (n for n, (_, start, stop) in enumerate(right) if stop > last and start > opened)
+    following = (
+        n
+        for n, (_, start, stop) in enumerate(right)
+        if start >= last or (stop > last and start > opened)
+    )
     return end, next(following, len(right))
