@@ -310,6 +310,15 @@ def test_a_spool_has_a_bound_whatever_turns_out_to_be_held_out(tmp_path, by):
         assert abs((found.bytes << found.halvings) / size - 1) < 0.35
 
 
+@pytest.mark.parametrize("text", ["日本語の文", "word by word ", "ä", "a"])
+def test_parts_of_a_long_passage_are_all_of_it_and_short(text):
+    for size in (spool.LINE // 4 // len(text), spool.LINE // 2, 2**20):
+        parts = list(spool.in_parts(text * size))
+        assert "".join(parts) == text * size
+        assert max(len(part.encode()) for part in parts) <= spool.LINE
+        assert all(part.startswith(" ") for part in parts[1:]) or " " not in text
+
+
 def test_long_passages_are_sampled_in_parts(tmp_path, monkeypatch):
     """Two documents hold all of the text: neither all of it is taken nor nothing."""
     monkeypatch.setattr(spool, "LINE", 1_000)

@@ -148,12 +148,15 @@ class Spool:
 
 def in_parts(passage: str) -> Iterator[str]:
     """``passage`` in parts of at most ``LINE`` bytes, cut at spaces where it has some."""
-    while len(passage) > LINE // 4 and len(passage.encode()) > LINE:
-        space = passage.rfind(" ", 1, LINE // 4)  # a character has at most four bytes
-        end = space if space > 0 else LINE // 4
-        yield passage[:end]
-        passage = passage[end:]
-    yield passage
+    begin, most = 0, LINE // 4  # a character has at most four bytes
+    while (rest := len(passage) - begin) > LINE or (
+        rest > most and len(passage[begin:].encode()) > LINE
+    ):
+        space = passage.rfind(" ", begin + 1, begin + most)
+        end = space if space > 0 else begin + most
+        yield passage[begin:end]
+        begin = end
+    yield passage[begin:]
 
 
 def _read(file: Path) -> Iterator[tuple[str, int]]:
