@@ -1,6 +1,7 @@
 """The lineage of a model: what it was trained from, the newest first."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 from xmod_lab.runs.bases import Base
@@ -44,9 +45,14 @@ def test_a_model_that_a_run_keeps_on_the_way_has_the_lineage_of_the_run(tmp_path
     assert found[2] == entry
 
 
-def test_a_model_folder_beside_a_proof_of_something_else_has_no_lineage(tmp_path):
+def test_a_model_folder_beside_a_proof_of_something_else_has_no_lineage(tmp_path, monkeypatch):
     (tmp_path / "proof.json").write_text(json.dumps({"lineage": [{"base": "other"}]}))
-    assert len(lineage_of(base_in(tmp_path / "installed"), "X-MOD")) == 1
+    installed = base_in(tmp_path / "installed")
+    (tmp_path / "installed").mkdir()
+    shutil.copy(tmp_path / "proof.json", tmp_path / "installed")
+    assert len(lineage_of(installed, "X-MOD")) == 1
+    monkeypatch.chdir(tmp_path)  # random weights have no folder
+    assert len(lineage_of(Base("random", None, None, None), "X-MOD")) == 1
 
 
 def test_the_commit_of_a_model_of_the_hub_is_kept(tmp_path):

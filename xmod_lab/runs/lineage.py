@@ -31,9 +31,10 @@ def lineage_of(base: "Base", kind: str, **entry: object) -> list[dict]:
     name = base.name if is_hub_id(base.name) else hub_id(model) or Path(base.name).name
     pinned = {"revision": commit} if (commit := hub_commit(model)) else {}
     run, within = _run_of(model)
-    if within != "model":
+    if within not in ("", "model"):
         name = f"{run.name}/{within}"
-    older = read_json(run / PROOF, dict).get("lineage", []) if (run / PROOF).is_file() else []
+    of_run = within and (run / PROOF).is_file()
+    older = read_json(run / PROOF, dict).get("lineage", []) if of_run else []
     if older and (kept := _KEPT.fullmatch(within)):  # its run trained it further
         older = [{**older[0], "steps": int(kept["steps"])}, *older[1:]]
         if code := kept["code"]:
@@ -44,7 +45,7 @@ def lineage_of(base: "Base", kind: str, **entry: object) -> list[dict]:
 def _run_of(model: Path) -> tuple[Path, str]:
     """The run that holds a model folder, and its place there: ``model`` or ``models/step-N``.
 
-    Elsewhere the folder itself, and ``model``.
+    Elsewhere the folder itself, and an empty text.
     """
     if model.name == "model":
         return model.parent, "model"
@@ -52,7 +53,7 @@ def _run_of(model: Path) -> tuple[Path, str]:
         within = model.relative_to(run).as_posix()
         if _KEPT.fullmatch(within) and (run / PROOF).is_file():
             return run, within
-    return model, "model"
+    return model, ""
 
 
 def told(lineage: list[dict]) -> dict[str, str]:
