@@ -6,6 +6,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from xmod_lab.model import XmodForMaskedLM, XmodForSequenceClassification
 from xmod_lab.model_folders import RECOGNITION
 from xmod_lab.runs.bases import Base
 from xmod_lab.scoring.recognition import auto_figures, choose_slots
+from xmod_lab.stages import opening
 from xmod_lab.stages.evaluating import slot_choice
 from xmod_lab.stages.opening import check_slot_choice
 from xmod_lab.text.recognition import (
@@ -274,6 +276,16 @@ def test_the_lowest_loss_chooses_too(folder):
         xmod_lab.recognise(model, texts, by="x")
     with pytest.raises(UserError, match="leave text number 1 out, or write it: it is None"):
         xmod_lab.recognise(model, ["a", None])
+
+
+def test_the_base_of_an_evaluation_is_looked_for_once(monkeypatch):
+    base = Base("random", None, None, None)
+    find, read = Mock(return_value=base), Mock(side_effect=UserError("far enough"))
+    monkeypatch.setattr(opening, "find_base", find)
+    monkeypatch.setattr(opening, "with_added_text", read)
+    with pytest.raises(UserError, match="far enough"):
+        opening.open_scored(composed("base=x", command="evaluate"), None)
+    assert find.call_count == 1 and read.call_args.args == (base,)
 
 
 def test_evaluation_needs_what_languages_are_recognised_by(folder, tmp_path):

@@ -50,8 +50,9 @@ class Opened:
 
 def open_scored(cfg: EvaluateConfig, run: RunDir) -> Opened:
     """As :func:`open_model`, after a check of how slots are chosen."""
-    check_slot_choice(find_base(cfg, run), cfg.evaluate)
-    return open_model(cfg, run)
+    base = find_base(cfg, run)
+    check_slot_choice(base, cfg.evaluate)
+    return open_model(cfg, run, base)
 
 
 def check_slot_choice(base: Base, cfg: EvaluationConfig) -> None:
@@ -71,14 +72,16 @@ def check_slot_choice(base: Base, cfg: EvaluationConfig) -> None:
     raise_faults(faults)
 
 
-def open_model(cfg: PretrainConfig, run: RunDir) -> Opened:
+def open_model(cfg: PretrainConfig, run: RunDir, base: Base | None = None) -> Opened:
     """Load the model that ``cfg.base`` means for ``run``, and prepare its text.
 
+    Args:
+        base: that model, if it was found already.
     Raises:
         UserError: there is no such model, it does not fit what is given, or no text is in any of
             its languages.
     """
-    base = find_base(cfg, run)
+    base = base or find_base(cfg, run)
     if Path(base.name, "config.yaml").is_file():
         _refuse_other_text(base, cfg)
     base, unread = with_added_text(base)
