@@ -198,6 +198,12 @@ def test_a_vocabulary_is_learnt_in_a_process_that_ends_with_its_parent_or_withou
         train_sentencepiece(passages("en", 50), vocab_size=200)
 
 
+def test_modules_of_the_working_folder_do_not_train_a_vocabulary(tmp_path, monkeypatch):
+    (tmp_path / "sentencepiece.py").write_text("raise SystemExit('another module')")
+    monkeypatch.chdir(tmp_path)
+    assert train_sentencepiece(passages("en", 20), vocab_size=80)
+
+
 def test_an_unknown_normalization_is_named_with_those_allowed():
     for normalization in NORMALIZATIONS:
         train_sentencepiece(passages("en", 20), vocab_size=80, normalization=normalization)

@@ -168,7 +168,8 @@ def _in_process(settings: dict, passages: Iterable[str]) -> tuple[bytes, str | N
     Raises:
         UserError: the process was killed.
     """
-    command = [sys.executable, "-c", _TRAIN]
+    # -P: modules of the working folder are not imported
+    command = [sys.executable, "-P", "-c", _TRAIN]
     pipe = subprocess.PIPE
     with (
         tempfile.TemporaryFile() as said,
