@@ -43,7 +43,9 @@ Record = dict[str, str | float]
 def models_of(run: Path) -> dict[int, Path]:
     """Step -> model folder: those that were kept, and the last."""
     last = load_config(RunDir(run)).trainer.max_steps
-    kept = {int(folder.name.removeprefix("step-")): folder for folder in run.glob("models/**/step-*")}
+    kept = {
+        int(folder.name.removeprefix("step-")): folder for folder in run.glob("models/**/step-*")
+    }
     return dict(sorted(kept.items())) | {last: run / "model"}
 
 
