@@ -55,8 +55,9 @@ def scorer_of(run: Path) -> Scorer:
     return next(each.scorer for each in open_model(cfg, RunDir(run)).languages if each.code == CODE)
 
 
-def scored(runs: Path, found: list[Record]) -> list[Record]:
-    """The numbers: run, panel, tokens read, value; ``found`` are those of before."""
+def scored(runs: Path, file: Path) -> list[Record]:
+    """The numbers: run, panel, tokens read, value. Those that ``file`` lacks are added to it."""
+    found: list[Record] = list(csv.DictReader(file.open())) if file.exists() else []
     done = {(row["run"], float(row["tokens"])) for row in found}
     for run in WAYS:
         if not (runs / run / "metrics.json").exists():
@@ -75,6 +76,7 @@ def scored(runs: Path, found: list[Record]) -> list[Record]:
                 {"run": run, "panel": panel, "tokens": step * a_step, "value": value}
                 for panel, value in values.items()
             ]
+            file.write_text(csv_text(found), encoding="utf-8")
     return found
 
 
@@ -106,9 +108,7 @@ def draw(found: list[Record], start: dict[str, float]) -> Figure:
 
 def curves(runs: Path) -> None:
     """Score what is not in the file yet, and draw."""
-    file = Path("curves.csv")
-    found = scored(runs, list(csv.DictReader(file.open())) if file.exists() else [])
-    file.write_text(csv_text(found), encoding="utf-8")
+    found = scored(runs, Path("curves.csv"))
     with Path("vectors.csv").open(newline="") as stream:
         before = {
             row["task"]: float(row["score"])
