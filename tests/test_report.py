@@ -454,13 +454,6 @@ def test_only_settings_that_differ_are_shown_and_name_the_groups(tmp_path):
     assert [group.sample("val/bpb/el_GR").values for group in groups] == [[1, 1], [2, 2]]
 
 
-def test_the_recipe_that_is_not_in_force_is_no_difference(tmp_path):
-    for name, rate in (("a", "1e-3"), ("b", "2e-3")):
-        make_run(tmp_path / name, f"task.extend.peak_lr={rate}", f"task.pretrain.peak_lr={rate}")
-    groups, _ = groups_of(find_runs([tmp_path]).runs)
-    assert [[*group.settings] for group in groups] == [["task.extend.peak_lr"]] * 2
-
-
 def test_a_language_that_only_some_runs_add_is_one_difference(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", "+lang=[new_lang,sw]", "lang.new_lang.code=el_GR")

@@ -13,7 +13,7 @@ from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
 from xmod_lab.markup import visible
 from xmod_lab.metrics import codes_of, read_metrics
-from xmod_lab.settings import command_of, flatten, is_under, read_settings
+from xmod_lab.settings import command_of, flatten, read_settings
 from xmod_lab.text.objectives import Likelihood, likelihood_of
 
 KINDS = {
@@ -314,9 +314,6 @@ def _settings(config: dict, depth: int) -> dict[str, object]:
     base."""
     found = flatten(config)
     found.pop("command", None)  # the kind of the run says it, and earlier versions do not record it
-    frozen = config.get("lang") or config.get("train", "all") != "all"
-    idle = "task.pretrain" if frozen else "task.extend"  # the recipe that is not in force
-    found = {key: value for key, value in found.items() if not is_under(key, (idle,))}
     found |= {
         key: ", ".join(tree)
         for key, tree in (
