@@ -163,6 +163,8 @@ def hub(monkeypatch, tmp_path):
     server = Hub()
     constants = huggingface_hub.constants
     monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    # transformers keeps a client, with the address of an earlier server
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
     monkeypatch.setattr(
         constants,
         "HUGGINGFACE_CO_URL_TEMPLATE",
@@ -480,7 +482,6 @@ def test_the_profiles_of_a_model_of_the_hub_are_those_of_its_commit(
     assert model.recognition_of_base() == profiles and asked == ["v1"]
 
 
-@pytest.mark.slow  # 47 s behind the other tests of this file, 0.1 s alone
 def test_a_tokenizer_that_the_hub_does_not_have_is_not_one_that_cannot_be_fetched(
     hub, tokenizer_folder, monkeypatch
 ):
