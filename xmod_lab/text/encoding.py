@@ -9,9 +9,9 @@ import numpy as np
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.text.words import Words
+from xmod_lab.text.words import Words, in_batches
 
-_AT_ONCE, _CHARACTERS = 1024, 1 << 17  # of passages that are tokenised at once
+_CHARACTERS = 1 << 17  # of passages that are tokenised at once
 
 
 def encode(
@@ -28,25 +28,13 @@ def encodings(
     """Each passage, its tokens with their positions in it, and the bytes behind unknown ones.
     ``<mask>`` and the like inside the text are text, not special tokens."""
     with _all_is_text(tokenizer):
-        for batch in _batches(passages):
+        for batch in in_batches(passages, _CHARACTERS):
             for text, encoding in zip(
                 batch,
                 tokenizer.backend_tokenizer.encode_batch(batch, add_special_tokens=False),
                 strict=True,
             ):
                 yield text, encoding, unknown_bytes(text, encoding, tokenizer.unk_token_id)
-
-
-def _batches(passages: Iterator[str]) -> Iterator[list[str]]:
-    batch, size = [], 0
-    for passage in passages:
-        batch.append(passage)
-        size += len(passage)
-        if len(batch) == _AT_ONCE or size >= _CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def ids_ahead(

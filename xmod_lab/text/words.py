@@ -37,6 +37,7 @@ _TOGETHER = 64  # new words that are tokenised as one text
 _LONG = 1 << 18  # characters of texts that are tokenised at once; a longer one is in windows
 _WINDOW, _OVERLAP = 1 << 16, 1 << 10  # characters
 _ALIKE = 8  # tokens before and after the place where one window is left for the next
+_TEXTS = 1024  # that are tokenised at once, at most
 _CHECKED = 64  # passages of a text that are tokenised both ways
 # steps that change each character, or a character with its marks, by itself
 _LOCAL = {
@@ -238,14 +239,8 @@ class Words:
 
     def _encodings(self, texts: list[str]) -> Iterator[Encoding]:
         """Few are there at a time, because they take hundreds of times the memory of their text."""
-        some, size = [], 0
-        for text in texts:
-            if size + len(text) > _LONG:
-                yield from self._backend.encode_batch_fast(some, add_special_tokens=False)
-                some, size = [], 0
-            some.append(text)
-            size += len(text)
-        yield from self._backend.encode_batch_fast(some, add_special_tokens=False)
+        for some in in_batches(texts, _LONG):
+            yield from self._backend.encode_batch_fast(some, add_special_tokens=False)
 
     def _bytes(self, ids: list[int]) -> bytes:
         return np.array(ids, dtype=self._dtype).tobytes()
@@ -290,7 +285,7 @@ class Words:
         if joined:
             for number, words in waiting.items():
                 if not joined.isdisjoint(words):
-                    waiting[number] = self._parts(passages[number])
+                    waiting[number] = self._words(passages[number])
             new = self._new(chain.from_iterable(waiting.values()))
         passing = self._tokenise(new)
         for number, words in waiting.items():
@@ -316,7 +311,7 @@ class Words:
         word = word.removeprefix(" ") if self._apart.spaced else word
         return self._opens[word[:1]] and self._closes[word[-1:]]
 
-    def _parts(self, text: str) -> list[str]:
+    def _words(self, text: str) -> list[str]:
         """The words of a text; those that may not be cut apart stay together."""
         parts: list[str] = []
         open_ = False
@@ -362,6 +357,20 @@ class Words:
             for word in singly
             if len(word) > _LONGEST or " " in word[1:] or not self._is_safe(word)
         ]
+
+
+def in_batches(texts: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """``texts`` in lists of at most 1,024 of them, and so many ``characters``, unless one has more
+    by itself."""
+    batch, size = [], 0
+    for text in texts:
+        if batch and (len(batch) == _TEXTS or size + len(text) > characters):
+            yield batch
+            batch, size = [], 0
+        batch.append(text)
+        size += len(text)
+    if batch:
+        yield batch
 
 
 def _meeting(left: list[Token], right: list[Token], place: int) -> tuple[int, int]:
