@@ -7,6 +7,7 @@ import subprocess
 import sys
 import unicodedata
 from functools import partial
+from pathlib import Path
 
 import pytest
 import sentencepiece
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer
 from tests.helpers import passages
 from xmod_lab.choices import NORMALIZATIONS
 from xmod_lab.errors import UserError
-from xmod_lab.text import unigram
+from xmod_lab.text import unigram_process
 from xmod_lab.text.parts import EMBEDDED
 from xmod_lab.text.preparing import prepare_corpus
 from xmod_lab.text.source import Source
@@ -181,19 +182,21 @@ def test_what_the_text_raises_is_not_taken_for_a_small_vocabulary():
 
 
 def test_a_vocabulary_is_learnt_in_a_process_that_ends_with_its_parent_or_without_memory(
-    monkeypatch,
+    tmp_path, monkeypatch
 ):
+    script = Path(unigram_process.__file__)
     settings = {"vocab_size": 80, "model_type": "unigram", "hard_vocab_limit": False}
     lines = [json.dumps(content) for content in (settings, *passages("en", 200))]
     for end, status in (([], 1), (["null"], 0)):  # a killed parent does not end the text
         ended = subprocess.run(
-            [sys.executable, "-c", unigram._TRAIN],
+            [sys.executable, "-P", script],
             input="\n".join([*lines, *end, ""]).encode(),
             capture_output=True,
         )
         assert ended.returncode == status and bool(ended.stdout) == (status == 0)
-    killed = f"{unigram._TRAIN.split('try:')[0]}os.kill(os.getpid(), signal.SIGKILL)"
-    monkeypatch.setattr(unigram, "_TRAIN", killed)
+    killed = f"{script.read_text().split('try:')[0]}os.kill(os.getpid(), signal.SIGKILL)\n\nmain()"
+    (tmp_path / "killed.py").write_text(killed)
+    monkeypatch.setattr(unigram_process, "__file__", str(tmp_path / "killed.py"))
     with pytest.raises(UserError, match="set a smaller data.tokenizer_bytes"):
         train_sentencepiece(passages("en", 50), vocab_size=200)
 

@@ -28,6 +28,7 @@ from transformers import PreTrainedTokenizerFast
 
 from xmod_lab.choices import NORMALIZATIONS
 from xmod_lab.errors import UserError, nearest
+from xmod_lab.text import unigram_process
 from xmod_lab.text.spool import LINE, in_parts
 
 BOS, PAD, EOS, UNK, MASK = 0, 1, 2, 3, 4
@@ -72,36 +73,6 @@ CUTS = pre_tokenizers.Sequence(
 )
 _NO_CHARACTER = "\U0010ffff"  # occurs in no text
 _THREADS = 4  # fixed, since the learned scores depend on it and must not depend on the machine
-# the process that trains: the settings and the text come as lines of JSON, and null ends the text.
-# It ends with its parent, also if that is killed
-_TRAIN = """
-import json, os, signal, sys, threading, time
-import sentencepiece
-
-def follow(parent):
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-def passages():
-    for line in sys.stdin.buffer:
-        if (passage := json.loads(line)) is None:
-            return
-        yield passage
-    os._exit(1)
-
-for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):  # the parent obeys them
-    signal.signal(getattr(signal, name), signal.SIG_IGN)
-threading.Thread(target=follow, args=(os.getppid(),), daemon=True).start()
-settings = json.loads(sys.stdin.buffer.readline())
-try:
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=passages(), model_writer=sys.stdout.buffer, **settings
-    )
-    sys.stdout.buffer.flush()
-except (RuntimeError, OSError) as error:
-    sys.exit(str(error))
-"""
 
 
 def train_sentencepiece(
@@ -168,8 +139,8 @@ def _in_process(settings: dict, passages: Iterable[str]) -> tuple[bytes, str | N
     Raises:
         UserError: the process was killed.
     """
-    # -P: modules of the working folder are not imported
-    command = [sys.executable, "-P", "-c", _TRAIN]
+    # -P: no module beside the script, or in the working folder, is imported
+    command = [sys.executable, "-P", unigram_process.__file__]
     pipe = subprocess.PIPE
     with (
         tempfile.TemporaryFile() as said,
