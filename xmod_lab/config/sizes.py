@@ -187,13 +187,10 @@ def memory_faults(
     """
     have, processes = memory(), cfg.trainer.devices
 
-    def weights(other: PretrainConfig) -> int:
-        return processes * bytes_held(other)
-
     def here(other: PretrainConfig) -> int:
         return processes * (bytes_to_train(other) if trains else bytes_held(other))
 
-    if (takes := weights(cfg)) > have:
+    if (takes := processes * bytes_held(cfg)) > have:
         return [_too_large(cfg, takes, "for its weights alone", have, "this machine", here)]
     if not trains or (kind is None and here(cfg) <= have):
         return []

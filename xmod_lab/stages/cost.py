@@ -71,10 +71,13 @@ def of_part(cfg: PretrainConfig) -> PretrainConfig:
     return _whole(cfg, devices=1, nodes=1, strategy="auto", rows_per_step=rows)
 
 
-def estimate(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Cost:
-    """What pre-training a base costs that this machine cannot hold: counted, nothing measured."""
-    cfg = with_vocabulary_of(cfg, tokenizer)
-    model = blank_model(cfg, tokenizer)
+def estimate(cfg: PretrainConfig, model: XmodLanguageModel) -> Cost:
+    """What pre-training a base costs that this machine cannot hold: counted, nothing measured.
+
+    Args:
+        cfg: with the true size of the vocabulary.
+        model: without weights.
+    """
     count = sum(p.numel() for p in model.parameters())
     return Cost(
         trainable=count,

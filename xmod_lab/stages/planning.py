@@ -233,7 +233,7 @@ def _cost_of_new(
     model = (new_model if fits else blank_model)(cfg, prepared.tokenizer)
     training_table(model, {name for name, _ in model.named_parameters()}, "base").print()
     if not fits:
-        return estimate(cfg, prepared.tokenizer)
+        return estimate(sized, model)
     return measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=None)
 
 
