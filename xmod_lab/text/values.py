@@ -223,9 +223,10 @@ def _bounded(rows: Iterator[Fields]) -> Iterator[Fields]:
     """``rows``. Raises UserError for a text of more bytes than a line of jsonl may have."""
     for where, values in rows:
         text = values[0]
-        if isinstance(text, (str, bytes)) and len(text) > LONGEST_LINE // 4:
-            if len(text.encode() if isinstance(text, str) else text) > LONGEST_LINE:
-                raise UserError(too_large(where, LONGEST_LINE))
+        if isinstance(text, str) and len(text) > LONGEST_LINE // 4:  # of at most four bytes each
+            text = text.encode()
+        if isinstance(text, bytes) and len(text) > LONGEST_LINE:
+            raise UserError(too_large(where, LONGEST_LINE))
         yield where, values
 
 
