@@ -15,7 +15,6 @@ from xmod_lab.config.sizes import flops_of_step, parameter_count
 from xmod_lab.errors import NotFetchedError, UserError
 from xmod_lab.labels import IGNORE
 from xmod_lab.runs.bases import new_model
-from xmod_lab.stages import planning
 from xmod_lab.stages.cost import measure, with_vocabulary_of
 from xmod_lab.stages.stand_in import vocabulary_size
 from xmod_lab.training.data import batches, mixture_of, prepare_base
@@ -134,7 +133,7 @@ def test_what_this_machine_cannot_hold_is_planned_and_not_trained(
     plan, workplace, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(sizes, "memory", lambda: 10**5)
-    monkeypatch.setattr(planning, "free_memory", lambda: 10**5)
+    monkeypatch.setattr("xmod_lab.stages.cost.free_memory", lambda: 10**5)
     planned, said = plan("+lang=greek", f"runs={tmp_path}/none", run=tmp_path / "run")
     cost = planned["base"]
     count = parameter_count(ModelConfig(**SIZES), vocab_size=1000, slots=2)

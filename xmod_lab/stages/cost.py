@@ -1,4 +1,7 @@
-"""What a run costs, measured on a few real steps: FLOPs, seconds, and the bytes of a checkpoint."""
+"""What a run costs, measured on a few real steps: FLOPs, seconds, and the bytes of a checkpoint.
+
+Where there is no room for a step, what can be counted.
+"""
 
 import io
 import logging
@@ -18,14 +21,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.config.schema import PretrainConfig
-from xmod_lab.config.sizes import bytes_to_train, flops_of_step
-from xmod_lab.machine import device_kind
+from xmod_lab.config.sizes import bytes_to_train, flops_of_step, memory_faults
+from xmod_lab.machine import device_kind, device_memory, free_memory
 from xmod_lab.model import XmodLanguageModel, language_model
+from xmod_lab.runs.bases import new_model
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.tokenizer import special_ids
 from xmod_lab.training.data import batches
 from xmod_lab.training.fit import make_trainer
+from xmod_lab.training.run_tables import training_table
 from xmod_lab.training.step import LanguageModeling
 
 log = logging.getLogger(__name__)
@@ -33,6 +38,7 @@ _WARM_UP = 2  # steps; the FLOPs of the first are counted
 _TIMED = 5  # steps; their median counts
 # tokens that are computed in a measured step on a CPU: of a large batch, a part is measured
 _MOST_TOKENS = 4096
+_SPARE = 1.5  # times the memory that tensors take: room for a process that trains
 _READ = 40  # steps for which the loader alone is timed
 
 
@@ -65,13 +71,37 @@ class Cost:
     peak_memory: int | None
 
 
-def of_part(cfg: PretrainConfig) -> PretrainConfig:
+def cost_of_new(
+    cfg: PretrainConfig, prepared: Prepared, mixture: Mixture, warnings: list[str]
+) -> Cost:
+    """The cost of pre-training from random weights, and a warning if this machine cannot do it.
+
+    It is measured if there is room for a part of a step now, else estimated. ``warnings`` takes why
+    it is not, and the table of what trains is printed.
+    """
+    kind, sized = device_kind(cfg.trainer.accelerator), with_vocabulary_of(cfg, prepared.tokenizer)
+    warnings += [f"this machine cannot train it: {f}" for f in memory_faults(sized, kind=kind)]
+    takes, room = bytes_to_train(_of_part(sized), kind), device_memory(kind) or free_memory()
+    fits = takes * _SPARE <= room
+    if not fits:
+        warnings.append(
+            f"no step was measured: a part of one takes about {takes / 2**30:,.1f} GiB, and "
+            f"{room / 2**30:,.1f} GiB are free"
+        )
+    model = (new_model if fits else _blank_model)(cfg, prepared.tokenizer)
+    training_table(model, {name for name, _ in model.named_parameters()}, "base").print()
+    if not fits:
+        return _estimate(sized, model)
+    return measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=None)
+
+
+def _of_part(cfg: PretrainConfig) -> PretrainConfig:
     """``cfg`` with the part of a step that is measured, in one process."""
     rows = cfg.trainer.rows_per_step // parts_of_step(cfg)
     return _whole(cfg, devices=1, nodes=1, strategy="auto", rows_per_step=rows)
 
 
-def estimate(cfg: PretrainConfig, model: XmodLanguageModel) -> Cost:
+def _estimate(cfg: PretrainConfig, model: XmodLanguageModel) -> Cost:
     """What pre-training a base costs that this machine cannot hold: counted, nothing measured.
 
     Args:
@@ -94,7 +124,7 @@ def estimate(cfg: PretrainConfig, model: XmodLanguageModel) -> Cost:
     )
 
 
-def blank_model(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> XmodLanguageModel:
+def _blank_model(cfg: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> XmodLanguageModel:
     """The model of ``cfg`` without weights, on torch's meta device."""
     with torch.device("meta"):
         return language_model(cfg.model_config(len(tokenizer), special_ids(tokenizer)))

@@ -17,13 +17,12 @@ from transformers import PreTrainedTokenizerBase
 
 from xmod_lab.codes import meaning
 from xmod_lab.config.schema import LangConfig, PretrainConfig, TextConfig
-from xmod_lab.config.sizes import bytes_to_train, memory_faults
+from xmod_lab.config.sizes import memory_faults
 from xmod_lab.errors import NotFetchedError
 from xmod_lab.files import write_whole
 from xmod_lab.languages.embeddings import shared_tokens, special_pairs
 from xmod_lab.languages.packs import write_pack
 from xmod_lab.languages.recognition import profile_of
-from xmod_lab.machine import device_kind, device_memory, free_memory
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.phases import told
 from xmod_lab.runs.bases import (
@@ -34,19 +33,10 @@ from xmod_lab.runs.bases import (
     find_base,
     inherit,
     name_of_base,
-    new_model,
 )
 from xmod_lab.runs.folder import RunDir
 from xmod_lab.stages.continuing import trained_names
-from xmod_lab.stages.cost import (
-    Cost,
-    blank_model,
-    duration,
-    estimate,
-    measure,
-    of_part,
-    with_vocabulary_of,
-)
+from xmod_lab.stages.cost import Cost, cost_of_new, duration, measure
 from xmod_lab.stages.extension import open_base, read_new_text, seed_of, trainable_names
 from xmod_lab.stages.initialise import allocate_language
 from xmod_lab.stages.stand_in import random_text
@@ -78,7 +68,6 @@ OTHER_LANGUAGE = 0.5
 MORE_PIECES = 1.3  # "badly": rows hold a quarter less text
 # from here on the passes that are shown understate the repetition by a tenth or more
 NEAR_COPIES = 0.1
-_SPARE = 1.5  # times the memory that tensors take: room for a process that trains
 
 
 def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
@@ -205,36 +194,13 @@ def _plan_base(
     _tell_phases(cfg)
     show_normalisation(prepared)
     if model is None:
-        cost = _cost_of_new(cfg, prepared, mixture, warnings)
+        cost = cost_of_new(cfg, prepared, mixture, warnings)
     else:
         training_table(model, trained, "base").print()
         trainable = None if cfg.train == "all" else trained
         cost = measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=trainable)
     _cost_table(cfg, cost, _bytes_of(prepared), [("model/", cost.model_bytes)])
     return {**asdict(cost), **read}
-
-
-def _cost_of_new(
-    cfg: PretrainConfig, prepared: Prepared, mixture: Mixture, warnings: list[str]
-) -> Cost:
-    """The cost of pre-training from random weights, and a warning if this machine cannot do it.
-
-    It is measured if there is room for a part of a step now, else estimated.
-    """
-    kind, sized = device_kind(cfg.trainer.accelerator), with_vocabulary_of(cfg, prepared.tokenizer)
-    warnings += [f"this machine cannot train it: {f}" for f in memory_faults(sized, kind=kind)]
-    takes, room = bytes_to_train(of_part(sized), kind), device_memory(kind) or free_memory()
-    fits = takes * _SPARE <= room
-    if not fits:
-        warnings.append(
-            f"no step was measured: a part of one takes about {takes / 2**30:,.1f} GiB, and "
-            f"{room / 2**30:,.1f} GiB are free"
-        )
-    model = (new_model if fits else blank_model)(cfg, prepared.tokenizer)
-    training_table(model, {name for name, _ in model.named_parameters()}, "base").print()
-    if not fits:
-        return estimate(sized, model)
-    return measure(cfg, model, prepared, mixture, seed=cfg.seed, trainable=None)
 
 
 def _plan_without_text(cfg: PretrainConfig, warnings: list[str], why: NotFetchedError) -> dict:
@@ -252,7 +218,7 @@ def _plan_without_text(cfg: PretrainConfig, warnings: list[str], why: NotFetched
         mixture = Mixture(
             sizes, proportions(sizes, 1), rows_per_step=cfg.trainer.rows_per_step, seed=cfg.seed
         )
-        cost = _cost_of_new(cfg, prepared, mixture, warnings)
+        cost = cost_of_new(cfg, prepared, mixture, warnings)
         ids = np.dtype(token_type(len(prepared.tokenizer))).itemsize
     _cost_table(cfg, cost, f"{ids} for each token of the text", [("model/", cost.model_bytes)])
     warnings.append(
