@@ -363,7 +363,7 @@ def _check_against_langset(cfg: PretrainConfig, name: str, lang: LangConfig) -> 
 
 
 def _check_base(cfg: PretrainConfig) -> list[str]:
-    faults = _unused_recipe(cfg)
+    faults = [*_unused_recipe(cfg), *_distillation_faults(cfg)]
     if cfg.train != "all" and not cfg.goes_on:
         faults.append(
             f"leave train={cfg.train} out, or give a base and no +lang: it says what trains if a "
@@ -380,6 +380,29 @@ def _check_base(cfg: PretrainConfig) -> list[str]:
         faults.append(
             f"base is '{cfg.base}', but nothing is added to it; leave base out, or add a language "
             "to it, e.g. +lang=new_lang"
+        )
+    return faults
+
+
+def _distillation_faults(cfg: PretrainConfig) -> list[str]:
+    """Faults of ``task.distillation`` where there is no base that stays as it is."""
+    if not getattr(cfg.task, "distillation", 0):
+        return []
+    if not cfg.distillation:
+        return [
+            "leave task.distillation out, or give a base or +lang: it keeps the sentence vectors "
+            "of a base"
+        ]
+    faults = []
+    if cfg.goes_on and cfg.train not in ("slots", "slots+head"):
+        faults.append(
+            f"leave task.distillation out, or set train=slots or train=slots+head: the teacher is "
+            f"the base through no slot, and train={cfg.train} changes it"
+        )
+    if cfg.trainer.strategy == "fsdp":
+        faults.append(
+            "leave task.distillation or trainer.strategy=fsdp out: the teacher reads by layers "
+            "that are divided"
         )
     return faults
 

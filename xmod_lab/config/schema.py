@@ -383,6 +383,11 @@ class PretrainConfig(RunConfig):
         return self.command == "pretrain" and not self.lang and self.base not in ("auto", "random")
 
     @property
+    def distillation(self) -> float:
+        """The weight of the distance to the sentence vectors of the base; 0 without a base."""
+        return getattr(self.task, "distillation", 0.0) if self.lang or self.goes_on else 0.0
+
+    @property
     def steps(self) -> int:
         """Optimiser steps of this run.
 

@@ -29,6 +29,7 @@ from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.tokenizer import special_ids
 from xmod_lab.training.data import batches
+from xmod_lab.training.distillation import Distillation, distillation_of
 from xmod_lab.training.fit import make_trainer
 from xmod_lab.training.run_tables import training_table
 from xmod_lab.training.step import LanguageModeling
@@ -143,12 +144,18 @@ def measure(
     *,
     seed: int,
     trainable: set[str] | None,
+    base_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Cost:
-    """Take a few steps of the run, in one process on a part of a batch, and measure them."""
+    """Take a few steps of the run, in one process on a part of a batch, and measure them.
+
+    Args:
+        base_tokenizer: of a base, if it is not that of ``prepared``.
+    """
     processes, meter = cfg.trainer.devices * cfg.trainer.nodes, _Meter(compiles=cfg.trainer.compile)
     parts = parts_of_step(cfg)
-    loader = _loader(cfg, model, prepared, mixture, seed)
-    module = _take_steps(cfg, model, loader, meter, seed, trainable)
+    distillation = distillation_of(cfg, model, prepared, base_tokenizer or prepared.tokenizer)
+    loader = _loader(cfg, model, prepared, mixture, seed, distillation)
+    module = _take_steps(cfg, model, loader, meter, seed, trainable, distillation)
     if processes > 1:
         log.info(
             "timed in one process on its share of the batch, without the exchange among %d "
@@ -231,7 +238,12 @@ def duration(seconds: float) -> str:
 
 
 def _loader(
-    cfg: PretrainConfig, model: XmodLanguageModel, prepared: Prepared, mixture: Mixture, seed: int
+    cfg: PretrainConfig,
+    model: XmodLanguageModel,
+    prepared: Prepared,
+    mixture: Mixture,
+    seed: int,
+    distillation: Distillation | None = None,
 ) -> Callable[[int], DataLoader]:
     """A function that makes the loader of the first part of each of some steps."""
     lang_ids = {code: model.lang_id(code) for code in prepared.corpora}
@@ -246,6 +258,7 @@ def _loader(
         first_step=0,
         rank=0,
         processes=processes,
+        distillation=distillation,
     )
 
 
@@ -260,6 +273,7 @@ def _take_steps(
     meter: "_Meter",
     seed: int,
     trainable: set[str] | None,
+    distillation: Distillation | None = None,
 ) -> LanguageModeling:
     """Train ``model`` for a few steps in one process, measured by ``meter``."""
     steps, fused = _WARM_UP + _TIMED, cfg.trainer.precision != "16-mixed"
@@ -271,6 +285,7 @@ def _take_steps(
         trainable=trainable,
         fused=fused,
         checkpointing=cfg.trainer.gradient_checkpointing,
+        distillation=distillation,
     )
     alone = _whole(cfg, devices=1, nodes=1, max_steps=steps, max_tokens=None)
     make_trainer(alone, [meter], meter.size).fit(module, loader(steps))

@@ -253,7 +253,15 @@ def _plan_language(
     allocate_language(cfg, model, lang, old, prepared)
     trainable = trainable_names(model, lang)
     training_table(model, trainable, f"adding {code}").print()
-    cost = measure(cfg, model, prepared, mixture, seed=seed_of(cfg, code), trainable=trainable)
+    cost = measure(
+        cfg,
+        model,
+        prepared,
+        mixture,
+        seed=seed_of(cfg, code),
+        trainable=trainable,
+        base_tokenizer=old.tokenizer,
+    )
     own = Path(prepared.folder) if lang.has_tokens else None
     # the pack lacks what its manifest and its card will say about the training
     with tempfile.TemporaryDirectory() as folder:

@@ -148,8 +148,11 @@ def figures_of(
 
 
 def curve_columns(cfg: PretrainConfig, codes: list[str]) -> list[str]:
-    """The held-out figures of metrics.csv: losses, and bits per byte where they take one pass."""
-    units = ("loss",) if cfg.objective.likelihood.many_passes else ("loss", "bpb")
+    """The held-out figures of metrics.csv: losses, bits per byte where they take one pass, and
+    distances of sentence vectors where they are trained."""
+    units = ["loss"]
+    units += [] if cfg.objective.likelihood.many_passes else ["bpb"]
+    units += ["distance"] if cfg.distillation else []
     return [f"val/{unit}/{code}" for code in codes for unit in units]
 
 

@@ -33,6 +33,7 @@ from xmod_lab.tables import Table, csv_text
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.spelling import WORD_START, ordinary_tokens
 from xmod_lab.training.data import batches, mixture_of
+from xmod_lab.training.distillation import distillation_of
 from xmod_lab.training.fit import make_trainer
 from xmod_lab.training.step import LanguageModeling
 
@@ -109,7 +110,7 @@ def rank_initialisers(
         leave=False,
         disable=None,
     ):
-        _train(cfg, model, lang, prepared, weights)
+        _train(cfg, model, lang, old, prepared, weights)
         with on_device(model, cfg.trainer.accelerator):
             val, bpb = scorer.score(model)
             found[key] = replace(
@@ -210,6 +211,7 @@ def _train(
     cfg: PretrainConfig,
     model: XmodLanguageModel,
     lang: LangConfig,
+    old: Prepared,
     prepared: Prepared,
     weights: dict[str, Tensor],
 ) -> None:
@@ -218,6 +220,7 @@ def _train(
         for name, value in weights.items():
             model.get_parameter(name).copy_(value)
     seed, fused = seed_of(cfg, lang.code), cfg.trainer.precision != "16-mixed"
+    distillation = distillation_of(cfg, model, prepared, old.tokenizer)
     module = LanguageModeling(
         model,
         cfg.recipe,
@@ -225,6 +228,7 @@ def _train(
         seed=seed,
         trainable=trainable_names(model, lang),
         fused=fused,
+        distillation=distillation,
     )
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=seed)
     loader = batches(
@@ -237,6 +241,7 @@ def _train(
         first_step=0,
         rank=0,
         processes=1,
+        distillation=distillation,
     )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")

@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from xmod_lab.text.corpus import Corpus
 from xmod_lab.text.masking import InPhases, Masker, NextToken
 from xmod_lab.text.mixture import Mixture
+from xmod_lab.text.teaching import Teaching
 
 # B rows of a batch, T positions
 
@@ -81,10 +82,12 @@ class BatchStream(Dataset):
         accumulate: int = 1,
         rank: int = 0,
         processes: int = 1,
+        teaching: Teaching | None = None,
     ):
         self.corpora, self.mixture, self.maskers = corpora, mixture, maskers
         self.layout, self.lang_ids, self.seed, self.steps = layout, lang_ids, seed, steps
         self.accumulate, self.rank, self.processes = accumulate, rank, processes
+        self.teaching = teaching
 
     def __len__(self) -> int:
         return self.steps * self.accumulate
@@ -93,13 +96,14 @@ class BatchStream(Dataset):
         step, micro = divmod(index, self.accumulate)
         units, unit = self.accumulate * self.processes, micro * self.processes + self.rank
         rows, lang_ids, numbers, maskers = [], [], [], []
-        first = labels = 0
+        first = labels = passages = 0
         for code, indices in self.mixture.step(step):
             mine = np.arange((unit - first) % units, len(indices), units)
             whole = self.corpora[code].rows("train", indices)
             masker = self.maskers[code].at(step / self.steps)
             if units > 1:
                 labels += int(masker.counts(whole).sum())
+                passages += self.teaching.count(whole) if self.teaching else 0
             if len(mine):
                 rows.append(whole[mine])
                 lang_ids += [self.lang_ids[code]] * len(mine)
@@ -111,8 +115,15 @@ class BatchStream(Dataset):
             m.mask(r, [self.seed, step, n]) for m, r, n in zip(maskers, rows, numbers, strict=True)
         ]
         batch = to_batch(rows, masked, lang_ids, self.layout)
-        # losses of units are averaged: the divisor gives every label of the step the same weight
-        return batch | {"num_items_in_batch": torch.tensor(labels / units)} if units > 1 else batch
+        if self.teaching is not None:
+            batch |= self.teaching.fields(rows)
+        # losses of units are averaged: the divisors give every label and every passage of the step
+        # the same weight
+        if units > 1:
+            batch["num_items_in_batch"] = torch.tensor(labels / units)
+        if units > 1 and self.teaching is not None:
+            batch["passages_in_step"] = torch.tensor(passages / units)
+        return batch
 
 
 def to_batch(

@@ -144,6 +144,13 @@ class MaskedLM(Objective):
     mask_rate: Any = number(0.3, above=0, below=1, phased=True, hint="a share, e.g. 0.3")
     mask_policy: str = choice("80-10-10", POLICIES)
     mask_unit: str = choice("piece", MASK_UNITS)
+    distillation: float = number(
+        0.0,
+        least=0,
+        most=1e6,
+        mark=not_in_base("pre-training has no part in it"),
+        hint="the weight of the distance to the base's sentence vectors; 0: none",
+    )
 
     def training(self, tokenizer: "PreTrainedTokenizerBase") -> Masker | InPhases:
         masker = Masker.for_tokenizer(tokenizer, 0.0, self.mask_policy, self.mask_unit)

@@ -30,6 +30,7 @@ from xmod_lab.text.spool import spooled
 from xmod_lab.text.tokenizer import load_tokenizer, own_tokenizer
 from xmod_lab.text.trimming import saved, with_padding
 from xmod_lab.text.unigram import PAD
+from xmod_lab.training.distillation import Distillation
 from xmod_lab.training.interruption import leave_signals_to_the_run
 
 log = logging.getLogger(__name__)
@@ -264,6 +265,7 @@ def batches(
     first_step: int,
     rank: int,
     processes: int,
+    distillation: Distillation | None = None,
 ) -> DataLoader:
     """Micro-batches from ``first_step`` on; earlier ones are never read.
 
@@ -281,6 +283,7 @@ def batches(
         accumulate=cfg.trainer.accumulate,
         rank=rank,
         processes=processes,
+        teaching=None if distillation is None else distillation.teaching,
     )
     return DataLoader(
         stream,

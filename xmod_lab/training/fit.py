@@ -42,6 +42,7 @@ from xmod_lab.training.callbacks import (
     WholeFiles,
 )
 from xmod_lab.training.data import batches
+from xmod_lab.training.distillation import Distillation, distillation_of
 from xmod_lab.training.exchange import Exchange, Replicas
 from xmod_lab.training.interruption import Interruption
 from xmod_lab.training.sharding import Shards, left_whole
@@ -92,6 +93,7 @@ def fit(
     """
     scorers = scorers_of(prepared, cfg)
     lang_ids = {c: model.lang_id(c) for c in prepared.corpora}
+    distillation = distillation_of(cfg, model, prepared, tokenizers[""])
 
     def loader(first_step: int) -> DataLoader:
         return batches(
@@ -104,11 +106,12 @@ def fit(
             first_step=first_step,
             rank=rank(),
             processes=cfg.trainer.devices * cfg.trainer.nodes,
+            distillation=distillation,
         )
 
     curve = LearningCurve(
         tracking,
-        _held_out(scorers, cfg.objective.likelihood),
+        _held_out(scorers, cfg.objective.likelihood, distillation),
         units_per_step=cfg.tokens_per_step,
         log_every=cfg.trainer.log_every,
         validate_every=cfg.scored_every,
@@ -132,6 +135,7 @@ def fit(
         part=code,
         languages=mixture.languages,
         write=write,
+        distillation=distillation,
     )
     log.info("scoring held-out text by bits per byte")
     with on_device(model, cfg.trainer.accelerator):
@@ -144,26 +148,36 @@ def _mine(scorers: dict[str, Scorer]) -> dict[str, Scorer]:
     return {code: scorers[code] for code in list(scorers)[rank() :: process_count()]}
 
 
-def _held_out(scorers: dict[str, Scorer], likelihood: Likelihood) -> Validate:
+def _held_out(
+    scorers: dict[str, Scorer], likelihood: Likelihood, distillation: Distillation | None
+) -> Validate:
     """Scores the held-out text of every language by its loss.
 
-    Also by bits per byte: before the first step, and at every step if they take one pass.
+    Also by bits per byte: before the first step, and at every step if they take one pass. With
+    ``distillation`` also by the distance of its sentence vectors to those of the base.
     """
+
+    units = (*likelihood.units, "squared distance to the vectors of the base")
 
     def validate(model: nn.Module, step: int) -> dict[str, float]:
         figures = score_losses(model, _mine(scorers))
         if step == 0 or not likelihood.many_passes:
             figures |= score_passages(model, _mine(scorers))[0]
+        if distillation is not None:
+            figures |= {
+                f"val/distance/{code}": distillation.held_out(model, scorer)
+                for code, scorer in _mine(scorers).items()
+            }
         figures = gather(figures)
         means = {
             unit: [
                 figures[f"val/{unit}/{code}"] for code in scorers if f"val/{unit}/{code}" in figures
             ]
-            for unit in ("loss", "bpb")
+            for unit in ("loss", "bpb", "distance")
         }
         told = [
             f"{sum(values) / len(values):.4f} {words}"
-            for values, words in zip(means.values(), likelihood.units, strict=True)
+            for values, words in zip(means.values(), units, strict=True)
             if values
         ]
         of = f" (mean of {len(scorers)} languages)" if len(scorers) > 1 else ""
@@ -186,6 +200,7 @@ def train(
     languages: Callable[[int], Iterable[str]] | None = None,
     write: Callable[[XmodLanguageModel, Path], None] | None = None,
     also: Sequence[pl.Callback] = (),
+    distillation: Distillation | None = None,
 ) -> Fitted:
     """Train ``model`` in place for ``cfg.steps`` steps, from the run's newest checkpoint on.
 
@@ -216,6 +231,7 @@ def train(
         fused=cfg.trainer.precision != "16-mixed",
         divided=divided,
         checkpointing=cfg.trainer.gradient_checkpointing,
+        distillation=distillation,
     )
     # the last callback: it saves the state of the others
     saver = Checkpoints(

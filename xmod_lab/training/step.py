@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from xmod_lab.config.schema import RecipeConfig
 from xmod_lab.model import XmodLanguageModel
 from xmod_lab.recipe import DECAY_SHARE
+from xmod_lab.training.distillation import Distillation
 from xmod_lab.training.sharding import Shards
 
 
@@ -41,6 +42,7 @@ class LanguageModeling(pl.LightningModule):
         fused: bool = True,
         divided: bool = False,
         checkpointing: bool = False,
+        distillation: Distillation | None = None,
     ):
         super().__init__()
         self.model, self.recipe, self.steps, self.seed = model, recipe, steps, seed
@@ -55,7 +57,7 @@ class LanguageModeling(pl.LightningModule):
             "foreach": False if divided else None,
         }
         self.strict_loading = not self.extends
-        self.checkpointing = checkpointing
+        self.checkpointing, self.distillation = checkpointing, distillation
         if checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
 
@@ -73,6 +75,8 @@ class LanguageModeling(pl.LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The mean loss, times ``loss_weight`` if the micro-batch has one."""
         self.lang_ids = batch["lang_ids"]  # of the micro-batch at hand
+        if self.distillation is not None:
+            return self.distillation.loss(self.model, batch)
         weight = batch.get("loss_weight")
         output = self.model(
             **{name: value for name, value in batch.items() if name != "loss_weight"}

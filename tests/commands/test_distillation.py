@@ -1,0 +1,130 @@
+"""``task.distillation`` by the commands: vectors stay, all is scored, faults are told."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.commands import forked
+from tests.dense import make_dense
+from tests.helpers import composed
+from xmod_lab.codes import NO_SLOT
+from xmod_lab.config.rules import validate
+from xmod_lab.errors import UserError
+from xmod_lab.languages.sentence_encoding import token_ids, vectors_of
+from xmod_lab.model import XmodForSentenceVectors, read_config
+
+STEPS, WEIGHTS = 30, (0, 100)
+TEXTS = ["Open the file", "Close this window now", "The password is wrong", "Try again later"]
+
+
+def call(workplace, *overrides: str, run: Path, command: str = "pretrain") -> str:
+    """Output of a command that must succeed; without sizes of a model."""
+    arguments = [a for a in workplace.arguments(*overrides, run=run) if "model." not in a]
+    status, out, err = forked.call(command, arguments, workplace.folder)
+    assert status == 0, err
+    return out
+
+
+def trained(weight: float) -> tuple[str, ...]:
+    return f"trainer.max_steps={STEPS}", "task.extend.peak_lr=1e-2", f"task.distillation={weight}"
+
+
+@pytest.fixture(scope="module")
+def grown(workplace) -> dict[float, Path]:
+    """Weight -> a run that grew slots with it."""
+    dense, runs = workplace.folder / "to_distill", {}
+    make_dense(dense, "xlm-roberta", hidden_size=32)
+    for weight in WEIGHTS:
+        runs[weight] = workplace.folder / f"distilled{weight}"
+        call(workplace, f"base={dense}", "train=slots", *trained(weight), run=runs[weight])
+    return runs
+
+
+@pytest.fixture(scope="module")
+def added(workplace, grown) -> dict[float, Path]:
+    """Weight -> a run that added Greek, in its own tokens, with it."""
+    runs = {}
+    for weight in WEIGHTS:
+        runs[weight] = workplace.folder / f"greek{weight}"
+        call(workplace, f"base={grown[0]}", "+lang=greek", *trained(weight), run=runs[weight])
+    return runs
+
+
+def figures(run: Path) -> dict:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def distance(run: Path, code: str) -> float:
+    """Mean squared distance of vectors of English texts through the slot and through none."""
+    config = read_config(run / "model")
+    model = XmodForSentenceVectors.from_pretrained(run / "model", config=config).eval()
+    ids = token_ids(model, TEXTS, [code] * len(TEXTS))
+    slot, none = (vectors_of(model, ids, code, slot) for slot in (None, NO_SLOT))
+    return float((slot - none).square().sum(1).mean())
+
+
+def test_slots_keep_the_vectors_of_the_dense_model(grown):
+    """Of texts that the runs never saw, and by the score of the runs themselves."""
+    for code in ("en_XX", "de_DE"):
+        assert distance(grown[100], code) < distance(grown[0], code) / 3
+    metrics = figures(grown[100])
+    assert metrics["before/val/distance/en_XX"] < 1e-9 < metrics["val/distance/en_XX"] < 0.1
+    assert metrics["val/bpb/en_XX"] < metrics["before/val/bpb/en_XX"]
+    assert "val/distance/en_XX" not in figures(grown[0])
+
+
+def test_a_language_with_its_own_tokens_comes_nearer_to_the_teacher(grown, added):
+    metrics = figures(added[100])
+    assert metrics["val/distance/el_GR"] < metrics["before/val/distance/el_GR"] / 2
+    assert metrics["val/bpb/el_GR"] < metrics["before/val/bpb/el_GR"]
+    assert json.loads((added[100] / "proof.json").read_text())["holds"]
+    curves = {
+        w: list(csv.DictReader((added[w] / "metrics.csv").read_text().split("\n"))) for w in WEIGHTS
+    }
+    assert curves[100][0]["val/distance/el_GR"] and "val/distance/el_GR" not in curves[0][0]
+    manifest = json.loads((added[100] / "pack" / "el_GR" / "manifest.json").read_text())
+    assert manifest["training"]["distillation"] == 100
+
+
+def test_accumulated_batches_are_one_large_batch(workplace, grown):
+    runs = [workplace.folder / f"accumulated{n}" for n in (1, 4)]
+    for run, parts in zip(runs, (1, 4), strict=True):
+        given = (f"trainer.accumulate={parts}", "trainer.max_steps=4", "task.distillation=10")
+        call(workplace, f"base={grown[0]}", "+lang=greek", *given, run=run)
+    one, other = (
+        torch.tensor([value for name, value in sorted(figures(run).items()) if "val/" in name])
+        for run in runs
+    )
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_plan_counts_the_teacher(workplace, grown):
+    flops = {}
+    for weight in WEIGHTS:
+        run = workplace.folder / f"plan{weight}"
+        given = (f"base={grown[0]}", "+lang=greek", f"task.distillation={weight}", "plan=true")
+        call(workplace, *given, run=run)
+        flops[weight] = json.loads((run / "plan.json").read_text())["el_GR"]["flops_per_step"]
+    assert 1.1 < flops[100] / flops[0] < 2
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ((), "give a base or"),
+        (("base=HERE", "train=all"), "train=all changes it"),
+        (("base=HERE", "train=slots+embeddings"), r"train=slots\+embeddings changes it"),
+        (
+            ("+lang=new_lang", "trainer.strategy=fsdp", "trainer.devices=2"),
+            "leave task.distillation or trainer.strategy=fsdp out",
+        ),
+    ],
+)
+def test_there_must_be_a_teacher_that_stays(tmp_path, given, words):
+    (tmp_path / "config.json").write_text("{}")
+    given = [override.replace("HERE", str(tmp_path)) for override in given]
+    with pytest.raises(UserError, match=words):
+        validate(composed("task.distillation=1", *given))
