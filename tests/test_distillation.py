@@ -1,5 +1,6 @@
 """Slots that keep the sentence vectors of the base: what is compared, and that parts add up."""
 
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,9 +10,12 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer
 
 from tests.helpers import composed, passages, tiny_model
+from xmod_lab.choices import POOLINGS
 from xmod_lab.codes import NO_SLOT
+from xmod_lab.config.identity import identity
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodForSentenceVectors
+from xmod_lab.model.sentence_vectors import pooled, pooled_passages
 from xmod_lab.text.batches import BatchStream, Layout
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.masking import Masker
@@ -79,8 +83,9 @@ def test_the_loss_is_the_distance_of_the_vectors_that_sentence_encoders_give(tex
     ids = batch["input_ids"].flatten()
     clean = torch.where(batch["labels"] != -100, batch["labels"], batch["input_ids"]).flatten()
     apart = []
-    for places in batch["places"]:
-        places = places[places >= 0]
+    for number in range(len(batch["edges"])):
+        places = (batch["passages"].flatten() == number).nonzero()[:, 0]
+        assert batch["edges"][number].tolist() == [places[0], places[-1]]
         student = encoder(ids[places][None], language).vectors
         if code == "sw":
             words = tokenizer.decode(clean[places], skip_special_tokens=True)
@@ -89,7 +94,7 @@ def test_the_loss_is_the_distance_of_the_vectors_that_sentence_encoders_give(tex
             teacher = encoder(ids[places][None], language, slot=NO_SLOT)
         apart.append((student - teacher.vectors).square().sum())
     real = (clean != tokenizer.pad_token_id).sum()
-    assert len(apart) > 6 and (batch["places"] >= 0).sum() == real
+    assert len(apart) > 6 and (batch["passages"] < len(apart)).sum() == real
     plain = model(**{name: batch[name] for name in batch if name in PLAIN}).loss
     assert_close(distillation.loss(model, batch), plain + WEIGHT * torch.stack(apart).mean())
 
@@ -101,18 +106,73 @@ def test_the_teacher_reads_the_text_of_a_passage(text):
     """In its own tokens, with its own special ones, and no longer than it has positions for."""
     _, distillation, _ = made(text, "sw")
     tokenizer, corpus = text["sw"]
-    rows, base = corpus.rows("train", range(5)), text["de"][0]
-    found = distillation.teaching.fields(rows)
-    read = base.batch_decode(found["teacher_ids"], skip_special_tokens=True)
-    passages = [
-        tokenizer.decode(rows.ravel()[places[places >= 0]], skip_special_tokens=True)
-        for places in found["places"].numpy()
+    rows, base = corpus.rows("train", range(12)), text["de"][0]
+    words = [
+        tokenizer.decode(rows.ravel()[places], skip_special_tokens=True)
+        for places in distillation.teaching._places(rows)
     ]
-    known = [(a, b) for a, b, ids in zip(read, passages, found["teacher_ids"], strict=True)
-             if base.unk_token_id not in ids]  # fmt: skip
-    assert len(known) > 3 and all(a == b for a, b in known)
-    assert distillation.teaching.count(rows) == len(passages)
-    assert (found["teacher_mask"] == (found["teacher_ids"] != base.pad_token_id)).all()
+    assert distillation.teaching.count(rows) == len(words) > 5
+    assert distillation.teaching.count(rows[:0]) == 0
+    for most in (38, 6):
+        found = replace(distillation.teaching, most=most).fields(rows)
+        ids, positions = found["teacher_ids"].flatten(), found["teacher_positions"].flatten()
+        numbers = found["teacher_passages"].flatten()
+        for number, passage in enumerate(words):
+            mine = (numbers == number).nonzero()[:, 0]
+            expected = base(passage)["input_ids"]
+            if len(expected) > most:
+                expected = [*expected[: most - 1], base.eos_token_id]
+            assert ids[mine].tolist() == expected and len(mine) <= most
+            assert found["teacher_edges"][number].tolist() == [mine[0], mine[-1]]
+            begin = base.pad_token_id + 1
+            assert positions[mine].tolist() == list(range(begin, begin + len(mine)))
+        assert (numbers[ids == base.pad_token_id] == len(words)).all()
+    assert base.backend_tokenizer.truncation is None  # it is saved with the model
+
+
+def test_special_tokens_in_a_text_are_text(text):
+    _, distillation, _ = made(text, "sw")
+    student = SimpleNamespace(
+        eos_token_id=2, pad_token_id=1, batch_decode=lambda *_, **__: ["a </s> b <mask> c"]
+    )
+    read = replace(distillation.teaching, student=student).fields(np.array([[0, 9, 2, 1]]))
+    base = text["de"][0]
+    assert not {base.eos_token_id, base.mask_token_id} & set(read["teacher_ids"][0][1:-1].tolist())
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_passages_are_pooled_as_they_are_alone(pooling):
+    torch.manual_seed(0)
+    states = torch.randn(2, 7, 5, requires_grad=True)
+    passages = torch.tensor([[0, 0, 0, 1, 1, 4, 4], [2, 3, 3, 3, 3, 4, 4]])
+    edges = torch.tensor([[0, 2], [3, 4], [7, 7], [8, 11]])
+    found = pooled_passages(states, passages, edges, pooling)
+    alone = [states.flatten(0, 1)[a : b + 1][None] for a, b in edges.tolist()]
+    expected = [pooled(each, torch.ones(each.shape[:2]), pooling)[0] for each in alone]
+    assert_close(found, torch.stack(expected))
+    (one,) = torch.autograd.grad(found.square().sum(), states, retain_graph=True)
+    (other,) = torch.autograd.grad(torch.stack(expected).square().sum(), states)
+    assert_close(one, other)
+
+
+def test_a_language_with_a_table_of_its_own_has_the_teacher_of_the_base(text):
+    """Also if its vocabulary is that of the base."""
+    base, corpus = text["de"]
+    model = tiny_model(vocab_size=len(base))
+    model.add_language("gsw", "random", vocab_size=len(base))
+    cfg = composed("+lang=new_lang", "task.distillation=1")
+    distillation = distillation_of(cfg, model, Prepared(base, "", {"gsw": corpus}), base)
+    assert distillation.teaching.teacher is None
+    rows = corpus.rows("train", range(4)).astype(np.int64)
+    layout = Layout("document", base.pad_token_id, base.eos_token_id)
+    read = {"input_ids": torch.from_numpy(rows), **layout.fields(rows, rows)}
+    read["lang_ids"] = torch.full((4,), model.lang_id("gsw"))
+    more = distillation.teaching.fields(rows)
+    with torch.no_grad():
+        before = distillation._teacher(model, read, more)
+        for parameter in model.language_parameters("gsw").values():
+            parameter.add_(1)
+        assert torch.equal(before, distillation._teacher(model, read, more))
 
 
 @pytest.mark.parametrize("code", ["de", "sw"])
@@ -159,7 +219,8 @@ def test_the_score_is_of_text_that_is_not_masked(text):
     tokenizer, corpus = text["de"]
     layout = Layout("document", tokenizer.pad_token_id, tokenizer.eos_token_id)
     scorer = SimpleNamespace(code="de_DE", corpus=corpus, layout=layout)
-    rows = corpus.rows("validation", range(min(16, len(corpus.validation))))
+    spaced = np.linspace(0, len(corpus.validation) - 1, 16).astype(int)  # over all of it
+    rows = corpus.rows("validation", np.unique(spaced))
     encoder = XmodForSentenceVectors(model.config).eval()
     encoder.roberta.load_state_dict(model.roberta.state_dict())
     apart = []
@@ -180,13 +241,27 @@ def test_without_a_language_in_the_vocabulary_of_the_base_nobody_teaches(text):
     settings = {"languages": ["sw"], "vocabularies": {"sw": len(tokenizer)}, "added": ["sw"]}
     model = tiny_model(vocab_size=len(text["de"][0]), **settings)
     cfg = composed("+lang=new_lang", "task.distillation=1")
-    with pytest.raises(UserError, match="vocabulary of the base, and no language has that one"):
+    with pytest.raises(UserError, match="vocabularies of their own .sw."):
         distillation_of(cfg, model, Prepared(tokenizer, "", {"sw": corpus}), text["de"][0])
 
 
-def test_nothing_is_distilled_while_a_base_is_made(text):
-    tokenizer, corpus = text["de"]
-    for cfg in (composed("+lang=new_lang"), composed("base=FOLDER", "train=slots")):
-        assert cfg.distillation == 0
+def test_nothing_is_distilled_while_a_base_is_made():
     assert composed("task.distillation=1").distillation == 0
     assert composed("base=FOLDER", "train=slots", "task.distillation=1").distillation == 1
+
+
+def test_rows_whose_passages_see_each_other_have_no_vectors(text):
+    tokenizer, corpus = text["de"]
+    model = tiny_model(vocab_size=len(tokenizer))
+    cfg = composed("+lang=new_lang", "task.distillation=1", "data.attention=row")
+    with pytest.raises(UserError, match="data.attention is row"):
+        distillation_of(cfg, model, Prepared(tokenizer, "", {"de": corpus}), tokenizer)
+
+
+def test_a_run_of_an_earlier_version_is_the_same_run():
+    """Its config.yaml has no such key."""
+    now = asdict(composed())
+    earlier = {**now, "task": {k: v for k, v in now["task"].items() if k != "distillation"}}
+    assert identity(now) == identity(earlier)
+    other = {**now, "task": {**now["task"], "distillation": 30.0}}
+    assert identity(other) != identity(now) and identity(other)["task.distillation"] == 30

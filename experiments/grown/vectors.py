@@ -4,7 +4,8 @@
 
 MODEL is a run or a model folder. A vector is the mean of the last states of a text behind E5's
 prefix "query: ". The texts of a language go through its own slot (arm ``target``) or through none
-(arm ``none``). Two questions, in every language of the model:
+(arm ``none``). In arm ``added`` those of languages that were added go through their slots and the
+others, also English, through none. Two questions, in every language of the model:
 
     intents, topics   A logistic regression learns labels from the vectors of English texts, and is
                       tested in all languages. Five times on four fifths of the training clusters;
@@ -52,16 +53,17 @@ from xmod_lab.text.parallel import check_parallel, parallel_name, read_parallel
 SOURCE, PREFIX = "en", "query: "
 DRAWS, SHARE = 5, 0.8  # of the clusters of training texts
 STRENGTHS = (1.0, 10.0, 100.0)  # C, on vectors of length 1
-ARMS = {"target": None, "none": NO_SLOT}
+ARMS = ("target", "none", "added")
 
 Vectors = dict[str, np.ndarray]  # arm -> (N, D), sparse for n-grams
 Record = dict[str, str | int | float | None]
 
 
 class Encoder:
-    """A model that encodes texts of its languages, each through its own slot or through none."""
+    """A model that encodes texts of its languages, each through its own slot or through none.
 
-    arms = tuple(ARMS)
+    Arms that are the same for all languages are there once.
+    """
 
     def __init__(self, model: str):
         folder = model_folder(model)
@@ -69,11 +71,18 @@ class Encoder:
         config.sentence_vectors = {"pooling": "mean", "normalize": True, "prefix": PREFIX}
         self.model = XmodForSentenceVectors.from_pretrained(folder, config=config).eval()
         self.config = config
+        self.arms = ARMS if config.added else ARMS[:2]
 
     def __call__(self, texts: list[str], code: str) -> Vectors:
         """Arm -> (N, D)."""
         ids = token_ids(self.model, [PREFIX + text for text in texts], [code] * len(texts))
-        return {arm: vectors_of(self.model, ids, code, slot).numpy() for arm, slot in ARMS.items()}
+        found = {
+            arm: vectors_of(self.model, ids, code, slot).numpy()
+            for arm, slot in zip(ARMS, (None, NO_SLOT), strict=False)
+        }
+        if "added" in self.arms:
+            found["added"] = found["target" if code in self.config.added else "none"]
+        return found
 
 
 class Spelling:

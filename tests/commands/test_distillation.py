@@ -89,6 +89,15 @@ def test_a_language_with_its_own_tokens_comes_nearer_to_the_teacher(grown, added
     assert manifest["training"]["distillation"] == 100
 
 
+def test_a_report_has_the_curve_of_the_distance(workplace, grown, tmp_path):
+    page = tmp_path / "report.html"
+    status, _, err = forked.call(
+        "report", [*map(str, grown.values()), "--out", str(page)], tmp_path
+    )
+    assert status == 0, err
+    assert "squared distance of sentence vectors" in page.read_text()
+
+
 def test_accumulated_batches_are_one_large_batch(workplace, grown):
     runs = [workplace.folder / f"accumulated{n}" for n in (1, 4)]
     for run, parts in zip(runs, (1, 4), strict=True):
@@ -114,12 +123,15 @@ def test_a_plan_counts_the_teacher(workplace, grown):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ((), "give a base or"),
+        ((), "task.distillation=1 out, or give a base that grew from an encoder"),
+        (("+lang=new_lang",), "base is auto, and pretrain adds to a model that never read"),
+        (("+lang=new_lang", "base=random"), "base is random"),
+        (("base=HERE", "train=slots", "data.attention=row"), "set data.attention=document"),
         (("base=HERE", "train=all"), "train=all changes it"),
         (("base=HERE", "train=slots+embeddings"), r"train=slots\+embeddings changes it"),
         (
-            ("+lang=new_lang", "trainer.strategy=fsdp", "trainer.devices=2"),
-            "leave task.distillation or trainer.strategy=fsdp out",
+            ("+lang=new_lang", "base=HERE", "trainer.strategy=fsdp", "trainer.devices=2"),
+            "leave task.distillation=1 or trainer.strategy=fsdp out",
         ),
     ],
 )
@@ -128,3 +140,9 @@ def test_there_must_be_a_teacher_that_stays(tmp_path, given, words):
     given = [override.replace("HERE", str(tmp_path)) for override in given]
     with pytest.raises(UserError, match=words):
         validate(composed("task.distillation=1", *given))
+
+
+def test_a_command_that_does_not_train_has_no_teacher(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="part of a training, and evaluate trains nothing"):
+        validate(composed("task.distillation=1", f"base={tmp_path}", command="evaluate"))

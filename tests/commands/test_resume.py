@@ -28,12 +28,19 @@ def _curve(run: Path) -> list[dict]:
         ]
 
 
-@pytest.mark.parametrize("kind", [pytest.param("base", marks=pytest.mark.slow), "extension"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param("base", marks=pytest.mark.slow),
+        "extension",
+        pytest.param("distilled", marks=pytest.mark.slow),
+    ],
+)
 def test_a_killed_run_resumes_to_the_same_bits(workplace, tmp_path, kind):
-    overrides = LONG
-    if kind == "extension":
-        given = ("+lang=greek", f"base={workplace.base}", "task.distillation=5")
-        overrides = [*LONG[:2], *given]
+    overrides = (
+        list(LONG) if kind == "base" else [*LONG[:2], "+lang=greek", f"base={workplace.base}"]
+    )
+    overrides += ["task.distillation=5"] if kind == "distilled" else []
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     status, _, err = workplace.call(*overrides, run=whole)
     assert status == 0, err

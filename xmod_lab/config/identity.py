@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, get_args, get_origin
 
 from xmod_lab.config.finetuning import FinetuneConfig
-from xmod_lab.config.schema import OF_EVERY_OBJECTIVE, EvaluateConfig
+from xmod_lab.config.schema import ADDED_SETTINGS, OF_EVERY_OBJECTIVE, EvaluateConfig
 from xmod_lab.settings import flatten, variants
 from xmod_lab.text.objectives import OBJECTIVES
 
@@ -75,4 +75,9 @@ def identity(settings: Mapping[str, Any], *, of_base: bool = False) -> dict[str,
     if objective is not None:  # earlier versions wrote settings of masking into every run
         lacks = {f"task.{name}" for name in OF_EVERY_OBJECTIVE if not hasattr(objective, name)}
         found = {key: value for key, value in found.items() if key not in lacks}
-    return {key: value for key, value in found.items() if counts(key, of_base=of_base)}
+    return {
+        key: value
+        for key, value in found.items()
+        if counts(key, of_base=of_base)
+        and not (key in ADDED_SETTINGS and value == ADDED_SETTINGS[key])
+    }

@@ -388,21 +388,30 @@ def _distillation_faults(cfg: PretrainConfig) -> list[str]:
     """Faults of ``task.distillation`` where there is no base that stays as it is."""
     if not getattr(cfg.task, "distillation", 0):
         return []
-    if not cfg.distillation:
+    given = f"task.distillation={cfg.task.distillation:g}"
+    if cfg.command not in ("pretrain", "rank"):
+        return [f"leave {given} out: it is part of a training, and {cfg.command} trains nothing"]
+    if not cfg.distillation or cfg.base in ("auto", "random"):
         return [
-            "leave task.distillation out, or give a base or +lang: it keeps the sentence vectors "
-            "of a base"
+            f"leave {given} out, or give a base that grew from an encoder (base=RUN): the vectors "
+            f"of that one are kept. Here base is {cfg.base}, and {cfg.command} "
+            f"{'adds to' if cfg.lang else 'trains'} a model that never read without slots"
         ]
     faults = []
     if cfg.goes_on and cfg.train not in ("slots", "slots+head"):
         faults.append(
-            f"leave task.distillation out, or set train=slots or train=slots+head: the teacher is "
-            f"the base through no slot, and train={cfg.train} changes it"
+            f"leave {given} out, or set train=slots or train=slots+head: the teacher is the base "
+            f"through no slot, and train={cfg.train} changes it"
+        )
+    if cfg.data.attention == "row":
+        faults.append(
+            f"set data.attention=document, or leave {given} out: a passage has no vector of its "
+            "own where attention crosses passages"
         )
     if cfg.trainer.strategy == "fsdp":
         faults.append(
-            "leave task.distillation or trainer.strategy=fsdp out: the teacher reads by layers "
-            "that are divided"
+            f"leave {given} or trainer.strategy=fsdp out: the teacher would read by layers that "
+            "are divided"
         )
     return faults
 

@@ -62,6 +62,9 @@ SHARED_SLOT = "shared"  # name of the one slot of a SHARED model
 # settings of masking that earlier versions wrote into the config.yaml of every run
 OF_EVERY_OBJECTIVE = ("mask_rate", "mask_policy", "mask_unit")
 
+# settings that earlier versions did not have -> the value with which runs are as they were
+ADDED_SETTINGS = {"task.distillation": 0}
+
 
 @dataclass
 class ModelConfig:

@@ -84,6 +84,25 @@ def pooled(states: Tensor, mask: Tensor, pooling: str) -> Tensor:
     return (states * real).sum(1) / real.sum(1)
 
 
+def pooled_passages(states: Tensor, passages: Tensor, edges: Tensor, pooling: str) -> Tensor:
+    """As :func:`pooled`, the vector of each passage of packed rows, (B, S, D) -> (P, D).
+
+    Args:
+        passages: (B, S), the number of each token's passage, and P at padding. The tokens of a
+            passage stand together.
+        edges: (P, 2), the places of its first and of its last token in the flat batch.
+    """
+    flat = states.flatten(0, 1).to(torch.promote_types(states.dtype, torch.float32))
+    if pooling in ("cls", "last"):
+        return flat.index_select(0, edges[:, int(pooling == "last")])
+    numbers, shape = passages.flatten(), (len(edges) + 1, flat.shape[1])
+    if pooling == "max":
+        start = flat.new_full(shape, -torch.inf)
+        return start.scatter_reduce(0, numbers[:, None].expand_as(flat), flat, "amax")[:-1]
+    sums = flat.new_zeros(shape).index_add(0, numbers, flat)[:-1]
+    return sums / (edges[:, 1] - edges[:, 0] + 1)[:, None]
+
+
 @dataclass
 class SentenceVectorsOutput(ModelOutput):
     """``vectors`` (R, D) in the caller's order, and ``loss`` with labels."""

@@ -270,7 +270,8 @@ _CURVES = (  # prefix of the metrics, the y axis, what is said below
     (
         "train/loss",
         "training loss, nats per predicted token",
-        "Mean over the steps since the last point, as in training.",
+        "Mean over the steps since the last point, as in training. With task.distillation, the "
+        "weighted distance is in it.",
     ),
     (
         "val/loss/",
@@ -278,7 +279,14 @@ _CURVES = (  # prefix of the metrics, the y axis, what is said below
         "On held-out text; the targets are fixed.",
     ),
     ("val/bpb/", "held-out bits per byte", "Of the same text."),
+    (
+        "val/distance/",
+        "squared distance of sentence vectors",
+        "Between the vectors of held-out passages through the slot and, in the vocabulary of the "
+        "base, through no slot; from 0 to 4. Nothing is masked.",
+    ),
 )
+_PER_TOKEN, _LIKELIHOODS = ("train/loss", "val/loss/"), ("val/loss/", "val/bpb/")
 
 
 def learning_curves(groups: list[Group]) -> list[Part]:
@@ -290,12 +298,12 @@ def learning_curves(groups: list[Group]) -> list[Part]:
         codes = list(dict.fromkeys(code for series in found.values() for code in series))
         if len(groups) > 1 and prefix == "val/bpb/" and masks_tokens(groups):
             continue
-        if len(groups) > 1 and prefix != "val/bpb/":  # nats per token
+        if len(groups) > 1 and prefix in _PER_TOKEN:
             other = [code for code in languages(groups) if other_vocabularies(groups, code)]
             codes = [code for code in codes if code not in other and not (code == _ALL and other)]
         if not codes:
             continue
-        if prefix != "train/loss":
+        if prefix in _LIKELIHOODS:
             y, note = f"{y} ({kind_on_axis(groups)})", f"{note} These are {kinds_of(groups)}."
         if len(groups) == 1:
             levels = _unigram(groups, prefix, codes[0]) if len(codes) == 1 else {}

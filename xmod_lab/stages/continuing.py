@@ -51,6 +51,7 @@ from xmod_lab.tables import Table
 from xmod_lab.text.corpus import Corpus, Prepared
 from xmod_lab.text.encoding import encode
 from xmod_lab.training.data import mixture_of
+from xmod_lab.training.distillation import reader_of
 from xmod_lab.training.fit import fit
 from xmod_lab.training.run_tables import score_table, show_corpora, training_table
 
@@ -76,6 +77,8 @@ def go_on(cfg: PretrainConfig, run: RunDir) -> None:
     """
     cfg, start = begin(cfg, run)
     cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
+    if start.dense is None:
+        reader_of(cfg, start.loaded.config)  # raises before any work
     prepared = start.prepared
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
     codes, scorers = list(prepared.corpora), scorers_of(prepared, cfg)

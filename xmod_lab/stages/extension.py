@@ -58,6 +58,7 @@ from xmod_lab.training.data import (
     prepare_language,
     training_settings,
 )
+from xmod_lab.training.distillation import reader_of
 from xmod_lab.training.fit import fit
 from xmod_lab.training.run_tables import score_table, show_corpora, training_table
 
@@ -101,6 +102,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
     cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
     model, old, older = open_base(base)
     agree(base, model, cfg)
+    reader_of(cfg, model.config)  # raises before any work
     if base.model is not None:
         # all must be readable when the model is saved
         manifests_in(model_folder(base.model), model.config.added or [])

@@ -147,7 +147,7 @@ class MaskedLM(Objective):
     distillation: float = number(
         0.0,
         least=0,
-        most=1e6,
+        most=1_000_000,
         mark=not_in_base("pre-training has no part in it"),
         hint="the weight of the distance to the base's sentence vectors; 0: none",
     )

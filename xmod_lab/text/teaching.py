@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from xmod_lab.text.padding import pad
-
-# B rows of a batch, T positions; P passages, L and M tokens of the longest one
+# B rows of a batch, T positions; C rows of the teacher, M positions; P passages
 
 
 @dataclass(frozen=True)
@@ -37,24 +35,60 @@ class Teaching:
     def fields(self, rows: np.ndarray) -> dict[str, Tensor]:
         """What a batch of ``rows`` (B, T) has more; ``rows`` are ids before masking.
 
-        ``places``: (P, L) int64, where the tokens of each passage are in the flat batch, then -1.
-        With a vocabulary of the teacher, also ``teacher_ids`` and ``teacher_mask``, (P, M) int64.
+        ``passages``: (B, T) int64, the number of the passage of each token, and P at padding.
+        ``edges``: (P, 2) int64, where the first and the last token of each passage are in the flat
+        batch. With a vocabulary of the teacher also ``teacher_ids``, ``teacher_positions``,
+        ``teacher_passages`` (C, M) and ``teacher_edges``: the same passages in rows of its own.
         """
-        flat, places = rows.ravel(), self._places(rows)
-        found = {"places": pad(places, -1)["input_ids"]}
+        places = self._places(rows)
+        found = _marked(places, rows.shape)
         if self.teacher is not None:
-            texts = self.student.batch_decode(
-                [flat[each] for each in places], skip_special_tokens=True
-            )
-            ids = self.teacher(texts, truncation=True, max_length=self.most)["input_ids"]
-            read = pad(ids, self.teacher.pad_token_id)
-            found |= {"teacher_ids": read["input_ids"], "teacher_mask": read["attention_mask"]}
+            texts = [rows.ravel()[each] for each in places]
+            texts = self.student.batch_decode(texts, skip_special_tokens=True)
+            ids = self.teacher(texts, split_special_tokens=True)["input_ids"]
+            found |= self._packed([self._cut(row) for row in ids], rows.shape[1])
         return {name: torch.from_numpy(array) for name, array in found.items()}
 
     def _places(self, rows: np.ndarray) -> list[np.ndarray]:
-        """The places of each passage in the flat ``rows``. It ends with ``</s>``, or with the row
-        that it was cut by."""
+        """The places of each passage in the flat ``rows``.
+
+        It ends with ``</s>``, or with the row that it was cut by.
+        """
         real = np.flatnonzero(rows.ravel() != self.student.pad_token_id)
         ends = rows.ravel()[real] == self.student.eos_token_id
         ends |= np.diff(real // rows.shape[1], append=-1) != 0
-        return np.split(real, np.flatnonzero(ends)[:-1] + 1)
+        return np.split(real, np.flatnonzero(ends)[:-1] + 1) if len(real) else []
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        return ids if len(ids) <= self.most else [*ids[: self.most - 1], ids[-1]]
+
+    def _packed(self, ids: list[list[int]], length: int) -> dict[str, np.ndarray]:
+        """Passages in rows of ``length`` tokens, or of the longest passage: long ones first."""
+        sizes = np.array([len(row) for row in ids])
+        length, row, at, begins = max(length, sizes.max()), 0, 0, np.zeros(len(ids), int)
+        for passage in np.argsort(-sizes, kind="stable"):
+            if at + sizes[passage] > length:
+                row, at = row + 1, 0
+            begins[passage] = row * length + at
+            at += sizes[passage]
+        places = [np.arange(size) + begin for size, begin in zip(sizes, begins, strict=True)]
+        flat, pad_id = np.concatenate(places), self.teacher.pad_token_id
+        found = _marked(places, (row + 1, length))
+        read = np.full((row + 1, length), pad_id)
+        read.ravel()[flat] = np.concatenate(ids)
+        positions = np.full((row + 1, length), pad_id)
+        positions.ravel()[flat] = np.concatenate([np.arange(n) for n in sizes]) + pad_id + 1
+        return {
+            "teacher_ids": read,
+            "teacher_positions": positions,
+            **{f"teacher_{name}": array for name, array in found.items()},
+        }
+
+
+def _marked(places: list[np.ndarray], shape: tuple[int, int]) -> dict[str, np.ndarray]:
+    """``passages`` and ``edges`` of passages at these places of a batch of this shape."""
+    passages = np.full(shape, len(places))
+    for number, each in enumerate(places):
+        passages.ravel()[each] = number
+    edges = np.array([(each[0], each[-1]) for each in places]).reshape(-1, 2)
+    return {"passages": passages, "edges": edges}

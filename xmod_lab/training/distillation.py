@@ -14,6 +14,7 @@ text, and the student the masked one. A base whose body never trained without sl
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -22,16 +23,24 @@ from transformers import PreTrainedTokenizerBase
 from xmod_lab.codes import NO_SLOT
 from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodLanguageModel
+from xmod_lab.model import XmodConfig, XmodLanguageModel
 from xmod_lab.model.fast.tied_lookup import Matrices
-from xmod_lab.model.sentence_vectors import VectorSettings, pooled
+from xmod_lab.model.sentence_vectors import VectorSettings, pooled_passages
 from xmod_lab.scoring.held_out import Scorer
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.teaching import Teaching
 
-# B rows, S positions; P passages, L tokens of the longest one; D model
+# B rows, S positions; P passages; D model
 
-_MORE = ("places", "teacher_ids", "teacher_mask", "passages_in_step")  # of Teaching
+_NOT_OF_THE_ENCODER = (  # fields of a batch, see Teaching
+    "passages",
+    "edges",
+    "teacher_ids",
+    "teacher_positions",
+    "teacher_passages",
+    "teacher_edges",
+    "passages_in_step",
+)
 _ROWS = 16  # of the held-out text of each language, by which the distance is scored
 
 
@@ -48,7 +57,7 @@ class Distillation:
 
     def loss(self, model: XmodLanguageModel, batch: dict[str, Tensor]) -> Tensor:
         """The whole loss of a micro-batch of :class:`xmod_lab.text.batches.BatchStream`."""
-        read = {name: value for name, value in batch.items() if name not in _MORE}
+        read = {name: value for name, value in batch.items() if name not in _NOT_OF_THE_ENCODER}
         labels, items = read.pop("labels"), read.pop("num_items_in_batch", None)
         matrices: Matrices = {}
         out = model.base_model.encode(**read, matrices=matrices)
@@ -70,25 +79,20 @@ class Distillation:
         """
         with torch.no_grad(), _without_dropout(model):
             teacher = self._teacher(model, read, batch)
-        student = self._passages(states, batch["places"])
+        student = pooled_passages(states, batch["passages"], batch["edges"], self.pooling)
         return (normalize(student, dim=1) - normalize(teacher, dim=1)).square().sum(1)
 
     def held_out(self, model: XmodLanguageModel, scorer: Scorer) -> float:
         """The mean distance on passages of held-out text, of which nothing is masked."""
-        count = min(_ROWS, len(scorer.corpus.validation))
-        rows = scorer.corpus.rows("validation", range(count))
-        read = {
-            "input_ids": torch.from_numpy(rows.astype("int64")),
-            **scorer.layout.fields(rows, rows),
-        }
+        all_rows = len(scorer.corpus.validation)
+        chosen = np.unique(np.linspace(0, all_rows - 1, min(_ROWS, all_rows)).astype(int))
+        rows = scorer.corpus.rows("validation", chosen).astype(np.int64)
+        read = {"input_ids": torch.from_numpy(rows), **scorer.layout.fields(rows, rows)}
         more = self.teaching.fields(rows)
         read, more = ({k: v.to(model.device) for k, v in each.items()} for each in (read, more))
-        read["lang_ids"] = torch.full((count,), model.lang_id(scorer.code))
-        with (
-            torch.no_grad(),
-            _without_dropout(model),
-            torch.autocast(model.device.type, enabled=False),
-        ):
+        read["lang_ids"] = torch.full((len(rows),), model.lang_id(scorer.code))
+        whole = torch.autocast(model.device.type, enabled=False)
+        with torch.no_grad(), _without_dropout(model), whole:
             states = model.base_model.encode(**read).states
             return float(self.distances(model, states, read, more).mean())
 
@@ -96,18 +100,18 @@ class Distillation:
         self, model: XmodLanguageModel, read: dict[str, Tensor], batch: dict[str, Tensor]
     ) -> Tensor:
         """(P, D)."""
-        if self.teaching.teacher is None:
-            states = model.base_model.encode(**read, slot=NO_SLOT).states
-            return self._passages(states, batch["places"])
-        ids, mask = batch["teacher_ids"], batch["teacher_mask"]
-        reader = torch.full((len(ids),), self.reader)
-        out = model.base_model.encode(ids, reader, attention_mask=mask, slot=NO_SLOT)
-        return pooled(out.states, mask, self.pooling)
-
-    def _passages(self, states: Tensor, places: Tensor) -> Tensor:
-        """(P, D) the vectors of the passages at ``places`` (P, L) of ``states`` (B, S, D)."""
-        found = states.flatten(0, 1).index_select(0, places.clamp(min=0).flatten())
-        return pooled(found.view(*places.shape, -1), (places >= 0).long(), self.pooling)
+        own = "teacher_" if self.teaching.teacher is not None else ""
+        if own:
+            read = {
+                "input_ids": batch["teacher_ids"],
+                "position_ids": batch["teacher_positions"],
+                "documents": batch["teacher_passages"],
+            }
+        # the table of the base, also where the language has another one with the same tokens
+        reader = torch.full((len(read["input_ids"]),), self.reader)
+        out = model.base_model.encode(**{**read, "lang_ids": reader}, slot=NO_SLOT)
+        passages = batch[f"{own}passages"].to(out.x.device)
+        return pooled_passages(out.states, passages, batch[f"{own}edges"], self.pooling)
 
 
 def distillation_of(
@@ -119,21 +123,39 @@ def distillation_of(
     """What ``task.distillation`` adds to the training on ``prepared``; ``None``: nothing.
 
     Raises:
-        UserError: all languages have a vocabulary of their own, so none is the teacher's.
+        UserError: see :func:`reader_of`.
+    """
+    reader = reader_of(cfg, model.config)
+    if reader is None:
+        return None
+    same = prepared.tokenizer.get_vocab() == base_tokenizer.get_vocab()
+    teacher = None if same else base_tokenizer
+    teaching = Teaching(prepared.tokenizer, teacher, model.config.positions)
+    return Distillation(model, teaching, cfg.distillation, reader)
+
+
+def reader_of(cfg: PretrainConfig, config: XmodConfig) -> str | None:
+    """The language in whose table the teacher reads; ``None`` without ``task.distillation``.
+
+    Raises:
+        UserError: passages have no vectors of their own, or no language has the base's vocabulary.
     """
     if not cfg.distillation:
         return None
-    own = model.config.vocabularies or {}
-    reader = next((code for code in model.languages if code not in own), None)
+    if cfg.data.attention != "document":
+        raise UserError(
+            f"set data.attention=document, or leave task.distillation={cfg.distillation:g} out: "
+            f"data.attention is {cfg.data.attention}, and a passage then has no vector of its own"
+        )
+    own = config.vocabularies or {}
+    reader = next((code for code in config.languages if code not in own), None)
     if reader is None:
         raise UserError(
-            "leave task.distillation out, or give another base: the teacher reads in the "
-            "vocabulary of the base, and no language has that one"
+            f"leave task.distillation={cfg.distillation:g} out, or give another base: the teacher "
+            "reads in the vocabulary of the base, and all its languages have vocabularies of "
+            f"their own ({', '.join(own)})"
         )
-    same = prepared.tokenizer.get_vocab() == base_tokenizer.get_vocab()
-    room = model.config.max_position_embeddings - model.config.pad_token_id - 1
-    teaching = Teaching(prepared.tokenizer, None if same else base_tokenizer, room)
-    return Distillation(model, teaching, cfg.distillation, reader)
+    return reader
 
 
 @contextmanager

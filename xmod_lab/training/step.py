@@ -173,7 +173,9 @@ class LanguageModeling(pl.LightningModule):
         """Move a batch to the device, except what the host plans by: languages and documents."""
         tensors = {k: torch.as_tensor(v) for k, v in batch.items()}
         return {
-            k: v if k in ("lang_ids", "documents") else v.to(device, non_blocking=True)
+            k: v
+            if k in ("lang_ids", "documents", "teacher_passages")
+            else v.to(device, non_blocking=True)
             for k, v in tensors.items()
         }
 
