@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer
 
+from tests.dense import make_dense
 from tests.helpers import composed, passages, tiny_model
 from xmod_lab.choices import POOLINGS
 from xmod_lab.codes import NO_SLOT
@@ -23,7 +24,7 @@ from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.preparing import prepare_corpus
 from xmod_lab.text.source import Source
 from xmod_lab.text.unigram import save_tokenizer, train_sentencepiece
-from xmod_lab.training.distillation import distillation_of
+from xmod_lab.training.distillation import check_teacher, distillation_of, teacher_facts
 
 LENGTH = 24
 WEIGHT = 7.0
@@ -245,6 +246,52 @@ def test_without_a_language_in_the_vocabulary_of_the_base_nobody_teaches(text):
         distillation_of(cfg, model, Prepared(tokenizer, "", {"sw": corpus}), text["de"][0])
 
 
+@pytest.mark.parametrize("kind", ["xlm-roberta", "bert"])
+def test_another_encoder_teaches_as_transformers_computes_it(text, tmp_path, kind):
+    make_dense(tmp_path, kind)
+    tokenizer, corpus = text["sw"]
+    model = tiny_model(vocab_size=len(text["de"][0]))
+    model.add_language("sw", "random", vocab_size=len(tokenizer))
+    cfg = composed("+lang=new_lang", "task.distillation=1", f"task.teacher={tmp_path}")
+    prepared = Prepared(tokenizer, "", {"sw": corpus})
+    distillation = distillation_of(cfg, model, prepared, text["de"][0])
+    rows = corpus.rows("train", range(6)).astype(np.int64)
+    found = distillation._teacher(model, {}, distillation.teaching.fields(rows))
+    theirs = AutoModel.from_pretrained(tmp_path).eval()
+    read = AutoTokenizer.from_pretrained(tmp_path)
+    words = [
+        tokenizer.decode(rows.ravel()[places], skip_special_tokens=True)
+        for places in distillation.teaching._places(rows)
+    ]
+    for word, vector in zip(words, found, strict=True):
+        with torch.no_grad():
+            states = theirs(**read(word, return_tensors="pt")).last_hidden_state
+        assert_close(vector, states[0].mean(0), atol=1e-5, rtol=1e-5)
+    assert not any("teacher" in name for name, _ in model.named_parameters())
+    assert teacher_facts(cfg)["teacher"] == teacher_facts(cfg)["teacher"] and not teacher_facts(
+        composed("+lang=new_lang")
+    )
+
+
+def test_a_teacher_that_spells_a_language_in_letters_is_named(tmp_path, text, caplog):
+    tokenizer, corpus = text["sw"]
+    model = tiny_model(vocab_size=len(text["de"][0]))
+    cfg = composed("+lang=new_lang", "task.distillation=1")
+    prepared = Prepared(tokenizer, "", {"sw": corpus})
+    distillation_of(cfg, model, prepared, text["de"][0])
+    assert not caplog.text
+    save_tokenizer(train_sentencepiece(passages("zh", 60), vocab_size=460), tmp_path)
+    distillation_of(cfg, model, prepared, AutoTokenizer.from_pretrained(tmp_path))
+    assert "the teacher of sw takes" in caplog.text and "set task.teacher" in caplog.text
+
+
+def test_a_teacher_of_another_width_is_refused(text, tmp_path):
+    make_dense(tmp_path, "xlm-roberta", hidden_size=32)
+    cfg = composed("+lang=new_lang", "task.distillation=1", f"task.teacher={tmp_path}")
+    with pytest.raises(UserError, match="of the width 16: .* has vectors of 32 numbers"):
+        check_teacher(cfg, tiny_model().config)
+
+
 def test_nothing_is_distilled_while_a_base_is_made():
     assert composed("task.distillation=1").distillation == 0
     assert composed("base=FOLDER", "train=slots", "task.distillation=1").distillation == 1
@@ -261,7 +308,11 @@ def test_rows_whose_passages_see_each_other_have_no_vectors(text):
 def test_a_run_of_an_earlier_version_is_the_same_run():
     """Its config.yaml has no such key."""
     now = asdict(composed())
-    earlier = {**now, "task": {k: v for k, v in now["task"].items() if k != "distillation"}}
+    earlier = {
+        **now,
+        "task": {k: v for k, v in now["task"].items() if k not in ("distillation", "teacher")},
+    }
     assert identity(now) == identity(earlier)
+    assert now["task"].pop("teacher") is None and identity(now) == identity(earlier)
     other = {**now, "task": {**now["task"], "distillation": 30.0}}
     assert identity(other) != identity(now) and identity(other)["task.distillation"] == 30

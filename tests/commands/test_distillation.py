@@ -89,6 +89,17 @@ def test_a_language_with_its_own_tokens_comes_nearer_to_the_teacher(grown, added
     assert manifest["training"]["distillation"] == 100
 
 
+def test_another_encoder_teaches_and_is_known_again(workplace, grown):
+    """Here that from which the base grew; its digest is in the run."""
+    run, dense = workplace.folder / "greek_taught", workplace.folder / "to_distill"
+    given = (f"base={grown[0]}", "+lang=greek", f"task.teacher={dense}", *trained(100))
+    call(workplace, *given, run=run)
+    metrics = figures(run)
+    assert metrics["val/distance/el_GR"] < metrics["before/val/distance/el_GR"] / 2
+    assert json.loads((run / "proof.json").read_text())["holds"]
+    assert "teacher" in json.loads((run / "state.json").read_text())
+
+
 def test_a_report_has_the_curve_of_the_distance(workplace, grown, tmp_path):
     page = tmp_path / "report.html"
     status, _, err = forked.call(
@@ -123,9 +134,11 @@ def test_a_plan_counts_the_teacher(workplace, grown):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ((), "task.distillation=1 out, or give a base that grew from an encoder"),
-        (("+lang=new_lang",), "base is auto, and pretrain adds to a model that never read"),
-        (("+lang=new_lang", "base=random"), "base is random"),
+        ((), "give a base or .lang: a base that is made has no part in it"),
+        (("+lang=new_lang",), "base=auto never read without slots"),
+        (("+lang=new_lang", "base=random"), "base=random never read without slots"),
+        (("+lang=new_lang", "task.teacher=nowhere"), "task.teacher: base 'nowhere' does not exist"),
+        (("task.distillation=0", "task.teacher=HERE"), "set task.distillation=30, or leave"),
         (("base=HERE", "train=slots", "data.attention=row"), "set data.attention=document"),
         (("base=HERE", "train=all"), "train=all changes it"),
         (("base=HERE", "train=slots+embeddings"), r"train=slots\+embeddings changes it"),

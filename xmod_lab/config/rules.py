@@ -385,23 +385,33 @@ def _check_base(cfg: PretrainConfig) -> list[str]:
 
 
 def _distillation_faults(cfg: PretrainConfig) -> list[str]:
-    """Faults of ``task.distillation`` where there is no base that stays as it is."""
-    if not getattr(cfg.task, "distillation", 0):
-        return []
-    given = f"task.distillation={cfg.task.distillation:g}"
+    """Faults of ``task.distillation`` and ``task.teacher``."""
+    weight, teacher = (getattr(cfg.task, name, None) for name in ("distillation", "teacher"))
+    if not weight:
+        return (
+            [f"set task.distillation=30, or leave task.teacher={teacher} out: its weight is 0"]
+            if teacher
+            else []
+        )
+    given, faults = f"task.distillation={weight:g}", []
     if cfg.command not in ("pretrain", "rank"):
         return [f"leave {given} out: it is part of a training, and {cfg.command} trains nothing"]
-    if not cfg.distillation or cfg.base in ("auto", "random"):
-        return [
-            f"leave {given} out, or give a base that grew from an encoder (base=RUN): the vectors "
-            f"of that one are kept. Here base is {cfg.base}, and {cfg.command} "
-            f"{'adds to' if cfg.lang else 'trains'} a model that never read without slots"
-        ]
-    faults = []
-    if cfg.goes_on and cfg.train not in ("slots", "slots+head"):
+    if not cfg.distillation:
         faults.append(
-            f"leave {given} out, or set train=slots or train=slots+head: the teacher is the base "
-            f"through no slot, and train={cfg.train} changes it"
+            f"leave {given} out, or give a base or +lang: a base that is made has no part in it"
+        )
+    elif teacher:
+        faults += [f"task.teacher: {fault}" for fault in base_faults(teacher)]
+    elif cfg.base in ("auto", "random"):
+        faults.append(
+            f"set task.teacher to an encoder, or leave {given} out: without one the teacher is the "
+            f"base through no slot, and base={cfg.base} never read without slots"
+        )
+    elif cfg.goes_on and cfg.train not in ("slots", "slots+head"):
+        faults.append(
+            f"set task.teacher to an encoder or train to slots or slots+head, or leave {given} "
+            f"out: without one the teacher is the base through no slot, and train={cfg.train} "
+            "changes it"
         )
     if cfg.data.attention == "row":
         faults.append(
@@ -410,8 +420,8 @@ def _distillation_faults(cfg: PretrainConfig) -> list[str]:
         )
     if cfg.trainer.strategy == "fsdp":
         faults.append(
-            f"leave {given} or trainer.strategy=fsdp out: the teacher would read by layers that "
-            "are divided"
+            f"leave {given} or trainer.strategy=fsdp out: vectors take the layers of the whole "
+            "model"
         )
     return faults
 

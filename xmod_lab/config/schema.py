@@ -63,7 +63,7 @@ SHARED_SLOT = "shared"  # name of the one slot of a SHARED model
 OF_EVERY_OBJECTIVE = ("mask_rate", "mask_policy", "mask_unit")
 
 # settings that earlier versions did not have -> the value with which runs are as they were
-ADDED_SETTINGS = {"task.distillation": 0}
+ADDED_SETTINGS = {"task.distillation": 0, "task.teacher": None}
 
 
 @dataclass
@@ -387,7 +387,7 @@ class PretrainConfig(RunConfig):
 
     @property
     def distillation(self) -> float:
-        """The weight of the distance to the sentence vectors of the base; 0 without a base."""
+        """The weight of the distance to the sentence vectors of a teacher; 0 without a base."""
         return getattr(self.task, "distillation", 0.0) if self.lang or self.goes_on else 0.0
 
     @property

@@ -51,7 +51,7 @@ from xmod_lab.tables import Table
 from xmod_lab.text.corpus import Corpus, Prepared
 from xmod_lab.text.encoding import encode
 from xmod_lab.training.data import mixture_of
-from xmod_lab.training.distillation import reader_of
+from xmod_lab.training.distillation import check_teacher, teacher_facts
 from xmod_lab.training.fit import fit
 from xmod_lab.training.run_tables import score_table, show_corpora, training_table
 
@@ -77,13 +77,13 @@ def go_on(cfg: PretrainConfig, run: RunDir) -> None:
     """
     cfg, start = begin(cfg, run)
     cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
-    if start.dense is None:
-        reader_of(cfg, start.loaded.config)  # raises before any work
+    check_teacher(cfg, start.loaded.config)
     prepared = start.prepared
     mixture = mixture_of(cfg, prepared, steps=cfg.steps, seed=cfg.seed)
     codes, scorers = list(prepared.corpora), scorers_of(prepared, cfg)
     old = _older_scorers(start)
     facts = {"base": start.digest, "data": prepared.digest, **prepared.tokenizers}
+    facts |= teacher_facts(cfg)
     columns = [*TRAINING_FIGURES, *curve_columns(cfg, codes)]
     with open_run(cfg, run, outputs=OUTPUTS, facts=facts, columns=columns) as tracking:
         if tracking is None:

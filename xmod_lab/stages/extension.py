@@ -58,7 +58,7 @@ from xmod_lab.training.data import (
     prepare_language,
     training_settings,
 )
-from xmod_lab.training.distillation import reader_of
+from xmod_lab.training.distillation import check_teacher, teacher_facts
 from xmod_lab.training.fit import fit
 from xmod_lab.training.run_tables import score_table, show_corpora, training_table
 
@@ -102,7 +102,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
     cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
     model, old, older = open_base(base)
     agree(base, model, cfg)
-    reader_of(cfg, model.config)  # raises before any work
+    check_teacher(cfg, model.config)
     if base.model is not None:
         # all must be readable when the model is saved
         manifests_in(model_folder(base.model), model.config.added or [])
@@ -118,7 +118,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
     languages = {}
     for lang in cfg.lang.values():
         languages[lang.code] = lang, prepare_beside(cfg, lang, old)
-    facts: dict[str, object] = {"base": whole_digest(model)}
+    facts: dict[str, object] = {"base": whole_digest(model), **teacher_facts(cfg)}
     for code, (_, prepared) in languages.items():
         facts |= {f"data/{code}": prepared.digest, **prepared.tokenizers}
     columns = [f"{figure}/{code}" for code in languages for figure in TRAINING_FIGURES]

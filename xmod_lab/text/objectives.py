@@ -149,7 +149,10 @@ class MaskedLM(Objective):
         least=0,
         most=1_000_000,
         mark=not_in_base("pre-training has no part in it"),
-        hint="the weight of the distance to the base's sentence vectors; 0: none",
+        hint="the weight of the distance to a teacher's sentence vectors; 0: none",
+    )
+    teacher: str | None = field(
+        default=None, metadata=not_in_base("pre-training has no part in it")
     )
 
     def training(self, tokenizer: "PreTrainedTokenizerBase") -> Masker | InPhases:

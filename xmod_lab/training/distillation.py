@@ -1,34 +1,42 @@
 """Slots that keep the sentence vectors of the base: distillation (Reimers & Gurevych 2020).
 
 Training on masked words alone moves the vectors of a language away from those of its translations.
-Here the student is the model through the slot of each language, and the teacher is the same model
-through no slot, in the vocabulary of the base. The vectors of a passage are to be alike:
+Here the student is the model through the slot of each language. The teacher is an encoder that
+stays, ``task.teacher``, or the same model through no slot, in the vocabulary of the base: what a
+grown model was before. The vectors of a passage are to be alike:
 
     loss = loss of the objective + weight · mean over passages |s/|s| − t/|t||²
 
-with the pooled last states s and t. Nothing of the teacher trains, so it is no second model. Both
-read the same masked tokens; of a language with a vocabulary of its own the teacher reads the whole
-text, and the student the masked one. A base whose body never trained without slots is no teacher.
+with the pooled last states s and t. The teacher is no second model where it is the base. In one
+vocabulary both read the same masked tokens. In two, the student reads masked tokens and the teacher
+the whole text. A base whose body never trained without slots is no teacher.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from xmod_lab.codes import NO_SLOT
 from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
-from xmod_lab.model import XmodConfig, XmodLanguageModel
+from xmod_lab.foreign import at_hand
+from xmod_lab.languages.proof import whole_digest
+from xmod_lab.model import XmodLanguageModel, load_language_model
 from xmod_lab.model.fast.tied_lookup import Matrices
+from xmod_lab.model.growing import check_dense, grow, grown_config, is_dense
 from xmod_lab.model.sentence_vectors import VectorSettings, pooled_passages
+from xmod_lab.model_folders import model_folder
 from xmod_lab.scoring.held_out import Scorer
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.teaching import Teaching
+from xmod_lab.text.tokenizer import load_tokenizer, special_ids
 
 # B rows, S positions; P passages; D model
 
@@ -41,19 +49,32 @@ _NOT_OF_THE_ENCODER = (  # fields of a batch, see Teaching
     "teacher_edges",
     "passages_in_step",
 )
-_ROWS = 16  # of the held-out text of each language, by which the distance is scored
+_ROWS = 16  # of a language's text, by which the distance is scored and the teacher is judged
+# a teacher that knows the language takes up to 1.5 tokens for each of a vocabulary made for it
+_MANY, _UNKNOWN = 2.0, 0.1
+log = logging.getLogger(__name__)
 
 
 class Distillation:
-    """The distance of vectors through slots to those through no slot, in a loss and as a score.
+    """The distance of vectors through slots to those of a teacher, in a loss and as a score.
 
     Args:
-        reader: a language of the base with the base's vocabulary: the teacher reads by its table.
+        teacher: an encoder that reads through no slot; ``None``: the model that trains.
+        reader: a language of the teacher with the teacher's base vocabulary.
+        pooling: of the states, in both.
     """
 
-    def __init__(self, model: XmodLanguageModel, teaching: Teaching, weight: float, reader: str):
+    def __init__(
+        self,
+        teaching: Teaching,
+        weight: float,
+        *,
+        teacher: XmodLanguageModel | None,
+        reader: int,
+        pooling: str,
+    ):
         self.teaching, self.weight = teaching, weight
-        self.reader, self.pooling = model.lang_id(reader), VectorSettings.of(model.config).pooling
+        self.teacher, self.reader, self.pooling = teacher, reader, pooling
 
     def loss(self, model: XmodLanguageModel, batch: dict[str, Tensor]) -> Tensor:
         """The whole loss of a micro-batch of :class:`xmod_lab.text.batches.BatchStream`."""
@@ -109,7 +130,8 @@ class Distillation:
             }
         # the table of the base, also where the language has another one with the same tokens
         reader = torch.full((len(read["input_ids"]),), self.reader)
-        out = model.base_model.encode(**{**read, "lang_ids": reader}, slot=NO_SLOT)
+        teacher = model if self.teacher is None else self.teacher.to(model.device)
+        out = teacher.base_model.encode(**{**read, "lang_ids": reader}, slot=NO_SLOT)
         passages = batch[f"{own}passages"].to(out.x.device)
         return pooled_passages(out.states, passages, batch[f"{own}edges"], self.pooling)
 
@@ -123,39 +145,110 @@ def distillation_of(
     """What ``task.distillation`` adds to the training on ``prepared``; ``None``: nothing.
 
     Raises:
-        UserError: see :func:`reader_of`.
+        UserError: see :func:`check_teacher`.
     """
-    reader = reader_of(cfg, model.config)
-    if reader is None:
-        return None
-    same = prepared.tokenizer.get_vocab() == base_tokenizer.get_vocab()
-    teacher = None if same else base_tokenizer
-    teaching = Teaching(prepared.tokenizer, teacher, model.config.positions)
-    return Distillation(model, teaching, cfg.distillation, reader)
-
-
-def reader_of(cfg: PretrainConfig, config: XmodConfig) -> str | None:
-    """The language in whose table the teacher reads; ``None`` without ``task.distillation``.
-
-    Raises:
-        UserError: passages have no vectors of their own, or no language has the base's vocabulary.
-    """
+    check_teacher(cfg, model.config)
     if not cfg.distillation:
         return None
+    teacher, tokenizer = None, base_tokenizer
+    if cfg.task.teacher is not None:
+        teacher, tokenizer = open_teacher(cfg.task.teacher)
+    config = model.config if teacher is None else teacher.config
+    same = prepared.tokenizer.get_vocab() == tokenizer.get_vocab()
+    teaching = Teaching(prepared.tokenizer, None if same else tokenizer, config.positions)
+    if warning := _about_reading(teaching, prepared):
+        log.warning("warning: %s", warning)
+    return Distillation(
+        teaching,
+        cfg.distillation,
+        teacher=teacher,
+        reader=config.slot(_reader(config)),
+        pooling=VectorSettings.of(model.config).pooling,
+    )
+
+
+def check_teacher(cfg: PretrainConfig, config: PreTrainedConfig) -> None:
+    """Raises UserError if vectors cannot be compared. ``config``: of the base."""
+    if not cfg.distillation:
+        return
+    given = f"task.distillation={cfg.distillation:g}"
     if cfg.data.attention != "document":
         raise UserError(
-            f"set data.attention=document, or leave task.distillation={cfg.distillation:g} out: "
-            f"data.attention is {cfg.data.attention}, and a passage then has no vector of its own"
+            f"set data.attention=document, or leave {given} out: data.attention is "
+            f"{cfg.data.attention}, and a passage then has no vector of its own"
         )
-    own = config.vocabularies or {}
-    reader = next((code for code in config.languages if code not in own), None)
-    if reader is None:
+    if cfg.task.teacher is None:
+        if _reader(config) is None:
+            raise UserError(
+                f"set task.teacher to an encoder, or leave {given} out: without one the teacher "
+                "reads in the vocabulary of the base, and all its languages have vocabularies of "
+                f"their own ({', '.join(config.vocabularies)})"
+            )
+        return
+    teacher = open_teacher(cfg.task.teacher)[0].config
+    if teacher.is_decoder or _reader(teacher) is None:
         raise UserError(
-            f"leave task.distillation={cfg.distillation:g} out, or give another base: the teacher "
-            "reads in the vocabulary of the base, and all its languages have vocabularies of "
-            f"their own ({', '.join(own)})"
+            f"give another task.teacher: {cfg.task.teacher} is causal, or all its languages have "
+            "vocabularies of their own"
         )
-    return reader
+    if teacher.hidden_size != config.hidden_size:
+        raise UserError(
+            f"give a task.teacher of the width {config.hidden_size}: {cfg.task.teacher} has "
+            f"vectors of {teacher.hidden_size} numbers, the base {config.hidden_size}"
+        )
+
+
+@lru_cache(maxsize=1)
+def open_teacher(source: str) -> tuple[XmodLanguageModel, PreTrainedTokenizerBase]:
+    """A frozen encoder in float32, and its tokenizer. A dense one gets a slot that adds nothing.
+
+    Args:
+        source: a run, a model folder or a hub id.
+    Raises:
+        UserError: it cannot be read, or is no encoder of a layout that is known here.
+    """
+    folder = model_folder(at_hand(source, "a run, a model folder or a hub id"))
+    tokenizer = load_tokenizer(str(folder))
+    if is_dense(folder):
+        dense = check_dense(folder)
+        special, size = special_ids(tokenizer), dense.config.vocab_size
+        config = grown_config(dense, ["en_XX"], vocab_size=size, special_ids=special)
+        model = grow(dense, dense.load(), config, seed=0)
+    else:
+        model = load_language_model(str(folder), f"task.teacher {source}")
+    return model.requires_grad_(False).eval(), tokenizer
+
+
+def teacher_facts(cfg: PretrainConfig) -> dict[str, str]:
+    """The digest of ``task.teacher``, by which a run knows it again."""
+    if not cfg.distillation or cfg.task.teacher is None:
+        return {}
+    return {"teacher": whole_digest(open_teacher(cfg.task.teacher)[0])}
+
+
+def _reader(config: PreTrainedConfig) -> str | None:
+    """A language with the base vocabulary, if there is one. A dense encoder will have some."""
+    own = getattr(config, "vocabularies", None) or {}
+    return next((code for code in getattr(config, "languages", ["any"]) if code not in own), None)
+
+
+def _about_reading(teaching: Teaching, prepared: Prepared) -> str | None:
+    """A warning if the vocabulary of the teacher does not suit a language, by some of its rows."""
+    if teaching.teacher is None:
+        return None
+    for code, corpus in prepared.corpora.items():
+        rows = corpus.rows("train", range(min(_ROWS, len(corpus.train))))
+        read = teaching.fields(rows)
+        ids = read["teacher_ids"][read["teacher_passages"] < len(read["edges"])]
+        more = len(ids) / (rows != teaching.student.pad_token_id).sum()
+        unknown = float((ids == teaching.teacher.unk_token_id).float().mean())
+        if more > _MANY or unknown > _UNKNOWN:
+            return (
+                f"the teacher of {code} takes {more:.1f} tokens for each of the student, and "
+                f"{100 * unknown:.0f} % of its tokens are unknown: its vectors say little of this "
+                "language; set task.teacher to an encoder that knows it"
+            )
+    return None
 
 
 @contextmanager
