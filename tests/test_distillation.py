@@ -10,13 +10,14 @@ from torch.testing import assert_close
 from transformers import AutoModel, AutoTokenizer
 
 from tests.dense import make_dense
-from tests.helpers import composed, passages, tiny_model
+from tests.helpers import composed, passages, tiny_config, tiny_model
 from xmod_lab.choices import POOLINGS
 from xmod_lab.codes import NO_SLOT
 from xmod_lab.config.identity import identity
 from xmod_lab.errors import UserError
 from xmod_lab.model import XmodForSentenceVectors
 from xmod_lab.model.sentence_vectors import pooled, pooled_passages
+from xmod_lab.reports.results import _settings
 from xmod_lab.text.batches import BatchStream, Layout
 from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.masking import Masker
@@ -24,7 +25,13 @@ from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.preparing import prepare_corpus
 from xmod_lab.text.source import Source
 from xmod_lab.text.unigram import save_tokenizer, train_sentencepiece
-from xmod_lab.training.distillation import check_teacher, distillation_of, teacher_facts
+from xmod_lab.training.distillation import (
+    check_teacher,
+    distillation_of,
+    open_teacher,
+    teacher_facts,
+    warn_of_reading,
+)
 
 LENGTH = 24
 WEIGHT = 7.0
@@ -50,7 +57,7 @@ def made(text, code: str):
     model = tiny_model(vocab_size=len(base))
     if code == "sw":
         model.add_language("sw", "random", vocab_size=len(tokenizer))
-    cfg = composed("+lang=new_lang", f"task.distillation={WEIGHT}")
+    cfg = composed("+lang=new_lang", f"task.distillation={WEIGHT}", f"data.row_length={LENGTH}")
     distillation = distillation_of(cfg, model, Prepared(tokenizer, "", {code: corpus}), base)
     masker = Masker.for_tokenizer(tokenizer, 0.3, "80-10-10")
     mixture = Mixture({code: len(corpus.train)}, {code: 1.0}, rows_per_step=6, seed=3)
@@ -161,7 +168,7 @@ def test_a_language_with_a_table_of_its_own_has_the_teacher_of_the_base(text):
     base, corpus = text["de"]
     model = tiny_model(vocab_size=len(base))
     model.add_language("gsw", "random", vocab_size=len(base))
-    cfg = composed("+lang=new_lang", "task.distillation=1")
+    cfg = composed("+lang=new_lang", "task.distillation=1", f"data.row_length={LENGTH}")
     distillation = distillation_of(cfg, model, Prepared(base, "", {"gsw": corpus}), base)
     assert distillation.teaching.teacher is None
     rows = corpus.rows("train", range(4)).astype(np.int64)
@@ -274,15 +281,53 @@ def test_another_encoder_teaches_as_transformers_computes_it(text, tmp_path, kin
 
 
 def test_a_teacher_that_spells_a_language_in_letters_is_named(tmp_path, text, caplog):
+    """Also one that reads no more of a passage than the student."""
     tokenizer, corpus = text["sw"]
     model = tiny_model(vocab_size=len(text["de"][0]))
     cfg = composed("+lang=new_lang", "task.distillation=1")
     prepared = Prepared(tokenizer, "", {"sw": corpus})
-    distillation_of(cfg, model, prepared, text["de"][0])
+    warn_of_reading(distillation_of(cfg, model, prepared, text["de"][0]), prepared)
     assert not caplog.text
     save_tokenizer(train_sentencepiece(passages("zh", 60), vocab_size=460), tmp_path)
-    distillation_of(cfg, model, prepared, AutoTokenizer.from_pretrained(tmp_path))
+    other = distillation_of(cfg, model, prepared, AutoTokenizer.from_pretrained(tmp_path))
+    other.teaching = replace(other.teaching, most=12)
+    warn_of_reading(other, prepared)
     assert "the teacher of sw takes" in caplog.text and "set task.teacher" in caplog.text
+
+
+def test_a_teacher_with_fewer_positions_reads_the_beginnings_of_passages(text):
+    """Also in the same vocabulary."""
+    base, corpus = text["de"]
+    model = tiny_model(vocab_size=len(base), max_position_embeddings=20)
+    cfg = composed("+lang=new_lang", "task.distillation=1", "data.row_length=24")
+    distillation = distillation_of(cfg, model, Prepared(base, "", {"de": corpus}), base)
+    read = distillation.teaching.fields(corpus.rows("train", range(4)))
+    assert read["teacher_positions"].max() <= 19
+    assert torch.isfinite(distillation._teacher(model, {}, read)).all()
+
+
+def test_a_teacher_must_have_its_own_tokenizer_and_is_read_in_float32(text, tmp_path):
+    make_dense(tmp_path / "dense", "xlm-roberta")
+    wide = train_sentencepiece(passages("en", 300), vocab_size=600)
+    save_tokenizer(wide, tmp_path / "dense")
+    with pytest.raises(UserError, match="task.teacher .*that one has 600 tokens"):
+        open_teacher(str(tmp_path / "dense"))
+    tiny_model(vocab_size=400).bfloat16().save_pretrained(tmp_path / "xmod")
+    text["de"][0].save_pretrained(tmp_path / "xmod")
+    teacher, _ = open_teacher(str(tmp_path / "xmod"))
+    assert {p.dtype for p in teacher.parameters()} == {torch.float32}
+    assert open_teacher(str(tmp_path / "xmod"))[0] is teacher
+    tiny_model(1, vocab_size=400).save_pretrained(tmp_path / "xmod")
+    assert open_teacher(str(tmp_path / "xmod"))[0] is not teacher
+
+
+def test_a_sentence_encoder_may_teach(text, tmp_path):
+    encoder = XmodForSentenceVectors(
+        tiny_config(vocab_size=400, sentence_vectors={"pooling": "mean"})
+    )
+    encoder.save_pretrained(tmp_path)
+    text["de"][0].save_pretrained(tmp_path)
+    assert isinstance(open_teacher(str(tmp_path))[0], XmodForSentenceVectors)
 
 
 def test_a_teacher_of_another_width_is_refused(text, tmp_path):
@@ -306,7 +351,7 @@ def test_rows_whose_passages_see_each_other_have_no_vectors(text):
 
 
 def test_a_run_of_an_earlier_version_is_the_same_run():
-    """Its config.yaml has no such key."""
+    """Its config.yaml has no such keys. A report has both in one group."""
     now = asdict(composed())
     earlier = {
         **now,
@@ -314,5 +359,6 @@ def test_a_run_of_an_earlier_version_is_the_same_run():
     }
     assert identity(now) == identity(earlier)
     assert now["task"].pop("teacher") is None and identity(now) == identity(earlier)
+    assert _settings(now, 0) == _settings(earlier, 0)
     other = {**now, "task": {**now["task"], "distillation": 30.0}}
     assert identity(other) != identity(now) and identity(other)["task.distillation"] == 30

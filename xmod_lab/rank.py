@@ -48,16 +48,19 @@ def _rank(cfg: PretrainConfig, folder: Path) -> None:
     from xmod_lab.stages.extension import base_to_extend, open_base
     from xmod_lab.stages.ranking import rank_initialisers, ranking_tables
     from xmod_lab.training.data import prepare_beside
+    from xmod_lab.training.distillation import check_teacher, teacher_facts
     from xmod_lab.training.memory import keep_memory
 
     run = RunDir(folder)
+    check_teacher(cfg)
     cfg, base = base_to_extend(cfg, run)
     cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
     keep_memory()
     model, old, _ = open_base(base)
     agree(base, model, cfg)
+    check_teacher(cfg, model.config)
     texts = [prepare_beside(cfg, lang, old) for lang in cfg.lang.values()]
-    with open_run(cfg, run, outputs=_OUTPUTS, facts={}) as result:
+    with open_run(cfg, run, outputs=_OUTPUTS, facts=teacher_facts(cfg)) as result:
         if result is None:
             return
         scores = {}

@@ -3,7 +3,7 @@
     python figure.py [runs]
 
 Reads vectors.csv and the runs of README.md, and writes greek.png, and greek.csv, which has the
-numbers. A run that is not there is left out.
+numbers. Of a run that is not there, the numbers in greek.csv stay.
 """
 
 import argparse
@@ -18,13 +18,17 @@ from xmod_lab.tables import csv_text
 
 NEW, LEFT_OUT = "el_GR", ("sw_KE", "gn_PY")  # added later, or in some models only
 E5, FULL, KEEP, OWN = "E5", "full fine-tuning", "a slot, E5's tokens", "a slot, own tokens"
+KEPT = "a slot, own tokens,\nvectors kept"
 SLOTS, NONE, SPELT = "grown E5,\nits slots", "grown E5,\nno slot", "character n-grams"
+KEPT_SLOTS = "grown E5, its slots,\nvectors kept"
 WAYS = {  # name -> the run, the model and the arm in vectors.csv, colour
     E5: ("dense", "dense", "target", "#555555"),
     FULL: ("ft_el", "ft_el", "none", "#d55e00"),
     KEEP: ("el_keep", "el_keep", "target", "#117733"),
     OWN: ("el_focus", "grown", "target", "#0072b2"),
+    KEPT: ("el_kept", "el_kept", "added", "#aa4499"),
     SLOTS: ("", "grown", "target", "#0072b2"),
+    KEPT_SLOTS: ("", "base_kept", "target", "#aa4499"),
     NONE: ("", "grown", "none", "#56b4e9"),
     SPELT: ("", "ngrams", "ngrams", "#999999"),
 }
@@ -36,13 +40,19 @@ TITLES = {
     "intents of others": "Other languages: intents,\nminus those of E5",
     "udhr of others": "Other languages: translations found,\nminus those of E5",
 }
+_NUMBERS = ("value", "low", "high")
 CLOSE = 0.03  # points without names, if all are so near to 0
 Record = dict[str, str | float | None]
 
 
-def records(runs: Path) -> list[Record]:
-    """The numbers: panel, way, language, value, low, high."""
+def records(runs: Path, file: Path) -> list[Record]:
+    """The numbers: panel, way, language, value, low, high. ``file``: those that are known."""
+    there = {way for way, (run, *_) in WAYS.items() if (runs / run / "metrics.json").is_file()}
     found: list[Record] = []
+    for row in csv.DictReader(file.open(newline="")) if file.exists() else ():
+        if row["panel"].startswith("bits") and row["way"] not in there:
+            numbers = {key: float(row[key]) if row[key] else None for key in _NUMBERS}
+            found.append({**row, **numbers})
 
     def add(panel: str, way: str, code: str, value: float, low: object, high: object) -> None:
         ends = {
@@ -52,7 +62,7 @@ def records(runs: Path) -> list[Record]:
         found.append({"panel": panel, "way": way, "language": code, "value": value, **ends})
 
     for way, (run, *_) in WAYS.items():
-        figures = read_metrics(runs / run / "metrics.json") if run else {}
+        figures = read_metrics(runs / run / "metrics.json") if way in there and run else {}
         if (name := f"val/bpb/{NEW}") in figures:
             add("bits", way, NEW, figures[name], *map(figures.get, (f"{name}/low", f"{name}/high")))
         # a continued run has the difference; a run that adds a language has both values
@@ -63,7 +73,7 @@ def records(runs: Path) -> list[Record]:
             for code in codes_of(figures, "before/val/bpb/")
         }
         for code, value in more.items():
-            if way in (FULL, OWN) and code not in (NEW, *LEFT_OUT):
+            if way in (FULL, OWN, KEPT) and code not in (NEW, *LEFT_OUT):
                 add("bits of others", way, code, value, None, None)
     with Path("vectors.csv").open(newline="") as stream:
         scores = {
@@ -75,9 +85,9 @@ def records(runs: Path) -> list[Record]:
             if (one, through) != (model, arm) or task not in TITLES:
                 continue
             value = float(row["score"])
-            if code == NEW and way not in (SLOTS, NONE):
+            if code == NEW and way not in (SLOTS, KEPT_SLOTS, NONE):
                 add(task, way, code, value, row["low"], row["high"])
-            elif code not in (NEW, "en_XX", *LEFT_OUT) and way not in (E5, OWN, SPELT):
+            elif code not in (NEW, "en_XX", *LEFT_OUT) and way not in (E5, OWN, KEPT, SPELT):
                 before = float(scores["dense", "target", task, code]["score"])
                 add(f"{task} of others", way, code, value - before, None, None)
     return found
@@ -85,7 +95,7 @@ def records(runs: Path) -> list[Record]:
 
 def draw(found: list[Record]) -> Figure:
     """A panel for each question: the new language above, the other languages below."""
-    figure = Figure((10, 6.4), layout="constrained")
+    figure = Figure((11, 6.8), layout="constrained")
     for axes, (panel, title) in zip(figure.subplots(2, 3).flat, TITLES.items(), strict=True):
         rows = sorted(
             (row for row in found if row["panel"] == panel), key=lambda row: row["language"]
@@ -130,8 +140,9 @@ def _points(axes: Axes, rows: list[Record]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="?", type=Path, default=Path("runs"))
-    found = records(parser.parse_args().runs)
-    Path("greek.csv").write_text(csv_text(found), encoding="utf-8")
+    file = Path("greek.csv")
+    found = records(parser.parse_args().runs, file)
+    file.write_text(csv_text(found), encoding="utf-8")
     draw(found).savefig("greek.png", dpi=150)
 
 

@@ -137,6 +137,7 @@ def test_a_plan_counts_the_teacher(workplace, grown):
         ((), "give a base or .lang: a base that is made has no part in it"),
         (("+lang=new_lang",), "base=auto never read without slots"),
         (("+lang=new_lang", "base=random"), "base=random never read without slots"),
+        (("+lang=new_lang", "task.teacher=auto"), "is 'auto', but a teacher is named"),
         (("+lang=new_lang", "task.teacher=nowhere"), "task.teacher: base 'nowhere' does not exist"),
         (("task.distillation=0", "task.teacher=HERE"), "set task.distillation=30, or leave"),
         (("base=HERE", "train=slots", "data.attention=row"), "set data.attention=document"),

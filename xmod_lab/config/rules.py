@@ -387,20 +387,24 @@ def _check_base(cfg: PretrainConfig) -> list[str]:
 def _distillation_faults(cfg: PretrainConfig) -> list[str]:
     """Faults of ``task.distillation`` and ``task.teacher``."""
     weight, teacher = (getattr(cfg.task, name, None) for name in ("distillation", "teacher"))
+    if cfg.command == "prepare":  # it reads the text of a run, whatever else that does
+        return []
     if not weight:
-        return (
-            [f"set task.distillation=30, or leave task.teacher={teacher} out: its weight is 0"]
-            if teacher
-            else []
-        )
+        fault = f"set task.distillation=30, or leave task.teacher={teacher} out: its weight is 0"
+        return [] if teacher is None else [fault]
     given, faults = f"task.distillation={weight:g}", []
-    if cfg.command not in ("pretrain", "rank"):
-        return [f"leave {given} out: it is part of a training, and {cfg.command} trains nothing"]
+    if cfg.command == "evaluate":
+        return [f"leave {given} out: it is part of a training, and evaluate trains nothing"]
     if not cfg.distillation:
         faults.append(
             f"leave {given} out, or give a base or +lang: a base that is made has no part in it"
         )
-    elif teacher:
+    elif teacher in ("", "auto", "random"):
+        faults.append(
+            f"task.teacher is '{teacher}', but a teacher is named; give a run, a model folder or a "
+            "hub id"
+        )
+    elif teacher is not None:
         faults += [f"task.teacher: {fault}" for fault in base_faults(teacher)]
     elif cfg.base in ("auto", "random"):
         faults.append(

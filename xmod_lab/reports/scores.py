@@ -282,8 +282,8 @@ _CURVES = (  # prefix of the metrics, the y axis, what is said below
     (
         "val/distance/",
         "squared distance of sentence vectors",
-        "Between the vectors of held-out passages through the slot and, in the vocabulary of the "
-        "base, through no slot; from 0 to 4. Nothing is masked.",
+        "Between the vectors of held-out passages through the slot and by the teacher, which is "
+        "task.teacher, or the base through no slot; from 0 to 4. Nothing is masked.",
     ),
 )
 _PER_TOKEN, _LIKELIHOODS = ("train/loss", "val/loss/"), ("val/loss/", "val/bpb/")

@@ -405,8 +405,16 @@ def _identity(cfg: PretrainConfig) -> dict[str, object]:
 def own_base(cfg: PretrainConfig) -> PretrainConfig:
     """The base that ``cfg`` describes, trained for the steps of its own recipe."""
     trainer = replace(cfg.trainer, max_steps=None, max_tokens=None)  # of the extension
+    alone = {"distillation": 0.0, "teacher": None} if hasattr(cfg.task, "teacher") else {}
     return replace(
-        cfg, lang={}, base="auto", resume="auto", plan=False, trainer=trainer, command="pretrain"
+        cfg,
+        lang={},
+        base="auto",
+        resume="auto",
+        plan=False,
+        task=replace(cfg.task, **alone),
+        trainer=trainer,
+        command="pretrain",
     )
 
 

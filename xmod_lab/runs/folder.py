@@ -53,9 +53,9 @@ log = logging.getLogger(__name__)
 STATE = "state.json"
 # a file for each language: the bits of each of its held-out passages, by which runs are compared
 PASSAGES = "passages"
-# settings that count, but may change in a run that goes on: the base is known by its digest, and
-# the batches stay the same
-MAY_CHANGE = ("base", "trainer.devices", "trainer.nodes")
+# settings that count, but may change in a run that goes on: base and teacher are known by their
+# digests, and the batches stay the same
+MAY_CHANGE = ("base", "task.teacher", "trainer.devices", "trainer.nodes")
 Run = TypeVar("Run", bound=RunConfig)
 _LOCKS: dict[Path, Lock] = {}  # by run dir; the system releases them when this process ends
 _FINISHED = "metrics.json"

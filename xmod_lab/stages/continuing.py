@@ -75,6 +75,7 @@ def go_on(cfg: PretrainConfig, run: RunDir) -> None:
         UserError: bad text, a base that does not fit, a damaged checkpoint.
         ProofError: a grown model is not the dense one, or something moved that does not train.
     """
+    check_teacher(cfg)
     cfg, start = begin(cfg, run)
     cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
     check_teacher(cfg, start.loaded.config)

@@ -29,7 +29,7 @@ from xmod_lab.text.corpus import Prepared
 from xmod_lab.text.mixture import Mixture
 from xmod_lab.text.tokenizer import special_ids
 from xmod_lab.training.data import batches
-from xmod_lab.training.distillation import Distillation, distillation_of
+from xmod_lab.training.distillation import Distillation, distillation_of, warn_of_reading
 from xmod_lab.training.fit import make_trainer
 from xmod_lab.training.run_tables import training_table
 from xmod_lab.training.step import LanguageModeling
@@ -154,6 +154,7 @@ def measure(
     processes, meter = cfg.trainer.devices * cfg.trainer.nodes, _Meter(compiles=cfg.trainer.compile)
     parts = parts_of_step(cfg)
     distillation = distillation_of(cfg, model, prepared, base_tokenizer or prepared.tokenizer)
+    warn_of_reading(distillation, prepared)
     loader = _loader(cfg, model, prepared, mixture, seed, distillation)
     module = _take_steps(cfg, model, loader, meter, seed, trainable, distillation)
     if processes > 1:

@@ -98,6 +98,7 @@ def add_languages(cfg: PretrainConfig, run: RunDir) -> None:
         UserError: bad text, a base that does not fit, a damaged checkpoint.
         ProofError: something else moved.
     """
+    check_teacher(cfg)
     cfg, base = base_to_extend(cfg, run)
     cfg = run.fit_to_machine(cfg, workers=cfg.data.workers)
     model, old, older = open_base(base)

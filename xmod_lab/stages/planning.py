@@ -57,6 +57,7 @@ from xmod_lab.text.survey import (
     unknown_letters,
 )
 from xmod_lab.training.data import about_kept, consumption, mixture_of, prepare_base, prepare_beside
+from xmod_lab.training.distillation import check_teacher
 from xmod_lab.training.run_tables import show_normalisation, training_table
 
 log = logging.getLogger(__name__)
@@ -83,6 +84,7 @@ def plan_run(cfg: PretrainConfig, run: RunDir) -> None:
     written, cfg = cfg, run.fit_to_machine(cfg, workers=cfg.data.workers)
     plan: dict[str, dict] = {}
     warnings: list[str] = []
+    check_teacher(cfg)
     if cfg.goes_on:
         cfg, start = begin(cfg, run)
         model = make_model(cfg, start)
@@ -134,6 +136,7 @@ def _plan_languages(
     cfg = inherit(cfg, base)
     model, old, _ = open_base(base)
     agree(base, model, cfg)
+    check_teacher(cfg, model.config)
     for lang in cfg.lang.values():
         plan[lang.code] = _plan_language(cfg, base, old, lang, warnings)
 

@@ -67,6 +67,7 @@ class BatchStream(Dataset):
             that languages with different vocabularies may stand in one batch.
         lang_ids: language code -> number of its slot in the model.
         seed: of the masks; the mixture has its own.
+        teaching: adds the passages of each batch, and what a teacher reads of them.
     """
 
     def __init__(

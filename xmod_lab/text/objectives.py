@@ -138,7 +138,11 @@ class Objective(ABC):
 
 @dataclass(kw_only=True)
 class MaskedLM(Objective):
-    """Masked language modelling (Devlin et al. 2019). The settings are those of :class:`Masker`."""
+    """Masked language modelling (Devlin et al. 2019).
+
+    The settings are those of :class:`Masker`, and ``distillation`` and ``teacher`` of
+    :mod:`xmod_lab.training.distillation`.
+    """
 
     name: str = "mlm"
     mask_rate: Any = number(0.3, above=0, below=1, phased=True, hint="a share, e.g. 0.3")

@@ -45,7 +45,7 @@ class Teaching:
         if self.teacher is not None:
             texts = [rows.ravel()[each] for each in places]
             texts = self.student.batch_decode(texts, skip_special_tokens=True)
-            ids = self.teacher(texts, split_special_tokens=True)["input_ids"]
+            ids = self.teacher(texts, split_special_tokens=True, verbose=False)["input_ids"]
             found |= self._packed([self._cut(row) for row in ids], rows.shape[1])
         return {name: torch.from_numpy(array) for name, array in found.items()}
 

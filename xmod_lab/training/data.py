@@ -30,7 +30,7 @@ from xmod_lab.text.spool import spooled
 from xmod_lab.text.tokenizer import load_tokenizer, own_tokenizer
 from xmod_lab.text.trimming import saved, with_padding
 from xmod_lab.text.unigram import PAD
-from xmod_lab.training.distillation import Distillation
+from xmod_lab.training.distillation import Distillation, teacher_facts
 from xmod_lab.training.interruption import leave_signals_to_the_run
 
 log = logging.getLogger(__name__)
@@ -359,5 +359,9 @@ def training_settings(cfg: PretrainConfig) -> dict:
             assert name not in found, f"two settings are called {name}"
             found[name] = value
     found["tokenizer"] = cfg.data.tokenizer and Path(cfg.data.tokenizer).name
+    if digests := teacher_facts(cfg):
+        name = cfg.task.teacher
+        found["teacher"] = Path(name).name if Path(name).exists() else name
+        found["teacher_digest"] = digests["teacher"]
     found["recipe"] = {key: value for key, value in asdict(cfg.recipe).items() if key != "steps"}
     return {**found, "steps": cfg.steps, "seed": cfg.seed}

@@ -13,9 +13,12 @@ the whole text. A base whose body never trained without slots is no teacher.
 """
 
 import logging
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,7 +31,8 @@ from xmod_lab.config.schema import PretrainConfig
 from xmod_lab.errors import UserError
 from xmod_lab.foreign import at_hand
 from xmod_lab.languages.proof import whole_digest
-from xmod_lab.model import XmodLanguageModel, load_language_model
+from xmod_lab.languages.sentence_encoding import is_encoder, open_encoder
+from xmod_lab.model import XmodLanguageModel, XmodPreTrainedModel, load_language_model
 from xmod_lab.model.fast.tied_lookup import Matrices
 from xmod_lab.model.growing import check_dense, grow, grown_config, is_dense
 from xmod_lab.model.sentence_vectors import VectorSettings, pooled_passages
@@ -69,7 +73,7 @@ class Distillation:
         teaching: Teaching,
         weight: float,
         *,
-        teacher: XmodLanguageModel | None,
+        teacher: XmodPreTrainedModel | None,
         reader: int,
         pooling: str,
     ):
@@ -155,11 +159,9 @@ def distillation_of(
         teacher, tokenizer = open_teacher(cfg.task.teacher)
     config = model.config if teacher is None else teacher.config
     same = prepared.tokenizer.get_vocab() == tokenizer.get_vocab()
-    teaching = Teaching(prepared.tokenizer, None if same else tokenizer, config.positions)
-    if warning := _about_reading(teaching, prepared):
-        log.warning("warning: %s", warning)
+    same &= cfg.data.row_length <= config.positions
     return Distillation(
-        teaching,
+        Teaching(prepared.tokenizer, None if same else tokenizer, config.positions),
         cfg.distillation,
         teacher=teacher,
         reader=config.slot(_reader(config)),
@@ -167,56 +169,81 @@ def distillation_of(
     )
 
 
-def check_teacher(cfg: PretrainConfig, config: PreTrainedConfig) -> None:
-    """Raises UserError if vectors cannot be compared. ``config``: of the base."""
+def check_teacher(cfg: PretrainConfig, config: PreTrainedConfig | None = None) -> None:
+    """See that vectors can be compared, before any work.
+
+    Args:
+        config: of the base; ``None``: it is not open yet, and the teacher alone is checked.
+    Raises:
+        UserError: passages have no vectors of their own, or the teacher cannot be read, reads no
+            vocabulary of its own, or has another width.
+    """
     if not cfg.distillation:
         return
-    given = f"task.distillation={cfg.distillation:g}"
+    given, source = f"task.distillation={cfg.distillation:g}", cfg.task.teacher
+    if source is not None:
+        teacher = open_teacher(source)[0].config
+        if config is not None and teacher.hidden_size != config.hidden_size:
+            raise UserError(
+                f"give a task.teacher of the width {config.hidden_size}: {source} has vectors of "
+                f"{teacher.hidden_size} numbers, the base {config.hidden_size}"
+            )
+    if config is None:
+        return
     if cfg.data.attention != "document":
         raise UserError(
             f"set data.attention=document, or leave {given} out: data.attention is "
             f"{cfg.data.attention}, and a passage then has no vector of its own"
         )
-    if cfg.task.teacher is None:
-        if _reader(config) is None:
-            raise UserError(
-                f"set task.teacher to an encoder, or leave {given} out: without one the teacher "
-                "reads in the vocabulary of the base, and all its languages have vocabularies of "
-                f"their own ({', '.join(config.vocabularies)})"
-            )
-        return
-    teacher = open_teacher(cfg.task.teacher)[0].config
-    if teacher.is_decoder or _reader(teacher) is None:
+    if source is None and _reader(config) is None:
         raise UserError(
-            f"give another task.teacher: {cfg.task.teacher} is causal, or all its languages have "
-            "vocabularies of their own"
-        )
-    if teacher.hidden_size != config.hidden_size:
-        raise UserError(
-            f"give a task.teacher of the width {config.hidden_size}: {cfg.task.teacher} has "
-            f"vectors of {teacher.hidden_size} numbers, the base {config.hidden_size}"
+            f"set task.teacher to an encoder, or leave {given} out: without one the teacher reads "
+            "in the vocabulary of the base, and all its languages have vocabularies of their own "
+            f"({', '.join(config.vocabularies)})"
         )
 
 
-@lru_cache(maxsize=1)
-def open_teacher(source: str) -> tuple[XmodLanguageModel, PreTrainedTokenizerBase]:
+def open_teacher(source: str) -> tuple[XmodPreTrainedModel, PreTrainedTokenizerBase]:
     """A frozen encoder in float32, and its tokenizer. A dense one gets a slot that adds nothing.
+
+    It is opened once, as long as its files stay as they are.
 
     Args:
         source: a run, a model folder or a hub id.
     Raises:
         UserError: it cannot be read, or is no encoder of a layout that is known here.
     """
-    folder = model_folder(at_hand(source, "a run, a model folder or a hub id"))
+    try:
+        folder = model_folder(at_hand(source, "a run, a model folder or a hub id")).resolve()
+        changed = max(file.stat().st_mtime_ns for file in folder.iterdir())
+        return _opened(folder, changed)
+    except UserError as error:
+        raise UserError(f"task.teacher {source}: {error}") from error
+
+
+@lru_cache(maxsize=1)
+def _opened(folder: Path, changed: int) -> tuple[XmodPreTrainedModel, PreTrainedTokenizerBase]:
     tokenizer = load_tokenizer(str(folder))
     if is_dense(folder):
         dense = check_dense(folder)
         special, size = special_ids(tokenizer), dense.config.vocab_size
         config = grown_config(dense, ["en_XX"], vocab_size=size, special_ids=special)
-        model = grow(dense, dense.load(), config, seed=0)
+        model, pad_id = grow(dense, dense.load(), config, seed=0), dense.config.pad_token_id
     else:
-        model = load_language_model(str(folder), f"task.teacher {source}")
-    return model.requires_grad_(False).eval(), tokenizer
+        encoder = is_encoder(str(folder))
+        model = open_encoder(folder) if encoder else load_language_model(str(folder), "its model")
+        pad_id = model.config.pad_token_id
+    if model.config.is_decoder or _reader(model.config) is None:
+        raise UserError(
+            "give another one: it is causal, or all its languages have vocabularies of their own"
+        )
+    if len(tokenizer) > model.config.vocab_size or tokenizer.pad_token_id != pad_id:
+        raise UserError(
+            f"give the folder with its own tokenizer: that one has {len(tokenizer):,} tokens and "
+            f"pads with {tokenizer.pad_token_id}, the model has {model.config.vocab_size:,} "
+            f"embeddings and pads with {pad_id}"
+        )
+    return model.float().requires_grad_(False).eval(), tokenizer
 
 
 def teacher_facts(cfg: PretrainConfig) -> dict[str, str]:
@@ -232,10 +259,11 @@ def _reader(config: PreTrainedConfig) -> str | None:
     return next((code for code in getattr(config, "languages", ["any"]) if code not in own), None)
 
 
-def _about_reading(teaching: Teaching, prepared: Prepared) -> str | None:
-    """A warning if the vocabulary of the teacher does not suit a language, by some of its rows."""
-    if teaching.teacher is None:
-        return None
+def warn_of_reading(distillation: Distillation | None, prepared: Prepared) -> None:
+    """Log which languages the vocabulary of the teacher does not suit, by some of their rows."""
+    if distillation is None or distillation.teaching.teacher is None:
+        return
+    teaching = replace(distillation.teaching, most=sys.maxsize)
     for code, corpus in prepared.corpora.items():
         rows = corpus.rows("train", range(min(_ROWS, len(corpus.train))))
         read = teaching.fields(rows)
@@ -243,12 +271,14 @@ def _about_reading(teaching: Teaching, prepared: Prepared) -> str | None:
         more = len(ids) / (rows != teaching.student.pad_token_id).sum()
         unknown = float((ids == teaching.teacher.unk_token_id).float().mean())
         if more > _MANY or unknown > _UNKNOWN:
-            return (
-                f"the teacher of {code} takes {more:.1f} tokens for each of the student, and "
-                f"{100 * unknown:.0f} % of its tokens are unknown: its vectors say little of this "
-                "language; set task.teacher to an encoder that knows it"
+            log.warning(
+                "warning: the teacher of %s takes %.1f tokens for each of the student, and %.0f %% "
+                "of its tokens are unknown: its vectors say little of this language; set "
+                "task.teacher to an encoder that knows it",
+                code,
+                more,
+                100 * unknown,
             )
-    return None
 
 
 @contextmanager

@@ -42,7 +42,7 @@ from xmod_lab.training.callbacks import (
     WholeFiles,
 )
 from xmod_lab.training.data import batches
-from xmod_lab.training.distillation import Distillation, distillation_of
+from xmod_lab.training.distillation import Distillation, distillation_of, warn_of_reading
 from xmod_lab.training.exchange import Exchange, Replicas
 from xmod_lab.training.interruption import Interruption
 from xmod_lab.training.sharding import Shards, left_whole
@@ -94,6 +94,7 @@ def fit(
     scorers = scorers_of(prepared, cfg)
     lang_ids = {c: model.lang_id(c) for c in prepared.corpora}
     distillation = distillation_of(cfg, model, prepared, tokenizers[""])
+    warn_of_reading(distillation, prepared)
 
     def loader(first_step: int) -> DataLoader:
         return batches(
@@ -154,10 +155,10 @@ def _held_out(
     """Scores the held-out text of every language by its loss.
 
     Also by bits per byte: before the first step, and at every step if they take one pass. With
-    ``distillation`` also by the distance of its sentence vectors to those of the base.
+    ``distillation`` also by the distance of sentence vectors to those of its teacher.
     """
 
-    units = (*likelihood.units, "squared distance to the vectors of the base")
+    units = (*likelihood.units, "squared distance to the vectors of the teacher")
 
     def validate(model: nn.Module, step: int) -> dict[str, float]:
         figures = score_losses(model, _mine(scorers))

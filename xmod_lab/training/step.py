@@ -29,6 +29,7 @@ class LanguageModeling(pl.LightningModule):
         divided: the model is to be divided among processes. torch's optimiser then takes one tensor
             after the other, as it takes no mixture of divided and whole ones.
         checkpointing: compute the states of each layer again in the backward pass.
+        distillation: gives the loss, with the distance to the vectors of a teacher.
     """
 
     def __init__(
@@ -73,7 +74,8 @@ class LanguageModeling(pl.LightningModule):
         torch.manual_seed(int.from_bytes(hashlib.sha256(key.encode()).digest()[:7], "little"))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        """The mean loss, times ``loss_weight`` if the micro-batch has one."""
+        """The mean loss, times ``loss_weight`` if the micro-batch has one, or that of
+        ``distillation``."""
         self.lang_ids = batch["lang_ids"]  # of the micro-batch at hand
         if self.distillation is not None:
             return self.distillation.loss(self.model, batch)
@@ -170,7 +172,8 @@ class LanguageModeling(pl.LightningModule):
     def transfer_batch_to_device(
         self, batch: dict[str, Tensor], device: torch.device, dataloader_idx: int
     ) -> dict:
-        """Move a batch to the device, except what the host plans by: languages and documents."""
+        """Move a batch to the device, except what the host plans by: languages and documents, also
+        the teacher's."""
         tensors = {k: torch.as_tensor(v) for k, v in batch.items()}
         return {
             k: v
