@@ -312,6 +312,8 @@ def test_a_teacher_must_have_its_own_tokenizer_and_is_read_in_float32(text, tmp_
     save_tokenizer(wide, tmp_path / "dense")
     with pytest.raises(UserError, match="task.teacher .*that one has 600 tokens"):
         open_teacher(str(tmp_path / "dense"))
+    make_dense(tmp_path / "bert", "bert", pad_token_id=7)  # its positions do not ask for padding
+    assert open_teacher(str(tmp_path / "bert"))[1].pad_token_id == 0
     tiny_model(vocab_size=400).bfloat16().save_pretrained(tmp_path / "xmod")
     text["de"][0].save_pretrained(tmp_path / "xmod")
     teacher, _ = open_teacher(str(tmp_path / "xmod"))

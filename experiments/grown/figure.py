@@ -102,7 +102,7 @@ def draw(found: list[Record]) -> Figure:
         )
         _points(axes, rows)
         axes.set_title(title, fontsize=9, loc="left")
-        axes.tick_params(axis="x", labelsize=7, rotation=20)
+        axes.tick_params(axis="x", labelsize=7)
         axes.tick_params(axis="y", labelsize=8)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -133,7 +133,7 @@ def _points(axes: Axes, rows: list[Record]) -> None:
                     fontsize=6,
                     color=colour,
                 )
-    axes.set_xticks(range(len(ways)), ways)
+    axes.set_xticks(range(len(ways)), ways, rotation=28, ha="right", rotation_mode="anchor")
     axes.set_xlim(-0.6, max(len(ways), 2) - 0.4)
 
 

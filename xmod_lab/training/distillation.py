@@ -228,7 +228,9 @@ def _opened(folder: Path, changed: int) -> tuple[XmodPreTrainedModel, PreTrained
         dense = check_dense(folder)
         special, size = special_ids(tokenizer), dense.config.vocab_size
         config = grown_config(dense, ["en_XX"], vocab_size=size, special_ids=special)
-        model, pad_id = grow(dense, dense.load(), config, seed=0), dense.config.pad_token_id
+        model = grow(dense, dense.load(), config, seed=0)
+        # positions of BERT count from 0, whatever its configuration says of padding
+        pad_id = dense.config.pad_token_id if dense.first_position else tokenizer.pad_token_id
     else:
         encoder = is_encoder(str(folder))
         model = open_encoder(folder) if encoder else load_language_model(str(folder), "its model")
