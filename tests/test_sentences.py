@@ -282,9 +282,11 @@ def test_the_language_of_a_text_is_recognised_by_its_spelling(encoder):
     write_profiles(folder / "languages" / "el_GR", {"el_GR": Profile.learn(passages("el", 300))})
     model = open_encoder(folder)
     given = xmod_lab.encode_sentences(model, texts, ["de_DE", "el_GR", "en_XX"])
-    np.testing.assert_array_equal(xmod_lab.encode_sentences(model, texts, "auto"), given)
+    found = xmod_lab.encode_sentences(model, texts, "auto")
+    np.testing.assert_allclose(found, given, atol=1e-6)  # a row may be another one of its batch
     usual = xmod_lab.encode_sentences(model, [*texts, "12"], "auto", default="de")
-    np.testing.assert_array_equal(usual[3:], xmod_lab.encode_sentences(model, ["12"], "de_DE"))
+    alone = xmod_lab.encode_sentences(model, ["12"], "de_DE")
+    np.testing.assert_allclose(usual[3:], alone, atol=1e-6)
     for texts, lang_ids, default, message in (
         (["12"], "auto", None, "give a default language: that of text 0.*'12'; it has no letters"),
         ([""], "auto", "de", "leave text number 0 out, or fill it"),

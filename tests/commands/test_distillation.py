@@ -33,22 +33,28 @@ def trained(weight: float) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="module")
-def grown(workplace) -> dict[float, Path]:
+def place(tmp_path_factory) -> Path:
+    """Other tests search the folder of the workplace for the newest run."""
+    return tmp_path_factory.mktemp("distillation")
+
+
+@pytest.fixture(scope="module")
+def grown(workplace, place) -> dict[float, Path]:
     """Weight -> a run that grew slots with it."""
-    dense, runs = workplace.folder / "to_distill", {}
+    dense, runs = place / "to_distill", {}
     make_dense(dense, "xlm-roberta", hidden_size=32)
     for weight in WEIGHTS:
-        runs[weight] = workplace.folder / f"distilled{weight}"
+        runs[weight] = place / f"distilled{weight}"
         call(workplace, f"base={dense}", "train=slots", *trained(weight), run=runs[weight])
     return runs
 
 
 @pytest.fixture(scope="module")
-def added(workplace, grown) -> dict[float, Path]:
+def added(workplace, place, grown) -> dict[float, Path]:
     """Weight -> a run that added Greek, in its own tokens, with it."""
     runs = {}
     for weight in WEIGHTS:
-        runs[weight] = workplace.folder / f"greek{weight}"
+        runs[weight] = place / f"greek{weight}"
         call(workplace, f"base={grown[0]}", "+lang=greek", *trained(weight), run=runs[weight])
     return runs
 
@@ -89,9 +95,9 @@ def test_a_language_with_its_own_tokens_comes_nearer_to_the_teacher(grown, added
     assert manifest["training"]["distillation"] == 100
 
 
-def test_another_encoder_teaches_and_is_known_again(workplace, grown):
+def test_another_encoder_teaches_and_is_known_again(workplace, place, grown):
     """Here that from which the base grew; its digest is in the run."""
-    run, dense = workplace.folder / "greek_taught", workplace.folder / "to_distill"
+    run, dense = place / "greek_taught", place / "to_distill"
     given = (f"base={grown[0]}", "+lang=greek", f"task.teacher={dense}", *trained(100))
     call(workplace, *given, run=run)
     metrics = figures(run)
@@ -100,7 +106,7 @@ def test_another_encoder_teaches_and_is_known_again(workplace, grown):
     assert "teacher" in json.loads((run / "state.json").read_text())
 
 
-def test_a_report_has_the_curve_of_the_distance(workplace, grown, tmp_path):
+def test_a_report_has_the_curve_of_the_distance(workplace, place, grown, tmp_path):
     page = tmp_path / "report.html"
     status, _, err = forked.call(
         "report", [*map(str, grown.values()), "--out", str(page)], tmp_path
@@ -109,8 +115,8 @@ def test_a_report_has_the_curve_of_the_distance(workplace, grown, tmp_path):
     assert "squared distance of sentence vectors" in page.read_text()
 
 
-def test_accumulated_batches_are_one_large_batch(workplace, grown):
-    runs = [workplace.folder / f"accumulated{n}" for n in (1, 4)]
+def test_accumulated_batches_are_one_large_batch(workplace, place, grown):
+    runs = [place / f"accumulated{n}" for n in (1, 4)]
     for run, parts in zip(runs, (1, 4), strict=True):
         given = (f"trainer.accumulate={parts}", "trainer.max_steps=4", "task.distillation=10")
         call(workplace, f"base={grown[0]}", "+lang=greek", *given, run=run)
@@ -121,10 +127,29 @@ def test_accumulated_batches_are_one_large_batch(workplace, grown):
     torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
 
 
-def test_a_plan_counts_the_teacher(workplace, grown):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "way", ["trainer.gradient_checkpointing=true", "trainer.compile=true", "trainer.devices=2"]
+)
+def test_other_ways_to_compute_a_step_distil_alike(workplace, place, grown, way):
+    """Also both: layers that are compiled and computed again."""
+    runs = {"": place / "plainly", way: place / way.split("=")[0]}
+    for given, run in runs.items():
+        more = [given] if given else []
+        more += ["trainer.gradient_checkpointing=true"] if "compile" in given else []
+        settings = ("trainer.max_steps=4", "task.distillation=10", "task.extend.peak_lr=1e-3")
+        call(workplace, f"base={grown[0]}", "+lang=greek", *settings, *more, run=run)
+    one, other = (
+        torch.tensor([v for name, v in sorted(figures(run).items()) if name.startswith("val/")])
+        for run in runs.values()
+    )
+    torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_plan_counts_the_teacher(workplace, place, grown):
     flops = {}
     for weight in WEIGHTS:
-        run = workplace.folder / f"plan{weight}"
+        run = place / f"plan{weight}"
         given = (f"base={grown[0]}", "+lang=greek", f"task.distillation={weight}", "plan=true")
         call(workplace, *given, run=run)
         flops[weight] = json.loads((run / "plan.json").read_text())["el_GR"]["flops_per_step"]
