@@ -178,6 +178,9 @@ def settings(group: Group) -> list[Part]:
         length = f" of {config['data']['row_length']} tokens" if "data" in config else ""
         rows["steps"] = f"{run.steps:,} of {trainer['rows_per_step']} rows{length}"
         rows["peak learning rate"] = f"{recipe['peak_lr']:g}"
+        if frozen and (weight := config["task"].get("distillation")):
+            teacher = config["task"].get("teacher") or "the base through no slot"
+            rows["distillation"] = f"{weight:g}, by {teacher}"
     seeds = [
         run.config["seed"] + i
         for run in group.runs
