@@ -58,6 +58,11 @@ def counts(key: str, *, of_base: bool = False) -> bool:
     )
 
 
+def is_as_before(key: str, value: object) -> bool:
+    """Whether the setting is one that earlier versions did not have, and changes nothing."""
+    return key in ADDED_SETTINGS and value == ADDED_SETTINGS[key]
+
+
 def identity(settings: Mapping[str, Any], *, of_base: bool = False) -> dict[str, Any]:
     """The settings on which the result depends, by dotted key.
 
@@ -78,6 +83,5 @@ def identity(settings: Mapping[str, Any], *, of_base: bool = False) -> dict[str,
     return {
         key: value
         for key, value in found.items()
-        if counts(key, of_base=of_base)
-        and not (key in ADDED_SETTINGS and value == ADDED_SETTINGS[key])
+        if counts(key, of_base=of_base) and not is_as_before(key, value)
     }

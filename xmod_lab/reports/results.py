@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
-from xmod_lab.config.schema import ADDED_SETTINGS
+from xmod_lab.config.identity import is_as_before
 from xmod_lab.errors import UserError
 from xmod_lab.files import hidden
 from xmod_lab.markup import visible
@@ -313,11 +313,7 @@ def _csv(path: Path) -> list[dict[str, str]]:
 def _settings(config: dict, depth: int) -> dict[str, object]:
     """The configuration by dotted keys, with languages by their names, and with the settings of the
     base."""
-    found = {
-        key: value
-        for key, value in flatten(config).items()
-        if not (key in ADDED_SETTINGS and value == ADDED_SETTINGS[key])
-    }
+    found = {k: value for k, value in flatten(config).items() if not is_as_before(k, value)}
     found.pop("command", None)  # the kind of the run says it, and earlier versions do not record it
     found |= {
         key: ", ".join(tree)

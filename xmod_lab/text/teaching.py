@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from xmod_lab.text.packing import best_fit
+
 # B rows of a batch, T positions; C rows of the teacher, M positions; P passages
 
 
@@ -63,21 +65,21 @@ class Teaching:
         return ids if len(ids) <= self.most else [*ids[: self.most - 1], ids[-1]]
 
     def _packed(self, ids: list[list[int]], length: int) -> dict[str, np.ndarray]:
-        """Passages in rows of ``length`` tokens, or of the longest passage: long ones first."""
-        sizes = np.array([len(row) for row in ids])
-        length, row, at, begins = max(length, sizes.max()), 0, 0, np.zeros(len(ids), int)
-        for passage in np.argsort(-sizes, kind="stable"):
-            if at + sizes[passage] > length:
-                row, at = row + 1, 0
-            begins[passage] = row * length + at
-            at += sizes[passage]
-        places = [np.arange(size) + begin for size, begin in zip(sizes, begins, strict=True)]
+        """Passages in rows of ``length`` tokens, or of the longest passage."""
+        sizes = [len(row) for row in ids]
+        length, places = max(length, *sizes), [np.arange(size) for size in sizes]
+        inside = np.concatenate(places)
+        rows = list(best_fit(((i, size, 0) for i, size in enumerate(sizes)), length))
+        for number, row in enumerate(rows):
+            begin = number * length
+            for passage in row.parts:
+                places[passage] = places[passage] + begin
+                begin += sizes[passage]
         flat, pad_id = np.concatenate(places), self.teacher.pad_token_id
-        found = _marked(places, (row + 1, length))
-        read = np.full((row + 1, length), pad_id)
+        found = _marked(places, (len(rows), length))
+        read, positions = (np.full((len(rows), length), pad_id) for _ in range(2))
         read.ravel()[flat] = np.concatenate(ids)
-        positions = np.full((row + 1, length), pad_id)
-        positions.ravel()[flat] = np.concatenate([np.arange(n) for n in sizes]) + pad_id + 1
+        positions.ravel()[flat] = inside + pad_id + 1
         return {
             "teacher_ids": read,
             "teacher_positions": positions,

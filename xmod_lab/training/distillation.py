@@ -252,7 +252,11 @@ def teacher_facts(cfg: PretrainConfig) -> dict[str, str]:
     """The digest of ``task.teacher``, by which a run knows it again."""
     if not cfg.distillation or cfg.task.teacher is None:
         return {}
-    return {"teacher": whole_digest(open_teacher(cfg.task.teacher)[0])}
+    return {"teacher": _digest(open_teacher(cfg.task.teacher)[0])}
+
+
+# it does not train, and the facts of a run and the record of each language ask for it
+_digest = lru_cache(maxsize=1)(whole_digest)
 
 
 def _reader(config: PreTrainedConfig) -> str | None:
